@@ -1,0 +1,105 @@
+"""What a user is told when something they gave cannot be used.
+
+Every refusal is a list of :class:`Problem`; they are collected first and told at once, so that
+one run of the command shows everything that has to be mended.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong, in the order a reader needs it.
+
+    ``where`` is a file (with a line), a flag or a step; ``key`` the dotted key, slot or field;
+    ``got`` and ``allowed`` are shown verbatim; ``fix`` is an instruction.
+    """
+
+    what: str
+    where: str = ""
+    key: str = ""
+    got: str = ""
+    allowed: str = ""
+    fix: str = ""
+
+    def __str__(self) -> str:
+        place = ": ".join(part for part in (self.where, self.key) if part)
+        details = [f"got {self.got}"] if self.got else []
+        details += [f"allowed: {self.allowed}"] if self.allowed else []
+        details += [self.fix] if self.fix else []
+        head = f"{place}: {self.what}" if place else self.what
+        return "; ".join([head, *details])
+
+    def as_dict(self) -> dict[str, str]:
+        """The non-empty fields, for ``--json``."""
+        return {name: value for name, value in vars(self).items() if value}
+
+
+class StepsError(Exception):
+    """Base of every error a user may see; ``exit_code`` is what the CLI exits with."""
+
+    exit_code = 1
+
+    def __init__(self, problems: Problem | str | Iterable[Problem]) -> None:
+        if isinstance(problems, str):
+            problems = Problem(what=problems)
+        if isinstance(problems, Problem):
+            problems = [problems]
+        self.problems: Sequence[Problem] = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class UsageError(StepsError, ValueError):
+    """A command line that cannot be understood."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A config, an override or an interpolation that does not fit the step's schema."""
+
+
+class ManifestError(UsageError):
+    """A ``step.toml`` or ``kinds.toml`` that cannot be used."""
+
+
+class ProfileError(UsageError):
+    """A profile that cannot be used."""
+
+
+class InputError(UsageError):
+    """An input artifact or a data row that breaks a rule, found before work began."""
+
+
+class RefError(UsageError, LookupError):
+    """A reference that names no artifact, run or step."""
+
+
+class ArtifactError(StepsError, ValueError):
+    """An artifact whose bytes are not those that were committed."""
+
+
+class StepFailed(StepsError, RuntimeError):
+    """A step that began and did not finish."""
+
+
+class Interrupted(StepsError):
+    """A step that was asked to stop and saved its state first."""
+
+    exit_code = 130
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?`` for the nearest of ``known``, or an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return "did you mean " + " or ".join(repr(name) for name in near) + "?" if near else ""
+
+
+def raise_all(error: type[StepsError], problems: Sequence[Problem]) -> None:
+    """Raise ``error`` with every problem, or return when there is none."""
+    if problems:
+        raise error(problems)

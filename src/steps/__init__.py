@@ -1,0 +1,1 @@
+"""The steps: one package a step, and the blocks they share."""
