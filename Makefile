@@ -1,0 +1,49 @@
+# Two commands do all the set-up: `make demo` runs the main job, `make test` passes the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+.PHONY: help demo test test-fast lint check bench clean
+
+help:
+	@echo "make demo       train SteerLM 2.0 from nothing and measure what it gained"
+	@echo "make test       every test, with the coverage floor"
+	@echo "make test-fast  the tests that take seconds"
+	@echo "make check      style, types, import rules and every test"
+	@echo "make bench      figures: command line, training, group step"
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[train,dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/nemotron-style steps run sft/steerlm2 -c tiny
+	$(BIN)/nemotron-style steps run eval/steerability -c tiny
+
+test: $(READY)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=90
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+bench: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/command_line.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/training.py
+
+clean:
+	rm -rf $(VENV) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache
