@@ -1,0 +1,106 @@
+"""States that a run can continue from: whole or absent, newest first.
+
+A checkpoint is staged aside by all ranks, and committed by the first one: contents forced to the
+disk, a marker with every file's digest written last, then one rename makes it visible.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemotron_style.runtime.disk import (
+    read_json,
+    remove_tree,
+    sync_directory,
+    sync_tree,
+    write_json,
+)
+
+MARKER = "checkpoint.json"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint: the training step after which it was taken, and its directory."""
+
+    step: int
+    path: Path
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Saving, on every rank: ``path = stage(step)``; write into it; a barrier; ``commit(step)``
+    (only the first rank does anything); a barrier. The barriers are the recipe's.
+    """
+
+    def __init__(self, run_dir: Path, *, attempt: int = 1, rank: int = 0) -> None:
+        self._root = run_dir / "checkpoints"
+        self._attempt = attempt
+        self._rank = rank
+
+    def newest(self) -> Checkpoint | None:
+        """The newest one whose every file is what was written, or None."""
+        return next((one for one in reversed(self._committed()) if is_whole(one.path)), None)
+
+    def stage(self, step: int) -> Path:
+        """The directory to write the state after ``step`` into; the same for all ranks."""
+        path = self._staged(step)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def commit(self, step: int, keep: int = 2) -> None:
+        """Make the staged state of ``step`` visible and drop all but the ``keep`` newest."""
+        if self._rank != 0:
+            return
+        staged, final = self._staged(step), self._root / f"step-{step:08d}"
+        digests = digest_files(staged)
+        sync_tree(staged)
+        write_json(staged / MARKER, {"step": step, "files": digests})
+        remove_tree(final)  # the same step of an attempt that was continued from before it
+        os.rename(staged, final)
+        sync_directory(self._root)
+        for old in self._committed()[:-keep]:
+            (old.path / MARKER).unlink(missing_ok=True)  # first, so that it is never half there
+            remove_tree(old.path)
+
+    def discard_staged(self) -> None:
+        """Delete what earlier attempts staged and did not commit."""
+        for path in self._root.glob(".attempt-*"):
+            if not path.name.startswith(f".attempt-{self._attempt}-"):
+                remove_tree(path)
+
+    def _staged(self, step: int) -> Path:
+        # Named by attempt: ranks that start late cannot meet the leavings of an earlier one.
+        return self._root / f".attempt-{self._attempt}-step-{step:08d}"
+
+    def _committed(self) -> list[Checkpoint]:
+        if not self._root.is_dir():
+            return []
+        matches = [(_NAME.fullmatch(path.name), path) for path in self._root.iterdir()]
+        found = [Checkpoint(int(match[1]), path) for match, path in matches if match]
+        return sorted(found, key=lambda one: one.step)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the marker is there and every file has the digest it names."""
+    marker = read_json(path / MARKER)
+    return marker is not None and marker.get("files") == digest_files(path)
+
+
+def digest_files(root: Path) -> dict[str, str]:
+    """SHA-256 of every file under ``root`` by relative path, the marker left out."""
+    found = {}
+    for directory, _, names in os.walk(root):
+        for name in names:
+            path = Path(directory, name)
+            relative = path.relative_to(root).as_posix()
+            if relative != MARKER:
+                with open(path, "rb") as file:
+                    found[relative] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

@@ -1,0 +1,116 @@
+"""The numbers of a run over its steps: one JSON line a step, and TensorBoard where it is at hand.
+
+``metrics.jsonl`` is the record; TensorBoard is a view of it. A resumed attempt first cuts both
+back to the checkpoint it starts from, so that no step is ever told twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from nemotron_style.runtime.disk import write_text
+
+
+class ScalarWriter(Protocol):
+    """The part of TensorBoard's writer that is used here."""
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Metrics:
+    """``log`` numbers by step. Ranks other than the first call it too, and nothing happens."""
+
+    def __init__(self, run_dir: Path, *, enabled: bool = True) -> None:
+        self._path = run_dir / "metrics.jsonl"
+        self._board_path = run_dir / "tensorboard"
+        self._enabled = enabled
+        self._lines: IO[str] | None = None
+        self._board: ScalarWriter | None = None
+        self._first_step = 0
+        self.last: dict[str, Any] = {}
+
+    def log(self, step: int, **numbers: float) -> None:
+        """Add one line ``{"step": step, name: number, ...}``; anything ``float()`` takes will do.
+
+        A number that is not finite is written as ``"nan"``, ``"inf"`` or ``"-inf"``, since JSON
+        has no word for it.
+        """
+        if not self._enabled:
+            return
+        figures = {name: plain_number(number) for name, number in numbers.items()}
+        self.last = {"step": step, **figures}
+        if self._lines is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._lines = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - kept open
+        self._lines.write(json.dumps(self.last) + "\n")
+        self._lines.flush()
+        self._show(step, figures)
+
+    def rewind(self, step: int) -> None:
+        """Forget every line after ``step`` (0: all of them), and any that was cut short."""
+        if not self._enabled:
+            return
+        self._first_step = step + 1
+        if self._path.exists():
+            kept = [line for line in read_metrics(self._path) if line["step"] <= step]
+            self.last = kept[-1] if kept else {}
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def close(self) -> None:
+        if self._lines is not None:
+            os.fsync(self._lines.fileno())
+            self._lines.close()
+            self._lines = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def _show(self, step: int, figures: dict[str, Any]) -> None:
+        if self._board is None:
+            self._board = open_board(self._board_path, first_step=self._first_step)
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(name, float(value), step)
+
+
+def plain_number(number: Any) -> int | float | str:
+    """A number as JSON can hold it; tensors of one element count as numbers."""
+    if isinstance(number, int):
+        return number
+    value = float(number)
+    return value if math.isfinite(value) else str(value)
+
+
+def open_board(path: Path, *, first_step: int) -> ScalarWriter | None:
+    """A TensorBoard writer whose later steps of an earlier attempt are hidden.
+
+    Only where torch is loaded already: a step that trains nothing should not pay for the import.
+    """
+    if "torch" not in sys.modules:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    writer: ScalarWriter = SummaryWriter(str(path), purge_step=first_step)
+    return writer
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+    return lines
