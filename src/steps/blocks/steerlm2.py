@@ -1,0 +1,119 @@
+"""The arithmetic of SteerLM 2.0, apart from any model, file or device.
+
+A group is one prompt ``x`` with an attribute label ``a`` and ``n`` responses ``y_i`` drawn from
+``Q'(y|a,x)``.  Importance sampling says how a model that follows the label would spread its
+probability over those responses: in proportion to ``P(a|x,y_i) P(y_i|x) / Q'(y_i|a,x)``.  These
+are the *target weights* ``w``.  The model being trained spreads it in proportion to
+``Qtheta(y_i|a,x) / Q'(y_i|a,x)``: the *baseline* ``b``.  The gradient of the divergence between
+the two is the plain gradient of ``sum_i (w_i - b_i) nll_i`` with the coefficients held fixed, and
+that is all the training there is.
+
+Shapes: ``_P`` groups (one prompt each), ``_G`` responses of a group, ``_T`` tokens of a response.
+Everything that is exponentiated is float64, because log-probabilities of whole responses are in
+the hundreds while their differences decide.
+
+Source: HelpSteer2 (arXiv 2406.08673), section on SteerLM 2.0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DISTANCE_FLOOR = 1e-8
+"""Added to both weights inside the distance, so that an unlikely response cannot divide by 0."""
+
+
+def target_weights(log_p_a_PG: Tensor, log_p_y_PG: Tensor, log_q_PG: Tensor) -> Tensor:
+    """``w_PG``: the share of each response under the distribution to be learnt; rows sum to 1."""
+    return torch.softmax(log_p_a_PG.double() + log_p_y_PG.double() - log_q_PG.double(), dim=-1)
+
+
+def response_logprob(token_logprobs_PGT: Tensor, mask_PGT: Tensor) -> Tensor:
+    """``log Qtheta(y|a,x)_PG`` in float64: the sum over the tokens that the mask (0 or 1) keeps."""
+    return (token_logprobs_PGT.double() * mask_PGT).sum(-1)
+
+
+def baseline(log_q_theta_PG: Tensor, log_q_PG: Tensor) -> Tensor:
+    """``b_PG``: the share of each response under the model as it is; rows sum to 1, no gradient."""
+    return torch.softmax(log_q_theta_PG.detach().double() - log_q_PG.double(), dim=-1)
+
+
+def coefficients(target_PG: Tensor, baseline_PG: Tensor) -> Tensor:
+    """What multiplies each response's negative log-likelihood: positive to raise it; rows sum to 0.
+
+    A softmax sums to 1 only to rounding, so the mean of what is left over is taken out: a
+    constant added to every log-probability of a group then stays without effect.
+    """
+    difference = target_PG - baseline_PG
+    return difference - difference.mean(-1, keepdim=True)
+
+
+def response_scales(coefficients_PG: Tensor, token_counts_PG: Tensor, *, groups: int) -> Tensor:
+    """The factor of each response's summed nll in the loss of a global batch of ``groups``.
+
+    ``(w_i - b_i) / (groups * T_g)`` where ``T_g`` is the mean number of loss tokens of the
+    *whole* group.  Since nothing in it depends on which other responses share a pass, the sum of
+    all passes is the same however the batch is cut.
+    """
+    mean_tokens_P1 = token_counts_PG.double().mean(-1, keepdim=True)
+    return coefficients_PG / (groups * mean_tokens_P1)
+
+
+def group_loss(token_logprobs_PGT: Tensor, mask_PGT: Tensor, scales_PG: Tensor) -> Tensor:
+    """This pass's part of ``(1/G) sum_g (1/T_g) sum_i (w_i - b_i) nll_i``; a float64 scalar.
+
+    Gradients reach ``token_logprobs_PGT`` alone; ``scales_PG`` come from :func:`response_scales`.
+    """
+    return -(scales_PG.detach() * response_logprob(token_logprobs_PGT, mask_PGT)).sum()
+
+
+def distance(target_PG: Tensor, baseline_PG: Tensor) -> Tensor:
+    """``KL(w || b)_P`` with :data:`DISTANCE_FLOOR` added to each share; 0 where they agree."""
+    target, current = target_PG.double() + DISTANCE_FLOOR, baseline_PG.double() + DISTANCE_FLOOR
+    return (target * (target / current).log()).sum(-1)
+
+
+def effective_sample_size(target_PG: Tensor) -> Tensor:
+    """``1 / sum_i w_i^2`` for each group: how many of its ``n`` responses really count."""
+    return 1.0 / target_PG.double().square().sum(-1)
+
+
+def sampler_gap(baseline_PG: Tensor) -> float:
+    """``max |b_i - 1/n|``: 0 when the model is the one that the responses were sampled from."""
+    return (baseline_PG - 1.0 / baseline_PG.shape[-1]).abs().max().item()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one pass of the model holds: some groups, and of each the same range of responses."""
+
+    groups: range
+    responses: range
+
+    @property
+    def index(self) -> tuple[slice, slice]:
+        """This piece's part of a ``_PG`` tensor."""
+        groups, responses = self.groups, self.responses
+        return slice(groups.start, groups.stop), slice(responses.start, responses.stop)
+
+
+def cut(group_count: int, response_count: int, *, size: int) -> list[Piece]:
+    """A batch of groups as passes of at most ``size`` responses.
+
+    ``size`` counts responses, as in NeMo-Aligner: a pass holds whole groups when at least one
+    fits, and otherwise a part of a single group.
+    """
+    together = size // response_count
+    if together:
+        return [
+            Piece(range(first, min(first + together, group_count)), range(response_count))
+            for first in range(0, group_count, together)
+        ]
+    return [
+        Piece(range(group, group + 1), range(first, min(first + size, response_count)))
+        for group in range(group_count)
+        for first in range(0, response_count, size)
+    ]

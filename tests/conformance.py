@@ -1,0 +1,158 @@
+"""Run the project's own functions on vectors that another implementation computed.
+
+    python tests/conformance.py FILE...
+
+A file is ``{"meta": {...}, "cases": [{"id", "kind", "inputs", "expected", "config"?}, ...]}``.
+For every case of a kind that is registered here, the function registered for it is called with
+the whole case and returns what it computed under the names used in ``expected``; each is compared
+within the file's ``meta.tolerance`` (or ``tolerance_suggested``).  Prints one line for a case
+that fails, a count at the end, and exits 1 when anything failed, 2 when a file cannot be read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemotron_style.steps.blocks import steerlm2
+
+Case = Mapping[str, Any]
+Check = Callable[[Case], Mapping[str, Any]]
+
+CHECKS: dict[str, Check] = {}
+DEFAULT_TOLERANCE = 1e-6
+
+
+def check(kind: str) -> Callable[[Check], Check]:
+    """Register a function for the cases of ``kind``."""
+
+    def register(function: Check) -> Check:
+        CHECKS[kind] = function
+        return function
+
+    return register
+
+
+@check("steerlm2")
+def run_steerlm2(case: Case) -> Mapping[str, Any]:
+    """The training recipe's two phases, cut as the case says, with the gradient by autograd."""
+    inputs = case["inputs"]
+    count, width = inputs["num_groups"], inputs["num_responses"]
+
+    def grouped(name: str) -> torch.Tensor:
+        values = torch.tensor(inputs[name], dtype=torch.float64)
+        return values.view(count, width, *values.shape[1:])
+
+    token_nll = grouped("token_nll").requires_grad_()
+    mask, log_q = grouped("loss_mask"), grouped("log_q")
+    target = steerlm2.target_weights(grouped("log_p_a"), grouped("log_p_y"), log_q)
+
+    log_q_theta = torch.empty_like(log_q)
+    with torch.no_grad():
+        for piece in steerlm2.cut(count, width, size=inputs["forward_micro_batch_size"]):
+            part = piece.index
+            log_q_theta[part] = steerlm2.response_logprob(-token_nll[part], mask[part])
+    current = steerlm2.baseline(log_q_theta, log_q)
+    coefficients = steerlm2.coefficients(target, current)
+    scales = steerlm2.response_scales(coefficients, mask.sum(-1), groups=count)
+
+    total = 0.0
+    for piece in steerlm2.cut(count, width, size=inputs["micro_batch_size"]):
+        part = piece.index
+        loss = steerlm2.group_loss(-token_nll[part], mask[part], scales[part])
+        loss.backward()
+        total += loss.item()
+    assert token_nll.grad is not None
+    return {
+        "target_weights": target.flatten().tolist(),
+        "baseline": current.flatten().tolist(),
+        "coefficients": coefficients.flatten().tolist(),
+        "distance": steerlm2.distance(target, current).mean().item(),
+        "loss": total,
+        "grad_token_nll": token_nll.grad.flatten(0, 1).tolist(),
+    }
+
+
+def differences(expected: Any, got: Any, *, tolerance: float, path: str = "") -> Iterator[str]:
+    """Where ``got`` departs from ``expected``: numbers by tolerance, the rest by equality."""
+    number = (int, float)
+    if isinstance(expected, Mapping) and isinstance(got, Mapping):
+        for key in expected:
+            inner = f"{path}.{key}" if path else str(key)
+            if key in got:
+                yield from differences(expected[key], got[key], tolerance=tolerance, path=inner)
+            else:
+                yield f"{inner}: missing"
+    elif is_list(expected) and is_list(got):
+        if len(expected) != len(got):
+            yield f"{path}: expected {len(expected)} values, got {len(got)}"
+        for index, (left, right) in enumerate(zip(expected, got, strict=False)):
+            yield from differences(left, right, tolerance=tolerance, path=f"{path}[{index}]")
+    elif isinstance(expected, bool) or isinstance(got, bool):
+        if expected is not got:
+            yield f"{path}: expected {expected!r}, got {got!r}"
+    elif isinstance(expected, number) and isinstance(got, number):
+        if not close(float(expected), float(got), tolerance=tolerance):
+            yield f"{path}: expected {expected!r}, got {got!r}"
+    elif expected != got:
+        yield f"{path}: expected {expected!r}, got {got!r}"
+
+
+def is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def close(expected: float, got: float, *, tolerance: float) -> bool:
+    """Within ``tolerance``, relative above 1; equal infinities and two NaN count as equal."""
+    if math.isnan(expected) or math.isnan(got):
+        return math.isnan(expected) and math.isnan(got)
+    return expected == got or abs(expected - got) <= tolerance * max(1.0, abs(expected))
+
+
+def failure(case: Case, *, tolerance: float) -> str | None:
+    """What is wrong with the project's answer to ``case`` in one line, or None."""
+    try:
+        got = CHECKS[case["kind"]](case)
+    except Exception as error:  # the report must cover the cases that follow
+        return f"{type(error).__name__}: {error}"
+    found = list(differences(case["expected"], got, tolerance=tolerance))
+    if not found:
+        return None
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return found[0] + more
+
+
+def main(paths: Sequence[str]) -> int:
+    """Check every file and return the exit code."""
+    passed = failed = unknown = 0
+    if not paths:
+        print("usage: conformance.py FILE...", file=sys.stderr)
+        return 2
+    for path in paths:
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            meta, cases = document.get("meta", {}), document["cases"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            print(f"{path}: not a file of cases: {error}", file=sys.stderr)
+            return 2
+        usual = meta.get("tolerance", meta.get("tolerance_suggested", DEFAULT_TOLERANCE))
+        for case in cases:
+            if case.get("kind") not in CHECKS:
+                unknown += 1
+                continue
+            wrong = failure(case, tolerance=case.get("tolerance", usual))
+            passed, failed = passed + (wrong is None), failed + (wrong is not None)
+            if wrong is not None:
+                print(f"FAILED {path}: {case['id']} ({case['kind']}): {wrong}")
+    print(f"{passed} passed, {failed} failed, {unknown} unknown kind")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
