@@ -48,6 +48,10 @@ class Checkpoints:
         """The newest one whose every file is what was written, or None."""
         return next((one for one in reversed(self._committed()) if is_whole(one.path)), None)
 
+    def whole(self) -> list[Checkpoint]:
+        """Every one that is kept and whole, oldest first, for work that is saved in pieces."""
+        return [one for one in self._committed() if is_whole(one.path)]
+
     def stage(self, step: int) -> Path:
         """The directory to write the state after ``step`` into; the same for all ranks."""
         path = self._staged(step)
