@@ -42,13 +42,8 @@ def baseline(log_q_theta_PG: Tensor, log_q_PG: Tensor) -> Tensor:
 
 
 def coefficients(target_PG: Tensor, baseline_PG: Tensor) -> Tensor:
-    """What multiplies each response's negative log-likelihood: positive to raise it; rows sum to 0.
-
-    A softmax sums to 1 only to rounding, so the mean of what is left over is taken out: a
-    constant added to every log-probability of a group then stays without effect.
-    """
-    difference = target_PG - baseline_PG
-    return difference - difference.mean(-1, keepdim=True)
+    """``w - b``: positive for a response to be made likelier; rows sum to 0."""
+    return target_PG - baseline_PG
 
 
 def response_scales(coefficients_PG: Tensor, token_counts_PG: Tensor, *, groups: int) -> Tensor:
