@@ -1,0 +1,161 @@
+"""The plan: everything about one run, resolved, before anything has happened.
+
+A plan is pure data and round-trips through JSON. What can change the result stands in
+``identity``; its hash is the ``fingerprint``, and that names the run. Where the run takes place
+(profile, paths, names, process counts) stands beside it and never enters the fingerprint.
+
+An input is identified by what makes it: ``run:<run id>/<slot>`` where a run does, its content
+digest ``sha256:...`` where it was brought in from outside. So a plan is final before its inputs
+exist, and a dry run on an empty store already shows the job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nemotron_style.runtime.errors import Problem, UsageError
+
+MADE_BY_RUN = "run:"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PlannedInput(_Frozen):
+    """An input slot and the identity of what fills it."""
+
+    slot: str
+    kind: str
+    source: str
+    config_key: str | None = None
+
+    @property
+    def producer(self) -> tuple[str, str] | None:
+        """The run id and the slot that make this input, or None when it was brought in."""
+        if not self.source.startswith(MADE_BY_RUN):
+            return None
+        run_id, _, slot = self.source.removeprefix(MADE_BY_RUN).partition("/")
+        return run_id, slot
+
+
+class PlannedOutput(_Frozen):
+    """An output slot and the artifact name that it will be committed under."""
+
+    slot: str
+    kind: str
+    name: str
+    required: bool = True
+
+
+class Plan(_Frozen):
+    """One run, sealed by its ``fingerprint``. ``store`` and ``workdir`` are absolute paths."""
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    step: str
+    config_name: str
+    config: dict[str, Any]
+    inputs: tuple[PlannedInput, ...]
+    outputs: tuple[PlannedOutput, ...]
+    entrypoint: str
+    config_class: str
+    launch: Literal["python", "torchrun"]
+    resources: dict[str, Any]
+    image: str | None
+    env: dict[str, str]
+    secrets: tuple[str, ...]
+    profile: str
+    executor: str
+    store: str
+    workdir: str
+    arguments: tuple[str, ...]
+    identity: dict[str, Any]
+    fingerprint: str
+
+    @property
+    def processes(self) -> int:
+        """Processes on each machine."""
+        return int(self.resources.get("processes", 1))
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.store, "runs", self.run_id)
+
+    def to_json(self) -> str:
+        """The canonical text: sorted keys, two spaces, one newline at the end."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+
+
+def identify(identity: Mapping[str, Any]) -> str:
+    """The fingerprint of an identity: SHA-256 over its canonical JSON, in hex."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def name_run(step: str, fingerprint: str) -> str:
+    """The run id: the step, and enough of the fingerprint to tell runs apart."""
+    return f"{step.replace('/', '-')}-{fingerprint[:12]}"
+
+
+def parse_plan(text: str, *, where: str) -> Plan:
+    """Read a plan back. Raises ``UsageError`` when it is none, or was changed since."""
+    try:
+        plan = Plan.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UsageError(Problem(where=where, key=key, what=first["msg"])) from None
+    fingerprint = identify(plan.identity)
+    if (plan.fingerprint, plan.run_id) != (fingerprint, name_run(plan.step, fingerprint)):
+        what = "the plan was changed after it was made"
+        fix = "run the step again instead of editing its plan"
+        raise UsageError(Problem(where=where, key="fingerprint", what=what, fix=fix))
+    return plan
+
+
+def load_plan(path: Path) -> Plan:
+    """The plan in a ``plan.json``. Raises ``UsageError`` when it cannot be read or was changed."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(Problem(where=str(path), what=error.strerror or str(error))) from None
+    return parse_plan(text, where=str(path))
+
+
+def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities, one line a key: ``config.seed: 1 -> 2``."""
+    before, after = _flatten(old), _flatten(new)
+    keys = sorted({*before, *after}, key=lambda key: (key in ("code", "generation"), key))
+    return [_describe(key, before, after) for key in keys if _differs(key, before, after)]
+
+
+_ABSENT = object()
+
+
+def _differs(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    return bool(before.get(key, _ABSENT) != after.get(key, _ABSENT))
+
+
+def _describe(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    if key == "code":
+        return f"code of the step changed ({before.get(key, '')[:12]} -> {after.get(key, '')[:12]})"
+    old, new = (_show(side.get(key, _ABSENT)) for side in (before, after))
+    return f"{key}: {old} -> {new}"
+
+
+def _show(value: Any) -> str:
+    return "(absent)" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+
+
+def _flatten(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` keys as they stand, ``inputs`` keys with their prefix, the rest as it is."""
+    flat = {key: value for key, value in identity.items() if key not in ("config", "inputs")}
+    flat |= identity.get("config", {})
+    return flat | {f"inputs.{slot}": source for slot, source in identity["inputs"].items()}

@@ -1,0 +1,68 @@
+"""Processes of this machine, told apart for certain.
+
+A process id alone is used again after its process has ended; together with the time it started
+and the boot it started in, it names one process only. A zombie counts as dead: nothing more will
+come of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def identify_process(pid: int) -> dict[str, Any]:
+    """What is written down about a process, to find out later whether it still lives."""
+    state = _read_state(pid)
+    return {"pid": pid, "ticks": state[1] if state else -1, "boot": _boot()}
+
+
+def is_alive(identity: Mapping[str, Any]) -> bool:
+    """Whether the very process of :func:`identify_process` still runs."""
+    if identity.get("boot") != _boot():
+        return False
+    state = _read_state(int(identity.get("pid", -1)))
+    return state is not None and state[0] not in "ZX" and state[1] == identity.get("ticks")
+
+
+def kill_family(pid: int) -> None:
+    """SIGKILL for a process, everything it started, and their process groups."""
+    for member in (pid, *_descendants(pid)):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(member) == member:
+                os.killpg(member, signal.SIGKILL)
+            os.kill(member, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> list[int]:
+    parents = {}
+    for name in os.listdir("/proc"):
+        fields = _read_stat(int(name)) if name.isdigit() else None
+        if fields:
+            parents[int(name)] = int(fields[1])
+    found = [pid]
+    for parent in found:
+        found += [child for child, its_parent in parents.items() if its_parent == parent]
+    return found[1:]
+
+
+def _read_state(pid: int) -> tuple[str, int] | None:
+    """The state letter and the start time, in clock ticks since boot."""
+    fields = _read_stat(pid)
+    return (fields[0], int(fields[19])) if fields else None
+
+
+def _read_stat(pid: int) -> list[str] | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return text[text.rindex(")") + 2 :].split()  # the name before it may hold anything
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()

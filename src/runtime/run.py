@@ -1,0 +1,232 @@
+"""A run on disk: its plan, its attempts, its outputs, and the decisions that were taken about it.
+
+::
+
+    runs/<run_id>/plan.json launch.sh outputs.json          outputs.json: the run is complete
+                  decisions/<n>.json
+                  attempts/<n>/{attempt.json,owner.json,log.txt,progress.json}
+                  metrics.jsonl tensorboard/ checkpoints/ staging/<n>/<slot>/
+
+At most one attempt lives at a time. It is claimed by renaming a filled directory to its number,
+which fails when the number is taken. Whoever creates ``owner.json`` first decides its fate: the
+worker that takes it up, or a later launch that finds the launcher dead and buries it. So an
+attempt whose launcher was killed between claiming and starting can never come alive afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_style.runtime.disk import read_json, remove_tree, write_json
+from nemotron_style.runtime.errors import Problem, RefError, suggest
+from nemotron_style.runtime.plan import Plan, load_plan
+from nemotron_style.runtime.process import identify_process, is_alive
+
+FINAL = ("completed", "failed", "stopped", "died")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a run. ``number`` counts from 1."""
+
+    path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is written about it so far: state, times, exit code, error."""
+        return read_json(self.path / "attempt.json") or {}
+
+    @property
+    def owner(self) -> dict[str, Any] | None:
+        """The worker that took it up, ``{"buried": true}``, or None while neither happened."""
+        return read_json(self.path / "owner.json")
+
+    @property
+    def state(self) -> str:
+        """starting, running, completed, failed, stopped or died; what is dead is said to be."""
+        owner = self.owner  # read before the record: it is written after, and changed before
+        record = self.record
+        written = str(record.get("state", "died"))
+        if written in FINAL:
+            return written
+        keeper = record.get("launcher", {}) if owner is None else owner
+        if is_alive(keeper):
+            return "starting" if owner is None else "running"
+        after = self.record  # it may have ended between the two looks
+        return str(after["state"]) if after.get("state") in FINAL else "died"
+
+    def take_up(self) -> bool:
+        """Make this process its worker; False when it was buried or taken up before."""
+        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        leader = os.getppid() if under_torchrun else os.getpid()
+        return self._own(identify_process(os.getpid()) | {"leader": leader})
+
+    def bury(self) -> bool:
+        """Make sure that it never comes alive; False when a worker has it."""
+        return self._own({"buried": True})
+
+    def update(self, **facts: Any) -> None:
+        """Add to what is written about it."""
+        write_json(self.path / "attempt.json", self.record | facts)
+
+    def close(self, state: str, **facts: Any) -> None:
+        """Write how it ended."""
+        self.update(state=state, ended=time.time(), **facts)
+
+    def _own(self, owner: Mapping[str, Any]) -> bool:
+        aside = self.path / f".owner-{uuid.uuid4().hex}"
+        write_json(aside, owner)
+        try:
+            os.link(aside, self.path / "owner.json")
+        except FileExistsError:
+            return False
+        finally:
+            aside.unlink()
+        return True
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The directory of one run; every property reads it afresh."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def plan(self) -> Plan:
+        """Raises ``UsageError`` when the plan cannot be read or was changed."""
+        return load_plan(self.path / "plan.json")
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "plan.json").is_file()
+
+    @property
+    def outputs(self) -> dict[str, Any] | None:
+        """What ``outputs.json`` says (``outputs`` by slot, ``figures``); None until complete."""
+        return read_json(self.path / "outputs.json")
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """All attempts, the newest last."""
+        numbers = _numbers(self.path / "attempts", "")
+        return [Attempt(self.path / "attempts" / str(number)) for number in numbers]
+
+    @property
+    def last_attempt(self) -> Attempt | None:
+        attempts = self.attempts
+        return attempts[-1] if attempts else None
+
+    @property
+    def state(self) -> str:
+        """planned, or the state of the newest attempt; completed as soon as outputs stand."""
+        if self.outputs is not None:
+            return "completed"
+        last = self.last_attempt
+        return last.state if last else "planned"
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of all attempts that ended."""
+        records = [attempt.record for attempt in self.attempts]
+        return sum(float(record.get("seconds", 0.0)) for record in records)
+
+    @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """What was decided about it at each launch, the newest last."""
+        folder = self.path / "decisions"
+        found = [read_json(folder / f"{number}.json") for number in _numbers(folder, ".json")]
+        return [decision for decision in found if decision is not None]
+
+    def claim_attempt(self) -> Attempt | None:
+        """Begin the next attempt in the name of this process, or None when another one lives."""
+        last = self.last_attempt
+        if last and last.state in ("starting", "running"):
+            return None
+        if last and last.owner is None and not last.bury():
+            return None  # its worker came up after all
+        number = last.number + 1 if last else 1
+        final = self.path / "attempts" / str(number)
+        aside = self.path / "attempts" / f".{uuid.uuid4().hex}"
+        launcher = identify_process(os.getpid())
+        begun = {"state": "starting", "started": time.time(), "launcher": launcher}
+        write_json(aside / "attempt.json", begun)
+        (aside / "log.txt").touch()
+        try:
+            os.rename(aside, final)
+        except OSError as error:
+            remove_tree(aside)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return None
+            raise
+        return Attempt(final)
+
+    def record_decision(self, decision: Mapping[str, Any]) -> None:
+        """Keep what was decided, unless it only repeats what was decided last."""
+        earlier = self.decisions
+        if earlier and all(earlier[-1].get(key) == value for key, value in decision.items()):
+            return
+        folder = self.path / "decisions"
+        folder.mkdir(parents=True, exist_ok=True)
+        number = max(_numbers(folder, ".json"), default=0) + 1
+        text = json.dumps({**decision, "decided": time.time()}, indent=2, sort_keys=True) + "\n"
+        with contextlib.suppress(FileExistsError), open(folder / f"{number}.json", "x") as file:
+            file.write(text)
+
+
+def list_runs(store: Path) -> Iterator[RunFolder]:
+    """Every run of a store, the newest plan first."""
+    folder = store / "runs"
+    runs = [RunFolder(path) for path in folder.iterdir()] if folder.is_dir() else []
+    known = [run for run in runs if run.exists]
+    yield from sorted(known, key=_age, reverse=True)
+
+
+def find_run(store: Path, word: str) -> RunFolder:
+    """The run with this id or unique prefix, or the ``latest`` one. Raises ``RefError``."""
+    runs = {run.run_id: run for run in list_runs(store)}
+    if word == "latest" and runs:
+        return next(iter(runs.values()))
+    if word in runs:
+        return runs[word]
+    fits = [run_id for run_id in runs if word and run_id.startswith(word)]
+    if len(fits) != 1:
+        raise RefError(_explain_no_run(word, fits, list(runs)))
+    return runs[fits[0]]
+
+
+def _explain_no_run(word: str, fits: list[str], known: list[str]) -> Problem:
+    what = f"{len(fits)} runs begin so" if fits else "no such run"
+    allowed = ", ".join(sorted(fits)[:10])
+    fix = suggest(word, known) or "`nemotron-style runs list` names them"
+    return Problem(where="RUN", what=what, got=repr(word), allowed=allowed, fix=fix)
+
+
+def _age(run: RunFolder) -> tuple[float, str]:
+    return (run.path / "plan.json").stat().st_mtime, run.run_id
+
+
+def _numbers(folder: Path, suffix: str) -> list[int]:
+    names = os.listdir(folder) if folder.is_dir() else []
+    stems = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
+    return sorted(int(stem) for stem in stems if stem.isdigit())
