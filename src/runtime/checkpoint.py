@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_style.runtime.disk import (
+from nemotron_style.runtime.jsonfile import (
     read_json,
     remove_tree,
     sync_directory,

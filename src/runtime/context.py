@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_style.runtime.checkpoint import Checkpoints
-from nemotron_style.runtime.disk import write_json
 from nemotron_style.runtime.errors import InputError, Problem, suggest
+from nemotron_style.runtime.jsonfile import write_json
 from nemotron_style.runtime.metrics import Metrics, plain_number
 
 if TYPE_CHECKING:

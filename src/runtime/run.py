@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.disk import read_json, remove_tree, write_json
 from nemotron_style.runtime.errors import Problem, RefError, suggest
+from nemotron_style.runtime.jsonfile import read_json, remove_tree, write_json
 from nemotron_style.runtime.plan import Plan, load_plan
 from nemotron_style.runtime.process import identify_process, is_alive
 
