@@ -1,0 +1,77 @@
+"""The ``defaults:`` chain of a config: a file, the file it inherits from, and so on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nemotron_style.runtime.document import Document, read_document
+from nemotron_style.runtime.errors import ConfigError, Problem
+from nemotron_style.runtime.project import show_path
+
+MANDATORY = "???"
+
+
+def read_chain(path: Path, *, below: tuple[Path, ...] = ()) -> Document:
+    """Read ``path`` over the files it names in ``defaults:``, relative to itself.
+
+    Raises:
+        ConfigError: a file is missing or malformed, or the chain goes round in a circle.
+    """
+    chain = (*below, path.resolve())
+    if path.resolve() in below:
+        circle = " -> ".join(each.name for each in chain)
+        raise ConfigError(Problem(where=show_path(path), key="defaults", what=f"circle: {circle}"))
+    own = read_document(path)
+    values: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for parent in _parents(own, path):
+        inherited = read_chain(parent, below=chain)
+        values = overlay(values, inherited.values)
+        places |= inherited.places
+    own_values = {key: value for key, value in own.values.items() if key != "defaults"}
+    return Document(overlay(values, own_values), {**places, **own.places})
+
+
+def _parents(document: Document, path: Path) -> list[Path]:
+    names = document.values.get("defaults", [])
+    names = [names] if isinstance(names, str) else names
+    where = document.places.get("defaults", show_path(path))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        what = "must be a file name or a list of them"
+        raise ConfigError(Problem(where=where, key="defaults", what=what))
+    found = []
+    for name in names:
+        parent = path.parent / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+        if not parent.is_file():
+            there = ", ".join(sorted(each.name for each in path.parent.glob("*.yaml")))
+            what = f"there is no file {name!r} beside this one"
+            raise ConfigError(Problem(where=where, key="defaults", what=what, allowed=there))
+        found.append(parent)
+    return found
+
+
+def overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Merge as OmegaConf does, except that a ``???`` on top makes a key mandatory again."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not base:
+        return top
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(base, top), resolve=False)
+    except OmegaConfBaseException:  # an interpolation that is malformed is told of later
+        from nemotron_style.runtime.override import merge
+
+        return merge(base, top)
+    assert isinstance(merged, dict)
+    _demand_again(merged, top)
+    return {str(key): value for key, value in merged.items()}
+
+
+def _demand_again(merged: Any, top: dict[str, Any]) -> None:
+    for key, value in top.items():
+        if value == MANDATORY:
+            merged[key] = MANDATORY
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            _demand_again(merged[key], value)

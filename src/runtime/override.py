@@ -1,0 +1,159 @@
+"""Overrides on the command line: ``key=value``, ``+key=value`` and ``~key``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from nemotron_style.runtime.document import parse_value
+from nemotron_style.runtime.errors import ConfigError, Problem
+from nemotron_style.runtime.schema import Place, keys_of, locate, split_key, suggest_key
+
+Action = Literal["set", "add", "remove"]
+KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.[\w-]+|\[\d+\])*")
+
+
+@dataclass(frozen=True)
+class Override:
+    """One override, read but not yet applied. ``text`` is what was typed."""
+
+    text: str
+    action: Action
+    key: str
+    value: Any = None
+
+    @property
+    def parts(self) -> list[str]:
+        """The key, taken apart."""
+        return split_key(self.key)
+
+    def problem(self, what: str, **more: str) -> Problem:
+        """A problem of this override."""
+        return Problem(where=f"override {self.text!r}", key=self.key, what=what, **more)
+
+
+def read_override(text: str) -> Override:
+    """Take ``text`` apart.
+
+    Raises:
+        ConfigError: there is no ``=`` or no value, the key is malformed, or the value is no YAML.
+    """
+    where = f"override {text!r}"
+    sign = text[:1] if text[:1] in "+~" else ""
+    key, equals, value = text.removeprefix(sign).partition("=")
+    key = key.strip()
+    if not KEY.fullmatch(key):
+        what, fix = f"{key!r} is no key", "write a.b=value, +a.b=value or ~a.b"
+        raise ConfigError(Problem(where=where, what=what, fix=fix))
+    if sign == "~":
+        if equals:
+            raise ConfigError(Problem(where=where, key=key, what="takes no value", fix=f"~{key}"))
+        return Override(text, "remove", key)
+    if not equals:
+        what, fix = "has no value", f"write {sign}{key}=VALUE, or ~{key} to remove it"
+        raise ConfigError(Problem(where=where, key=key, what=what, fix=fix))
+    if not value.strip():
+        fix = f"write {key}=null for nothing, {key}='\"\"' for an empty string"
+        raise ConfigError(Problem(where=where, key=key, what="has an empty value", fix=fix))
+    try:
+        return Override(text, "add" if sign else "set", key, parse_value(value))
+    except ValueError as error:
+        what, fix = f"the value cannot be read: {error}", f"quote it: {key}='\"...\"'"
+        raise ConfigError(Problem(where=where, key=key, what=what, fix=fix)) from None
+
+
+def apply_override(values: dict[str, Any], override: Override, schema: type[BaseModel]) -> None:
+    """Change ``values`` in place, provided that the schema knows the key.
+
+    Raises:
+        ConfigError: the key is unknown, cannot be added, or cannot be removed.
+    """
+    place = locate(schema, override.parts)
+    if place.standing == "unknown":
+        raise ConfigError(_unknown(override, place, schema))
+    present = _present(values, override.parts)
+    if override.action == "add" and (place.standing == "declared" or present):
+        fix = f"drop the plus: {override.text[1:]}"
+        raise ConfigError(override.problem("exists already", fix=fix))
+    if override.action == "set" and place.standing == "open" and not present:
+        fix = f"to add it, write +{override.text}"
+        raise ConfigError(override.problem("is not set in the config", fix=fix))
+    if override.action == "remove":
+        _remove(values, override, place)
+    else:
+        _set(values, override)
+
+
+def _unknown(override: Override, place: Place, schema: type[BaseModel]) -> Problem:
+    known = list(keys_of(schema))
+    prefix = override.key.rpartition(".")[0]
+    near = [f"{prefix}.{name}".removeprefix(".") for name in place.neighbours]
+    fix = suggest_key(override.key, near) or suggest_key(override.key, known)
+    return override.problem("is not a key of this step", fix=fix)
+
+
+def _present(values: Any, parts: Sequence[str]) -> bool:
+    for part in parts:
+        if isinstance(values, dict) and part in values:
+            values = values[part]
+        elif isinstance(values, list) and part.isdigit() and int(part) < len(values):
+            values = values[int(part)]
+        else:
+            return False
+    return True
+
+
+def _remove(values: dict[str, Any], override: Override, place: Place) -> None:
+    if place.field is not None and place.field.is_required():
+        raise ConfigError(override.problem("is required and cannot be removed"))
+    if not _present(values, override.parts):
+        if place.standing == "open":
+            raise ConfigError(override.problem("is not set in the config"))
+        return
+    target = _descend(values, override)
+    last = override.parts[-1]
+    if isinstance(target, list):
+        del target[int(last)]
+    else:
+        del target[last]
+
+
+def _set(values: dict[str, Any], override: Override) -> None:
+    target = _descend(values, override)
+    last = override.parts[-1]
+    if isinstance(target, list):
+        target[int(last)] = override.value
+        return
+    old, new = target.get(last), override.value
+    target[last] = merge(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+
+
+def _descend(values: dict[str, Any], override: Override) -> Any:
+    """The table or list that holds the last part of the key, made where it is missing."""
+    target: Any = values
+    for part in override.parts[:-1]:
+        if isinstance(target, list):
+            target = target[int(part)]
+            continue
+        inner = target.get(part)
+        if isinstance(inner, str) and "${" in inner:
+            what = f"{part!r} is the interpolation {inner}, nothing can be set below it"
+            raise ConfigError(override.problem(what, fix=f"override {part!r} as a whole"))
+        if not isinstance(inner, dict | list):
+            inner = target[part] = {}
+        target = inner
+    return target
+
+
+def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the keys of ``top`` laid over it, table by table."""
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged

@@ -1,0 +1,214 @@
+"""Questions to a pydantic schema: which keys it has, and what its refusals mean in plain words."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from nemotron_style.runtime.errors import Problem, StepsError, suggest
+
+Standing = Literal["declared", "open", "unknown"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a dotted key stands in a schema.
+
+    ``declared``: a field; ``open``: an entry of a dict, a list item, or an extra key that the
+    model allows; ``unknown``: neither, and ``neighbours`` are the keys that exist at that point.
+    """
+
+    standing: Standing
+    field: FieldInfo | None = None
+    neighbours: tuple[str, ...] = ()
+
+
+def split_key(key: str) -> list[str]:
+    """``a.b[0].c`` -> ``["a", "b", "0", "c"]``."""
+    return key.replace("[", ".").replace("]", "").split(".")
+
+
+def join_key(parts: Sequence[str | int]) -> str:
+    """``("a", 0, "b")`` -> ``a[0].b``."""
+    text = ""
+    for part in parts:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")
+
+
+def alternatives(annotation: Any) -> list[Any]:
+    """The members of a union, with ``Annotated`` and ``None`` taken away."""
+    if get_origin(annotation) is Annotated:
+        return alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [kind for member in get_args(annotation) for kind in alternatives(member)]
+    return [] if annotation is type(None) else [annotation]
+
+
+def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields by the name under which they are written in a file."""
+    return {
+        field.validation_alias if isinstance(field.validation_alias, str) else name: field
+        for name, field in model.model_fields.items()
+    }
+
+
+def locate(annotation: Any, parts: Sequence[str]) -> Place:
+    """Find a key, given in ``parts``, below a type annotation."""
+    if not parts:
+        return Place("open")
+    places = [_locate_in(kind, parts) for kind in alternatives(annotation)]
+    for wanted in ("declared", "open"):
+        for place in places:
+            if place.standing == wanted:
+                return place
+    return Place("unknown", neighbours=tuple(key for each in places for key in each.neighbours))
+
+
+def _locate_in(kind: Any, parts: Sequence[str]) -> Place:
+    head, rest = parts[0], parts[1:]
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return _locate_in_model(kind, head, rest)
+    if kind is Any or kind is dict or kind is object:
+        return Place("open")
+    arguments = get_args(kind)
+    if isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Mapping):
+        return locate(arguments[1], rest)
+    if get_origin(kind) in (list, tuple, Sequence) and head.isdigit():
+        return locate(arguments[0], rest)
+    return Place("unknown")
+
+
+def _locate_in_model(model: type[BaseModel], head: str, rest: Sequence[str]) -> Place:
+    fields = fields_of(model)
+    if head in fields:
+        field = fields[head]
+        return locate(field.annotation, rest) if rest else Place("declared", field=field)
+    if model.model_config.get("extra") == "allow":
+        return Place("open")
+    return Place("unknown", neighbours=tuple(fields))
+
+
+def keys_of(annotation: Any, prefix: str = "", depth: int = 8) -> Iterator[str]:
+    """Every dotted key that is declared below ``annotation``, for suggestions and completion."""
+    for kind in alternatives(annotation) if depth else ():
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            continue
+        for name, field in fields_of(kind).items():
+            yield prefix + name
+            yield from keys_of(field.annotation, f"{prefix}{name}.", depth - 1)
+
+
+def suggest_key(key: str, known: Sequence[str]) -> str:
+    """A did-you-mean for a dotted key: nearest whole key, else nearest last part."""
+    known = list(dict.fromkeys(known))
+    tail = key.rsplit(".", 1)[-1]
+    same_tail = [name for name in known if name.rsplit(".", 1)[-1] == tail][:3]
+    if same_tail:
+        return "did you mean " + " or ".join(repr(name) for name in same_tail) + "?"
+    return suggest(key, known) or suggest(tail, [name for name in known if "." not in name])
+
+
+def read_refusal(
+    error: ValidationError,
+    model: type[BaseModel],
+    data: Any,
+    *,
+    where: Callable[[str], str],
+) -> list[Problem]:
+    """What pydantic refused, one problem a key; ``where`` tells the file (and line) of a key."""
+    problems: dict[tuple[str, str], Problem] = {}
+    details = error.errors(include_url=False)
+    for detail in details:
+        for problem in _read_detail(detail, model, data, where):
+            known = problems.get((problem.key, problem.got))
+            if known and known.allowed and problem.allowed:
+                both = dict.fromkeys([*known.allowed.split(" or "), problem.allowed])
+                problem = _replace(known, allowed=" or ".join(both))
+            problems[problem.key, problem.got or problem.what] = problem
+    return list(problems.values())
+
+
+def _replace(problem: Problem, **changes: str) -> Problem:
+    return Problem(**{**vars(problem), **changes})
+
+
+def _read_detail(
+    detail: Any, model: type[BaseModel], data: Any, where: Callable[[str], str]
+) -> Iterator[Problem]:
+    parts = _parts_in_data(detail["loc"], data, missing=detail["type"] == "missing")
+    key = join_key(parts)
+    context = detail.get("ctx", {})
+    cause = context.get("error")
+    if isinstance(cause, StepsError):
+        for problem in cause.problems:
+            place = problem.where or where(problem.key or key)
+            yield _replace(problem, where=place, key=problem.key or key)
+        return
+    if detail["type"] == "missing":
+        yield Problem(where=where(key), key=key, what="is required and was not given")
+    elif detail["type"] == "extra_forbidden":
+        place = locate(model, [str(part) for part in parts])
+        fix = suggest(str(parts[-1]), place.neighbours) or suggest_key(key, list(keys_of(model)))
+        yield Problem(where=where(key), key=key, what="is not a known key", fix=fix)
+    elif cause is not None:
+        yield Problem(where=where(key), key=key, what=str(cause))
+    else:
+        allowed = _allowed(detail["type"], context) or detail["msg"]
+        got = shorten(detail["input"])
+        yield Problem(where=where(key), key=key, what="does not fit", got=got, allowed=allowed)
+
+
+def _parts_in_data(loc: Sequence[str | int], data: Any, *, missing: bool) -> list[str | int]:
+    """``loc`` without the names of union members, which are no keys of the data."""
+    parts: list[str | int] = []
+    for index, part in enumerate(loc):
+        inside = isinstance(data, Mapping) and part in data
+        inside = inside or (isinstance(data, list) and isinstance(part, int))
+        if inside:
+            parts.append(part)
+            data = data[part]
+        elif missing and index == len(loc) - 1:
+            parts.append(part)
+    return parts
+
+
+def _allowed(kind: str, context: Mapping[str, Any]) -> str:
+    if "expected" in context:
+        return str(context["expected"])
+    bounds = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    for name, sign in bounds.items():
+        if name in context:
+            return f"a number {sign} {context[name]}"
+    names = {
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "string_type": "a string",
+        "path_type": "a path",
+        "bool_type": "true or false",
+        "none_required": "null",
+        "list_type": "a list",
+        "tuple_type": "a list",
+        "dict_type": "a table of keys",
+        "model_type": "a table of keys",
+        "model_attributes_type": "a table of keys",
+    }
+    return names.get(kind, "")
+
+
+def shorten(value: Any) -> str:
+    """A value as YAML users know it, cut to one line."""
+    text = {None: "null", True: "true", False: "false"}.get(value) if _is_word(value) else None
+    text = repr(value) if text is None else text
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_word(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
