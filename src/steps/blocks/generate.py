@@ -21,7 +21,10 @@ from torch import Tensor, nn
 
 from nemotron_style.runtime.errors import InputError, Problem, StepFailed
 from nemotron_style.steps.blocks.architecture import ModelConfig
+from nemotron_style.steps.blocks.attention import rotary_tables
 from nemotron_style.steps.blocks.draw import choose, sample_keys
+from nemotron_style.steps.blocks.model import unwrap
+from nemotron_style.steps.blocks.parallel import current
 
 
 @dataclass(frozen=True)
@@ -63,18 +66,18 @@ class _Cache:
 
 
 class Engine:
-    """Draws responses from a model that the trainer holds.
+    """Draws responses from a model that is held for training or scoring.
 
     ``max_rows`` bounds the responses decoded side by side, and with them the memory of the cache.
     """
 
-    def __init__(self, model: nn.Module, config: ModelConfig, *, max_rows: int = 1024) -> None:
+    def __init__(self, model: nn.Module, config: ModelConfig, *, max_rows: int = 512) -> None:
+        assert current().model == 1, "a divided model cannot be sampled in one process"
         self.model = model
         self.config = config
         self.max_rows = max_rows
         self.groups = config.num_query_groups
         self.queries = config.num_attention_heads // config.num_query_groups
-        self.head_size = config.hidden_size // config.num_attention_heads
         self._read_weights()
 
     @torch.inference_mode()
@@ -163,7 +166,7 @@ class Engine:
         Megatron stores, for every key-value head, its query heads, then its key, then its value.
         """
         normed = self._norm(hidden_BTD, layer.attention_norm)
-        shape = (*hidden_BTD.shape[:2], self.groups, self.queries + 2, self.head_size)
+        shape = (*hidden_BTD.shape[:2], self.groups, self.queries + 2, self.config.head_size)
         mixed = F.linear(normed, layer.qkv).view(shape)
         query, key, value = mixed.split([self.queries, 1, 1], dim=3)
         return query, key, value
@@ -177,8 +180,8 @@ class Engine:
 
     def _rotate(self, heads: Tensor, where: slice) -> Tensor:
         """Rotary embedding of [B,T,K,n,head] for the positions ``where``."""
-        cos, sin = self.cos[where, None, None], self.sin[where, None, None]
-        return heads * cos + heads.roll(self.head_size // 2, -1) * sin
+        swapped = heads.roll(self.config.head_size // 2, -1)
+        return torch.addcmul(heads * self.cos[where], swapped, self.sin[where])
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(hidden, weight.shape, weight, self.config.norm_epsilon)
@@ -190,33 +193,23 @@ class Engine:
 
     def _read_weights(self) -> None:
         """Name the model's tensors; they are views, so training goes on showing through."""
-        gpt = self.model
-        while hasattr(gpt, "module"):
-            gpt = gpt.module
+        gpt = unwrap(self.model)
         self.embedding = gpt.embedding.word_embeddings.weight.detach()
         tied = self.config.tie_embeddings
         self.head = self.embedding if tied else gpt.output_layer.weight.detach()
         self.final_norm = gpt.decoder.final_layernorm.weight.detach()
         self.layers = [_layer_weights(layer) for layer in gpt.decoder.layers]
         self.device = self.embedding.device
-        self.cos, self.sin = self._rotary_table()
-
-    def _rotary_table(self) -> tuple[Tensor, Tensor]:
-        """cos and signed sin [max positions, head size]; the sign makes a roll a rotation."""
-        half = self.head_size // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=self.device) / half
-        positions = torch.arange(
-            self.config.max_sequence_length, dtype=torch.float32, device=self.device
+        positions = torch.arange(self.config.max_sequence_length, device=self.device)
+        tables = rotary_tables(
+            positions, head_size=self.config.head_size, theta=self.config.rope_theta
         )
-        angle = positions[:, None] * self.config.rope_theta**-exponent
-        cos, sin = angle.cos(), angle.sin()
-        both = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-        return both[0].to(self.embedding.dtype), both[1].to(self.embedding.dtype)
+        self.cos, self.sin = (table.to(self.embedding.dtype) for table in tables)
 
     def _cache(self, rows: int, tokens_PT: Tensor, max_new_tokens: int) -> _Cache:
         # The last token of a row is never fed back, so it needs no place.
         width = tokens_PT.shape[1] + max_new_tokens - 1
-        shape = (len(self.layers), rows, self.groups, width, self.head_size)
+        shape = (len(self.layers), rows, self.groups, width, self.config.head_size)
         return _Cache(shape, self.embedding)
 
     def _batches(self, prompts: Sequence[Sequence[int]], samples: int) -> Iterator[list[int]]:
