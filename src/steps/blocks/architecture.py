@@ -1,0 +1,85 @@
+"""What a model looks like and how it is optimised, as settings that can be read without torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Strict(BaseModel):
+    """Settings that cannot be misspelt, converted in silence or changed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+
+class ModelConfig(Strict):
+    """The sizes of a Llama: RMSNorm, SwiGLU, grouped queries, rotary positions, no biases.
+
+    This is what ``model_config.json`` of a checkpoint holds.
+    """
+
+    architecture: Literal["llama"] = "llama"
+    num_layers: int = Field(ge=1)
+    hidden_size: int = Field(ge=2)
+    ffn_hidden_size: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1)
+    num_query_groups: int = Field(ge=1)
+    vocab_size: int = Field(ge=1)
+    max_sequence_length: int = Field(ge=1)
+    rope_theta: float = Field(default=10000.0, gt=0)
+    norm_epsilon: float = Field(default=1e-5, gt=0)
+    tie_embeddings: bool = False
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> ModelConfig:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is no multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.num_attention_heads % self.num_query_groups:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is no multiple of "
+                f"num_query_groups {self.num_query_groups}"
+            )
+        if self.head_size % 2:
+            raise ValueError(f"rotary positions need an even head size, got {self.head_size}")
+        return self
+
+
+class SchedConfig(Strict):
+    """Learning rate over steps, with the names of NeMo's ``model.optim.sched``."""
+
+    name: Literal["CosineAnnealing"] = "CosineAnnealing"
+    warmup_steps: int = Field(default=0, ge=0)
+    constant_steps: int = Field(default=0, ge=0)
+    min_lr: float = Field(default=0.0, ge=0)
+
+
+class OptimConfig(Strict):
+    """AdamW, with the names of NeMo's ``model.optim``.
+
+    The three names are one algorithm. ``distributed_fused_adam`` also spreads the optimizer's
+    state over data ranks, where there are CUDA devices.
+    """
+
+    name: Literal["adamw", "distributed_fused_adam", "fused_adam"] = "adamw"
+    lr: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.98)
+    eps: float = Field(default=1e-8, gt=0)
+    sched: SchedConfig = SchedConfig()
+
+    @model_validator(mode="after")
+    def _rates_fit(self) -> OptimConfig:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
+        if self.sched.min_lr > self.lr:
+            raise ValueError(f"sched.min_lr {self.sched.min_lr} is above lr {self.lr}")
+        return self

@@ -1,0 +1,97 @@
+"""Micro-batches through megatron-core's pipeline schedules, with exact gradients.
+
+The caller's loss is its share of the *global* loss: the gradient that lands in ``main_grad`` is
+that of the sum of the losses of all micro-batches on all data ranks, whatever their number, size
+and distribution. So a mean is made by dividing by a count that was taken over the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.distributed.finalize_model_grads import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor, nn
+
+from nemotron_style.steps.blocks.logprob import response_logprobs
+from nemotron_style.steps.blocks.packing import Packed
+from nemotron_style.steps.blocks.parallel import data_world, from_last_stage, is_last_stage
+
+Facts = TypeVar("Facts")
+
+
+def accumulate_gradients(
+    model: DistributedDataParallel,
+    microbatches: Sequence[tuple[Packed, Facts]],
+    loss: Callable[[Tensor, Facts], tuple[Tensor, Any]],
+    *,
+    temperature: float = 1.0,
+) -> list[Any]:
+    """Gradients of the global loss into ``main_grad``, from zero; the figures of each micro-batch.
+
+    ``loss(logprobs_BNR, facts)`` gives this micro-batch's share of the global loss (a scalar) and
+    whatever should be reported; it is called on the last pipeline stage only, and so the list is
+    empty elsewhere. Ranks may have different numbers of micro-batches, none among them.
+    """
+    model.zero_grad_buffer()
+    if not microbatches:
+        finalize_model_grads([model])  # the other data ranks wait for this one
+        return []
+    # The schedule divides by the number of micro-batches, DDP by that of data ranks.
+    scale = len(microbatches) * data_world()
+
+    def finish(facts: Facts, logprobs: Tensor) -> tuple[Tensor, Any]:
+        share, figures = loss(logprobs, facts)
+        return share * scale, figures
+
+    return _run(model, microbatches, finish, temperature=temperature, forward_only=False)
+
+
+@torch.no_grad()
+def score(model: nn.Module, batches: Sequence[Packed], *, temperature: float = 1.0) -> list[Tensor]:
+    """Log-probs ``[B, N, R]`` of each batch, without gradients, on every pipeline stage."""
+    if not batches:
+        return []
+
+    def finish(_facts: None, logprobs: Tensor) -> tuple[Tensor, Tensor]:
+        return logprobs.new_zeros(()), logprobs
+
+    pairs = [(batch, None) for batch in batches]
+    found = _run(model, pairs, finish, temperature=temperature, forward_only=True)
+    if not is_last_stage():
+        like = next(model.parameters())
+        dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
+        found = [
+            torch.empty(batch.mask_BNR.shape, dtype=dtype, device=like.device) for batch in batches
+        ]
+    return [from_last_stage(logprobs) for logprobs in found]
+
+
+def _run(
+    model: nn.Module,
+    microbatches: Sequence[tuple[Packed, Any]],
+    finish: Callable[[Any, Tensor], tuple[Tensor, Any]],
+    *,
+    temperature: float,
+    forward_only: bool,
+) -> list[Any]:
+    def forward(pairs: Iterator[tuple[Packed, Any]], stage: nn.Module) -> tuple[Tensor, Any]:
+        packed, facts = next(pairs)
+        output = response_logprobs(stage, packed, temperature=temperature)
+        return output, partial(finish, facts)
+
+    first = microbatches[0][0].tokens_BS
+    return get_forward_backward_func()(
+        forward_step_func=forward,
+        data_iterator=iter(microbatches),
+        model=[model],
+        num_microbatches=len(microbatches),
+        # the shape of the first; pipeline stages tell each other those of the others
+        seq_length=first.shape[1],
+        micro_batch_size=first.shape[0],
+        forward_only=forward_only,
+    )

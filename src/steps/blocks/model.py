@@ -1,0 +1,210 @@
+"""A Llama built from megatron-core's GPTModel, one code for CPU and CUDA, any division.
+
+The model is called with a :class:`Packed` batch and gives the log-probs of its response tokens,
+so it can stand in megatron-core's pipeline schedules as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed.finalize_model_grads import finalize_model_grads
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.steps.blocks.architecture import ModelConfig
+from nemotron_style.steps.blocks.attention import PlacedAttention, Placement
+from nemotron_style.steps.blocks.device import prepare
+from nemotron_style.steps.blocks.logprob import label_logprobs
+from nemotron_style.steps.blocks.packing import Packed
+from nemotron_style.steps.blocks.parallel import Parallel, current
+from nemotron_style.steps.blocks.shard import shards
+
+INITIAL_STD = 0.02
+
+
+class LanguageModel(GPTModel):
+    """GPTModel that reads packed batches; every pipeline stage calls it with the same batch."""
+
+    def forward(self, packed: Packed, *, temperature: float = 1.0) -> Tensor:
+        """Log-probs ``[B, N, R]`` in float32 (0 where masked); hidden states before the last stage.
+
+        The output head runs on the states that predict response tokens, and on no others.
+        """
+        states = self.hidden(packed)
+        if not self.post_process:
+            return states
+        chosen = states.flatten(0, 1).index_select(0, packed.predictors_T)
+        labels_T = packed.labels_BNR[packed.mask_BNR]
+        logprobs_T = label_logprobs(self.head(chosen), labels_T, temperature=temperature)
+        zeros = logprobs_T.new_zeros(packed.mask_BNR.shape)
+        return zeros.masked_scatter(packed.mask_BNR, logprobs_T)
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """Final hidden states ``[S, B, hidden]`` (those of this stage before the last one)."""
+        placed = Placement(
+            packed.layout,
+            positions=packed.positions_BS,
+            head_size=self.config.kv_channels,
+            theta=self.rotary_base,
+        )
+        embedded = None
+        if self.pre_process:
+            embedded = self.embedding(input_ids=packed.tokens_BS, position_ids=None)
+        return self.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=placed)
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits ``[.., vocabulary / tensor ranks]`` of states ``[.., hidden]``."""
+        shared = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if shared else None
+        return self.output_layer(states, weight=weight)[0]
+
+
+def build_model(
+    config: ModelConfig,
+    *,
+    seed: int = 1234,
+    dtype: torch.dtype = torch.float32,
+    ddp: bool = True,
+    distributed_optimizer: bool = False,
+) -> nn.Module:
+    """This rank's part of the model, wrapped in megatron-core's DDP unless ``ddp`` is off.
+
+    Weights are drawn per tensor from ``seed`` and the tensor's name, so they are the same for
+    every division. ``distributed_optimizer`` (CUDA) spreads optimizer state over data ranks.
+    Raises InputError when the sizes cannot be divided by the parallel sizes in force.
+    """
+    device = prepare()
+    parallel = current()
+    raise_all(InputError, _indivisible(config, parallel))
+    model = LanguageModel(
+        transformer_config(config, parallel=parallel, dtype=dtype),
+        _layer_spec(),
+        vocab_size=config.vocab_size,
+        max_sequence_length=config.max_sequence_length,
+        position_embedding_type="none",
+        rotary_base=config.rope_theta,
+        share_embeddings_and_output_weights=config.tie_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+    )
+    initialise(model, num_layers=config.num_layers, seed=seed)
+    model.to(device=device, dtype=dtype)
+    return wrap(model, distributed_optimizer=distributed_optimizer) if ddp else model
+
+
+def wrap(model: LanguageModel, *, distributed_optimizer: bool = False) -> DistributedDataParallel:
+    """Put megatron-core's DDP around a model whose trainable parameters are final.
+
+    Gradients of all micro-batches add up in ``parameter.main_grad``, in float32 where the
+    parameters are 16 bit wide.
+    """
+    dtype = model.config.params_dtype
+    wrapped = DistributedDataParallel(
+        model.config,
+        DistributedDataParallelConfig(
+            grad_reduce_in_fp32=dtype in (torch.bfloat16, torch.float16),
+            use_distributed_optimizer=distributed_optimizer and torch.cuda.is_available(),
+        ),
+        model,
+    )
+    model.config.no_sync_func = wrapped.no_sync
+    return wrapped
+
+
+def unwrap(model: nn.Module) -> LanguageModel:
+    """The LanguageModel inside DDP."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    assert isinstance(inner, LanguageModel)
+    return inner
+
+
+@torch.no_grad()
+def initialise(model: LanguageModel, *, num_layers: int, seed: int) -> None:
+    """Draw every weight from a normal distribution; norms are ones.
+
+    Matrices that write into the residual stream get ``0.02 / sqrt(2 * num_layers)``, the others
+    0.02. A slice of a divided tensor is cut from the tensor drawn whole.
+    """
+    for shard in shards(model):
+        if len(shard.full_shape) == 1:
+            shard.data.fill_(1.0)
+            continue
+        name_seed = hashlib.sha256(f"{seed}/{shard.name}".encode()).digest()[:7]
+        generator = torch.Generator().manual_seed(int.from_bytes(name_seed, "big"))
+        whole = torch.randn(shard.full_shape, generator=generator)
+        residual = shard.name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+        std = INITIAL_STD / (2 * num_layers) ** 0.5 if residual else INITIAL_STD
+        shard.data.copy_(whole[shard.slices] * std)
+
+
+def transformer_config(
+    config: ModelConfig, *, parallel: Parallel, dtype: torch.dtype
+) -> TransformerConfig:
+    """megatron-core's settings for ``config``; every fusion that needs CUDA kernels is off."""
+    return TransformerConfig(
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        ffn_hidden_size=config.ffn_hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        num_query_groups=config.num_query_groups,
+        layernorm_epsilon=config.norm_epsilon,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        # micro-batches of different widths may follow one another through the pipeline
+        variable_seq_lengths=parallel.pipeline > 1,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        finalize_model_grads_func=finalize_model_grads,
+        bias_dropout_fusion=False,
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        cuda_graph_scope=[],
+    )
+
+
+def _layer_spec() -> ModuleSpec:
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.submodules.self_attention.submodules.core_attention = PlacedAttention
+    return spec
+
+
+def _indivisible(config: ModelConfig, parallel: Parallel) -> list[Problem]:
+    divisors = {
+        "vocab_size": parallel.tensor,
+        "num_attention_heads": parallel.tensor,
+        "num_query_groups": parallel.tensor,
+        "ffn_hidden_size": parallel.tensor,
+        "num_layers": parallel.pipeline,
+    }
+    return [
+        Problem(
+            what="the model cannot be divided so",
+            key=name,
+            got=str(getattr(config, name)),
+            allowed=f"a multiple of the {'pipeline' if name == 'num_layers' else 'tensor'} "
+            f"parallel size {divisor}",
+        )
+        for name, divisor in divisors.items()
+        if getattr(config, name) % divisor
+    ]

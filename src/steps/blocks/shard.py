@@ -1,0 +1,52 @@
+"""The tensors of a model under their canonical names, whichever way the model is divided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A slice of a tensor that this rank holds; ``data`` is a view of the parameter.
+
+    ``primary`` marks one holder of each slice among all ranks.
+    """
+
+    name: str
+    full_shape: tuple[int, ...]
+    slices: tuple[slice, ...]
+    data: Tensor
+    primary: bool
+
+
+def sharded_weights(model: nn.Module) -> dict[str, Any]:
+    """megatron-core's sharded state dict, with the number of its layer in every name."""
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    metadata = {"non_homogeneous_layers": True, "dp_cp_group": group}
+    return model.sharded_state_dict(prefix="", metadata=metadata)
+
+
+def shards(model: nn.Module) -> Iterator[Shard]:
+    """Every slice of every weight on this rank, gate and up projection apart."""
+    for value in nested_values(sharded_weights(model)):
+        parts = value.build() if isinstance(value, ShardedTensorFactory) else [value]
+        yield from (_shard(part) for part in parts if isinstance(part, ShardedTensor))
+
+
+def _shard(part: ShardedTensor) -> Shard:
+    spans = zip(part.global_offset, part.local_shape, strict=True)
+    replica = part.replica_id
+    return Shard(
+        name=part.key,
+        full_shape=tuple(part.global_shape),
+        slices=tuple(slice(start, start + length) for start, length in spans),
+        data=part.data.detach(),
+        primary=not any(replica) if isinstance(replica, tuple) else replica == 0,
+    )
