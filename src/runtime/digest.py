@@ -1,0 +1,140 @@
+"""The content digest of a directory: which files it holds and what is in them.
+
+The digest is ``sha256:`` and the hash of one line per file, sorted by path, each line the
+compact JSON list ``[path, size, sha256]``. The record ``artifact.json`` is not part of it, nor
+are times, modes and empty directories: two trees of equal files have equal digests anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemotron_style.runtime.errors import ArtifactError, InputError, Problem
+
+RECORD_NAME = "artifact.json"
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of an artifact; ``path`` is relative with ``/``, ``size`` in bytes."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file met on disk: its path in the tree and where its bytes are."""
+
+    path: str
+    source: Path
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """A file and the modification time (ns) that it had while it was hashed."""
+
+    file: File
+    mtime_ns: int
+
+
+def digest_tree(path: Path) -> tuple[str, tuple[File, ...]]:
+    """Digest and files of a directory, or of a single file, as adopting it would give.
+
+    Links to files are followed, as adopting copies what they point to.
+
+    Raises:
+        InputError: nothing there, no files in it, or something that is not a plain file.
+    """
+    try:
+        files = tuple(hash_file(found).file for found in find_files(path, follow_links=True))
+    except ArtifactError as error:
+        raise InputError(error.problems) from None
+    return digest_files(files), files
+
+
+def digest_files(files: Iterable[File]) -> str:
+    """The digest of an artifact with these files."""
+    whole = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.path):
+        line = [file.path, file.size, file.sha256]
+        whole.update(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+    return f"sha256:{whole.hexdigest()}"
+
+
+def hash_file(found: Found, *, durable: bool = False) -> Hashed:
+    """Hash one file; ``durable`` also asks the disk to keep it, while it is open anyway."""
+    with open(found.source, "rb") as stream:
+        content = hashlib.file_digest(stream, "sha256").hexdigest()
+        if durable:
+            os.fsync(stream.fileno())
+        state = os.fstat(stream.fileno())
+    return Hashed(File(found.path, state.st_size, content), state.st_mtime_ns)
+
+
+def find_files(root: Path, *, follow_links: bool = False) -> list[Found]:
+    """Every file under ``root`` sorted by path, without ``artifact.json`` at the top.
+
+    Raises:
+        ArtifactError: with every entry that is neither a plain file nor a directory, every name
+            that is not UTF-8, or because there is no file at all.
+    """
+    if not root.exists():
+        raise ArtifactError(Problem(where=str(root), what="no such file or directory"))
+    if root.is_file():
+        return [Found(root.name, root)]
+    found: list[Found] = []
+    problems: list[Problem] = []
+    for entry, path in _entries(root):
+        refusal = _refusal(entry, path, follow_links=follow_links)
+        if refusal:
+            problems.append(
+                Problem(where=os.fsencode(entry.path).decode("utf-8", "replace"), what=refusal)
+            )
+        elif path != RECORD_NAME:
+            found.append(Found(path, Path(entry.path)))
+    if not found and not problems:
+        problems.append(Problem(where=str(root), what="holds no files"))
+    if problems:
+        raise ArtifactError(problems)
+    return sorted(found, key=lambda file: file.path)
+
+
+def directories(root: Path) -> Iterator[Path]:
+    """Every directory of a tree, the deepest first and ``root`` last."""
+    for place, _names, _files in os.walk(root, topdown=False):
+        yield Path(place)
+
+
+def _entries(root: Path) -> Iterator[tuple[os.DirEntry[str], str]]:
+    pending = [(str(root), "")]
+    while pending:
+        place, prefix = pending.pop()
+        with os.scandir(place) as entries:
+            for entry in entries:
+                path = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append((entry.path, path + "/"))
+                else:
+                    yield entry, path
+
+
+def _refusal(entry: os.DirEntry[str], path: str, *, follow_links: bool) -> str:
+    if entry.is_symlink() and not (follow_links and entry.is_file()):
+        return "is a symbolic link, which an artifact cannot hold" + (
+            " unless it points to a file" if follow_links else ""
+        )
+    if not stat.S_ISREG(entry.stat().st_mode):
+        return "is neither a plain file nor a directory"
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "has a name that is not UTF-8"
+    return ""
