@@ -97,7 +97,7 @@ def parse_value(text: str) -> Any:
         if isinstance(node, yaml.MappingNode | yaml.SequenceNode):
             if problems := list(_walk(node, "", {})):
                 raise ValueError(problems[0].what)
-        elif node.style is None and node.value != text.strip():
+        elif isinstance(node, yaml.ScalarNode) and not node.style and node.value != text.strip():
             raise ValueError("YAML takes a part of it for a comment")
         return loader.construct_document(node)
     except yaml.YAMLError as error:

@@ -54,13 +54,15 @@ class Parameter(Table):
     name: str
     description: str = ""
     default: Any = None
+    choices: tuple[Any, ...] = ()
 
 
 class Strategy(Table):
-    """Advice: what to do when something is seen."""
+    """Advice: what to do when something is seen; ``skill`` is a text to read about it."""
 
     when: str
     then: str
+    skill: str = ""
 
 
 class KnownError(Table):
@@ -68,15 +70,16 @@ class KnownError(Table):
 
     name: str
     recovery: str
+    skill: str = ""
 
 
-class Model(BaseModel):
-    """A model that the step is known to work with; further keys are kept as they are."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+class Model(Table):
+    """A model that the step is known to work with."""
 
     name: str
     description: str = ""
+    default: StrictBool = False
+    min_gpus: int | None = None
 
 
 class Run(Table):

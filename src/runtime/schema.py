@@ -63,10 +63,9 @@ def locate(annotation: Any, parts: Sequence[str]) -> Place:
     if not parts:
         return Place("open")
     places = [_locate_in(kind, parts) for kind in alternatives(annotation)]
-    for wanted in ("declared", "open"):
-        for place in places:
-            if place.standing == wanted:
-                return place
+    known = [place for place in places if place.standing != "unknown"]
+    if known:
+        return min(known, key=lambda place: place.standing)
     return Place("unknown", neighbours=tuple(key for each in places for key in each.neighbours))
 
 
