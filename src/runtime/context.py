@@ -81,7 +81,7 @@ class StepContext:
         self.metrics = Metrics(run_dir, enabled=self.is_first)
         self.checkpoints = Checkpoints(run_dir, attempt=known.attempt, rank=self.rank)
         self._stop = known.stop
-        self._outputs = {slot: Output(slot, self._staging / slot) for slot in outputs}
+        self._outputs = {slot: Output(slot, self.staging / slot) for slot in outputs}
         for output in self._outputs.values():
             output.path.mkdir(parents=True, exist_ok=True)
         self._told = self._logged = float("-inf")
@@ -148,7 +148,8 @@ class StepContext:
             self.say("  ".join([f"{done}/{total}", *told]))
 
     @property
-    def _staging(self) -> Path:
+    def staging(self) -> Path:
+        """Where this attempt's outputs are written, one directory a slot."""
         # One directory an attempt, so that it is empty at the start with no rank clearing it.
         return self.run_dir / "staging" / str(self.attempt)
 

@@ -72,6 +72,20 @@ class Attempt:
         after = self.record  # it may have ended between the two looks
         return str(after["state"]) if after.get("state") in FINAL else "died"
 
+    @property
+    def rank_failure(self) -> dict[str, Any] | None:
+        """What a rank other than the first failed with (``error``, ``exit_code``), if any did."""
+        told = (read_json(path) for path in sorted(self.path.glob("failure-*.json")))
+        return next((failure for failure in told if failure), None)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """For records: number, state, exit code, error and seconds, as far as known."""
+        record = self.record
+        names = ("exit_code", "error", "seconds")
+        known = {name: record[name] for name in names if record.get(name)}
+        return {"number": self.number, "state": self.state, **known}
+
     def take_up(self) -> bool:
         """Make this process its worker; False when it was buried or taken up before."""
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
@@ -165,6 +179,8 @@ class RunFolder:
             return None
         if last and last.owner is None and not last.bury():
             return None  # its worker came up after all
+        if last and last.record.get("state") not in FINAL:
+            last.close("died", **(last.rank_failure or {}))
         number = last.number + 1 if last else 1
         final = self.path / "attempts" / str(number)
         aside = self.path / "attempts" / f".{uuid.uuid4().hex}"
