@@ -1,0 +1,1 @@
+"""Align a model with attribute labels by SteerLM 2.0."""

@@ -1,0 +1,210 @@
+"""Settings of ``sft/steerlm2``, under the names of NeMo-Aligner's ``gpt_sft.yaml``.
+
+What is declared in this file decides something; the keys of ``accepted`` are there so that a
+command line written for NeMo-Aligner is understood.  A key that merely mirrors another one may be
+left out or must agree with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from nemotron_style.runtime.config import Section, StepConfig, cosmetic
+from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
+from nemotron_style.steps.blocks.architecture import OptimConfig
+from nemotron_style.steps.blocks.chat import ChatPromptTokens
+from nemotron_style.steps.sft.steerlm2.accepted import (
+    DatasetRest,
+    ExpManager,
+    ModelRest,
+    TrainerRest,
+    only,
+)
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Sft(Section):
+    """``trainer.sft``: when to stop, to validate and to save; all intervals in steps."""
+
+    max_epochs: Annotated[int, Field(ge=-1)] | None = 1
+    max_steps: int = Field(default=-1, ge=-1)
+    val_check_interval: int = Field(default=100, ge=0)
+    save_interval: Annotated[int, Field(ge=0)] | None = cosmetic(default=None)
+    limit_train_batches: Annotated[
+        float, only(1.0, why="all batches are used", fix="set trainer.sft.max_steps")
+    ] = 1.0
+    limit_val_batches: Count | Annotated[float, Field(gt=0, le=1)] = 1.0
+    gradient_clip_val: float = Field(default=1.0, ge=0)
+
+
+class Trainer(TrainerRest):
+    """``trainer``: processes, precision and length of the run."""
+
+    num_nodes: Count | None = cosmetic(default=None)
+    devices: Count | None = cosmetic(default=None)
+    accelerator: Literal["auto", "cpu", "gpu"] = cosmetic(default="auto")
+    precision: Literal["bf16", "bf16-mixed", "32", "32-true", 32] = "bf16"
+    sft: Sft = Sft()
+    max_epochs: int | None = cosmetic(default=None)
+    max_steps: int | None = cosmetic(default=None)
+
+    @property
+    def half(self) -> bool:
+        """Whether weights and activations are bfloat16."""
+        return str(self.precision).startswith("bf16")
+
+
+class TrainData(DatasetRest):
+    """``model.data.train_ds``; sizes count rows, each a prompt with all its responses."""
+
+    file_path: str | None = None
+    global_batch_size: Count = 128
+    max_seq_length: Count | None = None
+    shuffle: Annotated[bool, only(True, why="rows are always shuffled, by the seed")] = True
+    drop_last: Annotated[
+        bool, only(True, why="an epoch holds whole batches", fix="set model.data.sample=true")
+    ] = True
+
+
+class ValidationData(DatasetRest):
+    """``model.data.validation_ds``; its first rows are used, or all of them.
+
+    ``global_batch_size`` is the unit in which ``trainer.sft.limit_val_batches`` counts.
+    """
+
+    file_path: str | None = None
+    global_batch_size: Count | None = None
+    max_seq_length: Count | None = None
+    shuffle: Annotated[bool, only(False, why="every row is used")] = False
+    drop_last: bool = cosmetic(default=True)
+    output_original_text: bool = cosmetic(default=True)
+
+
+class Data(Section):
+    """``model.data``: the files and how a conversation is written as text."""
+
+    chat: Annotated[
+        bool,
+        only(
+            True,
+            why="SteerLM 2.0 rows are conversations",
+            fix="set model.data.chat=true; NeMo-Aligner's default of false is for plain SFT",
+        ),
+    ] = True
+    chat_prompt_tokens: ChatPromptTokens = ChatPromptTokens()
+    sample: bool = False
+    num_workers: int = cosmetic(default=0, ge=0)
+    train_ds: TrainData = TrainData()
+    validation_ds: ValidationData = ValidationData()
+
+
+class SteerLM2(Section):
+    """``model.steerlm2``; the two sizes count responses and never change the result.
+
+    ``sampler_tolerance`` bounds ``max |b_i - 1/n|`` before the first step; null means 1e-4, or
+    1e-2 in bfloat16.  ``effective_sample_floor`` is the mean effective sample size below which a
+    warning is given.
+    """
+
+    forward_micro_batch_size: Count = 1
+    micro_batch_size: Count = 1
+    allow_other_sampler: bool = False
+    sampler_tolerance: Annotated[float, Field(gt=0)] | None = None
+    effective_sample_floor: float = Field(default=1.5, ge=1)
+
+
+class Model(ModelRest):
+    """``model``: what is trained, how it is divided, and on what."""
+
+    restore_from_path: str | None = None
+    seed: int | None = cosmetic(default=None)
+    tensor_model_parallel_size: Count = 1
+    pipeline_model_parallel_size: Count = 1
+    encoder_seq_length: Count | None = None
+    global_batch_size: Count | None = cosmetic(default=None)
+    micro_batch_size: Count | None = cosmetic(default=None)
+    steerlm2: SteerLM2 = SteerLM2()
+    data: Data = Data()
+    optim: OptimConfig = OptimConfig()
+
+
+class Config(StepConfig):
+    """Settings of a SteerLM 2.0 training run."""
+
+    name: str = cosmetic(default="sft-steerlm2")
+    trainer: Trainer = Trainer()
+    exp_manager: ExpManager = ExpManager()
+    model: Model = Model()
+
+    @property
+    def sampler_tolerance(self) -> float:
+        """How far from ``1/n`` a baseline may be before the first step."""
+        given = self.model.steerlm2.sampler_tolerance
+        if given is not None:
+            return given
+        return 1e-2 if self.trainer.half else 1e-4
+
+    @property
+    def save_interval(self) -> int:
+        """Steps between checkpoints; 0 for none but the last."""
+        given = self.trainer.sft.save_interval
+        return self.trainer.sft.val_check_interval if given is None else given
+
+    def validation_rows(self, available: int) -> int:
+        """How many validation rows are used: a number of batches, or a share of all."""
+        limit, data = self.trainer.sft.limit_val_batches, self.model.data
+        if isinstance(limit, float):
+            return max(1, int(limit * available))
+        batch = data.validation_ds.global_batch_size or data.train_ds.global_batch_size
+        return min(available, limit * batch)
+
+    def longest(self, model_limit: int) -> int:
+        """The most tokens of a prompt with a response, for a model that holds ``model_limit``."""
+        data = self.model.data
+        wanted = (
+            self.model.encoder_seq_length,
+            data.train_ds.max_seq_length,
+            data.validation_ds.max_seq_length,
+        )
+        return min([model_limit, *(length for length in wanted if length is not None)])
+
+    @model_validator(mode="after")
+    def _agree(self) -> Config:
+        problems = list(_mirrors(self))
+        if self.model.megatron_amp_O2 and not self.trainer.half:
+            what = "asks for bfloat16 weights"
+            fix = "set trainer.precision=bf16 or model.megatron_amp_O2=false"
+            problems.append(Problem(key="model.megatron_amp_O2", what=what, fix=fix))
+        sft = self.trainer.sft
+        if sft.max_steps < 0 and (sft.max_epochs is None or sft.max_epochs < 0):
+            what, fix = "no end is given", "set trainer.sft.max_steps or trainer.sft.max_epochs"
+            problems.append(Problem(key="trainer.sft", what=what, fix=fix))
+        raise_all(ConfigError, problems)
+        return self
+
+
+def _mirrors(config: Config) -> Iterator[Problem]:
+    """Keys that repeat another one and say something else."""
+    model, train = config.model, config.model.data.train_ds
+    sft = config.trainer.sft
+    pairs: list[tuple[str, Any, str, Any]] = [
+        ("model.seed", model.seed, "seed", config.seed),
+        (
+            "model.global_batch_size",
+            model.global_batch_size,
+            "model.data.train_ds.global_batch_size",
+            train.global_batch_size,
+        ),
+        ("trainer.max_epochs", config.trainer.max_epochs, "trainer.sft.max_epochs", sft.max_epochs),
+        ("trainer.max_steps", config.trainer.max_steps, "trainer.sft.max_steps", sft.max_steps),
+    ]
+    for key, given, source, value in pairs:
+        if given is not None and given != value:
+            what = f"repeats {source} and must agree with it"
+            yield Problem(
+                key=key, what=what, got=str(given), allowed=str(value), fix=f"set {source}"
+            )
