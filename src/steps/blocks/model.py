@@ -74,12 +74,14 @@ def build_model(
     seed: int = 1234,
     dtype: torch.dtype = torch.float32,
     ddp: bool = True,
+    initial: bool = True,
     distributed_optimizer: bool = False,
 ) -> nn.Module:
     """This rank's part of the model, wrapped in megatron-core's DDP unless ``ddp`` is off.
 
     Weights are drawn per tensor from ``seed`` and the tensor's name, so they are the same for
-    every division. ``distributed_optimizer`` (CUDA) spreads optimizer state over data ranks.
+    every division; ``initial`` off leaves them to be loaded. ``distributed_optimizer`` (CUDA)
+    spreads optimizer state over data ranks.
     Raises InputError when the sizes cannot be divided by the parallel sizes in force.
     """
     device = prepare()
@@ -96,7 +98,8 @@ def build_model(
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
     )
-    initialise(model, num_layers=config.num_layers, seed=seed)
+    if initial:
+        initialise(model, num_layers=config.num_layers, seed=seed)
     model.to(device=device, dtype=dtype)
     return wrap(model, distributed_optimizer=distributed_optimizer) if ddp else model
 

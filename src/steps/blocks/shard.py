@@ -27,10 +27,14 @@ class Shard:
 
 
 def sharded_weights(model: nn.Module) -> dict[str, Any]:
-    """megatron-core's sharded state dict, with the number of its layer in every name."""
+    """megatron-core's sharded state dict, with the number of its layer in every name.
+
+    Without the ``_extra_state`` objects, which are empty here and would be pickles on disk.
+    """
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     metadata = {"non_homogeneous_layers": True, "dp_cp_group": group}
-    return model.sharded_state_dict(prefix="", metadata=metadata)
+    state = model.sharded_state_dict(prefix="", metadata=metadata)
+    return {name: value for name, value in state.items() if not name.endswith("_extra_state")}
 
 
 def shards(model: nn.Module) -> Iterator[Shard]:

@@ -1,0 +1,188 @@
+"""Weights in megatron-core's ``torch_dist`` format, written cheaply and read without trust.
+
+The format keeps its table of contents in a pickle, ``.metadata``. A pickle can run any code, so
+it is read here by an unpickler that knows the few classes such a table is made of and refuses
+everything else; only a directory that passed is handed to megatron-core. The tensors, and the
+objects beside them (``common.pt``), are pickles as well: torch reads them with ``weights_only``,
+which torch's own reader switches off for objects, hence :func:`_weights_only`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.cached_metadata_filesystem_reader import (
+    CachedMetadataFileSystemReader,
+)
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from nemotron_style.runtime.errors import InputError, Problem
+
+Result = TypeVar("Result")
+
+_DCP = "torch.distributed.checkpoint"
+_ALLOWED = {
+    *(
+        (f"{_DCP}.metadata", name)
+        for name in (
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+    (f"{_DCP}.filesystem", "_StorageInfo"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    *(("torch", name) for name in ("float64", "float32", "float16", "bfloat16", "int64", "uint8")),
+    ("collections", "OrderedDict"),
+    ("builtins", "set"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "PurePosixPath"),
+}
+
+# Said by torch about calls that megatron-core makes, and about reading in one process.
+_EXPECTED = ("`load_state_dict` is deprecated", "torch.distributed is disabled")
+
+
+class _Contents(pickle.Unpickler):
+    """Reads ``.metadata`` and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+def read_contents(path: Path) -> Metadata:
+    """The table of contents of a ``torch_dist`` directory; no code of it is run.
+
+    Raises InputError when it is missing, damaged, names anything but a table's own classes, or
+    points to files outside the directory.
+    """
+    file = path / ".metadata"
+    try:
+        with file.open("rb") as stream:
+            contents = _Contents(stream).load()
+    except OSError as error:
+        raise InputError(Problem(what="has no table of contents", where=str(file))) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise InputError(
+            Problem(what="is not the table of contents of weights", where=str(file), got=str(error))
+        ) from error
+    if not isinstance(contents, Metadata) or not _stays_inside(contents):
+        raise InputError(Problem(what="is not the table of contents of weights", where=str(file)))
+    return contents
+
+
+def _stays_inside(contents: Metadata) -> bool:
+    names = {entry.relative_path for entry in (contents.storage_data or {}).values()}
+    return all(name == os.path.basename(name) and name != ".." for name in names)
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and full shapes of the tensors in a ``torch_dist`` directory."""
+    entries = read_contents(path).state_dict_metadata.items()
+    return {
+        name: tuple(entry.size)
+        for name, entry in entries
+        if isinstance(entry, TensorStorageMetadata)
+    }
+
+
+class _InProcess(TorchDistSaveShardedStrategy):
+    """Writes from this process: megatron-core's own way spawns and forks one per save, for
+    overlapping with training, which takes seconds even for a tiny model."""
+
+    def __init__(self) -> None:
+        super().__init__("torch_dist", 1, thread_count=1)
+
+    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
+        named, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
+        dcp.save(
+            mcore_to_pyt_state_dict(named, False),
+            storage_writer=dcp.FileSystemWriter(checkpoint_dir, thread_count=1),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
+
+
+def write(state: dict[str, Any], path: Path) -> None:
+    """Write sharded ``state`` of all ranks into ``path``; every rank calls it."""
+    if dist.get_rank() == 0:
+        path.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    dist_checkpointing.save(
+        state, str(path), sharded_strategy=_InProcess(), validate_access_integrity=False
+    )
+
+
+def read(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The tensors that ``state`` describes, cut to this rank's share; every rank calls it.
+
+    Raises InputError when the directory cannot be trusted or lacks something.
+    """
+    read_contents(path)
+    return _reading(
+        path, lambda: dist_checkpointing.load(state, str(path), validate_access_integrity=False)
+    )
+
+
+def read_full(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor whole, in the order of names, on the CPU; one at a time, by this rank alone."""
+    entries = read_contents(path).state_dict_metadata
+    reader = CachedMetadataFileSystemReader(path)
+    for name in sorted(entries):
+        entry = entries[name]
+        if isinstance(entry, TensorStorageMetadata):
+            part = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
+            _reading(path, partial(dcp.load, part, storage_reader=reader, no_dist=True))
+            yield name, part[name]
+
+
+def _reading(path: Path, load: Callable[[], Result]) -> Result:
+    try:
+        with _weights_only(), warnings.catch_warnings():
+            for message in _EXPECTED:
+                warnings.filterwarnings("ignore", message=message)
+            return load()
+    except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
+        raise InputError(
+            Problem(what="the weights cannot be read", where=str(path), got=str(error))
+        ) from error
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """torch.load refuses pickled code inside, whatever the environment asks for."""
+    asked = {
+        name: os.environ.pop(name, None)
+        for name in ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    }
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        os.environ.update({name: value for name, value in asked.items() if value is not None})
