@@ -146,8 +146,8 @@ def _read_detail(
     cause = context.get("error")
     if isinstance(cause, StepsError):
         for problem in cause.problems:
-            place = problem.where or where(problem.key or key)
-            yield _replace(problem, where=place, key=problem.key or key)
+            origin = problem.where or where(problem.key or key)
+            yield _replace(problem, where=origin, key=problem.key or key)
         return
     if detail["type"] == "missing":
         yield Problem(where=where(key), key=key, what="is required and was not given")

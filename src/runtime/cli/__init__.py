@@ -1,0 +1,114 @@
+"""The command line: ``nemotron-style``.
+
+Each group of commands is a module that is imported when it is used. Exit codes: 0 done, 1 the
+step failed, 2 a mistake in what was given, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+import typer
+from typer.main import get_command
+
+from nemotron_style.runtime.cli.lazy import LazyGroup
+from nemotron_style.runtime.cli.table import print_json, tell
+from nemotron_style.runtime.errors import Problem, StepsError, suggest
+
+PROGRAM = "nemotron-style"
+INTERRUPTED = 130
+
+
+class Program(LazyGroup):
+    """The top of the command line."""
+
+    lazy: ClassVar = {
+        "steps": "nemotron_style.runtime.cli.steps:app",
+        "runs": "nemotron_style.runtime.cli.runs:app",
+        "artifacts": "nemotron_style.runtime.cli.artifacts:app",
+        "profiles": "nemotron_style.runtime.cli.profiles:app",
+    }
+
+
+app = typer.Typer(
+    cls=Program,
+    name=PROGRAM,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    epilog="""\b
+Start here:
+  nemotron-style steps list                    what there is
+  nemotron-style steps show sft/chat           what a step needs and makes
+  nemotron-style steps run sft/chat -c tiny    run the real code in small
+  nemotron-style artifacts list                what was made""",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"{PROGRAM} {version(PROGRAM)}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Align language models step by step; every model keeps a record of what made it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; a user's mistake never raises."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in (words[: words.index("--")] if "--" in words else words)
+    try:
+        outcome = get_command(app).main(args=words, prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+    except StepsError as error:
+        return _report(error.problems, error.exit_code, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return _report([Problem(what="interrupted")], INTERRUPTED, as_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        return _report_usage(error, as_json)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _report_usage(error: Any, as_json: bool) -> int:
+    """A command line that the parser refused: one sentence, near matches, where to read on."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)
+        return 2
+    context = error.ctx if hasattr(error, "ctx") else None
+    command = context.command_path if context else PROGRAM
+    fix = f"see {command} --help"
+    option = getattr(error, "option_name", "")
+    if context and option:
+        known = [name for each in context.command.params for name in each.opts]
+        fix = suggest(option, known) or fix
+    what = error.format_message().partition(" (Possible")[0].rstrip(".")
+    return _report([Problem(where=command, what=what, fix=fix)], 2, as_json)
+
+
+def _report(problems: Sequence[Problem], code: int, as_json: bool) -> int:
+    if as_json:
+        told = [problem.as_dict() for problem in problems]
+        print_json({"error": {"exit_code": code, "problems": told}})
+    else:
+        tell(problems)
+    return code

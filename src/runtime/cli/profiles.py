@@ -1,0 +1,86 @@
+"""``nemotron-style profiles``: where runs can take place."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from nemotron_style.runtime.cli.completion import complete_profile
+from nemotron_style.runtime.cli.table import print_json, render_pairs, render_table, tell
+from nemotron_style.runtime.errors import Problem, ProfileError
+from nemotron_style.runtime.profile import Profile, load_profile, read_profiles
+from nemotron_style.runtime.project import show_path
+
+app = typer.Typer(
+    help="See where runs can take place.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@app.callback()
+def _profiles() -> None:
+    """A profile says where a run takes place; it never changes what the run computes."""
+
+
+@app.command("list", epilog="\b\nExample:\n  nemotron-style profiles list")
+def list_profiles(as_json: AsJson = False) -> None:
+    """List the profiles of the package and of the project's env.toml."""
+    whole: list[Profile] = []
+    broken: dict[str, list[Problem]] = {}
+    for name in sorted(read_profiles()):
+        try:
+            whole.append(load_profile(name))
+        except ProfileError as error:
+            broken[name] = list(error.problems)
+    if as_json:
+        told = {name: [each.as_dict() for each in found] for name, found in broken.items()}
+        print_json({"profiles": [describe(profile) for profile in whole], "broken": told})
+        return
+    for name, problems in broken.items():
+        tell(problems, label=f"profile {name} is left out")
+    rows = [(each.name, each.executor, _origin(each), each.description) for each in whole]
+    header = ("PROFILE", "EXECUTOR", "FILE", "WHAT IT IS")
+    sys.stdout.write(render_table(rows, header=header))
+
+
+@app.command("show", epilog="\b\nExample:\n  nemotron-style profiles show slurm")
+def show_profile(
+    name: Annotated[str, typer.Argument(autocompletion=complete_profile)],
+    as_json: AsJson = False,
+) -> None:
+    """Show a profile with everything that it extends. Secrets are shown by name."""
+    profile = load_profile(name)
+    if as_json:
+        print_json(describe(profile))
+        return
+    print(f"{profile.name} ({profile.executor}), from {_origin(profile)}\n")
+    pairs = [(key, _say(value)) for key, value in _settings(profile).items()]
+    sys.stdout.write(render_pairs(pairs))
+
+
+def describe(profile: Profile) -> dict[str, Any]:
+    """A profile as plain data, with the file it stands in."""
+    return {"origin": _origin(profile), "executor": profile.executor, **profile.summary()}
+
+
+def _settings(profile: Profile) -> dict[str, Any]:
+    hidden = {"name", "executor"}
+    return {key: value for key, value in profile.summary().items() if key not in hidden} | (
+        {"mounts": [str(mount) for mount in profile.mounts]} if profile.mounts else {}
+    )
+
+
+def _origin(profile: Profile) -> str:
+    return show_path(profile.origin) if profile.origin else "built in"
+
+
+def _say(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
