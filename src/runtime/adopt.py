@@ -87,7 +87,7 @@ def _commit(
             )
         )
     key = layout.adopted(draft.digest, kind, name)
-    return settle(layout, key) or publish(layout, staged, draft, hashed, key=key)
+    return settle(layout, key) or publish(layout, staged, draft, hashed)
 
 
 def _provenance(source: _Source) -> Evidence:

@@ -5,13 +5,14 @@ The order is the promise:
 1. hash every file, ask the disk to keep it, take write permission away;
 2. claim a version by exclusive create; a claim is never given out again, so a version that
    came to nothing leaves a gap, and ``latest`` cannot go back;
-3. rename the directory to its place; without a record it is not an artifact yet;
-4. link the record's text to the key of its producer's slot (or of its adopted content). From
-   here on the commit is decided: whoever finds the key and no record finishes it;
-5. write the keys of the index, then the record.
+3. write the record's text as an intent, beside other attempts to commit the same slot;
+4. rename the directory to its place; without a record it is not an artifact yet;
+5. link the text to the key of the producer's slot (or of the adopted content): it is decided;
+6. write the keys of the index, then the record, and drop the intent.
 
-Steps 1 to 3 leave nothing that is seen, and the next attempt begins anew. Step 5 only writes
-what the key already says, so any number of processes may do it at once.
+After a crash in 1 to 3 the staged directory is still there, to be committed again. After 4 the
+intent tells what the renamed directory is, so it can be decided and finished by anyone. After 5
+only what the key says is ever written, so any number of processes may finish it at once.
 """
 
 from __future__ import annotations
@@ -97,23 +98,27 @@ def seal_tree(staged: Path, scratch: Path) -> list[Hashed]:
     return hashed
 
 
-def publish(
-    layout: Layout, staged: Path, draft: Record, hashed: list[Hashed], *, key: Path | None
-) -> Artifact:
-    """Make a sealed tree an artifact (steps 2 to 5).
+def publish(layout: Layout, staged: Path, draft: Record, hashed: list[Hashed]) -> Artifact:
+    """Make a sealed tree an artifact (steps 2 to 6).
 
-    ``draft`` is the record but for its version. When ``key`` was used before and what it says
+    ``draft`` is the record but for its version. When its key was used before and what that says
     is whole, that artifact is the answer and ``staged`` is thrown away.
     """
-    record, directory = _place(layout, staged, draft)
+    record = draft.model_copy(update={"version": _claim_version(layout, draft.name)})
     text = render_record(record)
-    if key is not None and not disk.write_new(key, text, scratch=layout.staging):
-        settled = settle(layout, key)
-        if settled is not None:
-            discard(layout, directory)
-            return settled
-        disk.write(key, text, scratch=layout.staging)
-    return _finish(layout, record, text, hashed)
+    directory = layout.version(record.name, record.version)
+    key = key_of(layout, record)
+    if key is None:
+        disk.move_dir(staged, directory)
+        return _finish(layout, record, text, hashed)
+    intent = layout.intent(key, record.ref)
+    disk.write(intent, text, scratch=layout.staging)
+    disk.move_dir(staged, directory)
+    artifact = _decide(layout, key, text) or _finish(layout, record, text, hashed)
+    if artifact.path != directory:
+        discard(layout, directory)
+    intent.unlink(missing_ok=True)
+    return artifact
 
 
 def settle(layout: Layout, key: Path) -> Artifact | None:
@@ -121,20 +126,21 @@ def settle(layout: Layout, key: Path) -> Artifact | None:
 
     None when there is none, or when its files are no longer what they were.
     """
-    try:
-        text = key.read_bytes()
-        record = parse_record(text, where=str(key))
-        directory = layout.version(record.name, record.version)
-        if is_committed(directory):
-            artifact = load_artifact(directory)
-            times = read_times(layout, record.ref)
-            return None if audit(artifact.record, directory, times=times) else artifact
-        hashed = [hash_file(found) for found in find_files(directory)]
-    except (FileNotFoundError, ArtifactError):
-        return None
-    if tuple(item.file for item in hashed) != record.files:
-        return None
-    return _finish(layout, record, text.decode(), hashed)
+    settled = _complete(layout, key)
+    if settled:
+        return settled
+    for intent in layout.intents(key):
+        known = _read_whole(layout, intent)
+        if known:
+            return _decide(layout, key, render_record(known[0])) or _finish_known(layout, known)
+    return None
+
+
+def key_of(layout: Layout, record: Record) -> Path | None:
+    """The key under which this record is committed at most once."""
+    if record.producer:
+        return layout.output(record.producer.run_id, record.producer.slot)
+    return layout.adopted(record.digest, record.kind, record.name) if record.origin else None
 
 
 def discard(layout: Layout, directory: Path) -> None:
@@ -148,17 +154,52 @@ def discard(layout: Layout, directory: Path) -> None:
     disk.remove_tree(aside)
 
 
-def _place(layout: Layout, staged: Path, draft: Record) -> tuple[Record, Path]:
-    name = draft.name
-    taken = versions_in(layout.claim(name, 1).parent) + versions_in(layout.name(name))
-    version = max(taken, default=0)
-    while True:
-        # The listing is only where to begin: the exclusive create decides.
+def _claim_version(layout: Layout, name: str) -> int:
+    taken = versions_in(layout.claims(name)) + versions_in(layout.name(name))
+    version = max(taken, default=0) + 1
+    # The listing is only where to begin: the exclusive create decides.
+    while not disk.touch_new(layout.claims(name) / f"v{version}"):
         version += 1
-        if disk.touch_new(layout.claim(name, version)):
-            directory = layout.version(name, version)
-            if disk.move_dir(staged, directory):
-                return draft.model_copy(update={"version": version}), directory
+    return version
+
+
+def _decide(layout: Layout, key: Path, text: str) -> Artifact | None:
+    """Link ``text`` to ``key``; what was decided before, when that is whole, is returned."""
+    if disk.write_new(key, text, scratch=layout.staging):
+        return None
+    settled = _complete(layout, key)
+    if settled is None:
+        disk.write(key, text, scratch=layout.staging)
+    return settled
+
+
+def _complete(layout: Layout, key: Path) -> Artifact | None:
+    """The artifact that ``key`` tells of, finished if need be; None unless it is whole."""
+    known = _read_whole(layout, key)
+    return _finish_known(layout, known) if known else None
+
+
+def _finish_known(layout: Layout, known: tuple[Record, list[Hashed]]) -> Artifact:
+    record, hashed = known
+    directory = layout.version(record.name, record.version)
+    if is_committed(directory):
+        return Artifact(record, directory)
+    return _finish(layout, record, render_record(record), hashed)
+
+
+def _read_whole(layout: Layout, key: Path) -> tuple[Record, list[Hashed]] | None:
+    """The record in ``key``, and its files unless they are committed; None when not all there."""
+    try:
+        record = parse_record(key.read_bytes(), where=str(key))
+        directory = layout.version(record.name, record.version)
+        if is_committed(directory):
+            record = load_artifact(directory).record
+            whole = not audit(record, directory, times=read_times(layout, record.ref))
+            return (record, []) if whole else None
+        hashed = [hash_file(found) for found in find_files(directory)]
+    except (FileNotFoundError, ArtifactError):
+        return None
+    return (record, hashed) if tuple(item.file for item in hashed) == record.files else None
 
 
 def _finish(layout: Layout, record: Record, text: str, hashed: Iterable[Hashed]) -> Artifact:

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nemotron_style.runtime import disk
+from nemotron_style.runtime import disk, lookup
 from nemotron_style.runtime.artifact import load_artifact, parse_record
-from nemotron_style.runtime.commit import settle
+from nemotron_style.runtime.commit import key_of, settle
 from nemotron_style.runtime.digest import directories
 from nemotron_style.runtime.errors import ArtifactError
 from nemotron_style.runtime.index import entries, write_keys
 from nemotron_style.runtime.layout import Layout, is_committed, versions_in
+from nemotron_style.runtime.ref import from_key
 
 _ASIDE = "half-made"
 
@@ -37,10 +38,10 @@ def collect_garbage(layout: Layout, *, grace_s: float) -> Garbage:
     done = Garbage()
     before = time.time() - grace_s
     _bring_back(layout, done)
-    for key in _keys(layout):
-        _finish(layout, key, done)
+    for intent in entries(layout.index / "intent"):
+        _finish(layout, intent, before, done)
     for directory in list(_half_made(layout)):
-        claim = layout.claim(directory.parent.name, int(directory.name[1:]))
+        claim = layout.claims(directory.parent.name) / directory.name
         if _touched(claim if claim.exists() else directory) < before:
             _remove_half_made(layout, directory, done)
     for leftover in entries(layout.staging):
@@ -51,19 +52,18 @@ def collect_garbage(layout: Layout, *, grace_s: float) -> Garbage:
     return done
 
 
-def _keys(layout: Layout) -> Iterator[Path]:
-    for pattern in ("output/*/*", "adopted/*/*/*"):
-        yield from sorted(layout.index.glob(pattern))
-
-
-def _finish(layout: Layout, key: Path, done: Garbage) -> None:
+def _finish(layout: Layout, intent: Path, before: float, done: Garbage) -> None:
+    ref = from_key(intent.name.partition("~")[2])
     try:
-        record = parse_record(key.read_bytes(), where=str(key))
-    except ArtifactError:
-        return
-    directory = layout.version(record.name, record.version)
-    if directory.is_dir() and not is_committed(directory) and settle(layout, key):
-        done.finished.append(record.ref)
+        record = parse_record(intent.read_bytes(), where=str(intent))
+        key = key_of(layout, record)
+    except (FileNotFoundError, ArtifactError):
+        key = None
+    if key and lookup.find(layout, ref) is None:
+        settled = settle(layout, key)
+        done.finished += [ref] if settled and settled.ref == ref else []
+    if _touched(intent) < before:
+        intent.unlink(missing_ok=True)
 
 
 def _half_made(layout: Layout) -> Iterator[Path]:

@@ -2,7 +2,7 @@
 
 A key is a file whose name says everything. Keys are written before the record, so a commit that
 was cut off leaves keys without an artifact: whoever follows a key looks whether there is one.
-Everything here but ``output`` and ``adopted`` can be written again from the records.
+Those of :func:`keys_of` can be written again from the records.
 """
 
 from __future__ import annotations
@@ -20,15 +20,20 @@ from nemotron_style.runtime.ref import from_key, to_key
 Times = dict[str, list[int]]
 
 
-def write_keys(layout: Layout, record: Record) -> int:
-    """Write every key by which ``record`` will be found; the number of those that were missing."""
+def keys_of(layout: Layout, record: Record) -> list[Path]:
+    """Every key by which an artifact is found; each can be written again from its record."""
     keys = [layout.digest(record.digest) / to_key(record.ref)]
     for edge in record.inputs:
         up = layout.edges("up", record.digest, record.ref)
         down = layout.edges("down", edge.digest, edge.ref)
         keys.append(up / f"{edge.slot}~{to_key(edge.ref)}")
         keys.append(down / f"{edge.slot}~{to_key(record.ref)}")
-    return sum(disk.touch_new(key) for key in keys)
+    return keys
+
+
+def write_keys(layout: Layout, record: Record) -> int:
+    """Write the keys of an artifact that are not there; their number."""
+    return sum(disk.touch_new(key) for key in keys_of(layout, record))
 
 
 def read_digests(layout: Layout, prefix: str) -> list[str]:

@@ -14,6 +14,7 @@ staging/                            what may be thrown away
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from nemotron_style.runtime.digest import RECORD_NAME
@@ -38,9 +39,9 @@ class Layout:
         """The directory of one version."""
         return self.name(name) / f"v{version}"
 
-    def claim(self, name: str, version: int) -> Path:
-        """The file whose creation hands out a version."""
-        return self.name(name) / ".claims" / f"v{version}"
+    def claims(self, name: str) -> Path:
+        """The files whose creation hands out the versions of a name."""
+        return self.name(name) / ".claims"
 
     def digest(self, digest: str) -> Path:
         """Keys of the artifacts with this content."""
@@ -62,6 +63,17 @@ class Layout:
         """The key under which content of a kind is adopted once for a name."""
         directory = self.index / "adopted" / _hex(digest)
         return directory / check_word(kind, "kind") / check_name(name)
+
+    def intent(self, key: Path, ref: str) -> Path:
+        """An attempt to commit under ``key``, which claimed the version ``ref``."""
+        return self.index / "intent" / f"{self._short(key)}~{to_key(ref)}"
+
+    def intents(self, key: Path) -> list[Path]:
+        """All attempts to commit under ``key`` that are under way or were cut off."""
+        return sorted((self.index / "intent").glob(f"{self._short(key)}~*"))
+
+    def _short(self, key: Path) -> str:
+        return hashlib.sha256(key.relative_to(self.index).as_posix().encode()).hexdigest()[:32]
 
 
 def versions_in(directory: Path) -> list[int]:

@@ -22,7 +22,7 @@ from nemotron_style.runtime.commit import discard, draft_record, publish, seal_t
 from nemotron_style.runtime.digest import digest_tree
 from nemotron_style.runtime.errors import ArtifactError, Problem
 from nemotron_style.runtime.garbage import Garbage, collect_garbage
-from nemotron_style.runtime.index import entries, read_edges, read_times
+from nemotron_style.runtime.index import entries, keys_of, read_edges, read_times
 from nemotron_style.runtime.layout import Layout, is_committed, versions_in
 from nemotron_style.runtime.ref import check_word
 
@@ -81,6 +81,10 @@ class Store:
         """Every artifact with exactly this content, the first committed first."""
         return lookup.by_digest(self.layout, digest)
 
+    def find(self, ref: str) -> Artifact | None:
+        """The artifact ``name:v3``, or None when there is none to be read."""
+        return lookup.find(self.layout, ref)
+
     def output_of(self, run_id: str, slot: str) -> Artifact | None:
         """What a run committed from a slot; None when it did not, or not to the end."""
         return lookup.output_of(self.layout, run_id, slot)
@@ -136,7 +140,7 @@ class Store:
         draft = draft_record(hashed, name=name, kind=kind, **evidence)
         draft = draft.model_copy(update={"producer": producer, "inputs": tuple(inputs)})
         refuse_secrets(render_record(draft), forbidden, where=name)
-        return publish(self.layout, staged, draft, hashed, key=key)
+        return publish(self.layout, staged, draft, hashed)
 
     def settle(self, run_id: str, slot: str) -> Artifact | None:
         """Like :meth:`output_of`, but first finishes a commit that was cut off when decided."""
@@ -173,14 +177,30 @@ class Store:
         Shallow, a file is hashed only when its size or time differs from when it was committed;
         deep, always.
         """
+        return self.verify_path(artifact.path, deep=deep)
+
+    def verify_path(self, directory: Path, *, deep: bool) -> list[Problem]:
+        """The same for the directory of a version, whose record may not even be readable."""
         try:
-            record = load_artifact(artifact.path).record
+            record = load_artifact(directory).record
         except FileNotFoundError:
-            return [Problem(where=artifact.ref, what="is gone")]
+            return [Problem(where=str(directory), what="is gone")]
         except ArtifactError as error:
             return list(error.problems)
         times = None if deep else read_times(self.layout, record.ref)
-        return audit(record, artifact.path, times=times)
+        return audit(record, directory, times=times)
+
+    def missing_keys(self, directory: Path) -> list[Problem]:
+        """Keys of the index that a version ought to have; without them lineage is cut short."""
+        fix = "`nemotron-style artifacts gc` writes it again"
+        record = load_artifact(directory).record
+        return [
+            Problem(
+                where=record.ref, key=str(key.relative_to(self.root)), what="is missing", fix=fix
+            )
+            for key in keys_of(self.layout, record)
+            if not key.exists()
+        ]
 
     def collect_garbage(self, *, grace_s: float = 86400.0) -> Garbage:
         """Remove what no commit will use any more and is older than ``grace_s`` seconds."""

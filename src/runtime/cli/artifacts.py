@@ -1,0 +1,266 @@
+"""``nemotron-style artifacts``: what is in the store, whence it came, and whether it is whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nemotron_style.runtime.artifact import Artifact, Record
+    from nemotron_style.runtime.errors import Problem
+    from nemotron_style.runtime.store import Store
+
+app = typer.Typer(no_args_is_help=True, help="Show, check, compare and adopt artifacts.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Ref = Annotated[str, typer.Argument(help="name, name:latest, name:v3 or sha256:<prefix>.")]
+
+
+class Format(StrEnum):
+    """What a lineage is printed as."""
+
+    tree = "tree"
+    json = "json"
+    mermaid = "mermaid"
+    dot = "dot"
+    openlineage = "openlineage"
+
+
+@app.callback()
+def choose_store(
+    context: typer.Context,
+    profile: Annotated[
+        str | None, typer.Option("--profile", "-p", help="Use this profile's store.")
+    ] = None,
+) -> None:
+    """Remember which profile's store the command below works on."""
+    context.obj = profile
+
+
+@app.command("list")
+def list_artifacts(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Only versions of this name.")] = None,
+    *,
+    kind: Annotated[str | None, typer.Option(help="Only artifacts of this kind.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List artifacts, the newest version of each name first."""
+    found = [
+        artifact
+        for artifact in _open_store(context).artifacts(name)
+        if kind in (None, artifact.kind)
+    ]
+    if as_json:
+        return _print_json([_summary(artifact) for artifact in found])
+    rows: list[tuple[str, ...]] = [("REF", "KIND", "DIGEST", "SIZE", "CREATED", "MADE BY")]
+    rows += [_row(artifact) for artifact in found]
+    _print_table(rows if found else [("no artifacts yet; run a step, or adopt something",)])
+
+
+@app.command()
+def show(context: typer.Context, ref: Ref, *, as_json: Json = False) -> None:
+    """Show everything that an artifact's record tells."""
+    artifact = _open_store(context).resolve(ref)
+    record = artifact.record.model_dump(mode="json")
+    if as_json:
+        return _print_json(record | {"ref": artifact.ref, "path": str(artifact.path)})
+    files: list[tuple[str, ...]] = [
+        (f"  {file.path}", str(file.size)) for file in artifact.record.files
+    ]
+    inputs = [
+        f"  {edge.slot}: {edge.ref}  {edge.kind}  {edge.digest}" for edge in artifact.record.inputs
+    ]
+    typer.echo(f"{artifact.ref}  {artifact.kind}\n{artifact.digest}\n{artifact.path}")
+    typer.echo(f"{_describe(artifact)}\n{artifact.record.created}")
+    _print_block("inputs", inputs)
+    for field in ("config", "seeds", "metrics", "facts", "code", "environment", "hardware"):
+        _print_block(field, _leaves(record[field]))
+    typer.echo(f"files ({_human_size(artifact.record.size)}):")
+    _print_table(files)
+
+
+@app.command()
+def lineage(
+    context: typer.Context,
+    ref: Ref,
+    *,
+    down: Annotated[bool, typer.Option("--down", help="What was made from it.")] = False,
+    style: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.tree,
+    as_json: Json = False,
+) -> None:
+    """Trace an artifact to everything it was made from."""
+    from nemotron_style.runtime.lineage import render, walk
+
+    store = _open_store(context)
+    traced = walk(store, store.resolve(ref), down=down)
+    # A lineage in another JSON dialect is one document already.
+    chosen = "json" if as_json and style is not Format.openlineage else style.value
+    typer.echo(render(traced, chosen))
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    ref: Annotated[str | None, typer.Argument(help="One artifact; all without it.")] = None,
+    *,
+    shallow: Annotated[
+        bool, typer.Option("--shallow", help="Trust files whose size and time are unchanged.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check that every byte is the one that was committed. Exits with 1 when one is not."""
+    store = _open_store(context)
+    targets = [store.resolve(ref).path] if ref else list(store.committed())
+    problems = [each for path in targets for each in _check(store, path, deep=not shallow)]
+    if as_json:
+        told = [problem.as_dict() for problem in problems]
+        _print_json({"checked": len(targets), "ok": not problems, "problems": told})
+    else:
+        for problem in problems:
+            typer.echo(str(problem), err=True)
+        typer.echo(f"{len(targets)} checked, {len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def adopt(
+    context: typer.Context,
+    path: Annotated[str, typer.Argument(help="A file, a directory or a URI.")],
+    *,
+    kind: Annotated[str, typer.Option(help="The kind of artifact that it is.")],
+    name: Annotated[str, typer.Option(help="The name that it gets.")],
+    as_json: Json = False,
+) -> None:
+    """Copy a file or directory into the store, to be used as an input."""
+    from nemotron_style.runtime.kinds import load_kinds
+
+    load_kinds()[kind]
+    artifact = _open_store(context).adopt(path, kind=kind, name=name)
+    if as_json:
+        return _print_json(_summary(artifact))
+    typer.echo(f"{artifact.ref}  {artifact.kind}  {artifact.digest}")
+
+
+@app.command()
+def diff(context: typer.Context, left: Ref, right: Ref, *, as_json: Json = False) -> None:
+    """Show where two artifacts differ: files, inputs, config, code, figures."""
+    from nemotron_style.runtime.difference import compare
+
+    store = _open_store(context)
+    ours, theirs = store.resolve(left), store.resolve(right)
+    differences = compare(ours, theirs)
+    if as_json:
+        told = [asdict(difference) for difference in differences]
+        return _print_json({"left": ours.ref, "right": theirs.ref, "differences": told})
+    rows: list[tuple[str, ...]] = [("", ours.ref, theirs.ref)]
+    rows += [(each.key, _short_value(each.left), _short_value(each.right)) for each in differences]
+    _print_table(rows if differences else [("no difference",)])
+
+
+@app.command()
+def gc(
+    context: typer.Context,
+    *,
+    grace: Annotated[float, typer.Option(help="Leave alone what is younger, in hours.")] = 24.0,
+    as_json: Json = False,
+) -> None:
+    """Finish commits that were cut off and remove what crashes left. Artifacts stay."""
+    done = _open_store(context).collect_garbage(grace_s=grace * 3600)
+    if as_json:
+        return _print_json(asdict(done))
+    for path in done.removed:
+        typer.echo(f"removed {path}")
+    for ref in done.finished:
+        typer.echo(f"finished {ref}")
+    typer.echo(f"{len(done.removed)} removed, {len(done.finished)} commits finished")
+
+
+def _open_store(context: typer.Context) -> Store:
+    from nemotron_style.runtime.profile import load_profile
+    from nemotron_style.runtime.store import Store, default_root
+
+    return Store(default_root(load_profile(context.obj).store))
+
+
+def _check(store: Store, path: Path, *, deep: bool) -> list[Problem]:
+    return store.verify_path(path, deep=deep) or store.missing_keys(path)
+
+
+def _summary(artifact: Artifact) -> dict[str, Any]:
+    record = artifact.record
+    return {
+        "ref": artifact.ref,
+        "kind": artifact.kind,
+        "digest": artifact.digest,
+        "size": record.size,
+        "files": len(record.files),
+        "created": record.created,
+        "run_id": record.producer.run_id if record.producer else None,
+        "step": record.producer.step if record.producer else None,
+        "path": str(artifact.path),
+    }
+
+
+def _row(artifact: Artifact) -> tuple[str, ...]:
+    from nemotron_style.runtime.lineage import short
+
+    record = artifact.record
+    size, created = _human_size(record.size), record.created[:19].replace("T", " ")
+    return artifact.ref, artifact.kind, short(artifact.digest), size, created, _made_by(record)
+
+
+def _made_by(record: Record) -> str:
+    if record.producer:
+        return f"{record.producer.step}@{record.producer.config_name}"
+    return "adopted" if record.origin else "-"
+
+
+def _describe(artifact: Artifact) -> str:
+    from nemotron_style.runtime.lineage import Node, describe
+
+    return describe(Node(artifact.ref, artifact.kind, artifact.digest, artifact))
+
+
+def _leaves(values: dict[str, Any]) -> list[str]:
+    from nemotron_style.runtime.difference import flatten
+
+    return [f"  {key}: {_short_value(value)}" for key, value in flatten(values, "")]
+
+
+def _short_value(value: Any) -> str:
+    if value is None:
+        return "-"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _human_size(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def _print_block(title: str, lines: list[str]) -> None:
+    if lines:
+        typer.echo("\n".join([f"{title}:", *lines]))
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
