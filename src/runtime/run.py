@@ -21,7 +21,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,12 @@ class RunFolder:
         return [decision for decision in found if decision is not None]
 
     def claim_attempt(self) -> Attempt | None:
-        """Begin the next attempt in the name of this process, or None when another one lives."""
+        """Begin the next attempt in the name of this process.
+
+        None when there is nothing to begin: another one lives, or the run is complete.
+        """
+        if self.outputs is not None:
+            return None
         last = self.last_attempt
         if last and last.state in ("starting", "running"):
             return None
@@ -210,12 +215,14 @@ class RunFolder:
             file.write(text)
 
 
-def list_runs(store: Path) -> Iterator[RunFolder]:
-    """Every run of a store, the newest plan first."""
-    folder = store / "runs"
-    runs = [RunFolder(path) for path in folder.iterdir()] if folder.is_dir() else []
-    known = [run for run in runs if run.exists]
-    yield from sorted(known, key=_age, reverse=True)
+def list_runs(store: Path, *, step: str = "", limit: int | None = None) -> list[RunFolder]:
+    """The runs of a store, or of one of its steps, the newest plan first."""
+    prefix = f"{step.replace('/', '-')}-" if step else ""
+    runs = [RunFolder(path) for path in (store / "runs").glob(f"{prefix}*")]
+    known = sorted((run for run in runs if run.exists), key=_age, reverse=True)
+    if step:  # another step's id may begin with this one's
+        known = [run for run in known if len(run.run_id) == len(prefix) + 12]
+    return known[:limit]
 
 
 def find_run(store: Path, word: str) -> RunFolder:

@@ -156,6 +156,8 @@ def tell(ending: Ending, attempt: Attempt, *, seat: Seat, seconds: float) -> int
 def work(task: Task) -> None:
     """Verify, run the recipe, seal, commit. With a sealed earlier attempt only the last."""
     plan = task.plan
+    if task.folder.outputs is not None:
+        return  # another attempt completed the run while this one was on its way
     inputs = open_inputs(plan, task.store)
     sealed = find_sealed(task.folder)
     if sealed is None:
