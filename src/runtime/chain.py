@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.document import Document, read_document
-from nemotron_style.runtime.errors import ConfigError, Problem
+from nemotron_style.runtime.errors import ConfigError, Problem, suggest
 from nemotron_style.runtime.project import show_path
 
 MANDATORY = "???"
 
 
-def read_chain(path: Path, *, below: tuple[Path, ...] = ()) -> Document:
-    """Read ``path`` over the files it names in ``defaults:``, relative to itself.
+def read_chain(path: Path, *, home: Path, below: tuple[Path, ...] = ()) -> Document:
+    """Read ``path`` over the files it names in ``defaults:``.
+
+    They lie beside the file, or else in ``home``, so that a config of one's own can inherit from
+    those that come with the step.
 
     Raises:
         ConfigError: a file is missing or malformed, or the chain goes round in a circle.
@@ -25,15 +28,15 @@ def read_chain(path: Path, *, below: tuple[Path, ...] = ()) -> Document:
     own = read_document(path)
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
-    for parent in _parents(own, path):
-        inherited = read_chain(parent, below=chain)
+    for parent in _parents(own, path, home):
+        inherited = read_chain(parent, home=home, below=chain)
         values = overlay(values, inherited.values)
         places |= inherited.places
     own_values = {key: value for key, value in own.values.items() if key != "defaults"}
     return Document(overlay(values, own_values), {**places, **own.places})
 
 
-def _parents(document: Document, path: Path) -> list[Path]:
+def _parents(document: Document, path: Path, home: Path) -> list[Path]:
     names = document.values.get("defaults", [])
     names = [names] if isinstance(names, str) else names
     where = document.places.get("defaults", show_path(path))
@@ -42,12 +45,18 @@ def _parents(document: Document, path: Path) -> list[Path]:
         raise ConfigError(Problem(where=where, key="defaults", what=what))
     found = []
     for name in names:
-        parent = path.parent / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
-        if not parent.is_file():
-            there = ", ".join(sorted(each.name for each in path.parent.glob("*.yaml")))
-            what = f"there is no file {name!r} beside this one"
-            raise ConfigError(Problem(where=where, key="defaults", what=what, allowed=there))
-        found.append(parent)
+        file = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
+        there = [folder / file for folder in (path.parent, home) if (folder / file).is_file()]
+        if not there:
+            names = sorted(
+                {each.name for each in (*path.parent.glob("*.yaml"), *home.glob("*.yaml"))}
+            )
+            what, allowed = f"there is no file {name!r} beside this one", ", ".join(names)
+            fix = suggest(file, names)
+            raise ConfigError(
+                Problem(where=where, key="defaults", what=what, allowed=allowed, fix=fix)
+            )
+        found.append(there[0])
     return found
 
 

@@ -10,17 +10,26 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nemotron_style.runtime.errors import ConfigError, ManifestError, Problem, StepsError, suggest
+from nemotron_style.runtime.errors import ConfigError, ManifestError, Problem, suggest
 from nemotron_style.runtime.manifest import Manifest
 from nemotron_style.runtime.project import show_path
-from nemotron_style.runtime.schema import locate, read_refusal, split_key
+from nemotron_style.runtime.schema import (
+    keys_of,
+    locate,
+    read_refusal,
+    split_key,
+    suggest_key,
+)
+
+if TYPE_CHECKING:
+    pass
 
 MANDATORY = "???"
 
@@ -104,6 +113,18 @@ def load_config_class(manifest: Manifest) -> type[StepConfig]:
     if not (isinstance(found, type) and issubclass(found, StepConfig)):
         what = f"{text!r} is not a subclass of StepConfig"
         raise ManifestError(Problem(where=where, key="run.config", what=what))
+    strange = [key for key in manifest.bound_keys if locate(found, split_key(key)).field is None]
+    if strange:
+        keys = list(keys_of(found))
+        raise ManifestError(
+            Problem(
+                where=where,
+                key="config_key",
+                what=f"{key!r} is no key of {text}",
+                fix=suggest_key(key, keys),
+            )
+            for key in strange
+        )
     return found
 
 
@@ -138,15 +159,17 @@ def resolve_config(
         ConfigError: with every problem of the files, the overrides and the values.
     """
     from nemotron_style.runtime.chain import read_chain
+    from nemotron_style.runtime.draft import Draft, put
 
     path = find_config(manifest, name)
-    draft = _Draft(manifest, load_config_class(manifest), read_chain(path))
+    draft = Draft(manifest, load_config_class(manifest), show_path(path))
+    draft.read(read_chain(path, home=manifest.folder))
     draft.apply(overrides)
     sources = draft.take_sources()
     config, unbound = draft.finish()
     values = config.model_dump(mode="json")
     for key in unbound:
-        _put(values, key, None)
+        put(values, key, None)
     semantic = flatten(meaning(config))
     for key in manifest.bound_keys:
         semantic = {known: each for known, each in semantic.items() if not _is_below(known, key)}
@@ -206,151 +229,3 @@ def _is_cosmetic(info: Any) -> bool:
 
 def _is_below(key: str, above: str) -> bool:
     return key == above or key.startswith(above + ".")
-
-
-def _get(values: Any, key: str) -> Any:
-    for part in split_key(key):
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return values
-
-
-def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    *above, last = split_key(key)
-    for part in above:
-        values = values.setdefault(part, {})
-    values[last] = value
-
-
-class _Draft:
-    """A config on its way: values, where each key stands, and the problems found so far."""
-
-    def __init__(self, manifest: Manifest, schema: type[StepConfig], document: Any) -> None:
-        self.manifest = manifest
-        self.schema = schema
-        self.values: dict[str, Any] = document.values
-        self.places: dict[str, str] = dict(document.places)
-        self.problems: list[Problem] = []
-
-    def where(self, key: str) -> str:
-        """The file and line of ``key``, or of the nearest table above it."""
-        while key and key not in self.places:
-            key = key[: max(key.rfind("."), key.rfind("["), 0)]
-        return self.places.get(key, "")
-
-    def apply(self, overrides: Sequence[str]) -> None:
-        """Apply what was typed, in its order."""
-        from nemotron_style.runtime.override import apply_override, read_override
-
-        inputs = _with_inputs(self.schema)
-        for text in overrides:
-            try:
-                override = read_override(text)
-                apply_override(self.values, override, inputs)
-                self.places[override.key] = f"override {text!r}"
-            except ConfigError as error:
-                self.problems += error.problems
-
-    def take_sources(self) -> dict[str, InputSource]:
-        """Take the ``inputs`` table out of the values."""
-        table = self.values.pop("inputs", None) or {}
-        sources: dict[str, InputSource] = {}
-        if not isinstance(table, dict):
-            problem = Problem(where=self.where("inputs"), key="inputs", what="must be a table")
-            self.problems.append(problem)
-            return {}
-        slots = [slot.name for slot in self.manifest.consumes]
-        for slot, value in table.items():
-            if slot not in slots:
-                fix = suggest(slot, slots) or f"slots: {', '.join(slots)}"
-                key, what = f"inputs.{slot}", f"{self.manifest.id} has no such input"
-                self.problems.append(Problem(where=self.where(key), key=key, what=what, fix=fix))
-            elif value is not None:
-                sources |= self._read_source(slot, value)
-        return sources
-
-    def _read_source(self, slot: str, value: Any) -> dict[str, InputSource]:
-        try:
-            return {slot: InputSource.model_validate(value)}
-        except ValidationError as error:
-            prefix = f"inputs.{slot}"
-            found = read_refusal(error, InputSource, value, where=lambda _: self.where(prefix))
-            for each in found:
-                key = f"{prefix}.{each.key}".rstrip(".")
-                place = self.where(key)
-                self.problems.append(Problem(**{**vars(each), "key": key, "where": place}))
-            return {}
-
-    def finish(self) -> tuple[StepConfig, list[str]]:
-        """Resolve and validate; the second result are the slot-bound keys that are still open."""
-        from nemotron_style.runtime.interpolation import resolve
-
-        values, dangling = resolve(self.values, self.schema, where=self.where)
-        self.problems += dangling
-        unbound = self._open_slots(values)
-        self._refuse_mandatory(values)
-        silent = [problem.key for problem in self.problems]
-        try:
-            config = validate(self.schema, values)
-        except ValidationError as error:
-            found = read_refusal(error, self.schema, values, where=self.where)
-            self.problems += [each for each in found if each.key not in silent or each.got]
-        if self.problems:
-            raise ConfigError(self.problems)
-        return config, unbound
-
-    def _open_slots(self, values: dict[str, Any]) -> list[str]:
-        """Fill required slot-bound keys for validation; what is typed in a plan comes later."""
-        unbound = []
-        for key in self.manifest.bound_keys:
-            if _get(values, key) not in (None, MANDATORY):
-                continue
-            unbound.append(key)
-            info = locate(self.schema, split_key(key)).field
-            _put(values, key, "unbound" if info and info.is_required() else None)
-        return unbound
-
-    def _refuse_mandatory(self, values: dict[str, Any]) -> None:
-        from nemotron_style.runtime.interpolation import leaves
-        from nemotron_style.runtime.schema import join_key
-
-        for path, value in list(leaves(values)):
-            if value != MANDATORY:
-                continue
-            key = join_key(path)
-            what, fix = "is mandatory and was not given", f"give {key}=VALUE"
-            self.problems.append(Problem(where=self.where(key), key=key, what=what, fix=fix))
-            if all(isinstance(part, str) for part in path):
-                _drop(values, [str(part) for part in path])
-
-
-def _drop(values: dict[str, Any], parts: Sequence[str]) -> None:
-    for part in parts[:-1]:
-        values = values[part]
-    del values[parts[-1]]
-
-
-def _with_inputs(schema: type[StepConfig]) -> type[BaseModel]:
-    """The schema as the command line sees it: with the ``inputs`` table, which is no field."""
-    from pydantic import create_model
-
-    inputs: Any = (dict[str, InputSource], Field(default_factory=dict))
-    return create_model("WithInputs", __base__=schema, inputs=inputs)
-
-
-__all__ = [
-    "InputSource",
-    "ResolvedConfig",
-    "Section",
-    "StepConfig",
-    "StepsError",
-    "cosmetic",
-    "parse_config",
-    "resolve_config",
-]
-
-
-def config_keys(manifest: Manifest) -> Iterator[str]:
-    """Every dotted key of the step's schema."""
-    from nemotron_style.runtime.schema import keys_of
-
-    yield from keys_of(load_config_class(manifest))

@@ -79,7 +79,8 @@ def translate(table: Mapping[str, Any], where: str) -> tuple[dict[str, Any], lis
 def _lift_secrets(ours: dict[str, Any], where: str) -> list[Problem]:
     problems = []
     kept = {}
-    secrets = list(ours.get("secrets", ()))
+    listed = ours.get("secrets", [])
+    secrets = list(listed) if isinstance(listed, list) else []
     for name, value in ours["env"].items():
         if not looks_secret(name):
             kept[name] = value
@@ -93,6 +94,6 @@ def _lift_secrets(ours: dict[str, Any], where: str) -> list[Problem]:
         what = "looks like a secret, and values of secrets have no place in a profile"
         problems.append(Problem(where=where, key=f"env.{name}", what=what, fix=fix))
     ours["env"] = kept
-    if secrets:
+    if secrets and isinstance(listed, list):
         ours["secrets"] = list(dict.fromkeys(secrets))
     return problems

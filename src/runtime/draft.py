@@ -1,142 +1,166 @@
-"""A plan out of an order, its config and what fills its inputs."""
+"""A config on its way from files and overrides to values that fit the step's schema."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from nemotron_style.runtime.bind import Offer
-from nemotron_style.runtime.code import digest_code
-from nemotron_style.runtime.config import ResolvedConfig
-from nemotron_style.runtime.errors import ConfigError, Problem
+from pydantic import BaseModel, Field, ValidationError, create_model
+
+from nemotron_style.runtime.config import MANDATORY, InputSource, StepConfig, validate
+from nemotron_style.runtime.document import Document
+from nemotron_style.runtime.errors import ConfigError, Problem, suggest
+from nemotron_style.runtime.interpolation import leaves, resolve
 from nemotron_style.runtime.manifest import Manifest
-from nemotron_style.runtime.order import Order, World
-from nemotron_style.runtime.plan import (
-    Plan,
-    PlannedInput,
-    PlannedOutput,
-    get_key,
-    identify,
-    name_run,
-    put_key,
-)
-from nemotron_style.runtime.profile import Profile
+from nemotron_style.runtime.override import apply_override, read_override
+from nemotron_style.runtime.schema import join_key, locate, read_refusal, split_key
 
 
-def draft_plan(
-    order: Order,
-    manifest: Manifest,
-    config: ResolvedConfig,
-    offers: Mapping[str, Offer],
-    *,
-    world: World,
-) -> Callable[[int], Plan]:
-    """A function that gives the plan of a generation."""
-    identity = {
-        "step": manifest.id,
-        "manifest_version": manifest.version,
-        "config": config.semantic,
-        "inputs": {slot: offer.source for slot, offer in offers.items()},
-        "code": digest_code(manifest.run.entrypoint),
-    }
-    if order.arguments:
-        identity["arguments"] = list(order.arguments)
-    base = order.name or f"{manifest.id.replace('/', '-').replace('_', '-')}-{config.name}"
-    fixed = {
-        "step": manifest.id,
-        "config_name": config.name,
-        "config": fill_keys(config.values, manifest, offers),
-        "inputs": plan_inputs(manifest, offers),
-        "outputs": plan_outputs(manifest, base),
-        "entrypoint": manifest.run.entrypoint,
-        "config_class": manifest.run.config,
-        "launch": manifest.run.launch,
-        "resources": plan_resources(manifest, config.values, world.profile),
-        "store": str(world.store.root),
-        "workdir": str(world.workdir),
-        "arguments": order.arguments,
-        **describe_profile(world.profile, image=manifest.run.image),
-    }
+class Draft:
+    """A config on its way: values, where each key stands, and the problems found so far."""
 
-    def at_generation(generation: int) -> Plan:
-        whole = {**identity, "generation": generation}
-        fingerprint = identify(whole)
-        run_id = name_run(manifest.id, fingerprint)
-        return Plan(**fixed, run_id=run_id, identity=whole, fingerprint=fingerprint)
+    def __init__(self, manifest: Manifest, schema: type[StepConfig], file: str) -> None:
+        self.manifest = manifest
+        self.schema = schema
+        self.file = file
+        self.values: dict[str, Any] = {}
+        self.places: dict[str, str] = {}
+        self.problems: list[Problem] = []
 
-    return at_generation
+    def read(self, document: Document) -> None:
+        """Begin with what the files say."""
+        self.values = document.values
+        self.places = dict(document.places)
+
+    def where(self, key: str) -> str:
+        """The file and line of ``key``, or of the nearest table above it."""
+        while key and key not in self.places:
+            key = key[: max(key.rfind("."), key.rfind("["), 0)]
+        return self.places.get(key, self.file)
+
+    def apply(self, overrides: Sequence[str]) -> None:
+        """Apply what was typed, in its order."""
+        inputs = _with_inputs(self.schema)
+        for text in overrides:
+            try:
+                override = read_override(text)
+                apply_override(self.values, override, inputs)
+                self.places[override.key] = f"override {text!r}"
+            except ConfigError as error:
+                self.problems += error.problems
+
+    def take_sources(self) -> dict[str, InputSource]:
+        """Take the ``inputs`` table out of the values."""
+        table = self.values.pop("inputs", None) or {}
+        sources: dict[str, InputSource] = {}
+        if not isinstance(table, dict):
+            problem = Problem(where=self.where("inputs"), key="inputs", what="must be a table")
+            self.problems.append(problem)
+            return {}
+        slots = [slot.name for slot in self.manifest.consumes]
+        for slot, value in table.items():
+            if slot not in slots:
+                fix = suggest(slot, slots) or f"slots: {', '.join(slots)}"
+                key, what = f"inputs.{slot}", f"{self.manifest.id} has no such input"
+                self.problems.append(Problem(where=self.where(key), key=key, what=what, fix=fix))
+            elif value is not None:
+                sources |= self._read_source(slot, value)
+        return sources
+
+    def _read_source(self, slot: str, value: Any) -> dict[str, InputSource]:
+        try:
+            return {slot: InputSource.model_validate(value)}
+        except ValidationError as error:
+            prefix = f"inputs.{slot}"
+            found = read_refusal(error, InputSource, value, where=lambda _: self.where(prefix))
+            for each in found:
+                key = f"{prefix}.{each.key}".rstrip(".")
+                place = self.where(key)
+                self.problems.append(Problem(**{**vars(each), "key": key, "where": place}))
+            return {}
+
+    def finish(self) -> tuple[StepConfig, list[str]]:
+        """Resolve and validate; the second result are the slot-bound keys that are still open."""
+        values, dangling = resolve(self.values, self.schema, where=self.where)
+        self.problems += dangling
+        unbound = self._open_slots(values)
+        self._refuse_mandatory(values)
+        told = {problem.key for problem in self.problems}
+        try:
+            config = validate(self.schema, values)
+        except ValidationError as error:
+            found = read_refusal(error, self.schema, values, where=self.where)
+            self.problems += [
+                self._advise(each) for each in found if each.got or each.key not in told
+            ]
+        if self.problems:
+            raise ConfigError(self.problems)
+        return config, unbound
+
+    def _advise(self, problem: Problem) -> Problem:
+        """Add what to do, where pydantic cannot know it."""
+        written = str(get(self.values, problem.key))
+        if problem.what.startswith("is required"):
+            return replace(problem, fix=f"give {problem.key}=VALUE")
+        if problem.got and "${oc.env:" in written and "oc.decode" not in written:
+            fix = f"a variable is text; to read it as a value write ${{oc.decode:{written}}}"
+            return replace(problem, fix=fix)
+        return problem
+
+    def _open_slots(self, values: dict[str, Any]) -> list[str]:
+        """Give slot-bound keys that are still open what validation needs; name the required ones.
+
+        What an input is called in the end is decided when inputs are bound, not here.
+        """
+        unbound = []
+        for key in self.manifest.bound_keys:
+            info = locate(self.schema, split_key(key)).field
+            value = get(values, key)
+            if info is None or value not in (None, MANDATORY):
+                continue
+            if info.is_required():
+                unbound.append(key)
+                put(values, key, "unbound")
+            elif value == MANDATORY:
+                drop(values, split_key(key))
+        return unbound
+
+    def _refuse_mandatory(self, values: dict[str, Any]) -> None:
+
+        for path, value in list(leaves(values)):
+            if value != MANDATORY:
+                continue
+            key = join_key(path)
+            what, fix = "is mandatory and was not given", f"give {key}=VALUE"
+            self.problems.append(Problem(where=self.where(key), key=key, what=what, fix=fix))
+            if all(isinstance(part, str) for part in path):
+                drop(values, [str(part) for part in path])
 
 
-def describe_profile(profile: Profile, *, image: str | None) -> dict[str, Any]:
-    """The part of a plan that a profile decides."""
-    return {
-        "image": profile.image or image,
-        "env": dict(profile.env),
-        "secrets": profile.secrets,
-        "setup": profile.setup,
-        "profile": profile.name,
-        "executor": profile.executor,
-    }
+def drop(values: dict[str, Any], parts: Sequence[str]) -> None:
+    for part in parts[:-1]:
+        values = values[part]
+    del values[parts[-1]]
 
 
-def fill_keys(
-    values: Mapping[str, Any], manifest: Manifest, offers: Mapping[str, Offer]
-) -> dict[str, Any]:
-    """The config with the identity of each input at the key that is bound to its slot."""
-    filled = copy.deepcopy(dict(values))
-    for slot in manifest.consumes:
-        if slot.config_key and slot.name in offers:
-            put_key(filled, slot.config_key, offers[slot.name].source)
-    return filled
+def _with_inputs(schema: type[StepConfig]) -> type[BaseModel]:
+    """The schema as the command line sees it: with the ``inputs`` table, which is no field."""
+    inputs: Any = (dict[str, InputSource], Field(default_factory=dict))
+    return create_model("WithInputs", __base__=schema, inputs=inputs)
 
 
-def plan_inputs(manifest: Manifest, offers: Mapping[str, Offer]) -> tuple[PlannedInput, ...]:
-    return tuple(
-        PlannedInput(
-            slot=slot.name,
-            kind=offers[slot.name].kind,
-            source=offers[slot.name].source,
-            config_key=slot.config_key,
-        )
-        for slot in manifest.consumes
-        if slot.name in offers
-    )
+def get(values: Any, key: str) -> Any:
+    for part in split_key(key):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
 
 
-def plan_outputs(manifest: Manifest, base: str) -> tuple[PlannedOutput, ...]:
-    """The first output is called ``base``, the others ``base.<slot>``."""
-    names = [base, *(f"{base}.{slot.name}" for slot in manifest.produces[1:])]
-    return tuple(
-        PlannedOutput(slot=slot.name, kind=slot.kind, name=name, required=slot.required)
-        for slot, name in zip(manifest.produces, names, strict=True)
-    )
-
-
-def plan_resources(
-    manifest: Manifest, values: Mapping[str, Any], profile: Profile
-) -> dict[str, Any]:
-    """The manifest's resources as numbers.
-
-    ``processes`` (on each machine) and ``nodes`` may be a number, a config key, or a list of
-    config keys whose product is meant: NeMo's ``trainer.devices`` and ``trainer.num_nodes``.
-    """
-    wanted = dict(manifest.run.resources)
-    nodes = count(wanted.pop("nodes", profile.nodes or 1), values, manifest, "nodes")
-    processes = wanted.pop("processes", 1)
-    many = manifest.run.launch == "torchrun"
-    counted = count(processes, values, manifest, "processes") if many else 1
-    return {**wanted, "nodes": nodes, "processes": counted}
-
-
-def count(wanted: Any, values: Mapping[str, Any], manifest: Manifest, name: str) -> int:
-    """A positive product of numbers and config keys. Raises ``ConfigError`` for anything else."""
-    product = 1
-    for factor in wanted if isinstance(wanted, list | tuple) else [wanted]:
-        value = get_key(values, factor) if isinstance(factor, str) else factor
-        if type(value) is not int or value < 1:
-            what = f"the manifest counts {name} with it, so it must be a positive integer"
-            key = str(factor)
-            raise ConfigError(Problem(where=manifest.id, key=key, what=what, got=repr(value)))
-        product *= value
-    return product
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    *above, last = split_key(key)
+    for part in above:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):  # refused by the schema, under its own name
+            return
+        values = inner
+    values[last] = value

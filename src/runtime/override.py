@@ -74,7 +74,8 @@ def apply_override(values: dict[str, Any], override: Override, schema: type[Base
     """
     place = locate(schema, override.parts)
     if place.standing == "unknown":
-        raise ConfigError(_unknown(override, place, schema))
+        fix = suggest_key(override.key, keys_of(schema))
+        raise ConfigError(override.problem("is not a key of this step", fix=fix))
     present = _present(values, override.parts)
     if override.action == "add" and (place.standing == "declared" or present):
         fix = f"drop the plus: {override.text[1:]}"
@@ -86,14 +87,6 @@ def apply_override(values: dict[str, Any], override: Override, schema: type[Base
         _remove(values, override, place)
     else:
         _set(values, override)
-
-
-def _unknown(override: Override, place: Place, schema: type[BaseModel]) -> Problem:
-    known = list(keys_of(schema))
-    prefix = override.key.rpartition(".")[0]
-    near = [f"{prefix}.{name}".removeprefix(".") for name in place.neighbours]
-    fix = suggest_key(override.key, near) or suggest_key(override.key, known)
-    return override.problem("is not a key of this step", fix=fix)
 
 
 def _present(values: Any, parts: Sequence[str]) -> bool:
@@ -126,7 +119,10 @@ def _set(values: dict[str, Any], override: Override) -> None:
     target = _descend(values, override)
     last = override.parts[-1]
     if isinstance(target, list):
-        target[int(last)] = override.value
+        if not last.isdigit() or int(last) > len(target):
+            what = f"a list of {len(target)} has no place {last!r}"
+            raise ConfigError(override.problem(what))
+        target[int(last) : int(last) + 1] = [override.value]
         return
     old, new = target.get(last), override.value
     target[last] = merge(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
@@ -137,6 +133,8 @@ def _descend(values: dict[str, Any], override: Override) -> Any:
     target: Any = values
     for part in override.parts[:-1]:
         if isinstance(target, list):
+            if not part.isdigit() or int(part) >= len(target):
+                raise ConfigError(override.problem(f"a list of {len(target)} has no {part!r}"))
             target = target[int(part)]
             continue
         inner = target.get(part)

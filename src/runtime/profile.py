@@ -245,9 +245,8 @@ def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(base.get("env"), dict) and isinstance(top.get("env"), dict):
         merged["env"] = {**base["env"], **top["env"]}
     for key in ("secrets", "ignored"):
-        both = [*base.get(key, ()), *top.get(key, ())]
-        if both:
-            merged[key] = list(dict.fromkeys(both))
+        if isinstance(base.get(key), list) and isinstance(top.get(key), list):
+            merged[key] = list(dict.fromkeys([*base[key], *top[key]]))
     return merged
 
 

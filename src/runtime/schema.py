@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -103,14 +105,15 @@ def keys_of(annotation: Any, prefix: str = "", depth: int = 8) -> Iterator[str]:
             yield from keys_of(field.annotation, f"{prefix}{name}.", depth - 1)
 
 
-def suggest_key(key: str, known: Sequence[str]) -> str:
-    """A did-you-mean for a dotted key: nearest whole key, else nearest last part."""
-    known = list(dict.fromkeys(known))
-    tail = key.rsplit(".", 1)[-1]
-    same_tail = [name for name in known if name.rsplit(".", 1)[-1] == tail][:3]
-    if same_tail:
-        return "did you mean " + " or ".join(repr(name) for name in same_tail) + "?"
-    return suggest(key, known) or suggest(tail, [name for name in known if "." not in name])
+def suggest_key(key: str, known: Iterable[str]) -> str:
+    """A did-you-mean for a dotted key, judged by its last part; neighbours come first."""
+    prefix, _, last = key.rpartition(".")
+    tails: dict[str, list[str]] = {}
+    for name in sorted(known, key=lambda name: name.rpartition(".")[0] != prefix):
+        tails.setdefault(name.rpartition(".")[2], []).append(name)
+    near = [last] if last in tails else difflib.get_close_matches(last, tails, cutoff=0.6)
+    names = [name for tail in near for name in tails[tail]][:3]
+    return "did you mean " + " or ".join(map(repr, names)) + "?" if names else ""
 
 
 def read_refusal(
@@ -128,13 +131,9 @@ def read_refusal(
             known = problems.get((problem.key, problem.got))
             if known and known.allowed and problem.allowed:
                 both = dict.fromkeys([*known.allowed.split(" or "), problem.allowed])
-                problem = _replace(known, allowed=" or ".join(both))
+                problem = replace(known, allowed=" or ".join(both))
             problems[problem.key, problem.got or problem.what] = problem
     return list(problems.values())
-
-
-def _replace(problem: Problem, **changes: str) -> Problem:
-    return Problem(**{**vars(problem), **changes})
 
 
 def _read_detail(
@@ -147,20 +146,27 @@ def _read_detail(
     if isinstance(cause, StepsError):
         for problem in cause.problems:
             origin = problem.where or where(problem.key or key)
-            yield _replace(problem, where=origin, key=problem.key or key)
+            yield replace(problem, where=origin, key=problem.key or key)
         return
     if detail["type"] == "missing":
         yield Problem(where=where(key), key=key, what="is required and was not given")
     elif detail["type"] == "extra_forbidden":
-        place = locate(model, [str(part) for part in parts])
-        fix = suggest(str(parts[-1]), place.neighbours) or suggest_key(key, list(keys_of(model)))
+        fix = suggest_key(key, keys_of(model))
         yield Problem(where=where(key), key=key, what="is not a known key", fix=fix)
     elif cause is not None:
         yield Problem(where=where(key), key=key, what=str(cause))
     else:
         allowed = _allowed(detail["type"], context) or detail["msg"]
-        got = shorten(detail["input"])
-        yield Problem(where=where(key), key=key, what="does not fit", got=got, allowed=allowed)
+        got = detail["input"]
+        fix = suggest(got, re.findall(r"'([^']*)'", allowed)) if isinstance(got, str) else ""
+        yield Problem(
+            where=where(key),
+            key=key,
+            what="does not fit",
+            got=shorten(got),
+            allowed=allowed,
+            fix=fix,
+        )
 
 
 def _parts_in_data(loc: Sequence[str | int], data: Any, *, missing: bool) -> list[str | int]:
