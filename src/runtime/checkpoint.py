@@ -52,6 +52,11 @@ class Checkpoints:
         """Every one that is kept and whole, oldest first, for work that is saved in pieces."""
         return [one for one in self._committed() if is_whole(one.path)]
 
+    def at(self, step: int) -> Checkpoint | None:
+        """The one taken after ``step``, or None when there is none whose files are whole."""
+        found = (one for one in self._committed() if one.step == step)
+        return next((one for one in found if is_whole(one.path)), None)
+
     def stage(self, step: int) -> Path:
         """The directory to write the state after ``step`` into; the same for all ranks."""
         path = self._staged(step)
