@@ -1,0 +1,105 @@
+"""Which sample is consumed when: a pure function of the seed and the step.
+
+There is no iterator to save. The state of the order *is* the step number, so a run that resumes
+at step k reads exactly the samples that a run without a break would have read from step k on.
+The permutation comes from hashes, not from a random generator, and is the same on every machine,
+Python version and world size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from nemotron_style.runtime.errors import InputError, Problem
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """Global batches of ``batch`` indices below ``size``, reshuffled every epoch.
+
+    With ``sample`` false the samples that do not fill a last batch are dropped from their epoch
+    (another part in each), as NeMo-Aligner's loader does with ``drop_last``. With ``sample`` true
+    (``model.data.sample``) the epochs are one endless stream, and nothing is dropped.
+
+    Raises:
+        InputError: ``sample`` is false and the data set does not fill one batch.
+    """
+
+    size: int
+    seed: int
+    batch_size: int
+    sample: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.size > 0
+        assert self.batch_size > 0
+        if not self.sample and self.size < self.batch_size:
+            raise InputError(
+                Problem(
+                    what="the data set does not fill one global batch",
+                    got=f"{self.size} samples for a global_batch_size of {self.batch_size}",
+                    fix="lower global_batch_size, or set model.data.sample=true to repeat samples",
+                )
+            )
+
+    def batch(self, step: int) -> tuple[int, ...]:
+        """Sample indices of step ``step`` (from 0), in the order they are consumed."""
+        if not self.sample:
+            epoch, place = divmod(step, self.steps_per_epoch)
+            start = place * self.batch_size
+            return permutation(self.size, self.seed, epoch)[start : start + self.batch_size]
+        first = step * self.batch_size
+        return tuple(self._stream(place) for place in range(first, first + self.batch_size))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass over the data; at least 1."""
+        return max(1, self.size // self.batch_size)
+
+    def steps(self, *, max_steps: int, max_epochs: int | None) -> int:
+        """How many steps a run takes: the smaller limit; -1 and None mean no limit.
+
+        With ``sample`` only ``max_steps`` counts, since repeating the data is what was asked for.
+
+        Raises:
+            InputError: neither limit is given.
+        """
+        limits = [max_steps] if max_steps >= 0 else []
+        if max_epochs is not None and max_epochs >= 0 and not (self.sample and limits):
+            limits.append(max_epochs * self.steps_per_epoch)
+        if not limits:
+            raise InputError(
+                Problem(what="no end is given", fix="set max_steps or max_epochs to 1 or more")
+            )
+        return min(limits)
+
+    def epoch(self, step: int) -> int:
+        """The epoch (from 0) that the first sample of ``step`` belongs to."""
+        if self.sample:
+            return step * self.batch_size // self.size
+        return step // self.steps_per_epoch
+
+    def ledger(self, step: int) -> dict[str, Any]:
+        """One line about what ``step`` consumed; equal lines mean equal samples in equal order."""
+        indices = self.batch(step)
+        digest = hashlib.sha256(json.dumps(indices).encode()).hexdigest()[:16]
+        return {"step": step, "epoch": self.epoch(step), "samples": len(indices), "digest": digest}
+
+    def _stream(self, place: int) -> int:
+        epoch, offset = divmod(place, self.size)
+        return permutation(self.size, self.seed, epoch)[offset]
+
+
+@lru_cache(maxsize=4)
+def permutation(size: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """The numbers below ``size`` in an order fixed by ``seed`` and ``epoch``."""
+    prefix = f"{seed}/{epoch}/"
+
+    def rank(index: int) -> bytes:
+        return hashlib.blake2b(f"{prefix}{index}".encode(), digest_size=16).digest()
+
+    return tuple(sorted(range(size), key=rank))
