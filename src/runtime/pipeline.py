@@ -18,10 +18,10 @@ from nemotron_style.runtime.bind import (
     offer_ref,
     read_given,
 )
+from nemotron_style.runtime.blueprint import draft_plan
 from nemotron_style.runtime.catalog import Catalog
 from nemotron_style.runtime.config import InputSource, ResolvedConfig, resolve_config
 from nemotron_style.runtime.decision import Decision, decide
-from nemotron_style.runtime.draft import draft_plan
 from nemotron_style.runtime.errors import (
     ConfigError,
     Problem,

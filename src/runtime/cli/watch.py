@@ -1,0 +1,106 @@
+"""What an attached command line shows: a line for each step, its log, a bar, and a summary."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from nemotron_style.runtime.cli.table import render_table
+from nemotron_style.runtime.conduct import Outcome
+from nemotron_style.runtime.context import show
+from nemotron_style.runtime.jsonfile import read_json
+from nemotron_style.runtime.launch.base import JobHandle
+from nemotron_style.runtime.pipeline import PlannedRun
+from nemotron_style.runtime.preview import describe_planned
+
+FIGURES_SHOWN = 4
+BAR_WIDTH = 30
+
+
+@dataclass
+class Screen:
+    """A watcher that writes to ``stream``; the bar only where that is a terminal."""
+
+    stream: TextIO
+    bar: str = ""
+
+    def begin(self, run: PlannedRun) -> None:
+        plan, decision = run.plan, run.decision
+        self._write(f"== {plan.step} ({plan.config_name})  {decision.action}: {decision.reason}\n")
+
+    def follow(self, text: str, handle: JobHandle) -> None:
+        if text:
+            self._write(text)
+        if self.stream.isatty():
+            self._draw(handle)
+
+    def warn(self, text: str) -> None:
+        self._write(f"{text}\n")
+
+    def _write(self, text: str) -> None:
+        self._erase()
+        self.stream.write(text)
+        self.stream.flush()
+
+    def _draw(self, handle: JobHandle) -> None:
+        path = handle.run_dir / "attempts" / str(handle.attempt) / "progress.json"
+        told = read_json(path)
+        bar = render_bar(told) if told and told["done"] < told["total"] else ""
+        if bar != self.bar:
+            self._erase()
+            self.stream.write(bar)
+            self.stream.flush()
+            self.bar = bar
+
+    def _erase(self) -> None:
+        if self.bar:
+            self.stream.write("\r\x1b[K")
+            self.bar = ""
+
+
+def render_bar(told: dict[str, Any]) -> str:
+    """``[#####-----] 50/100  loss=0.5``."""
+    done, total = told["done"], told["total"]
+    filled = BAR_WIDTH * done // max(total, 1)
+    bar = "#" * filled + "-" * (BAR_WIDTH - filled)
+    return "  ".join([f"[{bar}] {done}/{total}", *_figures(told.get("figures", {}))])
+
+
+def render_summary(outcomes: Sequence[Outcome]) -> str:
+    """One row a step: what was decided, how long it took, what it made, its key figures."""
+    header = ("STEP", "CONFIG", "DECISION", "SECONDS", "ARTIFACTS", "FIGURES")
+    return render_table([_row(outcome) for outcome in outcomes], header=header)
+
+
+def describe_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The same facts as plain data."""
+    runs = [
+        {
+            **describe_planned(outcome.run),
+            "seconds": outcome.seconds,
+            "outputs": outcome.outputs,
+            "figures": outcome.figures,
+        }
+        for outcome in outcomes
+    ]
+    return {"dry_run": False, "runs": runs}
+
+
+def output_stream(*, as_json: bool) -> TextIO:
+    """Where people look: standard output belongs to the document when there is one."""
+    return sys.stderr if as_json else sys.stdout
+
+
+def _row(outcome: Outcome) -> list[str]:
+    plan = outcome.run.plan
+    refs = " ".join(output["ref"] for output in outcome.outputs.values())
+    seconds = f"{outcome.seconds:.1f}" if outcome.seconds else "-"
+    action = outcome.run.decision.action
+    figures = "  ".join(_figures(outcome.figures))
+    return [plan.step, plan.config_name, action, seconds, refs, figures or "-"]
+
+
+def _figures(figures: dict[str, Any]) -> list[str]:
+    return [f"{name}={show(value)}" for name, value in list(figures.items())[:FIGURES_SHOWN]]
