@@ -48,10 +48,6 @@ class Checkpoints:
         """The newest one whose every file is what was written, or None."""
         return next((one for one in reversed(self._committed()) if is_whole(one.path)), None)
 
-    def whole(self) -> list[Checkpoint]:
-        """Every one that is kept and whole, oldest first, for work that is saved in pieces."""
-        return [one for one in self._committed() if is_whole(one.path)]
-
     def at(self, step: int) -> Checkpoint | None:
         """The one taken after ``step``, or None when there is none whose files are whole."""
         found = (one for one in self._committed() if one.step == step)

@@ -7,16 +7,23 @@ batch may be cut, ordered or shrunk in any way. The function is splitmix64 (Stee
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
+def seed_of(*parts: int | str) -> int:
+    """A 64-bit seed named by ``parts``: the same on every machine, unrelated to its neighbours."""
+    name = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+
+
 def sample_keys(seed: int | Sequence[int], prompts: int, samples: int) -> Tensor:
     """int64 keys [prompts, samples]; prompt i is named by ``seed`` and i, or by ``seed[i]``."""
     if isinstance(seed, int):
-        named = _mix(torch.arange(prompts) + _mix(torch.tensor(seed)))
+        named = _mix(torch.arange(prompts) + _mix(torch.tensor(_wrap(seed))))
     else:
         assert len(seed) == prompts, "one seed per prompt"
         named = _mix(torch.tensor([_wrap(one) for one in seed], dtype=torch.int64))

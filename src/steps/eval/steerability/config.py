@@ -1,0 +1,72 @@
+"""Settings of ``eval/steerability``; readable without torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from nemotron_style.runtime.config import Section, StepConfig
+from nemotron_style.steps.blocks.chat import ChatPromptTokens
+
+
+class Trainer(Section):
+    """``trainer.precision``: what the models are run in."""
+
+    precision: Literal["bf16", "bf16-mixed", "32", "32-true", 32] = "bf16"
+
+    @property
+    def half(self) -> bool:
+        """Whether weights and activations are bfloat16."""
+        return str(self.precision).startswith("bf16")
+
+
+class CheckpointPath(Section):
+    """One checkpoint, named as NeMo-Aligner names it."""
+
+    restore_from_path: str | None = None
+
+
+class ModelData(Section):
+    """``model.data``: how a conversation is written as text; null: as the checkpoint says."""
+
+    chat_prompt_tokens: ChatPromptTokens | None = None
+
+
+class Models(Section):
+    """The model in question; a baseline to compare with; a model that names attributes."""
+
+    restore_from_path: str | None = None
+    baseline: CheckpointPath = CheckpointPath()
+    attribute: CheckpointPath = CheckpointPath()
+    data: ModelData = ModelData()
+
+
+class Data(Section):
+    """Held-out prompts, and what is asked of the responses to them."""
+
+    prompts: str | None = None
+    truth: str | None = None
+    max_prompts: int | None = Field(default=None, ge=1, description="null: all of them")
+    labels: tuple[str, ...] = Field(
+        default=(), strict=False, description="labels to ask for; empty: those the truth can reach"
+    )
+
+
+class Sampling(Section):
+    """How responses are drawn."""
+
+    num_samples: int = Field(default=1, ge=1, description="responses to a prompt with a label")
+    max_new_tokens: int = Field(ge=1)
+    temperature: float = Field(default=1.0, ge=0)
+    max_rows: int = Field(default=512, ge=1, description="responses decoded side by side")
+
+
+class Config(StepConfig):
+    """``eval/steerability``: how often a response has the attributes that were asked for."""
+
+    trainer: Trainer = Trainer()
+    model: Models = Models()
+    data: Data
+    sampling: Sampling
+    shown_samples: int = Field(default=3, ge=0, description="responses a label shows in samples.md")
