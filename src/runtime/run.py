@@ -30,6 +30,7 @@ from nemotron_style.runtime.errors import Problem, RefError, suggest
 from nemotron_style.runtime.jsonfile import read_json, remove_tree, write_json
 from nemotron_style.runtime.plan import Plan, load_plan
 from nemotron_style.runtime.process import identify_process, is_alive
+from nemotron_style.runtime.store import Store
 
 FINAL = ("completed", "failed", "stopped", "died")
 
@@ -161,9 +162,10 @@ class RunFolder:
 
     @property
     def seconds(self) -> float:
-        """Wall seconds of all attempts that ended."""
+        """Wall seconds of all attempts that told of their end."""
         records = [attempt.record for attempt in self.attempts]
-        return sum(float(record.get("seconds", 0.0)) for record in records)
+        ended = [record for record in records if "ended" in record]
+        return sum(float(record["ended"] - record["started"]) for record in ended)
 
     @property
     def decisions(self) -> list[dict[str, Any]]:
@@ -225,17 +227,27 @@ def list_runs(store: Path, *, step: str = "", limit: int | None = None) -> list[
     return known[:limit]
 
 
-def find_run(store: Path, word: str) -> RunFolder:
-    """The run with this id or unique prefix, or the ``latest`` one. Raises ``RefError``."""
-    runs = {run.run_id: run for run in list_runs(store)}
+def find_run(store: Store, word: str) -> RunFolder:
+    """The run with this id or unique prefix, the ``latest`` one, or the one that made an artifact.
+
+    Raises ``RefError`` when there is none, or more than one.
+    """
+    runs = {run.run_id: run for run in list_runs(store.root)}
     if word == "latest" and runs:
         return next(iter(runs.values()))
-    if word in runs:
-        return runs[word]
-    fits = [run_id for run_id in runs if word and run_id.startswith(word)]
+    fits = [word] if word in runs else [run_id for run_id in runs if run_id.startswith(word)]
+    fits = fits or [run_id for run_id in _find_maker(store, word) if run_id in runs]
     if len(fits) != 1:
         raise RefError(_explain_no_run(word, fits, list(runs)))
     return runs[fits[0]]
+
+
+def _find_maker(store: Store, ref: str) -> list[str]:
+    try:
+        producer = store.resolve(ref).record.producer
+    except RefError:
+        return []
+    return [producer.run_id] if producer else []
 
 
 def _explain_no_run(word: str, fits: list[str], known: list[str]) -> Problem:
