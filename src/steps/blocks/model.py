@@ -170,6 +170,7 @@ def transformer_config(
         pipeline_model_parallel_size=parallel.pipeline,
         # micro-batches of different widths may follow one another through the pipeline
         variable_seq_lengths=parallel.pipeline > 1,
+        moe_token_dispatcher_type="alltoall",  # unused; the default one forbids the line above
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
