@@ -110,7 +110,8 @@ def _syntax_problem(error: yaml.YAMLError, where: str) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
     reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
-    return Problem(where=place, what=f"is not valid YAML: {reason}")
+    fix = "inside braces put it in quotes: '???'" if "found '?'" in reason else ""
+    return Problem(where=place, what=f"is not valid YAML: {reason}", fix=fix)
 
 
 def _walk(

@@ -5,13 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from nemotron_style.runtime.document import parse_value
 from nemotron_style.runtime.errors import ConfigError, Problem
-from nemotron_style.runtime.schema import Place, keys_of, locate, split_key, suggest_key
+from nemotron_style.runtime.schema import (
+    Place,
+    keys_of,
+    list_neighbours,
+    locate,
+    split_key,
+    suggest_key,
+)
 
 Action = Literal["set", "add", "remove"]
 KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.[\w-]+|\[\d+\])*")
@@ -75,7 +83,8 @@ def apply_override(values: dict[str, Any], override: Override, schema: type[Base
     place = locate(schema, override.parts)
     if place.standing == "unknown":
         fix = suggest_key(override.key, keys_of(schema))
-        raise ConfigError(override.problem("is not a key of this step", fix=fix))
+        allowed = "" if fix else list_neighbours(place)
+        raise ConfigError(override.problem("is not a key of this step", allowed=allowed, fix=fix))
     present = _present(values, override.parts)
     if override.action == "add" and (place.standing == "declared" or present):
         fix = f"drop the plus: {override.text[1:]}"
@@ -131,7 +140,7 @@ def _set(values: dict[str, Any], override: Override) -> None:
 def _descend(values: dict[str, Any], override: Override) -> Any:
     """The table or list that holds the last part of the key, made where it is missing."""
     target: Any = values
-    for part in override.parts[:-1]:
+    for part, following in pairwise(override.parts):
         if isinstance(target, list):
             if not part.isdigit() or int(part) >= len(target):
                 raise ConfigError(override.problem(f"a list of {len(target)} has no {part!r}"))
@@ -142,7 +151,7 @@ def _descend(values: dict[str, Any], override: Override) -> Any:
             what = f"{part!r} is the interpolation {inner}, nothing can be set below it"
             raise ConfigError(override.problem(what, fix=f"override {part!r} as a whole"))
         if not isinstance(inner, dict | list):
-            inner = target[part] = {}
+            inner = target[part] = [] if following.isdigit() else {}
         target = inner
     return target
 

@@ -109,11 +109,17 @@ def suggest_key(key: str, known: Iterable[str]) -> str:
     """A did-you-mean for a dotted key, judged by its last part; neighbours come first."""
     prefix, _, last = key.rpartition(".")
     tails: dict[str, list[str]] = {}
-    for name in sorted(known, key=lambda name: name.rpartition(".")[0] != prefix):
+    for name in sorted(set(known), key=lambda name: (name.rpartition(".")[0] != prefix, name)):
         tails.setdefault(name.rpartition(".")[2], []).append(name)
     near = [last] if last in tails else difflib.get_close_matches(last, tails, cutoff=0.6)
+    near = near or [tail for tail in tails if len(last) > 3 and tail.startswith(last[:4])]
     names = [name for tail in near for name in tails[tail]][:3]
     return "did you mean " + " or ".join(map(repr, names)) + "?" if names else ""
+
+
+def list_neighbours(place: Place) -> str:
+    """The keys that exist where an unknown one was written, as many as one can take in."""
+    return ", ".join(place.neighbours) if len(place.neighbours) <= 20 else ""
 
 
 def read_refusal(
@@ -151,8 +157,12 @@ def _read_detail(
     if detail["type"] == "missing":
         yield Problem(where=where(key), key=key, what="is required and was not given")
     elif detail["type"] == "extra_forbidden":
-        fix = suggest_key(key, keys_of(model))
-        yield Problem(where=where(key), key=key, what="is not a known key", fix=fix)
+        place = locate(model, [str(part) for part in parts])
+        siblings = [join_key([*parts[:-1], name]) for name in place.neighbours]
+        fix = suggest_key(key, [*siblings, *keys_of(model)])
+        allowed = "" if fix else list_neighbours(place)
+        what = "is not a known key"
+        yield Problem(where=where(key), key=key, what=what, allowed=allowed, fix=fix)
     elif cause is not None:
         yield Problem(where=where(key), key=key, what=str(cause))
     else:
