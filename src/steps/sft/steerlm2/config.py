@@ -85,7 +85,10 @@ class ValidationData(DatasetRest):
 
 
 class Data(Section):
-    """``model.data``: the files and how a conversation is written as text."""
+    """``model.data``: the files and how a conversation is written as text.
+
+    ``chat_prompt_tokens`` left out are those stored with the model's tokenizer.
+    """
 
     chat: Annotated[
         bool,
@@ -95,7 +98,7 @@ class Data(Section):
             fix="set model.data.chat=true; NeMo-Aligner's default of false is for plain SFT",
         ),
     ] = True
-    chat_prompt_tokens: ChatPromptTokens = ChatPromptTokens()
+    chat_prompt_tokens: ChatPromptTokens | None = None
     sample: bool = False
     num_workers: int = cosmetic(default=0, ge=0)
     train_ds: TrainData = TrainData()

@@ -1,0 +1,107 @@
+"""What must hold before the first update: machine, sampler, and the numbers."""
+
+from __future__ import annotations
+
+import torch
+
+from nemotron_style.runtime.artifact import Artifact
+from nemotron_style.runtime.context import StepContext
+from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.steps.sft.steerlm2.config import Config
+from nemotron_style.steps.sft.steerlm2.passes import Figures
+
+DATA_SLOTS = ("data", "validation")
+
+
+def check_machine(config: Config, ctx: StepContext, device: torch.device) -> None:
+    """Refuse a config that asks for other processes or another device than there are."""
+    trainer = config.trainer
+    problems = []
+    asked = (trainer.num_nodes or 1) * (trainer.devices or 1)
+    given = trainer.num_nodes is not None or trainer.devices is not None
+    if given and asked != ctx.world_size:
+        problems.append(
+            Problem(
+                key="trainer.num_nodes x trainer.devices",
+                what="the run was started with another number of processes",
+                got=str(asked),
+                allowed=str(ctx.world_size),
+                fix="set nodes and processes in the profile, and leave these keys out or equal",
+            )
+        )
+    wanted = {"gpu": "cuda", "cpu": "cpu"}.get(trainer.accelerator, device.type)
+    if wanted != device.type:
+        what = f"this machine trains on {device.type}"
+        problems.append(Problem(key="trainer.accelerator", what=what, got=trainer.accelerator))
+    if trainer.half and device.type == "cpu":
+        what = "bfloat16 training keeps float32 master weights, which needs a CUDA device"
+        fix = "set trainer.precision=32"
+        problems.append(
+            Problem(key="trainer.precision", what=what, got=str(trainer.precision), fix=fix)
+        )
+    raise_all(InputError, problems)
+
+
+def check_sampler(config: Config, ctx: StepContext, parent: str) -> None:
+    """Refuse data whose record names another model than ``parent`` as its sampler.
+
+    Data without such a record (brought in from outside) is only told about: the numbers
+    themselves are checked by :func:`check_start`.
+    """
+    problems = []
+    for slot in DATA_SLOTS:
+        sampler = ctx.input(slot).facts.get("sampler_digest")
+        if sampler is None:
+            ctx.say(f"{slot}: no record of the model it was sampled from; its numbers are checked")
+        elif sampler != parent:
+            problems.append(_other_sampler(slot, ctx.input(slot), str(sampler), parent))
+    if config.model.steerlm2.allow_other_sampler:
+        for problem in problems:
+            ctx.say(f"warning: {problem}")
+        return
+    raise_all(InputError, problems)
+
+
+def _other_sampler(slot: str, data: Artifact, sampler: str, parent: str) -> Problem:
+    return Problem(
+        where=data.ref,
+        key=slot,
+        what="the responses were sampled from another model than the one to train",
+        got=f"weights {sampler}",
+        allowed=f"weights {parent}",
+        fix="sample again with data/steerlm2, or set model.steerlm2.allow_other_sampler=true",
+    )
+
+
+def check_start(config: Config, figures: Figures, of: str) -> None:
+    """Refuse to update a model that does not score the responses as their sampler did.
+
+    There every baseline is ``1/n``; a sampler that is known to be another one is exempt.
+    """
+    tolerance = config.sampler_tolerance
+    if config.model.steerlm2.allow_other_sampler or figures.sampler_gap <= tolerance:
+        return
+    raise InputError(
+        Problem(
+            where=of,
+            key="log(Q(y|a,x))",
+            what="the model does not give the responses the log-probabilities they were scored "
+            "with: before the first step every baseline must be 1/n",
+            got=f"max |b - 1/n| = {figures.sampler_gap:.3g}, mean difference of log Q "
+            f"{figures.mean_drift:+.4g} nats",
+            allowed=f"at most {tolerance:g} (model.steerlm2.sampler_tolerance)",
+            fix="compare what scored the data with what trains: tokenizer, "
+            "model.data.chat_prompt_tokens, the loss mask, truncation, trainer.precision",
+        )
+    )
+
+
+def warn_if_few(config: Config, ctx: StepContext, figures: Figures) -> None:
+    """Warn when few responses of a group carry its weight."""
+    floor = config.model.steerlm2.effective_sample_floor
+    if figures.effective_sample_size < floor:
+        ctx.say(
+            f"warning: mean effective sample size {figures.effective_sample_size:.2f} is below "
+            f"{floor:g} (model.steerlm2.effective_sample_floor): few responses of a group count. "
+            "Sample more responses, or labels nearer to what the model does"
+        )

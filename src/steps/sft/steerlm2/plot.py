@@ -1,0 +1,58 @@
+"""A picture of a run: distance, probability mass and effective sample size over steps."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemotron_style.runtime.metrics import read_metrics
+
+PANELS = (
+    ("distance", "distance KL(w || b)"),
+    ("mean_drift", "mean log Q - log Q' (nats)"),
+    ("effective_sample_size", "effective sample size"),
+)
+
+
+def draw(run_dir: Path) -> Path | None:
+    """Draw ``metrics.jsonl`` into ``plots/steerlm2.png``; None where matplotlib is not installed.
+
+    It stands in the run and not in the model: a picture must not change what a model is.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, title) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+        for part, style in (("train", {"alpha": 0.5}), ("validation", {"marker": "o"})):
+            steps, values = _series(lines, f"{part}_{name}")
+            axes.plot(steps, values, label=part, **style)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step")
+        axes.legend(frameon=False, fontsize=8)
+    path = run_dir / "plots" / "steerlm2.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    found = [(line["step"], float(line[name])) for line in lines if name in line]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def copy_logs(run_dir: Path, target: Path) -> None:
+    """Copy metrics, TensorBoard files and plots of a run to ``exp_manager.explicit_log_dir``."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("metrics.jsonl", "tensorboard", "plots"):
+        source = run_dir / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, dirs_exist_ok=True)
+        elif source.is_file():
+            shutil.copyfile(source, target / name)

@@ -1,0 +1,87 @@
+"""The gradient of one global batch, written as a checkpoint; run under torchrun or imported.
+
+torchrun --nproc-per-node 2 steerlm2_gradient.py TENSOR PIPELINE MICRO FORWARD TARGET
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from nemotron_style.steps.blocks.architecture import ModelConfig
+from nemotron_style.steps.blocks.checkpoint import save_model
+from nemotron_style.steps.blocks.model import build_model
+from nemotron_style.steps.blocks.parallel import Parallel, finish, initialize, is_writer
+from nemotron_style.steps.blocks.steerlm2_row import EncodedGroup
+from nemotron_style.steps.sft.steerlm2.passes import (
+    Sizes,
+    Table,
+    accumulate,
+    figures_of,
+    measure,
+)
+
+MODEL = ModelConfig(
+    num_layers=2,
+    hidden_size=32,
+    ffn_hidden_size=64,
+    num_attention_heads=4,
+    num_query_groups=2,
+    vocab_size=48,
+    max_sequence_length=64,
+)
+GROUPS, WIDTH = 5, 4
+
+
+def groups(seed: int = 0) -> list[EncodedGroup]:
+    """Groups of random tokens with numbers that make neither weight uniform."""
+    draw = random.Random(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(48) for _ in range(draw.randint(low, high)))
+
+    def numbers(scale: float, around: float) -> tuple[float, ...]:
+        return tuple(around - scale * draw.random() for _ in range(WIDTH))
+
+    return [
+        EncodedGroup(
+            ids(3, 9),
+            tuple(ids(1, 7) for _ in range(WIDTH)),
+            log_p_a=numbers(4, 0),
+            log_p_y=numbers(2, -15),
+            log_q=numbers(2, -15),
+        )
+        for _ in range(GROUPS)
+    ]
+
+
+def gradient(parallel: Parallel, sizes: Sizes, target: Path) -> dict[str, float]:
+    """Write the gradient where weights would stand, and return the figures of the batch."""
+    initialize(parallel, seed=1)
+    model = build_model(MODEL, seed=3)
+    device = next(model.parameters()).device
+    batch = groups()
+    table = Table.of(batch, device)
+    scored = measure(model, batch, table, size=sizes.forward_micro_batch_size)
+    log_q_theta = accumulate(model, batch, table, sizes=sizes)
+    torch.testing.assert_close(log_q_theta, scored, atol=1e-4, rtol=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.main_grad)
+    tokenizer = target / "no-tokenizer"
+    tokenizer.mkdir(parents=True, exist_ok=True)
+    save_model(model, target, config=MODEL, tokenizer=tokenizer)
+    return asdict(figures_of(table, log_q_theta))
+
+
+if __name__ == "__main__":
+    tensor, pipeline, micro, forward = (int(word) for word in sys.argv[1:5])
+    figures = gradient(Parallel(tensor, pipeline), Sizes(micro, forward), Path(sys.argv[5]))
+    if is_writer():
+        Path(sys.argv[5], "figures.json").write_text(json.dumps(figures))
+    finish()
