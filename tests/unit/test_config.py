@@ -42,7 +42,7 @@ def test_a_config_inherits_and_is_complete(toy):
 def test_tables_merge_and_lists_are_replaced(toy):
     toy.write_step("base.yaml", "data: {files: [a, b], path: /x}\n")
     write_default(toy, "")
-    toy.write_step("default.yaml", "defaults: [base.yaml]\nmodel: {restore_from_path: "???"}\n")
+    toy.write_step("default.yaml", "defaults: [base.yaml]\nmodel: {restore_from_path: '???'}\n")
     toy.write_step(
         "more.yaml", "defaults: default\nmodel: {optim: {lr: 1.0}}\ndata: {files: [c]}\n"
     )
@@ -121,7 +121,7 @@ def test_a_path_may_inherit_from_the_configs_of_the_step(toy):
 
 
 def test_mandatory_values_are_demanded_unless_a_slot_fills_them(toy):
-    toy.write_step("open.yaml", "defaults: default.yaml\nmodel: {optim: {lr: "???"}}\n")
+    toy.write_step("open.yaml", "defaults: default.yaml\nmodel: {optim: {lr: '???'}}\n")
     text = refusal(name="open")
     assert "open.yaml:2: model.optim.lr: is mandatory and was not given" in text
     assert "restore_from_path" not in text
