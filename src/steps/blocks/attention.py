@@ -50,7 +50,7 @@ class Placement(PackedSeqParams):
 
     It travels as ``packed_seq_params``, the one argument that megatron-core hands to the core
     attention untouched, under activation recomputation too. cos and sin are
-    ``[S, 1 or B, 1, head size]``; the mask is that of :meth:`Layout.response_mask`, or None.
+    ``[S, 1 or B, 1, 1, head size]``; the mask is that of :meth:`Layout.response_mask`, or None.
     """
 
     def __init__(self, layout: Layout, *, positions: Tensor, head_size: int, theta: float) -> None:
@@ -63,45 +63,38 @@ class Placement(PackedSeqParams):
 def rotary_tables(positions: Tensor, *, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and signed sin of the rotary angles at ``positions`` ([S] or [B, S]).
 
-    Both are ``[S, 1 or B, 1, head size]`` in float32. The sine of the first half carries the
+    Both are ``[S, 1 or B, 1, 1, head size]`` in float32. The sine of the first half carries the
     minus sign of the rotation, so that rotating is ``x * cos + roll(x) * sin``.
     """
     half = torch.arange(0, head_size, 2, dtype=torch.float32, device=positions.device)
     frequencies = theta ** -(half / head_size)
     by_token = positions.t() if positions.dim() == 2 else positions[:, None]
-    angles = by_token[:, :, None, None].float() * frequencies
+    angles = by_token[:, :, None, None, None].float() * frequencies
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + half}) of ``[S, B, heads, head size]`` by its angle."""
+    """Turn each pair (x_i, x_{i + half}) of ``[S, B, .., head size]`` by its angle."""
     swapped = states.roll(states.shape[-1] // 2, dims=-1)
     return torch.addcmul(states * cos, swapped, sin)
 
 
 class PlacedAttention(nn.Module):
-    """Core attention of a megatron-core layer: rotary positions, then the fused kernel."""
+    """Core attention of a layer: rotary positions, then the fused kernel."""
 
     def __init__(self, config: object, layer_number: int, **_unused: object) -> None:
         super().__init__()
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        packed_seq_params: Placement,
-        **_unused: object,
-    ) -> Tensor:
-        """``[S, B, heads, head size]`` each, to ``[S, B, heads * head size]``."""
-        placed = packed_seq_params
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, placed: Placement) -> Tensor:
+        """``[S, B, groups, heads of a group, head size]`` to ``[S, B, heads * head size]``.
+
+        Keys and values have one head in each group.
+        """
         cos, sin = placed.cos.to(query.dtype), placed.sin.to(query.dtype)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        # [S, B, heads, head size] -> [B, heads, S, head size], a view
-        by_head = [states.permute(1, 2, 0, 3) for states in (query, key, value)]
+        # [S, B, groups, heads, head size] -> [B, all heads, S, head size], views
+        by_head = [states.flatten(2, 3).permute(1, 2, 0, 3) for states in (query, key, value)]
         mixed = _causal(*by_head) if placed.mask is None else _shared_prefix(*by_head, placed)
         return mixed.permute(2, 0, 1, 3).flatten(2)
 

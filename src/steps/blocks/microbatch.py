@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
 from nemotron_style.steps.blocks.logprob import response_logprobs
+from nemotron_style.steps.blocks.model import finish_gradients
 from nemotron_style.steps.blocks.packing import Packed
 from nemotron_style.steps.blocks.parallel import data_world, from_last_stage, is_last_stage
 
@@ -39,7 +39,7 @@ def accumulate_gradients(
     """
     model.zero_grad_buffer()
     if not microbatches:
-        finalize_model_grads([model])  # the other data ranks wait for this one
+        finish_gradients([model])  # the other data ranks wait for this one
         return []
     # The schedule divides by the number of micro-batches, DDP by that of data ranks.
     scale = len(microbatches) * data_world()

@@ -7,25 +7,25 @@ so it can stand in megatron-core's pipeline schedules as it is.
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.steps.blocks.architecture import ModelConfig
-from nemotron_style.steps.blocks.attention import PlacedAttention, Placement
+from nemotron_style.steps.blocks.attention import Placement
 from nemotron_style.steps.blocks.device import prepare
+from nemotron_style.steps.blocks.layer import layer_spec
 from nemotron_style.steps.blocks.logprob import label_logprobs
 from nemotron_style.steps.blocks.packing import Packed
-from nemotron_style.steps.blocks.parallel import Parallel, current
+from nemotron_style.steps.blocks.parallel import Parallel, current, data_world
 from nemotron_style.steps.blocks.shard import shards
 
 INITIAL_STD = 0.02
@@ -65,7 +65,9 @@ class LanguageModel(GPTModel):
         """Logits ``[.., vocabulary / tensor ranks]`` of states ``[.., hidden]``."""
         shared = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if shared else None
-        return self.output_layer(states, weight=weight)[0]
+        if self.output_layer.tp_group.size() > 1:
+            return self.output_layer(states, weight=weight)[0]
+        return F.linear(states, self.output_layer.weight if weight is None else weight)
 
 
 def build_model(
@@ -89,7 +91,7 @@ def build_model(
     raise_all(InputError, _indivisible(config, parallel))
     model = LanguageModel(
         transformer_config(config, parallel=parallel, dtype=dtype),
-        _layer_spec(),
+        layer_spec(),
         vocab_size=config.vocab_size,
         max_sequence_length=config.max_sequence_length,
         position_embedding_type="none",
@@ -128,6 +130,12 @@ def unwrap(model: nn.Module) -> LanguageModel:
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     assert isinstance(inner, LanguageModel)
     return inner
+
+
+def finish_gradients(models: list[nn.Module], *args: Any, **kwargs: Any) -> None:
+    """Sum gradients over data ranks and over the two ends of the pipeline, where there are such."""
+    if data_world() * current().pipeline > 1:
+        finalize_model_grads(models, *args, **kwargs)
 
 
 @torch.no_grad()
@@ -176,7 +184,7 @@ def transformer_config(
         bf16=dtype is torch.bfloat16,
         use_cpu_initialization=True,
         perform_initialization=False,
-        finalize_model_grads_func=finalize_model_grads,
+        finalize_model_grads_func=finish_gradients,
         bias_dropout_fusion=False,
         bias_activation_fusion=False,
         masked_softmax_fusion=False,
@@ -185,12 +193,6 @@ def transformer_config(
         persist_layer_norm=False,
         cuda_graph_scope=[],
     )
-
-
-def _layer_spec() -> ModuleSpec:
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    spec.submodules.self_attention.submodules.core_attention = PlacedAttention
-    return spec
 
 
 def _indivisible(config: ModelConfig, parallel: Parallel) -> list[Problem]:
