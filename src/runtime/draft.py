@@ -51,8 +51,11 @@ class Draft:
                 self.problems += error.problems
 
     def take_sources(self) -> dict[str, InputSource]:
-        """Take the ``inputs`` table out of the values."""
-        table = self.values.pop("inputs", None) or {}
+        """Take the ``inputs`` table out of the values, its interpolations resolved."""
+        whole, dangling = resolve(self.values, self.schema, where=self.where)
+        self.problems += [each for each in dangling if each.key.startswith("inputs.")]
+        self.values.pop("inputs", None)
+        table = whole.get("inputs") or {}
         sources: dict[str, InputSource] = {}
         if not isinstance(table, dict):
             problem = Problem(where=self.where("inputs"), key="inputs", what="must be a table")
