@@ -7,7 +7,7 @@ that its inputs come from, plans each run, and decides what to do about it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nemotron_style.runtime.bind import (
     Adoption,
@@ -117,7 +117,8 @@ class _Planner:
             try:
                 offer = self.fill_slot(manifest, slot, sources.get(slot.name))
             except StepsError as error:
-                problems += error.problems
+                place = f"{manifest.id}: {slot.name}"
+                problems += [replace(one, where=one.where or place) for one in error.problems]
                 continue
             if offer:
                 offers[slot.name] = offer

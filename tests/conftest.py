@@ -1,0 +1,228 @@
+"""A project whose steps need no torch: grain is milled to flour, flour is baked to bread."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_style.runtime.catalog import load_catalog
+from nemotron_style.runtime.order import Order, World
+from nemotron_style.runtime.pipeline import Pipeline, compile_pipeline
+from nemotron_style.runtime.profile import Profile
+from nemotron_style.runtime.store import Store
+
+KINDS = """
+[grain]
+description = "what grows"
+convert_to = { flour = "mill/grind" }
+
+[flour]
+description = "what is ground"
+
+[rye_flour]
+description = "ground of rye"
+is_a = ["flour"]
+
+[bread]
+description = "what is eaten"
+
+[stone]
+description = "what fits nowhere"
+"""
+
+CONFIG = """
+from nemotron_style.runtime.config import Section, StepConfig, cosmetic
+
+
+class Mill(Section):
+    input_path: str | None = None
+    speed: int = 1
+
+
+class Config(StepConfig):
+    steps: int = 4
+    save_every: int = 2
+    raise_at: int = 0
+    refuse_at: int = 0
+    hold_at: int = 0
+    gate: str | None = cosmetic(None)
+    mill: Mill = Mill()
+    devices: int = 1
+    nothing: bool = False
+"""
+
+RECIPE = """
+import json
+import time
+from pathlib import Path
+
+from nemotron_style.runtime.errors import InputError, Interrupted
+
+
+def run(config, ctx):
+    step, total = 0, 0
+    newest = ctx.checkpoints.newest()
+    if newest:
+        state = json.loads((newest.path / "state.json").read_text())
+        step, total = state["step"], state["total"]
+    while step < config.steps:
+        step += 1
+        total += step * config.mill.speed
+        ctx.metrics.log(step, total=total)
+        ctx.progress(step, config.steps, total=total)
+        if step == config.refuse_at:
+            raise InputError("the grain is wet")
+        if step == config.raise_at:
+            raise RuntimeError("the mill stone broke")
+        if step == config.hold_at:
+            ctx.say("holding")
+            while not Path(config.gate).exists() and not ctx.stopping:
+                time.sleep(0.005)
+        if step % config.save_every == 0 or ctx.stopping:
+            save(ctx, step, total)
+        if ctx.stopping:
+            raise Interrupted(f"stopped after step {step}")
+    taken = ctx.optional_input("input")
+    before = (Path(config.mill.input_path) / "sack.txt").read_text() if taken else ""
+    if not config.nothing:
+        (ctx.output("sack").path / "sack.txt").write_text(f"{before}{ctx.run_id[:10]} {total}\\n")
+    (ctx.output("chaff").path / "chaff.txt").write_text(" ".join(ctx.arguments) or "-")
+    ctx.output("sack").note(moist=False)
+    ctx.summarise(total=total)
+
+
+def save(ctx, step, total):
+    state = {"step": step, "total": total}
+    (ctx.checkpoints.stage(step) / "state.json").write_text(json.dumps(state))
+    ctx.checkpoints.commit(step)
+"""
+
+
+@dataclass(frozen=True)
+class Mill:
+    """The project, its store, and ways to plan in it."""
+
+    root: Path
+
+    @property
+    def home(self) -> Path:
+        return self.root / ".nemotron-style"
+
+    @property
+    def store(self) -> Store:
+        return Store(self.home)
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def add_step(
+        self,
+        step: str,
+        *,
+        makes: str,
+        takes: str = "",
+        configs: Mapping[str, str] | None = None,
+        run: str = "",
+    ) -> None:
+        """A step that makes ``makes`` (and chaff), from ``takes`` when there is one."""
+        manifest = f"""
+[step]
+id = "{step}"
+name = "{step}"
+category = "mill"
+description = "Turns {takes or "nothing"} into {makes}."
+
+[run]
+entrypoint = "milling.recipe:run"
+config = "milling.config:Config"
+{run}
+
+[[produces]]
+name = "sack"
+type = "{makes}"
+
+[[produces]]
+name = "chaff"
+type = "stone"
+"""
+        if takes:
+            manifest += (
+                f'[[consumes]]\nname = "input"\ntype = "{takes}"\nconfig_key = "mill.input_path"\n'
+            )
+        self.write(f"manifests/{step}/step.toml", manifest)
+        for name, text in {"default": "steps: 4\n", **(configs or {})}.items():
+            self.write(f"manifests/{step}/{name}.yaml", text)
+
+    def world(self, *, upstream: bool = True, **profile: Any) -> World:
+        return World(
+            catalog=load_catalog(),
+            store=self.store,
+            profile=Profile(name="local", **profile),
+            workdir=self.root,
+            upstream=upstream,
+        )
+
+    def compile(self, step: str, *overrides: str, **order: Any) -> Pipeline:
+        return compile_pipeline(
+            Order(step, overrides=tuple(overrides), **order), world=self.world()
+        )
+
+    def files(self) -> list[str]:
+        """Everything below the project, to see that nothing was written."""
+        found = [path for path in self.root.rglob("*") if "__pycache__" not in path.parts]
+        return sorted(str(path) for path in found)
+
+
+def command(*words: str) -> Sequence[str]:
+    """The command line as a process of its own."""
+    start = "import sys; from nemotron_style.runtime.cli import main; sys.exit(main())"
+    return [sys.executable, "-c", start, *words]
+
+
+@pytest.fixture
+def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mill]:
+    """grow (grain) -> grind (flour) -> bake (bread), each with its upstream in the config."""
+    project = Mill(tmp_path / "mill")
+    project.write("env.toml", "")
+    project.write("code/milling/__init__.py", "")
+    project.write("code/milling/config.py", CONFIG)
+    project.write("code/milling/recipe.py", RECIPE)
+    project.write("manifests/kinds.toml", KINDS)
+    project.add_step("mill/grow", makes="grain")
+    source = "inputs:\n  input: {{step: mill/{}, slot: sack}}\n"
+    project.add_step(
+        "mill/grind", takes="grain", makes="flour", configs={"default": source.format("grow")}
+    )
+    project.add_step(
+        "mill/bake",
+        takes="flour",
+        makes="bread",
+        configs={"default": source.format("grind"), "bare": "steps: 4\n"},
+        run="passthrough = true",
+    )
+    monkeypatch.chdir(project.root)
+    code = str(project.root / "code")
+    monkeypatch.syspath_prepend(code)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([code, os.environ.get("PYTHONPATH", "")]))
+    for name in ("NEMOTRON_ENV_FILE", "NEMOTRON_STYLE_HOME", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "milling"]:
+        del sys.modules[name]
+    yield project
+    for name in [name for name in sys.modules if name.partition(".")[0] == "milling"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def cli() -> Any:
+    """``command(*words)``: the argv of the command line in a process of its own."""
+    return command
