@@ -1,0 +1,127 @@
+"""Who may import whom, and what must not be imported at all."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).resolve().parents[2] / "src"
+HEAVY = (
+    "torch",
+    "transformers",
+    "megatron",
+    "vllm",
+    "ray",
+    "leptonai",
+    "submitit",
+    "numpy",
+)
+# What `steps list` can do without, and would pay for.
+SLOW = (*HEAVY, "omegaconf", "yaml", "fsspec", "rich")
+
+RUNNER = """
+import sys
+for name in sys.argv[1].split(","):
+    sys.modules[name] = None
+from nemotron_style.runtime.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def run_without(names: tuple[str, ...], *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", RUNNER, ",".join(names), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_listing_needs_nothing_slow(toy):
+    done = run_without(SLOW, "steps", "list", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "toy/train" in done.stdout
+
+
+def test_every_step_can_be_shown_without_the_training_stack(toy):
+    from nemotron_style.runtime.catalog import load_catalog
+
+    for step in load_catalog().steps:
+        done = run_without(HEAVY, "steps", "show", step)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+
+
+@pytest.mark.parametrize("words", [("profiles", "list"), ("steps", "--help"), ("--help",)])
+def test_other_commands_need_no_training_stack(toy, words):
+    done = run_without(HEAVY, *words)
+    assert done.returncode == 0, done.stderr
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(SOURCES.rglob("*.py")):
+        parts = path.relative_to(SOURCES).with_suffix("").parts
+        yield ".".join(part for part in parts if part != "__init__"), path
+
+
+def imports(path: Path, *, top_only: bool = False) -> Iterator[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = _top_level(tree) if top_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _top_level(tree: ast.Module) -> Iterator[ast.AST]:
+    """What runs on import: not the bodies of functions, not what only a type checker sees."""
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        waiting.extend(ast.iter_child_nodes(node))
+
+
+def test_runtime_and_configs_import_nothing_heavy_at_module_level():
+    for name, path in modules():
+        if name.startswith("runtime") or name.endswith(".config"):
+            roots = {each.split(".")[0] for each in imports(path, top_only=True)}
+            assert not roots & set(HEAVY), name
+
+
+def test_runtime_never_imports_steps():
+    for name, path in modules():
+        if name.startswith("runtime"):
+            assert not [each for each in imports(path) if each.startswith("nemotron_style.steps")]
+
+
+def test_a_step_imports_blocks_and_four_modules_of_the_runtime_only():
+    allowed = tuple(
+        f"nemotron_style.runtime.{name}" for name in ("artifact", "context", "config", "errors")
+    )
+    for name, path in modules():
+        parts = name.split(".")
+        if parts[0] != "steps" or len(parts) < 3 or parts[1] == "blocks":
+            continue
+        own = "nemotron_style." + ".".join(parts[:3])
+        for each in imports(path):
+            if each.startswith("nemotron_style.") and not each.startswith("nemotron_style.steps"):
+                assert each.startswith(allowed), f"{name} imports {each}"
+            elif each.startswith("nemotron_style.steps"):
+                assert each.startswith((own, "nemotron_style.steps.blocks")), f"{name}: {each}"
+
+
+def test_launchers_never_import_each_other():
+    names = {path.stem for path in (SOURCES / "runtime" / "launch").glob("*.py")}
+    backends = names - {"__init__", "base"}
+    for name in backends:
+        path = SOURCES / "runtime" / "launch" / f"{name}.py"
+        others = {f"nemotron_style.runtime.launch.{other}" for other in backends - {name}}
+        assert not others & set(imports(path)), name
