@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -162,9 +163,13 @@ def describe(step: Manifest) -> dict[str, Any]:
 
 
 def _row(step: Manifest) -> tuple[str, str, str, str]:
-    takes = ", ".join(slot.kind for slot in step.consumes) or "-"
-    makes = ", ".join(slot.kind for slot in step.produces)
-    return step.id, takes, makes, first_sentence(step.description)
+    takes, makes = _count_kinds(step.consumes), _count_kinds(step.produces)
+    return step.id, takes or "-", makes, first_sentence(step.description)
+
+
+def _count_kinds(slots: Sequence[Slot]) -> str:
+    counts = Counter(slot.kind for slot in slots)
+    return ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in counts.items())
 
 
 def _flow(step: Manifest) -> str:
