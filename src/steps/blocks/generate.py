@@ -204,7 +204,8 @@ class Engine:
         tables = rotary_tables(
             positions, head_size=self.config.head_size, theta=self.config.rope_theta
         )
-        self.cos, self.sin = (table.to(self.embedding.dtype) for table in tables)
+        shape = (len(positions), 1, 1, self.config.head_size)  # over [T, K, n, head size]
+        self.cos, self.sin = (table.to(self.embedding.dtype).view(shape) for table in tables)
 
     def _cache(self, rows: int, tokens_PT: Tensor, max_new_tokens: int) -> _Cache:
         # The last token of a row is never fed back, so it needs no place.

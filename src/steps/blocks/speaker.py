@@ -26,6 +26,9 @@ from nemotron_style.steps.blocks.packing import Group
 from nemotron_style.steps.blocks.score import score_groups
 from nemotron_style.steps.blocks.tokenizer import Tokenizer, open_chat, stop_id
 
+LABEL_TOKENS = 64
+"""The longest label that is read from an attribute model; a longer one counts as it stands."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -132,14 +135,14 @@ class Speaker:
             self.model, groups, micro_batch_tokens=self.micro_batch_tokens, last=last
         )
 
-    def name_label(
-        self, pairs: Sequence[tuple[Conversation, str]], *, max_new_tokens: int = 64
-    ) -> list[str]:
+    def name_label(self, pairs: Sequence[tuple[Conversation, str]]) -> list[str]:
         """The likeliest label of each answered conversation, token by token."""
+        asking = [self._asking(conversation, text) for conversation, text in pairs]
+        longest = max((len(ids) for ids in asking), default=0)
         drawn = self.engine.generate(
-            [self._asking(conversation, text) for conversation, text in pairs],
+            asking,
             samples_per_prompt=1,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max(1, min(LABEL_TOKENS, self.config.max_sequence_length - longest)),
             temperature=0.0,
             stop_ids=[self._encode(self.chat.tokens.end_of_turn)[-1]],
             seed=0,

@@ -64,7 +64,7 @@ def run(config: Config, ctx: StepContext) -> None:
 
     total = gather(ctx, finished_shards(ctx, len(shards)))
     refuse_dropped(config, total)
-    report(ctx, total, requests, accuracy)
+    report(config, ctx, total=total, requests=requests, accuracy=accuracy)
 
 
 def choose_labels(config: Config, truth: Truth | None, own_labels: Sequence[str]) -> Labels:
@@ -104,7 +104,7 @@ def load_cast(config: Config, ctx: StepContext) -> Cast:
             loaded[artifact.digest].max_rows = config.sampling.max_rows
             loaded[artifact.digest].micro_batch_tokens = config.scoring.micro_batch_tokens
         parts[slot] = loaded[artifact.digest]
-        digest = weights_digest(parts[slot].model)
+        digest = artifact.facts.get("weights_digest") or weights_digest(artifact.path)
         for file in FILES:
             ctx.output(file).note(**{f"{slot}_digest": digest, f"{slot}_ref": artifact.ref})
     return Cast(**parts)
@@ -210,11 +210,21 @@ def refuse_dropped(config: Config, total: Tally) -> None:
         )
 
 
-def report(ctx: StepContext, total: Tally, requests: Requests, accuracy: dict[str, float]) -> None:
+def report(
+    config: Config,
+    ctx: StepContext,
+    *,
+    total: Tally,
+    requests: Requests,
+    accuracy: dict[str, float],
+) -> None:
     """Facts into the records, figures into the summary."""
+    samples = config.sampling.num_responses
     told = {f"attribute_accuracy_{name}": value for name, value in accuracy.items()}
     for name in FILES:
-        ctx.output(name).note(groups_asked=len(getattr(requests, name)), **told, **total.as_dict())
+        output = ctx.output(name)
+        output.note(groups_asked=len(getattr(requests, name)), responses_per_group=samples)
+        output.note(**told, **total.as_dict())
     ctx.summarise(
         groups=total.groups,
         dropped_groups=total.dropped_groups,

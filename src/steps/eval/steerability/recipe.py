@@ -122,7 +122,7 @@ def load(config: Config, ctx: StepContext, slot: str) -> Speaker:
         half=config.trainer.half,
     )
     speaker.max_rows = config.sampling.max_rows
-    digest = weights_digest(speaker.model)
+    digest = artifact.facts.get("weights_digest") or weights_digest(artifact.path)
     ctx.output("results").note(**{f"{slot}_digest": digest, f"{slot}_ref": artifact.ref})
     return speaker
 
