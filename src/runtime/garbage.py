@@ -76,7 +76,10 @@ def _half_made(layout: Layout) -> Iterator[Path]:
 def _remove_half_made(layout: Layout, directory: Path, done: Garbage) -> None:
     disk.make_dir(layout.staging)
     aside = disk.fresh(layout.staging, f"{_ASIDE}-{directory.parent.name}@{directory.name}")
-    os.rename(directory, aside)
+    try:
+        os.rename(directory, aside)
+    except FileNotFoundError:  # another collector was here first
+        return
     if is_committed(aside):  # its writer was only slow, and finished just now
         os.rename(aside, directory)
         return
@@ -93,12 +96,16 @@ def _bring_back(layout: Layout, done: Garbage) -> None:
 
 
 def _touched(path: Path) -> float:
-    """When anything in it was last written, in seconds since the epoch."""
+    """When anything in it was last written, in seconds since the epoch; now, when it is gone."""
     places = directories(path) if path.is_dir() else iter([path])
     newest = 0.0
-    for place in places:
-        files = list(place.iterdir()) if place.is_dir() else []
-        newest = max([newest, place.lstat().st_mtime, *(file.lstat().st_mtime for file in files)])
+    try:
+        for place in places:
+            files = list(place.iterdir()) if place.is_dir() else []
+            times = (each.lstat().st_mtime for each in (place, *files))
+            newest = max(newest, *times)
+    except FileNotFoundError:  # its owner is at work
+        return time.time()
     return newest
 
 

@@ -46,25 +46,34 @@ class Lineage:
     down: bool
     nodes: dict[str, Node] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
+    _beyond: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+
+    def add(self, node: Node) -> bool:
+        """Add a node; False when it is there already."""
+        return self.nodes.setdefault(node.ref, node) is node
+
+    def link(self, link: Link) -> None:
+        """Add an edge."""
+        near, far = (link.source, link.target) if self.down else (link.target, link.source)
+        self.links.append(link)
+        self._beyond.setdefault(near, []).append((link.slot, far))
 
     def beyond(self, ref: str) -> list[tuple[str, str]]:
         """(slot, ref) of the nodes one step further from the root."""
-        if self.down:
-            return [(link.slot, link.target) for link in self.links if link.source == ref]
-        return [(link.slot, link.source) for link in self.links if link.target == ref]
+        return self._beyond.get(ref, [])
 
 
 def walk(store: Store, artifact: Artifact, *, down: bool = False) -> Lineage:
-    """Follow edges from ``artifact`` as far as they go; each artifact is read once."""
-    lineage = Lineage(artifact.ref, down, {artifact.ref: _node(artifact)})
+    """Follow edges from ``artifact`` as far as they go; each artifact is expanded once."""
+    lineage = Lineage(artifact.ref, down)
+    lineage.add(_node(artifact))
     expand = _downstream if down else _upstream
     pending = deque([artifact])
     while pending:
         for link, node in expand(store, pending.popleft()):
-            lineage.links.append(link)
-            if node.ref not in lineage.nodes:
-                lineage.nodes[node.ref] = node
-                pending += [node.artifact] if node.artifact else []
+            lineage.link(link)
+            if lineage.add(node) and node.artifact:
+                pending.append(node.artifact)
     return lineage
 
 

@@ -28,7 +28,7 @@ Event = dict[str, Any]
 def to_events(lineage: Lineage) -> list[Event]:
     """Two RunEvents for every run in the lineage and DatasetEvents for the rest, oldest first."""
     runs: dict[str, list[Record]] = {}
-    alone = {ref for ref in lineage.nodes if not any(ref == link.source for link in lineage.links)}
+    alone = lineage.nodes.keys() - {link.source for link in lineage.links}
     events: list[Event] = []
     for node in lineage.nodes.values():
         record = node.artifact.record if node.artifact else None
@@ -36,7 +36,8 @@ def to_events(lineage: Lineage) -> list[Event]:
             runs.setdefault(record.producer.run_id, []).append(record)
         elif record and node.ref in alone:
             events.append(_event("DatasetEvent", record.created) | {"dataset": _dataset(node)})
-    for run_id, made in runs.items():
+    for run_id, found in runs.items():
+        made = sorted(found, key=lambda record: record.created)
         complete = _complete_event(lineage, run_id, made)
         events += [_start_event(complete, made[0]), complete]
     return sorted(events, key=lambda event: str(event["eventTime"]))
@@ -61,7 +62,7 @@ def _complete_event(lineage: Lineage, run_id: str, made: list[Record]) -> Event:
     told = record.model_dump(mode="json", include={"config", "environment", "hardware", "seeds"})
     told |= {"runId": run_id, "attempts": list(record.producer.attempts)}
     told |= {"configName": record.producer.config_name, "metrics": record.metrics}
-    return _event("RunEvent", max(each.created for each in made)) | {
+    return _event("RunEvent", made[-1].created) | {
         "eventType": "COMPLETE",
         "run": {
             "runId": str(uuid.uuid5(_RUNS, run_id)),

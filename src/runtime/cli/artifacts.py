@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from nemotron_style.runtime.cli.table import print_json, render_pairs, render_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,10 +61,11 @@ def list_artifacts(
         if kind in (None, artifact.kind)
     ]
     if as_json:
-        return _print_json([_summary(artifact) for artifact in found])
-    rows: list[tuple[str, ...]] = [("REF", "KIND", "DIGEST", "SIZE", "CREATED", "MADE BY")]
-    rows += [_row(artifact) for artifact in found]
-    _print_table(rows if found else [("no artifacts yet; run a step, or adopt something",)])
+        return print_json([_summary(artifact) for artifact in found])
+    if not found:
+        return print("no artifacts; run a step, or adopt something")
+    header = ("REF", "KIND", "DIGEST", "SIZE", "CREATED", "MADE BY")
+    print(render_table([_row(artifact) for artifact in found], header=header), end="")
 
 
 @app.command()
@@ -70,20 +74,17 @@ def show(context: typer.Context, ref: Ref, *, as_json: Json = False) -> None:
     artifact = _open_store(context).resolve(ref)
     record = artifact.record.model_dump(mode="json")
     if as_json:
-        return _print_json(record | {"ref": artifact.ref, "path": str(artifact.path)})
-    files: list[tuple[str, ...]] = [
-        (f"  {file.path}", str(file.size)) for file in artifact.record.files
-    ]
+        return print_json(record | {"ref": artifact.ref, "path": str(artifact.path)})
     inputs = [
         f"  {edge.slot}: {edge.ref}  {edge.kind}  {edge.digest}" for edge in artifact.record.inputs
     ]
-    typer.echo(f"{artifact.ref}  {artifact.kind}\n{artifact.digest}\n{artifact.path}")
-    typer.echo(f"{_describe(artifact)}\n{artifact.record.created}")
+    print(f"{artifact.ref}  {artifact.kind}\n{artifact.digest}\n{artifact.path}")
+    print(f"{_describe(artifact)}\n{artifact.record.created}")
     _print_block("inputs", inputs)
     for field in ("config", "seeds", "metrics", "facts", "code", "environment", "hardware"):
         _print_block(field, _leaves(record[field]))
-    typer.echo(f"files ({_human_size(artifact.record.size)}):")
-    _print_table(files)
+    print(f"files ({_human_size(artifact.record.size)}):")
+    print(render_pairs((file.path, str(file.size)) for file in artifact.record.files), end="")
 
 
 @app.command()
@@ -102,7 +103,7 @@ def lineage(
     traced = walk(store, store.resolve(ref), down=down)
     # A lineage in another JSON dialect is one document already.
     chosen = "json" if as_json and style is not Format.openlineage else style.value
-    typer.echo(render(traced, chosen))
+    print(render(traced, chosen))
 
 
 @app.command()
@@ -121,11 +122,11 @@ def verify(
     problems = [each for path in targets for each in _check(store, path, deep=not shallow)]
     if as_json:
         told = [problem.as_dict() for problem in problems]
-        _print_json({"checked": len(targets), "ok": not problems, "problems": told})
+        print_json({"checked": len(targets), "ok": not problems, "problems": told})
     else:
         for problem in problems:
-            typer.echo(str(problem), err=True)
-        typer.echo(f"{len(targets)} checked, {len(problems)} problems")
+            print(str(problem), file=sys.stderr)
+        print(f"{len(targets)} checked, {len(problems)} problems")
     if problems:
         raise typer.Exit(1)
 
@@ -145,8 +146,8 @@ def adopt(
     load_kinds()[kind]
     artifact = _open_store(context).adopt(path, kind=kind, name=name)
     if as_json:
-        return _print_json(_summary(artifact))
-    typer.echo(f"{artifact.ref}  {artifact.kind}  {artifact.digest}")
+        return print_json(_summary(artifact))
+    print(f"{artifact.ref}  {artifact.kind}  {artifact.digest}")
 
 
 @app.command()
@@ -159,10 +160,11 @@ def diff(context: typer.Context, left: Ref, right: Ref, *, as_json: Json = False
     differences = compare(ours, theirs)
     if as_json:
         told = [asdict(difference) for difference in differences]
-        return _print_json({"left": ours.ref, "right": theirs.ref, "differences": told})
-    rows: list[tuple[str, ...]] = [("", ours.ref, theirs.ref)]
-    rows += [(each.key, _short_value(each.left), _short_value(each.right)) for each in differences]
-    _print_table(rows if differences else [("no difference",)])
+        return print_json({"left": ours.ref, "right": theirs.ref, "differences": told})
+    if not differences:
+        return print("no difference")
+    rows = [(each.key, _short_value(each.left), _short_value(each.right)) for each in differences]
+    print(render_table(rows, header=("KEY", ours.ref, theirs.ref)), end="")
 
 
 @app.command()
@@ -175,12 +177,12 @@ def gc(
     """Finish commits that were cut off and remove what crashes left. Artifacts stay."""
     done = _open_store(context).collect_garbage(grace_s=grace * 3600)
     if as_json:
-        return _print_json(asdict(done))
+        return print_json(asdict(done))
     for path in done.removed:
-        typer.echo(f"removed {path}")
+        print(f"removed {path}")
     for ref in done.finished:
-        typer.echo(f"finished {ref}")
-    typer.echo(f"{len(done.removed)} removed, {len(done.finished)} commits finished")
+        print(f"finished {ref}")
+    print(f"{len(done.removed)} removed, {len(done.finished)} commits finished")
 
 
 def _open_store(context: typer.Context) -> Store:
@@ -252,15 +254,4 @@ def _human_size(size: float) -> str:
 
 def _print_block(title: str, lines: list[str]) -> None:
     if lines:
-        typer.echo("\n".join([f"{title}:", *lines]))
-
-
-def _print_table(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo("  ".join(cells).rstrip())
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        print("\n".join([f"{title}:", *lines]))

@@ -1,0 +1,234 @@
+"""A store whose writer dies: at every single file operation, and at random moments by SIGKILL."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_style.runtime.artifact import Artifact, Producer
+from nemotron_style.runtime.digest import digest_tree
+from nemotron_style.runtime.layout import is_committed, versions_in
+from nemotron_style.runtime.store import Store
+
+OPERATIONS = ("open", "mkdir", "rename", "replace", "link", "unlink", "rmdir", "fsync", "chmod")
+
+
+class Crash(BaseException):
+    """Not an Exception, so that nothing on the way handles it."""
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process dies here, not the machine: what was written is in the kernel's hands."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@contextmanager
+def crash_before(number: int) -> Iterator[None]:
+    """Let ``number`` file operations happen and none after: as if the process were gone.
+
+    Later ones fail as well, so a ``finally`` cannot tidy up what a dead process would leave.
+    """
+    left = number
+
+    def guard(real: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Crash
+            return real(*args, **kwargs)
+
+        return operation
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in OPERATIONS:
+            patch.setattr(os, name, guard(getattr(os, name)))
+        yield
+
+
+def survives(action: Callable[[], object], number: int) -> bool:
+    """Run ``action`` with a crash before operation ``number``; True when it never got there."""
+    try:
+        with crash_before(number):
+            action()
+    except Crash:
+        return False
+    return True
+
+
+def prepare(root: Path) -> tuple[Store, Path]:
+    """A store with an adopted input, one artifact of another run, and an output in the making."""
+    shutil.rmtree(root, ignore_errors=True)
+    store = Store(root)
+    (root / "runs").mkdir(parents=True)
+    (root / "runs" / "rows.jsonl").write_text("{}\n")
+    store.adopt(root / "runs" / "rows.jsonl", kind="raw_jsonl", name="data")
+    write_output(root / "runs" / "r-0")
+    finish_run(store, root / "runs" / "r-0")
+    return store, write_output(root / "runs" / "r-1")
+
+
+def write_output(place: Path) -> Path:
+    (place / "sub").mkdir(parents=True)
+    (place / "a.txt").write_text(place.name)
+    (place / "sub" / "b.txt").write_text("b")
+    return place
+
+
+def finish_run(store: Store, staged: Path) -> Artifact:
+    """What a worker does that finds a sealed output: finish the commit, or make it."""
+    producer = Producer(run_id=staged.name, step="a/b", slot="model")
+    settled = store.settle(staged.name, "model")
+    inputs = [store.resolve("data").edge("data")]
+    return settled or store.commit(staged, name="m", kind="k", producer=producer, inputs=inputs)
+
+
+def check_whole(store: Store) -> None:
+    """Everything that can be seen is whole, and what was committed before is there."""
+    assert store.resolve("data:v1")
+    assert store.resolve("m:v1").record.producer
+    for artifact in store.artifacts():
+        assert store.verify(artifact, deep=True) == []
+        assert store.missing_keys(artifact.path) == []
+    output = store.output_of("r-1", "model")
+    assert output is None or output in list(store.artifacts("m"))
+
+
+def check_finished(store: Store, artifact: Artifact, digest: str) -> None:
+    """The run has exactly one output, and nothing but it is left after tidying up."""
+    check_whole(store)
+    made = [each for each in store.artifacts("m") if each.record.producer.run_id == "r-1"]  # type: ignore[union-attr]
+    assert made == [artifact]
+    assert artifact.digest == digest
+    assert store.output_of("r-1", "model") == artifact == store.resolve("m")
+    consumers = [consumer.ref for _, consumer in store.consumers(store.resolve("data"))]
+    assert sorted(consumers) == sorted(["m:v1", artifact.ref])
+    store.collect_garbage(grace_s=-1)
+    check_clean(store)
+    assert store.output_of("r-1", "model") == artifact
+
+
+def check_clean(store: Store) -> None:
+    assert list(store.layout.staging.iterdir()) == []
+    assert list((store.layout.index / "intent").iterdir()) == []
+    for name in store.layout.artifacts.iterdir():
+        assert all(is_committed(name / f"v{version}") for version in versions_in(name))
+
+
+def test_a_commit_may_die_before_any_operation(tmp_path: Path) -> None:
+    number, done = 0, False
+    while not done:
+        store, staged = prepare(tmp_path / "store")
+        digest = digest_tree(staged)[0]
+        done = survives(lambda: finish_run(store, staged), number)  # noqa: B023
+        fresh = Store(store.root)
+        check_whole(fresh)
+        check_finished(fresh, finish_run(fresh, staged), digest)
+        number += 1
+    assert number > 40
+
+
+def test_finishing_may_die_as_well(tmp_path: Path) -> None:
+    chance = random.Random(1)
+    for _ in range(80):
+        store, staged = prepare(tmp_path / "store")
+        digest = digest_tree(staged)[0]
+        for _ in range(3):
+            survives(lambda: finish_run(Store(store.root), staged), chance.randrange(50))  # noqa: B023
+            check_whole(store)
+        check_finished(store, finish_run(Store(store.root), staged), digest)
+
+
+def test_a_crash_leaves_work_for_the_garbage_collector_only(tmp_path: Path) -> None:
+    number, done = 0, False
+    while not done:
+        store, staged = prepare(tmp_path / "store")
+        done = survives(lambda: finish_run(store, staged), number)  # noqa: B023
+        moved = not staged.exists()
+        Store(store.root).collect_garbage(grace_s=-1)
+        check_whole(store)
+        check_clean(store)
+        # What was renamed away from the run is never lost: it was finished.
+        assert (store.output_of("r-1", "model") is not None) == moved
+        number += 1
+
+
+def test_an_adoption_may_die_before_any_operation(tmp_path: Path) -> None:
+    source = write_output(tmp_path / "source")
+    number, done = 0, False
+    while not done:
+        store, _ = prepare(tmp_path / "store")
+        done = survives(lambda: store.adopt(source, kind="k", name="set"), number)  # noqa: B023
+        check_whole(store)
+        adopted = Store(store.root).adopt(source, kind="k", name="set")
+        assert list(store.artifacts("set")) == [adopted]
+        check_whole(store)
+        store.collect_garbage(grace_s=-1)
+        check_clean(store)
+        number += 1
+    assert number > 40
+
+
+def test_collecting_garbage_may_die_before_any_operation(tmp_path: Path) -> None:
+    number, done = 0, False
+    while not done:
+        store, staged = prepare(tmp_path / "store")
+        survives(lambda: finish_run(store, staged), 25)  # noqa: B023
+        half = store.layout.version("m", 9)
+        shutil.copytree(tmp_path / "store" / "artifacts" / "m" / "v1", half)
+        (half / "artifact.json").unlink()
+        done = survives(lambda: store.collect_garbage(grace_s=-1), number)  # noqa: B023
+        check_whole(store)
+        store.collect_garbage(grace_s=-1)
+        check_whole(store)
+        check_clean(store)
+        number += 1
+    assert number > 5
+
+
+def _work_until_killed(root: Path, seed: int) -> None:
+    store = Store(root)
+    chance = random.Random(seed)
+    while True:
+        run = f"r-{chance.randrange(40)}"
+        place = root / "runs" / f"{os.getpid()}-{chance.random()}" / run
+        finish_run(store, write_output(place))
+        store.adopt(place.parent.parent / "rows.jsonl", kind="raw_jsonl", name="data")
+        store.collect_garbage(grace_s=3600)
+
+
+def test_killed_at_random_moments_nothing_committed_is_lost(tmp_path: Path) -> None:
+    store, _ = prepare(tmp_path / "store")
+    chance = random.Random(7)
+    seen: dict[str, str] = {}
+    for seed in range(25):
+        context = multiprocessing.get_context("fork")
+        workers = [
+            context.Process(target=_work_until_killed, args=(store.root, seed * 2 + each))
+            for each in range(2)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(chance.uniform(0.005, 0.06))
+            assert worker.is_alive()
+            worker.kill()
+            worker.join()
+        check_whole(store)
+        now = {artifact.ref: artifact.digest for artifact in store.artifacts()}
+        assert seen.items() <= now.items()
+        seen = now
+    runs = [each.record.producer.run_id for each in store.artifacts("m") if each.record.producer]
+    assert len(runs) == len(set(runs)) > 10
+    store.collect_garbage(grace_s=-1)
+    check_clean(store)
+    check_whole(store)
