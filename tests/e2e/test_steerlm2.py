@@ -1,0 +1,193 @@
+"""sft/steerlm2 from its inputs to its product, on a model small enough for a unit test."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemotron_style.runtime.errors import InputError, Interrupted
+from nemotron_style.runtime.metrics import read_metrics
+from nemotron_style.steps.blocks.checkpoint import WEIGHTS, weights_digest
+from nemotron_style.steps.blocks.steerlm2_row import LOG_Q
+from nemotron_style.steps.blocks.torch_dist import read_full
+from nemotron_style.steps.sft.steerlm2 import recipe
+
+_spec = importlib.util.spec_from_file_location(
+    "steerlm2_world", Path(__file__).with_name("steerlm2_world.py")
+)
+steerlm2_world = importlib.util.module_from_spec(_spec)
+sys.modules["steerlm2_world"] = steerlm2_world
+_spec.loader.exec_module(steerlm2_world)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return steerlm2_world.make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    """Two epochs, six steps, nothing in between."""
+    return world.train_in(tmp_path_factory.mktemp("whole"), "trainer.sft.max_epochs=2")
+
+
+def product(ctx):
+    return ctx.output("model").facts["weights_digest"]
+
+
+def test_distance_falls_and_the_best_model_is_produced(world, whole):
+    output = whole.output("model")
+    assert whole.figures["distance_after"] < 0.9 * whole.figures["distance_before"]
+    assert whole.figures["sampler_gap"] < 1e-4
+    assert output.facts["parent_weights_digest"] == world.model.facts["weights_digest"]
+    assert output.facts["weights_digest"] == weights_digest(output.path)
+    assert output.facts["weights_digest"] != output.facts["parent_weights_digest"]
+    names = sorted(path.name for path in output.path.iterdir())
+    assert names == ["model_config.json", "tokenizer", "weights"]
+    assert (output.path / "tokenizer" / "chat_template.jinja").is_file()
+
+
+def test_metrics_tell_every_step_and_every_validation(whole):
+    lines = read_metrics(whole.run_dir / "metrics.jsonl")
+    trained = [line for line in lines if "train_loss" in line]
+    assert [line["step"] for line in trained] == [1, 2, 3, 4, 5, 6]
+    validated = {line["step"]: line for line in lines if "validation_distance" in line}
+    assert sorted(validated) == [0, 2, 4, 6]
+    best = min(validated, key=lambda step: validated[step]["validation_distance"])
+    assert whole.output("model").facts["best_step"] == best
+    wanted = {"train_mean_drift", "train_effective_sample_size", "lr", "grad_norm"}
+    assert wanted <= trained[0].keys()
+    assert trained[0]["train_sampler_gap"] < 1e-4 < trained[-1]["train_sampler_gap"]
+    assert (whole.run_dir / "plots" / "steerlm2.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 5])
+def test_stopped_and_continued_ends_bit_identical(world, whole, stop_at, tmp_path, monkeypatch):
+    ctx = world.context(tmp_path)
+    log = ctx.metrics.log
+    monkeypatch.setattr(
+        ctx.metrics,
+        "log",
+        lambda step, **numbers: (
+            log(step, **numbers),
+            setattr(ctx._stop, "requested", step >= stop_at),
+        ),
+    )
+    with pytest.raises(Interrupted, match=f"after step {stop_at} of 6"):
+        recipe.run(steerlm2_world.settings("trainer.sft.max_epochs=2"), ctx)
+    ctx.metrics.close()
+    again = world.train_in(tmp_path, "trainer.sft.max_epochs=2", attempt=2)
+    assert product(again) == product(whole)
+    steps = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert steps == [line["step"] for line in read_metrics(whole.run_dir / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("broken_call", ["save_state", "save_model", "copy_model"])
+def test_broken_off_anywhere_and_continued_ends_bit_identical(
+    world, whole, broken_call, tmp_path, monkeypatch
+):
+    calls = []
+    original = getattr(recipe, broken_call)
+
+    def breaks(*words, **options):
+        calls.append(broken_call)
+        original(*words, **options)
+        if len(calls) == (1 if broken_call == "copy_model" else 2):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, broken_call, breaks)
+    with pytest.raises(KeyboardInterrupt):
+        world.train_in(tmp_path, "trainer.sft.max_epochs=2")
+    monkeypatch.undo()
+    again = world.train_in(tmp_path, "trainer.sft.max_epochs=2", attempt=2)
+    assert product(again) == product(whole)
+
+
+def test_size_of_a_pass_does_not_change_the_model(world, whole, tmp_path):
+    small = world.train_in(
+        tmp_path,
+        "trainer.sft.max_epochs=2",
+        "model.steerlm2.micro_batch_size=3",
+        "model.steerlm2.forward_micro_batch_size=2",
+    )
+    expected = dict(read_full(whole.output("model").path / WEIGHTS))
+    for name, tensor in read_full(small.output("model").path / WEIGHTS):
+        torch.testing.assert_close(tensor, expected[name], atol=2e-5, rtol=0)
+
+
+def test_training_that_only_harms_produces_the_start(world, tmp_path):
+    harmed = world.train_in(tmp_path, "model.optim.lr=0.9", "model.optim.sched.min_lr=0.9")
+    assert harmed.output("model").facts["best_step"] == 0
+    assert product(harmed) == world.model.facts["weights_digest"]
+
+
+def test_data_sampled_from_another_model_is_refused_unless_allowed(world, tmp_path):
+    other = world.data("other", world.train, sampler_digest="sha256:" + "0" * 64)
+    with pytest.raises(InputError, match=r"another model than.*allow_other_sampler"):
+        world.train_in(tmp_path / "a", data=other)
+    assert not (tmp_path / "a" / "checkpoints").exists()
+    world.train_in(tmp_path / "b", "model.steerlm2.allow_other_sampler=true", data=other)
+
+
+def test_log_probs_of_another_text_are_refused_before_any_update(world, tmp_path):
+    rows = copy.deepcopy(world.train)
+    for row in rows:
+        row["responses"][0][LOG_Q] -= 0.01
+    data = world.data("shifted", rows)
+    with pytest.raises(InputError, match=r"first batch: .*every baseline must be 1/n.*tokenizer"):
+        world.train_in(tmp_path, data=data)
+    assert not (tmp_path / "checkpoints").exists()
+    world.train_in(tmp_path, "model.steerlm2.sampler_tolerance=0.1", data=data)
+
+
+def test_bad_rows_are_refused_before_training(world, tmp_path):
+    rows = copy.deepcopy(world.train)
+    rows[3]["responses"].pop()
+    with pytest.raises(InputError, match=r"rows\.jsonl:4: responses: all rows"):
+        world.train_in(tmp_path, data=world.data("uneven", rows))
+
+
+def test_rows_longer_than_the_model_are_counted_and_refused(world, tmp_path):
+    with pytest.raises(InputError, match="12 bad rows in all, 10 shown"):
+        world.train_in(tmp_path, "model.encoder_seq_length=8")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("trainer.devices=2", "another number of processes"),
+        ('trainer.accelerator="gpu"', "trains on cpu"),
+        ('trainer.precision="bf16"', "trainer.precision=32"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what a CPU cannot do")
+def test_machine_that_does_not_fit_is_refused(world, override, says, tmp_path):
+    with pytest.raises(InputError, match=says):
+        world.train_in(tmp_path, override)
+
+
+def test_few_effective_samples_are_warned_of(world, tmp_path, capsys):
+    world.train_in(tmp_path, "model.steerlm2.effective_sample_floor=3.9", "trainer.sft.max_steps=1")
+    assert "warning: mean effective sample size" in capsys.readouterr().out
+
+
+def test_logs_are_copied_where_the_reference_would_write_them(world, tmp_path):
+    target = tmp_path / "logs"
+    world.train_in(
+        tmp_path / "run",
+        f'exp_manager.explicit_log_dir="{target}"',
+        "trainer.sft.max_steps=1",
+    )
+    assert {"metrics.jsonl", "plots"} <= {path.name for path in target.iterdir()}
+
+
+def test_repeating_samples_needs_to_be_asked_for(world, tmp_path):
+    short = world.train_in(tmp_path / "a", "trainer.sft.max_steps=5")
+    assert short.figures["steps"] == 3
+    repeated = world.train_in(tmp_path / "b", "trainer.sft.max_steps=5", "model.data.sample=true")
+    assert repeated.figures["steps"] == 5
