@@ -127,7 +127,7 @@ class StepContext:
         if self.is_first:
             print(text, flush=True)
 
-    def progress(self, done: int, total: int, **figures: float) -> None:
+    def progress(self, done: int, total: int, /, **figures: float) -> None:
         """Tell how far the work is; cheap enough to call at every step.
 
         The bar of an attached command line follows at most five times a second; the log gets a

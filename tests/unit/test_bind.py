@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from nemotron_style.runtime.bind import name_location
@@ -10,28 +12,28 @@ from nemotron_style.runtime.order import Order
 from nemotron_style.runtime.pipeline import compile_pipeline
 
 
-def adopt(mill, kind: str, name: str = "sack"):
+def adopt(mill: Any, kind: str, name: str = "sack") -> Any:
     path = mill.write(f"elsewhere/{name}/sack.txt", f"{kind} {name}\n").parent
     return mill.store.adopt(path, kind=kind, name=name)
 
 
-def steps_of(pipeline) -> list[str]:
+def steps_of(pipeline: Any) -> list[str]:
     return [run.plan.step for run in pipeline.runs]
 
 
-def test_an_unknown_slot_names_the_near_one(mill) -> None:
+def test_an_unknown_slot_names_the_near_one(mill: Any) -> None:
     with pytest.raises(UsageError, match=r"inptu: mill/bake has no such input.*'input'"):
         mill.compile("mill/bake", given=("inptu=x",))
 
 
-def test_every_bad_option_is_told(mill) -> None:
+def test_every_bad_option_is_told(mill: Any) -> None:
     with pytest.raises(UsageError) as caught:
         mill.compile("mill/bake", given=("input", "x=1", "input=a", "input=b"))
     assert len(caught.value.problems) == 3
     assert "given twice, as 'a' and as 'b'" in str(caught.value)
 
 
-def test_a_ref_fills_the_slot_and_upstream_is_not_needed(mill) -> None:
+def test_a_ref_fills_the_slot_and_upstream_is_not_needed(mill: Any) -> None:
     artifact = adopt(mill, "flour")
     pipeline = mill.compile("mill/bake", given=("input=sack:v1",))
     assert steps_of(pipeline) == ["mill/bake"]
@@ -40,7 +42,7 @@ def test_a_ref_fills_the_slot_and_upstream_is_not_needed(mill) -> None:
     assert pipeline.target.plan.config["mill"]["input_path"] == artifact.digest
 
 
-def test_the_option_and_the_config_key_are_the_same_thing(mill) -> None:
+def test_the_option_and_the_config_key_are_the_same_thing(mill: Any) -> None:
     adopt(mill, "flour")
     by_option = mill.compile("mill/bake", given=("input=sack",)).target.plan
     by_key = mill.compile("mill/bake", "mill.input_path=sack").target.plan
@@ -50,7 +52,7 @@ def test_the_option_and_the_config_key_are_the_same_thing(mill) -> None:
         mill.compile("mill/bake", "mill.input_path=other", given=("input=sack",))
 
 
-def test_a_path_is_hashed_where_it_lies_and_adopted_later(mill) -> None:
+def test_a_path_is_hashed_where_it_lies_and_adopted_later(mill: Any) -> None:
     path = mill.write("elsewhere/My Flour.d/sack.txt", "white\n").parent
     before = mill.files()
     pipeline = mill.compile("mill/bake", given=(f"input={path}",))
@@ -64,31 +66,31 @@ def test_a_path_is_hashed_where_it_lies_and_adopted_later(mill) -> None:
     assert again.adoptions == ()
 
 
-def test_what_is_not_there_is_told_with_its_slot(mill) -> None:
+def test_what_is_not_there_is_told_with_its_slot(mill: Any) -> None:
     with pytest.raises(UsageError, match=r"mill/bake: input: no such artifact.*'nowhere'"):
         mill.compile("mill/bake", given=("input=nowhere",))
     with pytest.raises(UsageError, match=r"no such file"):
         mill.compile("mill/bake", given=("input=./nowhere",))
 
 
-def test_a_missing_input_says_how_to_give_it(mill) -> None:
+def test_a_missing_input_says_how_to_give_it(mill: Any) -> None:
     with pytest.raises(UsageError, match=r"-i input=REF; made by: mill/grind"):
         mill.compile("mill/bake", config="bare")
 
 
-def test_a_kind_is_accepted_with_all_that_it_is(mill) -> None:
+def test_a_kind_is_accepted_with_all_that_it_is(mill: Any) -> None:
     adopt(mill, "rye_flour")
     pipeline = mill.compile("mill/bake", given=("input=sack",))
     assert pipeline.target.plan.inputs[0].kind == "rye_flour"
 
 
-def test_a_wrong_kind_names_both(mill) -> None:
+def test_a_wrong_kind_names_both(mill: Any) -> None:
     adopt(mill, "stone")
     with pytest.raises(UsageError, match=r"input: wants flour, and sack:v1 is stone"):
         mill.compile("mill/bake", given=("input=sack",))
 
 
-def test_a_conversion_is_put_in_between(mill) -> None:
+def test_a_conversion_is_put_in_between(mill: Any) -> None:
     artifact = adopt(mill, "grain")
     pipeline = mill.compile("mill/bake", given=("input=sack",))
     assert steps_of(pipeline) == ["mill/grind", "mill/bake"]
@@ -97,14 +99,14 @@ def test_a_conversion_is_put_in_between(mill) -> None:
     assert pipeline.target.plan.inputs[0].source == f"run:{grind.run_id}/sack"
 
 
-def test_a_conversion_that_is_not_installed_is_named(mill) -> None:
+def test_a_conversion_that_is_not_installed_is_named(mill: Any) -> None:
     adopt(mill, "grain")
     (mill.root / "manifests/mill/grind/step.toml").unlink()
     with pytest.raises(UsageError, match=r"wants flour.*is grain.*'mill/grind' would convert it"):
         mill.compile("mill/bake", given=("input=sack",))
 
 
-def test_upstream_comes_first_and_the_same_run_only_once(mill) -> None:
+def test_upstream_comes_first_and_the_same_run_only_once(mill: Any) -> None:
     source = "inputs:\n  input: {step: mill/grow, slot: sack, overrides: {mill: {speed: 2}}}\n"
     mill.write("manifests/mill/grind/fast.yaml", source)
     pipeline = mill.compile("mill/bake")
@@ -114,12 +116,12 @@ def test_upstream_comes_first_and_the_same_run_only_once(mill) -> None:
     assert fast.runs[0].plan.run_id != pipeline.runs[0].plan.run_id
 
 
-def test_upstream_can_be_overridden_from_below(mill) -> None:
+def test_upstream_can_be_overridden_from_below(mill: Any) -> None:
     pipeline = mill.compile("mill/bake", "+inputs.input.overrides.steps=9")
     assert pipeline.runs[1].plan.config["steps"] == 9
 
 
-def test_a_circle_is_named(mill) -> None:
+def test_a_circle_is_named(mill: Any) -> None:
     source = "inputs:\n  input: {step: mill/grind, config: round, slot: sack}\n"
     mill.add_step("mill/rot", takes="flour", makes="grain", configs={"default": source})
     back = "inputs:\n  input: {step: mill/rot, slot: sack}\n"
@@ -129,13 +131,13 @@ def test_a_circle_is_named(mill) -> None:
         mill.compile("mill/grind", config="round")
 
 
-def test_no_upstream_refuses_what_would_have_to_run(mill) -> None:
+def test_no_upstream_refuses_what_would_have_to_run(mill: Any) -> None:
     world = mill.world(upstream=False)
     with pytest.raises(UsageError, match=r"mill/bake needs it, and --no-upstream forbids"):
         compile_pipeline(Order("mill/bake"), world=world)
 
 
-def test_the_output_meant_must_be_clear(mill) -> None:
+def test_the_output_meant_must_be_clear(mill: Any) -> None:
     base = "inputs:\n  input: {step: mill/grow%s}\n"
     mill.write("manifests/mill/grind/plain.yaml", base % "")
     assert steps_of(mill.compile("mill/grind", config="plain")) == ["mill/grow", "mill/grind"]
@@ -147,7 +149,7 @@ def test_the_output_meant_must_be_clear(mill) -> None:
         mill.compile("mill/bake", config="odd")
 
 
-def test_names_and_arguments_are_checked_first(mill) -> None:
+def test_names_and_arguments_are_checked_first(mill: Any) -> None:
     with pytest.raises(RefError, match=r"cannot be used"):
         mill.compile("mill/grow", name="../up")
     with pytest.raises(UsageError, match=r"takes no arguments after --"):
@@ -156,7 +158,7 @@ def test_names_and_arguments_are_checked_first(mill) -> None:
     assert plain.target.plan.run_id != with_arguments.target.plan.run_id
 
 
-def test_process_counts_come_from_the_config(mill) -> None:
+def test_process_counts_come_from_the_config(mill: Any) -> None:
     run = 'launch = "torchrun"\n[run.resources]\nprocesses = ["devices", 2]\ngpus = 1'
     mill.add_step("mill/wide", makes="grain", run=run)
     plan = mill.compile("mill/wide", "devices=3").target.plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def test_the_fingerprint_ignores_the_order_of_keys() -> None:
     assert identify({**IDENTITY, "generation": 1}) != identify(IDENTITY)
 
 
-def test_a_plan_round_trips_through_its_text(mill) -> None:
+def test_a_plan_round_trips_through_its_text(mill: Any) -> None:
     plan = mill.compile("mill/bake", "mill.speed=3").target.plan
     text = plan.to_json()
     again = parse_plan(text, where="plan.json")
@@ -44,7 +45,7 @@ def test_a_plan_round_trips_through_its_text(mill) -> None:
     assert plan.run_id.startswith("mill-bake-")
 
 
-def test_a_plan_that_was_edited_is_refused(mill) -> None:
+def test_a_plan_that_was_edited_is_refused(mill: Any) -> None:
     document = json.loads(mill.compile("mill/grow").target.plan.to_json())
     document["identity"]["config"]["steps"] = 5
     with pytest.raises(UsageError, match=r"was changed after it was made"):
@@ -55,7 +56,7 @@ def test_a_plan_that_was_edited_is_refused(mill) -> None:
         load_plan(mill.root / "nowhere.json")
 
 
-def test_an_input_knows_its_producer(mill) -> None:
+def test_an_input_knows_its_producer(mill: Any) -> None:
     (planned,) = mill.compile("mill/bake").target.plan.inputs
     run_id, slot = planned.producer or ("", "")
     assert run_id.startswith("mill-grind-")
@@ -88,7 +89,7 @@ def test_dotted_keys() -> None:
     assert get_key(values, "model.path.deeper") is None
 
 
-def test_the_profile_does_not_enter_the_fingerprint(mill) -> None:
+def test_the_profile_does_not_enter_the_fingerprint(mill: Any) -> None:
     from nemotron_style.runtime.order import Order
     from nemotron_style.runtime.pipeline import compile_pipeline
 
@@ -100,13 +101,13 @@ def test_the_profile_does_not_enter_the_fingerprint(mill) -> None:
     assert [output.name for output in moved.outputs] == ["loaf", "loaf.chaff"]
 
 
-def test_cosmetic_keys_change_nothing_and_others_do(mill) -> None:
+def test_cosmetic_keys_change_nothing_and_others_do(mill: Any) -> None:
     plain = mill.compile("mill/grow").target.plan
     assert mill.compile("mill/grow", "gate=/x").target.plan.run_id == plain.run_id
     assert mill.compile("mill/grow", "seed=7").target.plan.run_id != plain.run_id
 
 
-def test_the_code_enters_the_identity(mill) -> None:
+def test_the_code_enters_the_identity(mill: Any) -> None:
     before = mill.compile("mill/grow").target.plan
     mill.write("code/milling/extra.py", "SPEED = 1\n")
     after = mill.compile("mill/grow").target.plan
