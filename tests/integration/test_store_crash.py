@@ -139,7 +139,7 @@ def test_a_commit_may_die_before_any_operation(tmp_path: Path) -> None:
 
 def test_finishing_may_die_as_well(tmp_path: Path) -> None:
     chance = random.Random(1)
-    for _ in range(80):
+    for _ in range(40):
         store, staged = prepare(tmp_path / "store")
         digest = digest_tree(staged)[0]
         for _ in range(3):

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from nemotron_style.runtime.errors import Problem
     from nemotron_style.runtime.store import Store
 
-app = typer.Typer(no_args_is_help=True, help="Show, check, compare and adopt artifacts.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Show, check, compare and adopt artifacts.",
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Ref = Annotated[str, typer.Argument(help="name, name:latest, name:v3 or sha256:<prefix>.")]
