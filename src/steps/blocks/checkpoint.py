@@ -107,14 +107,14 @@ def weights_digest(source: nn.Module | Path) -> str:
         for name, whole in torch_dist.read_full(source / WEIGHTS):
             _add(digest, name, whole)
         return f"sha256:{digest.hexdigest()}"
-    for name, whole in _gathered(unwrap(source)):
+    for name, whole in full_weights(source):
         _add(digest, name, whole)
     return f"sha256:{digest.hexdigest()}"
 
 
-def _gathered(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Every tensor whole, in the order of names, on every rank."""
-    mine = [shard for shard in shards(model) if shard.primary]
+def full_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every tensor whole, in the order of names, on the CPU of every rank; every rank calls it."""
+    mine = [shard for shard in shards(unwrap(model)) if shard.primary]
     pieces = [(shard.name, shard.full_shape, shard.slices, shard.data.cpu()) for shard in mine]
     everywhere: list[list] = [pieces]
     if dist.get_world_size() > 1:
