@@ -95,7 +95,7 @@ class Truth(BaseModel):
         }
 
     def reachable_labels(self) -> tuple[Label, ...]:
-        """Labels that some response has; one adjective, say, cannot fit by a quarter."""
+        """Labels that a response without repetition can have: one adjective fits whole or not."""
         return tuple(
             {"helpfulness": helpfulness, "verbosity": count - 1}
             for count in range(1, LEVELS + 1)

@@ -1,0 +1,159 @@
+"""Settings of ``sft/chat``, under the names of NeMo-Aligner's ``gpt_sft.yaml``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from nemotron_style.runtime.config import Section, StepConfig, cosmetic
+from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
+from nemotron_style.steps.blocks.architecture import ModelConfig, OptimConfig
+from nemotron_style.steps.blocks.chat import ChatPromptTokens
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Sft(Section):
+    """``trainer.sft``: when to stop, to validate and to save; intervals in steps, 0 for never.
+
+    The last step is always validated and saved.
+    """
+
+    max_epochs: Annotated[int, Field(ge=-1)] | None = 1
+    max_steps: int = Field(default=-1, ge=-1)
+    val_check_interval: int = cosmetic(default=100, ge=0)
+    save_interval: Annotated[int, Field(ge=0)] | None = cosmetic(
+        default=None, description="null: as val_check_interval"
+    )
+    limit_val_batches: Count | Annotated[float, Field(gt=0, le=1)] = cosmetic(default=1.0)
+    gradient_clip_val: float = Field(default=1.0, ge=0)
+
+
+class Trainer(Section):
+    """``trainer``: processes, precision and length of the run."""
+
+    num_nodes: int = cosmetic(default=1, ge=1)
+    devices: int = cosmetic(default=1, ge=1, description="processes on each node")
+    precision: Literal["bf16", "bf16-mixed", "32", "32-true", 32] = "bf16"
+    sft: Sft = Sft()
+
+    @property
+    def half(self) -> bool:
+        """Whether weights and activations are bfloat16."""
+        return str(self.precision).startswith("bf16")
+
+
+class TrainData(Section):
+    """``model.data.train_ds``. ``micro_batch_size`` bounds memory and never changes the result."""
+
+    file_path: str | None = None
+    global_batch_size: Count = 128
+    micro_batch_size: int = cosmetic(default=1, ge=1)
+    max_seq_length: Count | None = Field(default=None, description="null: as long as the model")
+
+
+class ValidationData(Section):
+    """``model.data.validation_ds``; without a file there is no validation."""
+
+    file_path: str | None = None
+    global_batch_size: Count | None = cosmetic(default=None, description="null: that of train_ds")
+    micro_batch_size: Count | None = cosmetic(default=None, description="null: that of train_ds")
+
+
+class Data(Section):
+    """``model.data``: the files, and how a conversation is written as text.
+
+    ``chat_prompt_tokens`` null means those stored with the checkpoint, or NeMo-Aligner's
+    defaults. With ``sample`` the data are repeated, reshuffled, for as long as max_steps asks.
+    """
+
+    chat_prompt_tokens: ChatPromptTokens | None = None
+    sample: bool = False
+    train_ds: TrainData = TrainData()
+    validation_ds: ValidationData = ValidationData()
+
+
+class Architecture(Section):
+    """Sizes of a model that is trained from nothing, with a tokenizer made from its data.
+
+    ``tokenizer_vocab_size`` is an upper bound, control tokens and the 256 bytes included.
+    """
+
+    num_layers: Count
+    hidden_size: Count
+    ffn_hidden_size: Count
+    num_attention_heads: Count
+    num_query_groups: Count
+    max_sequence_length: Count
+    rope_theta: float = Field(default=10000.0, gt=0)
+    norm_epsilon: float = Field(default=1e-5, gt=0)
+    tie_embeddings: bool = False
+    tokenizer_vocab_size: int = Field(default=32000, ge=300)
+    make_vocab_size_divisible_by: Count = 128
+
+    def sizes(self, vocab_size: int) -> ModelConfig:
+        """The model's sizes for a tokenizer of ``vocab_size``, rounded up so that it divides."""
+        unit = self.make_vocab_size_divisible_by
+        rounded = -(-vocab_size // unit) * unit
+        own = self.model_dump(exclude={"tokenizer_vocab_size", "make_vocab_size_divisible_by"})
+        return ModelConfig(vocab_size=rounded, **own)
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> Self:
+        self.sizes(self.tokenizer_vocab_size)
+        return self
+
+
+class Model(Section):
+    """``model``: a checkpoint to start from, or the sizes of a new one; how it is divided.
+
+    With both, the checkpoint is a mistake or the sizes are: the step refuses.
+    """
+
+    restore_from_path: str | None = None
+    architecture: Architecture | None = None
+    tensor_model_parallel_size: Count = 1
+    pipeline_model_parallel_size: Count = 1
+    data: Data = Data()
+    optim: OptimConfig = OptimConfig()
+
+
+class Config(StepConfig):
+    """Settings of a supervised fine-tuning run."""
+
+    trainer: Trainer = Trainer()
+    model: Model = Model()
+
+    @property
+    def save_interval(self) -> int:
+        """Steps between checkpoints; 0 for none but the last."""
+        given = self.trainer.sft.save_interval
+        return self.trainer.sft.val_check_interval if given is None else given
+
+    @property
+    def validation_micro_batch_size(self) -> int:
+        """Rows of one pass of validation."""
+        data = self.model.data
+        return data.validation_ds.micro_batch_size or data.train_ds.micro_batch_size
+
+    def validation_rows(self, available: int) -> int:
+        """How many validation rows are used, the first ones: a number of batches or a share."""
+        limit, data = self.trainer.sft.limit_val_batches, self.model.data
+        if isinstance(limit, float):
+            return max(1, int(limit * available))
+        batch = data.validation_ds.global_batch_size or data.train_ds.global_batch_size
+        return min(available, limit * batch)
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Self:
+        sft, problems = self.trainer.sft, []
+        if sft.max_steps < 0 and (sft.max_epochs is None or sft.max_epochs < 0):
+            fix = "set trainer.sft.max_steps or trainer.sft.max_epochs"
+            problems.append(Problem(key="trainer.sft", what="no end is given", fix=fix))
+        if self.model.data.sample and sft.max_steps < 0:
+            fix = "set trainer.sft.max_steps"
+            what = "samples are repeated without end, so the number of steps must be said"
+            problems.append(Problem(key="model.data.sample", what=what, fix=fix))
+        raise_all(ConfigError, problems)
+        return self
