@@ -164,7 +164,8 @@ class Speaker:
 
     def _read(self, sample: Sample, attempt: int) -> Answer | None:
         """The answer that a sample holds, or None when it is not usable."""
-        if not sample.finished:
+        known = self.tokenizer.vocab_size  # rows of the embedding beyond it only pad it
+        if not sample.finished or max(sample.tokens) >= known:
             return None
         said = self.tokenizer.decode(sample.tokens)
         text = self.chat.read_response(said)

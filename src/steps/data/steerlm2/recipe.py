@@ -55,6 +55,7 @@ def run(config: Config, ctx: StepContext) -> None:
     finished = finished_shards(ctx, len(shards))
     if finished:
         ctx.say(f"{len(finished)} of {len(shards)} shards are done already")
+    ctx.metrics.rewind(len(finished))
     for number in range(len(finished) + 1, len(shards) + 1):
         if ctx.stopping:
             raise Interrupted("stopped between two shards; the same command goes on from here")
