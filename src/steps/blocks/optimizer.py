@@ -99,8 +99,7 @@ class CpuAdamW:
         return norm
 
     def sharded_state(self, weights: dict[str, Any], *, loading: bool) -> dict[str, Any]:
-        if loading:
-            self._create_moments()
+        self._create_moments()  # so that a state before the first update has all its parts
         sharded = get_param_id_to_sharded_param_map(weights, self.parameters)
         return {
             f"{moment}.{number}": make_sharded_optimizer_tensor(
@@ -108,15 +107,13 @@ class CpuAdamW:
             )
             for number, parameter in enumerate(self.parameters)
             for moment in _MOMENTS
-            if parameter in self._adam.state
         } | {"updates": self.updates}
 
     def load(self, state: dict[str, Any]) -> None:
         for number, parameter in enumerate(self.parameters):
             moments = self._adam.state[parameter]
             for moment in _MOMENTS:
-                if f"{moment}.{number}" in state:
-                    moments[moment].copy_(state[f"{moment}.{number}"])
+                moments[moment].copy_(state[f"{moment}.{number}"])
             moments["step"].fill_(state["updates"])
 
     @property

@@ -27,6 +27,7 @@ from megatron.core.dist_checkpointing.strategies.cached_metadata_filesystem_read
 )
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
+    TorchDistLoadShardedStrategy,
     TorchDistSaveShardedStrategy,
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
@@ -144,9 +145,9 @@ def read(state: dict[str, Any], path: Path) -> dict[str, Any]:
     Raises InputError when the directory cannot be trusted or lacks something.
     """
     read_contents(path)
-    return _reading(
-        path, lambda: dist_checkpointing.load(state, str(path), validate_access_integrity=False)
-    )
+    strategy = TorchDistLoadShardedStrategy()  # whatever metadata.json names
+    load = partial(dist_checkpointing.load, state, str(path), sharded_strategy=strategy)
+    return _reading(path, partial(load, validate_access_integrity=False))
 
 
 def read_full(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -169,8 +170,15 @@ def _reading(path: Path, load: Callable[[], Result]) -> Result:
             return load()
     except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
         raise InputError(
-            Problem(what="the weights cannot be read", where=str(path), got=str(error))
+            Problem(what="the weights cannot be read", where=str(path), got=_cause(error))
         ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong on the first rank where something did, without its traceback."""
+    failures = getattr(error, "failures", None)
+    first = next(iter(failures.values()))[0] if failures else error
+    return f"{type(first).__name__}: {first}".splitlines()[0]
 
 
 @contextmanager
