@@ -151,6 +151,17 @@ def test_another_seed_draws_others(made: StepContext, small_toy: Any, tmp_path: 
     assert rows_of(other, "train") != rows_of(made, "train")
 
 
+def test_another_iteration_draws_others_of_the_same_split(
+    made: StepContext, small_toy: Any, tmp_path: Path
+) -> None:
+    again = make_run(small_toy, tmp_path, make_config(data={"iteration": 2}))
+    for name in OUTPUTS:
+        before, after = rows_of(made, name), rows_of(again, name)
+        asked = [{row["prompt_turns"][0]["value"] for row in rows} for rows in (before, after)]
+        assert asked[0] == asked[1]
+        assert [row["label"] for row in before] != [row["label"] for row in after]
+
+
 def test_without_truth_labels_come_from_the_config(small_toy: Any, tmp_path: Path) -> None:
     ctx = StepContext(
         run_dir=tmp_path, inputs=inputs_of(small_toy, "sampler", "prompts"), outputs=OUTPUTS

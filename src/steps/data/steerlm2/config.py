@@ -54,6 +54,9 @@ class Data(Section):
     validation_groups: int | None = Field(
         default=None, ge=1, description="null: one for every prompt set apart"
     )
+    iteration: int = Field(
+        default=1, ge=1, description="another number draws other labels for the same prompts"
+    )
     labels: tuple[str, ...] = Field(
         default=(),
         strict=False,

@@ -60,11 +60,12 @@ def plan_requests(
                 fix="lower it, or give more prompts",
             )
         )
+    drawn = seed_of(seed, data.iteration)  # the split is the same in every iteration
     shuffled = [prompts[index] for index in permutation(len(prompts), seed, 0)]
     return Requests(
-        train=_combine(shuffled[apart:], labels, data.train_groups, seed_of(seed, "train")),
+        train=_combine(shuffled[apart:], labels, data.train_groups, seed_of(drawn, "train")),
         validation=_combine(
-            shuffled[:apart], labels, data.validation_groups, seed_of(seed, "validation")
+            shuffled[:apart], labels, data.validation_groups, seed_of(drawn, "validation")
         ),
     )
 
