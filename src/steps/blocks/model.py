@@ -15,6 +15,12 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
@@ -100,6 +106,7 @@ def build_model(
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
     )
+    _mark_divided(model)
     if initial:
         initialise(model, num_layers=config.num_layers, seed=seed)
     model.to(device=device, dtype=dtype)
@@ -193,6 +200,16 @@ def transformer_config(
         persist_layer_norm=False,
         cuda_graph_scope=[],
     )
+
+
+def _mark_divided(model: LanguageModel) -> None:
+    """Say which weights are slices; megatron-core does so while it initialises, which is off."""
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding) and weight is not None:
+            set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=0, stride=1)
+        elif isinstance(module, RowParallelLinear):
+            set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=1, stride=1)
 
 
 def _indivisible(config: ModelConfig, parallel: Parallel) -> list[Problem]:

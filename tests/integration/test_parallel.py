@@ -1,0 +1,103 @@
+"""Two processes give what one gives: gradients, scores, updates, digests, files."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nemotron_style.steps.blocks import parallel
+from nemotron_style.steps.blocks.checkpoint import load_model, weights_digest
+
+pytestmark = pytest.mark.slow
+
+JOB = Path(__file__).with_name("training_job.py")
+_spec = importlib.util.spec_from_file_location("training_job", JOB)
+job = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(job)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folder in which two processes left their results, one folder per division."""
+    out = tmp_path_factory.mktemp("two")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = subprocess.run(
+        [*launch, str(JOB), str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The same from this process."""
+    out = tmp_path_factory.mktemp("one")
+    parallel.initialize(seed=1)
+    for name in ("data", "tied"):
+        (out / name).mkdir()
+        job.measure(job.DIVISIONS[name][0], out / name, sizes=(8,))
+    return out
+
+
+def facts(folder):
+    return json.loads((folder / "facts.json").read_text())
+
+
+def alone(one, division):
+    return one / ("tied" if division == "tied" else "data")
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.parametrize("division", job.DIVISIONS)
+def test_gradients_are_those_of_one_process(one, two, division, size):
+    """Size 8 is one micro-batch, so with two data ranks one of them has none."""
+    expected = load_file(alone(one, division) / "tensors")
+    found = load_file(two / division / "tensors")
+    names = [name for name in expected if name.startswith("8/")]
+    assert names
+    whole = torch.cat([expected[name].flatten() for name in names])
+    parts = torch.cat([found[f"{size}/{name[2:]}"].flatten() for name in names])
+    assert (whole - parts).norm() / whole.norm() < 1e-6
+
+
+@pytest.mark.parametrize("division", job.DIVISIONS)
+def test_scores_are_those_of_one_process(one, two, division):
+    expected = load_file(alone(one, division) / "tensors")["scores"]
+    found = load_file(two / division / "tensors")["scores"]
+    assert (expected - found).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("division", job.DIVISIONS)
+def test_first_weights_do_not_depend_on_the_division(one, two, division):
+    assert facts(two / division)["first"] == facts(alone(one, division))["first"]
+
+
+@pytest.mark.parametrize("division", job.DIVISIONS)
+def test_norms_count_every_weight_once(one, two, division):
+    expected = facts(alone(one, division))["norms"]
+    assert facts(two / division)["norms"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("division", job.DIVISIONS)
+def test_a_resumed_run_is_bit_for_bit_the_same(two, division):
+    found = facts(two / division)
+    assert found["resumed"] == found["norms"][1:]
+    assert found["resumed_last"] == found["last"]
+
+
+@pytest.mark.parametrize("division", job.DIVISIONS)
+def test_one_process_reads_what_two_wrote(one, two, division):
+    model, config = load_model(two / division / "model")
+    assert config == job.DIVISIONS[division][0]
+    digest = facts(two / division)["last"]
+    assert weights_digest(two / division / "model") == weights_digest(model) == digest

@@ -1,0 +1,120 @@
+"""What two processes compute, for each way of dividing: run by ``torchrun``, read by the test.
+
+    torchrun --nproc-per-node 2 training_job.py OUT
+"""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from nemotron_style.steps.blocks import parallel
+from nemotron_style.steps.blocks.architecture import ModelConfig, OptimConfig
+from nemotron_style.steps.blocks.checkpoint import full_weights, save_model, weights_digest
+from nemotron_style.steps.blocks.microbatch import accumulate_gradients, score
+from nemotron_style.steps.blocks.model import build_model
+from nemotron_style.steps.blocks.optimizer import build_optimizer
+from nemotron_style.steps.blocks.packing import Group, pack
+from nemotron_style.steps.blocks.parallel import Parallel
+from nemotron_style.steps.blocks.state import load_state, save_state
+
+CONFIG = ModelConfig(
+    num_layers=2,
+    hidden_size=32,
+    ffn_hidden_size=48,
+    num_attention_heads=4,
+    num_query_groups=2,
+    vocab_size=64,
+    max_sequence_length=64,
+)
+DIVISIONS = {
+    "tensor": (CONFIG, Parallel(tensor=2)),
+    "data": (CONFIG, Parallel()),
+    "pipeline": (CONFIG, Parallel(pipeline=2)),
+    "tied": (CONFIG.model_copy(update={"tie_embeddings": True}), Parallel(pipeline=2)),
+}
+
+
+def batch():
+    """Groups of differing widths; the same on every rank and in the test."""
+    draw = random.Random(5)
+
+    def ids(length):
+        return [draw.randrange(CONFIG.vocab_size) for _ in range(length)]
+
+    prompts = (9, 4, 1, 6, 6)
+    return [Group(ids(n), [ids(draw.randrange(1, 9)) for _ in range(3)]) for n in prompts]
+
+
+def gradient_of(model, groups, *, size):
+    """Gradient of the mean nll of all groups; this rank takes every n-th micro-batch."""
+    total = pack(groups).label_tokens
+    packs = [pack(groups[start : start + size]) for start in range(0, len(groups), size)]
+    mine = packs[parallel.data_rank() :: parallel.data_world()]
+    accumulate_gradients(model, [(p, None) for p in mine], lambda lp, _: (-lp.sum() / total, None))
+
+
+def full_gradient(model):
+    """Every gradient whole, by the way that weights are gathered."""
+    kept = [parameter.detach().clone() for parameter in model.parameters()]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.main_grad)
+        found = {name: whole.clone() for name, whole in full_weights(model)}
+        for parameter, weights in zip(model.parameters(), kept, strict=True):
+            parameter.copy_(weights)
+    return found
+
+
+def measure(config, out, *, sizes=(1, 2, 8)):
+    """Gradients for several micro-batch sizes, scores, three updates, a resume in between."""
+    model = build_model(config, seed=11)
+    facts = {"first": weights_digest(model)}
+    tensors = {"scores": torch.cat([s.flatten() for s in score(model, [pack(batch())])])}
+    for size in sizes:
+        gradient_of(model, batch(), size=size)
+        tensors |= {f"{size}/{name}": grad for name, grad in full_gradient(model).items()}
+    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1), gradient_clip=0.5)
+    gradient_of(model, batch(), size=2)
+    facts["norms"] = [optimizer.step(1e-2)]
+    save_state(out / "state", model, optimizer, extra={})
+    facts["norms"] += update(model, optimizer)
+    facts["last"] = weights_digest(model)
+
+    other = build_model(config, seed=12)
+    resumed = build_optimizer(other, OptimConfig(weight_decay=0.1), gradient_clip=0.5)
+    load_state(out / "state", other, resumed)
+    facts["resumed"] = update(other, resumed)
+    facts["resumed_last"] = weights_digest(other)
+    words = out / "words"
+    words.mkdir(exist_ok=True)
+    (words / "tokenizer.json").write_text("{}")
+    save_model(model, out / "model", config=config, tokenizer=words)
+    if dist.get_rank() == 0:
+        (out / "facts.json").write_text(json.dumps(facts))
+        save_file({name: value.contiguous() for name, value in tensors.items()}, out / "tensors")
+
+
+def update(model, optimizer):
+    norms = []
+    for _ in range(2):
+        gradient_of(model, batch(), size=2)
+        norms.append(optimizer.step(1e-2))
+    return norms
+
+
+def main():
+    for name, (config, division) in DIVISIONS.items():
+        parallel.initialize(division, seed=1)
+        out = Path(sys.argv[1]) / name
+        out.mkdir(parents=True, exist_ok=True)
+        measure(config, out)
+    parallel.finish()
+
+
+if __name__ == "__main__":
+    main()
