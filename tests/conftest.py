@@ -52,6 +52,7 @@ class Config(StepConfig):
     refuse_at: int = 0
     hold_at: int = 0
     gate: str | None = cosmetic(None)
+    pause: float = cosmetic(0.0)
     mill: Mill = Mill()
     devices: int = 1
     nothing: bool = False
@@ -74,6 +75,7 @@ def run(config, ctx):
     while step < config.steps:
         step += 1
         total += step * config.mill.speed
+        time.sleep(config.pause)
         ctx.metrics.log(step, total=total)
         ctx.progress(step, config.steps, total=total)
         if step == config.refuse_at:

@@ -92,8 +92,10 @@ def carry_out_one(run: PlannedRun, interruption: Interruption) -> Outcome:
         if state.state != "completed":
             raise describe_failure(run, state, folder)
     complete = folder.outputs or {}
+    made = complete.get("outputs", {})
+    outputs = {slot.slot: made[slot.slot] for slot in run.plan.outputs if slot.slot in made}
     seconds = 0.0 if decision.action == "reuse" else folder.seconds
-    return Outcome(run, complete.get("outputs", {}), complete.get("figures", {}), seconds)
+    return Outcome(run, outputs, complete.get("figures", {}), seconds)
 
 
 def wait(run: PlannedRun, interruption: Interruption) -> JobState:

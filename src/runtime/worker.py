@@ -45,6 +45,7 @@ from nemotron_style.runtime.store import Store
 
 ATTEMPT_VARIABLE = "NEMOTRON_STYLE_ATTEMPT"
 SEAL = "sealed.json"
+EXTRAS = "install it; most steps need: pip install 'nemotron-style[train]'"
 
 
 @dataclass(frozen=True)
@@ -251,9 +252,17 @@ def rewind(ctx: StepContext) -> None:
 
 
 def load_object(name: str) -> Callable[..., Any]:
-    """``package.module:name``. Raises ``ManifestError`` when the module has no such name."""
+    """``package.module:name``.
+
+    Raises ``ManifestError`` when the module has no such name, and ``UsageError`` when a package
+    that it needs is not installed.
+    """
     module_name, _, attribute = name.partition(":")
-    found = getattr(importlib.import_module(module_name), attribute, None)
+    try:
+        found = getattr(importlib.import_module(module_name), attribute, None)
+    except ModuleNotFoundError as error:
+        what, fix = f"the step needs the package {error.name!r}", EXTRAS
+        raise UsageError(Problem(where=name, what=what, fix=fix)) from None
     if not callable(found):
         what = f"module {module_name!r} has no {attribute!r}"
         raise ManifestError(Problem(key="run", what=what, got=name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ from nemotron_style.runtime.cli.completion import (
     complete_profile,
     complete_step,
 )
-from nemotron_style.runtime.errors import Problem, UsageError, raise_all, suggest
+from nemotron_style.runtime.errors import Problem, StepFailed, UsageError, raise_all, suggest
 
 AVAILABLE = "-r with a profile of the local executor, or no profile at all"
+UNUSABLE_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR)
 
 
 class RunCommand(TyperCommand):
@@ -197,7 +199,13 @@ def launch(order: Any, world: Any, *, as_json: bool) -> None:
 
     pipeline = compile_pipeline(order, world=world)
     screen = Screen(output_stream(as_json=as_json))
-    outcomes = carry_out(pipeline, launcher=LocalLauncher(), watcher=screen)
+    try:
+        outcomes = carry_out(pipeline, launcher=LocalLauncher(), watcher=screen)
+    except OSError as error:
+        if error.errno not in UNUSABLE_DISK:
+            raise
+        where, fix = f"store {world.store.root}", "choose another with $NEMOTRON_STYLE_HOME"
+        raise StepFailed(Problem(where=where, what=str(error), fix=fix)) from None
     if as_json:
         print_json(describe_outcomes(outcomes))
     else:

@@ -95,6 +95,8 @@ class LocalLauncher:
         attempt = attempt_of(handle)
         if code is not None and attempt.record.get("state") not in FINAL:
             close_unsaid(attempt, code)
+        if attempt.state == "died" and attempt.owner is None:
+            attempt.bury()  # or its worker, if there is one on its way, is first, and it lives
         record = attempt.record
         return JobState(attempt.state, record.get("exit_code"), str(record.get("error", "")))
 
