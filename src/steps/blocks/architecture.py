@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from nemotron_style.runtime.config import Section
 
 
-class Strict(BaseModel):
-    """Settings that cannot be misspelt, converted in silence or changed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
-
-
-class ModelConfig(Strict):
+class ModelConfig(Section):
     """The sizes of a Llama: RMSNorm, SwiGLU, grouped queries, rotary positions, no biases.
 
     This is what ``model_config.json`` of a checkpoint holds.
@@ -53,7 +49,7 @@ class ModelConfig(Strict):
         return self
 
 
-class SchedConfig(Strict):
+class SchedConfig(Section):
     """Learning rate over steps, with the names of NeMo's ``model.optim.sched``."""
 
     name: Literal["CosineAnnealing"] = "CosineAnnealing"
@@ -62,7 +58,7 @@ class SchedConfig(Strict):
     min_lr: float = Field(default=0.0, ge=0)
 
 
-class OptimConfig(Strict):
+class OptimConfig(Section):
     """AdamW, with the names of NeMo's ``model.optim``.
 
     The three names are one algorithm. ``distributed_fused_adam`` also spreads the optimizer's

@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -84,7 +85,7 @@ def load_model(
     load_weights(model, path)
     if not ddp:
         return model, config
-    return wrap(model, distributed_optimizer=distributed_optimizer), config
+    return wrap(unwrap(model), distributed_optimizer=distributed_optimizer), config
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -116,7 +117,7 @@ def full_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Every tensor whole, in the order of names, on the CPU of every rank; every rank calls it."""
     mine = [shard for shard in shards(unwrap(model)) if shard.primary]
     pieces = [(shard.name, shard.full_shape, shard.slices, shard.data.cpu()) for shard in mine]
-    everywhere: list[list] = [pieces]
+    everywhere: list[Any] = [pieces]
     if dist.get_world_size() > 1:
         everywhere = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(everywhere, pieces)

@@ -15,9 +15,11 @@ def response_logprobs(model: nn.Module, packed: Packed, *, temperature: float = 
     """Log-prob of every response token, ``[B, N, R]`` float32, 0 where ``mask_BNR`` is off.
 
     Differentiable. On pipeline stages before the last one it is the stage's hidden states, which
-    is what megatron-core's schedules pass on; ``microbatch.score`` hides that difference.
+    is what megatron-core's schedules pass on; ``microbatch.score`` hides that difference. The
+    batch is moved to where the model is.
     """
-    return model(packed, temperature=temperature)
+    device = next(model.parameters()).device
+    return model(packed.to(device), temperature=temperature)
 
 
 def label_logprobs(logits: Tensor, labels_T: Tensor, *, temperature: float = 1.0) -> Tensor:

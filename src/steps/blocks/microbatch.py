@@ -35,7 +35,8 @@ def accumulate_gradients(
 
     ``loss(logprobs_BNR, facts)`` gives this micro-batch's share of the global loss (a scalar) and
     whatever should be reported; it is called on the last pipeline stage only, and so the list is
-    empty elsewhere. Ranks may have different numbers of micro-batches, none among them.
+    empty elsewhere. The log-probs are on the CPU, where recipes keep what they compare them with.
+    Ranks may have different numbers of micro-batches, none among them.
     """
     model.zero_grad_buffer()
     if not microbatches:
@@ -45,7 +46,7 @@ def accumulate_gradients(
     scale = len(microbatches) * data_world()
 
     def finish(facts: Facts, logprobs: Tensor) -> tuple[Tensor, Any]:
-        share, figures = loss(logprobs, facts)
+        share, figures = loss(logprobs.cpu(), facts)
         return share * scale, figures
 
     return _run(model, microbatches, finish, temperature=temperature, forward_only=False)
@@ -53,21 +54,19 @@ def accumulate_gradients(
 
 @torch.no_grad()
 def score(model: nn.Module, batches: Sequence[Packed], *, temperature: float = 1.0) -> list[Tensor]:
-    """Log-probs ``[B, N, R]`` of each batch, without gradients, on every pipeline stage."""
+    """Log-probs ``[B, N, R]`` of each batch, without gradients, on the CPU of every stage."""
     if not batches:
         return []
 
     def finish(_facts: None, logprobs: Tensor) -> tuple[Tensor, Tensor]:
-        return logprobs.new_zeros(()), logprobs
+        return logprobs.new_zeros(()), logprobs.cpu()
 
     pairs = [(batch, None) for batch in batches]
     found = _run(model, pairs, finish, temperature=temperature, forward_only=True)
     if not is_last_stage():
         like = next(model.parameters())
         dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
-        found = [
-            torch.empty(batch.mask_BNR.shape, dtype=dtype, device=like.device) for batch in batches
-        ]
+        found = [torch.empty(batch.mask_BNR.shape, dtype=dtype) for batch in batches]
     return [from_last_stage(logprobs) for logprobs in found]
 
 

@@ -67,15 +67,19 @@ class Packed:
 
     def to(self, device: torch.device) -> Packed:
         """The same batch on ``device``."""
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
+        if self.tokens_BS.device == device:
+            return self
         lengths = self.layout.prompt_lengths_P
-        if lengths is not None:
-            moved["layout"] = replace(self.layout, prompt_lengths_P=lengths.to(device))
-        return replace(self, **moved)
+        return Packed(
+            tokens_BS=self.tokens_BS.to(device),
+            positions_BS=self.positions_BS.to(device),
+            layout=replace(
+                self.layout, prompt_lengths_P=None if lengths is None else lengths.to(device)
+            ),
+            labels_BNR=self.labels_BNR.to(device),
+            mask_BNR=self.mask_BNR.to(device),
+            predictors_T=self.predictors_T.to(device),
+        )
 
 
 def pack(groups: Sequence[Group]) -> Packed:

@@ -155,18 +155,19 @@ def sum_over_data(values: torch.Tensor) -> torch.Tensor:
     """``values`` summed over the copies of the model; any shape, a new tensor."""
     from megatron.core import parallel_state
 
-    total = values.clone()
+    total = values.to(device.prepare(), copy=True)
     if data_world() > 1:
         dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
-    return total
+    return total.to(values.device)
 
 
 def from_last_stage(values: torch.Tensor) -> torch.Tensor:
     """``values`` of the last pipeline stage on every stage; others give a tensor of that shape."""
     from megatron.core import parallel_state
 
-    if current().pipeline > 1:
-        source = parallel_state.get_pipeline_model_parallel_last_rank()
-        group = parallel_state.get_pipeline_model_parallel_group()
-        dist.broadcast(values, src=source, group=group)
-    return values
+    if current().pipeline == 1:
+        return values
+    shared = values.to(device.prepare())
+    source = parallel_state.get_pipeline_model_parallel_last_rank()
+    dist.broadcast(shared, src=source, group=parallel_state.get_pipeline_model_parallel_group())
+    return shared.to(values.device)
