@@ -109,7 +109,9 @@ def run(config: Config, ctx: StepContext) -> None:
         config.model.steerlm2.micro_batch_size, config.model.steerlm2.forward_micro_batch_size
     )
     keep = config.exp_manager.checkpoint_callback_params.save_top_k
-    best_models = Checkpoints(ctx.run_dir / "best", attempt=ctx.attempt, rank=ctx.rank)
+    best_models = Checkpoints(
+        ctx.run_dir / "checkpoints" / "best", attempt=ctx.attempt, rank=ctx.rank
+    )
 
     def validate(step: int) -> Figures:
         log_q_theta_PG = measure(
