@@ -11,6 +11,10 @@ gradients over all rows, which fixes the weights, and then forward and backward,
 all positions; on megatron-core's local attention and on a fused kernel; the group at once and
 with micro-batches of one row.
 
+The local attention of a whole group allocates score matrices of tens of megabytes, which glibc
+maps afresh from the kernel every time. With MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ set
+high it keeps them, and that variant takes about as long as one row at a time.
+
 Variants take turns within a round and ratios are taken per round, so a busy machine disturbs
 them little; the median over rounds is printed, with the extremes.
 """
