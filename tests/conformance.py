@@ -112,7 +112,9 @@ def close(expected: float, got: float, *, tolerance: float) -> bool:
     """Within ``tolerance``, relative above 1; equal infinities and two NaN count as equal."""
     if math.isnan(expected) or math.isnan(got):
         return math.isnan(expected) and math.isnan(got)
-    return expected == got or abs(expected - got) <= tolerance * max(1.0, abs(expected))
+    if math.isinf(expected) or math.isinf(got):
+        return expected == got
+    return abs(expected - got) <= tolerance * max(1.0, abs(expected))
 
 
 def failure(case: Case, *, tolerance: float) -> str | None:
