@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,30 @@ def test_figures_are_plain_numbers(tmp_path: Path) -> None:
     context.summarise(loss=0.5, count=3, verdict="good", nothing=None)
     context.summarise(loss=0.25)
     assert context.figures == {"loss": 0.25, "count": 3, "verdict": "good", "nothing": None}
+
+
+def test_tensorboard_hides_the_steps_that_a_resume_repeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The board is a view of the same lines, opened with the first step that is still to come."""
+    shown: list[tuple[object, ...]] = []
+
+    class Writer:
+        def __init__(self, path: str, *, purge_step: int) -> None:
+            shown.append((path, purge_step))
+
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            shown.append((tag, value, step))
+
+        def close(self) -> None:
+            shown.append(("closed",))
+
+    board = types.SimpleNamespace(SummaryWriter=Writer)
+    for name in ("torch", "torch.utils"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    metrics = Metrics(tmp_path)
+    metrics.rewind(3)
+    metrics.log(4, loss=2)
+    metrics.close()
+    assert shown == [(str(tmp_path / "tensorboard"), 4), ("loss", 2.0, 4), ("closed",)]
