@@ -20,8 +20,9 @@ from nemotron_style.runtime.jsonfile import write_json
 from nemotron_style.runtime.metrics import read_metrics
 from nemotron_style.runtime.plan import Plan
 from nemotron_style.runtime.run import RunFolder
+from nemotron_style.runtime.seal import SEAL
 from nemotron_style.runtime.store import Store
-from nemotron_style.runtime.worker import ATTEMPT_VARIABLE, SEAL, main, read_seat
+from nemotron_style.runtime.worker import ATTEMPT_VARIABLE, main, read_seat
 
 
 @pytest.fixture(autouse=True)
