@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import torch
 
 from nemotron_style.runtime.errors import InputError, Interrupted
 from nemotron_style.runtime.metrics import read_metrics
+from nemotron_style.runtime.store import Store
 from nemotron_style.steps.blocks.checkpoint import WEIGHTS, weights_digest
 from nemotron_style.steps.blocks.steerlm2_row import LOG_Q
 from nemotron_style.steps.blocks.torch_dist import read_full
@@ -191,3 +195,31 @@ def test_repeating_samples_needs_to_be_asked_for(world, tmp_path):
     assert short.figures["steps"] == 3
     repeated = world.train_in(tmp_path / "b", "trainer.sft.max_steps=5", "model.data.sample=true")
     assert repeated.figures["steps"] == 5
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_model_that_one_trains(world, tmp_path):
+    """The whole step under torchrun, the layers divided over two pipeline stages."""
+    world.data("train", world.train)
+    world.data("validation", world.validation)
+    weights = {}
+    for processes in (1, 2):
+        store = tmp_path / str(processes)
+        shutil.copytree(world.store.root, store)
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "nemotron_style.runtime"),
+                *("steps", "run", "sft/steerlm2", "-c", "tiny", "--name", "trained"),
+                *("-i", "model=start", "-i", "data=train", "-i", "validation=validation"),
+                "trainer.sft.max_epochs=2",
+                "model.data.train_ds.global_batch_size=4",
+                f"trainer.devices={processes}",
+                f"model.pipeline_model_parallel_size={processes}",
+            ],
+            env=os.environ | {"NEMOTRON_STYLE_HOME": str(store), "OMP_NUM_THREADS": "1"},
+            check=True,
+            timeout=600,
+        )
+        weights[processes] = dict(read_full(Store(store).resolve("trained").path / WEIGHTS))
+    for name, tensor in weights[1].items():
+        torch.testing.assert_close(weights[2][name], tensor, atol=2e-5, rtol=0)

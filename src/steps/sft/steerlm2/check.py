@@ -17,16 +17,15 @@ def check_machine(config: Config, ctx: StepContext, device: torch.device) -> Non
     """Refuse a config that asks for other processes or another device than there are."""
     trainer = config.trainer
     problems = []
-    asked = (trainer.num_nodes or 1) * (trainer.devices or 1)
-    given = trainer.num_nodes is not None or trainer.devices is not None
-    if given and asked != ctx.world_size:
+    asked = trainer.num_nodes * trainer.devices
+    if asked != ctx.world_size:
         problems.append(
             Problem(
                 key="trainer.num_nodes x trainer.devices",
                 what="the run was started with another number of processes",
                 got=str(asked),
                 allowed=str(ctx.world_size),
-                fix="set nodes and processes in the profile, and leave these keys out or equal",
+                fix="start it with nemotron-style, which starts as many as these keys say",
             )
         )
     wanted = {"gpu": "cuda", "cpu": "cpu"}.get(trainer.accelerator, device.type)

@@ -44,8 +44,8 @@ class Sft(Section):
 class Trainer(TrainerRest):
     """``trainer``: processes, precision and length of the run."""
 
-    num_nodes: Count | None = cosmetic(default=None)
-    devices: Count | None = cosmetic(default=None)
+    num_nodes: Count = cosmetic(default=1)
+    devices: Count = cosmetic(default=1)
     accelerator: Literal["auto", "cpu", "gpu"] = cosmetic(default="auto")
     precision: Literal["bf16", "bf16-mixed", "32", "32-true", 32] = "bf16"
     sft: Sft = Sft()
