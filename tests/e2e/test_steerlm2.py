@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemotron_style.runtime.errors import InputError, Interrupted
+from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.metrics import read_metrics
 from nemotron_style.runtime.store import Store
 from nemotron_style.steps.blocks.checkpoint import WEIGHTS, weights_digest
@@ -110,6 +110,20 @@ def test_broken_off_anywhere_and_continued_ends_bit_identical(
     monkeypatch.undo()
     again = world.train_in(tmp_path, "trainer.sft.max_epochs=2", attempt=2)
     assert product(again) == product(whole)
+
+
+def test_kept_model_that_was_damaged_is_never_replaced_by_another(world, tmp_path, monkeypatch):
+    def breaks(*_words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "copy_model", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        world.train_in(tmp_path)
+    monkeypatch.undo()
+    for weights in tmp_path.glob("checkpoints/best/checkpoints/step-*/weights/*.distcp"):
+        weights.write_bytes(b"damaged")
+    with pytest.raises(StepFailed, match="damaged; run again with --fresh"):
+        world.train_in(tmp_path, attempt=2)
 
 
 def test_size_of_a_pass_does_not_change_the_model(world, whole, tmp_path):

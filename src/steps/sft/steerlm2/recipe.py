@@ -28,7 +28,7 @@ import torch.distributed as dist
 
 from nemotron_style.runtime.checkpoint import Checkpoints
 from nemotron_style.runtime.context import StepContext
-from nemotron_style.runtime.errors import Interrupted
+from nemotron_style.runtime.errors import Interrupted, StepFailed
 from nemotron_style.steps.blocks.checkpoint import (
     CONFIG,
     TOKENIZER,
@@ -195,6 +195,8 @@ def run(config: Config, ctx: StepContext) -> None:
 
     # -- what is produced: the best model, and how it came to be
     chosen = best_models.at(best_step)  # None: no step was better than the start
+    if best_step and chosen is None:
+        raise StepFailed(f"the kept model of step {best_step} is damaged; run again with --fresh")
     output = ctx.output("model")
     if ctx.rank == 0:
         copy_model(chosen.path if chosen else start.path, output.path)
