@@ -1,0 +1,197 @@
+"""sft/chat on a few rows: it learns, repeats itself to the bit, resumes, and refuses early."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nemotron_style.runtime.context import StepContext, Stop
+from nemotron_style.runtime.errors import InputError, Interrupted
+from nemotron_style.steps.blocks.checkpoint import TOKENIZER, weights_digest
+from nemotron_style.steps.blocks.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.sft.chat.config import Config
+from nemotron_style.steps.sft.chat.recipe import run
+
+WORDS = ("wide", "calm", "deep", "old")
+STEPS = 8
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def row(place: int) -> dict:
+    noun, word = ("river", "tower")[place % 2], WORDS[place % 4]
+    messages = [
+        {"role": "user", "content": f"Describe the {noun}" + " again" * (place % 3) + "."},
+        {"role": "assistant", "content": f"The {noun} is {word}."},
+    ]
+    label = {"label": f"helpfulness:{place % 5}"}
+    kinds = ({}, {**label, "type": "TEXT_TO_VALUE"}, {**label, "type": "VALUE_TO_TEXT"})
+    return {"messages": messages, **kinds[place % 3]}
+
+
+def write(path: Path, rows: list[dict]) -> SimpleNamespace:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return SimpleNamespace(path=path, facts={})
+
+
+def settings(**changes: object) -> Config:
+    sizes = {
+        "num_layers": 2,
+        "hidden_size": 32,
+        "ffn_hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_query_groups": 2,
+        "max_sequence_length": 64,
+        "tokenizer_vocab_size": 400,
+        "make_vocab_size_divisible_by": 8,
+    }
+    train = {"global_batch_size": 6, "micro_batch_size": changes.pop("micro_batch_size", 6)}
+    data = {"sample": True, "train_ds": train, **changes.pop("data", {})}
+    sft = {"max_steps": STEPS, "val_check_interval": 4, "save_interval": 3}
+    model = {
+        "architecture": changes.pop("architecture", sizes),
+        "data": data,
+        "optim": {"name": "adamw", "lr": 1e-2},
+    }
+    values = {"trainer": {"precision": "32", "sft": sft}, "model": model, **changes}
+    return Config.model_validate_json(json.dumps(values))
+
+
+def context(path: Path, **more: object) -> StepContext:
+    inputs = {
+        "data": write(path / "in", [row(place) for place in range(20)]),
+        "validation": write(path / "validation", [row(place) for place in range(6)]),
+        **more.pop("inputs", {}),
+    }
+    return StepContext(run_dir=path / "run", inputs=inputs, outputs=("model",), **more)
+
+
+def lines(ctx: StepContext) -> list[dict]:
+    """The metrics without what the clock decides."""
+    text = (ctx.run_dir / "metrics.jsonl").read_text().splitlines()
+    kept = [json.loads(line) for line in text]
+    return [{k: v for k, v in one.items() if k != "tokens_per_second"} for one in kept]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> StepContext:
+    torch.set_num_threads(1)
+    ctx = context(tmp_path_factory.mktemp("trained"))
+    run(settings(), ctx)
+    return ctx
+
+
+def test_it_learns_and_says_what_it_made(trained: StepContext) -> None:
+    losses = [line["train_loss"] for line in lines(trained) if "train_loss" in line]
+    assert len(losses) == STEPS
+    assert losses[-1] < 0.8 * losses[0]
+    output = trained.output("model")
+    assert output.facts["weights_digest"] == weights_digest(output.path)
+    tokenizer = Tokenizer(output.path / TOKENIZER)
+    assert output.facts["tokenizer_digest"] == tokenizer.digest
+    assert output.facts["canary"]["text"] == open_chat(tokenizer).canary()
+    by_type = {"plain", "text_to_value", "value_to_text"}
+    assert {f"validation_loss_{name}" for name in by_type} <= set(trained.figures)
+
+
+def test_two_runs_are_the_same_to_the_bit(trained: StepContext, tmp_path: Path) -> None:
+    again = context(tmp_path)
+    run(settings(), again)
+    assert lines(again) == lines(trained)
+    digest = trained.output("model").facts["weights_digest"]
+    assert again.output("model").facts["weights_digest"] == digest
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_a_stopped_run_ends_as_if_it_had_not_been(
+    trained: StepContext, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = Stop()
+    first = context(tmp_path, stop=stop)
+
+    def watch(done: int, _total: int, **_figures: float) -> None:
+        stop.requested = done >= step
+
+    monkeypatch.setattr(first, "progress", watch)
+    with pytest.raises(Interrupted, match=f"after step {step} of {STEPS}"):
+        run(settings(), first)
+    second = context(tmp_path, attempt=2)
+    run(settings(), second)
+    assert lines(second) == lines(trained)
+    digest = trained.output("model").facts["weights_digest"]
+    assert second.output("model").facts["weights_digest"] == digest
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    trained: StepContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def die(done: int, _total: int, **_figures: float) -> None:
+        if done == 5:  # after the checkpoint of step 3, with steps 4 and 5 in the metrics
+            raise Killed
+
+    first = context(tmp_path)
+    monkeypatch.setattr(first, "progress", die)
+    with pytest.raises(Killed):
+        run(settings(), first)
+    second = context(tmp_path, attempt=2)
+    run(settings(), second)
+    assert lines(second) == lines(trained)
+    digest = trained.output("model").facts["weights_digest"]
+    assert second.output("model").facts["weights_digest"] == digest
+
+
+def test_micro_batches_do_not_change_the_loss(trained: StepContext, tmp_path: Path) -> None:
+    small = context(tmp_path)
+    run(settings(micro_batch_size=2), small)
+    pairs = zip(lines(small), lines(trained), strict=True)
+    for one, other in pairs:
+        for name in ("train_loss", "validation_loss", "grad_norm"):
+            assert one.get(name, 0) == pytest.approx(other.get(name, 0), rel=1e-3)
+
+
+def test_a_checkpoint_is_trained_further_with_its_own_tokenizer(
+    trained: StepContext, tmp_path: Path
+) -> None:
+    parent = trained.output("model")
+    start = SimpleNamespace(path=parent.path, facts=parent.facts)
+    ctx = context(tmp_path, inputs={"model": start})
+    run(settings(architecture=None), ctx)
+    facts = ctx.output("model").facts
+    assert facts["tokenizer_digest"] == parent.facts["tokenizer_digest"]
+    assert facts["weights_digest"] != parent.facts["weights_digest"]
+    first = next(line["train_loss"] for line in lines(ctx) if "train_loss" in line)
+    assert first < next(line["train_loss"] for line in lines(trained) if "train_loss" in line)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_one_start_is_needed_and_no_more(trained: StepContext, tmp_path: Path, given: bool) -> None:
+    start = {"model": SimpleNamespace(path=trained.output("model").path, facts={})}
+    ctx = context(tmp_path, inputs=start if given else {})
+    with pytest.raises(InputError, match="not both"):
+        run(settings() if given else settings(architecture=None), ctx)
+
+
+def test_a_long_row_is_refused_with_its_line(tmp_path: Path) -> None:
+    long = row(0)
+    long["messages"][0]["content"] = "Describe " * 80
+    rows = write(tmp_path / "long", [row(1), long, row(2)])
+    ctx = context(tmp_path, inputs={"data": rows})
+    with pytest.raises(InputError, match=r"rows\.jsonl:2: messages: the row is longer"):
+        run(settings(), ctx)
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    config = settings(trainer={"precision": "32", "devices": 2, "sft": {"max_steps": 1}})
+    with pytest.raises(InputError, match="another number of processes"):
+        run(config, context(tmp_path))
