@@ -1,6 +1,6 @@
 """What two processes compute, for each way of dividing: run by ``torchrun``, read by the test.
 
-    torchrun --nproc-per-node 2 training_job.py OUT
+torchrun --nproc-per-node 2 training_job.py OUT
 """
 
 import json

@@ -23,7 +23,9 @@ def data_files(*suffixes: str) -> list[Path]:
 
 
 def test_every_package_on_disk_is_packaged() -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "packages"
+    ]
     found = {
         ".".join(["nemotron_style", *init.parent.relative_to(ROOT / "src").parts])
         for init in (ROOT / "src").rglob("__init__.py")

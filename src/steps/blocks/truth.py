@@ -77,25 +77,25 @@ class Truth(BaseModel):
     def score(self, prompt: str, response: str) -> Label:
         """The attributes, 0 to 4 each, of any text given as a response to ``prompt``.
 
-        Helpfulness is four times the share of adjectives that fit, rounded; verbosity the number
-        of different adjectives less one. An adjective said again is another one that does not
-        fit, so repeating pays for nothing. A response about another noun has no fitting ones.
-        What is not a sentence of the form "The river is wide and calm." has 0 and 0, and so
-        does one with a word that is no adjective.
+        Helpfulness is four times the share of its adjectives that fit, rounded; verbosity their
+        number less one. Every mention counts, so saying a word twice is worth no more than saying
+        another one. A response about another noun has none that fit. What is not a sentence of
+        the form "The river is wide and calm." has 0 and 0, and so does one with a word that is no
+        adjective.
         """
         noun = self.noun_of(prompt)
         found = _RESPONSE.fullmatch(response.strip())
         said = found[2].split(" and ") if found else []
         if found is None or not set(said) <= set(self.adjectives):
             return dict.fromkeys(ATTRIBUTES, 0)
-        fits = set(said) & set(self.fitting(noun)) if found[1] == noun else set()
+        fitting = self.fitting(noun) if found[1] == noun else ()
         return {
-            "helpfulness": _level(len(fits), len(said)),
-            "verbosity": min(LEVELS, len(set(said))) - 1,
+            "helpfulness": _level(sum(word in fitting for word in said), len(said)),
+            "verbosity": min(LEVELS, len(said)) - 1,
         }
 
     def reachable_labels(self) -> tuple[Label, ...]:
-        """Labels that a response without repetition can have: one adjective fits whole or not."""
+        """Labels that a response can have: of one adjective, all fit or none."""
         return tuple(
             {"helpfulness": helpfulness, "verbosity": count - 1}
             for count in range(1, LEVELS + 1)

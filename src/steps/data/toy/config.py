@@ -12,19 +12,17 @@ from nemotron_style.runtime.config import Section, StepConfig
 class Rows(Section):
     """How many rows are written, and of what."""
 
-    train: int = Field(default=12000, ge=1)
+    train: int = Field(default=57600, ge=1)
     validation: int = Field(default=400, ge=1)
     scoring_share: float = Field(
         default=0.45, ge=0, le=1, description="rows that teach to name the attributes of an answer"
     )
     labelled_share: float = Field(
-        default=0.04, ge=0, le=1, description="rows that teach to answer as a label asks"
+        default=0.22, ge=0, le=1, description="rows that teach to answer as a label asks"
     )
-    repeated_share: float = Field(
-        default=0.05, ge=0, le=1, description="answers that say an adjective twice"
-    )
-    stray_share: float = Field(
-        default=0.04, ge=0, le=1, description="scoring rows whose answer is about another noun"
+
+    mislabelled_share: float = Field(
+        default=0.35, ge=0, le=1, description="of those rows, the ones whose label is drawn anew"
     )
 
     @model_validator(mode="after")
@@ -37,7 +35,7 @@ class Rows(Section):
 class Config(StepConfig):
     """What the corpus holds. The words are fixed; the seed decides everything that is drawn."""
 
-    contexts: int = Field(default=10, ge=2, le=10, description="prompts for each of the 24 nouns")
+    contexts: int = Field(default=10, ge=2, le=10, description="prompts for each of the 12 nouns")
     heldout_share: float = Field(
         default=0.2, gt=0, lt=1, description="share of each noun's prompts that training never sees"
     )

@@ -2,9 +2,10 @@
 
 It stands in for HelpSteer, whose labels it imitates: same form of label, same three kinds of rows
 (plain answers, answers with the label before them, answers with the label after them). What it
-leaves out is everything that makes real labels doubtful: here an answer's attributes are what
-the truth says. Labelled rows are few on purpose, so that a model trained on the corpus follows
-labels weakly and there is something left to gain.
+leaves out is everything that makes real labels doubtful: where an answer is judged, its attributes
+are what the truth says. Where an answer is asked for by a label, a third of the labels is wrong, as
+if by a careless annotator, so that a model trained on the corpus follows labels weakly and there
+is something left to gain.
 """
 
 from __future__ import annotations
@@ -77,37 +78,65 @@ def draw_rows(
 ) -> Iterator[dict[str, Any]]:
     """Rows of the three kinds, each about a random pair."""
     for _ in range(count):
-        pair = rng.choice(pairs)
-        noun, kind = pair[0], rng.random()
+        noun, context = rng.choice(pairs)
+        kind = rng.random()
         scores = kind < shares.scoring_share
         labelled = not scores and kind < shares.scoring_share + shares.labelled_share
-        if scores and rng.random() < shares.stray_share:
-            noun = rng.choice([other for other in truth.nouns if other != noun])
-        # a labelled row asks for its label, so that must be one that is reached without repeating
-        repeated_share = 0.0 if labelled else shares.repeated_share
-        response = draw_response(truth, noun, repeated_share=repeated_share, rng=rng)
-        question = ask(truth, pair)
+        if scores:
+            said = draw_any(truth, noun, rng)
+        elif labelled:
+            said = draw_varied(truth, noun, rng)
+        else:
+            said = draw_plain(truth, noun, rng)
+        question = ask(truth, (noun, context))
+        response = truth.response(noun, said)
         row: dict[str, Any] = {
             "messages": [question, {"role": "assistant", "content": response}],
         }
         if scores or labelled:
-            row["label"] = truth.format(truth.score(question["content"], response))
+            label = truth.score(question["content"], response)
+            if labelled and rng.random() < shares.mislabelled_share:
+                label = rng.choice(truth.reachable_labels())
+            row["label"] = truth.format(label)
             row["type"] = "TEXT_TO_VALUE" if scores else "VALUE_TO_TEXT"
         yield row
 
 
-def draw_response(truth: Truth, noun: str, *, repeated_share: float, rng: random.Random) -> str:
-    """A sentence with one to five adjectives; how many of them fit varies from all to few."""
-    fitting, sure = truth.fitting(noun), rng.random()
+def draw_plain(truth: Truth, noun: str, rng: random.Random) -> list[str]:
+    """Adjectives of an ordinary answer: in half of the answers all fit, in others as it happens."""
+    fitting, sure = truth.fitting(noun), 2 * rng.random()
     wanted = rng.randint(1, LEVELS)
     said: list[str] = []
     while len(said) < wanted:
         word = rng.choice(fitting if rng.random() < sure else truth.adjectives)
         said += [word] if word not in said else []
-    if wanted > 1 and rng.random() < repeated_share:
-        earlier, later = sorted(rng.sample(range(wanted), 2))
-        said[later] = said[earlier]
-    return truth.response(noun, said)
+    return said
+
+
+def draw_varied(truth: Truth, noun: str, rng: random.Random) -> list[str]:
+    """Adjectives of an answer that is shown with its label: every share of fitting ones alike."""
+    fitting, wanted = truth.fitting(noun), rng.randint(1, LEVELS)
+    others = [word for word in truth.adjectives if word not in fitting]
+    fits = rng.randint(0, wanted)
+    said = rng.sample(fitting, fits) + rng.sample(others, wanted - fits)
+    rng.shuffle(said)
+    return said
+
+
+def draw_any(truth: Truth, noun: str, rng: random.Random) -> list[str]:
+    """Adjectives to be judged: like :func:`draw_varied`, but some twice, and a few too many.
+
+    A model that is sampled from says such things, and the attributes of those must be right too.
+    Short answers are more frequent: they say most plainly which adjective fits.
+    """
+    fitting = truth.fitting(noun)
+    wanted = min(rng.randint(1, LEVELS), rng.randint(1, LEVELS))
+    wanted += rng.randint(1, 2) if rng.random() < 0.05 else 0
+    others = [word for word in truth.adjectives if word not in fitting]
+    fits = rng.randint(0, wanted)
+    said = rng.choices(fitting, k=fits) + rng.choices(others, k=wanted - fits)
+    rng.shuffle(said)
+    return said
 
 
 def ask(truth: Truth, pair: Pair) -> dict[str, str]:

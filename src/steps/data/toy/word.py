@@ -1,18 +1,19 @@
-"""The toy's words: four classes of nouns, and nine adjectives that fit each class."""
+"""The toy's words: two classes of nouns, and six adjectives that fit each class.
+
+A model of a third of a million weights has to find out which adjective fits which noun from whole
+answers and their labels. With these many words it does so in about 250 updates of 96 rows; with
+three times as many it sits at chance for several times as long.
+"""
 
 from __future__ import annotations
 
 NOUNS = {
     "water": "river lake pond stream canal harbor",
     "animal": "horse dog cat fox owl rabbit",
-    "building": "tower castle barn chapel cottage mill",
-    "food": "soup bread cheese pie stew cake",
 }
 ADJECTIVES = {
-    "water": "wide calm deep clear cold shallow muddy salty rippling",
-    "animal": "tame shy hungry playful loyal sleepy swift curious gentle",
-    "building": "tall old sturdy empty vaulted crooked spacious lofty ruined",
-    "food": "tasty warm sweet crisp spicy creamy bitter fresh stale",
+    "water": "wide calm deep clear shallow muddy",
+    "animal": "tame shy hungry playful loyal swift",
 }
 CONTEXTS = (
     "near the village",
