@@ -22,7 +22,7 @@ class Rows(Section):
     )
 
     mislabelled_share: float = Field(
-        default=0.35, ge=0, le=1, description="of those rows, the ones whose label is drawn anew"
+        default=0.25, ge=0, le=1, description="of those rows, the ones whose label is drawn anew"
     )
 
     @model_validator(mode="after")
