@@ -44,6 +44,10 @@ class Checkpoints:
         self._attempt = attempt
         self._rank = rank
 
+    def beside(self, name: str) -> Checkpoints:
+        """Another series of this run, whose checkpoints are counted and dropped apart."""
+        return Checkpoints(self._root / name, attempt=self._attempt, rank=self._rank)
+
     def newest(self) -> Checkpoint | None:
         """The newest one whose every file is what was written, or None."""
         return next((one for one in reversed(self._committed()) if is_whole(one.path)), None)

@@ -53,6 +53,10 @@ class Metrics:
         self._lines.flush()
         self._show(step, figures)
 
+    def history(self) -> list[dict[str, Any]]:
+        """Every line so far, those of earlier attempts included."""
+        return read_metrics(self._path) if self._path.exists() else []
+
     def rewind(self, step: int) -> None:
         """Forget every line after ``step`` (0: all of them), and any that was cut short."""
         if not self._enabled:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from nemotron_style.runtime.catalog import load_catalog
 from nemotron_style.runtime.kinds import load_kinds
 

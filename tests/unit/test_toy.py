@@ -12,7 +12,7 @@ from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.digest import digest_tree
 from nemotron_style.steps.blocks.chat import parse_conversation, parse_prompt
 from nemotron_style.steps.blocks.jsonl import read_rows
-from nemotron_style.steps.blocks.truth import load_truth
+from nemotron_style.steps.blocks.truth import Truth, load_truth
 from nemotron_style.steps.data.toy.config import Config, Rows
 from nemotron_style.steps.data.toy.recipe import run
 
@@ -34,13 +34,22 @@ def rows_of(corpus: Path, slot: str) -> list[dict]:
     return [json.loads(line) for line in (corpus / slot / f"{slot}.jsonl").open()]
 
 
-def test_every_label_is_true(corpus: Path) -> None:
-    truth = load_truth(corpus / "truth")
-    labelled = [row for row in rows_of(corpus, "train") if "label" in row]
-    assert labelled
-    for row in labelled:
-        question, answer = (message["content"] for message in row["messages"])
-        assert row["label"] == truth.format(truth.score(question, answer))
+def is_true(row: dict, truth: Truth) -> bool:
+    question, answer = (message["content"] for message in row["messages"])
+    return row["label"] == truth.format(truth.score(question, answer))
+
+
+def test_labels_of_judged_answers_are_true_and_a_known_share_of_the_others_is_not(
+    corpus: Path,
+) -> None:
+    truth, rows = load_truth(corpus / "truth"), rows_of(corpus, "train")
+    judged = [row for row in rows if row.get("type") == "TEXT_TO_VALUE"]
+    asked = [row for row in rows if row.get("type") == "VALUE_TO_TEXT"]
+    assert judged
+    assert all(is_true(row, truth) for row in judged)
+    # a label that is drawn anew is right by chance now and then
+    right = sum(is_true(row, truth) for row in asked) / len(asked)
+    assert right == pytest.approx(0.75 + 0.25 / 19, abs=0.12)
 
 
 def test_only_reachable_labels_are_asked_for(corpus: Path) -> None:

@@ -3,9 +3,9 @@
 It stands in for HelpSteer, whose labels it imitates: same form of label, same three kinds of rows
 (plain answers, answers with the label before them, answers with the label after them). What it
 leaves out is everything that makes real labels doubtful: where an answer is judged, its attributes
-are what the truth says. Where an answer is asked for by a label, a quarter of the labels is wrong, as
-if by a careless annotator, so that a model trained on the corpus follows labels weakly and there
-is something left to gain.
+are what the truth says. Where an answer is asked for by a label, a quarter of the labels is wrong,
+as if by a careless annotator, so that a model trained on the corpus follows labels weakly and
+there is something left to gain.
 """
 
 from __future__ import annotations

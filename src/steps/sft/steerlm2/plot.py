@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.metrics import read_metrics
-
 PANELS = (
     ("distance", "distance KL(w || b)"),
     ("mean_drift", "mean log Q - log Q' (nats)"),
@@ -16,8 +14,8 @@ PANELS = (
 )
 
 
-def draw(run_dir: Path) -> Path | None:
-    """Draw ``metrics.jsonl`` into ``plots/steerlm2.png``; None where matplotlib is not installed.
+def draw(lines: Sequence[Mapping[str, Any]], run_dir: Path) -> Path | None:
+    """Draw the lines of ``metrics.jsonl`` into ``plots/steerlm2.png``; None where matplotlib is not installed.
 
     It stands in the run and not in the model: a picture must not change what a model is.
     """
@@ -26,7 +24,6 @@ def draw(run_dir: Path) -> Path | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    lines = read_metrics(run_dir / "metrics.jsonl")
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, title) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):

@@ -26,7 +26,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from nemotron_style.runtime.checkpoint import Checkpoints
 from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import Interrupted, StepFailed
 from nemotron_style.steps.blocks.checkpoint import (
@@ -109,9 +108,7 @@ def run(config: Config, ctx: StepContext) -> None:
         config.model.steerlm2.micro_batch_size, config.model.steerlm2.forward_micro_batch_size
     )
     keep = config.exp_manager.checkpoint_callback_params.save_top_k
-    best_models = Checkpoints(
-        ctx.run_dir / "checkpoints" / "best", attempt=ctx.attempt, rank=ctx.rank
-    )
+    best_models = ctx.checkpoints.beside("best")
 
     def validate(step: int) -> Figures:
         log_q_theta_PG = measure(
@@ -200,7 +197,7 @@ def run(config: Config, ctx: StepContext) -> None:
     output = ctx.output("model")
     if ctx.rank == 0:
         copy_model(chosen.path if chosen else start.path, output.path)
-        draw(ctx.run_dir)
+        draw(ctx.metrics.history(), ctx.run_dir)
         if config.exp_manager.explicit_log_dir:
             copy_logs(ctx.run_dir, Path(config.exp_manager.explicit_log_dir))
     dist.barrier()
