@@ -15,7 +15,9 @@ PANELS = (
 
 
 def draw(lines: Sequence[Mapping[str, Any]], run_dir: Path) -> Path | None:
-    """Draw the lines of ``metrics.jsonl`` into ``plots/steerlm2.png``; None where matplotlib is not installed.
+    """Draw the lines of ``metrics.jsonl`` into ``plots/steerlm2.png``.
+
+    None where matplotlib is not installed.
 
     It stands in the run and not in the model: a picture must not change what a model is.
     """
