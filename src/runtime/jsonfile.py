@@ -32,8 +32,8 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Put ``value`` at ``path`` as JSON with sorted keys."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n", durable=durable)
+    """Put ``value`` at ``path`` as JSON, its keys in their order."""
+    write_text(path, json.dumps(value, indent=2) + "\n", durable=durable)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

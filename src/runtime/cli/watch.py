@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from nemotron_style.runtime.cli.table import render_table
+from nemotron_style.runtime.cli.table import render_pairs, render_table
 from nemotron_style.runtime.conduct import Outcome
 from nemotron_style.runtime.context import show
 from nemotron_style.runtime.jsonfile import read_json
@@ -15,7 +15,8 @@ from nemotron_style.runtime.launch.base import JobHandle
 from nemotron_style.runtime.pipeline import PlannedRun
 from nemotron_style.runtime.preview import describe_planned
 
-FIGURES_SHOWN = 4
+BAR_FIGURES = 4
+SUMMARY_FIGURES = 9
 BAR_WIDTH = 30
 
 
@@ -69,9 +70,15 @@ def render_bar(told: dict[str, Any]) -> str:
 
 
 def render_summary(outcomes: Sequence[Outcome]) -> str:
-    """One row a step: what was decided, how long it took, what it made, its key figures."""
-    header = ("STEP", "CONFIG", "DECISION", "SECONDS", "ARTIFACTS", "FIGURES")
-    return render_table([_row(outcome) for outcome in outcomes], header=header)
+    """A row a step: what was decided, how long it took, what it made. Below it, its figures."""
+    header = ("STEP", "CONFIG", "DECISION", "SECONDS", "ARTIFACTS")
+    table = render_table([_row(outcome) for outcome in outcomes], header=header)
+    figures = [
+        (outcome.run.plan.step, "  ".join(_figures(outcome.figures, most=SUMMARY_FIGURES)))
+        for outcome in outcomes
+        if outcome.figures
+    ]
+    return "\n".join([table, render_pairs(figures)]) if figures else table
 
 
 def describe_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -95,12 +102,12 @@ def output_stream(*, as_json: bool) -> TextIO:
 
 def _row(outcome: Outcome) -> list[str]:
     plan = outcome.run.plan
-    refs = " ".join(output["ref"] for output in outcome.outputs.values())
+    first, *others = [output["ref"] for output in outcome.outputs.values()] or ["-"]
+    refs = f"{first} (+{len(others)})" if others else first
     seconds = f"{outcome.seconds:.1f}" if outcome.seconds else "-"
     action = outcome.run.decision.action
-    figures = "  ".join(_figures(outcome.figures))
-    return [plan.step, plan.config_name, action, seconds, refs, figures or "-"]
+    return [plan.step, plan.config_name, action, seconds, refs]
 
 
-def _figures(figures: dict[str, Any]) -> list[str]:
-    return [f"{name}={show(value)}" for name, value in list(figures.items())[:FIGURES_SHOWN]]
+def _figures(figures: dict[str, Any], *, most: int = BAR_FIGURES) -> list[str]:
+    return [f"{name}={show(value)}" for name, value in list(figures.items())[:most]]

@@ -227,9 +227,9 @@ def report(
         output.note(groups_asked=len(getattr(requests, name)), responses_per_group=samples)
         output.note(**told, **total.as_dict())
     ctx.summarise(
+        **told,
         groups=total.groups,
         dropped_groups=total.dropped_groups,
         responses=total.responses,
         **total.shares(),
-        **told,
     )

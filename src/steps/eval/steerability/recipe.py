@@ -190,17 +190,20 @@ def write(
 
 def summarise(ctx: StepContext, results: dict[str, Any]) -> None:
     """The figures that are looked for, into the summary."""
-    figures: dict[str, Any] = {"responses": results["responses"]}
-    for slot, found in results["rates"].items():
-        for name, rate in found.items():
-            figures[f"{name}_hit_rate_{slot}"] = rate["rate"]
+    rates_by_slot = results["rates"]
+    figures: dict[str, Any] = {
+        f"{name}_hit_rate_{slot}": found[name]["rate"]
+        for name in sorted(rates_by_slot["model"], key=lambda name: name != JOINT)
+        for slot, found in rates_by_slot.items()
+    }
+    figures["responses"] = results["responses"]
     if "differences" in results:
         joint = results["differences"][JOINT]
-        figures |= {
+        figures = {
             "joint_difference": joint["difference"],
             "joint_difference_low": joint["low"],
             "joint_difference_high": joint["high"],
-        }
+        } | figures
         ctx.say(
             f"joint hit rate: {joint['difference']:+.3f} over the baseline "
             f"(95%: {joint['low']:+.3f} to {joint['high']:+.3f})"
