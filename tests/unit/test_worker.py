@@ -325,4 +325,4 @@ def test_progress_survives_for_whoever_attaches(mill: Any) -> None:
     told = json.loads((folder.attempts[-1].path / "progress.json").read_text())
     assert told == {"done": 4, "total": 4, "figures": {"total": 10}}
     write_json(folder.path / "probe.json", {"b": 1, "a": 2})
-    assert (folder.path / "probe.json").read_text() == '{\n  "a": 2,\n  "b": 1\n}\n'
+    assert (folder.path / "probe.json").read_text() == '{\n  "b": 1,\n  "a": 2\n}\n'
