@@ -42,6 +42,7 @@ def test_the_script_of_one_process(mill: Any) -> None:
         "export A='x y'\n"
         "export B=2\n"
         f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{count_cores()}}}"\n'
+        'export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"\n'
         "ulimit -c 0\n"
         f"exec {sys.executable} -m nemotron_style.runtime.worker {plan.run_dir}/plan.json\n"
     )

@@ -95,6 +95,10 @@ def write_script(plan: Plan) -> str:
         # Every process would otherwise start a thread on each core, and they would fight.
         threads = max(1, count_cores() // plan.processes)
         exports.append(f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{threads}}}"')
+    if "GOMP_SPINCOUNT" not in plan.env:
+        # Idle threads of GNU OpenMP wait by spinning; where two runs share cores they would
+        # take each other's time, and both come out many times slower instead of half as fast.
+        exports.append('export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"')
     lines = [
         "#!/usr/bin/env bash",
         "set -euo pipefail",
