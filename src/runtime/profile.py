@@ -61,8 +61,11 @@ def _read_mount(value: Any) -> Any:
 class Profile(BaseModel):
     """One profile, complete: what it extends is already in it. Secrets are names, never values.
 
-    ``time`` is a limit as Slurm writes it (``HH:MM:SS`` or ``D-HH:MM:SS``); ``ignored`` are keys
-    of the ``env.toml`` dialect that have no meaning here.
+    ``time`` is a limit as Slurm writes it (``HH:MM:SS`` or ``D-HH:MM:SS``); a step is asked to save
+    ``grace_seconds`` before it. ``python`` starts the worker where ``sys.executable`` cannot, in an
+    image or on a node. ``secrets_file`` is read where the job runs; ``upload`` is an fsspec URL that
+    takes plan and code to a job whose store (``remote_store``) this machine does not see.
+    ``ignored`` are keys of the ``env.toml`` dialect that have no meaning here.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -88,6 +91,10 @@ class Profile(BaseModel):
     memory: str | None = None
     time: str | None = Field(default=None, pattern=DURATION)
     max_requeues: int = Field(default=0, ge=0)
+    grace_seconds: int = Field(default=120, ge=1)
+    python: str | None = None
+    engine: Literal["docker", "podman"] | None = None
+    secrets_file: str | None = None
 
     account: str | None = None
     partition: str | None = None
@@ -109,6 +116,8 @@ class Profile(BaseModel):
     shared_memory_mb: int | None = Field(default=None, ge=0)
     image_pull_secrets: tuple[str, ...] = ()
     priority: str | None = None
+    upload: str | None = None
+    remote_store: str | None = None
     custom_spec: dict[str, Any] = Field(default_factory=dict)
 
     ignored: tuple[str, ...] = ()
