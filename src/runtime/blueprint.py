@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.bind import Offer
 from nemotron_style.runtime.code import digest_code
 from nemotron_style.runtime.config import ResolvedConfig
-from nemotron_style.runtime.errors import ConfigError, Problem
+from nemotron_style.runtime.errors import ConfigError, Problem, UsageError
 from nemotron_style.runtime.manifest import Manifest
 from nemotron_style.runtime.order import Order, World
 from nemotron_style.runtime.plan import (
@@ -22,6 +24,22 @@ from nemotron_style.runtime.plan import (
     put_key,
 )
 from nemotron_style.runtime.profile import Profile
+from nemotron_style.runtime.snapshot import plan_snapshot
+
+# Keys of a profile that only its executor understands.
+SITE = {
+    "local": ("engine", "gpus_per_node", "tasks_per_node"),
+    "slurm": (
+        *("account", "partition", "qos", "gres", "constraint", "reservation", "exclusive"),
+        *("gpus_per_node", "tasks_per_node", "cpus_per_task", "memory", "time"),
+        *("max_requeues", "grace_seconds", "secrets_file", "tunnel"),
+    ),
+    "lepton": (
+        *("resource_shape", "node_group", "node_reservation", "gpus_per_node", "tasks_per_node"),
+        *("shared_memory_mb", "image_pull_secrets", "priority", "custom_spec", "upload"),
+        *("max_requeues",),
+    ),
+}
 
 
 def draft_plan(
@@ -43,6 +61,7 @@ def draft_plan(
     if order.arguments:
         identity["arguments"] = list(order.arguments)
     base = order.name or f"{manifest.id.replace('/', '-').replace('_', '-')}-{config.name}"
+    resources, notes = plan_resources(manifest, config.values, world.profile)
     fixed = {
         "step": manifest.id,
         "config_name": config.name,
@@ -52,11 +71,10 @@ def draft_plan(
         "entrypoint": manifest.run.entrypoint,
         "config_class": manifest.run.config,
         "launch": manifest.run.launch,
-        "resources": plan_resources(manifest, config.values, world.profile),
-        "store": str(world.store.root),
+        "resources": resources,
         "workdir": str(world.workdir),
         "arguments": order.arguments,
-        **describe_profile(world.profile, image=manifest.run.image),
+        **place(manifest, world, notes),
     }
 
     def at_generation(generation: int) -> Plan:
@@ -68,16 +86,56 @@ def draft_plan(
     return at_generation
 
 
-def describe_profile(profile: Profile, *, image: str | None) -> dict[str, Any]:
-    """The part of a plan that a profile decides."""
+def place(manifest: Manifest, world: World, notes: list[str]) -> dict[str, Any]:
+    """The part of a plan that says where and with what; none of it enters the fingerprint."""
+    profile = world.profile
+    image = choose_image(manifest, profile, notes)
+    home = world.store.root
+    store = Path(profile.remote_store) if profile.remote_store else home
+    away = world.detached or image is not None or profile.executor != "local"
     return {
-        "image": profile.image or image,
+        "python": profile.python or ("python3" if image else sys.executable),
+        "image": image,
+        "mounts": tuple(mount.model_dump() for mount in profile.mounts),
+        "snapshot": plan_snapshot(manifest.run.entrypoint, store) if away else None,
         "env": dict(profile.env),
         "secrets": profile.secrets,
         "setup": profile.setup,
         "profile": profile.name,
         "executor": profile.executor,
+        "detached": world.detached,
+        "site": plan_site(world),
+        "store": str(store),
+        "records": str(home) if store != home else None,
+        "notes": tuple(notes),
     }
+
+
+def choose_image(manifest: Manifest, profile: Profile, notes: list[str]) -> str | None:
+    """The step's image before the profile's; on this machine only where a profile asks for one."""
+    own = manifest.run.image
+    if profile.executor == "local" and profile.image is None:
+        return None
+    if own and profile.image and own != profile.image:
+        notes.append(f"image: {own} of the step stands before {profile.image} of the profile")
+    return own or profile.image
+
+
+def plan_site(world: World) -> dict[str, Any]:
+    """What only the executor understands, of the profile: what is set, under the profile's names.
+
+    Raises ``UsageError`` for ``--force-squash`` where no image is ever squashed.
+    """
+    profile = world.profile
+    told = profile.model_dump(mode="json", exclude_unset=True)
+    site = {key: told[key] for key in SITE[profile.executor] if told.get(key) is not None}
+    if profile.executor == "slurm":
+        own = profile.detached_partition if world.detached else profile.attached_partition
+        site |= {"partition": own} if own else {}
+    if world.force_squash and profile.executor != "slurm":
+        what = "only a Slurm profile has a squashed image"
+        raise UsageError(Problem(where="--force-squash", what=what, got=profile.executor))
+    return site | ({"force_squash": True} if world.force_squash else {})
 
 
 def fill_keys(
@@ -115,18 +173,34 @@ def plan_outputs(manifest: Manifest, base: str) -> tuple[PlannedOutput, ...]:
 
 def plan_resources(
     manifest: Manifest, values: Mapping[str, Any], profile: Profile
-) -> dict[str, Any]:
-    """The manifest's resources as numbers.
+) -> tuple[dict[str, Any], list[str]]:
+    """The manifest's resources as numbers, and notes on what they override of the profile.
 
     ``processes`` (on each machine) and ``nodes`` may be a number, a config key, or a list of
     config keys whose product is meant: NeMo's ``trainer.devices`` and ``trainer.num_nodes``.
+    A step that starts as one process takes one machine.
     """
     wanted = dict(manifest.run.resources)
-    nodes = count(wanted.pop("nodes", profile.nodes or 1), values, manifest, "nodes")
-    processes = wanted.pop("processes", 1)
-    many = manifest.run.launch == "torchrun"
-    counted = count(processes, values, manifest, "processes") if many else 1
-    return {**wanted, "nodes": nodes, "processes": counted}
+    notes: list[str] = []
+    alone = manifest.run.launch == "python"
+    offered = {"nodes": 1 if alone else profile.nodes, "processes": profile.tasks_per_node}
+    if manifest.run.launch != "torchrun":
+        wanted["processes"] = 1
+        offered["processes"] = None
+    counted = {}
+    for name, offer in offered.items():
+        source = wanted.get(name, offer or 1)
+        counted[name] = count(source, values, manifest, name)
+        if offer not in (None, counted[name]) and not alone:
+            key = "tasks_per_node" if name == "processes" else name
+            told = f"{key}: {counted[name]}, by {show_source(source)} of the step"
+            notes.append(f"{told}, stands before {offer} of the profile")
+    return {**wanted, **counted}, notes
+
+
+def show_source(source: Any) -> str:
+    """Where a count comes from: a number of the manifest, or config keys."""
+    return " x ".join(map(str, source)) if isinstance(source, list | tuple) else str(source)
 
 
 def count(wanted: Any, values: Mapping[str, Any], manifest: Manifest, name: str) -> int:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
 
-from nemotron_style.runtime.errors import Interrupted, Problem, StepFailed, UsageError
-from nemotron_style.runtime.launch.base import JobHandle, JobState, Launcher
+from nemotron_style.runtime.errors import (
+    Interrupted,
+    Problem,
+    StepFailed,
+    UsageError,
+    raise_all,
+)
+from nemotron_style.runtime.launch.base import JobHandle, Launcher
+from nemotron_style.runtime.launch.registry import find_launcher
 from nemotron_style.runtime.pipeline import Pipeline, PlannedRun
 from nemotron_style.runtime.run import RunFolder
+from nemotron_style.runtime.state import CANCELLED, COMPLETED, JobState
+from nemotron_style.runtime.status import ask, settle
 from nemotron_style.runtime.store import Store
 
 
@@ -41,7 +50,6 @@ class Watcher(Protocol):
 class Interruption:
     """What Ctrl-C and SIGTERM do: the first asks the job to save and stop, the second kills it."""
 
-    launcher: Launcher
     watcher: Watcher
     handle: JobHandle | None = None
     count: int = 0
@@ -63,52 +71,127 @@ class Interruption:
             return  # noticed before the next run is started
         if self.count == 1:
             self.watcher.warn("asked the step to save and stop; once more kills it")
-        self.launcher.cancel(self.handle, force=self.count > 1)
+        find_launcher(self.handle.executor).cancel(self.handle, force=self.count > 1)
 
 
 def carry_out(pipeline: Pipeline, *, launcher: Launcher, watcher: Watcher) -> list[Outcome]:
     """Run what has to run. Raises ``StepFailed``, ``UsageError`` or ``Interrupted``."""
-    store = Store(pipeline.target.plan.store)
-    for adoption in pipeline.adoptions:
-        store.adopt(adoption.location, kind=adoption.kind, name=adoption.name)
+    prepare(pipeline, launcher)
     outcomes = []
-    with Interruption(launcher, watcher).listening() as interruption:
+    with Interruption(watcher).listening() as interruption:
         for run in pipeline.runs:
             if interruption.count:
                 raise Interrupted("stopped between two steps; the same command goes on from here")
             watcher.begin(run)
-            outcomes.append(carry_out_one(run, interruption))
+            outcomes.append(carry_out_one(run, launcher, interruption))
     return outcomes
 
 
-def carry_out_one(run: PlannedRun, interruption: Interruption) -> Outcome:
+def prepare(pipeline: Pipeline, launcher: Launcher) -> None:
+    """Look for what stands in the way of any run; then bring in what comes from outside."""
+    due = [run.plan for run in pipeline.runs if run.decision.action in ("run", "resume")]
+    for plan in due:
+        launcher.compile(plan)
+    raise_all(UsageError, [problem for plan in due for problem in launcher.check(plan)])
+    store = Store(pipeline.target.plan.records or pipeline.target.plan.store)
+    for adoption in pipeline.adoptions:
+        store.adopt(adoption.location, kind=adoption.kind, name=adoption.name)
+
+
+def carry_out_one(run: PlannedRun, launcher: Launcher, interruption: Interruption) -> Outcome:
     """Reuse, follow or start one run, and wait for its end."""
-    folder = RunFolder(run.plan.run_dir)
-    decision = run.decision
-    told = {"action": decision.action, "reason": decision.reason, "details": [*decision.details]}
-    folder.record_decision(told)
-    if decision.action != "reuse":
-        state = wait(run, interruption)
-        if state.state != "completed":
+    folder = RunFolder(run.plan.record_dir)
+    record_decision(run)
+    if run.decision.action != "reuse":
+        handle = start(run, launcher)
+        state = wait(handle, interruption)
+        if state.state != COMPLETED:
             raise describe_failure(run, state, folder)
     complete = folder.outputs or {}
     made = complete.get("outputs", {})
     outputs = {slot.slot: made[slot.slot] for slot in run.plan.outputs if slot.slot in made}
-    seconds = 0.0 if decision.action == "reuse" else folder.seconds
+    seconds = 0.0 if run.decision.action == "reuse" else folder.seconds
     return Outcome(run, outputs, complete.get("figures", {}), seconds)
 
 
-def wait(run: PlannedRun, interruption: Interruption) -> JobState:
-    """Start or attach, and follow the log to the end."""
-    launcher = interruption.launcher
-    handle = launcher.submit(launcher.compile(run.plan))
+def record_decision(run: PlannedRun) -> None:
+    """Keep what was decided about a run, for ``runs why``."""
+    decision = run.decision
+    told = {"action": decision.action, "reason": decision.reason, "details": [*decision.details]}
+    RunFolder(run.plan.record_dir).record_decision(told)
+
+
+def start(run: PlannedRun, launcher: Launcher, *, after: Sequence[JobHandle] = ()) -> JobHandle:
+    """Submit a run, or take hold of the attempt that lives."""
+    folder = RunFolder(run.plan.record_dir)
+    settle(folder)
+    request = launcher.compile(run.plan, attempt=folder.next_attempt)
+    return launcher.submit(request, after=after)
+
+
+def wait(handle: JobHandle, interruption: Interruption) -> JobState:
+    """Follow the log to the end."""
+    launcher = find_launcher(handle.executor)
     interruption.handle = handle
     if interruption.count:  # asked to stop while it was being started
         launcher.cancel(handle)
     for text in launcher.logs(handle):
         interruption.watcher.follow(text, handle)
     interruption.handle = None
-    return launcher.state(handle)
+    return settle(RunFolder(handle.run_dir))
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A run that was handed over; ``handle`` is None when there was nothing to do about it."""
+
+    run: PlannedRun
+    handle: JobHandle | None
+    state: JobState
+
+
+def hand_over(pipeline: Pipeline, *, launcher: Launcher) -> list[Submission]:
+    """Submit every run that has to run, each after those that it needs, and return.
+
+    When one is refused, those submitted before it are ended again, and the error is raised.
+    """
+    prepare(pipeline, launcher)
+    handles: dict[str, JobHandle] = {}
+    own: list[JobHandle] = []
+    for run in pipeline.runs:
+        record_decision(run)
+        if run.decision.action == "reuse":
+            continue
+        try:
+            handle = start(run, launcher, after=find_needed(run, handles))
+        except Exception:
+            for submitted in reversed(own):
+                launcher.cancel(submitted, force=True)
+            raise
+        handles[run.plan.run_id] = handle
+        own += [handle] if run.decision.action != "attach" else []
+    folders = [RunFolder(run.plan.record_dir) for run in pipeline.runs]
+    return [
+        Submission(run, handles.get(run.plan.run_id), ask(folder))
+        for run, folder in zip(pipeline.runs, folders, strict=True)
+    ]
+
+
+def find_needed(run: PlannedRun, handles: Mapping[str, JobHandle]) -> list[JobHandle]:
+    """The jobs that make the inputs of a run. Raises ``UsageError`` for one of another place."""
+    producers = [planned.producer[0] for planned in run.plan.inputs if planned.producer]
+    needed = [handles[run_id] for run_id in dict.fromkeys(producers) if run_id in handles]
+    problems = [
+        Problem(
+            where=str(run.plan.step),
+            what=f"needs {handle.run_dir.name}, which is under way on {handle.executor}",
+            fix=f"wait for it: nemotron-style runs wait {handle.run_dir.name}",
+        )
+        for handle in needed
+        if handle.executor != run.plan.executor
+    ]
+    raise_all(UsageError, problems)
+    return needed
 
 
 def describe_failure(run: PlannedRun, state: JobState, folder: RunFolder) -> Exception:
@@ -116,9 +199,9 @@ def describe_failure(run: PlannedRun, state: JobState, folder: RunFolder) -> Exc
     last = folder.last_attempt
     log = str(last.log) if last else ""
     where = f"{run.plan.step} ({run.plan.config_name})"
-    if state.state == "stopped":
-        what = state.error or "stopped"
+    if state.state == CANCELLED:
+        what = state.reason or "stopped"
         return Interrupted(Problem(where=where, what=what, fix="the same command resumes it"))
-    what = state.error or f"the step {state.state}"
+    what = state.reason or f"the step is {state.state}"
     problem = Problem(where=where, what=what, fix=f"log: {log}")
     return UsageError(problem) if state.exit_code == 2 else StepFailed(problem)

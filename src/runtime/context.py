@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_PROGRESS = 0.2
 SECONDS_BETWEEN_LOG_LINES = 5.0
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,23 @@ class Seat:
 
 @dataclass
 class Stop:
-    """Whether the run was asked to stop; set by a signal handler, read by the recipe."""
+    """Whether the run was asked to stop: by a signal, or by a file that appeared.
+
+    The file reaches workers that no signal does: on other machines, or below a launcher that
+    would pass a signal on as an order to kill. It is looked for about twice a second.
+    """
 
     requested: bool = False
+    file: Path | None = None
+    looked: float = float("-inf")
+
+    def is_requested(self) -> bool:
+        """Ask both."""
+        now = time.monotonic()
+        if not self.requested and self.file and now - self.looked >= SECONDS_BETWEEN_LOOKS:
+            self.looked = now
+            self.requested = self.file.exists()
+        return self.requested
 
 
 @dataclass
@@ -98,7 +113,7 @@ class StepContext:
         Ranks may learn of it at different steps; with several of them, agree (an all-reduce of
         this flag) before leaving the loop.
         """
-        return self._stop.requested
+        return self._stop.is_requested()
 
     def input(self, slot: str) -> Artifact:
         """The verified artifact of a slot. Raises ``InputError`` when it was not given."""

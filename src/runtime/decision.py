@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from nemotron_style.runtime.errors import Problem
 from nemotron_style.runtime.plan import Plan, describe_difference
-from nemotron_style.runtime.run import RunFolder, list_runs
+from nemotron_style.runtime.run import LOCAL, RunFolder, list_runs
+from nemotron_style.runtime.state import CANCELLED, COMPLETED, FAILED, LOST, TIMEOUT
+from nemotron_style.runtime.status import ask
 from nemotron_style.runtime.store import Store
 
 RUNS_COMPARED = 200
@@ -35,16 +37,16 @@ def decide(
     A generation that cannot be reused is never written over: the next one takes its place.
     """
     generation, plan = 0, plan_generation(0)
-    while RunFolder((following := plan_generation(generation + 1)).run_dir).exists:
+    while RunFolder((following := plan_generation(generation + 1)).record_dir).exists:
         generation, plan = generation + 1, following
-    folder = RunFolder(plan.run_dir)
+    folder = RunFolder(plan.record_dir)
     if not folder.exists:
         return plan, compare_to_earlier(plan, store)
     if fresh:
         reason = f"--fresh: generation {generation + 1}, whatever was made before"
         return following, Decision("run", reason)
     if folder.outputs is None:
-        return plan, consider_unfinished(folder)
+        return plan, consider_unfinished(folder, plan)
     problems = verify_outputs(folder, store)
     if not problems:
         return plan, Decision("reuse", f"same fingerprint as {plan.run_id}, outputs verified")
@@ -52,20 +54,29 @@ def decide(
     return following, Decision("run", reason, tuple(str(problem) for problem in problems))
 
 
-def consider_unfinished(folder: RunFolder) -> Decision:
+def consider_unfinished(folder: RunFolder, plan: Plan) -> Decision:
     """What to do about a run that has a plan and no outputs yet."""
     last = folder.last_attempt
     if last is None:
         return Decision("run", "planned before and never started")
-    state = last.state
-    if state in ("starting", "running"):
-        return Decision("attach", f"attempt {last.number} is under way")
+    told = ask(folder)
+    if not told.is_final:
+        place = "" if last.executor == LOCAL else f" on {last.executor}"
+        reason = f"attempt {last.number} is under way{place}: {told.state}"
+        return Decision("attach", reason)
+    if told.state == COMPLETED and plan.records is not None:
+        return Decision("reuse", f"completed on {last.executor}; what it made is in {plan.store}")
     steps = [path.name for path in folder.path.glob("checkpoints/step-*")]
     step = max((int(re.sub(r"\D", "", name)) for name in steps), default=0)
     start = f"continues from the checkpoint of step {step}" if step else "starts over"
-    error = str(last.record.get("error", "")).splitlines()
-    how = {"stopped": "was stopped", "completed": "did not finish its commits"}.get(state, state)
-    details = tuple(f"attempt {last.number}: {line}" for line in error[:3])
+    how = {
+        CANCELLED: "was stopped",
+        COMPLETED: "did not finish its commits",
+        FAILED: "failed",
+        LOST: "was lost",
+        TIMEOUT: "ran out of time",
+    }[told.state]
+    details = tuple(f"attempt {last.number}: {line}" for line in told.reason.splitlines()[:3])
     return Decision("resume", f"attempt {last.number} {how}; {start}", details)
 
 

@@ -87,7 +87,7 @@ class Run(Table):
 
     entrypoint: str
     config: str
-    launch: Literal["python", "torchrun"] = "python"
+    launch: Literal["python", "torchrun", "ray"] = "python"
     image: str | None = None
     resources: dict[str, Any] = Field(default_factory=dict)
     passthrough: StrictBool = False

@@ -31,13 +31,18 @@ class Order:
 
 @dataclass(frozen=True)
 class World:
-    """Where an order is carried out; ``workdir`` is the project's root."""
+    """Where and how an order is carried out; ``workdir`` is the project's root.
+
+    ``detached`` jobs outlive the command line; ``force_squash`` makes a squashed image anew.
+    """
 
     catalog: Catalog
     store: Store
     profile: Profile
     workdir: Path
     upstream: bool = True
+    detached: bool = False
+    force_squash: bool = False
 
 
 def check_order(order: Order, manifest: Manifest) -> None:

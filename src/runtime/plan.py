@@ -54,8 +54,30 @@ class PlannedOutput(_Frozen):
     required: bool = True
 
 
+class PlannedMount(_Frozen):
+    """``source`` of the host, or of a ``volume``, at ``target`` in the image."""
+
+    source: str
+    target: str
+    options: tuple[str, ...] = ()
+    volume: str | None = None
+
+
+class Snapshot(_Frozen):
+    """A copy of the step's code, kept under its digest; ``facts`` say which commit it was."""
+
+    path: str
+    digest: str
+    facts: dict[str, str] = {}
+
+
 class Plan(_Frozen):
-    """One run, sealed by its ``fingerprint``. ``store`` and ``workdir`` are absolute paths."""
+    """One run, sealed by its ``fingerprint``. ``store`` and ``workdir`` are absolute paths.
+
+    ``python`` starts the worker. ``site`` holds what only the executor understands, under the
+    names of the profile's keys. ``records`` is where the command line keeps the run when it does
+    not see ``store``. ``notes`` tell which values of the profile were overridden.
+    """
 
     schema_version: Literal[1] = 1
     run_id: str
@@ -66,15 +88,22 @@ class Plan(_Frozen):
     outputs: tuple[PlannedOutput, ...]
     entrypoint: str
     config_class: str
-    launch: Literal["python", "torchrun"]
+    launch: Literal["python", "torchrun", "ray"]
     resources: dict[str, Any]
+    python: str
     image: str | None
+    mounts: tuple[PlannedMount, ...] = ()
+    snapshot: Snapshot | None = None
     env: dict[str, str]
     secrets: tuple[str, ...]
     setup: tuple[str, ...] = ()
     profile: str
     executor: str
+    detached: bool = False
+    site: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
     store: str
+    records: str | None = None
     workdir: str
     arguments: tuple[str, ...]
     identity: dict[str, Any]
@@ -86,8 +115,19 @@ class Plan(_Frozen):
         return int(self.resources.get("processes", 1))
 
     @property
+    def nodes(self) -> int:
+        """Machines."""
+        return int(self.resources.get("nodes", 1))
+
+    @property
     def run_dir(self) -> Path:
+        """The run's folder as the worker sees it."""
         return Path(self.store, "runs", self.run_id)
+
+    @property
+    def record_dir(self) -> Path:
+        """The run's folder as the command line sees it; nearly always the same."""
+        return Path(self.records or self.store, "runs", self.run_id)
 
     def to_json(self) -> str:
         """The canonical text: sorted keys, two spaces, one newline at the end."""

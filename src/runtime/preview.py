@@ -13,8 +13,10 @@ from nemotron_style.runtime.bind import Offer
 from nemotron_style.runtime.launch.base import Request
 from nemotron_style.runtime.pipeline import Pipeline, PlannedRun
 from nemotron_style.runtime.plan import Plan
+from nemotron_style.runtime.run import RunFolder
 
-Compile = Callable[[Plan], Request]
+PLAN = "plan.json"
+Compile = Callable[..., Request]
 
 
 def render_pipeline(pipeline: Pipeline, compile_plan: Compile) -> str:
@@ -23,13 +25,16 @@ def render_pipeline(pipeline: Pipeline, compile_plan: Compile) -> str:
     for run in pipeline.runs:
         if run.decision.action != "reuse" or run is pipeline.target:
             parts.append("\n".join(_headline(run)))
-            parts.append(compile_plan(run.plan).render().rstrip())
+            parts.append(_compile(run.plan, compile_plan).render().rstrip())
     return "\n\n".join(parts) + "\n"
 
 
 def describe_pipeline(pipeline: Pipeline, compile_plan: Compile) -> dict[str, Any]:
     """The same facts as plain data."""
-    runs = [describe_planned(run) | _describe_job(compile_plan(run.plan)) for run in pipeline.runs]
+    runs = [
+        describe_planned(run) | _describe_job(_compile(run.plan, compile_plan))
+        for run in pipeline.runs
+    ]
     adoptions = [vars(adoption) for adoption in pipeline.adoptions]
     return {"dry_run": True, "adoptions": adoptions, "runs": runs}
 
@@ -49,6 +54,7 @@ def describe_planned(run: PlannedRun) -> dict[str, Any]:
         "run_id": plan.run_id,
         "step": plan.step,
         "config": plan.config_name,
+        "notes": list(plan.notes),
         "decision": decision.action,
         "reason": decision.reason,
         "details": list(decision.details),
@@ -56,8 +62,13 @@ def describe_planned(run: PlannedRun) -> dict[str, Any]:
     }
 
 
+def _compile(plan: Plan, compile_plan: Compile) -> Request:
+    return compile_plan(plan, attempt=RunFolder(plan.record_dir).next_attempt)
+
+
 def _describe_job(request: Request) -> dict[str, Any]:
-    return {"plan": request.plan.model_dump(mode="json"), "argv": list(request.argv)}
+    told = {"plan": request.plan.model_dump(mode="json"), "argv": list(request.argv)}
+    return told | {"files": {name: request.files[name] for name in request.files if name != PLAN}}
 
 
 def _known(offer: Offer) -> dict[str, str]:
@@ -81,7 +92,9 @@ def _headline(run: PlannedRun) -> Iterator[str]:
     plan = run.plan
     yield f"== {plan.run_id}"
     yield f"step      {plan.step}"
-    yield f"profile   {plan.profile} ({plan.executor})"
+    how = ", detached" if plan.detached else ""
+    yield f"profile   {plan.profile} ({plan.executor}{how})"
+    yield from (f"note      {note}" for note in plan.notes)
     for planned in plan.inputs:
         known = _known(run.offers[planned.slot])
         shown = "  ".join(value for value in known.values() if value != planned.source)

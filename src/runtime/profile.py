@@ -61,11 +61,11 @@ def _read_mount(value: Any) -> Any:
 class Profile(BaseModel):
     """One profile, complete: what it extends is already in it. Secrets are names, never values.
 
-    ``time`` is a limit as Slurm writes it (``HH:MM:SS`` or ``D-HH:MM:SS``); a step is asked to save
-    ``grace_seconds`` before it. ``python`` starts the worker where ``sys.executable`` cannot, in an
-    image or on a node. ``secrets_file`` is read where the job runs; ``upload`` is an fsspec URL that
-    takes plan and code to a job whose store (``remote_store``) this machine does not see.
-    ``ignored`` are keys of the ``env.toml`` dialect that have no meaning here.
+    ``time`` is a limit as Slurm writes it (``HH:MM:SS`` or ``D-HH:MM:SS``); a step is asked to
+    save ``grace_seconds`` before it. ``python`` starts the worker where ``sys.executable`` cannot,
+    in an image or on a node. ``secrets_file`` is read where the job runs; ``upload`` is an fsspec
+    URL that takes plan and code to a job whose store (``remote_store``) this machine does not
+    see. ``ignored`` are keys of the ``env.toml`` dialect that have no meaning here.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -4,13 +4,16 @@
 
     runs/<run_id>/plan.json launch.sh outputs.json          outputs.json: the run is complete
                   decisions/<n>.json
-                  attempts/<n>/{attempt.json,owner.json,log.txt,progress.json}
+                  attempts/<n>/{attempt,owner,job,batch,cancel,progress}.json stop log-<node>.txt
                   metrics.jsonl tensorboard/ checkpoints/ staging/<n>/<slot>/
 
 At most one attempt lives at a time. It is claimed by renaming a filled directory to its number,
 which fails when the number is taken. Whoever creates ``owner.json`` first decides its fate: the
 worker that takes it up, or a later launch that finds the launcher dead and buries it. So an
 attempt whose launcher was killed between claiming and starting can never come alive afterwards.
+
+Files tell how an attempt of this machine stands; what a cluster makes of one, its launcher knows
+(:mod:`nemotron_style.runtime.status` asks it).
 """
 
 from __future__ import annotations
@@ -27,12 +30,23 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.errors import Problem, RefError, suggest
-from nemotron_style.runtime.jsonfile import read_json, remove_tree, write_json
+from nemotron_style.runtime.jsonfile import read_json, remove_tree, write_json, write_text
 from nemotron_style.runtime.plan import Plan, load_plan
 from nemotron_style.runtime.process import identify_process, is_alive
+from nemotron_style.runtime.state import (
+    COMPLETED,
+    FAILED,
+    FINAL,
+    LOST,
+    PENDING,
+    REQUEUED,
+    RUNNING,
+    TIMEOUT,
+)
 from nemotron_style.runtime.store import Store
 
-FINAL = ("completed", "failed", "stopped", "died")
+LOCAL = "local"
+STOP = "stop"
 
 
 @dataclass(frozen=True)
@@ -47,12 +61,34 @@ class Attempt:
 
     @property
     def log(self) -> Path:
-        return self.path / "log.txt"
+        """What the first machine wrote; the others have ``log-<node>.txt`` beside it."""
+        return self.log_of(0)
+
+    def log_of(self, node: int) -> Path:
+        return self.path / f"log-{node}.txt"
 
     @property
     def record(self) -> dict[str, Any]:
-        """What is written about it so far: state, times, exit code, error."""
-        return read_json(self.path / "attempt.json") or {}
+        """What is written about it so far: state, times, exit code, error.
+
+        A worker that was stopped cannot know that its job goes on or ran out of time; the script
+        around it does.
+        """
+        told = read_json(self.path / "attempt.json") or {}
+        around = read_json(self.path / "batch.json") or {}
+        if told.get("state") == COMPLETED or around.get("state") not in (REQUEUED, TIMEOUT):
+            return told
+        return told | {"state": around["state"], "error": around.get("reason", "")}
+
+    @property
+    def executor(self) -> str:
+        """Which launcher it belongs to."""
+        return str(self.record.get("executor", LOCAL))
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """The handle that the backend gave out (``id``), as far as there is one yet."""
+        return read_json(self.path / "job.json") or {}
 
     @property
     def owner(self) -> dict[str, Any] | None:
@@ -61,17 +97,30 @@ class Attempt:
 
     @property
     def state(self) -> str:
-        """starting, running, completed, failed, stopped or died; what is dead is said to be."""
+        """As files and processes of this machine tell it; what is dead here is said to be LOST."""
         owner = self.owner  # read before the record: it is written after, and changed before
         record = self.record
-        written = str(record.get("state", "died"))
-        if written in FINAL:
+        written = str(record.get("state", LOST))
+        if written in FINAL or self.executor != LOCAL:
             return written
         keeper = record.get("launcher", {}) if owner is None else owner
         if is_alive(keeper):
-            return "starting" if owner is None else "running"
+            return PENDING if owner is None else RUNNING
         after = self.record  # it may have ended between the two looks
-        return str(after["state"]) if after.get("state") in FINAL else "died"
+        return str(after["state"]) if after.get("state") in FINAL else LOST
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Somebody asked for its end; whatever exit code follows, that is what ended it."""
+        return (self.path / "cancel.json").is_file()
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Have the worker save and stop; it works from any machine that sees the folder."""
+        write_text(self.path / STOP, reason + "\n")
+
+    def note_cancel(self) -> None:
+        """Write down that its end was asked for."""
+        write_json(self.path / "cancel.json", {"asked": time.time()})
 
     @property
     def rank_failure(self) -> dict[str, Any] | None:
@@ -154,11 +203,11 @@ class RunFolder:
 
     @property
     def state(self) -> str:
-        """planned, or the state of the newest attempt; completed as soon as outputs stand."""
+        """As its files tell it: that of the newest attempt; COMPLETED as soon as outputs stand."""
         if self.outputs is not None:
-            return "completed"
+            return COMPLETED
         last = self.last_attempt
-        return last.state if last else "planned"
+        return last.state if last else PENDING
 
     @property
     def seconds(self) -> float:
@@ -174,27 +223,46 @@ class RunFolder:
         found = [read_json(folder / f"{number}.json") for number in _numbers(folder, ".json")]
         return [decision for decision in found if decision is not None]
 
-    def claim_attempt(self) -> Attempt | None:
-        """Begin the next attempt in the name of this process.
+    def claim_attempt(
+        self, number: int | None = None, *, executor: str = LOCAL, detached: bool = False
+    ) -> Attempt | None:
+        """Begin the next attempt in the name of this process; ``number``, if it must be that one.
 
         None when there is nothing to begin: another one lives, or the run is complete.
         """
         if self.outputs is not None:
             return None
         last = self.last_attempt
-        if last and last.state in ("starting", "running"):
+        if last and last.state not in FINAL:
             return None
         if last and last.owner is None and not last.bury():
             return None  # its worker came up after all
         if last and last.record.get("state") not in FINAL:
-            last.close("died", **(last.rank_failure or {}))
-        number = last.number + 1 if last else 1
+            failure = last.rank_failure
+            last.close(FAILED if failure else LOST, **(failure or {}))
+        following = self.next_attempt
+        if number not in (None, following):
+            return None
+        begun = {
+            "state": PENDING,
+            "started": time.time(),
+            "executor": executor,
+            "detached": detached,
+            "launcher": identify_process(os.getpid()),
+        }
+        return self._place(following, begun)
+
+    @property
+    def next_attempt(self) -> int:
+        """The number that the next attempt will have."""
+        last = self.last_attempt
+        return last.number + 1 if last else 1
+
+    def _place(self, number: int, begun: Mapping[str, Any]) -> Attempt | None:
         final = self.path / "attempts" / str(number)
         aside = self.path / "attempts" / f".{uuid.uuid4().hex}"
-        launcher = identify_process(os.getpid())
-        begun = {"state": "starting", "started": time.time(), "launcher": launcher}
         write_json(aside / "attempt.json", begun)
-        (aside / "log.txt").touch()
+        (aside / "log-0.txt").touch()
         try:
             os.rename(aside, final)
         except OSError as error:
@@ -203,6 +271,19 @@ class RunFolder:
                 return None
             raise
         return Attempt(final)
+
+    def reserve(self, plan: Plan) -> bool:
+        """Make the folder with its plan, at once; False when there is one already."""
+        aside = self.path.with_name(f".{self.run_id}.{uuid.uuid4().hex}")
+        write_text(aside / "plan.json", plan.to_json())
+        try:
+            os.rename(aside, self.path)
+        except OSError as error:
+            remove_tree(aside)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        return True
 
     def record_decision(self, decision: Mapping[str, Any]) -> None:
         """Keep what was decided, unless it only repeats what was decided last."""
@@ -220,7 +301,8 @@ class RunFolder:
 def list_runs(store: Path, *, step: str = "", limit: int | None = None) -> list[RunFolder]:
     """The runs of a store, or of one of its steps, the newest plan first."""
     prefix = f"{step.replace('/', '-')}-" if step else ""
-    runs = [RunFolder(path) for path in (store / "runs").glob(f"{prefix}*")]
+    paths = (store / "runs").glob(f"{prefix}*")
+    runs = [RunFolder(path) for path in paths if not path.name.startswith(".")]
     known = sorted((run for run in runs if run.exists), key=_age, reverse=True)
     if step:  # another step's id may begin with this one's
         known = [run for run in known if len(run.run_id) == len(prefix) + 12]

@@ -21,6 +21,7 @@ from nemotron_style.runtime.jsonfile import read_json, remove_tree, sync_tree, w
 from nemotron_style.runtime.machine import describe_environment, describe_hardware
 from nemotron_style.runtime.plan import Plan
 from nemotron_style.runtime.run import Attempt, RunFolder
+from nemotron_style.runtime.state import COMPLETED
 from nemotron_style.runtime.store import Store
 
 SEAL = "sealed.json"
@@ -98,10 +99,11 @@ def commit_outputs(task: Task, sealed: Path, inputs: Mapping[str, Artifact]) -> 
 def describe_run(task: Task, told: Mapping[str, Any]) -> dict[str, Any]:
     """What all outputs of the run have in common, for their records."""
     plan = task.plan
+    facts = plan.snapshot.facts if plan.snapshot else {}
     seeds = {key: value for key, value in plan.config.items() if key.endswith("seed")}
     return {
         "config": plan.config,
-        "code": describe_code(plan.entrypoint, plan.identity["code"]),
+        "code": describe_code(plan.entrypoint, plan.identity["code"]) | facts,
         "environment": describe_environment() | ({"image": plan.image} if plan.image else {}),
         "hardware": told.get("hardware", {}),
         "seeds": seeds,
@@ -113,7 +115,7 @@ def describe_producer(task: Task, slot: str) -> Producer:
     """This run as the maker of ``slot``, with every attempt that it took."""
     plan = task.plan
     earlier = [one.summary for one in task.folder.attempts if one.number < task.attempt.number]
-    this = {"number": task.attempt.number, "state": "completed"}
+    this = {"number": task.attempt.number, "state": COMPLETED}
     return Producer(
         run_id=plan.run_id,
         step=plan.step,

@@ -35,13 +35,14 @@ from nemotron_style.runtime.errors import (
     raise_all,
 )
 from nemotron_style.runtime.jsonfile import remove_tree, write_json
+from nemotron_style.runtime.launch.base import ATTEMPT_VARIABLE
 from nemotron_style.runtime.plan import Plan, PlannedInput, load_plan, put_key
-from nemotron_style.runtime.run import Attempt, RunFolder
+from nemotron_style.runtime.run import STOP, Attempt, RunFolder
 from nemotron_style.runtime.schema import read_refusal
 from nemotron_style.runtime.seal import Task, commit_outputs, find_sealed, seal
+from nemotron_style.runtime.state import CANCELLED, COMPLETED, FAILED, RUNNING
 from nemotron_style.runtime.store import Store
 
-ATTEMPT_VARIABLE = "NEMOTRON_STYLE_ATTEMPT"
 EXTRAS = "install it; most steps need: pip install 'nemotron-style[train]'"
 
 
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         plan = load_plan(Path(arguments[0]))
         attempt = enter_attempt(RunFolder(plan.run_dir), seat)
+        stop.file = attempt.path / STOP
     except StepsError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -99,7 +101,7 @@ def enter_attempt(folder: RunFolder, seat: Seat) -> Attempt:
     if known is None or (seat.rank == 0 and not known.take_up()):
         raise StepFailed(f"another attempt of {folder.run_id} is under way; this one gives way")
     if seat.rank == 0:
-        known.update(state="running", begun=time.time(), processes=seat.world_size)
+        known.update(state=RUNNING, begun=time.time(), processes=seat.world_size)
     return known
 
 
@@ -108,26 +110,26 @@ def carry_out(task: Task) -> Ending:
     try:
         work(task)
     except Interrupted as error:
-        return Ending("stopped", error.exit_code, str(error))
+        return Ending(CANCELLED, error.exit_code, str(error))
     except StepsError as error:
         print(error, file=sys.stderr, flush=True)
-        return Ending("failed", 2 if isinstance(error, UsageError) else 1, str(error))
+        return Ending(FAILED, 2 if isinstance(error, UsageError) else 1, str(error))
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         sys.stderr.flush()
-        return Ending("failed", 1, f"{type(error).__name__}: {error}")
-    return Ending("completed", 0)
+        return Ending(FAILED, 1, f"{type(error).__name__}: {error}")
+    return Ending(COMPLETED, 0)
 
 
 def tell(ending: Ending, attempt: Attempt, *, seat: Seat, seconds: float) -> int:
     """Write down how it ended. A rank that stopped because another one failed says so."""
     facts: dict[str, Any] = {"error": ending.error, "exit_code": ending.exit_code}
     if seat.rank != 0:
-        if ending.state == "failed":
+        if ending.state == FAILED:
             write_json(attempt.path / f"failure-{seat.rank}.json", facts)
         return ending.exit_code
-    failure = attempt.rank_failure if ending.state != "completed" else None
-    state = "failed" if failure else ending.state
+    failure = attempt.rank_failure if ending.state != COMPLETED else None
+    state = FAILED if failure else ending.state
     facts = failure or facts
     attempt.close(state, seconds=seconds, **facts)
     return int(facts["exit_code"])

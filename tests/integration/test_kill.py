@@ -109,7 +109,7 @@ def test_a_killed_command_line_leaves_the_run_and_the_next_one_attaches(
     attempt = holding(mill)
     command.kill()
     command.wait()
-    assert attempt.state == "running"
+    assert attempt.state == "RUNNING"
     second = start(*held(mill))
     until(lambda: "attach: attempt 1 is under way" in (mill.root / "cli-1.txt").read_text())
     (mill.root / "gate").write_text("")
@@ -132,12 +132,12 @@ def test_a_killed_worker_resumes_from_its_checkpoint(
     document = finish(mill, held(mill), capsys)
     (run,) = document["runs"]
     assert run["decision"] == "resume"
-    assert "attempt 1 died; continues from the checkpoint of step 2" in run["reason"]
+    assert "attempt 1 failed; continues from the checkpoint of step 2" in run["reason"]
     assert run["figures"] == {"total": 10}
     folder = only_run(mill)
     assert [line["step"] for line in read_metrics(folder.path / "metrics.jsonl")] == [1, 2, 3, 4]
     producer = mill.store.resolve("mill-grow-default").record.producer
-    assert [one["state"] for one in producer.attempts] == ["died", "completed"]
+    assert [one["state"] for one in producer.attempts] == ["FAILED", "COMPLETED"]
     check_whole(mill)
 
 
@@ -147,7 +147,7 @@ def test_everything_killed_at_once_resumes(mill: Any, start: Any, capsys: Captur
     command.kill()
     os.kill((attempt.owner or {})["pid"], signal.SIGKILL)
     command.wait()
-    until(lambda: attempt.state == "died")
+    until(lambda: attempt.state == "LOST")
     document = finish(mill, held(mill), capsys)
     assert document["runs"][0]["decision"] == "resume"
     check_whole(mill)
@@ -163,7 +163,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(
     assert command.wait(SECONDS_TO_WAIT) == 130
     shown = (mill.root / "cli-0.txt").read_text()
     assert "stopped after step 3; the same command resumes it" in shown
-    assert only_run(mill).state == "stopped"
+    assert only_run(mill).state == "CANCELLED"
     document = finish(mill, held(mill), capsys)
     assert "was stopped; continues from the checkpoint of step 3" in document["runs"][0]["reason"]
     check_whole(mill)
@@ -195,9 +195,9 @@ def test_a_launcher_killed_before_it_started_anything_is_no_obstacle(
         folder.claim_attempt()
         os._exit(0)
     os.waitpid(pid, 0)
-    assert [attempt.state for attempt in folder.attempts] == ["died"]
+    assert [attempt.state for attempt in folder.attempts] == ["LOST"]
     finish(mill, held(mill), capsys)
-    assert [attempt.state for attempt in folder.attempts] == ["died", "completed"]
+    assert [attempt.state for attempt in folder.attempts] == ["LOST", "COMPLETED"]
     check_whole(mill)
 
 

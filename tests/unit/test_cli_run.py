@@ -40,8 +40,6 @@ def refuse(capsys: Capture, *words: str) -> str:
         (("mill/grwo",), "did you mean"),
         (("mill/grow", "-c", "tiyn"), "has no config 'tiyn'"),
         (("mill/grow", "-r", "local", "-b", "local"), "exclude each other"),
-        (("mill/grow", "-b", "local"), "not available yet"),
-        (("mill/grow", "-r", "cluster"), "slurm executor is not available yet"),
         (("mill/grow", "-r", "nowhere"), "there is no profile 'nowhere'"),
         (("mill/grow", "--", "x"), "takes no arguments after --"),
         (("mill/bake", "-i", "inptu=x"), "did you mean 'input'"),
@@ -140,7 +138,7 @@ def test_a_failed_step_ends_with_one_line_and_its_log(mill: Any, capsys: Capture
     shown = capsys.readouterr()
     (line,) = shown.err.splitlines()
     assert "mill/grind (default): RuntimeError: the mill stone broke; log: " in line
-    assert line.endswith("attempts/1/log.txt")
+    assert line.endswith("attempts/1/log-0.txt")
     assert "Traceback" in shown.out  # the log itself was followed
 
 

@@ -22,7 +22,7 @@ def ground(mill: Any, capsys: Capture) -> Any:
     return mill
 
 
-def find(mill: Any, step: str, state: str = "completed") -> str:
+def find(mill: Any, step: str, state: str = "COMPLETED") -> str:
     (run_id,) = [run.run_id for run in list_runs(mill.home, step=step) if run.state == state]
     return run_id
 
@@ -35,10 +35,10 @@ def show(capsys: Capture, *words: str) -> str:
 def test_list_tells_every_run(ground: Any, capsys: Capture) -> None:
     lines = show(capsys, "list").splitlines()
     assert len(lines) == 4
-    assert lines[1].split()[1:5] == ["mill/grind", "default", "failed", "1"]
+    assert lines[1].split()[1:5] == ["mill/grind", "default", "FAILED", "1"]
     document = json.loads(show(capsys, "list", "--step", "grow", "--json"))
     (run,) = document["runs"]
-    assert run["state"] == "completed"
+    assert run["state"] == "COMPLETED"
     assert run["outputs"]["sack"]["ref"] == "mill-grow-default:v1"
     assert run["figures"] == {"total": 10}
 
@@ -56,7 +56,7 @@ def test_show_by_id_prefix_ref_and_latest(ground: Any, capsys: Capture) -> None:
     assert show(capsys, "show", run_id[:-3]) == whole
     assert show(capsys, "show", "mill-grind-default:v1") == whole
     failed = show(capsys, "show", "latest")
-    assert failed.startswith(find(ground, "mill/grind", "failed"))
+    assert failed.startswith(find(ground, "mill/grind", "FAILED"))
     assert "RuntimeError: the mill stone broke" in failed
     document = json.loads(show(capsys, "show", run_id, "--json"))
     assert document["plan"]["run_id"] == run_id
@@ -92,7 +92,7 @@ def test_why_tells_of_reuse_resume_and_damage(ground: Any, capsys: Capture) -> N
     assert main(["steps", "run", "mill/grind"]) == 0
     run_id = find(ground, "mill/grind")
     capsys.readouterr()
-    failed = find(ground, "mill/grind", "failed")
+    failed = find(ground, "mill/grind", "FAILED")
     assert "resume: attempt 1 failed; starts over" in show(capsys, "why", failed)
     assert "attempt 1: RuntimeError: the mill stone broke" in show(capsys, "why", failed)
     reused = f"reuse: same fingerprint as {run_id}, outputs verified"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.errors import ProfileError
-from nemotron_style.runtime.launch.base import JobHandle, worker_command, write_script
+from nemotron_style.runtime.launch.base import JobHandle, write_command, write_script
 from nemotron_style.runtime.launch.local import LocalLauncher
 from nemotron_style.runtime.machine import count_cores
 from nemotron_style.runtime.order import Order
@@ -49,12 +49,11 @@ def test_the_script_of_one_process(mill: Any) -> None:
 
 
 def test_the_command_of_several_processes(mill: Any) -> None:
-    plan = plan_grow(mill).model_copy(update={"resources": {"nodes": 1, "processes": 4}})
-    assert worker_command(plan) == [
-        sys.executable,
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"),
-        *("-m", "nemotron_style.runtime.worker", f"{plan.run_dir}/plan.json"),
-    ]
+    plan = plan_grow(mill).model_copy(update={"resources": {"nodes": 1, "processes": 4}, "launch": "torchrun"})
+    assert write_command(plan) == (
+        f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 4"
+        f" -m nemotron_style.runtime.worker {plan.run_dir}/plan.json"
+    )
     assert f"OMP_NUM_THREADS:-{max(1, count_cores() // 4)}" in write_script(plan)
 
 
@@ -80,8 +79,9 @@ def test_threads_set_by_the_profile_are_kept(mill: Any) -> None:
 
 
 def test_more_than_one_machine_is_refused(mill: Any) -> None:
+    plan = plan_grow(mill).model_copy(update={"resources": {"nodes": 2, "processes": 1}})
     with pytest.raises(ProfileError, match=r"wants 2 machines"):
-        LocalLauncher().compile(plan_grow(mill, nodes=2))
+        LocalLauncher().compile(plan)
 
 
 def test_a_missing_secret_is_refused_before_anything_is_written(
@@ -100,7 +100,7 @@ def test_what_is_rendered_is_what_is_written_and_run(mill: Any) -> None:
     text = request.render()
     handle = launcher.submit(request)
     assert "4/4" in wait(launcher, handle)
-    assert launcher.state(handle).state == "completed"
+    assert launcher.state(handle).state == "COMPLETED"
     for name in ("plan.json", "launch.sh"):
         written = (plan.run_dir / name).read_text()
         assert written == request.files[name]
@@ -118,7 +118,7 @@ def test_a_live_attempt_is_followed_instead_of_started_twice(mill: Any) -> None:
     assert second.children == {}
     gate.write_text("")
     assert wait(first, handle) == wait(second, attached)
-    assert second.state(attached).state == "completed"
+    assert second.state(attached).state == "COMPLETED"
 
 
 def test_a_complete_run_is_not_started_again(mill: Any) -> None:
@@ -134,8 +134,8 @@ def test_a_failure_keeps_its_code_and_message(mill: Any) -> None:
     handle = launcher.submit(launcher.compile(plan))
     assert "Traceback" in wait(launcher, handle)
     state = launcher.state(handle)
-    assert (state.state, state.exit_code) == ("failed", 1)
-    assert state.error == "RuntimeError: the mill stone broke"
+    assert (state.state, state.exit_code) == ("FAILED", 1)
+    assert state.reason == "RuntimeError: the mill stone broke"
 
 
 def test_cancel_lets_the_step_save(mill: Any) -> None:
@@ -146,7 +146,7 @@ def test_cancel_lets_the_step_save(mill: Any) -> None:
         if "holding" in text:
             other.cancel(handle)  # whoever asks, it need not be the one who started it
     state = launcher.state(handle)
-    assert (state.state, state.exit_code) == ("stopped", 130)
+    assert (state.state, state.exit_code) == ("CANCELLED", 130)
     assert (plan.run_dir / "checkpoints/step-00000003").is_dir()
 
 
@@ -156,7 +156,7 @@ def test_force_ends_it_at_once(mill: Any) -> None:
     for text in launcher.logs(handle):
         if "holding" in text:
             LocalLauncher().cancel(handle, force=True)
-    assert launcher.state(handle).state == "died"
+    assert launcher.state(handle).state == "CANCELLED"
     assert not (plan.run_dir / "checkpoints/step-00000003").exists()
 
 
@@ -167,8 +167,8 @@ def test_a_killed_worker_is_told_with_its_signal(mill: Any) -> None:
         if "holding" in text:
             os.kill(launcher.children[handle].pid, signal.SIGKILL)
     state = launcher.state(handle)
-    assert (state.state, state.exit_code) == ("died", 137)
-    assert "SIGKILL" in state.error
+    assert (state.state, state.exit_code) == ("FAILED", 137)
+    assert "SIGKILL" in state.reason
 
 
 def test_a_script_that_never_reaches_the_worker_is_told(mill: Any) -> None:
@@ -176,12 +176,12 @@ def test_a_script_that_never_reaches_the_worker_is_told(mill: Any) -> None:
     handle = launcher.submit(launcher.compile(plan))
     wait(launcher, handle)
     state = launcher.state(handle)
-    assert (state.state, state.exit_code) == ("died", 7)
-    assert "before its time" in state.error
+    assert (state.state, state.exit_code) == ("FAILED", 7)
+    assert "before its time" in state.reason
 
 
 def test_a_stop_before_the_worker_listens_is_a_stop(mill: Any) -> None:
     launcher, plan = LocalLauncher(), plan_grow(mill, setup=("kill -TERM $$",))
     handle = launcher.submit(launcher.compile(plan))
     wait(launcher, handle)
-    assert launcher.state(handle).state == "stopped"
+    assert launcher.state(handle).state == "CANCELLED"

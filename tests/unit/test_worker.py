@@ -55,7 +55,7 @@ def carry_out(
 def test_a_step_ends_with_artifacts_and_a_complete_run(mill: Any) -> None:
     code, folder = carry_out(mill)
     assert code == 0
-    assert folder.state == "completed"
+    assert folder.state == "COMPLETED"
     assert folder.outputs is not None
     assert folder.outputs["figures"] == {"total": 10}
     assert sorted(folder.outputs["outputs"]) == ["chaff", "sack"]
@@ -73,7 +73,7 @@ def test_the_record_tells_how_it_was_made(mill: Any) -> None:
     made = mill.store.resolve("mill-grow-default")
     assert record.producer is not None
     assert (record.producer.step, record.producer.slot) == ("mill/grind", "sack")
-    assert record.producer.attempts == ({"number": 1, "state": "completed"},)
+    assert record.producer.attempts == ({"number": 1, "state": "COMPLETED"},)
     assert [(edge.slot, edge.ref, edge.digest) for edge in record.inputs] == [
         ("input", made.ref, made.digest)
     ]
@@ -98,7 +98,7 @@ def test_a_crash_leaves_a_traceback_in_the_log_and_one_line_in_the_record(
     code, folder = carry_out(mill, "mill/grow", "raise_at=3")
     assert code == 1
     record = folder.attempts[-1].record
-    assert (record["state"], record["exit_code"]) == ("failed", 1)
+    assert (record["state"], record["exit_code"]) == ("FAILED", 1)
     assert record["error"] == "RuntimeError: the mill stone broke"
     assert "Traceback" in capsys.readouterr().err
     assert folder.outputs is None
@@ -130,7 +130,7 @@ def test_a_second_attempt_continues_from_the_newest_checkpoint(
     assert main([str(folder.path / "plan.json")]) == 1
     assert "continuing from the checkpoint of step 3" in capsys.readouterr().out
     assert [line["step"] for line in read_metrics(folder.path / "metrics.jsonl")] == [1, 2, 3, 4]
-    assert [attempt.state for attempt in folder.attempts] == ["failed", "failed"]
+    assert [attempt.state for attempt in folder.attempts] == ["FAILED", "FAILED"]
 
 
 def test_a_stop_request_is_an_ending_of_its_own(mill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,13 +139,13 @@ def test_a_stop_request_is_an_ending_of_its_own(mill: Any, monkeypatch: pytest.M
     code, folder = carry_out(mill)
     assert code == 130
     record = folder.attempts[-1].record
-    assert (record["state"], record["error"]) == ("stopped", "stopped after step 1")
+    assert (record["state"], record["error"]) == ("CANCELLED", "stopped after step 1")
     stop.requested = False
     code, folder = carry_out(mill)
     assert code == 0
     producer = mill.store.resolve("mill-grow-default").record.producer
     assert producer is not None
-    assert [attempt["state"] for attempt in producer.attempts] == ["stopped", "completed"]
+    assert [attempt["state"] for attempt in producer.attempts] == ["CANCELLED", "COMPLETED"]
     assert [line["step"] for line in read_metrics(folder.path / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
@@ -245,11 +245,11 @@ def test_a_live_attempt_is_alone(mill: Any) -> None:
     folder = write_plan(mill.compile("mill/grow").target.plan)
     first = folder.claim_attempt()
     assert first is not None
-    assert first.state == "starting"
+    assert first.state == "PENDING"
     assert folder.claim_attempt() is None
     assert first.take_up()
     assert not first.bury()
-    assert first.state == "running"
+    assert first.state == "RUNNING"
     assert folder.claim_attempt() is None
 
 
@@ -260,7 +260,7 @@ def test_a_dead_launcher_is_buried_and_followed(mill: Any) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     first.update(launcher=worker_identity(gone.pid))
     gone.wait()
-    assert first.state == "died"
+    assert first.state == "LOST"
     second = folder.claim_attempt()
     assert second is not None
     assert second.number == 2
@@ -283,12 +283,12 @@ def test_another_rank_tells_of_its_failure_and_the_first_rank_repeats_it(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main([str(folder.path / "plan.json")]) == 1
-    assert attempt.record["state"] == "starting"
+    assert attempt.record["state"] == "PENDING"
     assert attempt.rank_failure is not None
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(worker, "listen", lambda: Stop(requested=True))
     assert main([str(folder.path / "plan.json")]) == 1
-    assert attempt.record["state"] == "failed"
+    assert attempt.record["state"] == "FAILED"
     assert attempt.record["error"] == "RuntimeError: the mill stone broke"
 
 

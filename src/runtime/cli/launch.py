@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,6 @@ from nemotron_style.runtime.cli.completion import (
 )
 from nemotron_style.runtime.errors import Problem, StepFailed, UsageError, raise_all, suggest
 
-AVAILABLE = "-r with a profile of the local executor, or no profile at all"
 UNUSABLE_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR)
 
 
@@ -96,6 +96,9 @@ def run_step(
     no_upstream: Annotated[
         bool, typer.Option("--no-upstream", help="Do not run steps that make inputs.")
     ] = False,
+    force_squash: Annotated[
+        bool, typer.Option("--force-squash", help="Make the squashed image anew (Slurm).")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Run a step, and first whatever makes its inputs; what was made before is used again."""
@@ -112,9 +115,16 @@ def run_step(
         name=name,
         fresh=fresh,
     )
-    world = open_world(choose_profile(attached, detached), upstream=not no_upstream)
+    world = open_world(
+        choose_profile(attached, detached),
+        upstream=not no_upstream,
+        detached=detached is not None,
+        force_squash=force_squash,
+    )
     if dry_run:
         preview(order, world, as_json=as_json)
+    elif world.detached:
+        submit(order, world, as_json=as_json)
     else:
         launch(order, world, as_json=as_json)
 
@@ -136,23 +146,16 @@ def check_words(words: Sequence[str], *, options: Sequence[Any] = ()) -> None:
 
 
 def choose_profile(attached: str | None, detached: str | None) -> Any:
-    """The profile that was asked for. Raises ``UsageError`` for what cannot be done yet."""
+    """The profile that was asked for. Raises ``UsageError`` when both ways were."""
     from nemotron_style.runtime.profile import load_profile
 
     if attached and detached:
         what = "-r and -b exclude each other: wait for the run, or hand it over"
         raise UsageError(Problem(where="steps run", what=what))
-    profile = load_profile(attached or detached)
-    if detached:
-        what = "running detached (-b) is not available yet in this version"
-        raise UsageError(Problem(where=f"-b {detached}", what=what, allowed=AVAILABLE))
-    if profile.executor != "local":
-        what = f"the {profile.executor} executor is not available yet in this version"
-        raise UsageError(Problem(where=f"-r {attached}", what=what, allowed=AVAILABLE))
-    return profile
+    return load_profile(attached or detached)
 
 
-def open_world(profile: Any, *, upstream: bool) -> Any:
+def open_world(profile: Any, **how: bool) -> Any:
     """Catalog, store and project of the current directory."""
     from nemotron_style.runtime.catalog import load_catalog
     from nemotron_style.runtime.order import World
@@ -165,19 +168,19 @@ def open_world(profile: Any, *, upstream: bool) -> Any:
         store=Store(default_root(profile.store)),
         profile=profile,
         workdir=workdir or find_project_root(Path.cwd()),
-        upstream=upstream,
+        **how,
     )
 
 
 def preview(order: Any, world: Any, *, as_json: bool) -> None:
     """Print the dry run."""
     from nemotron_style.runtime.cli.table import print_json
-    from nemotron_style.runtime.launch.local import LocalLauncher
+    from nemotron_style.runtime.launch.registry import find_launcher
     from nemotron_style.runtime.pipeline import compile_pipeline
     from nemotron_style.runtime.preview import describe_pipeline, render_pipeline
 
     pipeline = compile_pipeline(order, world=world)
-    compile_plan = LocalLauncher().compile
+    compile_plan = find_launcher(world.profile.executor).compile
     if as_json:
         print_json(describe_pipeline(pipeline, compile_plan))
     else:
@@ -194,19 +197,54 @@ def launch(order: Any, world: Any, *, as_json: bool) -> None:
         render_summary,
     )
     from nemotron_style.runtime.conduct import carry_out
-    from nemotron_style.runtime.launch.local import LocalLauncher
-    from nemotron_style.runtime.pipeline import compile_pipeline
+    from nemotron_style.runtime.launch.registry import find_launcher
 
-    pipeline = compile_pipeline(order, world=world)
     screen = Screen(output_stream(as_json=as_json))
-    try:
-        outcomes = carry_out(pipeline, launcher=LocalLauncher(), watcher=screen)
-    except OSError as error:
-        if error.errno not in UNUSABLE_DISK:
-            raise
-        where, fix = f"store {world.store.root}", "choose another with $NEMOTRON_STYLE_HOME"
-        raise StepFailed(Problem(where=where, what=str(error), fix=fix)) from None
+    with explain_disk(world.store.root):
+        pipeline = compile_reserved(order, world)
+        launcher = find_launcher(world.profile.executor)
+        outcomes = carry_out(pipeline, launcher=launcher, watcher=screen)
     if as_json:
         print_json(describe_outcomes(outcomes))
     else:
         sys.stdout.write("\n" + render_summary(outcomes))
+
+
+def submit(order: Any, world: Any, *, as_json: bool) -> None:
+    """Hand everything over, print what was submitted and how to watch it, and return."""
+    from nemotron_style.runtime.cli.table import print_json
+    from nemotron_style.runtime.cli.watch import describe_submissions, render_submissions
+    from nemotron_style.runtime.conduct import hand_over
+    from nemotron_style.runtime.launch.registry import find_launcher
+
+    with explain_disk(world.store.root):
+        pipeline = compile_reserved(order, world)
+        submissions = hand_over(pipeline, launcher=find_launcher(world.profile.executor))
+    if as_json:
+        print_json(describe_submissions(submissions))
+    else:
+        sys.stdout.write(render_submissions(submissions))
+
+
+def compile_reserved(order: Any, world: Any) -> Any:
+    """The pipeline; with ``--fresh``, its folder is made here, so that no two get the same one."""
+    from nemotron_style.runtime.pipeline import compile_pipeline
+    from nemotron_style.runtime.run import RunFolder
+
+    while True:
+        pipeline = compile_pipeline(order, world=world)
+        plan = pipeline.target.plan
+        if not order.fresh or RunFolder(plan.record_dir).reserve(plan):
+            return pipeline
+
+
+@contextmanager
+def explain_disk(store: Path) -> Iterator[None]:
+    """Turn what a disk refuses into a message about the store."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNUSABLE_DISK:
+            raise
+        where, fix = f"store {store}", "choose another with $NEMOTRON_STYLE_HOME"
+        raise StepFailed(Problem(where=where, what=str(error), fix=fix)) from None

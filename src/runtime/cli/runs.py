@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,17 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nemotron_style.runtime.cli.table import print_json, render_pairs, render_table
+from nemotron_style.runtime.state import COMPLETED
 
 if TYPE_CHECKING:
     from nemotron_style.runtime.run import Attempt, RunFolder
+    from nemotron_style.runtime.state import JobState
     from nemotron_style.runtime.store import Store
 
 app = typer.Typer(
-    help="List runs, show one, read its log, ask why it ran.",
+    help="List runs, show one, read its log, wait for it, end it, ask why it ran.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
 )
+
+SECONDS_BETWEEN_LOOKS = 0.2
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 RunWord = Annotated[
@@ -78,19 +83,94 @@ def logs(
     run: RunWord,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Wait for more.")] = False,
     attempt: Annotated[int | None, typer.Option(help="Of this attempt; else the last.")] = None,
+    node: Annotated[int, typer.Option(help="Of this machine of the job.", min=0)] = 0,
 ) -> None:
     """Print the log of a run's last attempt."""
-    found = _choose_attempt(_find(context, run), attempt)
-    if not follow:
-        sys.stdout.write(found.log.read_text(encoding="utf-8", errors="replace"))
-        return
-    from nemotron_style.runtime.launch.base import JobHandle
-    from nemotron_style.runtime.launch.local import EXECUTOR, LocalLauncher
+    from nemotron_style.runtime.launch.registry import find_launcher
+    from nemotron_style.runtime.status import handle_of
 
-    handle = JobHandle(EXECUTOR, found.path.parent.parent, found.number)
-    for text in LocalLauncher().logs(handle):
-        sys.stdout.write(text)
-        sys.stdout.flush()
+    found = _choose_attempt(_find(context, run), attempt)
+    if follow:
+        for text in find_launcher(found.executor).logs(handle_of(found), node=node):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        return
+    log = found.log_of(node)
+    if not log.is_file() and found.executor != "local":
+        texts = find_launcher(found.executor).logs(handle_of(found), node=node)
+        sys.stdout.write(next(texts, ""))
+        return
+    sys.stdout.write(log.read_text(encoding="utf-8", errors="replace") if log.is_file() else "")
+
+
+@app.command(epilog="\b\nExample:\n  nemotron-style runs wait latest --timeout 3600")
+def wait(
+    context: typer.Context,
+    run: RunWord,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Give up waiting after this long.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Wait for the end of a run. Exit 0 when it completed, 1 when not, 124 after the timeout."""
+    found = _find(context, run)
+    state = _await(found, timeout)
+    if as_json:
+        print_json(summarise(found))
+    else:
+        print(_tell(found, state))
+    if not state.is_final:
+        raise typer.Exit(124)
+    if state.state != COMPLETED:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="\b\nExample:\n  nemotron-style runs cancel sft-chat-0f3")
+def cancel(
+    context: typer.Context,
+    run: RunWord,
+    force: Annotated[
+        bool, typer.Option("--force", help="End it at once instead of letting it save.")
+    ] = False,
+    grace: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to wait for its end.")
+    ] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """End a run that is pending or under way; what it saved, the same command continues from."""
+    from nemotron_style.runtime.launch.registry import find_launcher
+    from nemotron_style.runtime.status import handle_of, settle
+
+    found = _find(context, run)
+    last, state = found.last_attempt, settle(found)
+    if last is not None and not state.is_final:
+        find_launcher(last.executor).cancel(handle_of(last), force=force)
+        state = _await(found, grace)
+    if as_json:
+        print_json(summarise(found))
+    else:
+        print(_tell(found, state))
+    if not state.is_final:
+        print("it has not ended yet; --force ends it at once", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _await(run: RunFolder, timeout: float | None) -> JobState:
+    """How the run stands once it is over, or after so many seconds."""
+    from nemotron_style.runtime.status import settle
+
+    end = time.monotonic() + timeout if timeout is not None else float("inf")
+    while True:
+        state = settle(run)
+        if state.is_final or time.monotonic() >= end:
+            return state
+        time.sleep(min(SECONDS_BETWEEN_LOOKS, max(end - time.monotonic(), 0.0)))
+
+
+def _tell(run: RunFolder, state: JobState) -> str:
+    code = f"exit code {state.exit_code}" if state.exit_code else ""
+    first, *_ = state.reason.splitlines() or [""]
+    return "  ".join(part for part in (run.run_id, state.state, code, first) if part)
 
 
 @app.command()
@@ -112,19 +192,25 @@ def why(context: typer.Context, run: RunWord, as_json: AsJson = False) -> None:
 def summarise(run: RunFolder) -> dict[str, Any]:
     """A run as plain data; what its plan does not tell any more is left empty."""
     from nemotron_style.runtime.errors import UsageError
+    from nemotron_style.runtime.status import settle
 
     try:
         plan = run.plan
         step, config = plan.step, plan.config_name
     except UsageError:
         step = config = "?"
+    state = settle(run)
     complete = run.outputs or {}
     attempts = run.attempts
     return {
         "run_id": run.run_id,
         "step": step,
         "config": config,
-        "state": run.state,
+        "state": state.state,
+        "reason": state.reason,
+        "exit_code": state.exit_code,
+        "executor": attempts[-1].executor if attempts else None,
+        "job": attempts[-1].job.get("id") if attempts else None,
         "started": attempts[0].record.get("started") if attempts else None,
         "seconds": run.seconds,
         "attempts": [attempt.summary for attempt in attempts],
@@ -144,6 +230,7 @@ def _row(run: dict[str, Any]) -> list[str]:
 def _pages(run: RunFolder) -> list[str]:
     facts, plan = summarise(run), run.plan
     head = {name: str(facts[name]) for name in ("step", "config", "state", "path")}
+    head |= {name: str(facts[name]) for name in ("reason", "executor", "job") if facts[name]}
     head |= {"profile": plan.profile, "fingerprint": plan.fingerprint}
     pages = [f"{run.run_id}\n" + render_pairs(head.items())]
     inputs = [(planned.slot, f"{planned.kind}  {planned.source}") for planned in plan.inputs]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from nemotron_style.runtime.cli.table import render_pairs, render_table
-from nemotron_style.runtime.conduct import Outcome
+from nemotron_style.runtime.conduct import Outcome, Submission
 from nemotron_style.runtime.context import show
 from nemotron_style.runtime.jsonfile import read_json
-from nemotron_style.runtime.launch.base import JobHandle
+from nemotron_style.runtime.launch.base import JobHandle, attempt_of
 from nemotron_style.runtime.pipeline import PlannedRun
 from nemotron_style.runtime.preview import describe_planned
 
@@ -46,8 +46,7 @@ class Screen:
         self.stream.flush()
 
     def _draw(self, handle: JobHandle) -> None:
-        path = handle.run_dir / "attempts" / str(handle.attempt) / "progress.json"
-        told = read_json(path)
+        told = read_json(attempt_of(handle).path / "progress.json")
         bar = render_bar(told) if told and told["done"] < told["total"] else ""
         if bar != self.bar:
             self._erase()
@@ -93,6 +92,43 @@ def describe_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         for outcome in outcomes
     ]
     return {"dry_run": False, "runs": runs}
+
+
+def render_submissions(submissions: Sequence[Submission]) -> str:
+    """A row a run, and the commands that watch, await and end the last one."""
+    header = ("STEP", "CONFIG", "DECISION", "RUN", "JOB", "STATE")
+    table = render_table([_submitted(each) for each in submissions], header=header)
+    last = submissions[-1]
+    if last.handle is None:
+        return table
+    run_id = last.run.plan.run_id
+    ways = {"watch": "logs -f", "wait": "wait", "end": "cancel"}
+    return f"{table}\n" + render_pairs(
+        [(way, f"nemotron-style runs {words} {run_id}") for way, words in ways.items()]
+    )
+
+
+def describe_submissions(submissions: Sequence[Submission]) -> dict[str, Any]:
+    """The same facts as plain data."""
+    runs = [
+        {
+            **describe_planned(each.run),
+            "executor": each.handle.executor if each.handle else None,
+            "attempt": each.handle.attempt if each.handle else None,
+            "job": attempt_of(each.handle).job.get("id") if each.handle else None,
+            "state": each.state.state,
+            "path": str(each.run.plan.record_dir),
+        }
+        for each in submissions
+    ]
+    return {"dry_run": False, "detached": True, "runs": runs}
+
+
+def _submitted(each: Submission) -> list[str]:
+    plan = each.run.plan
+    job = str(attempt_of(each.handle).job.get("id", "-")) if each.handle else "-"
+    action = each.run.decision.action
+    return [plan.step, plan.config_name, action, plan.run_id, job, each.state.state]
 
 
 def output_stream(*, as_json: bool) -> TextIO:

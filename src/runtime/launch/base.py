@@ -6,19 +6,24 @@ and starts it. Only *submit* has a side effect.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from nemotron_style.runtime.errors import Problem, ProfileError, raise_all
+from nemotron_style.runtime.errors import Problem, ProfileError, StepFailed, raise_all
+from nemotron_style.runtime.jsonfile import write_text
 from nemotron_style.runtime.machine import count_cores
 from nemotron_style.runtime.plan import Plan
+from nemotron_style.runtime.run import Attempt, RunFolder
+from nemotron_style.runtime.snapshot import write_snapshot
+from nemotron_style.runtime.state import JobState
 
 WORKER = "nemotron_style.runtime.worker"
+ATTEMPT_VARIABLE = "NEMOTRON_STYLE_ATTEMPT"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -27,6 +32,10 @@ class Request(Protocol):
 
     @property
     def plan(self) -> Plan: ...
+
+    @property
+    def attempt(self) -> int:
+        """The number that this submission will have among the run's attempts."""
 
     @property
     def files(self) -> Mapping[str, str]:
@@ -41,40 +50,88 @@ class Request(Protocol):
 
 @dataclass(frozen=True)
 class JobHandle:
-    """One submitted attempt of a run."""
+    """One submitted attempt of a run; ``run_dir`` as the command line sees it."""
 
     executor: str
     run_dir: Path
     attempt: int
 
 
-@dataclass(frozen=True)
-class JobState:
-    """starting, running, completed, failed, stopped or died; the last four are final."""
-
-    state: str
-    exit_code: int | None = None
-    error: str = ""
-
-    @property
-    def is_final(self) -> bool:
-        return self.state not in ("starting", "running")
-
-
 class Launcher(Protocol):
     """One backend."""
 
-    def compile(self, plan: Plan) -> Request: ...
+    def compile(self, plan: Plan, *, attempt: int = 1) -> Request:
+        """Pure. Raises ``ProfileError`` for what this backend cannot do or hold."""
 
-    def submit(self, request: Request) -> JobHandle: ...
+    def check(self, plan: Plan) -> Iterator[Problem]:
+        """What stands in the way, before anything is submitted; reads the world, changes nothing.
 
-    def state(self, handle: JobHandle) -> JobState: ...
+        ``plan`` is one that this launcher has compiled.
+        """
 
-    def logs(self, handle: JobHandle) -> Iterator[str]:
+    def submit(self, request: Request, *, after: Sequence[JobHandle] = ()) -> JobHandle:
+        """Write exactly what was rendered, and start it once ``after`` have completed.
+
+        An attempt that lives already is taken hold of instead. When the backend refuses, the
+        attempt is closed with the reason and an error is raised.
+        """
+
+    def state(self, handle: JobHandle) -> JobState:
+        """How the job stands; reads only."""
+
+    def logs(self, handle: JobHandle, *, node: int = 0) -> Iterator[str]:
         """Text of the log as it appears, until the job is over; "" when nothing is new yet."""
 
     def cancel(self, handle: JobHandle, *, force: bool = False) -> None:
         """Ask it to save and stop; with ``force``, end it at once."""
+
+
+def begin(request: Request) -> Attempt | None:
+    """The start that every submission has in common: claim the attempt, write code and files.
+
+    None when another attempt lives. Raises ``ProfileError`` for secrets that are missing here.
+    """
+    plan = request.plan
+    check_secrets(plan)
+    folder = RunFolder(plan.record_dir)
+    attempt = folder.claim_attempt(request.attempt, executor=plan.executor, detached=plan.detached)
+    if attempt is None:
+        return None
+    if plan.snapshot and plan.records is None:
+        write_snapshot(plan.snapshot, plan.entrypoint)
+    for name, text in request.files.items():
+        write_text(folder.path / name, text)
+    return attempt
+
+
+def attach(plan: Plan) -> JobHandle:
+    """A handle of the newest attempt, whoever started it."""
+    folder = RunFolder(plan.record_dir)
+    last = folder.last_attempt
+    if last is None:
+        raise StepFailed(f"{folder.run_id} has no attempt to follow; run the same command again")
+    return JobHandle(last.executor, folder.path, last.number)
+
+
+def attempt_of(handle: JobHandle) -> Attempt:
+    """The folder of an attempt by its handle."""
+    return Attempt(Path(handle.run_dir, "attempts", str(handle.attempt)))
+
+
+def check_secrets(plan: Plan) -> None:
+    """Raise ``ProfileError`` naming the secrets that the environment does not have.
+
+    Not where the job reads them from a file of its own, or the workspace keeps them.
+    """
+    if plan.executor == "lepton" or "secrets_file" in plan.site:
+        return
+    missing = [name for name in plan.secrets if name not in os.environ]
+    if missing:
+        what = f"not in the environment: {', '.join(missing)}"
+        fix = "export them, or take them out of the profile's secrets"
+        raise ProfileError(
+            Problem(where=f"profile {plan.profile}", key="secrets", what=what, fix=fix)
+        )
 
 
 def render_files(files: Mapping[str, str], argv: tuple[str, ...], *, run_id: str) -> str:
@@ -83,40 +140,97 @@ def render_files(files: Mapping[str, str], argv: tuple[str, ...], *, run_id: str
     return "\n".join([*parts, f"$ {shlex.join(argv)}\n"])
 
 
-def write_script(plan: Plan) -> str:
+def exec_line(command: str) -> list[str]:
+    """End a script by becoming ``command``."""
+    return [f"exec {command}"]
+
+
+def record_exit(command: str, *, folder: str) -> list[str]:
+    """End a script by running ``command``, and leave its exit code beside the attempt's records.
+
+    Where many machines take part, this is how the culprit is told from those that it took along.
+    Signals go to every process of the job; this shell survives them to write the code down.
+    """
+    return [
+        "trap : TERM USR1",
+        "code=0",
+        f"{command} || code=$?",
+        f'echo "$code" > {folder}/"${ATTEMPT_VARIABLE}"/"exit-$NODE_RANK"',
+        'exit "$code"',
+    ]
+
+
+def write_script(
+    plan: Plan, *, seat: Sequence[str] = (), run: Callable[[str], list[str]] = exec_line
+) -> str:
     """``launch.sh``: go to the work directory, export the environment, run the
     profile's setup lines, become the worker.
+
+    ``seat`` are lines that say which of the machines this is: they set ``NODE_RANK`` and, for more
+    than one, ``MASTER_ADDR`` and ``MASTER_PORT``. ``run`` turns the command into the last lines.
 
     Raises ``ProfileError`` for environment variables that a shell cannot hold.
     """
     raise_all(ProfileError, [*_check_environment(plan)])
+    lines = [
+        "#!/usr/bin/env bash",
+        "set -euo pipefail",
+        *seat,
+        f"cd {shlex.quote(plan.workdir)}",
+        *write_exports(plan),
+        *plan.setup,
+        *run(write_command(plan)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_exports(plan: Plan) -> list[str]:
+    """The profile's environment, the code, the secrets, and defaults for threads."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(plan.env.items())]
+    if plan.snapshot:
+        path = shlex.quote(plan.snapshot.path)
+        exports.append(f'export PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+    exports += read_secrets(plan)
     if "OMP_NUM_THREADS" not in plan.env:
         # Every process would otherwise start a thread on each core, and they would fight.
-        threads = max(1, count_cores() // plan.processes)
+        cores = plan.site.get("cpus_per_task") or count_cores()
+        threads = max(1, cores // plan.processes)
         exports.append(f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{threads}}}"')
     if "GOMP_SPINCOUNT" not in plan.env:
         # Idle threads of GNU OpenMP wait by spinning; where two runs share cores they would
         # take each other's time, and both come out many times slower instead of half as fast.
         exports.append('export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"')
-    lines = [
-        "#!/usr/bin/env bash",
-        "set -euo pipefail",
-        f"cd {shlex.quote(plan.workdir)}",
-        *exports,
-        *plan.setup,
-        f"exec {shlex.join(worker_command(plan))}",
+    return exports
+
+
+def read_secrets(plan: Plan) -> list[str]:
+    """Lines that take the named secrets, and no others, out of a file that only its owner reads."""
+    path = plan.site.get("secrets_file")
+    if not path or not plan.secrets:
+        return []
+    names = "|".join(f"{name}=*" for name in plan.secrets)
+    refusal = f"echo {shlex.quote(f'{path}: must be there with mode 600')} >&2; exit 2"
+    return [
+        f"secrets={shlex.quote(path)}",
+        f'[ "$(stat -Lc %a "$secrets")" = 600 ] || {{ {refusal}; }}',
+        'while IFS= read -r line || [ -n "$line" ]; do',
+        f'  case "$line" in {names}) export "${{line?}}" ;; esac',
+        'done < "$secrets"',
     ]
-    return "\n".join(lines) + "\n"
 
 
-def worker_command(plan: Plan) -> list[str]:
-    """The command that carries out a plan on one machine."""
+def write_command(plan: Plan) -> str:
+    """The command that carries out a plan on one of its machines, as shell text."""
     target = [WORKER, str(plan.run_dir / "plan.json")]
-    if plan.processes == 1:
-        return [sys.executable, "-m", *target]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*torchrun, "--nproc-per-node", str(plan.processes), "-m", *target]
+    if plan.launch != "torchrun" or plan.processes * plan.nodes == 1:
+        return shlex.join([plan.python, "-m", *target])
+    start = shlex.join([plan.python, "-m", "torch.distributed.run"])
+    meeting = "--standalone"
+    if plan.nodes > 1:
+        # Static rendezvous: rank 0 is on the machine that the address names, always.
+        meeting = f'--nnodes {plan.nodes} --node-rank "$NODE_RANK"'
+        meeting += ' --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT"'
+    return f"{start} {meeting} --nproc-per-node {plan.processes} {shlex.join(['-m', *target])}"
 
 
 def _check_environment(plan: Plan) -> Iterator[Problem]:

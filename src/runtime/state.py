@@ -1,0 +1,34 @@
+"""How a job can stand: one vocabulary for every launcher, for records and for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PENDING = "PENDING"
+RUNNING = "RUNNING"
+REQUEUED = "REQUEUED"
+COMPLETED = "COMPLETED"
+FAILED = "FAILED"
+CANCELLED = "CANCELLED"
+TIMEOUT = "TIMEOUT"
+LOST = "LOST"
+
+FINAL = frozenset({COMPLETED, FAILED, CANCELLED, TIMEOUT, LOST})
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One of the eight states, with the exit code and the reason as far as known.
+
+    ``live`` says that something of a LOST job still runs: its worker outlived whoever watched it.
+    """
+
+    state: str
+    exit_code: int | None = None
+    reason: str = ""
+    live: bool = False
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing more will come of it."""
+        return self.state in FINAL and not self.live
