@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nemotron_style.runtime.cli.home import choose_store, open_store
 from nemotron_style.runtime.cli.table import print_json, render_pairs, render_table
 
 if TYPE_CHECKING:
@@ -40,15 +41,7 @@ class Format(StrEnum):
     openlineage = "openlineage"
 
 
-@app.callback()
-def choose_store(
-    context: typer.Context,
-    profile: Annotated[
-        str | None, typer.Option("--profile", "-p", help="Use this profile's store.")
-    ] = None,
-) -> None:
-    """Remember which profile's store the command below works on."""
-    context.obj = profile
+app.callback()(choose_store)
 
 
 @app.command("list")
@@ -62,7 +55,7 @@ def list_artifacts(
     """List artifacts, the newest version of each name first."""
     found = [
         artifact
-        for artifact in _open_store(context).artifacts(name)
+        for artifact in open_store(context).artifacts(name)
         if kind in (None, artifact.kind)
     ]
     if as_json:
@@ -76,7 +69,7 @@ def list_artifacts(
 @app.command()
 def show(context: typer.Context, ref: Ref, *, as_json: Json = False) -> None:
     """Show everything that an artifact's record tells."""
-    artifact = _open_store(context).resolve(ref)
+    artifact = open_store(context).resolve(ref)
     record = artifact.record.model_dump(mode="json")
     if as_json:
         return print_json(record | {"ref": artifact.ref, "path": str(artifact.path)})
@@ -104,7 +97,7 @@ def lineage(
     """Trace an artifact to everything it was made from."""
     from nemotron_style.runtime.lineage import render, walk
 
-    store = _open_store(context)
+    store = open_store(context)
     traced = walk(store, store.resolve(ref), down=down)
     # A lineage in another JSON dialect is one document already.
     chosen = "json" if as_json and style is not Format.openlineage else style.value
@@ -122,7 +115,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check that every byte is the one that was committed. Exits with 1 when one is not."""
-    store = _open_store(context)
+    store = open_store(context)
     targets = [store.resolve(ref).path] if ref else list(store.committed())
     problems = [each for path in targets for each in _check(store, path, deep=not shallow)]
     if as_json:
@@ -149,7 +142,7 @@ def adopt(
     from nemotron_style.runtime.kinds import load_kinds
 
     load_kinds()[kind]
-    artifact = _open_store(context).adopt(path, kind=kind, name=name)
+    artifact = open_store(context).adopt(path, kind=kind, name=name)
     if as_json:
         return print_json(_summary(artifact))
     print(f"{artifact.ref}  {artifact.kind}  {artifact.digest}")
@@ -160,7 +153,7 @@ def diff(context: typer.Context, left: Ref, right: Ref, *, as_json: Json = False
     """Show where two artifacts differ: files, inputs, config, code, figures."""
     from nemotron_style.runtime.difference import compare
 
-    store = _open_store(context)
+    store = open_store(context)
     ours, theirs = store.resolve(left), store.resolve(right)
     differences = compare(ours, theirs)
     if as_json:
@@ -180,7 +173,7 @@ def gc(
     as_json: Json = False,
 ) -> None:
     """Finish commits that were cut off and remove what crashes left. Artifacts stay."""
-    done = _open_store(context).collect_garbage(grace_s=grace * 3600)
+    done = open_store(context).collect_garbage(grace_s=grace * 3600)
     if as_json:
         return print_json(asdict(done))
     for path in done.removed:
@@ -188,13 +181,6 @@ def gc(
     for ref in done.finished:
         print(f"finished {ref}")
     print(f"{len(done.removed)} removed, {len(done.finished)} commits finished")
-
-
-def _open_store(context: typer.Context) -> Store:
-    from nemotron_style.runtime.profile import load_profile
-    from nemotron_style.runtime.store import Store, default_root
-
-    return Store(default_root(load_profile(context.obj).store))
 
 
 def _check(store: Store, path: Path, *, deep: bool) -> list[Problem]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nemotron_style.runtime.cli.home import choose_store, open_store
 from nemotron_style.runtime.cli.table import print_json, render_pairs, render_table
 from nemotron_style.runtime.state import COMPLETED
 
 if TYPE_CHECKING:
     from nemotron_style.runtime.run import Attempt, RunFolder
     from nemotron_style.runtime.state import JobState
-    from nemotron_style.runtime.store import Store
 
 app = typer.Typer(
     help="List runs, show one, read its log, wait for it, end it, ask why it ran.",
@@ -36,15 +35,7 @@ RunWord = Annotated[
 ]
 
 
-@app.callback()
-def choose_store(
-    context: typer.Context,
-    profile: Annotated[
-        str | None, typer.Option("--profile", "-p", help="Use this profile's store.")
-    ] = None,
-) -> None:
-    """Remember which profile's store the command below works on."""
-    context.obj = profile
+app.callback()(choose_store)
 
 
 @app.command("list")
@@ -56,7 +47,7 @@ def list_all(
     """List runs, the newest first."""
     from nemotron_style.runtime.run import list_runs
 
-    store = _open_store(context)
+    store = open_store(context)
     step_id = _find_step(step) if step else ""
     runs = [summarise(run) for run in list_runs(store.root, step=step_id)]
     if as_json:
@@ -268,22 +259,13 @@ def _choose_attempt(run: RunFolder, number: int | None) -> Attempt:
 def _find(context: typer.Context, word: str) -> RunFolder:
     from nemotron_style.runtime.run import find_run
 
-    return find_run(_open_store(context), word)
+    return find_run(open_store(context), word)
 
 
 def _find_step(word: str) -> str:
     from nemotron_style.runtime.catalog import load_catalog
 
     return load_catalog().find(word).id
-
-
-def _open_store(context: typer.Context) -> Store:
-    from nemotron_style.runtime.profile import load_profile
-    from nemotron_style.runtime.project import find_project_root
-    from nemotron_style.runtime.store import Store, default_root
-
-    profile = load_profile(context.obj, project_root=find_project_root(Path.cwd()))
-    return Store(default_root(profile.store))
 
 
 def _when(seconds: Any) -> str:

@@ -161,6 +161,13 @@ def sum_over_data(values: torch.Tensor) -> torch.Tensor:
     return total.to(values.device)
 
 
+def any_rank(flag: bool) -> bool:
+    """Whether ``flag`` is set on any rank of the run; the same answer on all of them."""
+    votes = torch.tensor(int(flag), device=device.prepare())
+    dist.all_reduce(votes)
+    return bool(votes.item())
+
+
 def from_last_stage(values: torch.Tensor) -> torch.Tensor:
     """``values`` of the last pipeline stage on every stage; others give a tensor of that shape."""
     from megatron.core import parallel_state

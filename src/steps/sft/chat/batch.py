@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from nemotron_style.steps.blocks.device import prepare
@@ -56,10 +55,3 @@ def measure(model: nn.Module, rows: Sequence[EncodedRow], *, size: int) -> dict[
         f"loss_{name.lower()}": nll_by_type[name] / count_targets(by_type[name]) for name in types
     }
     return {"loss": sum(nll_by_type.values()) / count_targets(rows), **means}
-
-
-def any_rank(flag: bool) -> bool:
-    """Whether ``flag`` is set on any rank; the same answer on all of them."""
-    votes = torch.tensor(int(flag), device=prepare())
-    dist.all_reduce(votes)
-    return bool(votes.item())

@@ -28,10 +28,10 @@ from nemotron_style.runtime.errors import Interrupted
 from nemotron_style.steps.blocks.checkpoint import full_shapes, save_model, weights_digest
 from nemotron_style.steps.blocks.optimizer import build_optimizer, learning_rate
 from nemotron_style.steps.blocks.order import SampleOrder
-from nemotron_style.steps.blocks.parallel import Parallel, initialize
+from nemotron_style.steps.blocks.parallel import Parallel, any_rank, initialize
 from nemotron_style.steps.blocks.state import load_state, save_state
 from nemotron_style.steps.blocks.tokenizer import describe
-from nemotron_style.steps.sft.chat.batch import accumulate, any_rank, measure
+from nemotron_style.steps.sft.chat.batch import accumulate, measure
 from nemotron_style.steps.sft.chat.config import Config
 from nemotron_style.steps.sft.chat.row import EncodedRow, count_targets, encode_rows
 from nemotron_style.steps.sft.chat.start import check_job, prepare_start

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
@@ -145,13 +144,6 @@ def accumulate(
     for piece, log_q_theta in zip(pieces, found, strict=False):  # none before the last stage
         mine_PG[piece.index] = log_q_theta
     return _gather(from_last_stage(mine_PG), mine, like=table.log_q)
-
-
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether ``flag`` is set on any rank; the same answer on all of them."""
-    votes = torch.tensor(int(flag), device=device)
-    dist.all_reduce(votes)
-    return bool(votes.item())
 
 
 def _deal(groups: Sequence[EncodedGroup]) -> list[int]:

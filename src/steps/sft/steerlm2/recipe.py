@@ -40,7 +40,7 @@ from nemotron_style.steps.blocks.checkpoint import (
 from nemotron_style.steps.blocks.device import prepare
 from nemotron_style.steps.blocks.optimizer import build_optimizer, learning_rate
 from nemotron_style.steps.blocks.order import SampleOrder
-from nemotron_style.steps.blocks.parallel import Parallel, initialize
+from nemotron_style.steps.blocks.parallel import Parallel, any_rank, initialize
 from nemotron_style.steps.blocks.state import load_state, save_state
 from nemotron_style.steps.blocks.steerlm2_row import EncodedGroup, read_groups
 from nemotron_style.steps.blocks.tokenizer import Tokenizer, describe, open_chat
@@ -56,7 +56,6 @@ from nemotron_style.steps.sft.steerlm2.passes import (
     Sizes,
     Table,
     accumulate,
-    any_rank,
     figures_of,
     measure,
 )
@@ -183,7 +182,7 @@ def run(config: Config, ctx: StepContext) -> None:
             if found_better:
                 best, best_step = now, step
                 save_best(step)
-        stopping = any_rank(ctx.stopping, device) and step < steps
+        stopping = any_rank(ctx.stopping) and step < steps
         due = config.save_interval and step % config.save_interval == 0
         if found_better or due or stopping or step == steps:
             save(step)
