@@ -18,6 +18,7 @@ from nemotron_style.runtime.errors import (
 )
 from nemotron_style.runtime.launch.base import JobHandle, Launcher
 from nemotron_style.runtime.launch.registry import find_launcher
+from nemotron_style.runtime.leak import refuse_secrets
 from nemotron_style.runtime.pipeline import Pipeline, PlannedRun
 from nemotron_style.runtime.run import RunFolder
 from nemotron_style.runtime.state import CANCELLED, COMPLETED, JobState
@@ -91,7 +92,7 @@ def prepare(pipeline: Pipeline, launcher: Launcher) -> None:
     """Look for what stands in the way of any run; then bring in what comes from outside."""
     due = [run.plan for run in pipeline.runs if run.decision.action in ("run", "resume")]
     for plan in due:
-        launcher.compile(plan)
+        refuse_secrets(launcher.compile(plan).render(), f"the job {plan.run_id}")
     raise_all(UsageError, [problem for plan in due for problem in launcher.check(plan)])
     store = Store(pipeline.target.plan.records or pipeline.target.plan.store)
     for adoption in pipeline.adoptions:

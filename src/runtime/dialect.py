@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.runtime.secret import looks_secret
+from nemotron_style.runtime.secret import find_secrets, looks_secret
 
 # Tables of an env.toml that are no profiles.
 RESERVED = frozenset({"artifacts", "cache", "cli", "wandb"})
@@ -23,6 +23,7 @@ OURS = {
     "nprocs_per_node": "tasks_per_node",
     "ntasks_per_node": "tasks_per_node",
     "pre_launch_commands": "setup",
+    "queue_priority": "priority",
     "remote_job_dir": "workdir",
     "run_partition": "attached_partition",
     "shared_memory_size": "shared_memory_mb",
@@ -36,6 +37,7 @@ IGNORED = frozenset(
         "build_include_gpus",
         "build_partition",
         "build_time",
+        "can_be_preempted",
         "launcher",
         "nemo_run_dir",
         "packager",
@@ -44,6 +46,7 @@ IGNORED = frozenset(
         "persistent_cache",
         "pip_extras",
         "ray_version",
+        "run_command",
         "workspace",
     }
 )
@@ -86,7 +89,7 @@ def _lift_secrets(ours: dict[str, Any], where: str) -> list[Problem]:
             kept[name] = value
             continue
         passed_on = READS_VARIABLE.fullmatch(value) if isinstance(value, str) else None
-        if passed_on and passed_on[1] == name:
+        if passed_on and passed_on[1] == name and not [*find_secrets(value)]:
             secrets.append(name)
             continue
         fix = f"take it out, export {name} where the command is typed, and write "

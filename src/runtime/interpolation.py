@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from nemotron_style.runtime.errors import Problem, suggest
+from nemotron_style.runtime.leak import drop_secrets
 from nemotron_style.runtime.override import merge
 from nemotron_style.runtime.schema import alternatives, join_key, keys_of, suggest_key
 from nemotron_style.runtime.secret import looks_secret
@@ -26,11 +27,12 @@ def resolve(
 ) -> tuple[dict[str, Any], list[Problem]]:
     """``values`` with every interpolation replaced, and a problem for each that dangles.
 
-    A value that could not be resolved is left out of the result.
+    A value that could not be resolved, or is a secret, is left out of the result.
     """
     _register()
     problems: list[Problem] = []
-    sound = _drop_broken(values, problems, where)
+    sound, leaked = drop_secrets(_drop_broken(values, problems, where), where=where)
+    problems += leaked
     from omegaconf import OmegaConf
 
     whole = OmegaConf.create(merge(defaults_of(schema), sound))
@@ -44,7 +46,8 @@ def resolve(
             problems.append(_explain(error, text, key, where(key), known=known))
             return _GONE
 
-    return _replace_leaves(sound, answer), problems
+    resolved, leaked = drop_secrets(_replace_leaves(sound, answer), where=where)
+    return resolved, [*problems, *leaked]
 
 
 def leaves(values: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -112,8 +115,8 @@ def _drop_broken(
         names = re.findall(r"oc\.env:\s*['\"]?(\w+)", text)
         secrets = [name for name in names if looks_secret(name)]
         if secrets:
-            what = f"{text} would write the secret {secrets[0]} into the record of the run"
-            fix = f"name it in the profile's secrets = [{secrets[0]!r}] and read it in the step"
+            what = f"would write the secret {secrets[0]} into the record of the run"
+            fix = f'name it in the profile, secrets = ["{secrets[0]}"], and read it in the step'
             problems.append(Problem(where=where(key), key=key, what=what, fix=fix))
             return _GONE
         try:

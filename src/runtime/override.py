@@ -11,7 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from nemotron_style.runtime.document import parse_value
-from nemotron_style.runtime.errors import ConfigError, Problem
+from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
+from nemotron_style.runtime.leak import drop_secrets
 from nemotron_style.runtime.schema import (
     Place,
     keys_of,
@@ -48,12 +49,13 @@ def read_override(text: str) -> Override:
     """Take ``text`` apart.
 
     Raises:
-        ConfigError: there is no ``=`` or no value, the key is malformed, or the value is no YAML.
+        ConfigError: there is no ``=`` or no value, the key is malformed, the value is no YAML, or
+            it is a secret.
     """
-    where = f"override {text!r}"
     sign = text[:1] if text[:1] in "+~" else ""
     key, equals, value = text.removeprefix(sign).partition("=")
     key = key.strip()
+    where = f"override {sign + key!r}"  # without the value, of which nothing is known yet
     if not KEY.fullmatch(key):
         what, fix = f"{key!r} is no key", "write a.b=value, +a.b=value or ~a.b"
         raise ConfigError(Problem(where=where, what=what, fix=fix))
@@ -68,10 +70,12 @@ def read_override(text: str) -> Override:
         fix = f"write {key}=null for nothing, {key}='\"\"' for an empty string"
         raise ConfigError(Problem(where=where, key=key, what="has an empty value", fix=fix))
     try:
-        return Override(text, "add" if sign else "set", key, parse_value(value))
+        meant = parse_value(value)
     except ValueError as error:
         what, fix = f"the value cannot be read: {error}", f"quote it: {key}='\"...\"'"
         raise ConfigError(Problem(where=where, key=key, what=what, fix=fix)) from None
+    raise_all(ConfigError, drop_secrets({key: meant}, where=lambda _: "override")[1])
+    return Override(text, "add" if sign else "set", key, meant)
 
 
 def apply_override(values: dict[str, Any], override: Override, schema: type[BaseModel]) -> None:

@@ -8,9 +8,10 @@ in the dialect of NVIDIA Nemotron.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,15 +24,21 @@ from pydantic import (
     field_validator,
 )
 
-from nemotron_style.runtime.dialect import IGNORED, OURS, RESERVED, translate
-from nemotron_style.runtime.errors import Problem, ProfileError, suggest
-from nemotron_style.runtime.manifest import read_toml
-from nemotron_style.runtime.project import find_project_root, shipped_folder, show_path
-from nemotron_style.runtime.schema import read_refusal
+from nemotron_style.runtime.dialect import IGNORED, OURS, translate
+from nemotron_style.runtime.envfile import ProfileTable, follow, is_base, read_profiles
+from nemotron_style.runtime.errors import Problem, ProfileError, raise_all, suggest
+from nemotron_style.runtime.executor import LOCAL, sort_keys
+from nemotron_style.runtime.leak import drop_secrets
+from nemotron_style.runtime.project import find_project_root
+from nemotron_style.runtime.schema import join_key, read_refusal
+from nemotron_style.runtime.secret import announce_secrets
 
-ENV_FILE_VARIABLE = "NEMOTRON_ENV_FILE"
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DURATION = r"^(\d+-)?\d{1,3}(:\d{2}){0,2}$"
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# Text for a shell, for people, or for a service that takes any: line breaks have a meaning there.
+FREE_TEXT = ("env", "setup", "custom_spec", "description")
+SSH_NOTE = 'tunnel = "ssh": commands run where this is typed; type it on the login node'
 
 
 class Mount(BaseModel):
@@ -44,8 +51,24 @@ class Mount(BaseModel):
     options: tuple[str, ...] = ()
     volume: str | None = Field(default=None, validation_alias="from")
 
+    @field_validator("source")
+    @classmethod
+    def _expand_source(cls, path: str) -> str:
+        return _check_absolute(os.path.expanduser(path))
+
+    @field_validator("target")
+    @classmethod
+    def _check_target(cls, path: str) -> str:
+        return _check_absolute(path)
+
     def __str__(self) -> str:
         return ":".join((self.source, self.target, *self.options[:1]))
+
+
+def _check_absolute(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError(f"must be an absolute path, and is {path!r}")
+    return path
 
 
 def _read_mount(value: Any) -> Any:
@@ -138,23 +161,60 @@ class Profile(BaseModel):
                 raise ValueError(f"{name!r} is no name of an environment variable")
         return names
 
+    @field_validator("mounts")
+    @classmethod
+    def _check_targets(cls, mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
+        raise_all(ProfileError, list(_find_same_targets(mounts)))
+        return mounts
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user of this profile should know before it is used."""
+        return (SSH_NOTE,) if self.tunnel == "ssh" else ()
+
     def summary(self) -> dict[str, Any]:
         """What is set, as plain data: for people and for records."""
         return self.model_dump(mode="json", exclude_defaults=True, exclude={"origin"})
 
 
-@dataclass(frozen=True)
-class ProfileTable:
-    """A profile as a file has it, before ``extends`` is followed."""
+OWN = tuple(key for key in Profile.model_fields if key not in ("name", "origin", "ignored"))
 
-    name: str
-    path: Path
-    table: Mapping[str, Any]
 
-    @property
-    def where(self) -> str:
-        """The file and the table."""
-        return f"{show_path(self.path)} [{self.name}]"
+def _find_control(table: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """Characters that would begin a new line, or a new option, where a value is written."""
+    local = table.get("executor", LOCAL) == LOCAL
+    for path, text in _texts(table):
+        free = path[0] in FREE_TEXT
+        if "\0" in text:
+            what = "holds a null character"
+        elif not free and CONTROL.search(text):
+            what = "holds a line break or another control character"
+        elif not free and not local and "\\" in text:
+            what = "holds a backslash"
+        else:
+            continue
+        yield Problem(where=where, key=join_key(path), what=what, got=repr(text))
+
+
+def _texts(values: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, str]]:
+    if isinstance(values, str):
+        yield path, values
+    elif isinstance(values, dict):
+        for key, item in values.items():
+            yield from _texts(item, (*path, key))
+    elif isinstance(values, list):
+        for at, item in enumerate(values):
+            yield from _texts(item, (*path, at))
+
+
+def _find_same_targets(mounts: tuple[Mount, ...]) -> Iterator[Problem]:
+    taken: dict[str, int] = {}
+    for at, mount in enumerate(mounts):
+        target = posixpath.normpath(mount.target)
+        first = taken.setdefault(target, at)
+        if first != at:
+            what = f"{target} is the target of mounts[{first}] too"
+            yield Problem(key=f"mounts[{at}]", what=what, got=repr(str(mount)))
 
 
 def load_profile(name: str | None, *, project_root: Path | None = None) -> Profile:
@@ -166,81 +226,50 @@ def load_profile(name: str | None, *, project_root: Path | None = None) -> Profi
     if name is None:
         return Profile(name="local")
     tables = read_profiles(project_root=project_root)
-    chain = _follow(name, tables)
-    merged: dict[str, Any] = {}
-    problems: list[Problem] = []
-    for each in reversed(chain):
-        ours, found = translate(each.table, each.where)
-        problems += found
-        problems += _unknown_keys(each, ours)
-        merged = _overlay(merged, ours)
-    merged = {key: value for key, value in merged.items() if key in Profile.model_fields}
-    merged, found = _resolve_variables(merged, chain[0].where)
-    problems += found
-    try:
-        profile = Profile.model_validate({**merged, "name": name, "origin": chain[0].path})
-    except ValidationError as error:
-        problems += read_refusal(error, Profile, merged, where=lambda _: chain[0].where)
-    if problems:
-        raise ProfileError(problems)
+    profile = _assemble(name, follow(name, tables))
+    announce_secrets(profile.secrets)
     return profile
 
 
-def read_profiles(*, project_root: Path | None = None) -> dict[str, ProfileTable]:
-    """Every profile there is, by name; the project's own win over those of the package.
-
-    Raises:
-        ProfileError: a file is no TOML, or has keys outside of any table.
-    """
-    tables: dict[str, ProfileTable] = {}
-    for path in [*sorted(shipped_folder("profiles").glob("*.toml")), *_env_files(project_root)]:
-        for name, table in read_toml(path, ProfileError).items():
-            if not isinstance(table, dict):
-                what, fix = "stands outside of any profile", "put it below a line [name]"
-                raise ProfileError(Problem(where=show_path(path), key=name, what=what, fix=fix))
-            if name not in RESERVED:
-                tables[name] = ProfileTable(name, path, table)
-    return tables
-
-
-def _env_files(project_root: Path | None) -> list[Path]:
-    named = os.environ.get(ENV_FILE_VARIABLE)
-    if named:
-        path = Path(named).expanduser()
-        if not path.is_file():
-            what = f"names {named!r}, and there is no such file"
-            raise ProfileError(Problem(where=f"${ENV_FILE_VARIABLE}", what=what))
-        return [path]
-    start = project_root or find_project_root(Path.cwd())
-    nearest = (folder / "env.toml" for folder in (start, *start.parents))
-    return [path for path in nearest if path.is_file()][:1]
+def _assemble(name: str, chain: list[ProfileTable]) -> Profile:
+    problems: list[Problem] = []
+    links: list[tuple[str, dict[str, Any]]] = []
+    merged: dict[str, Any] = {}
+    for each in chain:
+        ours, found = translate(each.table, each.where)
+        ours, leaked = drop_secrets(ours, where=partial(_say, each.where))
+        links.append((each.where, ours))
+        problems += [*found, *leaked, *_unknown_keys(each, ours)]
+    for _, ours in reversed(links):
+        merged = _overlay(merged, ours)
+    left_out, misplaced = sort_keys(links, OWN)
+    merged = {key: merged[key] for key in merged if key in Profile.model_fields}
+    merged = _leave_out(merged, left_out)
+    where = chain[0].where
+    merged, found = _resolve_variables(merged, where)
+    problems += [*misplaced, *found, *_find_control(merged, where)]
+    told = {problem.key for problem in problems}
+    try:
+        profile = Profile.model_validate({**merged, "name": name, "origin": chain[0].path})
+    except ValidationError as error:
+        refused = read_refusal(error, Profile, merged, where=lambda _: where)
+        problems += [each for each in refused if each.key not in told]
+    raise_all(ProfileError, problems)
+    return profile
 
 
-def _follow(name: str, tables: Mapping[str, ProfileTable]) -> list[ProfileTable]:
-    """The profile and what it extends, itself first."""
-    chain: list[ProfileTable] = []
-    where, wanted = "", name
-    while True:
-        if wanted not in tables:
-            allowed, fix = ", ".join(sorted(tables)), suggest(wanted, tables)
-            what = f"there is no profile {wanted!r}"
-            raise ProfileError(Problem(where=where, what=what, allowed=allowed, fix=fix))
-        chain.append(tables[wanted])
-        where = chain[-1].where
-        names = [each.name for each in chain]
-        wanted = chain[-1].table.get("extends", "")
-        if not wanted:
-            return chain
-        if not isinstance(wanted, str):
-            raise ProfileError(Problem(where=where, key="extends", what="must be one name"))
-        if wanted in names:
-            circle = " -> ".join([*names, wanted])
-            raise ProfileError(Problem(where=where, key="extends", what=f"circle: {circle}"))
+def _say(place: str, key: str) -> str:
+    return place
+
+
+def _leave_out(merged: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+    kept = {key: value for key, value in merged.items() if key not in keys}
+    ignored = list(dict.fromkeys([*merged.get("ignored", ()), *keys]))
+    return {**kept, "ignored": ignored} if ignored else kept
 
 
 def _unknown_keys(each: ProfileTable, ours: Mapping[str, Any]) -> list[Problem]:
-    own = {"name", "origin", "ignored"}
-    known = [*(key for key in Profile.model_fields if key not in own), *OURS, *IGNORED]
+    known = [*OWN, *OURS, *IGNORED]
     strange = [key for key in each.table if OURS.get(key, key) in ours and key not in known]
     return [
         Problem(where=each.where, key=key, what="is not a known key", fix=suggest(key, known))
@@ -268,4 +297,11 @@ def _resolve_variables(table: dict[str, Any], where: str) -> tuple[dict[str, Any
     return resolve(table, BaseModel, where=lambda _: where)
 
 
-__all__ = ["Mount", "Profile", "find_project_root", "load_profile", "read_profiles"]
+__all__ = [
+    "Mount",
+    "Profile",
+    "find_project_root",
+    "is_base",
+    "load_profile",
+    "read_profiles",
+]

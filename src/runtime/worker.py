@@ -37,9 +37,11 @@ from nemotron_style.runtime.errors import (
 from nemotron_style.runtime.jsonfile import remove_tree, write_json
 from nemotron_style.runtime.launch.base import ATTEMPT_VARIABLE
 from nemotron_style.runtime.plan import Plan, PlannedInput, load_plan, put_key
+from nemotron_style.runtime.redaction import redacted_output
 from nemotron_style.runtime.run import STOP, Attempt, RunFolder
 from nemotron_style.runtime.schema import read_refusal
 from nemotron_style.runtime.seal import Task, commit_outputs, find_sealed, seal
+from nemotron_style.runtime.secret import announce_secrets, redact
 from nemotron_style.runtime.state import CANCELLED, COMPLETED, FAILED, RUNNING
 from nemotron_style.runtime.store import Store
 
@@ -58,10 +60,17 @@ class Ending:
 def main(arguments: Sequence[str]) -> int:
     """Carry out one attempt; the exit code is 0, 1 (failed), 2 (unusable) or 130 (stopped)."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    with redacted_output(sys.stdout, sys.stderr):
+        return attend(arguments)
+
+
+def attend(arguments: Sequence[str]) -> int:
+    """Take the seat, do the work, tell how it ended."""
     stop = listen()
     seat = read_seat(os.environ)
     try:
         plan = load_plan(Path(arguments[0]))
+        announce_secrets(plan.secrets)
         attempt = enter_attempt(RunFolder(plan.run_dir), seat)
         stop.file = attempt.path / STOP
     except StepsError as error:
@@ -123,7 +132,7 @@ def carry_out(task: Task) -> Ending:
 
 def tell(ending: Ending, attempt: Attempt, *, seat: Seat, seconds: float) -> int:
     """Write down how it ended. A rank that stopped because another one failed says so."""
-    facts: dict[str, Any] = {"error": ending.error, "exit_code": ending.exit_code}
+    facts: dict[str, Any] = {"error": redact(ending.error), "exit_code": ending.exit_code}
     if seat.rank != 0:
         if ending.state == FAILED:
             write_json(attempt.path / f"failure-{seat.rank}.json", facts)

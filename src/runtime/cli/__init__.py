@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -16,7 +17,9 @@ from typer.main import get_command
 
 from nemotron_style.runtime.cli.lazy import LazyGroup
 from nemotron_style.runtime.cli.table import print_json, tell
-from nemotron_style.runtime.errors import Problem, StepsError, suggest
+from nemotron_style.runtime.errors import Problem, StepsError, UsageError, raise_all, suggest
+from nemotron_style.runtime.leak import find_given_secrets
+from nemotron_style.runtime.redaction import redacted_output
 
 PROGRAM = "nemotron-style"
 INTERRUPTED = 130
@@ -69,23 +72,36 @@ def _program(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code; a user's mistake never raises."""
+    """Run one command line and return its exit code; a user's mistake never raises.
+
+    Nothing is printed but through a filter that masks secrets.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
+    stdout = sys.stdout
+    try:
+        with redacted_output(stdout, sys.stderr):
+            return _run(words)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+        return 1
+
+
+def _run(words: list[str]) -> int:
     as_json = "--json" in (words[: words.index("--")] if "--" in words else words)
     try:
+        raise_all(UsageError, list(find_given_secrets(words)))
         outcome = get_command(app).main(args=words, prog_name=PROGRAM, standalone_mode=False)
-        sys.stdout.flush()
     except StepsError as error:
         return _report(error.problems, error.exit_code, as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _report([Problem(what="interrupted")], INTERRUPTED, as_json)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        raise
     except Exception as error:
-        if not hasattr(error, "format_message"):
-            raise
-        return _report_usage(error, as_json)
+        if hasattr(error, "format_message"):
+            return _report_usage(error, as_json)
+        traceback.print_exc()  # a mistake of ours
+        return 1
     return outcome if isinstance(outcome, int) else 0
 
 

@@ -176,15 +176,18 @@ def preview(order: Any, world: Any, *, as_json: bool) -> None:
     """Print the dry run."""
     from nemotron_style.runtime.cli.table import print_json
     from nemotron_style.runtime.launch.registry import find_launcher
+    from nemotron_style.runtime.leak import refuse_secrets
     from nemotron_style.runtime.pipeline import compile_pipeline
     from nemotron_style.runtime.preview import describe_pipeline, render_pipeline
 
     pipeline = compile_pipeline(order, world=world)
     compile_plan = find_launcher(world.profile.executor).compile
+    text = render_pipeline(pipeline, compile_plan)
+    refuse_secrets(text, "the dry run")
     if as_json:
         print_json(describe_pipeline(pipeline, compile_plan))
     else:
-        sys.stdout.write(render_pipeline(pipeline, compile_plan))
+        sys.stdout.write(text)
 
 
 def launch(order: Any, world: Any, *, as_json: bool) -> None:
