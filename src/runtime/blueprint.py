@@ -28,16 +28,16 @@ from nemotron_style.runtime.snapshot import plan_snapshot
 
 # Keys of a profile that only its executor understands.
 SITE = {
-    "local": ("engine", "gpus_per_node", "tasks_per_node"),
+    "local": ("engine", "gpus_per_node", "tasks_per_node", "secrets_file"),
     "slurm": (
         *("account", "partition", "qos", "gres", "constraint", "reservation", "exclusive"),
-        *("gpus_per_node", "tasks_per_node", "cpus_per_task", "memory", "time"),
+        *("nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "memory", "time"),
         *("max_requeues", "grace_seconds", "secrets_file", "tunnel"),
     ),
     "lepton": (
         *("resource_shape", "node_group", "node_reservation", "gpus_per_node", "tasks_per_node"),
         *("shared_memory_mb", "image_pull_secrets", "priority", "custom_spec", "upload"),
-        *("max_requeues",),
+        *("nodes", "max_requeues"),
     ),
 }
 

@@ -20,6 +20,7 @@ from nemotron_style.runtime.launch.base import JobHandle, Launcher
 from nemotron_style.runtime.launch.registry import find_launcher
 from nemotron_style.runtime.leak import refuse_secrets
 from nemotron_style.runtime.pipeline import Pipeline, PlannedRun
+from nemotron_style.runtime.preflight import check_plan
 from nemotron_style.runtime.run import RunFolder
 from nemotron_style.runtime.state import CANCELLED, COMPLETED, JobState
 from nemotron_style.runtime.status import ask, settle
@@ -93,7 +94,9 @@ def prepare(pipeline: Pipeline, launcher: Launcher) -> None:
     due = [run.plan for run in pipeline.runs if run.decision.action in ("run", "resume")]
     for plan in due:
         refuse_secrets(launcher.compile(plan).render(), f"the job {plan.run_id}")
-    raise_all(UsageError, [problem for plan in due for problem in launcher.check(plan)])
+    problems = [one for plan in due for one in check_plan(plan, adoptions=pipeline.adoptions)]
+    problems += [one for plan in due for one in launcher.check(plan)]
+    raise_all(UsageError, list(dict.fromkeys(problems)))
     store = Store(pipeline.target.plan.records or pipeline.target.plan.store)
     for adoption in pipeline.adoptions:
         store.adopt(adoption.location, kind=adoption.kind, name=adoption.name)

@@ -10,7 +10,7 @@ import typer
 from nemotron_style.runtime.cli.completion import complete_profile
 from nemotron_style.runtime.cli.table import print_json, render_pairs, render_table, tell
 from nemotron_style.runtime.errors import Problem, ProfileError
-from nemotron_style.runtime.profile import Profile, load_profile, read_profiles
+from nemotron_style.runtime.profile import Profile, is_base, load_profile, read_profiles
 from nemotron_style.runtime.project import show_path
 
 app = typer.Typer(
@@ -20,6 +20,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+BASE = "extended by others; names no executor"
+UNFIT = 2
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -30,21 +32,28 @@ def _profiles() -> None:
 
 @app.command("list", epilog="\b\nExample:\n  nemotron-style profiles list")
 def list_profiles(as_json: AsJson = False) -> None:
-    """List the profiles of the package and of the project's env.toml."""
+    """List the profiles of the package and of the project's env.toml.
+
+    A table without an executor that others extend is no profile of its own.
+    """
     whole: list[Profile] = []
     broken: dict[str, list[Problem]] = {}
-    for name in sorted(read_profiles()):
+    tables = read_profiles()
+    bases = [name for name in tables if is_base(name, tables)]
+    for name in sorted(set(tables).difference(bases)):
         try:
             whole.append(load_profile(name))
         except ProfileError as error:
             broken[name] = list(error.problems)
     if as_json:
         told = {name: [each.as_dict() for each in found] for name, found in broken.items()}
-        print_json({"profiles": [describe(profile) for profile in whole], "broken": told})
+        described = [describe(profile) for profile in whole]
+        print_json({"profiles": described, "bases": sorted(bases), "broken": told})
         return
     for name, problems in broken.items():
         tell(problems, label=f"profile {name} is left out")
-    rows = [(each.name, each.executor, _origin(each), each.description) for each in whole]
+    rows = [(each.name, str(each.executor), _origin(each), each.description) for each in whole]
+    rows += [(name, "-", show_path(tables[name].path), BASE) for name in sorted(bases)]
     header = ("PROFILE", "EXECUTOR", "FILE", "WHAT IT IS")
     sys.stdout.write(render_table(rows, header=header))
 
@@ -62,6 +71,37 @@ def show_profile(
     print(f"{profile.name} ({profile.executor}), from {_origin(profile)}\n")
     pairs = [(key, _say(value)) for key, value in _settings(profile).items()]
     sys.stdout.write(render_pairs(pairs))
+
+
+@app.command(
+    "check",
+    epilog="\b\nExamples:\n  nemotron-style profiles check slurm\n"
+    "  nemotron-style profiles check slurm --json",
+)
+def check_one(
+    name: Annotated[str, typer.Argument(autocompletion=complete_profile)],
+    as_json: AsJson = False,
+) -> int:
+    """Look whether runs with a profile could start, and submit nothing. Exits with 0 or 2."""
+    from nemotron_style.runtime.probe import check_profile
+
+    profile = load_profile(name)
+    checks = check_profile(profile)
+    sound = all(check.problem is None for check in checks)
+    notes = list(profile.notes)
+    if profile.ignored:
+        notes.append(f"without effect here: {', '.join(profile.ignored)}")
+    if as_json:
+        told = [check.as_dict() for check in checks]
+        print_json({"profile": profile.name, "ok": sound, "checks": told, "notes": notes})
+        return 0 if sound else UNFIT
+    rows = [
+        ("problem" if check.problem else "ok", check.name, str(check.problem or check.told))
+        for check in checks
+    ]
+    rows += [("note", "", note) for note in notes]
+    sys.stdout.write(render_table(rows, header=("", "CHECK", "FOUND")))
+    return 0 if sound else UNFIT
 
 
 def describe(profile: Profile) -> dict[str, Any]:
