@@ -20,28 +20,31 @@ from nemotron_style.runtime.store import Store
 
 def check_workspace(plan: Plan, connect: Callable[[], Workspace]) -> Iterator[Problem]:
     """SDK, login, node group, shape, volumes, secrets, reservation, inputs, work directory."""
-    where = f"profile {plan.profile}"
-    problems = [*check_inputs(plan), *check_workdir(plan)]
+    for problem in (*check_inputs(plan), *check_workdir(plan), *ask_workspace(plan, connect)):
+        yield Problem(**{"where": f"profile {plan.profile}", **problem.as_dict()})
+
+
+def ask_workspace(plan: Plan, connect: Callable[[], Workspace]) -> Iterator[Problem]:
+    """What the workspace can tell; without an answer to the first question the rest is not asked."""
     try:
         workspace = connect()
         groups = workspace.node_groups()
     except UsageError as error:
-        yield from (*problems, *error.problems)
+        yield from error.problems
         return
     except WorkspaceError as error:
-        yield from (*problems, Problem(where=where, what=f"Lepton was not reached: {error}"))
+        yield Problem(what=f"Lepton was not reached: {error}")
         return
-    problems += check_node_group(plan, groups)
+    yield from check_node_group(plan, groups)
     group = next((one for one in groups if one.id == plan.site.get("node_group")), None)
     for look in (check_shape, check_secrets, check_reservation):
         try:
-            problems += look(plan, workspace, group)
+            yield from look(plan, workspace, group)
         except Refused:
             continue  # not everybody may ask everything; the post will tell
         except WorkspaceError as error:
-            problems.append(Problem(what=f"Lepton was not reached: {error}"))
-    for problem in (*problems, *check_volumes(plan, group)):
-        yield Problem(**{"where": where, **problem.as_dict()})
+            yield Problem(what=f"Lepton was not reached: {error}")
+    yield from check_volumes(plan, group)
 
 
 def check_node_group(plan: Plan, groups: list[NodeGroup]) -> Iterator[Problem]:

@@ -19,12 +19,11 @@ from nemotron_style.runtime.launch.workspace import (
 )
 
 LOOKS_AFTER_DOUBT = 3
+SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_OF_CLOCK_SKEW = 600
 
 
-def post(
-    workspace: Workspace, body: Mapping[str, Any], *, begun: float, pause: float = 2.0
-) -> None:
+def post(workspace: Workspace, body: Mapping[str, Any], *, begun: float) -> None:
     """Create the job. ``begun`` is when its attempt was (seconds since 1970).
 
     Raises ``StepFailed`` unless the job is there afterwards.
@@ -40,7 +39,7 @@ def post(
         doubt: WorkspaceError = error
     except WorkspaceError as error:
         raise StepFailed(Problem(where=name, what=f"Lepton refused it: {error}")) from None
-    found = settle_doubt(workspace, name, doubt, pause=pause)
+    found = settle_doubt(workspace, name, doubt)
     look = f"look at it: lep job get --id {name}"
     if found is None:
         fix = "there is no such job now; the same command tries again"
@@ -50,9 +49,7 @@ def post(
         raise StepFailed(Problem(where=name, what=what, fix=look))
 
 
-def settle_doubt(
-    workspace: Workspace, name: str, doubt: WorkspaceError, *, pause: float
-) -> RemoteJob | None:
+def settle_doubt(workspace: Workspace, name: str, doubt: WorkspaceError) -> RemoteJob | None:
     """Ask for the job by its name, a few times; None when it is certain that there is none."""
     for remaining in reversed(range(LOOKS_AFTER_DOUBT)):
         try:
@@ -60,7 +57,7 @@ def settle_doubt(
         except Absent:
             return None
         except WorkspaceError:
-            time.sleep(pause if remaining else 0)
+            time.sleep(SECONDS_BETWEEN_LOOKS if remaining else 0)
     what = f"{doubt}; whether the job was made is not known"
     fix = f"its worker would give way; delete it if it is there: lep job remove --id {name}"
     raise StepFailed(Problem(where=name, what=what, fix=fix))
