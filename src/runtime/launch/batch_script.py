@@ -1,0 +1,206 @@
+"""The text of a Slurm batch script, from plain values.
+
+Slurm runs the script on the first node of a job. It starts ``launch.sh`` once on every node and
+writes down what became of it, so that the state of a job can be read without Slurm, long after
+Slurm has forgotten it. What it finds out is for everybody on the shared disk: the time limit is
+passed on to the workers through a file (a signal would kill torchrun and orphan them).
+
+Its argument is the number of the attempt that it was submitted as; when Slurm starts the same job
+again, the attempts after it are its own.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# Below the ports that the system hands out by itself, which begin at 32768.
+FIRST_PORT, PORTS = 20000, 12000
+# When one node has finished, srun ends the others this much later.
+SECONDS_FOR_THE_REST = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """What Pyxis is told. ``origin`` is set where ``image`` is yet to be imported from there."""
+
+    image: str
+    mounts: str
+    variables: tuple[str, ...]
+    workdir: str
+    origin: str | None = None
+    renew: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchJob:
+    """One job. ``directives`` are sbatch's long options in their order; None for a bare flag."""
+
+    directives: tuple[tuple[str, str | None], ...]
+    run_dir: str
+    nodes: int
+    detached: bool = False
+    max_requeues: int = 0
+    cpus_per_task: int | None = None
+    container: Container | None = None
+
+
+def write_batch_script(job: BatchJob) -> str:
+    """The whole text. Values must be free of control characters and backslashes."""
+    parts = [
+        "\n".join(["#!/bin/bash", *(write_directive(*each) for each in job.directives)]),
+        "\n".join(_open(job)),
+        BEGIN,
+        RECORD,
+        LISTEN,
+        "\n".join(_meet(job)),
+        "\n".join(_import(job.container)),
+        "\n".join(_step(job)),
+        CONCLUDE,
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+def write_directive(name: str, value: str | None) -> str:
+    """One ``#SBATCH`` line; sbatch reads quotes there as a shell does."""
+    return f"#SBATCH --{name}" if value is None else f"#SBATCH --{name}={shlex.quote(value)}"
+
+
+def escape_pattern(path: str) -> str:
+    """A path where Slurm would replace ``%j`` and the like."""
+    return path.replace("%", "%%")
+
+
+def _open(job: BatchJob) -> Iterator[str]:
+    yield "set -uo pipefail"
+    yield "unset SLURM_EXPORT_ENV  # or srun would pass on less than there is"
+    yield f"run={shlex.quote(job.run_dir)}"
+    yield f"requeues={job.max_requeues}"
+    yield f"detached={str(job.detached).lower()}"
+    yield "restart=${SLURM_RESTART_COUNT:-0}"
+    yield "number=$(($1 + restart))"
+    yield "attempt=$run/attempts/$number"
+    yield "export NEMOTRON_STYLE_ATTEMPT=$number"
+
+
+def _meet(job: BatchJob) -> Iterator[str]:
+    if job.nodes == 1:
+        return
+    yield "# Addresses, because names need not resolve everywhere."
+    yield 'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+    yield 'MASTER_ADDR=$(scontrol -o show node "$head" |'
+    yield r"  sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')"
+    yield "export MASTER_ADDR=${MASTER_ADDR:-$head}"
+    yield f"export MASTER_PORT=$(({FIRST_PORT} + SLURM_JOB_ID % {PORTS}))"
+
+
+def _import(container: Container | None) -> Iterator[str]:
+    if container is None or container.origin is None:
+        return
+    again = '[ "$restart" -eq 0 ] || ' if container.renew else ""
+    yield f"image={shlex.quote(container.image)}"
+    yield f'if {again}[ ! -e "$image" ]; then'
+    yield '  mkdir -p "${image%/*}"'
+    yield '  rm -f "$image.$SLURM_JOB_ID"'
+    yield f'  enroot import --output "$image.$SLURM_JOB_ID" {shlex.quote(container.origin)} &&'
+    yield '    mv -f "$image.$SLURM_JOB_ID" "$image" ||'
+    yield "    finish FAILED 1 'enroot could not import the image'"
+    yield "fi"
+
+
+def _step(job: BatchJob) -> Iterator[str]:
+    flags = [f"srun --nodes={job.nodes} --ntasks={job.nodes} --ntasks-per-node=1"]
+    if job.cpus_per_task:
+        flags.append(f"--cpus-per-task={job.cpus_per_task}")  # srun does not take the job's own
+    flags.append(f"--kill-on-bad-exit=1 --wait={SECONDS_FOR_THE_REST} --export=ALL")
+    flags.append(r'--output="${attempt//\%/%%}/log-%n.txt"')
+    if job.container:
+        flags += _enter(job.container)
+    yield " \\\n  ".join([*flags, 'bash "$run/launch.sh" &'])
+    yield "step=$!"
+    yield "while :; do  # a signal interrupts the waiting"
+    yield "  interrupted=''"
+    yield '  wait "$step"; code=$?'
+    yield '  [ -n "$interrupted" ] || break'
+    yield "done"
+
+
+def _enter(container: Container) -> Iterator[str]:
+    yield f"--container-image={shlex.quote(container.image)}"
+    yield f"--container-mounts={shlex.quote(container.mounts)}"
+    yield f"--container-workdir={shlex.quote(container.workdir)}"
+    yield f"--container-env={','.join(container.variables)}"
+    yield "--no-container-mount-home"
+
+
+BEGIN = r"""
+put() {  # name, text: a file of the attempt, whole at once
+  printf '%s\n' "$2" >"$attempt/.$1.$SLURM_JOB_ID"
+  mv -f "$attempt/.$1.$SLURM_JOB_ID" "$attempt/$1"
+}
+handle=$(printf '{"executor": "slurm", "id": "%s"}' "$SLURM_JOB_ID")
+if [ "$restart" -gt 0 ] && [ ! -d "$attempt" ]; then  # Slurm started the job again
+  aside=$run/attempts/.$number.$SLURM_JOB_ID
+  mkdir -p "$aside"
+  printf '%s\n' "$handle" >"$aside/job.json"
+  printf '{"state": "PENDING", "started": %s, "executor": "slurm", "detached": %s}\n' \
+    "$(date +%s)" "$detached" >"$aside/attempt.json"
+  mv -T "$aside" "$attempt"
+fi
+[ -e "$attempt/job.json" ] || put job.json "$handle"
+if ! grep -qF "\"$SLURM_JOB_ID\"" "$attempt/job.json"; then
+  echo "attempt $number belongs to another job; this one gives way"
+  exit 1
+fi
+echo "attempt $number on $SLURM_JOB_NODELIST"
+"""
+
+RECORD = r"""
+record() {  # state, exit code, reason
+  put batch.json "$(printf '{"state": "%s", "exit_code": %s, "reason": "%s", "time": %s}' \
+    "$1" "$2" "$3" "$(date +%s)")"
+}
+finish() { record "$@"; exit "$2"; }
+worker() { sed -n 's/.*"state": *"\([A-Z]*\)".*/\1/p' "$attempt/attempt.json" | head -n 1; }
+codes() { sed -n 's/.*"exit_code": *\([0-9]*\).*/\1/p' "$@" 2>/dev/null; }
+culprit() {  # the code of whoever failed first: by the workers, else by the nodes, else by srun
+  local code
+  for code in $(codes "$attempt/attempt.json" "$attempt"/failure-*.json) \
+    $(cat "$attempt"/exit-* 2>/dev/null); do
+    case $code in 0 | 130 | 137 | 143) ;; *) echo "$code" && return ;; esac
+  done
+  echo "$1"
+}
+"""
+
+LISTEN = r"""
+interrupted='' limit='' ended=''
+on_limit() {
+  interrupted=1 limit=1
+  [ "$restart" -ge "$requeues" ] || record REQUEUED null 'the time limit is near'
+  put stop 'the time limit is near'
+}
+trap on_limit USR1
+trap 'interrupted=1 ended=1' TERM
+record RUNNING null ''
+"""
+
+CONCLUDE = r"""
+if [ -e "$run/outputs.json" ]; then finish COMPLETED 0 ''; fi
+if [ -e "$attempt/cancel.json" ]; then finish CANCELLED 130 'cancelled'; fi
+if [ -n "$limit" ] && [ "$(worker)" != FAILED ]; then
+  if [ -z "$ended" ] && [ "$restart" -lt "$requeues" ]; then
+    record REQUEUED null 'reached its time limit'
+    trap 'exit 0' TERM  # which is how Slurm takes the job back
+    if scontrol requeue "$SLURM_JOB_ID"; then sleep 600 & wait; fi
+    trap '' TERM
+  fi
+  finish TIMEOUT 124 'reached its time limit'
+fi
+if [ -n "$ended" ]; then finish CANCELLED 130 'cancelled'; fi
+if [ "$(worker)" = CANCELLED ]; then finish CANCELLED 130 'asked to stop'; fi
+if [ "$(worker)" = COMPLETED ]; then finish COMPLETED 0 ''; fi
+if [ "$code" -eq 0 ]; then finish FAILED 1 'ended without its outputs'; fi
+finish FAILED "$(culprit "$code")" ''
+"""
