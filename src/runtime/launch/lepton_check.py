@@ -25,7 +25,7 @@ def check_workspace(plan: Plan, connect: Callable[[], Workspace]) -> Iterator[Pr
 
 
 def ask_workspace(plan: Plan, connect: Callable[[], Workspace]) -> Iterator[Problem]:
-    """What the workspace can tell; without an answer to the first question the rest is not asked."""
+    """What the workspace can tell; without an answer to the first question, no more are asked."""
     try:
         workspace = connect()
         groups = workspace.node_groups()
