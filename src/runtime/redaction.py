@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
-from nemotron_style.runtime.secret import begun_secret, redact
+from nemotron_style.runtime.secret import begun_secret, find_secrets, redact
 
 
 class RedactedStream(io.TextIOBase):
@@ -22,10 +22,13 @@ class RedactedStream(io.TextIOBase):
         self.held = ""
 
     def write(self, text: str) -> int:
-        whole = redact(self.held + text)
-        cut = len(whole) - begun_secret(whole)
+        whole = self.held + text
+        # On a terminal somebody waits for the end of a line; elsewhere nobody misses it.
+        cut = len(whole) - begun_secret(whole, any_word=not self.isatty())
+        inside = [each.start for each in find_secrets(whole) if each.start < cut < each.end]
+        cut = min([cut, *inside])
         self.held = whole[cut:]
-        self.stream.write(whole[:cut])
+        self.stream.write(redact(whole[:cut]))
         return len(text)
 
     def flush(self) -> None:
@@ -34,7 +37,7 @@ class RedactedStream(io.TextIOBase):
     def release(self) -> None:
         """Write what was held back: nothing follows."""
         held, self.held = self.held, ""
-        self.stream.write(held)
+        self.stream.write(redact(held))
         self.stream.flush()
 
     def isatty(self) -> bool:

@@ -86,8 +86,9 @@ _STAND_IN = re.compile(
     r"[$`*{\[(<].*|\.{2,}.*|x{3,}|['\"]*|EMPTY|VALUE|NAME|none|null|true|false|default",
     re.IGNORECASE | re.DOTALL,
 )
-_BEGUN = re.compile(r"(?:://|\bhf_|\bgh[pousr]_|github_pat_|nvapi-|\bsk-)[^\s\"']*$")
-_BEGUN_PAIR = re.compile(r"(?<![\w.-])(?P<name>[A-Za-z_][\w.-]*)\s?=\s?[^\s\"']*$")
+_BEGUN = re.compile(r":/?\Z|(?:://|\bhf_|\bgh[pousr]_|github_pat_|nvapi-|\bsk-)[^\s\"']*\Z")
+_BEGUN_PAIR = re.compile(r"(?<![\w.-])(?P<name>[A-Za-z_][\w.-]*)\s?=\s?[^\s\"']*\Z")
+_LAST_WORD = re.compile(r"(?<!\S)\S+\Z")
 _WINDOW = 4096  # more of the end of a text is never held back
 
 _announced: set[str] = set()
@@ -164,7 +165,8 @@ def known_values(environment: Mapping[str, str] | None = None) -> dict[str, str]
             for part in (value, value.strip(), *_lines(value)):
                 found |= dict.fromkeys(_spellings(part), name)
         elif "://" in value:
-            found |= {each["secret"]: name for each in _URL_PASSWORD.finditer(value)}
+            passwords = [each["secret"] for each in _URL_PASSWORD.finditer(value)]
+            found |= {word: name for word in passwords if not is_stand_in(word)}
     return {value: name for value, name in found.items() if len(value) >= SHORTEST}
 
 
@@ -221,11 +223,16 @@ def redact(text: str) -> str:
     return "".join([*parts, text[done:]])
 
 
-def begun_secret(text: str) -> int:
-    """How many characters at the end of ``text`` may be the beginning of a secret."""
+def begun_secret(text: str, *, any_word: bool = False) -> int:
+    """How many characters at the end of ``text`` may be the beginning of a secret.
+
+    With ``any_word`` the last word may be one, whatever it looks like so far.
+    """
     text = text[-_WINDOW:]
     form, pair = _BEGUN.search(text), _BEGUN_PAIR.search(text)
     longest = len(text) - form.start() if form else 0
+    if any_word and (word := _LAST_WORD.search(text)):
+        longest = max(longest, len(text) - word.start())
     if pair and is_secret_key(pair["name"]):
         longest = max(longest, len(text) - pair.start())
     for value in known_values():

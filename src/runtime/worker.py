@@ -60,12 +60,6 @@ class Ending:
 def main(arguments: Sequence[str]) -> int:
     """Carry out one attempt; the exit code is 0, 1 (failed), 2 (unusable) or 130 (stopped)."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    with redacted_output(sys.stdout, sys.stderr):
-        return attend(arguments)
-
-
-def attend(arguments: Sequence[str]) -> int:
-    """Take the seat, do the work, tell how it ended."""
     stop = listen()
     seat = read_seat(os.environ)
     try:
@@ -74,10 +68,11 @@ def attend(arguments: Sequence[str]) -> int:
         attempt = enter_attempt(RunFolder(plan.run_dir), seat)
         stop.file = attempt.path / STOP
     except StepsError as error:
-        print(error, file=sys.stderr)
+        print(redact(str(error)), file=sys.stderr)
         return error.exit_code
     begun = time.monotonic()
-    ending = carry_out(Task(plan, attempt, seat, stop))
+    with redacted_output(sys.stdout, sys.stderr):
+        ending = carry_out(Task(plan, attempt, seat, stop))
     seconds = round(time.monotonic() - begun, 3)
     return tell(ending, attempt, seat=seat, seconds=seconds)
 
