@@ -5,7 +5,13 @@ import json
 import pytest
 
 from nemotron_style.runtime.errors import ProfileError
-from nemotron_style.runtime.profile import Profile, find_project_root, load_profile, read_profiles
+from nemotron_style.runtime.profile import (
+    Profile,
+    find_project_root,
+    is_base,
+    load_profile,
+    read_profiles,
+)
 from nemotron_style.runtime.secret import looks_secret
 
 DIALECT = """
@@ -205,3 +211,148 @@ def test_every_shipped_profile_loads(tmp_path, monkeypatch):
     assert {"local", "slurm", "lepton"} <= names
     for name in names:
         assert load_profile(name).name == name
+
+
+SHARED = """
+[site]
+account = "acc"
+node_group = "ng"
+image = "nvcr.io/x:1"
+env = { A = "1" }
+
+[cluster]
+extends = "site"
+executor = "slurm"
+partition = "batch"
+
+[cloud]
+extends = "site"
+executor = "lepton"
+resource_shape = "gpu.8"
+
+[cloud-from-cluster]
+extends = "cluster"
+executor = "lepton"
+node_group = "other"
+
+[here]
+extends = "cluster"
+executor = "local"
+"""
+
+
+def test_one_base_serves_executors_of_every_kind(toy):
+    toy.write("env.toml", SHARED)
+    cluster, cloud = load_profile("cluster"), load_profile("cloud")
+    assert (cluster.account, cluster.node_group, cluster.image) == ("acc", None, "nvcr.io/x:1")
+    assert (cloud.account, cloud.node_group, cloud.image) == (None, "ng", "nvcr.io/x:1")
+    assert cluster.ignored == ("node_group",)
+    assert load_profile("cloud-from-cluster").node_group == "other"
+    assert load_profile("cloud-from-cluster").partition is None
+    assert load_profile("here").env == {"A": "1"}
+    tables = read_profiles()
+    assert [name for name in tables if is_base(name, tables)] == ["site"]
+    assert "account: belongs to the slurm executor, and this profile's is local" in refusal("site")
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "owner", "takes"),
+    [
+        ('executor = "slurm"\nresource_shape = "x"', "resource_shape", "lepton", "partition"),
+        ('executor = "lepton"\nqos = "x"', "qos", "slurm", "resource_shape"),
+        ('executor = "local"\npartition = "x"', "partition", "slurm", "engine"),
+        ('executor = "slurm"\nengine = "docker"', "engine", "local", "account"),
+        ('extends = "slurm"\nnode_group = "x"', "node_group", "lepton", "account"),
+    ],
+)
+def test_a_key_of_another_executor_is_refused(toy, table, key, owner, takes):
+    toy.write("env.toml", f"[x]\n{table}\n[y]\nextends = 'x'\n")
+    text = refusal("x")
+    assert f"env.toml [x]: {key}: belongs to the {owner} executor" in text
+    allowed = text.partition("allowed: ")[2].partition(";")[0].split(", ")
+    assert takes in allowed
+    assert key not in allowed
+    assert "nodes" in allowed
+    if owner != "local":
+        assert f"env.toml [x]: {key}" in refusal("y")  # told where it stands
+
+
+def test_values_that_would_break_a_line_are_refused(toy):
+    toy.write(
+        "env.toml",
+        '[x]\nexecutor = "slurm"\naccount = "a\\n#SBATCH --uid=0"\nqos = "a\\u0000b"\n'
+        'constraint = "a\\\\b"\nmounts = ["/a\\r:/b"]\nsetup = ["a\\nb \\\\ c"]\n'
+        'env = { A = "two\\nlines \\\\", B = "a\\u0000b" }\n',
+    )
+    text = refusal("x")
+    assert "env.toml [x]: account: holds a line break" in text
+    assert "env.toml [x]: qos: holds a null character" in text
+    assert "env.toml [x]: constraint: holds a backslash" in text
+    assert "env.toml [x]: mounts[0]: holds a line break" in text
+    assert "env.toml [x]: env.B: holds a null character" in text
+    assert len(text.splitlines()) == 5
+
+
+def test_mounts_are_absolute_and_targets_differ(toy, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    toy.write("env.toml", '[x]\nmounts = ["~/data:/data:ro", { path = "/a", mount_path = "/b" }]\n')
+    assert [str(mount) for mount in load_profile("x").mounts] == ["/home/me/data:/data:ro", "/a:/b"]
+    toy.write(
+        "env.toml",
+        '[x]\nexecutor = "lepton"\nmounts = ["data:/data", "/a:b", "./c", '
+        '{ path = "team", mount_path = "/m", from = "node-nfs:x" }]\n'
+        '[y]\nmounts = ["/a:/data", "/b:/data/", "/c"]\n',
+    )
+    text = refusal("x")
+    assert "mounts[0]: must be an absolute path, and is 'data'" in text
+    assert "mounts[1]: must be an absolute path, and is 'b'" in text
+    assert "mounts[2]: must be an absolute path, and is './c'" in text
+    assert "mounts[3].path: must be an absolute path, and is 'team'" in text
+    assert "mounts[1]: /data is the target of mounts[0] too; got '/b:/data/'" in refusal("y")
+
+
+LEAKS = {
+    "image": '"docker://me:c4n4ry@registry/x"',
+    "account": '"ghp_c4n4ry0123456789abcdef"',
+    "store": '"s3://key:c4n4ry@bucket/x"',
+    "upload": '"https://h/c?sig=c4n4ry"',
+    "hf_token": '"c4n4ry"',
+    "custom_spec": '{ envs = [{ name = "X_TOKEN", value = "c4n4ry" }] }',
+    "setup": '["export X_TOKEN=c4n4ry"]',
+    "mounts": '[{ path = "/a", mount_path = "/b", from = "nfs://u:c4n4ry@h" }]',
+    "env": '{ DATABASE_URL = "postgres://u:c4n4ry@h/x" }',
+    "env_vars": '{ HF_TOKEN = "c4n4ry" }',
+    "description": '"with a-value-c4n4ry in it"',
+    "constraint": '"${oc.env:SITE_VALUE}"',
+    "workdir": '"/x/${oc.env:SITE_URL}"',
+}
+
+
+@pytest.mark.parametrize("key", LEAKS)
+def test_no_field_of_a_profile_takes_a_secret(toy, monkeypatch, key):
+    monkeypatch.setenv("SITE_TOKEN", "a-value-c4n4ry")
+    monkeypatch.setenv("SITE_VALUE", "a-value-c4n4ry")
+    monkeypatch.setenv("SITE_URL", "https://u:c4n4ry@h/x")
+    toy.write("env.toml", f'[x]\nexecutor = "lepton"\nnodes = 0\n{key} = {LEAKS[key]}\n')
+    text = refusal("x")
+    assert "c4n4ry" not in text
+    assert "secrets = [" in text
+    assert "nodes: does not fit; got 0" in text  # all problems at once
+
+
+def test_words_of_language_models_are_no_secrets(toy):
+    toy.write(
+        "env.toml", '[x]\nenv = { EOS_TOKEN = "</s>", MAX_NEW_TOKENS = "64", SORT_KEY="a" }\n'
+    )
+    assert load_profile("x").env == {"EOS_TOKEN": "</s>", "MAX_NEW_TOKENS": "64", "SORT_KEY": "a"}
+
+
+def test_a_profile_for_ssh_loads_and_says_where_to_type(project):
+    (note,) = load_profile("base").notes
+    assert "login node" in note
+
+
+def test_an_ancestor_that_is_missing_and_a_long_circle_are_named(toy):
+    toy.write("env.toml", '[a]\nextends="b"\n[b]\nextends="c"\n[c]\nextends="a"\n[d]\nextends="d"')
+    assert "circle: a -> b -> c -> a" in refusal("a")
+    assert "circle: d -> d" in refusal("d")
