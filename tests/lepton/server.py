@@ -157,7 +157,7 @@ class FakeLepton:
             found = [one for one in self.logs if one.startswith(f"{name}-")]
             return 200, [{"id": one, "metadata": {"id": one}} for one in found]
         if rest[2:] == ["log"]:
-            return 200, self.logs[rest[1]]
+            return 200, tuple(self.logs[rest[1]])
         if method == "PATCH":
             return self.stop(name, json.loads(body))
         return self.delete(name) if method == "DELETE" else self.show(name)
@@ -214,7 +214,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PATCH = do_DELETE = handle_any
 
     def send(self, status: int, told: Any) -> None:
-        if isinstance(told, list) and all(isinstance(line, str) for line in told) and told:
+        if isinstance(told, tuple):
             self.send_chunks(told)
             return
         kind = "text/html" if isinstance(told, str) else "application/json"
@@ -225,7 +225,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def send_chunks(self, lines: list[str]) -> None:
+    def send_chunks(self, lines: tuple[str, ...]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")
         self.send_header("Transfer-Encoding", "chunked")

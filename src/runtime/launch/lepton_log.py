@@ -11,7 +11,7 @@ from pathlib import Path
 from nemotron_style.runtime.launch.workspace import Workspace, WorkspaceError
 
 SECONDS_BETWEEN_LOOKS = 0.25
-SECONDS_BETWEEN_QUESTIONS = 5.0
+SECONDS_BETWEEN_QUESTIONS = 3.0
 
 
 class Question:
