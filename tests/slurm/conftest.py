@@ -80,8 +80,9 @@ class Cluster:
         return job
 
     def hasten(self, job_id: str) -> None:
-        """Let a requeued job start now; Slurm would make it wait for two minutes."""
-        self.run("scontrol", "update", f"jobid={job_id}", "StartTime=now")
+        """Let a requeued job start soon; Slurm would make it wait for two minutes."""
+        # The nodes refuse what begins in the second in which they ended it.
+        self.run("scontrol", "update", f"jobid={job_id}", "StartTime=now+2")
 
     def clear(self) -> None:
         """End every job, and wait until the nodes are free again."""
@@ -323,10 +324,19 @@ class Site:
                 raise AssertionError(f"{state}: {self.told(handle)}")
             time.sleep(0.05)
 
+    def await_state(self, handle: JobHandle, state: str, *, timeout: float = 60) -> None:
+        """Until the worker itself has written that it is in this state."""
+        deadline = time.monotonic() + timeout
+        while attempt_of(handle).record.get("state") != state:
+            if time.monotonic() > deadline:
+                raise AssertionError(self.told(handle))
+            time.sleep(0.05)
+
     def told(self, handle: JobHandle) -> str:
         """Everything that was written about a run."""
         folder = handle.run_dir
-        files = [*folder.glob("job-*.txt"), *folder.glob("attempts/*/*")]
+        paths = [*folder.glob("job-*.txt"), *folder.glob("attempts/*/*")]
+        files = [path for path in paths if path.is_file()]
         return "\n".join(f"== {path}\n{path.read_text(errors='replace')}" for path in files)
 
 

@@ -36,6 +36,7 @@ def plan_job(plan: Plan) -> BatchJob:
         nodes=plan.nodes,
         detached=plan.detached,
         max_requeues=int(plan.site.get("max_requeues", 0)),
+        patience=max(1, count_grace(plan) * 3 // 4),
         cpus_per_task=int(cpus) if cpus else None,
         container=plan_container(plan) if plan.image else None,
     )
@@ -68,7 +69,8 @@ def write_wishes(plan: Plan) -> Iterator[tuple[str, str | None]]:
 def count_grace(plan: Plan) -> int:
     """Seconds before the limit at which the workers are told; never more than half of it."""
     wanted = int(plan.site.get("grace_seconds", GRACE_SECONDS))
-    return max(1, min(wanted, count_seconds(str(plan.site["time"])) // 2))
+    limit = plan.site.get("time")
+    return max(1, min(wanted, count_seconds(str(limit)) // 2)) if limit else wanted
 
 
 def count_seconds(limit: str) -> int:

@@ -35,13 +35,17 @@ class Container:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchJob:
-    """One job. ``directives`` are sbatch's long options in their order; None for a bare flag."""
+    """One job. ``directives`` are sbatch's long options in their order; None for a bare flag.
+
+    ``patience`` are the seconds that workers have to stop in when they are told of the limit.
+    """
 
     directives: tuple[tuple[str, str | None], ...]
     run_dir: str
     nodes: int
     detached: bool = False
     max_requeues: int = 0
+    patience: int = 90
     cpus_per_task: int | None = None
     container: Container | None = None
 
@@ -77,6 +81,7 @@ def _open(job: BatchJob) -> Iterator[str]:
     yield "unset SLURM_EXPORT_ENV  # or srun would pass on less than there is"
     yield f"run={shlex.quote(job.run_dir)}"
     yield f"requeues={job.max_requeues}"
+    yield f"patience={job.patience}"
     yield f"detached={str(job.detached).lower()}"
     yield "restart=${SLURM_RESTART_COUNT:-0}"
     yield "number=$(($1 + restart))"
@@ -122,7 +127,7 @@ def _step(job: BatchJob) -> Iterator[str]:
     yield "while :; do  # a signal interrupts the waiting"
     yield "  interrupted=''"
     yield '  wait "$step"; code=$?'
-    yield '  [ -n "$interrupted" ] || break'
+    yield '  [ -n "$interrupted" ] && [ -z "$late" ] || break'
     yield "done"
 
 
@@ -175,13 +180,17 @@ culprit() {  # the code of whoever failed first: by the workers, else by the nod
 """
 
 LISTEN = r"""
-interrupted='' limit='' ended=''
+interrupted='' limit='' late='' ended=''
 on_limit() {
   interrupted=1 limit=1
-  [ "$restart" -ge "$requeues" ] || record REQUEUED null 'the time limit is near'
+  if [ "$restart" -lt "$requeues" ]; then
+    record REQUEUED null 'the time limit is near'  # first: a worker that stops is not the end
+    (sleep "$patience"; kill -USR2 "$$") &  # who does not stop by then begins again all the same
+  fi
   put stop 'the time limit is near'
 }
 trap on_limit USR1
+trap 'interrupted=1 late=1' USR2
 trap 'interrupted=1 ended=1' TERM
 record RUNNING null ''
 """
