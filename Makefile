@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LEPTON := .venv-lepton
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 
@@ -18,6 +19,12 @@ help:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[train,dev]'
+	@touch $@
+
+# The Lepton SDK pins old releases of common packages, so its tests have an environment of their own.
+$(LEPTON)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(LEPTON)
+	$(LEPTON)/bin/pip install --quiet $(PIP_ARGS) 'leptonai==0.47.1' 'coverage==7.17.3' --editable '.[lepton]'
 	@touch $@
 
 demo: $(READY)
@@ -46,4 +53,4 @@ bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/training.py
 
 clean:
-	rm -rf $(VENV) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LEPTON) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache
