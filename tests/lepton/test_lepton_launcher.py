@@ -12,7 +12,9 @@ from nemotron_style.runtime.errors import StepFailed, UsageError
 from nemotron_style.runtime.launch import lepton_log, lepton_post
 from nemotron_style.runtime.launch.base import JobHandle
 from nemotron_style.runtime.launch.lepton import LeptonLauncher
+from nemotron_style.runtime.launch.lepton_log import read_from
 from nemotron_style.runtime.launch.workspace import (
+    Absent,
     NodeGroup,
     Refused,
     RemoteJob,
@@ -21,6 +23,7 @@ from nemotron_style.runtime.launch.workspace import (
     Unreachable,
 )
 from nemotron_style.runtime.run import Attempt, RunFolder
+from nemotron_style.runtime.snapshot import plan_snapshot
 from nemotron_style.runtime.status import ask
 
 TOLD = {
@@ -447,3 +450,58 @@ def test_the_projects_root_is_not_in_a_pod(launcher, plan_of, tmp_path, monkeypa
     mounted = {"source": "/x", "target": str(tmp_path), "volume": "node-nfs:lustre"}
     first = {"source": "/team", "target": "/mnt/shared", "volume": "node-nfs:lustre"}
     assert list(launcher.check(plan_of(workdir=str(tmp_path), mounts=(first, mounted)))) == []
+
+
+def test_a_disk_with_another_name_in_the_pod_gets_the_code_too(launcher, plan_of, tmp_path):
+    entrypoint = "nemotron_style.steps.sft.chat.recipe:run"
+    store, records = Path("/mnt/shared/store"), tmp_path / "lustre"
+    snapshot = plan_snapshot(entrypoint, store)
+    plan = plan_of(snapshot=snapshot, records=str(records), entrypoint=entrypoint)
+    handle, _ = submit(launcher, plan)
+    assert handle.run_dir == records / "runs" / plan.run_id
+    code = records / Path(snapshot.path).relative_to(store)
+    assert (code / "nemotron_style/runtime/worker.py").is_file()
+    assert str(store) in (handle.run_dir / "launch.sh").read_text()
+
+
+@pytest.mark.parametrize("character", ["a", "ü", "€", "𝄞"])
+def test_a_character_that_is_half_written_waits_for_the_rest(tmp_path, character):
+    path, data = tmp_path / "log", character.encode()
+    for cut in range(len(data)):
+        path.write_bytes(b"x" + data[:cut])
+        assert read_from(path, 0) == ("x", 1)
+    path.write_bytes(b"x" + data)
+    assert read_from(path, 0) == (f"x{character}", 1 + len(data))
+    path.write_bytes(b"x\xff\xffy")
+    assert read_from(path, 0) == ("x\ufffd\ufffdy", 4)
+
+
+def test_pods_without_a_number_in_their_names_go_by_their_order(launcher, workspace, away):
+    handle, _ = submit(launcher, away)
+    workspace.live = {"pod-b": ["second"], "pod-a": ["first"]}
+    workspace.state = "Completed"
+    assert "".join(launcher.logs(handle, node=1)) == "second"
+    workspace.raising["replicas"] = [Unclear("HTTP 500")]
+    assert "".join(launcher.logs(handle, node=0)) == ""
+
+
+def test_a_rank_that_failed_tells_more_than_an_exit_code(launcher, workspace, plan):
+    handle, attempt = submit(launcher, plan)
+    (attempt.path / "failure-3.json").write_text('{"error": "no memory", "exit_code": 1}')
+    workspace.state = "Failed"
+    told = launcher.state(handle)
+    assert (told.state, told.exit_code, told.reason) == ("FAILED", 1, "no memory")
+
+
+def test_a_failure_without_any_word_points_at_the_log(launcher, workspace, plan):
+    handle, _ = submit(launcher, plan)
+    workspace.state = "Failed"
+    assert launcher.state(handle).reason == "Lepton says Failed; the log may tell why"
+
+
+def test_cancelling_what_is_gone_is_no_error(launcher, workspace, plan):
+    handle, _ = submit(launcher, plan)
+    workspace.jobs.clear()
+    workspace.raising["stop"] = [Absent("gone")]
+    launcher.cancel(handle)
+    assert launcher.state(handle).state == "CANCELLED"
