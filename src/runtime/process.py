@@ -38,6 +38,22 @@ def kill_family(pid: int) -> None:
             os.kill(member, signal.SIGKILL)
 
 
+def find_marked(mark: str) -> list[int]:
+    """Living processes that were started with ``NAME=value`` in their environment.
+
+    A mark is inherited, so it finds what a job has started also when the chain of parents is
+    broken: ranks whose launcher was killed, a worker in a container.
+    """
+    wanted = mark.encode(errors="surrogateescape")
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            environment = Path(f"/proc/{name}/environ").read_bytes()
+            state = _read_state(int(name)) if wanted in environment.split(b"\0") else None
+            found += [int(name)] if state and state[0] not in "ZX" else []
+    return found
+
+
 def _descendants(pid: int) -> list[int]:
     parents = {}
     for name in os.listdir("/proc"):

@@ -4,7 +4,8 @@
 
     runs/<run_id>/plan.json launch.sh outputs.json          outputs.json: the run is complete
                   decisions/<n>.json
-                  attempts/<n>/{attempt,owner,job,batch,cancel,progress}.json stop log-<node>.txt
+                  attempts/<n>/{attempt,owner,child,job,batch,cancel,progress}.json stop
+                               log-<node>.txt
                   metrics.jsonl tensorboard/ checkpoints/ staging/<n>/<slot>/
 
 At most one attempt lives at a time. It is claimed by renaming a filled directory to its number,
@@ -32,8 +33,9 @@ from typing import Any
 from nemotron_style.runtime.errors import Problem, RefError, suggest
 from nemotron_style.runtime.jsonfile import read_json, remove_tree, write_json, write_text
 from nemotron_style.runtime.plan import Plan, load_plan
-from nemotron_style.runtime.process import identify_process, is_alive
+from nemotron_style.runtime.process import find_marked, identify_process, is_alive
 from nemotron_style.runtime.state import (
+    CANCELLED,
     COMPLETED,
     FAILED,
     FINAL,
@@ -47,6 +49,8 @@ from nemotron_style.runtime.store import Store
 
 LOCAL = "local"
 STOP = "stop"
+CHILD = "child.json"
+MARK = "NEMOTRON_STYLE_JOB"
 
 
 @dataclass(frozen=True)
@@ -103,11 +107,33 @@ class Attempt:
         written = str(record.get("state", LOST))
         if written in FINAL or self.executor != LOCAL:
             return written
-        keeper = record.get("launcher", {}) if owner is None else owner
-        if is_alive(keeper):
+        detached = bool(record.get("detached"))
+        watched = (detached or owner is None) and is_alive(record.get("launcher", {}))
+        if watched or (not detached and any(map(is_alive, self._processes))):
             return PENDING if owner is None else RUNNING
         after = self.record  # it may have ended between the two looks
         return str(after["state"]) if after.get("state") in FINAL else LOST
+
+    @property
+    def is_live(self) -> bool:
+        """Whether something of it still runs here although nobody wrote, or could, how it ended."""
+        if self.executor != LOCAL or self.record.get("state") in FINAL:
+            return False
+        return any(map(is_alive, self._processes)) or bool(find_marked(self.mark))
+
+    @property
+    def mark(self) -> str:
+        """The variable by which the processes of this attempt are known on this machine."""
+        return f"{MARK}={os.path.realpath(self.path)}"
+
+    @property
+    def child(self) -> dict[str, Any]:
+        """The process that was started on this machine, if one was; it becomes the worker."""
+        return read_json(self.path / CHILD) or {}
+
+    @property
+    def _processes(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.owner or {}, self.child
 
     @property
     def is_cancelled(self) -> bool:
@@ -151,7 +177,9 @@ class Attempt:
         write_json(self.path / "attempt.json", self.record | facts)
 
     def close(self, state: str, **facts: Any) -> None:
-        """Write how it ended."""
+        """Write how it ended; what was cancelled and did not complete is CANCELLED."""
+        if state != COMPLETED and self.is_cancelled:
+            state = CANCELLED
         self.update(state=state, ended=time.time(), **facts)
 
     def _own(self, owner: Mapping[str, Any]) -> bool:
@@ -233,7 +261,7 @@ class RunFolder:
         if self.outputs is not None:
             return None
         last = self.last_attempt
-        if last and last.state not in FINAL:
+        if last and (last.state not in FINAL or last.is_live):
             return None
         if last and last.owner is None and not last.bury():
             return None  # its worker came up after all
