@@ -28,7 +28,7 @@ from nemotron_style.runtime.snapshot import plan_snapshot
 
 # Keys of a profile that only its executor understands.
 SITE = {
-    "local": ("engine", "gpus_per_node", "tasks_per_node", "secrets_file"),
+    "local": ("engine", "gpus_per_node", "tasks_per_node", "grace_seconds", "secrets_file"),
     "slurm": (
         *("account", "partition", "qos", "gres", "constraint", "reservation", "exclusive"),
         *("nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "memory", "time"),
