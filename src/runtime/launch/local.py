@@ -1,21 +1,28 @@
-"""Runs on this machine, each in a session of its own.
+"""Runs on this machine, bare or in a container, each in a session of its own.
 
 The job does not hang on the command line that started it: its output goes to a file that the
 command line follows, and a command line that dies leaves the job running. The next same command
 finds the live attempt and follows it.
+
+A detached job has a supervisor (:mod:`nemotron_style.runtime.supervisor`) instead, which waits for
+the runs that it needs, starts it, and writes down how it ended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from nemotron_style.runtime.errors import Problem, ProfileError
+from nemotron_style.runtime.errors import Problem, ProfileError, StepFailed, UsageError
+from nemotron_style.runtime.jsonfile import write_json
 from nemotron_style.runtime.launch.base import (
     ATTEMPT_VARIABLE,
     JobHandle,
@@ -26,14 +33,37 @@ from nemotron_style.runtime.launch.base import (
     render_files,
     write_script,
 )
+from nemotron_style.runtime.launch.container import (
+    check_container,
+    choose_engine,
+    kill_container,
+    name_container,
+    write_run,
+)
 from nemotron_style.runtime.plan import Plan
-from nemotron_style.runtime.process import kill_family
-from nemotron_style.runtime.run import Attempt
-from nemotron_style.runtime.state import CANCELLED, FAILED, FINAL, LOST, JobState
+from nemotron_style.runtime.process import (
+    find_marked,
+    identify_process,
+    is_alive,
+    kill_family,
+)
+from nemotron_style.runtime.run import CHILD, Attempt, RunFolder
+from nemotron_style.runtime.state import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    FINAL,
+    LOST,
+    JobState,
+)
 
 EXECUTOR = "local"
+SUPERVISOR = "nemotron_style.runtime.supervisor"
+SUPERVISOR_LOG = "supervisor.log"
 SECONDS_BETWEEN_LOOKS = 0.05
-ASKED_TO_STOP = (-signal.SIGTERM, -signal.SIGINT)
+SECONDS_OF_GRACE = 120
+ROUNDS_OF_KILLING = 5
+LAST_SIGNAL = 64
 
 
 @dataclass(frozen=True)
@@ -46,7 +76,12 @@ class LocalRequest:
     argv: tuple[str, ...]
 
     def render(self) -> str:
-        return render_files(self.files, self.argv, run_id=self.plan.run_id)
+        text = render_files(self.files, self.argv, run_id=self.plan.run_id)
+        if not (self.plan.detached and self.plan.snapshot):
+            return text
+        code = f'PYTHONPATH={shlex.quote(self.plan.snapshot.path)}"${{PYTHONPATH:+:$PYTHONPATH}}"'
+        command = shlex.join(self.argv)
+        return text.removesuffix(f"$ {command}\n") + f"$ {code} {command}\n"
 
 
 @dataclass
@@ -56,37 +91,50 @@ class LocalLauncher:
     children: dict[JobHandle, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def compile(self, plan: Plan, *, attempt: int = 1) -> LocalRequest:
-        """Raises ``ProfileError`` when the plan needs more than one machine."""
+        """Raises ``ProfileError`` for more than one machine, and for mounts that cannot be."""
+        where = f"profile {plan.profile}"
         if plan.nodes > 1:
             what = f"the step wants {plan.nodes} machines and the local executor has one"
             fix = "choose a profile of a cluster, or lower the number of nodes"
-            raise ProfileError(Problem(where=f"profile {plan.profile}", what=what, fix=fix))
+            raise ProfileError(Problem(where=where, what=what, fix=fix))
+        if plan.records is not None:
+            what, fix = "a run of this machine uses the store itself", "take it out"
+            raise ProfileError(Problem(where=where, key="remote_store", what=what, fix=fix))
         files = {"plan.json": plan.to_json(), "launch.sh": write_script(plan)}
-        argv = ("bash", str(plan.run_dir / "launch.sh"))
+        command: tuple[str, ...] = ("bash", str(plan.run_dir / "launch.sh"))
+        if plan.image is not None:
+            command = write_run(plan, attempt)
+        argv = supervise(plan, command, attempt) if plan.detached else command
         return LocalRequest(plan, attempt, files, argv)
 
     def check(self, plan: Plan) -> Iterator[Problem]:
-        """Nothing can stand in the way of a process of this machine."""
-        yield from ()
+        """Nothing can stand in the way of a process of this machine; of a container, much can."""
+        if plan.image is not None:
+            yield from check_container(plan)
 
     def submit(self, request: Request, *, after: Sequence[JobHandle] = ()) -> JobHandle:
         """Start an attempt, or take hold of the one that lives.
 
-        Raises ``ProfileError`` when a secret that the profile names is not in the environment.
+        What a detached one waits for stands in its command already, so ``after`` adds nothing.
+
+        Raises ``ProfileError`` when a secret that the profile names is not in the environment, and
+        ``StepFailed`` when nothing could be started.
         """
         attempt = begin(request)
         if attempt is None:
             return attach(request.plan)
-        handle = JobHandle(EXECUTOR, request.plan.record_dir, attempt.number)
-        with open(attempt.log, "ab") as log:
-            self.children[handle] = subprocess.Popen(
-                request.argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, ATTEMPT_VARIABLE: str(attempt.number)},
-            )
+        plan = request.plan
+        handle = JobHandle(EXECUTOR, plan.record_dir, attempt.number)
+        if plan.image is not None:
+            name = name_container(plan, attempt.number)
+            told = {"executor": EXECUTOR, "id": name, "engine": choose_engine(plan)}
+            write_json(attempt.path / "job.json", told)
+        start = start_supervisor if plan.detached else start_child
+        try:
+            self.children[handle] = start(request.argv, attempt, plan)
+        except (OSError, subprocess.SubprocessError) as error:
+            attempt.close(FAILED, error=f"could not be started: {error}")
+            raise StepFailed(Problem(where=plan.run_id, what=f"cannot start it: {error}")) from None
         return handle
 
     def state(self, handle: JobHandle) -> JobState:
@@ -94,17 +142,17 @@ class LocalLauncher:
         child = self.children.get(handle)
         code = child.poll() if child else None  # first: what a dead worker wrote is there by then
         attempt = attempt_of(handle)
-        if code is not None and attempt.record.get("state") not in FINAL:
+        if code is not None and not attempt.record.get("detached"):
             close_unsaid(attempt, code)
-        state, record = attempt.state, attempt.record
-        reason = str(record.get("error", ""))
-        if state == LOST and not reason:
-            reason = "its processes ended without a word"
-        return JobState(state, record.get("exit_code"), reason)
+        return describe(attempt)
 
     def logs(self, handle: JobHandle, *, node: int = 0) -> Iterator[str]:
         """Text as it is written, and "" about twenty times a second while nothing is."""
-        with open(attempt_of(handle).log, encoding="utf-8", errors="replace") as log:
+        path = attempt_of(handle).log_of(node)
+        if not path.is_file():
+            what, fix = "a run of this machine has one log", "leave --node out"
+            raise UsageError(Problem(where=str(path.name), what=what, fix=fix))
+        with open(path, encoding="utf-8", errors="replace") as log:
             while True:
                 over = self.state(handle).is_final  # before reading: what is written is read
                 text = log.read()
@@ -115,30 +163,174 @@ class LocalLauncher:
                     time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def cancel(self, handle: JobHandle, *, force: bool = False) -> None:
-        """SIGTERM to the worker (through torchrun if there is one); ``force`` kills all of it."""
-        attempt, child = attempt_of(handle), self.children.get(handle)
-        leader = (attempt.owner or {}).get("leader") or (child.pid if child else None)
-        if leader is None or attempt.state in FINAL:
+        """Ask it to save and stop, through its supervisor if it has one; ``force`` kills it all."""
+        attempt = attempt_of(handle)
+        if attempt.state in FINAL and not attempt.is_live:
             return
         attempt.note_cancel()
-        if force:
-            kill_family(leader)
+        record = attempt.record
+        if record.get("detached") and is_alive(record.get("launcher", {})):
+            send(record["launcher"]["pid"], signal.SIGQUIT if force else signal.SIGTERM)
+        elif force:
+            end_job(attempt)
+        else:
+            ask_job(attempt)
+
+
+def supervise(plan: Plan, command: Sequence[str], attempt: int) -> tuple[str, ...]:
+    """The supervisor's command line; it waits for whatever makes the inputs.
+
+    A run that is complete by then is simply found complete, so this is final before any began.
+    """
+    runs = dict.fromkeys(planned.producer[0] for planned in plan.inputs if planned.producer)
+    needed = [word for run_id in runs for word in ("--after", str(plan.run_dir.parent / run_id))]
+    grace = str(plan.site.get("grace_seconds", SECONDS_OF_GRACE))
+    start = [sys.executable, "-P", "-m", SUPERVISOR, str(plan.run_dir / "attempts" / str(attempt))]
+    return (*start, "--grace", grace, *needed, "--", *command)
+
+
+def start_supervisor(argv: Sequence[str], attempt: Attempt, plan: Plan) -> subprocess.Popen[bytes]:
+    """Start it, from the copy of the code if there is one; nothing of this process hangs on it."""
+    environment = dict(os.environ)
+    if plan.snapshot:
+        paths = [plan.snapshot.path, environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return start_session(
+        argv,
+        log=attempt.path / SUPERVISOR_LOG,
+        environment=environment,
+        name=lambda: attempt.update(launcher=identify_process(os.getpid())),
+    )
+
+
+def start_child(
+    argv: Sequence[str], attempt: Attempt, plan: Plan | None = None
+) -> subprocess.Popen[bytes]:
+    """Start the job itself."""
+    variable, _, value = attempt.mark.partition("=")
+    return start_session(
+        argv,
+        log=attempt.log,
+        environment={**os.environ, ATTEMPT_VARIABLE: str(attempt.number), variable: value},
+        name=lambda: write_json(attempt.path / CHILD, identify_process(os.getpid())),
+    )
+
+
+def start_session(
+    argv: Sequence[str], *, log: Path, environment: Mapping[str, str], name: Callable[[], None]
+) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own; ``name`` is called by the new process.
+
+    It writes itself down before it becomes the command, so that nothing ever runs that nobody
+    knows of, wherever this process is killed.
+    """
+    with open(log, "ab") as output:
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
+            preexec_fn=name,
+        )
+
+
+def describe(attempt: Attempt) -> JobState:
+    """How an attempt stands as its folder and the processes of this machine tell."""
+    state, record = attempt.state, attempt.record
+    reason = str(record.get("error") or record.get("reason") or "")
+    if state != LOST or record.get("state") == LOST:
+        return JobState(state, record.get("exit_code"), reason)
+    if attempt.is_live:
+        run_id = attempt.path.parent.parent.name
+        reason = "whoever watched it is gone and it still runs; "
+        reason += f"`nemotron-style runs cancel {run_id}` ends it"
+        return JobState(LOST, reason=reason, live=True)
+    if attempt.record.get("state") in FINAL:  # it ended between the looks
+        return describe(attempt)
+    if attempt.is_cancelled:
+        return JobState(CANCELLED, reason="cancelled")
+    return JobState(LOST, reason=explain_loss(attempt))
+
+
+def explain_loss(attempt: Attempt) -> str:
+    """Why nobody is left, as far as the supervisor's last words tell."""
+    if not attempt.record.get("detached"):
+        return "its processes ended without a word"
+    log = attempt.path / SUPERVISOR_LOG
+    told = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    *_, last = told.strip().splitlines() or [""]
+    return "its supervisor ended without a word" + (f": {last}" if last else "")
+
+
+def ask_job(attempt: Attempt) -> None:
+    """Have the job save and stop: by a file that its worker looks for, and SIGTERM.
+
+    Where torchrun is above the worker it gets no signal: it would kill what has not saved within
+    half a minute. Before there is a worker, whatever was started gets it.
+    """
+    attempt.ask_to_stop("cancelled")
+    owner = attempt.owner or {}
+    if is_alive(owner):
+        if owner["leader"] == owner["pid"]:
+            send(owner["pid"], signal.SIGTERM)
+    elif is_alive(attempt.child):
+        send(attempt.child["pid"], signal.SIGTERM)
+    else:
+        for pid in find_marked(attempt.mark):
+            send(pid, signal.SIGTERM)
+
+
+def end_job(attempt: Attempt) -> None:
+    """SIGKILL for everything that belongs to an attempt."""
+    if kill_container(attempt.job):
+        return  # the engine's client ends by itself, and tidies up
+    for one in (attempt.child, attempt.owner or {}):
+        if is_alive(one):
+            kill_family(one["pid"])
+    for _ in range(ROUNDS_OF_KILLING):  # what was just being born is found the next time
+        marked = find_marked(attempt.mark)
+        for pid in marked:
+            send(pid, signal.SIGKILL)
+        if not marked:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(leader, signal.SIGTERM)
+
+
+def send(pid: int, number: int) -> None:
+    """Signal a process that may be gone already."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
 
 
 def close_unsaid(attempt: Attempt, code: int) -> None:
-    """Write down an end that the worker itself could not."""
-    if attempt.rank_failure:
+    """Write down an end that the worker itself could not; ``code`` is the child's.
+
+    Nothing is written while the worker lives on without the process above it.
+    """
+    if attempt.record.get("state") in FINAL - {LOST} or is_alive(attempt.owner or {}):
+        return
+    number = -code if code < 0 else code - 128  # shells and engines add 128
+    if RunFolder(attempt.path.parent.parent).outputs is not None:
+        attempt.close(COMPLETED, exit_code=0)
+    elif attempt.rank_failure:
         attempt.close(FAILED, **attempt.rank_failure)
-    elif code in ASKED_TO_STOP:
+    elif number in (signal.SIGTERM, signal.SIGINT):
         attempt.close(CANCELLED, exit_code=130, error="stopped before the step began")
-    elif code < 0:
-        name = signal.Signals(-code).name
-        hint = "; was there enough memory?" if code == -signal.SIGKILL else ""
-        state = CANCELLED if attempt.is_cancelled else FAILED
-        attempt.close(state, exit_code=128 - code, error=f"ended by {name}{hint}")
+    elif 0 < number <= LAST_SIGNAL:
+        hint = (
+            "" if attempt.is_cancelled or number != signal.SIGKILL else "; was there enough memory?"
+        )
+        error = f"ended by {name_signal(number)}{hint}"
+        attempt.close(FAILED, exit_code=128 + number, error=error)
     else:
         told = f"ended with exit code {code} before its time"
-        attempt.close(CANCELLED if attempt.is_cancelled else FAILED, exit_code=code, error=told)
+        error = "cancelled" if attempt.is_cancelled else told
+        attempt.close(FAILED, exit_code=code, error=error)
+
+
+def name_signal(number: int) -> str:
+    """``SIGKILL`` for 9; the number itself where it has no name."""
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
