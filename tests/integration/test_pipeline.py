@@ -86,7 +86,7 @@ def test_another_profile_and_store_path_give_the_same_runs(
     chain: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = run_json(capsys, "mill/bake")
-    chain.write("env.toml", '[other]\nexecutor = "local"\nimage = "img"\nenv = { A = "1" }\n')
+    chain.write("env.toml", '[other]\nexecutor = "local"\nsetup = ["true"]\nenv = { A = "1" }\n')
     monkeypatch.setenv("NEMOTRON_STYLE_HOME", str(chain.root / "elsewhere"))
     there = run_json(capsys, "mill/bake", "-r", "other")
     assert [run["run_id"] for run in there["runs"]] == [run["run_id"] for run in here["runs"]]
