@@ -28,6 +28,7 @@ from nemotron_style.runtime.pipeline import Pipeline, compile_pipeline
 from nemotron_style.runtime.plan import Plan
 from nemotron_style.runtime.profile import Profile
 from nemotron_style.runtime.state import JobState
+from nemotron_style.runtime.store import Store
 
 NODES = 2
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
@@ -278,15 +279,15 @@ class Site:
     cluster: Cluster
     launcher: SlurmLauncher
 
-    def compile(
-        self, step: str, *overrides: str, detached: bool = True, **profile: Any
-    ) -> Pipeline:
+    def compile(self, step: str, *overrides: str, squash: bool = False, **profile: Any) -> Pipeline:
+        profile = {"store": str(self.mill.home), "workdir": str(self.mill.root), **profile}
         world = World(
             catalog=load_catalog(),
-            store=self.mill.store,
+            store=Store(profile["store"]),
             profile=Profile(name="site", executor="slurm", **profile),
-            workdir=self.mill.root,
-            detached=detached,
+            workdir=Path(profile["workdir"]),
+            detached=True,
+            force_squash=squash,
         )
         return compile_pipeline(Order(step, overrides=tuple(overrides)), world=world)
 

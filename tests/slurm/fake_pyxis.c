@@ -15,7 +15,7 @@ static char *values[OPTIONS];
 
 static int keep(int which, const char *value, int remote)
 {
-    values[which] = strdup(value ? value : "1");
+    values[which] = strdup(value && *value ? value : "1");
     return 0;
 }
 

@@ -18,9 +18,7 @@ SECONDS_BETWEEN_LOOKS = 2
 UNITS = "worker_units"
 
 
-def run_on_ray(
-    *, nodes: int, units: int, folder: str, seconds: int = SECONDS_TO_GATHER
-) -> Callable[[str], list[str]]:
+def run_on_ray(*, nodes: int, units: int, folder: str) -> Callable[[str], list[str]]:
     """For ``write_script``: lines that form the cluster around a command.
 
     ``units`` are the workers of each machine; ``folder`` is shell text for where the attempts are
@@ -28,7 +26,7 @@ def run_on_ray(
     """
     resources = shlex.quote(json.dumps({UNITS: units, "slurm_managed_ray_cluster": 1}))
     settings = [
-        f"units={nodes * units} patience={seconds} pause={SECONDS_BETWEEN_LOOKS}",
+        f"units={nodes * units} patience={SECONDS_TO_GATHER} pause={SECONDS_BETWEEN_LOOKS}",
         f"resources={resources}",
         f'over={folder}/"${ATTEMPT_VARIABLE}"/exit-0  # written when the command is done',
         'export RAY_ADDRESS="$MASTER_ADDR:$MASTER_PORT"',
