@@ -96,6 +96,25 @@ def test_a_job_that_never_began_can_be_cancelled(site: Any) -> None:
     assert site.wait(waiting).state == "CANCELLED"
 
 
+def test_a_job_is_found_again_when_its_submitter_died_at_once(site: Any) -> None:
+    for steps in (1, 2):
+        site.submit("mill/grow", f"hold_at={steps}", "gate=/nowhere", exclusive=True)
+    handle = site.submit("mill/grow", "steps=3", exclusive=True)
+    job_id = site.job_id(handle)
+    (attempt_of(handle).path / "job.json").unlink()
+    assert site.launcher.state(handle).state == "PENDING"
+    site.launcher.cancel(handle)
+    assert site.cluster.await_state(job_id, "CANCELLED")
+    assert site.wait(handle).state == "CANCELLED"
+
+
+def test_a_job_writes_its_own_handle_when_nobody_did(site: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("nemotron_style.runtime.launch.slurm.write_json", lambda *_: None)
+    handle = site.submit("mill/grow")
+    assert site.wait(handle).state == "COMPLETED", site.told(handle)
+    assert attempt_of(handle).job["executor"] == "slurm"
+
+
 def test_the_file_that_asks_to_stop_works_from_any_shell(site: Any) -> None:
     handle = site.submit("mill/grow", "hold_at=3", "gate=/nowhere")
     site.await_log(handle, "holding")

@@ -105,6 +105,30 @@ def test_a_step_that_does_not_stop_in_time_begins_again_all_the_same(site: Any) 
     assert (first["state"], first["error"]) == ("REQUEUED", "reached its time limit")
 
 
+def test_a_job_that_slurm_takes_back_goes_on_later(site: Any) -> None:
+    handle = begin(site, requeues=1)
+    site.cluster.run("scontrol", "requeue", site.job_id(handle))  # as pre-emption does
+    site.cluster.await_state(site.job_id(handle), "PENDING")
+    assert ask(RunFolder(handle.run_dir)).state == "REQUEUED", site.told(handle)
+    assert (handle.run_dir / "checkpoints" / "step-00000003").is_dir()
+    go_on(site, handle)
+    assert site.wait(handle).state == "COMPLETED", site.told(handle)
+    first = attempt_of(handle).record
+    assert (first["state"], first["error"]) == ("REQUEUED", "Slurm took its nodes")
+
+
+def test_a_job_whose_node_died_goes_on_and_its_first_attempt_was_not_the_end(site: Any) -> None:
+    handle = begin(site, requeues=1)
+    site.cluster.run("scontrol", "requeue", site.job_id(handle))
+    site.cluster.await_state(site.job_id(handle), "PENDING")
+    left = attempt_of(handle).path / "batch.json"
+    left.write_text('{"state": "RUNNING", "exit_code": null, "reason": ""}')  # as a dead node would
+    go_on(site, handle)
+    assert site.wait(handle).state == "COMPLETED", site.told(handle)
+    first = attempt_of(handle).record
+    assert (first["state"], first["error"]) == ("REQUEUED", "Slurm started it again")
+
+
 @pytest.mark.slow
 def test_slurm_itself_tells_of_the_limit(site: Any) -> None:
     handle = site.submit(

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 
 # Below the ports that the system hands out by itself, which begin at 32768.
 FIRST_PORT, PORTS = 20000, 12000
-# When one node has finished, srun ends the others this much later.
-SECONDS_FOR_THE_REST = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +116,9 @@ def _step(job: BatchJob) -> Iterator[str]:
     flags = [f"srun --nodes={job.nodes} --ntasks={job.nodes} --ntasks-per-node=1"]
     if job.cpus_per_task:
         flags.append(f"--cpus-per-task={job.cpus_per_task}")  # srun does not take the job's own
-    flags.append(f"--kill-on-bad-exit=1 --wait={SECONDS_FOR_THE_REST} --export=ALL")
+    # A node that fails ends the others. One that is done does not (--wait=0): the first node may
+    # be busy with hashing and committing what all of them made.
+    flags.append("--kill-on-bad-exit=1 --wait=0 --export=ALL")
     flags.append(r'--output="${attempt//\%/%%}/log-%n.txt"')
     if job.container:
         flags += _enter(job.container)
@@ -192,12 +192,21 @@ on_limit() {
 trap on_limit USR1
 trap 'interrupted=1 late=1' USR2
 trap 'interrupted=1 ended=1' TERM
+restarts() { scontrol -o show job "$SLURM_JOB_ID" | sed -n 's/.* Restarts=\([0-9]*\).*/\1/p'; }
+if [ "$restart" -gt 0 ]; then  # whatever ended the attempt before, it was not the end
+  (attempt=$run/attempts/$((number - 1))
+    grep -qs REQUEUED "$attempt/batch.json" || record REQUEUED null 'Slurm started it again')
+fi
 record RUNNING null ''
 """
 
 CONCLUDE = r"""
 if [ -e "$run/outputs.json" ]; then finish COMPLETED 0 ''; fi
 if [ -e "$attempt/cancel.json" ]; then finish CANCELLED 130 'cancelled'; fi
+if [ -n "$ended" ] && [ "$(restarts)" -gt "$restart" ]; then
+  record REQUEUED null 'Slurm took its nodes'
+  exit 0
+fi
 if [ -n "$limit" ] && [ "$(worker)" != FAILED ]; then
   if [ -z "$ended" ] && [ "$restart" -lt "$requeues" ]; then
     record REQUEUED null 'reached its time limit'
