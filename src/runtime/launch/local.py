@@ -268,18 +268,16 @@ def ask_job(attempt: Attempt) -> None:
     """Have the job save and stop: by a file that its worker looks for, and SIGTERM.
 
     Where torchrun is above the worker it gets no signal: it would kill what has not saved within
-    half a minute. Before there is a worker, whatever was started gets it.
+    half a minute. Before there is a worker, and after it, there is nothing to save: all get it.
     """
     attempt.ask_to_stop("cancelled")
     owner = attempt.owner or {}
     if is_alive(owner):
         if owner["leader"] == owner["pid"]:
             send(owner["pid"], signal.SIGTERM)
-    elif is_alive(attempt.child):
-        send(attempt.child["pid"], signal.SIGTERM)
-    else:
-        for pid in find_marked(attempt.mark):
-            send(pid, signal.SIGTERM)
+        return
+    for pid in find_marked(attempt.mark):
+        send(pid, signal.SIGTERM)
 
 
 def end_job(attempt: Attempt) -> None:
