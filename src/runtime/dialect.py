@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.runtime.secret import find_secrets, looks_secret
+from nemotron_style.runtime.finding import find_secrets
+from nemotron_style.runtime.secret import looks_secret
 
 # Tables of an env.toml that are no profiles.
 RESERVED = frozenset({"artifacts", "cache", "cli", "wandb"})

@@ -6,14 +6,14 @@ They are refused, with the place and the way out, and never repeated.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nemotron_style.runtime.errors import Problem, UsageError, raise_all
+from nemotron_style.runtime.finding import Secret, find_secrets
 from nemotron_style.runtime.schema import join_key
 from nemotron_style.runtime.secret import (
-    Secret,
-    find_secrets,
     is_secret_key,
     is_stand_in,
     looks_secret,
@@ -22,6 +22,9 @@ from nemotron_style.runtime.secret import (
 
 Path = tuple[str | int, ...]
 DROPPED = object()
+# Texts of a profile that are scripts, or configs of something else.
+SCRIPTS = ("setup", "custom_spec")
+COLON = re.compile(r"(?P<name>[A-Za-z_][\w-]*)\\?[\"']?\s*:\s*\\?[\"']?(?P<secret>[^\s\"'\\,}]+)")
 # Variables that say where something lies; what they say is shown and stored.
 PLACES = ("NEMOTRON_STYLE_HOME", "NEMOTRON_ENV_FILE")
 
@@ -77,7 +80,8 @@ def drop_secrets(values: Any, *, where: Callable[[str], str]) -> tuple[Any, list
 def find_given_secrets(words: Sequence[str]) -> Iterator[Problem]:
     """A problem for every word of a command line, and place named beside it, with a secret."""
     for name in PLACES:
-        if secret := next(find_secrets(os.environ.get(name, "")), None):
+        found = find_secrets(os.environ.get(name, ""))
+        if secret := next((each for each in found if each.variable != name), None):
             yield explain_leak(secret, where=f"${name}")
     cut = words.index("--") if "--" in words else len(words)
     for at, word in enumerate(words):
@@ -96,7 +100,18 @@ def _judge(path: Path, value: Any, *, named: bool) -> Secret | None:
     key = join_key(path)
     if (named or is_secret_key(key)) and not is_stand_in(text) and "${" not in text:
         return Secret(0, len(text), "the value of a secret, as its name says", name_variable(key))
-    return next(find_secrets(text), None) if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return None
+    in_script = path[0] in SCRIPTS and next(_find_colons(text), None)
+    return next(find_secrets(text), None) or in_script or None
+
+
+def _find_colons(text: str) -> Iterator[Secret]:
+    """``{"password": "..."}`` in a script; in prose a colon says nothing."""
+    for match in COLON.finditer(text):
+        if is_secret_key(match["name"]) and not is_stand_in(match["secret"]):
+            why = f"the value of {match['name']}"
+            yield Secret(*match.span("secret"), why, name_variable(match["name"]))
 
 
 def _is_named_pair(table: Mapping[Any, Any]) -> bool:

@@ -28,10 +28,10 @@ from nemotron_style.runtime.dialect import IGNORED, OURS, translate
 from nemotron_style.runtime.envfile import ProfileTable, follow, is_base, read_profiles
 from nemotron_style.runtime.errors import Problem, ProfileError, raise_all, suggest
 from nemotron_style.runtime.executor import LOCAL, sort_keys
+from nemotron_style.runtime.finding import announce_secrets
 from nemotron_style.runtime.leak import drop_secrets
 from nemotron_style.runtime.project import find_project_root
 from nemotron_style.runtime.schema import join_key, read_refusal
-from nemotron_style.runtime.secret import announce_secrets
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DURATION = r"^(\d+-)?\d{1,3}(:\d{2}){0,2}$"

@@ -1,13 +1,67 @@
-"""Streams that let no secret through: the last line of defence for what is printed."""
+"""Texts with their secrets masked, and streams that let none through.
+
+This is the last line of defence for what is printed; what is stored is refused before.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
-from nemotron_style.runtime.secret import begun_secret, find_secrets, redact
+from nemotron_style.runtime.finding import find_secrets, known_values
+from nemotron_style.runtime.secret import is_secret_key
+
+MASK = "[secret]"
+_BEGUN = re.compile(r":/?\Z|(?:://|\bhf_|\bgh[pousr]_|github_pat_|nvapi-|\bsk-)[^\s\"']*\Z")
+_BEGUN_PAIR = re.compile(r"(?<![\w.-])(?P<name>[A-Za-z_][\w.-]*)\s?=\s?[^\s\"']*\Z")
+_LAST_WORD = re.compile(r"(?<!\S)\S+\Z")
+_WINDOW = 4096  # more of the end of a text is never held back
+
+
+def redact(text: str) -> str:
+    """``text`` with every secret replaced by a mask."""
+    spans = sorted((each.start, each.end) for each in find_secrets(text))
+    if not spans:
+        return text
+    parts, done = [], 0
+    for start, end in spans:
+        if start >= done:
+            parts += [text[done:start], MASK]
+        done = max(done, end)
+    return "".join([*parts, text[done:]])
+
+
+def redact_leaves(values: Any) -> Any:
+    """Plain data with the secrets in its texts masked."""
+    if isinstance(values, str):
+        return redact(values)
+    if isinstance(values, Mapping):
+        return {key: redact_leaves(item) for key, item in values.items()}
+    if isinstance(values, list | tuple):
+        return [redact_leaves(item) for item in values]
+    return values
+
+
+def begun_secret(text: str, *, any_word: bool = False) -> int:
+    """How many characters at the end of ``text`` may be the beginning of a secret.
+
+    With ``any_word`` the last word may be one, whatever it looks like so far.
+    """
+    text = text[-_WINDOW:]
+    form, pair = _BEGUN.search(text), _BEGUN_PAIR.search(text)
+    longest = len(text) - form.start() if form else 0
+    if any_word and (word := _LAST_WORD.search(text)):
+        longest = max(longest, len(text) - word.start())
+    if pair and is_secret_key(pair["name"]):
+        longest = max(longest, len(text) - pair.start())
+    for value in known_values():
+        most = min(len(value) - 1, len(text))
+        ends = (size for size in range(most, longest, -1) if text.endswith(value[:size]))
+        longest = max(longest, next(ends, 0))
+    return longest
 
 
 class RedactedStream(io.TextIOBase):

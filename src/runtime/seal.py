@@ -20,6 +20,7 @@ from nemotron_style.runtime.errors import Problem, StepFailed, raise_all
 from nemotron_style.runtime.jsonfile import read_json, remove_tree, sync_tree, write_json
 from nemotron_style.runtime.machine import describe_environment, describe_hardware
 from nemotron_style.runtime.plan import Plan
+from nemotron_style.runtime.redaction import redact_leaves
 from nemotron_style.runtime.run import Attempt, RunFolder
 from nemotron_style.runtime.state import COMPLETED
 from nemotron_style.runtime.store import Store
@@ -58,7 +59,7 @@ def seal(task: Task, ctx: StepContext) -> Path:
     facts = {output.slot: ctx.output(output.slot).facts for output in task.plan.outputs}
     figures = {**ctx.metrics.last, **ctx.figures}
     told = {"figures": ctx.figures, "metrics": figures, "facts": facts}
-    write_json(ctx.staging / SEAL, told | {"hardware": describe_hardware()})
+    write_json(ctx.staging / SEAL, redact_leaves(told) | {"hardware": describe_hardware()})
     return ctx.staging
 
 

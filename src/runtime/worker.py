@@ -34,14 +34,14 @@ from nemotron_style.runtime.errors import (
     UsageError,
     raise_all,
 )
+from nemotron_style.runtime.finding import announce_secrets
 from nemotron_style.runtime.jsonfile import remove_tree, write_json
 from nemotron_style.runtime.launch.base import ATTEMPT_VARIABLE
 from nemotron_style.runtime.plan import Plan, PlannedInput, load_plan, put_key
-from nemotron_style.runtime.redaction import redacted_output
+from nemotron_style.runtime.redaction import redact, redacted_output
 from nemotron_style.runtime.run import STOP, Attempt, RunFolder
 from nemotron_style.runtime.schema import read_refusal
 from nemotron_style.runtime.seal import Task, commit_outputs, find_sealed, seal
-from nemotron_style.runtime.secret import announce_secrets, redact
 from nemotron_style.runtime.state import CANCELLED, COMPLETED, FAILED, RUNNING
 from nemotron_style.runtime.store import Store
 

@@ -9,17 +9,11 @@ import pytest
 
 from nemotron_style.runtime.config import resolve_config
 from nemotron_style.runtime.errors import ConfigError, UsageError
+from nemotron_style.runtime.finding import announce_secrets, known_values
 from nemotron_style.runtime.leak import drop_secrets, find_given_secrets, refuse_secrets
 from nemotron_style.runtime.manifest import load_manifest
-from nemotron_style.runtime.redaction import RedactedStream
-from nemotron_style.runtime.secret import (
-    MASK,
-    announce_secrets,
-    is_secret_key,
-    known_values,
-    looks_secret,
-    redact,
-)
+from nemotron_style.runtime.redaction import MASK, RedactedStream, redact
+from nemotron_style.runtime.secret import is_secret_key, looks_secret
 
 VALUE = "c4n4ry-Zq81/xy+w"
 
@@ -91,6 +85,10 @@ def test_keys_of_language_models_and_names_are_not(key):
         f"huggingface-cli login --token {VALUE}",
         f"model.api_key={VALUE}",
         "${oc.env:HF_TOKEN,c4n4ry}",
+        f"curl -H 'X-Api-Key: {VALUE}' h",
+        f"curl -s -u me:{VALUE} h",
+        "wandb login --relogin 1234567890c4n4ry1234567890",
+        f"https://h/c?Expires=1&Signature=x&Key-Pair-Id={VALUE}",
     ],
 )
 def test_forms_are_found_and_masked(text):
@@ -123,6 +121,8 @@ def test_forms_are_found_and_masked(text):
         "hf_checkpoint_of_the_model hf_transformers sk-learn task-0123456789012345678901",
         "run sft-chat-0123456789ab: mem 12:34:56@3",
         "secrets='/home/me/.secrets'",
+        'curl -u "me:$PASSWORD" -H "X-Api-Key: $KEY" h; wandb login $WANDB_API_KEY_OF_MINE_1',
+        "--hf-token: holds the value of something; api_key: is not a known key",
         'case "$line" in HF_TOKEN=*|WANDB_API_KEY=*) export "${line?}" ;; esac',
     ],
 )
@@ -156,6 +156,11 @@ def test_a_password_in_a_url_of_the_environment_is_known_by_itself(monkeypatch):
     monkeypatch.setenv("DATABASE_URL", f"postgres://me:{VALUE}@db/x")
     assert known_values()[VALUE] == "DATABASE_URL"
     assert VALUE not in redact(f"psql: wrong password {VALUE}")
+
+
+def test_a_password_that_is_quoted_in_its_url_is_known_as_it_is_too(monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", "postgres://me:c4n4ry%2Fx%40y@db/x")
+    assert "c4n4ry" not in redact("wrong: c4n4ry/x@y or c4n4ry%2Fx%40y")
 
 
 def test_a_variable_that_a_profile_names_is_a_secret(monkeypatch):
