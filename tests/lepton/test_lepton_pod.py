@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_style.runtime.errors import StepFailed
+from nemotron_style.runtime.jsonfile import write_text
 from nemotron_style.runtime.launch.bundle import pack, upload
 
 NASTY = "a b'c\"d $(touch X) `touch X`; # ünï, \\ \n next ${HOME} $$ %s"
@@ -30,6 +31,13 @@ if what == "tell":
 if what == "fail":
     print("it broke", file=sys.stderr)
     sys.exit(42)
+if what == "watch":
+    attempt = os.path.join(os.path.dirname(sys.argv[-1]), "attempts", "1")
+    say("ready")
+    while not os.path.exists(os.path.join(attempt, "stop")):
+        time.sleep(0.01)
+    say("saved")
+    sys.exit(130)
 if what == "save":
     told = []
     signal.signal(signal.SIGTERM, lambda *_: told.append(1))
@@ -56,8 +64,7 @@ def pod(tmp_path, plan_of, launcher):
         request = launcher.compile(plan)
         folder = Path(plan.record_dir)
         for name, text in request.files.items():
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text, encoding="utf-8")
+            write_text(folder / name, text)  # at once: another pod may be reading it
         spec = request.body["spec"]
         given = {one["name"]: one["value"] for one in spec["envs"] if "value" in one}
         name = request.body["metadata"]["name"]
@@ -105,10 +112,11 @@ def test_first_process_passes_the_signal_on_and_waits(pod, number):
     assert (attempt / "log-0.txt").read_bytes() == b"ready\nsaved\n"
 
 
-def test_two_signals_do_not_confuse_the_exit_code(pod):
+@pytest.mark.parametrize("count", [2, 5, 20])
+def test_many_signals_do_not_confuse_the_exit_code(pod, count):
     _, process, attempt = pod(env={"WHAT": "save"})
     assert process.stdout.readline() == b"ready\n"
-    for _ in range(5):
+    for _ in range(count):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.002)
     process.communicate(timeout=30)
@@ -202,3 +210,52 @@ def test_a_bundle_reaches_any_filesystem_and_says_when_it_does_not():
     assert [Path(name).name for name in files.ls("/somewhere/jobs", detail=False)] == [bundle.name]
     with pytest.raises(StepFailed, match="the code cannot be uploaded"):
         upload(bundle, "nosuch://bucket")
+
+
+RAY = """\
+#!/bin/sh
+echo "ray $*"
+[ "$1" != status ] || echo " 0.0/2.0 worker_units"
+"""
+
+
+@pytest.fixture
+def cluster(pod, tmp_path, monkeypatch):
+    """Two pods of a step that wants Ray, with a stand-in for its command."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ray").write_text(RAY)
+    (tmp_path / "bin" / "ray").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    changes = {"resources": {"nodes": 2, "processes": 1}, "launch": "ray"}
+
+    def start(**env):
+        return [pod(index=index, env=env, **changes) for index in (0, 1)]
+
+    return start
+
+
+def test_ray_forms_a_cluster_of_pods(cluster):
+    (request, first, attempt), (_, second, _) = cluster(WHAT="tell")
+    output, other = (one.communicate(timeout=15)[0].decode() for one in (first, second))
+    assert (first.returncode, second.returncode) == (0, 0), output + other
+    name = request.body["metadata"]["name"]
+    address = f"{name}-0.{name}-job-svc"
+    assert f"ray start --head --node-ip-address={address} --port=29400" in output
+    assert "ray: 2 worker units" in output
+    assert output.count("given -m nemotron_style.runtime.worker") == 1
+    assert f"ray start --address={address}:29400" in other
+    assert "given" not in other
+    assert (attempt / "exit-0").read_text() == (attempt / "exit-1").read_text() == "0\n"
+
+
+def test_ray_saves_before_its_pods_leave(cluster):
+    (_, first, attempt), (_, second, _) = cluster(WHAT="watch")
+    while first.stdout.readline() != b"ready\n":
+        pass
+    for pod in (second, first):
+        pod.send_signal(signal.SIGTERM)
+    output, _ = first.communicate(timeout=60)
+    assert b"saved\n" in output
+    assert first.returncode == 130
+    second.communicate(timeout=60)
+    assert (second.returncode, (attempt / "exit-0").read_text()) == (0, "130\n")

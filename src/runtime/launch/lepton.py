@@ -31,7 +31,6 @@ from nemotron_style.runtime.launch.base import (
     attempt_of,
     begin,
     render_files,
-    write_script,
 )
 from nemotron_style.runtime.launch.bundle import (
     Bundle,
@@ -43,7 +42,7 @@ from nemotron_style.runtime.launch.bundle import (
 from nemotron_style.runtime.launch.lepton_check import check_workspace
 from nemotron_style.runtime.launch.lepton_job import is_shared, make_job, name_job, write_body
 from nemotron_style.runtime.launch.lepton_log import follow_file, follow_workspace
-from nemotron_style.runtime.launch.lepton_pod import stay_first, write_seat
+from nemotron_style.runtime.launch.lepton_pod import write_pod_script
 from nemotron_style.runtime.launch.lepton_post import post
 from nemotron_style.runtime.launch.lepton_rule import check_command, check_plan
 from nemotron_style.runtime.launch.lepton_state import judge, judge_files
@@ -92,8 +91,7 @@ class LeptonLauncher:
     def compile(self, plan: Plan, *, attempt: int = 1) -> LeptonRequest:
         """Raises ``ProfileError`` with everything that Lepton would refuse."""
         raise_all(ProfileError, [*check_plan(plan)])
-        script = write_script(plan, seat=write_seat(plan), run=stay_first(plan))
-        files = {"plan.json": plan.to_json(), "launch.sh": script}
+        files = {"plan.json": plan.to_json(), "launch.sh": write_pod_script(plan)}
         bundle = None if is_shared(plan) else self._bundle(plan, files)
         job = make_job(plan, attempt, bundle)
         raise_all(ProfileError, [*check_command(job.command)])

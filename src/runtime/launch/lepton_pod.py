@@ -5,11 +5,27 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 
-from nemotron_style.runtime.launch.base import ATTEMPT_VARIABLE
+from nemotron_style.runtime.launch.base import ATTEMPT_VARIABLE, write_script
+from nemotron_style.runtime.launch.ray import run_on_ray
 from nemotron_style.runtime.plan import Plan
 
 MEETING_PORT = 29400
 TENTHS_FOR_LAST_LINES = 50
+
+
+def write_pod_script(plan: Plan) -> str:
+    """``launch.sh``, with which every pod starts. Raises ``ProfileError`` as ``write_script``."""
+    run = stay_first(plan)
+    if plan.launch == "ray" and plan.nodes > 1:
+        # A shell function runs in this place, and no signal reaches what it has started; the
+        # worker sees the file, and the other pods stay until it has saved.
+        run = run_on_ray(
+            nodes=plan.nodes,
+            units=int(plan.site.get("gpus_per_node") or 1),
+            folder=shlex.quote(str(plan.run_dir / "attempts")),
+            ending=stay_first(plan, passes_on=False),
+        )
+    return write_script(plan, seat=write_seat(plan), run=run)
 
 
 def write_seat(plan: Plan) -> list[str]:
@@ -24,38 +40,46 @@ def write_seat(plan: Plan) -> list[str]:
     ]
 
 
-def stay_first(plan: Plan) -> Callable[[str], list[str]]:
+def stay_first(plan: Plan, *, passes_on: bool = True) -> Callable[[str], list[str]]:
     """How ``launch.sh`` ends: the shell stays the pod's first process and answers for it.
 
     Only the first process of a pod gets the signal that asks it to end, and the system gives that
-    process no default for it. So the shell passes it on: as the file that workers look for, and
-    as a signal. Output goes to Lepton's log and to the attempt's; the exit code is left in a file,
-    which tells the culprit from the pods that it took along.
+    process no default for it. So the shell passes it on: as the file that workers look for, and,
+    if it ``passes_on`` signals, once as a signal (a second one could hit a worker that has saved
+    and is just leaving). Output goes to Lepton's log and to the attempt's; the exit code is left
+    in a file, which tells the culprit from the pods that it took along.
     """
     folder = shlex.quote(str(plan.run_dir / "attempts"))
+    pass_on = (
+        ['  [ -z "$worker" ] || kill -TERM "$worker" 2> /dev/null || true'] if passes_on else []
+    )
 
     def write(command: str) -> list[str]:
         return [
             f'attempt={folder}/"${ATTEMPT_VARIABLE}"',
-            "worker= again=",
-            'trap \'again=1; echo "node $NODE_RANK was told to end" > "$attempt/stop"; '
-            '[ -z "$worker" ] || kill -TERM "$worker" 2> /dev/null || true\' TERM INT USR1',
             'mkdir -p "$attempt"',
+            "worker= told=",
+            "stop() {",
+            '  [ -z "$told" ] || return 0',
+            "  told=1",
+            '  echo "node $NODE_RANK was told to end" > "$attempt/stop"',
+            *pass_on,
+            "}",
+            "trap stop TERM INT USR1",
             'exec {log}> >(trap "" TERM INT USR1; exec tee -a "$attempt/log-$NODE_RANK.txt")',
             "writer=$!",
             f'{command} >&"$log" 2>&1 {{log}}>&- &',
             "worker=$!",
             "exec {log}>&-",
-            "code=0",
-            "while :; do",
-            "  again= ended=0",
-            '  wait "$worker" || ended=$?  # a signal ends the wait, and not the worker',
-            '  [ "$ended" = 127 ] || code=$ended',
-            '  [ -n "$again" ] || break',
+            'wait "$worker" || true  # a signal ends the wait, and not the worker',
+            'while kill -0 "$worker" 2> /dev/null; do wait "$worker" || true; done',
+            "for _ in 1 2 3; do  # it is remembered how it ended; a late signal spoils one answer",
+            "  code=0",
+            '  wait "$worker" || code=$?',
             "done",
-            f"for _ in {{1..{TENTHS_FOR_LAST_LINES}}}; do",
+            f"for _ in {{1..{TENTHS_FOR_LAST_LINES}}}; do  # the last lines",
             '  kill -0 "$writer" 2> /dev/null || break',
-            "  sleep 0.1  # the last lines",
+            "  sleep 0.1",
             "done",
             'echo "$code" > "$attempt/.exit-$NODE_RANK"',
             'mv "$attempt/.exit-$NODE_RANK" "$attempt/exit-$NODE_RANK"',

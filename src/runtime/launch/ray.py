@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from nemotron_style.runtime.launch.base import ATTEMPT_VARIABLE, record_exit
 
@@ -18,12 +19,20 @@ SECONDS_BETWEEN_LOOKS = 2
 UNITS = "worker_units"
 
 
-def run_on_ray(*, nodes: int, units: int, folder: str) -> Callable[[str], list[str]]:
+def run_on_ray(
+    *,
+    nodes: int,
+    units: int,
+    folder: str,
+    ending: Callable[[str], list[str]] | None = None,
+) -> Callable[[str], list[str]]:
     """For ``write_script``: lines that form the cluster around a command.
 
     ``units`` are the workers of each machine; ``folder`` is shell text for where the attempts are
     kept, which all machines see. The exit code of the first machine is that of the command.
+    ``ending`` runs a command and leaves its exit code, where ``record_exit`` does not fit.
     """
+    end = ending or partial(record_exit, folder=folder)
     resources = shlex.quote(json.dumps({UNITS: units, "slurm_managed_ray_cluster": 1}))
     settings = [
         f"units={nodes * units} patience={SECONDS_TO_GATHER} pause={SECONDS_BETWEEN_LOOKS}",
@@ -39,7 +48,7 @@ def run_on_ray(*, nodes: int, units: int, folder: str) -> Callable[[str], list[s
             *SHARED.strip().splitlines(),
             *lead,
             *JOIN.strip().splitlines(),
-            *record_exit("take_part", folder=folder),
+            *end("take_part"),
         ]
 
     return write

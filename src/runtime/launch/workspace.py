@@ -285,20 +285,15 @@ def describe_changes(ours: Mapping[str, Any], theirs: Any, *, key: str = "") -> 
 def read_job(name: str, job: Any) -> RemoteJob:
     """The SDK's job in our words."""
     status = job.status
-    known = (
-        {}
-        if status is None
-        else {
-            "state": status.state.value if status.state else "UNK",
-            "ended": as_seconds(status.completion_time),
-            "succeeded": status.succeeded or 0,
-            "failed": status.failed or 0,
-        }
-    )
+    state = getattr(status, "state", None)
     return RemoteJob(
-        **{"name": name, "state": "UNK", **known},
+        name=name,
+        state=state.value if state else "UNK",
         labels=job.metadata.labels or {},
         created=as_seconds(job.metadata.created_at),
+        ended=as_seconds(getattr(status, "completion_time", None)),
+        succeeded=getattr(status, "succeeded", None) or 0,
+        failed=getattr(status, "failed", None) or 0,
         wanted=job.spec.completions or 1,
     )
 
