@@ -22,6 +22,7 @@ from nemotron_style.runtime.state import (
 SECONDS_TO_ANSWER = 60
 # How slurmd says that it could not open the file for a job's output.
 NO_OUTPUT = 53
+LAST_SIGNAL = 15  # what Slurm writes as a signal beyond it is a message of its own
 
 STATES = {
     "PENDING": PENDING,
@@ -160,9 +161,9 @@ def _conclude(state: str, word: str, given: str, exit_code: str) -> Seen:
     if signal == str(NO_OUTPUT):
         reason = "Slurm could not open the job's log; do the nodes see the store?"
     number = int(code or 0)
-    if number == 0 and signal not in ("", "0"):
+    if number == 0 and signal.isdigit() and 0 < int(signal) <= LAST_SIGNAL:
         number = 128 + int(signal)
-    return Seen(state, number, reason)
+    return Seen(state, number if number or state == COMPLETED else None, reason)
 
 
 def _field(name: str, shown: str) -> str:

@@ -98,12 +98,9 @@ class SlurmLauncher:
         try:
             job_id = submit_script(request, after)
         except (ImportError, StepFailed) as error:
-            told = str(error)
-            attempt.close(FAILED, error=told)
-            where = f"profile {plan.profile}"
-            raise StepFailed(
-                Problem(where=where, what="the job was not submitted", got=told)
-            ) from None
+            attempt.close(FAILED, error=str(error))
+            where, what = f"profile {plan.profile}", f"the job was not submitted: {error}"
+            raise StepFailed(Problem(where=where, what=what)) from None
         write_json(attempt.path / "job.json", {"executor": EXECUTOR, "id": job_id})
         return JobHandle(EXECUTOR, plan.record_dir, attempt.number)
 
