@@ -80,7 +80,7 @@ def check_secrets(plan: Plan, workspace: Workspace, group: NodeGroup | None) -> 
     for name in plan.secrets:
         if name not in known:
             what = f"the workspace has no secret {name!r}"
-            fix = suggest(name, known) or f"`lep secret create -n {name} -v ...`"
+            fix = suggest(name, known) or "`lep secret create` makes one"
             yield Problem(key="secrets", what=what, fix=fix)
 
 
