@@ -107,7 +107,7 @@ def place(manifest: Manifest, world: World, notes: list[str]) -> dict[str, Any]:
         "site": plan_site(world),
         "store": str(store),
         "records": str(home) if store != home else None,
-        "notes": tuple(notes),
+        "notes": (*profile.notes, *notes),
     }
 
 

@@ -34,6 +34,7 @@ from nemotron_style.runtime.errors import Problem, RefError, suggest
 from nemotron_style.runtime.jsonfile import read_json, remove_tree, write_json, write_text
 from nemotron_style.runtime.plan import Plan, load_plan
 from nemotron_style.runtime.process import find_marked, identify_process, is_alive
+from nemotron_style.runtime.redaction import redact_leaves
 from nemotron_style.runtime.state import (
     CANCELLED,
     COMPLETED,
@@ -174,7 +175,7 @@ class Attempt:
 
     def update(self, **facts: Any) -> None:
         """Add to what is written about it."""
-        write_json(self.path / "attempt.json", self.record | facts)
+        write_json(self.path / "attempt.json", self.record | redact_leaves(facts))
 
     def close(self, state: str, **facts: Any) -> None:
         """Write how it ended; what was cancelled and did not complete is CANCELLED."""

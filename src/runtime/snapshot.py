@@ -20,7 +20,7 @@ from nemotron_style.runtime.jsonfile import remove_tree, sync_tree
 from nemotron_style.runtime.plan import Snapshot
 
 FACTS = ("version", "commit", "difference")
-LEFT_OUT = ("__pycache__", ".mypy_cache", ".ruff_cache")
+LEFT_OUT = ("__pycache__",)
 
 
 def plan_snapshot(entrypoint: str, store: Path) -> Snapshot:
@@ -77,10 +77,10 @@ def _walk(root: Path, name: str) -> Iterator[tuple[str, Path]]:
         yield root.name, root
         return
     for directory, folders, files in os.walk(root):
-        folders[:] = sorted(one for one in folders if one not in LEFT_OUT)
+        folders[:] = sorted(one for one in folders if one not in LEFT_OUT and one[0] != ".")
         for file in sorted(files):
             path = Path(directory, file)
-            if path.suffix != ".pyc":
+            if path.suffix != ".pyc" and file[0] != ".":  # an .env is no code
                 yield Path(name, path.relative_to(root)).as_posix(), path
 
 
