@@ -101,10 +101,11 @@ def _map_user(engine: str) -> list[str]:
     user, group = os.getuid(), os.getgid()
     if user == 0:
         return []
-    if engine == "podman":
-        return ["--userns", "keep-id"]
     # The image does not know this user: give it a home to write to, and its name.
-    return ["--user", f"{user}:{group}", "--env", "HOME=/tmp", "--env", "USER"]
+    known = ["--env", "HOME=/tmp", "--env", "USER"]
+    if engine == "podman":
+        return ["--userns", "keep-id", *known]
+    return ["--user", f"{user}:{group}", *known]
 
 
 def list_binds(plan: Plan) -> list[Bind]:
