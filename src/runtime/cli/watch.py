@@ -30,6 +30,8 @@ class Screen:
     def begin(self, run: PlannedRun) -> None:
         plan, decision = run.plan, run.decision
         self._write(f"== {plan.step} ({plan.config_name})  {decision.action}: {decision.reason}\n")
+        for note in plan.notes:
+            self._write(f"note: {note}\n")
 
     def follow(self, text: str, handle: JobHandle) -> None:
         if text:
