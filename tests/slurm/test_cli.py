@@ -1,0 +1,100 @@
+"""The command line on a real Slurm, as somebody would type it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROFILE = """
+[site]
+executor = "slurm"
+time = "00:20:00"
+cpus_per_task = 2
+"""
+
+
+@pytest.fixture
+def typed(site: Any, cli: Any) -> Any:
+    """Type a command in the mill's project; what came of it."""
+    site.mill.write("env.toml", PROFILE)
+
+    def run(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            cli(*words), capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    return run
+
+
+def test_a_chain_is_handed_over_and_waited_for(site: Any, typed: Any) -> None:
+    dry = typed("steps", "run", "mill/bake", "-b", "site", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    done = typed("steps", "run", "mill/bake", "-b", "site", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    waited = typed("runs", "wait", "latest", "--timeout", "100")
+    assert waited.returncode == 0, waited.stderr
+    runs = json.loads(typed("runs", "list", "--json").stdout)
+    runs = runs if isinstance(runs, list) else runs["runs"]
+    assert {run["state"] for run in runs} == {"COMPLETED"}
+    assert len(runs) == 3
+    for folder in (site.mill.home / "runs").iterdir():
+        written = (folder / "job.sbatch").read_text()
+        assert f"# runs/{folder.name}/job.sbatch\n{written.rstrip()}\n" in dry.stdout
+    assert told
+    logs = typed("runs", "logs", "latest")
+    assert "4/4" in logs.stdout
+
+
+def test_an_attached_run_shows_its_log_and_its_exit_code(site: Any, typed: Any) -> None:
+    done = typed("steps", "run", "mill/grow", "-r", "site")
+    assert done.returncode == 0, done.stderr
+    assert "4/4" in done.stdout + done.stderr
+    failed = typed("steps", "run", "mill/grow", "-r", "site", "raise_at=2")
+    assert failed.returncode == 1
+    assert "the mill stone broke" in failed.stderr
+    refused = typed("steps", "run", "mill/grow", "-r", "site", "refuse_at=2")
+    assert refused.returncode == 2
+
+
+def test_a_run_is_cancelled_from_another_shell(site: Any, typed: Any) -> None:
+    done = typed("steps", "run", "mill/grow", "-b", "site", "hold_at=1", "gate=/nowhere")
+    assert done.returncode == 0, done.stderr
+    cancelled = typed("runs", "cancel", "latest")
+    assert cancelled.returncode == 0, cancelled.stderr
+    waited = typed("runs", "wait", "latest", "--timeout", "60")
+    assert waited.returncode != 0
+    assert "CANCELLED" in waited.stdout
+
+
+def test_what_slurm_would_refuse_is_found_before_anything_is_written(site: Any, typed: Any) -> None:
+    site.mill.write("env.toml", PROFILE + 'partition = "nowhere"\n')
+    done = typed("steps", "run", "mill/bake", "-b", "site")
+    assert done.returncode == 2
+    assert "invalid partition specified: nowhere" in done.stderr
+    assert not site.mill.home.exists()
+
+
+@pytest.mark.slow
+def test_the_main_job_runs_as_a_chain_of_four(
+    slurm: Any, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "env.toml").write_text(PROFILE)
+    monkeypatch.chdir(tmp_path)
+    words = ["steps", "run", "sft/steerlm2", "-c", "tiny", "-b", "site"]
+    done = subprocess.run(cli(*words), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    wait = cli("runs", "wait", "latest", "--timeout", "540")
+    waited = subprocess.run(wait, capture_output=True, text=True, timeout=560, check=False)
+    assert waited.returncode == 0, waited.stdout + waited.stderr
+    runs = sorted((tmp_path / ".nemotron-style" / "runs").iterdir())
+    assert len(runs) == 4
+    assert all((run / "outputs.json").is_file() for run in runs)
+    jobs = [json.loads((run / "attempts" / "1" / "job.json").read_text())["id"] for run in runs]
+    assert len(set(jobs)) == 4
