@@ -1,0 +1,1 @@
+"""Steps that turn one form of a model into another."""

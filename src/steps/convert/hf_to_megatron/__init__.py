@@ -1,0 +1,1 @@
+"""A Hugging Face checkpoint as the training steps read it."""

@@ -1,0 +1,90 @@
+"""A Hugging Face folder that was looked through: everything wrong with it is told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.steps.blocks.architecture import ModelConfig
+from nemotron_style.steps.blocks.checkpoint import TOKENIZER
+from nemotron_style.steps.blocks.hugging_face import settle_tensors
+from nemotron_style.steps.blocks.hugging_face_config import CONFIG_FILE, read_sizes
+from nemotron_style.steps.blocks.hugging_face_tokenizer import check_vocabulary, import_tokenizer
+from nemotron_style.steps.blocks.safetensor import TensorFolder
+from nemotron_style.steps.blocks.tokenizer import Tokenizer
+from nemotron_style.steps.convert.hf_to_megatron.config import Config
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The parts of the folder. ``dtype`` is the type that the weights will have."""
+
+    path: Path
+    sizes: ModelConfig
+    tensors: TensorFolder
+    tokenizer: Tokenizer
+    dtype: torch.dtype
+
+
+def open_source(path: Path, config: Config, *, run_dir: Path) -> Source:
+    """Look through the folder; the tokenizer is copied to ``run_dir``.
+
+    Raises:
+        InputError: with everything in its config, weights and tokenizer that cannot be converted.
+    """
+    problems: list[Problem] = []
+
+    def attempt(part: Callable[[], Part]) -> Part | None:
+        try:
+            return part()
+        except InputError as error:
+            problems.extend(error.problems)
+            return None
+
+    tokens = config.model.data.chat_prompt_tokens
+    sizes = attempt(lambda: read_sizes(path))
+    tensors = attempt(lambda: TensorFolder(path))
+    tokenizer = attempt(lambda: import_tokenizer(path, run_dir / TOKENIZER, tokens=tokens))
+    if sizes and tensors:
+        attempt(lambda: settle_tensors(tensors, sizes))
+    if sizes and tokenizer:
+        padded = pad_sizes(sizes, config.model.make_vocab_size_divisible_by)
+        attempt(lambda: check_vocabulary(tokenizer, padded, where=str(path / CONFIG_FILE)))
+    dtype = attempt(lambda: choose_type(tensors, config)) if tensors else None
+    raise_all(InputError, problems)
+    assert sizes
+    assert tensors
+    assert tokenizer
+    assert dtype
+    return Source(path, sizes, tensors, tokenizer, dtype)
+
+
+def pad_sizes(sizes: ModelConfig, unit: int) -> ModelConfig:
+    """The sizes with a vocabulary rounded up to a multiple of ``unit``."""
+    rounded = -(-sizes.vocab_size // unit) * unit
+    return sizes.model_copy(update={"vocab_size": rounded})
+
+
+def choose_type(tensors: TensorFolder, config: Config) -> torch.dtype:
+    """The type that is asked for, or the one that all tensors have."""
+    if config.dtype:
+        return getattr(torch, config.dtype)
+    by_type = {kind: name for name, kind in sorted(tensors.types.items())}
+    if len(by_type) == 1:
+        return next(iter(by_type))
+    raise InputError(
+        Problem(
+            where=str(tensors.path),
+            key="dtype",
+            what="the weights are of several types, and a checkpoint here is of one",
+            got=", ".join(f"{kind} ({name})" for kind, name in by_type.items()),
+            fix="set dtype=float32, which holds all of them exactly, or dtype=bfloat16",
+        )
+    )

@@ -1,0 +1,139 @@
+"""``convert/megatron_to_hf``: a checkpoint as Hugging Face tools read it, and checked.
+
+Weights are read, cut apart and written one megatron tensor at a time, so files of any size need
+the memory of one of them. The check needs more: first this model and then the other is held in
+float32. It compares logits with transformers where that is installed, else with a Llama in plain
+torch which reads the written files by their own meaning; the record says which it was.
+
+Source: the layout of ``LlamaForCausalLM``. Left out on purpose: pickled weights, and every
+architecture but Llama, which the checkpoints here are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nemotron_style.runtime.context import StepContext
+from nemotron_style.runtime.errors import InputError, Interrupted, Problem
+from nemotron_style.steps.blocks import torch_dist
+from nemotron_style.steps.blocks.agreement import (
+    compare,
+    model_logits,
+    round_weights,
+    sample_rows,
+)
+from nemotron_style.steps.blocks.architecture import ModelConfig
+from nemotron_style.steps.blocks.checkpoint import (
+    TOKENIZER,
+    WEIGHTS,
+    full_shapes,
+    load_model,
+    weights_digest,
+)
+from nemotron_style.steps.blocks.hugging_face import EMBEDDING, HEAD, check_shapes, export_weights
+from nemotron_style.steps.blocks.hugging_face_config import CONFIG_FILE, build_settings
+from nemotron_style.steps.blocks.hugging_face_tokenizer import (
+    check_vocabulary,
+    describe_words,
+    export_tokenizer,
+)
+from nemotron_style.steps.blocks.parallel import initialize
+from nemotron_style.steps.blocks.safetensor import TensorFolder, write_tensors
+from nemotron_style.steps.blocks.tokenizer import Tokenizer
+from nemotron_style.steps.convert.megatron_to_hf.config import Config
+
+
+def run(config: Config, ctx: StepContext) -> None:
+    """Write ``model`` as a Hugging Face folder, and refuse it when it computes something else."""
+    initialize(seed=config.seed)
+    source, output = ctx.input("model").path, ctx.output("model")
+
+    # -- what the checkpoint computes; reading it finds everything that is wrong with it
+    model, stored = load_model(source, ddp=False)
+    tokenizer = Tokenizer(source / TOKENIZER)
+    check_vocabulary(tokenizer, stored, where=str(source))
+    sizes = cut_sizes(config, stored, tokenizer)
+    dtype = getattr(torch, config.dtype) if config.dtype else None
+    round_weights(model, dtype)
+    length = min(config.sample_tokens, sizes.max_sequence_length)
+    rows = sample_rows(
+        tokenizer.vocab_size, rows=config.sample_rows, tokens=length, seed=config.seed
+    )
+    logits = model_logits(model, rows)
+    del model
+
+    # -- the files
+    weights = read_weights(source / WEIGHTS, ctx, total=len(full_shapes(stored)))
+    prepared = ((name, prepare(name, whole, sizes, dtype)) for name, whole in weights)
+    max_bytes = int(config.max_shard_gigabytes * 1e9)
+    write_tensors(output.path, export_weights(prepared, sizes), max_bytes=max_bytes)
+    token_ids = export_tokenizer(tokenizer.path, output.path)
+    folder = TensorFolder(output.path)
+    check_shapes(folder.shapes, sizes, where=str(output.path))
+    [kind] = {str(kind).removeprefix("torch.") for kind in folder.types.values()}
+    settings = build_settings(sizes, dtype=kind, token_ids=token_ids)
+    text = json.dumps(settings, indent=2)
+    (output.path / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+    # -- what they compute
+    found = compare(logits, output.path, rows)
+    ctx.say(f"logits differ by {found.max_logit_difference:.2e} at most, by {found.by}")
+    found.require(config.max_logit_difference, where=str(output.path))
+    digest = weights_digest(source)
+    unchanged = sizes == stored and dtype in (None, torch_type(source / WEIGHTS))
+    output.note(
+        source_weights_digest=digest,
+        **({"weights_digest": digest} if unchanged else {}),
+        parameters=sum(math.prod(shape) for shape in full_shapes(sizes).values()),
+        dtype=kind,
+        **describe_words(tokenizer),
+        **found.note(),
+    )
+    ctx.summarise(
+        max_logit_difference=found.max_logit_difference,
+        checked_by=found.by,
+        dtype=kind,
+        vocab_size=sizes.vocab_size,
+        files=len(list(output.path.glob("*.safetensors"))),
+    )
+
+
+def cut_sizes(config: Config, stored: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The sizes that are written: those of the checkpoint, with the vocabulary that is wanted."""
+    wanted = stored.vocab_size if config.vocab_size is None else config.vocab_size
+    if not tokenizer.vocab_size <= wanted <= stored.vocab_size:
+        raise InputError(
+            Problem(
+                key="vocab_size",
+                what="the embedding can only be cut between the tokenizer's last id and its end",
+                got=str(wanted),
+                allowed=f"{tokenizer.vocab_size} to {stored.vocab_size}, or null for all rows",
+            )
+        )
+    return stored.model_copy(update={"vocab_size": wanted})
+
+
+def read_weights(path: Path, ctx: StepContext, *, total: int) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor whole, one at a time, telling how far it is."""
+    for number, (name, whole) in enumerate(torch_dist.read_full(path), 1):
+        if ctx.stopping:
+            raise Interrupted("stopped; the same command starts the conversion again")
+        yield name, whole
+        ctx.progress(number, total)
+
+
+def prepare(name: str, whole: Tensor, sizes: ModelConfig, dtype: torch.dtype | None) -> Tensor:
+    """A tensor in the type and with the rows that are written."""
+    kept = whole[: sizes.vocab_size] if name in (EMBEDDING, HEAD) else whole
+    return kept.to(dtype or kept.dtype)
+
+
+def torch_type(path: Path) -> torch.dtype:
+    """The type of a checkpoint's weights, which is one for all of them."""
+    return next(torch_dist.read_full(path))[1].dtype
