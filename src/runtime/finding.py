@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote, unquote
 
-from nemotron_style.runtime.secret import is_secret_key, is_stand_in, looks_secret, name_variable
+from nemotron_style.runtime.secret import (
+    is_plain_word,
+    is_secret_key,
+    is_stand_in,
+    looks_secret,
+    name_variable,
+)
 
 SHORTEST = 8  # a shorter value would be found in every other word
 SHORTEST_LINE = 16
@@ -103,7 +109,7 @@ def _spell_out(
 ) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for name, value in environment:
-        if name in announced or looks_secret(name):
+        if (name in announced or looks_secret(name)) and not is_plain_word(value):
             for part in (value, value.strip(), *_lines(value)):
                 found |= dict.fromkeys(_spellings(part), name)
         for match in _URL_PASSWORD.finditer(value):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,14 @@ class Check:
     name: str
     told: str = ""
     problem: Problem | None = None
+
+    @property
+    def text(self) -> str:
+        """What to say about it under its name."""
+        if self.problem is None:
+            return self.told
+        named = self.problem.key == self.name
+        return str(replace(self.problem, key="") if named else self.problem)
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""

@@ -40,8 +40,10 @@ _AUTHENTICATES = _read_words(
 _NAMED = {"DOCKER_AUTH_CONFIG": True, "GOOGLE_APPLICATION_CREDENTIALS": False}
 _CONNECTION = ("connection", "string")
 # What stands where a secret would and is none: a reference, a mask, a word from a manual.
+_WORDS = r"EMPTY|VALUE|NAME|none|null|true|false|default|disabled|anonymous|x{3,}|\.{2,}.*|['\"]*"
+_PLAIN_WORD = re.compile(_WORDS, re.IGNORECASE)
 _STAND_IN = re.compile(
-    r"[$`*{\[(<].*|\.{2,}.*|x{3,}|['\"]*|EMPTY|VALUE|NAME|none|null|true|false|default",
+    r"\$\w+(?:[;&|].*)?|\$[{(].*|`.*|\*+(?:[|)].*)?|\{[^}]*\}|<[^>]*>|\[[^\]]*\]|[\[{]|" + _WORDS,
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -93,6 +95,11 @@ def _says_so(words: list[str]) -> bool:
 def is_stand_in(value: str) -> bool:
     """Whether ``value`` only stands for a secret: ``$HF_TOKEN``, ``...``, ``null``."""
     return any(_STAND_IN.fullmatch(each) for each in (value, value.rstrip(",.;:)]}")))
+
+
+def is_plain_word(value: str) -> bool:
+    """Whether ``value`` says that there is no secret, or none yet: ``disabled``, ``none``."""
+    return _PLAIN_WORD.fullmatch(value) is not None
 
 
 def name_variable(key: str) -> str:

@@ -108,10 +108,10 @@ def test_check_names_every_problem_and_its_fix(
     bad = [line for line in out.splitlines() if line.startswith("problem")]
     assert len(bad) == 5
     for part in (
-        "store: ",
+        "store      ",
         "there is no such folder; got /nowhere/at/all; make it: mkdir -p",
-        "mounts[0]: /nowhere is not there",
-        "HF_TOKEN is not in the environment; export HF_TOKEN=...",
+        "mounts[0]  /nowhere is not there",
+        "secrets    HF_TOKEN is not in the environment; export HF_TOKEN=...",
         "the local executor has one",
     ):
         assert any(part in line for line in bad), part

@@ -67,6 +67,9 @@ def test_keys_of_language_models_and_names_are_not(key):
     [
         f"postgres://me:{VALUE}@db/x",
         f"redis://:{VALUE}@h:6379/0",
+        f"postgres://me:({VALUE}@db/x",
+        f"api_key=*{VALUE}",
+        f"api_key=[{VALUE}",
         "https://pa55:w0rd@host/a b",
         f"https://host/f?a=1&X-Amz-Signature={VALUE}&b=2",
         f"https://h/c?sv=2&sig={VALUE}",
@@ -112,6 +115,7 @@ def test_forms_are_found_and_masked(text):
         "abfs://container@account.dfs.core.windows.net/x",
         "export X_TOKEN=$(cat /run/x)",
         'export X_TOKEN="$HF_TOKEN"',
+        "export X_TOKEN=$HF_TOKEN; export A_TOKEN=$B_TOKEN&&true; hf_token={token}",
         "https://u:$PASSWORD@h/x",
         "eos_token=</s> pad_token=<pad> key=value config_key=a.b tokenizer=x max_new_tokens=64",
         'secrets = ["HF_TOKEN"]',
@@ -148,6 +152,8 @@ def test_values_of_the_environment_are_found_in_every_spelling(monkeypatch, valu
 
 def test_short_values_and_plain_variables_are_left_alone(monkeypatch):
     monkeypatch.setenv("MY_TOKEN", "short")
+    monkeypatch.setenv("WANDB_API_KEY", "disabled")
+    assert redact("W&B is disabled") == "W&B is disabled"
     monkeypatch.setenv("MY_PLACE", "a-long-name-of-a-place")
     assert redact("short a-long-name-of-a-place") == "short a-long-name-of-a-place"
 

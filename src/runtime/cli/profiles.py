@@ -95,10 +95,7 @@ def check_one(
         told = [check.as_dict() for check in checks]
         print_json({"profile": profile.name, "ok": sound, "checks": told, "notes": notes})
         return 0 if sound else UNFIT
-    rows = [
-        ("problem" if check.problem else "ok", check.name, str(check.problem or check.told))
-        for check in checks
-    ]
+    rows = [("problem" if check.problem else "ok", check.name, check.text) for check in checks]
     rows += [("note", "", note) for note in notes]
     sys.stdout.write(render_table(rows, header=("", "CHECK", "FOUND")))
     return 0 if sound else UNFIT
