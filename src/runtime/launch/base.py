@@ -234,6 +234,10 @@ def write_command(plan: Plan) -> str:
 
 
 def _check_environment(plan: Plan) -> Iterator[Problem]:
+    if plan.snapshot and ":" in plan.snapshot.path:
+        what = "a job finds its code by PYTHONPATH, which cannot hold a path with a colon"
+        fix = "choose another store with $NEMOTRON_STYLE_HOME"
+        yield Problem(where=f"store {plan.store}", what=what, fix=fix)
     for name, value in plan.env.items():
         if not _VARIABLE.fullmatch(name):
             what = "is not a name of an environment variable"
