@@ -22,6 +22,7 @@ from nemotron_style.runtime.launch.local import end_job
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run import Attempt, RunFolder, list_runs
 from nemotron_style.runtime.status import ask
+from nemotron_style.runtime.store import Store
 
 Capture = pytest.CaptureFixture[str]
 SECONDS_TO_WAIT = 60.0
@@ -219,3 +220,25 @@ def test_an_exit_code_comes_through(boxed: Any, capsys: Capture) -> None:
     assert main(["steps", "run", "mill/grow", "-r", "box"]) == 1
     (run,) = list_runs(boxed.home)
     assert (ask(run).state, ask(run).exit_code) == ("FAILED", 42)
+
+
+@pytest.mark.parametrize("name", ['sp ace, "q"; touch PWN\n#\'s', "co:lon $(touch PWN)"])
+def test_a_project_in_a_hostile_place(
+    boxed: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    moved = type(boxed)(boxed.root.parent / name)
+    os.rename(boxed.root, moved.root)
+    monkeypatch.chdir(moved.root)
+    monkeypatch.syspath_prepend(str(moved.root / "code"))
+    monkeypatch.setenv("PYTHONPATH", str(moved.root / "code"))
+    words = ["steps", "run", "mill/bake", "-r", "box", "--", NASTY]
+    if ":" in name:  # which PYTHONPATH cannot hold
+        assert main(words) == 2
+        assert "cannot hold a path with a colon" in capsys.readouterr().err
+        monkeypatch.setenv("NEMOTRON_STYLE_HOME", str(moved.root.parent / "store"))
+    assert main(words) == 0, capsys.readouterr()
+    home = moved.root.parent / "store" if ":" in name else moved.home
+    made = Store(home).resolve("mill-bake-default.chaff").path / "chaff.txt"
+    assert made.read_bytes() == NASTY.encode()
+    assert (moved.root / "nasty.txt").read_bytes() == NASTY.encode()
+    assert not {"X", "PWN"} & {path.name for path in moved.root.parent.rglob("*")}

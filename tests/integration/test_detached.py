@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
+import random
 import signal
 import subprocess
 import time
@@ -21,7 +23,7 @@ from nemotron_style.runtime.order import Order
 from nemotron_style.runtime.pipeline import compile_pipeline
 from nemotron_style.runtime.process import find_marked, is_alive, kill_family
 from nemotron_style.runtime.run import Attempt, RunFolder, list_runs
-from nemotron_style.runtime.state import JobState
+from nemotron_style.runtime.state import FINAL, JobState
 from nemotron_style.runtime.status import ask
 
 Capture = pytest.CaptureFixture[str]
@@ -402,6 +404,85 @@ def test_a_job_that_cannot_be_started_says_so(mill: Any, capsys: Capture) -> Non
     with pytest.raises(Exception, match=r"cannot start it: .*No such file"):
         launcher.submit(missing)
     assert ask(RunFolder(plan.run_dir)).state == "FAILED"
+
+
+RANKS = """
+    if not ctx.is_first:
+        while not ctx.stopping:
+            time.sleep(0.005)
+        raise Interrupted("stopped")
+"""
+
+
+@pytest.fixture
+def pair(mill: Any) -> Any:
+    """A mill that two processes turn; torchrun starts them."""
+    recipe = mill.root / "code/milling/recipe.py"
+    first, newline, rest = recipe.read_text().partition("def run(config, ctx):\n")
+    recipe.write_text(first + newline + RANKS + rest)
+    run = 'launch = "torchrun"\n[run.resources]\nprocesses = 2\n'
+    mill.add_step("mill/pair", makes="grain", run=run)
+    return mill
+
+
+def submit_pair(mill: Any, capsys: Capture) -> dict[str, Any]:
+    words = ["mill/pair", "hold_at=3", f"gate={mill.root}/gate", "save_every=1"]
+    (run,) = submit(capsys, *words)
+    until(lambda: "holding" in last(run).log.read_text())
+    assert len(find_marked(last(run).mark)) == 3
+    return run
+
+
+@pytest.mark.slow
+def test_all_ranks_save_and_stop(pair: Any, capsys: Capture) -> None:
+    pytest.importorskip("torch")
+    run = submit_pair(pair, capsys)
+    assert main(["runs", "cancel", run["run_id"]]) == 0
+    assert (state(run).state, state(run).reason) == ("CANCELLED", "stopped after step 3")
+    until(lambda: is_gone(run))
+
+
+@pytest.mark.slow
+def test_ranks_without_anybody_above_them_are_found(pair: Any, capsys: Capture) -> None:
+    pytest.importorskip("torch")
+    run = submit_pair(pair, capsys)
+    kill_supervisor(run)
+    for known in (last(run).child, last(run).owner or {}):  # torchrun, then the first rank
+        os.kill(known["pid"], signal.SIGKILL)
+        until(lambda known=known: not is_alive(known))
+    assert state(run).live
+    assert main(["runs", "cancel", run["run_id"], "--force"]) == 0
+    assert state(run).state == "CANCELLED"
+    assert is_gone(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_any_moment(mill: Any, capsys: Capture, seed: int) -> None:
+    """Kill the supervisor, the job or both at a random moment, three times over."""
+    chance = random.Random(seed)
+    words = ["mill/grow", "steps=60", "save_every=3", "pause=0.01"]
+    for _ in range(3):
+        (run,) = submit(capsys, *words)
+        moment = time.monotonic() + chance.uniform(0.0, 0.9)
+        until(lambda moment=moment: time.monotonic() > moment)
+        victims = chance.choice(["launcher", "child", "both"])
+        attempt = last(run)
+        if victims != "child" and attempt.record["state"] not in FINAL:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(attempt.record["launcher"]["pid"], signal.SIGKILL)
+        if victims != "launcher" and is_alive(attempt.child):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(attempt.child["pid"], signal.SIGKILL)
+    until(lambda: state(run).is_final)
+    (run,) = submit(capsys, *words)
+    assert end_of(run).state == "COMPLETED"
+    figures = (folder(run).outputs or {})["figures"]
+    assert figures == {"total": 1830}
+    assert [one.ref for one in mill.store.artifacts()].count("mill-grow-default:v1") == 1
+    assert [
+        bad for one in mill.store.artifacts() for bad in mill.store.verify(one, deep=True)
+    ] == []
 
 
 def submit_twenty(cli: Any, *words: str, **each: list[str]) -> list[dict[str, Any]]:
