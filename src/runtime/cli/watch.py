@@ -101,6 +101,8 @@ def render_submissions(submissions: Sequence[Submission]) -> str:
     header = ("STEP", "CONFIG", "DECISION", "RUN", "JOB", "STATE")
     table = render_table([_submitted(each) for each in submissions], header=header)
     last = submissions[-1]
+    notes = dict.fromkeys(note for each in submissions for note in each.run.plan.notes)
+    table = "".join([*(f"note: {note}\n" for note in notes), table])
     if last.handle is None:
         return table
     run_id = last.run.plan.run_id
