@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from nemotron_style.steps.blocks import parallel
 from nemotron_style.steps.blocks.architecture import ModelConfig, OptimConfig
+from nemotron_style.steps.blocks.hugging_face_config import build_settings
 from nemotron_style.steps.blocks.microbatch import accumulate_gradients
 from nemotron_style.steps.blocks.model import build_model, transformer_config
 from nemotron_style.steps.blocks.optimizer import build_optimizer
@@ -106,20 +107,9 @@ def bench_step(batch: int, length: int) -> None:
 def hugging_face() -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=CONFIG.vocab_size,
-            hidden_size=CONFIG.hidden_size,
-            intermediate_size=CONFIG.ffn_hidden_size,
-            num_hidden_layers=CONFIG.num_layers,
-            num_attention_heads=CONFIG.num_attention_heads,
-            num_key_value_heads=CONFIG.num_query_groups,
-            max_position_embeddings=CONFIG.max_sequence_length,
-            tie_word_embeddings=False,
-            attn_implementation="sdpa",
-            use_cache=False,
-        )
-    )
+    settings = build_settings(CONFIG, dtype="float32", token_ids={})
+    more = {"attn_implementation": "sdpa", "use_cache": False}
+    return LlamaForCausalLM(LlamaConfig(**settings, **more))
 
 
 def bench_group(prompt: int, response: int, count: int) -> None:

@@ -8,6 +8,9 @@ import torch.nn.functional as F
 
 from nemotron_style.steps.blocks import parallel
 from nemotron_style.steps.blocks.architecture import ModelConfig
+from nemotron_style.steps.blocks.checkpoint import full_weights
+from nemotron_style.steps.blocks.hugging_face import export_weights
+from nemotron_style.steps.blocks.hugging_face_config import build_settings
 from nemotron_style.steps.blocks.logprob import label_logprobs, response_logprobs
 from nemotron_style.steps.blocks.microbatch import accumulate_gradients, score
 from nemotron_style.steps.blocks.model import build_model, unwrap
@@ -81,19 +84,10 @@ def test_shared_prefix_equals_plain_rows(prompts):
 def test_hugging_face_llama_with_the_same_weights_agrees():
     transformers = pytest.importorskip("transformers")
     model = build_model(CONFIG, ddp=False)
-    other = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=CONFIG.vocab_size,
-            hidden_size=CONFIG.hidden_size,
-            intermediate_size=CONFIG.ffn_hidden_size,
-            num_hidden_layers=CONFIG.num_layers,
-            num_attention_heads=CONFIG.num_attention_heads,
-            num_key_value_heads=CONFIG.num_query_groups,
-            rms_norm_eps=CONFIG.norm_epsilon,
-            tie_word_embeddings=False,
-        )
-    )
-    other.load_state_dict(as_hugging_face(model))
+    settings = build_settings(CONFIG, dtype="float32", token_ids={})
+    other = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
+    units = export_weights(full_weights(model), CONFIG)
+    other.load_state_dict({name: part for unit in units for name, part in unit.items()})
     group = groups_of([7], count=2)[0]
     found = response_logprobs(model, pack([group]))
     for number, response in enumerate(group.responses_ids):
@@ -101,34 +95,6 @@ def test_hugging_face_llama_with_the_same_weights_agrees():
         logits = other(input_ids=row).logits[0, len(group.prompt_ids) - 1 : -1]
         theirs = F.log_softmax(logits, -1).gather(1, torch.tensor(response)[:, None])[:, 0]
         assert (found[0, number, : len(response)] - theirs).abs().max() < 2e-6
-
-
-def as_hugging_face(model):
-    """The model's weights under the names and in the layout of Hugging Face."""
-    size, groups = CONFIG.head_size, CONFIG.num_query_groups
-    per_group = CONFIG.num_attention_heads // groups
-    weights = {
-        "model.embed_tokens.weight": model.embedding.word_embeddings.weight,
-        "model.norm.weight": model.decoder.final_layernorm.weight,
-        "lm_head.weight": model.output_layer.weight,
-    }
-    for number, layer in enumerate(model.decoder.layers):
-        by_group = layer.self_attention.linear_qkv.weight.view(groups, per_group + 2, size, -1)
-        q, k, v = by_group.split([per_group, 1, 1], dim=1)
-        gate, up = layer.mlp.linear_fc1.weight.chunk(2)
-        own = {
-            "self_attn.q_proj": q.flatten(0, 2),
-            "self_attn.k_proj": k.flatten(0, 2),
-            "self_attn.v_proj": v.flatten(0, 2),
-            "self_attn.o_proj": layer.self_attention.linear_proj.weight,
-            "mlp.gate_proj": gate,
-            "mlp.up_proj": up,
-            "mlp.down_proj": layer.mlp.linear_fc2.weight,
-            "input_layernorm": layer.input_layernorm.weight,
-            "post_attention_layernorm": layer.pre_mlp_layernorm.weight,
-        }
-        weights |= {f"model.layers.{number}.{name}.weight": value for name, value in own.items()}
-    return {name: value.detach().clone() for name, value in weights.items()}
 
 
 def test_padding_changes_nothing():

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SUFFIX, SINGLE = ".safetensors", "model.safetensors"
+INDEX = "model.safetensors.index.json"
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The types of weights that are read, by the names that safetensors has for them."""
 
@@ -37,8 +38,9 @@ class TensorFolder:
         for file in sorted(set(named.values())) if named else [SINGLE]:
             problems += self._open(file)
         missing = sorted(set(named) - set(self.shapes))
+        what = "the index says that this file holds the tensor"
         problems += [
-            Problem(where=str(path / named[name]), key=name, what="the index names this tensor")
+            Problem(where=str(path / named[name]), key=name, what=what)
             for name in ([] if problems else missing)
         ]
         raise_all(InputError, problems)
@@ -135,7 +137,9 @@ def _read_index(path: Path) -> dict[str, str]:
         return {}
     try:
         named = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-        sound = bool(named) and all(Path(name).name == name for name in named.values())
+        files = [Path(name) for name in named.values()]
+        inside = [file.name == str(file) and file.suffix == SUFFIX for file in files]
+        sound = bool(named) and all(inside)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
