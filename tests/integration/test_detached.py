@@ -117,6 +117,16 @@ def test_a_job_is_handed_over_and_completes(mill: Any, capsys: Capture) -> None:
     assert last(run).record["exit_code"] == 0
 
 
+def test_the_command_returns_and_holds_no_pipe_open(mill: Any, cli: Any) -> None:
+    """As by ssh: the caller waits for the end of the output, while the job goes on."""
+    words = cli("steps", "run", *held(mill), "-b", "local", "--json")
+    done = subprocess.run(words, capture_output=True, timeout=SECONDS_TO_WAIT, check=True)
+    (run,) = json.loads(done.stdout)["runs"]
+    until(lambda: "holding" in last(run).log.read_text())
+    open_gate(mill)
+    assert end_of(run).state == "COMPLETED"
+
+
 def test_what_the_dry_run_shows_is_what_runs(mill: Any, capsys: Capture) -> None:
     words = held(mill)
     assert main(["steps", "run", *words, "-b", "local", "-d"]) == 0
