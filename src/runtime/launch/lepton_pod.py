@@ -46,8 +46,10 @@ def stay_first(plan: Plan, *, passes_on: bool = True) -> Callable[[str], list[st
     Only the first process of a pod gets the signal that asks it to end, and the system gives that
     process no default for it. So the shell passes it on: as the file that workers look for, and,
     if it ``passes_on`` signals, once as a signal (a second one could hit a worker that has saved
-    and is just leaving). Output goes to Lepton's log and to the attempt's; the exit code is left
-    in a file, which tells the culprit from the pods that it took along.
+    and is just leaving). It does not wait for the worker itself, since a shell that is interrupted
+    in that can forget how it ended; a second one, which no signal reaches, waits and says it.
+    Output goes to Lepton's log and to the attempt's; the exit code is left in a file, which tells
+    the culprit from the pods that it took along.
     """
     folder = shlex.quote(str(plan.run_dir / "attempts"))
     pass_on = (
@@ -58,30 +60,38 @@ def stay_first(plan: Plan, *, passes_on: bool = True) -> Callable[[str], list[st
         return [
             f'attempt={folder}/"${ATTEMPT_VARIABLE}"',
             'mkdir -p "$attempt"',
-            "worker= told=",
+            "worker= code= asked=",
             "stop() {",
-            '  [ -z "$told" ] || return 0',
-            "  told=1",
+            '  [ -z "$asked" ] || return 0',
+            "  asked=1",
             '  echo "node $NODE_RANK was told to end" > "$attempt/stop"',
             *pass_on,
             "}",
             "trap stop TERM INT USR1",
             'exec {log}> >(trap "" TERM INT USR1; exec tee -a "$attempt/log-$NODE_RANK.txt")',
             "writer=$!",
-            f'{command} >&"$log" 2>&1 {{log}}>&- &',
-            "worker=$!",
+            "exec {words}< <(",
+            f'  {command} >&"$log" 2>&1 {{log}}>&- &',
+            '  echo "$!"',
+            "  ended=0",
+            '  wait "$!" || ended=$?',
+            '  echo "$ended"',
+            ")",
             "exec {log}>&-",
-            'wait "$worker" || true  # a signal ends the wait, and not the worker',
-            'while kill -0 "$worker" 2> /dev/null; do wait "$worker" || true; done',
-            "for _ in 1 2 3; do  # it is remembered how it ended; a late signal spoils one answer",
-            "  code=0",
-            '  wait "$worker" || code=$?',
-            "done",
+            "hear() {  # a signal may come while it listens",
+            "  local heard",
+            "  while :; do",
+            '    heard=0; read -r "$1" <&"$words" || heard=$?',
+            '    [ "$heard" -gt 128 ] || return 0',
+            "  done",
+            "}",
+            "hear worker",
+            "hear code",
             f"for _ in {{1..{TENTHS_FOR_LAST_LINES}}}; do  # the last lines",
             '  kill -0 "$writer" 2> /dev/null || break',
             "  sleep 0.1",
             "done",
-            'echo "$code" > "$attempt/.exit-$NODE_RANK"',
+            'echo "${code:=137}" > "$attempt/.exit-$NODE_RANK"  # unsaid: it was killed',
             'mv "$attempt/.exit-$NODE_RANK" "$attempt/exit-$NODE_RANK"',
             'exit "$code"',
         ]
