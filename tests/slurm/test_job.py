@@ -17,13 +17,13 @@ def test_a_detached_job_commits_its_artifact(site: Any) -> None:
     handle = site.submit("mill/grow", cpus_per_task=1, time="00:05:00")
     state = site.wait(handle)
     assert (state.state, state.exit_code) == ("COMPLETED", 0), site.told(handle)
+    site.cluster.await_state(site.job_id(handle), "COMPLETED")
     artifact = site.mill.store.output_of(handle.run_dir.name, "sack")
     assert (artifact.path / "sack.txt").read_text().endswith(" 10\n")
     attempt = attempt_of(handle)
     assert attempt.record["state"] == "COMPLETED"
     assert attempt.record["executor"] == "slurm"
     assert attempt.job == {"executor": "slurm", "id": site.job_id(handle)}
-    site.cluster.await_state(site.job_id(handle), "COMPLETED")
     assert (attempt.path / "exit-0").read_text() == "0\n"
 
 

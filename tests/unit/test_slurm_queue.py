@@ -195,6 +195,19 @@ def test_outputs_stand_before_everything(job: Job, commands: Commands) -> None:
     assert commands.said == []
 
 
+def test_a_log_ends_with_the_job_and_not_with_its_outputs(
+    job: Job, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_state, "SECONDS_BETWEEN_LOOKS", 0)
+    commands.show(state="RUNNING")
+    (job.handle.run_dir / "outputs.json").write_text("{}")
+    text = job.launcher.logs(job.handle)
+    assert next(text) == ""
+    job.attempt.log.write_text("one last line\n")
+    job.write("batch.json", state="COMPLETED", exit_code=0)
+    assert "".join(text) == "one last line\n"
+
+
 def test_what_the_script_wrote_last_is_final_without_asking_slurm(
     job: Job, commands: Commands
 ) -> None:

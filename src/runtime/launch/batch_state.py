@@ -32,6 +32,13 @@ EXIT_OF_A_STOP = 130
 
 
 def tell_state(handle: JobHandle) -> JobState:
+    """The state of the run: COMPLETED as soon as its outputs stand, else that of its job."""
+    if RunFolder(handle.run_dir).outputs is not None:
+        return JobState(COMPLETED, 0)
+    return tell_job(handle)
+
+
+def tell_job(handle: JobHandle) -> JobState:
     """The state of the job, through all the times that Slurm started it. Reads only."""
     attempt = find_current(handle)
     told = read_end(attempt)
@@ -54,6 +61,8 @@ def tell_state(handle: JobHandle) -> JobState:
 
 def conclude(attempt: Attempt, seen: Seen | None, *, job_id: str) -> JobState:
     """The end of a job whose script could not write it down."""
+    if RunFolder(attempt.path.parent.parent).outputs is not None:
+        return JobState(COMPLETED, 0)
     if seen is None:
         if is_young(attempt):
             return JobState(as_written(attempt), reason="being submitted" if not job_id else "")
@@ -69,9 +78,7 @@ def conclude(attempt: Attempt, seen: Seen | None, *, job_id: str) -> JobState:
 
 
 def read_end(attempt: Attempt) -> JobState | None:
-    """The end as our files have it: outputs, else what the batch script wrote last."""
-    if RunFolder(attempt.path.parent.parent).outputs is not None:
-        return JobState(COMPLETED, 0)
+    """The end of the job as its batch script wrote it, which it does last of all."""
     batch = read_json(attempt.path / "batch.json") or {}
     if batch.get("state") not in FINAL:
         return None
@@ -161,7 +168,7 @@ def follow_log(handle: JobHandle, *, node: int) -> Iterator[str]:
     reader = Reader(attempt_of(handle).log_of(node))
     while True:
         if not over and time.monotonic() - asked > SECONDS_BETWEEN_QUESTIONS:
-            over, asked = tell_state(handle).is_final, time.monotonic()
+            over, asked = tell_job(handle).is_final, time.monotonic()
         elif not over:
             over = read_end(find_current(handle)) is not None
         text = reader.read()
