@@ -13,6 +13,7 @@ from nemotron_style.runtime.errors import (
     Interrupted,
     Problem,
     StepFailed,
+    StepsError,
     UsageError,
     raise_all,
 )
@@ -73,7 +74,10 @@ class Interruption:
             return  # noticed before the next run is started
         if self.count == 1:
             self.watcher.warn("asked the step to save and stop; once more kills it")
-        find_launcher(self.handle.executor).cancel(self.handle, force=self.count > 1)
+        try:
+            find_launcher(self.handle.executor).cancel(self.handle, force=self.count > 1)
+        except StepsError as error:  # a cluster that does not answer just now
+            self.watcher.warn(f"could not be asked: {error}")
 
 
 def carry_out(pipeline: Pipeline, *, launcher: Launcher, watcher: Watcher) -> list[Outcome]:
@@ -157,7 +161,8 @@ class Submission:
 def hand_over(pipeline: Pipeline, *, launcher: Launcher) -> list[Submission]:
     """Submit every run that has to run, each after those that it needs, and return.
 
-    When one is refused, those submitted before it are ended again, and the error is raised.
+    When one is refused, or Ctrl-C comes between, those submitted before it are ended again, and
+    the error is raised.
     """
     prepare(pipeline, launcher)
     handles: dict[str, JobHandle] = {}
@@ -168,7 +173,7 @@ def hand_over(pipeline: Pipeline, *, launcher: Launcher) -> list[Submission]:
             continue
         try:
             handle = start(run, launcher, after=find_needed(run, handles))
-        except Exception:
+        except (Exception, KeyboardInterrupt):
             for submitted in reversed(own):
                 launcher.cancel(submitted, force=True)
             raise

@@ -419,3 +419,20 @@ def test_a_child_without_a_client_counts_and_can_be_ended(mill: Any) -> None:
     wait(launcher, handle)
     assert launcher.state(handle).state == "CANCELLED"
     assert find_marked(attempt.mark) == []
+
+
+def test_a_submission_that_breaks_off_leaves_a_record_of_why(mill: Any) -> None:
+    launcher, plan = LocalLauncher(), plan_grow(mill)
+    request = launcher.compile(plan)
+    in_the_way = plan.run_dir / "launch.sh"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(OSError, match=r"launch\.sh"):
+        launcher.submit(request)
+    last = RunFolder(plan.run_dir).last_attempt
+    assert last is not None
+    assert last.record["state"] == "FAILED"
+    assert "not submitted" in last.record["error"]
+    in_the_way.rmdir()
+    handle = launcher.submit(launcher.compile(plan, attempt=2))
+    wait(launcher, handle)
+    assert launcher.state(handle).state == "COMPLETED"

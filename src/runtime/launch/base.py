@@ -14,13 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from nemotron_style.runtime.errors import Problem, ProfileError, StepFailed, raise_all
+from nemotron_style.runtime.errors import (
+    Problem,
+    ProfileError,
+    StepFailed,
+    StepsError,
+    raise_all,
+)
 from nemotron_style.runtime.jsonfile import write_text
 from nemotron_style.runtime.machine import count_cores
 from nemotron_style.runtime.plan import Plan
 from nemotron_style.runtime.run import Attempt, RunFolder
 from nemotron_style.runtime.snapshot import write_snapshot
-from nemotron_style.runtime.state import JobState
+from nemotron_style.runtime.state import FAILED, JobState
 
 WORKER = "nemotron_style.runtime.worker"
 ATTEMPT_VARIABLE = "NEMOTRON_STYLE_ATTEMPT"
@@ -97,10 +103,14 @@ def begin(request: Request) -> Attempt | None:
     attempt = folder.claim_attempt(request.attempt, executor=plan.executor, detached=plan.detached)
     if attempt is None:
         return None
-    if plan.snapshot and plan.records is None:
-        write_snapshot(plan.snapshot, plan.entrypoint)
-    for name, text in request.files.items():
-        write_text(folder.path / name, text)
+    try:
+        if plan.snapshot and plan.records is None:
+            write_snapshot(plan.snapshot, plan.entrypoint)
+        for name, text in request.files.items():
+            write_text(folder.path / name, text)
+    except (OSError, StepsError) as error:
+        attempt.close(FAILED, error=f"not submitted: {error}")
+        raise
     return attempt
 
 
