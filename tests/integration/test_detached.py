@@ -495,6 +495,39 @@ def test_killed_at_any_moment(mill: Any, capsys: Capture, seed: int) -> None:
     ] == []
 
 
+def test_a_job_handed_over_by_a_job_is_no_part_of_it(
+    mill: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEMOTRON_STYLE_JOB", "/another/job")
+    run = submit_held(mill, capsys)
+    assert find_marked("NEMOTRON_STYLE_JOB=/another/job") == []
+    assert find_marked(last(run).mark) == [last(run).child["pid"]]
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (RuntimeError, 1)])
+def test_a_chain_is_handed_over_whole_or_not_at_all(
+    mill: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch, error: type, code: int
+) -> None:
+    submit_one, calls = LocalLauncher.submit, []
+
+    def refuse(self: LocalLauncher, request: Any, **after: Any) -> Any:
+        calls.append(request)
+        if len(calls) == 3:
+            raise error("not this one")
+        return submit_one(self, request, **after)
+
+    monkeypatch.setattr(LocalLauncher, "submit", refuse)
+    words = ["mill/bake", f"+inputs.input.overrides.gate={mill.root}/gate"]
+    words += ["+inputs.input.overrides.hold_at=1"]
+    with contextlib.suppress(RuntimeError):
+        assert main(["steps", "run", *words, "-b", "local"]) == code
+    for request in calls[:2]:
+        run = {"path": str(request.plan.run_dir)}
+        assert end_of(run).state in ("CANCELLED", "COMPLETED")  # the first may have been quick
+        assert is_gone(run)
+    assert end_of({"path": str(calls[1].plan.run_dir)}).state == "CANCELLED"
+
+
 def submit_twenty(cli: Any, *words: str, **each: list[str]) -> list[dict[str, Any]]:
     """Twenty command lines at once."""
     more = each.get("more") or [""] * 20

@@ -47,7 +47,7 @@ from nemotron_style.runtime.process import (
     is_alive,
     kill_family,
 )
-from nemotron_style.runtime.run import CHILD, Attempt, RunFolder
+from nemotron_style.runtime.run import CHILD, MARK, Attempt, RunFolder
 from nemotron_style.runtime.state import (
     CANCELLED,
     COMPLETED,
@@ -192,6 +192,7 @@ def supervise(plan: Plan, command: Sequence[str], attempt: int) -> tuple[str, ..
 def start_supervisor(argv: Sequence[str], attempt: Attempt, plan: Plan) -> subprocess.Popen[bytes]:
     """Start it, from the copy of the code if there is one; nothing of this process hangs on it."""
     environment = dict(os.environ)
+    environment.pop(MARK, None)  # handed over by another job, it is no part of that one
     if plan.snapshot:
         paths = [plan.snapshot.path, environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
