@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -90,8 +91,11 @@ def test_a_job_that_never_began_can_be_cancelled(site: Any) -> None:
     first = site.submit("mill/grow", "hold_at=2", "gate=/nowhere", exclusive=True)
     waiting = site.submit("mill/grow", "steps=3", exclusive=True)
     site.await_log(first, "holding")
-    state = site.launcher.state(waiting)
-    assert (state.state, state.reason) == ("PENDING", "Resources")
+    deadline = time.monotonic() + 30
+    while (state := site.launcher.state(waiting)).reason != "Resources":
+        assert state.state == "PENDING"
+        assert time.monotonic() < deadline, state
+        time.sleep(0.1)
     site.launcher.cancel(waiting)
     assert site.wait(waiting).state == "CANCELLED"
 
