@@ -138,6 +138,14 @@ def test_a_shell_reads_the_rendered_command_as_what_is_executed(case: str, natur
     assert tuple(words) == request.argv
 
 
+def test_an_interpreter_that_is_not_there_is_told_before() -> None:
+    launcher = LocalLauncher()
+    (problem,) = launcher.check(make_plan(python="/no/where/python"))
+    assert str(problem) == ("profile site: python: there is no such program; got /no/where/python")
+    for found in (sys.executable, "python-of-the-setup-lines"):
+        assert list(launcher.check(make_plan(python=found))) == []
+
+
 def test_a_run_of_this_machine_has_no_store_elsewhere() -> None:
     with pytest.raises(ProfileError, match=r"remote_store"):
         LocalLauncher().compile(make_plan(records="/home/me/store"))

@@ -108,9 +108,12 @@ class LocalLauncher:
         return LocalRequest(plan, attempt, files, argv)
 
     def check(self, plan: Plan) -> Iterator[Problem]:
-        """Nothing can stand in the way of a process of this machine; of a container, much can."""
+        """The interpreter, where its path is given; of a container engine, image and mounts."""
         if plan.image is not None:
             yield from check_container(plan)
+        elif os.path.isabs(plan.python) and not os.access(plan.python, os.X_OK):
+            what = "there is no such program"
+            yield Problem(where=f"profile {plan.profile}", key="python", what=what, got=plan.python)
 
     def submit(self, request: Request, *, after: Sequence[JobHandle] = ()) -> JobHandle:
         """Start an attempt, or take hold of the one that lives.
