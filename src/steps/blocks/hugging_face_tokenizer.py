@@ -95,15 +95,22 @@ def describe_words(tokenizer: Tokenizer) -> dict[str, Any]:
     """
     if "chat_prompt_tokens" in tokenizer.settings:
         return describe(tokenizer, open_chat(tokenizer))
-    text = tokenizer.settings.get("chat_template")
-    file = tokenizer.path / TEMPLATE_FILE
-    template = file.read_bytes() if file.is_file() else text.encode() if text else None
-    digest = hashlib.sha256(template).hexdigest() if template else None
+    template = _template(tokenizer)
+    digest = hashlib.sha256(template.encode()).hexdigest() if template else None
     return {
         "tokenizer_digest": tokenizer.digest,
         "template_digest": f"sha256:{digest}" if digest else None,
         "canary": {"text": _CANARY, "ids": tokenizer.encode(_CANARY)},
     }
+
+
+def _template(tokenizer: Tokenizer) -> str | None:
+    """The text of the chat template, from its own file or from the settings."""
+    file = tokenizer.path / TEMPLATE_FILE
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    stored = tokenizer.settings.get("chat_template")
+    return stored if stored is None or isinstance(stored, str) else json.dumps(stored)
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:

