@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from nemotron_style.runtime.launch.base import JobHandle
 from nemotron_style.runtime.launch.registry import find_launcher
-from nemotron_style.runtime.run import Attempt, RunFolder
-from nemotron_style.runtime.state import COMPLETED, FINAL, PENDING, JobState
+from nemotron_style.runtime.run import LOCAL, Attempt, RunFolder
+from nemotron_style.runtime.state import CANCELLED, COMPLETED, FINAL, PENDING, JobState
 
 
 def ask(folder: RunFolder) -> JobState:
@@ -16,18 +16,27 @@ def ask(folder: RunFolder) -> JobState:
     if last is None:
         return JobState(PENDING, reason="planned and never started")
     record = last.record
-    if record.get("state") in FINAL:
+    if record.get("state") in FINAL and not _may_go_on(last):
         return JobState(record["state"], record.get("exit_code"), str(record.get("error", "")))
     return find_launcher(last.executor).state(handle_of(last))
 
 
 def settle(folder: RunFolder) -> JobState:
-    """The same; an end that nobody could write down is written down now."""
+    """The same; an end that nobody could write down is written down now.
+
+    Not that of a run whose outputs stand: they say it, and the worker may be about to.
+    """
     state = ask(folder)
-    last = folder.last_attempt
+    last = folder.last_attempt if folder.outputs is None else None
     if last and state.is_final and last.record.get("state") not in FINAL:
         last.close(state.state, exit_code=state.exit_code, error=state.reason)
     return state
+
+
+def _may_go_on(attempt: Attempt) -> bool:
+    """A worker that was told to stop cannot know whether its cluster starts the job again."""
+    stopped = attempt.record.get("state") == CANCELLED and not attempt.is_cancelled
+    return stopped and attempt.executor != LOCAL
 
 
 def handle_of(attempt: Attempt) -> JobHandle:

@@ -222,10 +222,10 @@ def test_what_a_machine_lacks_is_told_with_the_remedy(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(batch_check.util, "find_spec", lambda name: None)
     problems = [*launcher.check(plan)]
-    assert [problem.key for problem in problems] == ["tunnel", "executor", "executor"]
-    assert "login node" in problems[0].fix
-    assert "sbatch, scontrol, squeue, scancel" in problems[1].what
-    assert problems[2].fix == "pip install 'nemotron-style[slurm]'"
+    assert [problem.key for problem in problems] == ["executor", "executor"]
+    assert "not sent through ssh" in problems[0].fix
+    assert "sbatch, scontrol, squeue, scancel" in problems[0].what
+    assert problems[1].fix == "pip install 'nemotron-style[slurm]'"
 
 
 def test_slurm_is_asked_before_anything_is_submitted(

@@ -27,14 +27,12 @@ def find_obstacles(plan: Plan, script: str, *, environment: Mapping[str, str]) -
 def find_missing(plan: Plan) -> Iterator[Problem]:
     """Programs and packages that this machine lacks, and what a profile hopes for in vain."""
     where = f"profile {plan.profile}"
-    if plan.site.get("tunnel") == "ssh":
-        what = "jobs are not sent through ssh"
-        fix = 'type the command on a login node, with tunnel = "local" in the profile'
-        yield Problem(where=where, key="tunnel", what=what, fix=fix)
     missing = [name for name in PROGRAMS if not shutil.which(name)]
     if missing:
         what = f"this machine has no {', '.join(missing)}"
         fix = "type the command on a login node, or install Slurm's commands (slurm-client)"
+        if plan.site.get("tunnel") == "ssh":
+            fix = "type the command on a login node: jobs are not sent through ssh"
         yield Problem(where=where, key="executor", what=what, fix=fix)
     if util.find_spec("submitit") is None:
         what, fix = "submitit is not installed", "pip install 'nemotron-style[slurm]'"
