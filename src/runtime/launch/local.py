@@ -17,14 +17,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from nemotron_style.runtime.errors import Problem, ProfileError, StepFailed, UsageError
 from nemotron_style.runtime.jsonfile import write_json
 from nemotron_style.runtime.launch.base import (
-    ATTEMPT_VARIABLE,
     JobHandle,
     Request,
     attach,
@@ -36,18 +34,20 @@ from nemotron_style.runtime.launch.base import (
 from nemotron_style.runtime.launch.container import (
     check_container,
     choose_engine,
-    kill_container,
     name_container,
     write_run,
 )
-from nemotron_style.runtime.plan import Plan
-from nemotron_style.runtime.process import (
-    find_marked,
-    identify_process,
-    is_alive,
-    kill_family,
+from nemotron_style.runtime.launch.session import (
+    SUPERVISOR_LOG,
+    ask_job,
+    end_job,
+    send,
+    start_child,
+    start_supervisor,
 )
-from nemotron_style.runtime.run import CHILD, MARK, Attempt, RunFolder
+from nemotron_style.runtime.plan import Plan
+from nemotron_style.runtime.process import is_alive
+from nemotron_style.runtime.run import Attempt, RunFolder
 from nemotron_style.runtime.state import (
     CANCELLED,
     COMPLETED,
@@ -59,10 +59,8 @@ from nemotron_style.runtime.state import (
 
 EXECUTOR = "local"
 SUPERVISOR = "nemotron_style.runtime.supervisor"
-SUPERVISOR_LOG = "supervisor.log"
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_OF_GRACE = 120
-ROUNDS_OF_KILLING = 5
 LAST_SIGNAL = 64
 
 
@@ -192,54 +190,6 @@ def supervise(plan: Plan, command: Sequence[str], attempt: int) -> tuple[str, ..
     return (*start, "--grace", grace, *needed, "--", *command)
 
 
-def start_supervisor(argv: Sequence[str], attempt: Attempt, plan: Plan) -> subprocess.Popen[bytes]:
-    """Start it, from the copy of the code if there is one; nothing of this process hangs on it."""
-    environment = dict(os.environ)
-    environment.pop(MARK, None)  # handed over by another job, it is no part of that one
-    if plan.snapshot:
-        paths = [plan.snapshot.path, environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    return start_session(
-        argv,
-        log=attempt.path / SUPERVISOR_LOG,
-        environment=environment,
-        name=lambda: attempt.update(launcher=identify_process(os.getpid())),
-    )
-
-
-def start_child(
-    argv: Sequence[str], attempt: Attempt, plan: Plan | None = None
-) -> subprocess.Popen[bytes]:
-    """Start the job itself."""
-    variable, _, value = attempt.mark.partition("=")
-    return start_session(
-        argv,
-        log=attempt.log,
-        environment={**os.environ, ATTEMPT_VARIABLE: str(attempt.number), variable: value},
-        name=lambda: write_json(attempt.path / CHILD, identify_process(os.getpid())),
-    )
-
-
-def start_session(
-    argv: Sequence[str], *, log: Path, environment: Mapping[str, str], name: Callable[[], None]
-) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own; ``name`` is called by the new process.
-
-    It writes itself down before it becomes the command, so that nothing ever runs that nobody
-    knows of, wherever this process is killed.
-    """
-    with open(log, "ab") as output:
-        return subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=environment,
-            preexec_fn=name,
-        )
-
-
 def describe(attempt: Attempt) -> JobState:
     """How an attempt stands as its folder and the processes of this machine tell."""
     state, record = attempt.state, attempt.record
@@ -266,43 +216,6 @@ def explain_loss(attempt: Attempt) -> str:
     told = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     *_, last = told.strip().splitlines() or [""]
     return "its supervisor ended without a word" + (f": {last}" if last else "")
-
-
-def ask_job(attempt: Attempt) -> None:
-    """Have the job save and stop: by a file that its worker looks for, and SIGTERM.
-
-    Where torchrun is above the worker it gets no signal: it would kill what has not saved within
-    half a minute. Before there is a worker, and after it, there is nothing to save: all get it.
-    """
-    attempt.ask_to_stop("cancelled")
-    owner = attempt.owner or {}
-    if is_alive(owner):
-        if owner["leader"] == owner["pid"]:
-            send(owner["pid"], signal.SIGTERM)
-        return
-    for pid in find_marked(attempt.mark):
-        send(pid, signal.SIGTERM)
-
-
-def end_job(attempt: Attempt) -> None:
-    """SIGKILL for everything that belongs to an attempt."""
-    if kill_container(attempt.job):
-        return  # the engine's client ends by itself, and tidies up
-    for one in (attempt.child, attempt.owner or {}):
-        if is_alive(one):
-            kill_family(one["pid"])
-    for _ in range(ROUNDS_OF_KILLING):  # what was just being born is found the next time
-        marked = find_marked(attempt.mark)
-        for pid in marked:
-            send(pid, signal.SIGKILL)
-        if not marked:
-            return
-
-
-def send(pid: int, number: int) -> None:
-    """Signal a process that may be gone already."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
 
 
 def close_unsaid(attempt: Attempt, code: int) -> None:
