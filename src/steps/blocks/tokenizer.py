@@ -170,6 +170,8 @@ def write_settings(path: Path, tokens: ChatPromptTokens) -> None:
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
+        # else transformers 4 adds token_type_ids, which a Llama's generate refuses
+        "model_input_names": ["input_ids", "attention_mask"],
         "pad_token": tokens.turn_start,
         **kept,
         "eos_token": tokens.turn_start,
