@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nemotron_style.runtime.attempt import LOCAL
 from nemotron_style.runtime.errors import Problem
 from nemotron_style.runtime.plan import Plan, describe_difference
-from nemotron_style.runtime.run import LOCAL, RunFolder, list_runs
+from nemotron_style.runtime.run import RunFolder, list_runs
 from nemotron_style.runtime.state import CANCELLED, COMPLETED, FAILED, LOST, TIMEOUT
 from nemotron_style.runtime.status import ask
 from nemotron_style.runtime.store import Store

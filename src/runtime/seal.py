@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.artifact import Artifact, Producer
+from nemotron_style.runtime.attempt import Attempt
 from nemotron_style.runtime.code import describe_code
 from nemotron_style.runtime.context import Seat, StepContext, Stop
 from nemotron_style.runtime.errors import Problem, StepFailed, raise_all
@@ -21,7 +22,7 @@ from nemotron_style.runtime.jsonfile import read_json, remove_tree, sync_tree, w
 from nemotron_style.runtime.machine import describe_environment, describe_hardware
 from nemotron_style.runtime.plan import Plan
 from nemotron_style.runtime.redaction import redact_leaves
-from nemotron_style.runtime.run import Attempt, RunFolder
+from nemotron_style.runtime.run import RunFolder
 from nemotron_style.runtime.state import COMPLETED
 from nemotron_style.runtime.store import Store
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from nemotron_style.runtime.attempt import LOCAL, Attempt
 from nemotron_style.runtime.launch.base import JobHandle
 from nemotron_style.runtime.launch.registry import find_launcher
-from nemotron_style.runtime.run import LOCAL, Attempt, RunFolder
+from nemotron_style.runtime.run import RunFolder
 from nemotron_style.runtime.state import CANCELLED, COMPLETED, FINAL, PENDING, JobState
 
 

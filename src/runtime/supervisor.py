@@ -18,10 +18,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemotron_style.runtime.attempt import Attempt
 from nemotron_style.runtime.launch.local import SECONDS_OF_GRACE, close_unsaid
 from nemotron_style.runtime.launch.session import ask_job, end_job, start_child
 from nemotron_style.runtime.process import is_alive
-from nemotron_style.runtime.run import Attempt, RunFolder
+from nemotron_style.runtime.run import RunFolder
 from nemotron_style.runtime.state import CANCELLED, COMPLETED, FAILED, JobState
 from nemotron_style.runtime.status import ask
 

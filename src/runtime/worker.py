@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from nemotron_style.runtime.artifact import Artifact
+from nemotron_style.runtime.attempt import STOP, Attempt
 from nemotron_style.runtime.code import digest_code
 from nemotron_style.runtime.config import validate
 from nemotron_style.runtime.context import Seat, StepContext, Stop
@@ -39,7 +40,7 @@ from nemotron_style.runtime.jsonfile import remove_tree, write_json
 from nemotron_style.runtime.launch.base import ATTEMPT_VARIABLE
 from nemotron_style.runtime.plan import Plan, PlannedInput, load_plan, put_key
 from nemotron_style.runtime.redaction import redact, redacted_output
-from nemotron_style.runtime.run import STOP, Attempt, RunFolder
+from nemotron_style.runtime.run import RunFolder
 from nemotron_style.runtime.schema import read_refusal
 from nemotron_style.runtime.seal import Task, commit_outputs, find_sealed, seal
 from nemotron_style.runtime.state import CANCELLED, COMPLETED, FAILED, RUNNING

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
+from nemotron_style.runtime.attempt import Attempt
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.launch.session import end_job
 from nemotron_style.runtime.process import is_alive
-from nemotron_style.runtime.run import Attempt, RunFolder, list_runs
+from nemotron_style.runtime.run import RunFolder, list_runs
 from nemotron_style.runtime.status import ask
 from nemotron_style.runtime.store import Store
 

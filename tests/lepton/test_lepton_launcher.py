@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_style.runtime.attempt import Attempt
 from nemotron_style.runtime.errors import StepFailed, UsageError
 from nemotron_style.runtime.launch import lepton_log, lepton_post
 from nemotron_style.runtime.launch.base import JobHandle
@@ -22,7 +23,7 @@ from nemotron_style.runtime.launch.workspace import (
     Unclear,
     Unreachable,
 )
-from nemotron_style.runtime.run import Attempt, RunFolder
+from nemotron_style.runtime.run import RunFolder
 from nemotron_style.runtime.snapshot import plan_snapshot
 from nemotron_style.runtime.status import ask
 

@@ -205,7 +205,7 @@ def test_the_script_of_one_process(mill: Any) -> None:
         f"cd {mill.root}\n"
         "export A='x y'\n"
         "export B=2\n"
-        f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{count_cores()}}}"\n'
+        'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(((n = $(nproc) / 1) > 0 ? n : 1))}"\n'
         'export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"\n'
         "ulimit -c 0\n"
         f"exec {sys.executable} -m nemotron_style.runtime.worker {plan.run_dir}/plan.json\n"
@@ -220,7 +220,19 @@ def test_the_command_of_several_processes(mill: Any) -> None:
         f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 4"
         f" -m nemotron_style.runtime.worker {plan.run_dir}/plan.json"
     )
-    assert f"OMP_NUM_THREADS:-{max(1, count_cores() // 4)}" in write_script(plan)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 1000])
+def test_processes_share_the_cores_of_the_machine_they_run_on(mill: Any, processes: int) -> None:
+    plan = plan_grow(mill).model_copy(update={"resources": {"nodes": 1, "processes": processes}})
+    (line,) = [one for one in write_script(plan).splitlines() if "OMP_NUM_THREADS" in one]
+    shown = subprocess.run(
+        ["bash", "-euc", f"{line}; echo $OMP_NUM_THREADS"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(shown.stdout) == max(1, count_cores() // processes)
 
 
 def test_hostile_values_stay_values(mill: Any) -> None:

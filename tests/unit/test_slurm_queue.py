@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from nemotron_style.runtime.attempt import Attempt
 from nemotron_style.runtime.errors import StepFailed
 from nemotron_style.runtime.launch import batch_state, queue
 from nemotron_style.runtime.launch.base import JobHandle
 from nemotron_style.runtime.launch.queue import Seen, Silent, find_jobs, look_up, parse_job
 from nemotron_style.runtime.launch.slurm import SlurmLauncher
-from nemotron_style.runtime.run import Attempt, RunFolder
+from nemotron_style.runtime.run import RunFolder
 
 UNKNOWN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
 DEAD = "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1"

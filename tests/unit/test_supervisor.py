@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime import supervisor
+from nemotron_style.runtime.attempt import Attempt
 from nemotron_style.runtime.jsonfile import write_text
 from nemotron_style.runtime.process import is_alive
-from nemotron_style.runtime.run import Attempt, RunFolder
+from nemotron_style.runtime.run import RunFolder
 from nemotron_style.runtime.supervisor import Supervisor, grow_pauses, main
 
 SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGALRM, signal.SIGHUP, signal.SIGINT)

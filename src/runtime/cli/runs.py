@@ -14,7 +14,8 @@ from nemotron_style.runtime.cli.table import print_json, render_pairs, render_ta
 from nemotron_style.runtime.state import COMPLETED
 
 if TYPE_CHECKING:
-    from nemotron_style.runtime.run import Attempt, RunFolder
+    from nemotron_style.runtime.attempt import Attempt
+    from nemotron_style.runtime.run import RunFolder
     from nemotron_style.runtime.state import JobState
 
 app = typer.Typer(

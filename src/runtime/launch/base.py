@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from nemotron_style.runtime.attempt import Attempt
 from nemotron_style.runtime.errors import (
     Problem,
     ProfileError,
@@ -22,9 +23,8 @@ from nemotron_style.runtime.errors import (
     raise_all,
 )
 from nemotron_style.runtime.jsonfile import write_text
-from nemotron_style.runtime.machine import count_cores
 from nemotron_style.runtime.plan import Plan
-from nemotron_style.runtime.run import Attempt, RunFolder
+from nemotron_style.runtime.run import RunFolder
 from nemotron_style.runtime.snapshot import write_snapshot
 from nemotron_style.runtime.state import FAILED, JobState
 
@@ -203,9 +203,8 @@ def write_exports(plan: Plan) -> list[str]:
     exports += read_secrets(plan)
     if "OMP_NUM_THREADS" not in plan.env:
         # Every process would otherwise start a thread on each core, and they would fight.
-        cores = plan.site.get("cpus_per_task") or count_cores()
-        threads = max(1, cores // plan.processes)
-        exports.append(f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{threads}}}"')
+        share = f"(n = $(nproc) / {plan.processes}) > 0 ? n : 1"
+        exports.append(f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-$(({share}))}}"')
     if "GOMP_SPINCOUNT" not in plan.env:
         # Idle threads of GNU OpenMP wait by spinning; where two runs share cores they would
         # take each other's time, and both come out many times slower instead of half as fast.

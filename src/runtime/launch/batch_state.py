@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemotron_style.runtime.attempt import Attempt
 from nemotron_style.runtime.jsonfile import read_json
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
 from nemotron_style.runtime.launch.queue import Seen, Silent, find_jobs, look_up
 from nemotron_style.runtime.process import is_alive
-from nemotron_style.runtime.run import Attempt, RunFolder
+from nemotron_style.runtime.run import RunFolder
 from nemotron_style.runtime.state import (
     CANCELLED,
     COMPLETED,

@@ -6,9 +6,10 @@ import contextlib
 import os
 import time
 
+from nemotron_style.runtime.attempt import Attempt
 from nemotron_style.runtime.launch.workspace import RemoteJob
 from nemotron_style.runtime.process import is_alive
-from nemotron_style.runtime.run import Attempt, RunFolder
+from nemotron_style.runtime.run import RunFolder
 from nemotron_style.runtime.state import (
     CANCELLED,
     COMPLETED,

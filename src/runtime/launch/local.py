@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from nemotron_style.runtime.attempt import Attempt
 from nemotron_style.runtime.errors import Problem, ProfileError, StepFailed, UsageError
 from nemotron_style.runtime.jsonfile import write_json
 from nemotron_style.runtime.launch.base import (
@@ -47,7 +48,7 @@ from nemotron_style.runtime.launch.session import (
 )
 from nemotron_style.runtime.plan import Plan
 from nemotron_style.runtime.process import is_alive
-from nemotron_style.runtime.run import Attempt, RunFolder
+from nemotron_style.runtime.run import RunFolder
 from nemotron_style.runtime.state import (
     CANCELLED,
     COMPLETED,

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from nemotron_style.runtime.attempt import CHILD, MARK, Attempt
 from nemotron_style.runtime.jsonfile import write_json
 from nemotron_style.runtime.launch.base import ATTEMPT_VARIABLE
 from nemotron_style.runtime.launch.container import kill_container
@@ -23,7 +24,6 @@ from nemotron_style.runtime.process import (
     is_alive,
     kill_family,
 )
-from nemotron_style.runtime.run import CHILD, MARK, Attempt
 
 SUPERVISOR_LOG = "supervisor.log"
 ROUNDS_OF_KILLING = 5
