@@ -74,7 +74,7 @@ def draft_plan(
         "resources": resources,
         "workdir": str(world.workdir),
         "arguments": order.arguments,
-        **place(manifest, world, notes),
+        **place(manifest, world, resources, notes),
     }
 
     def at_generation(generation: int) -> Plan:
@@ -86,7 +86,9 @@ def draft_plan(
     return at_generation
 
 
-def place(manifest: Manifest, world: World, notes: list[str]) -> dict[str, Any]:
+def place(
+    manifest: Manifest, world: World, resources: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any]:
     """The part of a plan that says where and with what; none of it enters the fingerprint."""
     profile = world.profile
     image = choose_image(manifest, profile, notes)
@@ -104,7 +106,7 @@ def place(manifest: Manifest, world: World, notes: list[str]) -> dict[str, Any]:
         "profile": profile.name,
         "executor": profile.executor,
         "detached": world.detached,
-        "site": plan_site(world),
+        "site": plan_site(world, gpus=resources.get("gpus")),
         "store": str(store),
         "records": str(home) if store != home else None,
         "notes": (*profile.notes, *notes),
@@ -121,14 +123,19 @@ def choose_image(manifest: Manifest, profile: Profile, notes: list[str]) -> str 
     return own or profile.image
 
 
-def plan_site(world: World) -> dict[str, Any]:
+def plan_site(world: World, *, gpus: int | None = None) -> dict[str, Any]:
     """What only the executor understands, of the profile: what is set, under the profile's names.
+
+    A step that says how many GPUs it uses on each machine takes no more of the profile's; what
+    Lepton gives is one shape, whole.
 
     Raises ``UsageError`` for ``--force-squash`` where no image is ever squashed.
     """
     profile = world.profile
     told = profile.model_dump(mode="json", exclude_unset=True)
     site = {key: told[key] for key in SITE[profile.executor] if told.get(key) is not None}
+    if gpus is not None and "gpus_per_node" in site and profile.executor != "lepton":
+        site["gpus_per_node"] = min(gpus, site["gpus_per_node"])
     if profile.executor == "slurm":
         own = profile.detached_partition if world.detached else profile.attached_partition
         site |= {"partition": own} if own else {}
@@ -176,9 +183,9 @@ def plan_resources(
 ) -> tuple[dict[str, Any], list[str]]:
     """The manifest's resources as numbers, and notes on what they override of the profile.
 
-    ``processes`` (on each machine) and ``nodes`` may be a number, a config key, or a list of
-    config keys whose product is meant: NeMo's ``trainer.devices`` and ``trainer.num_nodes``.
-    A step that starts as one process takes one machine.
+    ``processes`` and ``gpus`` (on each machine) and ``nodes`` may be a number, a config key, or a
+    list of config keys whose product is meant: NeMo's ``trainer.devices`` and
+    ``trainer.num_nodes``. A step that starts as one process takes one machine.
     """
     wanted = dict(manifest.run.resources)
     notes: list[str] = []
@@ -195,11 +202,19 @@ def plan_resources(
             key = "tasks_per_node" if name == "processes" else name
             told = f"{key}: {counted[name]}, by {show_source(source)} of the step"
             notes.append(f"{told}, stands before {offer} of the profile")
+    if "gpus" in wanted:
+        source, offer = wanted["gpus"], profile.gpus_per_node
+        counted["gpus"] = 0 if source == 0 else count(source, values, manifest, "gpus")
+        if offer is not None and counted["gpus"] < offer and profile.executor != "lepton":
+            told = f"gpus_per_node: {counted['gpus']}, by {show_source(source)} of the step"
+            notes.append(f"{told}, stands before {offer} of the profile")
     return {**wanted, **counted}, notes
 
 
 def show_source(source: Any) -> str:
     """Where a count comes from: a number of the manifest, or config keys."""
+    if isinstance(source, int):
+        return "the manifest"
     return " x ".join(map(str, source)) if isinstance(source, list | tuple) else str(source)
 
 

@@ -169,6 +169,21 @@ def test_process_counts_come_from_the_config(mill: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("gpus", "taken", "source"),
+    [("0", 0, "the manifest"), ('"devices"', 3, "devices"), ("9", 8, None)],
+)
+def test_a_step_takes_no_more_gpus_of_a_profile_than_it_says(
+    mill: Any, gpus: str, taken: int, source: str | None
+) -> None:
+    mill.add_step("mill/wide", makes="grain", run=f"[run.resources]\ngpus = {gpus}")
+    order = Order("mill/wide", overrides=("devices=3",))
+    plan = compile_pipeline(order, world=mill.world(gpus_per_node=8)).target.plan
+    assert plan.site["gpus_per_node"] == taken
+    told = f"gpus_per_node: {taken}, by {source} of the step, stands before 8 of the profile"
+    assert plan.notes == ((told,) if source else ())
+
+
+@pytest.mark.parametrize(
     ("location", "name"),
     [
         ("./a/B c.jsonl", "b-c"),
