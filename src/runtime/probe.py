@@ -185,7 +185,7 @@ def draft_nothing(profile: Profile) -> Plan:
         arguments=(),
         identity=identity,
         fingerprint=fingerprint,
-        **place(manifest, world, []),
+        **place(manifest, world, counted, []),
     )
 
 
