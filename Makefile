@@ -14,7 +14,7 @@ help:
 	@echo "make test       every test, with the coverage floor"
 	@echo "make test-fast  the tests that take seconds"
 	@echo "make check      style, types, import rules and every test"
-	@echo "make bench      figures: command line, training, group step"
+	@echo "make bench      figures: command line, training, group step, sampling"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,7 @@ check: lint test
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/command_line.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/training.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/generation.py
 
 clean:
 	rm -rf $(VENV) $(LEPTON) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache

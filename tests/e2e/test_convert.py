@@ -28,6 +28,7 @@ from nemotron_style.steps.blocks.checkpoint import (
 from nemotron_style.steps.blocks.generate import Engine
 from nemotron_style.steps.blocks.model import build_model
 from nemotron_style.steps.blocks.parallel import initialize
+from nemotron_style.steps.blocks.sampling import Sampling
 from nemotron_style.steps.blocks.tokenizer import Tokenizer, describe, open_chat, stop_id
 from nemotron_style.steps.convert.hf_to_megatron import config as import_config
 from nemotron_style.steps.convert.hf_to_megatron import recipe as import_recipe
@@ -121,10 +122,8 @@ def test_the_same_64_tokens_are_generated(start: Path, theirs: tuple[Any, Any]) 
             asked, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
         ids = given["input_ids"]
-        [[ours]] = engine.generate(
-            [ids[0].tolist()], samples_per_prompt=1, max_new_tokens=64, temperature=0.0,
-            stop_ids=[], seed=0,
-        )  # fmt: skip
+        greedy = Sampling(max_new_tokens=64, temperature=0.0)
+        [[ours]] = engine.generate([ids[0].tolist()], greedy, seed=0)
         other.generation_config.eos_token_id = None
         found = other.generate(**given, do_sample=False, max_new_tokens=64)
         assert len(ours.tokens) == 64

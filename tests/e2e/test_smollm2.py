@@ -20,6 +20,7 @@ from nemotron_style.steps.blocks.checkpoint import TOKENIZER, load_model
 from nemotron_style.steps.blocks.generate import Engine
 from nemotron_style.steps.blocks.parallel import initialize
 from nemotron_style.steps.blocks.safetensor import TensorFolder
+from nemotron_style.steps.blocks.sampling import Sampling
 from nemotron_style.steps.blocks.tokenizer import Tokenizer, open_chat
 from nemotron_style.steps.convert.hf_to_megatron import config as import_config
 from nemotron_style.steps.convert.hf_to_megatron import recipe as import_recipe
@@ -110,9 +111,8 @@ def test_it_says_the_same_64_tokens(published: Path, brought: Any) -> None:
     found = theirs.generate(**given, do_sample=False, max_new_tokens=64)
     prompt = given["input_ids"][0].tolist()
     model, sizes = load_model(brought.path, ddp=False)
-    [[ours]] = Engine(model, sizes).generate(
-        [prompt], samples_per_prompt=1, max_new_tokens=64, temperature=0.0, stop_ids=[], seed=0
-    )
+    greedy = Sampling(max_new_tokens=64, temperature=0.0)
+    [[ours]] = Engine(model, sizes).generate([prompt], greedy, seed=0)
     text = Tokenizer(brought.path / TOKENIZER).decode(ours.tokens)
     assert len(ours.tokens) == 64
     assert found[0, len(prompt) :].tolist() == ours.tokens

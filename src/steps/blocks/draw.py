@@ -3,6 +3,9 @@
 A sample's uniform numbers are a pure function of its key and of the position of the token, so a
 batch may be cut, ordered or shrunk in any way. The function is splitmix64 (Steele, Lea and Flood,
 "Fast splittable pseudorandom number generators", 2014), written in wrapping 64-bit integers.
+
+Shape legend: ``_B`` rows, ``_V`` vocabulary, ``_N`` draws from a row, ``_K`` blocks of the
+vocabulary, ``_W`` tokens of a block.
 """
 
 from __future__ import annotations
@@ -11,7 +14,11 @@ import hashlib
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+BLOCK = 64
+"""Tokens that are summed up as one in the first step of a draw."""
 
 
 def seed_of(*parts: int | str) -> int:
@@ -30,29 +37,49 @@ def sample_keys(seed: int | Sequence[int], prompts: int, samples: int) -> Tensor
     return _mix(named[:, None] + torch.arange(samples))
 
 
-def uniforms(keys_B: Tensor, position: int) -> Tensor:
-    """float64 numbers in [0, 1), one per key, for the token at ``position``.
+def uniforms(keys: Tensor, positions: int | Tensor) -> Tensor:
+    """float64 numbers in [0, 1), one per key, for the token at ``positions`` (broadcast).
 
     They have 52 bits: with 53, a draw scaled by the sum of the weights could round up to that sum.
     """
-    bits = _mix(_mix(keys_B) + position)
+    bits = _mix(_mix(keys) + positions)
     return _shift(bits, 12).double() * 2.0**-52
 
 
-def choose(logits_BV: Tensor, keys_B: Tensor, position: int, *, temperature: float) -> Tensor:
-    """One token id per row, drawn from softmax(logits / temperature) by inverse CDF.
+def pick(weights_BV: Tensor, numbers_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Token ids [B, N] by inverse CDF, and the sum of each row's weights, float64 [B, 1].
 
-    Temperature 0 takes the likeliest token. The cumulative sum is kept in float64 and the draw is
-    scaled by its last entry, so no token without probability can be reached.
+    ``weights_BV`` are not negative and need not sum to one; ``numbers_BN`` are in [0, 1]. The
+    token is the first whose cumulative weight lies strictly above ``number * sum``, with all sums
+    in float64. It is found in two steps, a block of tokens and then the token in it, so that only
+    one block is summed up token by token. A token of weight 0 is never drawn. A row of weights
+    that are not numbers gives an id of no meaning, and a sum that is not a number.
     """
-    if temperature == 0:
-        return logits_BV.argmax(-1)
-    cumulative = torch.softmax(logits_BV / temperature, -1).cumsum(-1, dtype=torch.float64)
-    draw = uniforms(keys_B, position)[:, None] * cumulative[:, -1:]
-    # right=True: the first entry strictly above the draw, so a draw of 0 skips weights of 0.
-    # Only logits that are not numbers leave no such entry; their log-prob will tell.
-    chosen = torch.searchsorted(cumulative, draw, right=True)[:, 0]
-    return chosen.clamp_(max=logits_BV.shape[1] - 1)
+    blocks_BKW = _blocks(weights_BV)
+    ends_BK = blocks_BKW.sum(-1, dtype=torch.float64).cumsum(-1)
+    sums_B1 = ends_BK[:, -1:]
+    targets_BN = _below(numbers_BN * sums_B1, sums_B1)
+    # right=True: the first end strictly above the target, so a target of 0 skips weights of 0.
+    found_BN = torch.searchsorted(ends_BK, targets_BN, right=True).clamp_(max=ends_BK.shape[1] - 1)
+    before_BN = F.pad(ends_BK, (1, 0)).gather(1, found_BN)
+    here = found_BN[:, :, None].expand(-1, -1, blocks_BKW.shape[2])
+    inner_BNW = blocks_BKW.gather(1, here).double().cumsum(-1)
+    # Summing in another order may end a rounding step lower than the block's own sum.
+    inside_BN1 = _below((targets_BN - before_BN)[:, :, None], inner_BNW[:, :, -1:])
+    within_BN1 = torch.searchsorted(inner_BNW, inside_BN1, right=True).clamp_(max=BLOCK - 1)
+    return found_BN * BLOCK + within_BN1[:, :, 0], sums_B1
+
+
+def _blocks(weights_BV: Tensor) -> Tensor:
+    """``[B, blocks, BLOCK]``; the last block is filled up with weights of 0."""
+    missing = -weights_BV.shape[1] % BLOCK
+    whole = F.pad(weights_BV, (0, missing)) if missing else weights_BV
+    return whole.unflatten(1, (-1, BLOCK))
+
+
+def _below(targets: Tensor, limits: Tensor) -> Tensor:
+    """``targets``, at most the largest float64 below ``limits``."""
+    return torch.minimum(targets, torch.nextafter(limits, torch.zeros_like(limits)))
 
 
 def _mix(state: Tensor) -> Tensor:

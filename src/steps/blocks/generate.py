@@ -1,303 +1,289 @@
 """Sampling from a model in the training process: prompts in, responses with log-probs out.
 
-The engine reads the weights of a GPTModel in place, so what is sampled is always what is being
-trained, and nothing is converted. One prefill serves all samples of a prompt; the keys and values
-of a batch live in two tensors made once. Prompts of equal length share a batch, hence there is no
-padding and no mask. The model must be whole on this rank (tensor and pipeline parallel size 1).
+Every response is a row of its own: it has a random stream that is named by its prompt's seed and
+its number, so it does not depend on what is decoded beside it (to the rounding of the matrix
+products). Rows live in slots. A row that ends leaves at once; its slot goes to the next response
+that waits, and when none waits, the batch shrinks. A prompt is computed once for all its
+responses, whenever they find room.
 
-Shape legend: ``_P`` prompts of a batch, ``_G`` samples of a prompt, ``_B`` rows (P x G),
-``_K`` key-value heads, ``_Q`` query heads of one key-value head, ``_T`` tokens, ``_V`` vocabulary.
+Shape legend: ``_P`` prompts, ``_B`` live rows, ``_T`` tokens, ``_V`` vocabulary.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemotron_style.runtime.errors import InputError, Problem, StepFailed
+from nemotron_style.runtime.errors import InputError, Problem, StepFailed, raise_all
 from nemotron_style.steps.blocks.architecture import ModelConfig
-from nemotron_style.steps.blocks.attention import rotary_tables
-from nemotron_style.steps.blocks.draw import choose, sample_keys
-from nemotron_style.steps.blocks.model import unwrap
-from nemotron_style.steps.blocks.parallel import current
+from nemotron_style.steps.blocks.decoder import Decoder, Prefix
+from nemotron_style.steps.blocks.draw import sample_keys, uniforms
+from nemotron_style.steps.blocks.sampling import Sampling, adjust, draw
+
+PREFILL_TOKENS = 16384
+"""Prompt tokens that are computed side by side, at most (one prompt may have more)."""
+
+Decode = Callable[[list[int]], str]
+Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One response: ``tokens`` end with the stop token when it ``finished``.
+    """One response: ``tokens`` end with the stop token, or with the one that completed an end
+    string, where ``finish`` is ``"stop"``.
 
-    ``logprob`` is the sum over ``tokens`` of their log-probs under the model at temperature 1,
-    whatever temperature they were drawn at.
+    ``log_probs`` are those of each token under the distribution that it was drawn from; at
+    temperature 0, under that distribution at temperature 1.
     """
 
     tokens: list[int]
-    logprob: float
-    finished: bool
+    log_probs: list[float]
+    finish: Finish
+
+    @property
+    def logprob(self) -> float:
+        """The log-prob of the whole response."""
+        return math.fsum(self.log_probs)
+
+    @property
+    def finished(self) -> bool:
+        """It ended by itself, not for want of room."""
+        return self.finish == "stop"
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """The weights of one transformer layer, by what they do."""
+@dataclass
+class _Row:
+    """A response that is being drawn: the ``number``-th to prompt ``prompt``."""
 
-    attention_norm: Tensor
-    qkv: Tensor
-    attention_out: Tensor
-    mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    prompt: int
+    number: int
+    length: int
+    """Tokens of the prompt."""
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
 
-
-class _Cache:
-    """Keys and values of every row and layer, [layers, B, K, T, head size]."""
-
-    def __init__(self, shape: tuple[int, ...], like: Tensor) -> None:
-        self.keys = like.new_empty(shape)
-        self.values = like.new_empty(shape)
-
-    def keep(self, rows: Tensor) -> None:
-        """Forget every row but these."""
-        self.keys = self.keys[:, rows]
-        self.values = self.values[:, rows]
+    @property
+    def next_position(self) -> int:
+        """Where the newest token stands; it is not in the cache yet."""
+        return self.length + len(self.tokens) - 1
 
 
 class Engine:
     """Draws responses from a model that is held for training or scoring.
 
     ``max_rows`` bounds the responses decoded side by side, and with them the memory of the cache.
+    ``dtype`` decodes in another type than the weights have, for example bfloat16. ``decode`` tells
+    the text of tokens; only end strings need it.
     """
 
-    def __init__(self, model: nn.Module, config: ModelConfig, *, max_rows: int = 512) -> None:
-        assert current().model == 1, "a divided model cannot be sampled in one process"
-        self.model = model
-        self.config = config
+    def __init__(
+        self,
+        model: nn.Module,
+        config: ModelConfig,
+        *,
+        max_rows: int = 512,
+        dtype: torch.dtype | None = None,
+        decode: Decode | None = None,
+    ) -> None:
+        self.decoder = Decoder(model, config, dtype=dtype)
         self.max_rows = max_rows
-        self.groups = config.num_query_groups
-        self.queries = config.num_attention_heads // config.num_query_groups
-        self._read_weights()
+        self.decode = decode
 
     @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
         *,
-        samples_per_prompt: int,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        stop_ids: Collection[int],
+        samples_per_prompt: int = 1,
         seed: int | Sequence[int],
     ) -> list[list[Sample]]:
         """``samples_per_prompt`` responses to each of ``prompts``, in their order.
 
-        Every sample has a random stream of its own, named by the seed of its prompt and its number
-        in the group: one ``seed`` gives prompt i a stream by its position, a list names one seed
-        per prompt. So a response does not depend on what else is in the batch (to the rounding of
-        the matrix product). Temperature 0 takes the likeliest token, the smallest id on a tie.
-        Raises InputError when a prompt and its response cannot fit the model.
+        One ``seed`` gives prompt i a random stream by its position, a list names one seed per
+        prompt. Raises InputError naming every prompt that is empty or does not fit the model with
+        its response, and StepFailed when the logits are not numbers.
         """
-        self._refuse_unfit(prompts, max_new_tokens)
-        self._read_weights()
+        assert self.decode or not sampling.end_strings, "end strings need the tokens' text"
+        self._refuse_unfit(prompts, sampling.max_new_tokens)
+        self.decoder.read_weights()
         keys = sample_keys(seed, len(prompts), samples_per_prompt)
-        stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.device)
-        answers: list[list[Sample]] = [[] for _ in prompts]
-        for members in self._batches(prompts, samples_per_prompt):
-            tokens_PT = torch.tensor([list(prompts[i]) for i in members], device=self.device)
-            decoding = _Decoding(keys[members].flatten().to(self.device), max_new_tokens, stops)
-            cache = self._cache(len(members) * samples_per_prompt, tokens_PT, max_new_tokens)
-            self._decode(tokens_PT, cache, decoding, temperature)
-            for position, sample in enumerate(decoding.samples()):
-                answers[members[position // samples_per_prompt]].append(sample)
-        return answers
-
-    def _decode(
-        self, tokens_PT: Tensor, cache: _Cache, decoding: _Decoding, temperature: float
-    ) -> None:
-        """Fill ``decoding`` token by token until every row has stopped or is full."""
-        logits_BV = self._prefill(tokens_PT, cache)
-        for position in range(tokens_PT.shape[1], cache.keys.shape[3] + 1):
-            going_on = decoding.take(logits_BV, temperature)
-            if decoding.done:
-                return
-            if going_on is not None:
-                cache.keep(going_on)
-            logits_BV = self._advance(decoding.last_tokens, position, cache)
-
-    def _prefill(self, tokens_PT: Tensor, cache: _Cache) -> Tensor:
-        """Run the prompts once, store keys and values for all their samples; logits_BV."""
-        prompts, width = tokens_PT.shape
-        repeat = cache.keys.shape[1] // prompts
-        hidden = F.embedding(tokens_PT, self.embedding)
-        for index, layer in enumerate(self.layers):
-            query, key, value = self._project(hidden, layer)
-            query, key = self._rotate(query, slice(width)), self._rotate(key, slice(width))
-            query, key, value = (_heads_first(part) for part in (query, key, value))
-            cache.keys[index, :, :, :width] = key.repeat_interleave(repeat, 0)
-            cache.values[index, :, :, :width] = value.repeat_interleave(repeat, 0)
-            attended = F.scaled_dot_product_attention(
-                query, key, value, is_causal=True, enable_gqa=True
-            )
-            hidden = self._finish_layer(hidden, attended.transpose(1, 2), layer)
-        return self._logits(hidden[:, -1]).repeat_interleave(repeat, 0)
-
-    def _advance(self, tokens_B: Tensor, position: int, cache: _Cache) -> Tensor:
-        """Append one token to every row at ``position``; logits_BV of the next one."""
-        hidden = F.embedding(tokens_B[:, None], self.embedding)
-        here, seen = slice(position, position + 1), slice(position + 1)
-        for index, layer in enumerate(self.layers):
-            query, key, value = self._project(hidden, layer)
-            cache.keys[index, :, :, position] = self._rotate(key, here)[:, 0, :, 0]
-            cache.values[index, :, :, position] = value[:, 0, :, 0]
-            # The query heads of a key-value head stand in the place of query positions.
-            attended = F.scaled_dot_product_attention(
-                self._rotate(query, here)[:, 0],
-                cache.keys[index, :, :, seen],
-                cache.values[index, :, :, seen],
-            )
-            hidden = self._finish_layer(hidden, attended, layer)
-        return self._logits(hidden[:, 0])
-
-    def _project(self, hidden_BTD: Tensor, layer: _Layer) -> tuple[Tensor, Tensor, Tensor]:
-        """Query [B,T,K,Q,head], key and value [B,T,K,1,head] before rotation.
-
-        Megatron stores, for every key-value head, its query heads, then its key, then its value.
-        """
-        normed = self._norm(hidden_BTD, layer.attention_norm)
-        shape = (*hidden_BTD.shape[:2], self.groups, self.queries + 2, self.config.head_size)
-        mixed = F.linear(normed, layer.qkv).view(shape)
-        query, key, value = mixed.split([self.queries, 1, 1], dim=3)
-        return query, key, value
-
-    def _finish_layer(self, hidden_BTD: Tensor, attended: Tensor, layer: _Layer) -> Tensor:
-        """Add the output of attention, then that of the feed-forward network."""
-        flat = attended.reshape(*hidden_BTD.shape[:2], -1)
-        hidden = hidden_BTD + F.linear(flat, layer.attention_out)
-        gate, up = F.linear(self._norm(hidden, layer.mlp_norm), layer.gate_up).chunk(2, dim=-1)
-        return hidden + F.linear(F.silu(gate) * up, layer.down)
-
-    def _rotate(self, heads: Tensor, where: slice) -> Tensor:
-        """Rotary embedding of [B,T,K,n,head] for the positions ``where``."""
-        swapped = heads.roll(self.config.head_size // 2, -1)
-        return torch.addcmul(heads * self.cos[where], swapped, self.sin[where])
-
-    def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(hidden, weight.shape, weight, self.config.norm_epsilon)
-
-    def _logits(self, hidden_BD: Tensor) -> Tensor:
-        """float32 logits of the real vocabulary: rows that only pad it out are cut off."""
-        logits = F.linear(self._norm(hidden_BD, self.final_norm), self.head)
-        return logits[:, : self.config.vocab_size].float()
-
-    def _read_weights(self) -> None:
-        """Name the model's tensors; they are views, so training goes on showing through."""
-        gpt = unwrap(self.model)
-        self.embedding = gpt.embedding.word_embeddings.weight.detach()
-        tied = self.config.tie_embeddings
-        self.head = self.embedding if tied else gpt.output_layer.weight.detach()
-        self.final_norm = gpt.decoder.final_layernorm.weight.detach()
-        self.layers = [_layer_weights(layer) for layer in gpt.decoder.layers]
-        self.device = self.embedding.device
-        positions = torch.arange(self.config.max_sequence_length, device=self.device)
-        tables = rotary_tables(
-            positions, head_size=self.config.head_size, theta=self.config.rope_theta
-        )
-        shape = (len(positions), 1, 1, self.config.head_size)  # over [T, K, n, head size]
-        self.cos, self.sin = (table.to(self.embedding.dtype).view(shape) for table in tables)
-
-    def _cache(self, rows: int, tokens_PT: Tensor, max_new_tokens: int) -> _Cache:
-        # The last token of a row is never fed back, so it needs no place.
-        width = tokens_PT.shape[1] + max_new_tokens - 1
-        shape = (len(self.layers), rows, self.groups, width, self.config.head_size)
-        return _Cache(shape, self.embedding)
-
-    def _batches(self, prompts: Sequence[Sequence[int]], samples: int) -> Iterator[list[int]]:
-        """Indices of prompts of one length, as many as ``max_rows`` has room for."""
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for index, prompt in enumerate(prompts):
-            by_length[len(prompt)].append(index)
-        size = max(1, self.max_rows // samples)
-        for length in sorted(by_length):
-            members = by_length[length]
-            for start in range(0, len(members), size):
-                yield members[start : start + size]
+        batch = _Batch(self, prompts, sampling, keys)
+        batch.run()
+        numbers = range(samples_per_prompt)
+        return [[batch.done[i, number] for number in numbers] for i in range(len(prompts))]
 
     def _refuse_unfit(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        longest = max((len(prompt) for prompt in prompts), default=1)
-        room = self.config.max_sequence_length
-        if longest + max_new_tokens > room:
-            raise InputError(
-                Problem(
+        room = self.decoder.config.max_sequence_length
+        problems = []
+        for number, prompt in enumerate(prompts):
+            if not prompt:
+                what = "a prompt without tokens cannot be continued"
+                problems.append(Problem(where=f"prompt {number}", what=what))
+            elif len(prompt) + max_new_tokens > room:
+                problem = Problem(
+                    where=f"prompt {number}",
                     what="prompt and response do not fit the model",
-                    got=f"{longest} prompt tokens + {max_new_tokens} new ones",
+                    got=f"{len(prompt)} prompt tokens + {max_new_tokens} new ones",
                     allowed=f"max_sequence_length {room}",
-                    fix="shorten the prompts or max_new_tokens",
+                    fix="shorten the prompt or max_new_tokens",
                 )
+                problems.append(problem)
+        raise_all(InputError, problems)
+
+
+class _Batch:
+    """The rows of one call of :meth:`Engine.generate`: waiting, live in slots, and done.
+
+    ``live[i]`` is in slot i of the cache, of the random numbers and of the tokens seen.
+    """
+
+    def __init__(
+        self, engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling, keys: Tensor
+    ) -> None:
+        self.decoder, self.decode = engine.decoder, engine.decode
+        self.prompts, self.sampling = prompts, sampling
+        self.stops = frozenset(sampling.stop_ids)
+        self.keys = keys
+        # Prompts of one length stand together: they are computed, and then decoded, side by side.
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        self.waiting = deque(
+            _Row(i, number, len(prompts[i])) for i in order for number in range(keys.shape[1])
+        )
+        self.live: list[_Row] = []
+        self.done: dict[tuple[int, int], Sample] = {}
+        self.slots = min(engine.max_rows, len(self.waiting))
+        longest = max(map(len, prompts), default=1)
+        # The last token of a row is never fed back, so it needs no place.
+        self.cache = self.decoder.cache(self.slots, longest + sampling.max_new_tokens - 1)
+        self.numbers_BT = torch.empty(self.slots, sampling.max_new_tokens, dtype=torch.float64)
+        self.numbers_BT = self.numbers_BT.to(self.decoder.device)
+        self.seen_BV: Tensor | None = None  # bool, where a penalty needs it
+        if sampling.repetition_penalty != 1:
+            shape = (self.slots, self.decoder.config.vocab_size)
+            self.seen_BV = torch.zeros(shape, dtype=torch.bool, device=self.decoder.device)
+        self.newest: tuple[int, Prefix] | None = None  # the last prompt that was computed
+        self.window = max((len(end.encode()) for end in sampling.end_strings), default=0) + 8
+
+    def run(self) -> None:
+        """Draw until no row waits and none is live."""
+        self._admit()
+        while self.live:
+            logits_BV = self.decoder.advance(
+                [row.tokens[-1] for row in self.live],
+                [row.next_position for row in self.live],
+                self.cache,
             )
-        if any(len(prompt) == 0 for prompt in prompts):
-            raise InputError("a prompt without tokens cannot be continued")
+            self._take(0, logits_BV)
+            self._admit()
 
+    def _admit(self) -> None:
+        """Give free slots to waiting rows and draw their first tokens, until no slot is free."""
+        while self.waiting and len(self.live) < self.slots:
+            free = min(self.slots - len(self.live), len(self.waiting))
+            taken = [self.waiting.popleft() for _ in range(free)]
+            for rows, prefix in self._prefill(taken):
+                begin = len(self.live)
+                self._place(rows, prefix)
+                self._take(begin, prefix.logits_PV.expand(len(rows), -1))
 
-class _Decoding:
-    """What the rows of one batch have said so far. Rows that stopped leave the batch."""
+    def _prefill(self, taken: Sequence[_Row]) -> Iterator[tuple[list[_Row], Prefix]]:
+        """The rows of each prompt with the prompt's keys, values and logits."""
+        groups = {i: list(rows) for i, rows in groupby(taken, key=lambda row: row.prompt)}
+        if self.newest and self.newest[0] in groups:
+            yield groups.pop(self.newest[0]), self.newest[1]
+        for members in self._side_by_side(list(groups)):
+            tokens_PT = torch.tensor([list(self.prompts[i]) for i in members])
+            prefix = self.decoder.prefill(tokens_PT.to(self.decoder.device))
+            for number, i in enumerate(members):
+                self.newest = i, prefix.one(number)
+                yield groups[i], self.newest[1]
 
-    def __init__(self, keys_B: Tensor, max_new_tokens: int, stops: Tensor) -> None:
-        rows = len(keys_B)
-        self.keys = keys_B
-        self.stops = stops
-        self.rows = torch.arange(rows, device=keys_B.device)
-        self.tokens_BT = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=keys_B.device)
-        self.lengths_B = torch.zeros(rows, dtype=torch.long, device=keys_B.device)
-        self.logprobs_B = torch.zeros(rows, dtype=torch.float64, device=keys_B.device)
-        self.finished_B = torch.zeros(rows, dtype=torch.bool, device=keys_B.device)
-        self.count = 0
+    def _side_by_side(self, prompts: Sequence[int]) -> Iterator[list[int]]:
+        """Cut prompts, ordered by length, into those of one length, a bounded number each."""
+        for length, same in groupby(prompts, key=lambda i: len(self.prompts[i])):
+            members, size = list(same), max(1, PREFILL_TOKENS // length)
+            yield from (members[at : at + size] for at in range(0, len(members), size))
 
-    @property
-    def done(self) -> bool:
-        """Every row has stopped, or the room for new tokens is used up."""
-        return len(self.rows) == 0 or self.count == self.tokens_BT.shape[1]
+    def _place(self, rows: Sequence[_Row], prefix: Prefix) -> None:
+        """Make ``rows`` of one prompt live, in the slots behind the live ones."""
+        slots = slice(len(self.live), len(self.live) + len(rows))
+        self.cache.place(prefix, slots)
+        keys_B = self.keys[rows[0].prompt, [row.number for row in rows]]
+        positions_T = torch.arange(self.sampling.max_new_tokens)
+        self.numbers_BT[slots] = uniforms(keys_B[:, None], positions_T).to(self.numbers_BT.device)
+        if self.seen_BV is not None:
+            self.seen_BV[slots] = False
+            self.seen_BV[slots, list(self.prompts[rows[0].prompt])] = True
+        self.live += rows
 
-    def take(self, logits_BV: Tensor, temperature: float) -> Tensor | None:
-        """Draw a token for every live row; which of them go on, or None when all do."""
-        tokens = choose(logits_BV, self.keys[self.rows], self.count, temperature=temperature)
-        logprobs = torch.log_softmax(logits_BV, -1).gather(1, tokens[:, None])[:, 0]
-        self.tokens_BT[self.rows, self.count] = tokens
-        self.logprobs_B[self.rows] += logprobs.double()
-        self.count += 1
-        self.lengths_B[self.rows] = self.count
-        stopped = torch.isin(tokens, self.stops)
-        self.finished_B[self.rows] = stopped
-        self.last_tokens = tokens
-        if not stopped.any():
+    def _take(self, begin: int, logits_BV: Tensor) -> None:
+        """Draw a token for the rows from slot ``begin`` on; those that end with it leave."""
+        rows, slots = self.live[begin:], slice(begin, len(self.live))
+        seen_BV = None if self.seen_BV is None else self.seen_BV[slots]
+        adjusted_BV = adjust(logits_BV, self.sampling, seen_BV=seen_BV, short_B=self._short(rows))
+        tokens_B, log_probs_B = draw(adjusted_BV, self.sampling, self._numbers(rows, slots))
+        if seen_BV is not None:
+            seen_BV.scatter_(1, tokens_B[:, None], True)
+        for row, token, log_prob in zip(rows, tokens_B.tolist(), log_probs_B.tolist(), strict=True):
+            if not math.isfinite(log_prob):
+                raise StepFailed(
+                    "the model gave logits that are not finite: its weights are broken"
+                )
+            row.tokens.append(token)
+            row.log_probs.append(log_prob)
+        for slot in reversed(range(begin, len(self.live))):
+            finish = self._finish(self.live[slot])
+            if finish:
+                self._leave(slot, finish)
+
+    def _numbers(self, rows: Sequence[_Row], slots: slice) -> Tensor:
+        """The random number of each row for the token it draws now."""
+        counts = [len(row.tokens) for row in rows]
+        if min(counts) == max(counts):
+            return self.numbers_BT[slots, counts[0]]
+        index_B1 = torch.tensor(counts, device=self.numbers_BT.device)[:, None]
+        return self.numbers_BT[slots].gather(1, index_B1)[:, 0]
+
+    def _short(self, rows: Sequence[_Row]) -> Tensor | None:
+        """Which rows may not stop yet, or None when all may."""
+        short = [len(row.tokens) < self.sampling.min_new_tokens for row in rows]
+        if not any(short) or not self.stops:
             return None
-        going_on = (~stopped).nonzero()[:, 0]
-        self.rows = self.rows[going_on]
-        self.last_tokens = tokens[going_on]
-        return going_on
+        return torch.tensor(short, device=self.decoder.device)
 
-    def samples(self) -> Iterator[Sample]:
-        """The rows as they were given; StepFailed when the model's logits were no numbers."""
-        if not self.logprobs_B.isfinite().all():
-            raise StepFailed("the model gave logits that are not finite: its weights are broken")
-        tokens, lengths = self.tokens_BT.tolist(), self.lengths_B.tolist()
-        logprobs, finished = self.logprobs_B.tolist(), self.finished_B.tolist()
-        for row, length in enumerate(lengths):
-            yield Sample(tokens[row][:length], logprobs[row], finished[row])
+    def _finish(self, row: _Row) -> Finish | None:
+        """Why ``row`` ends with its newest token, or None when it goes on."""
+        tokens, sampling = row.tokens, self.sampling
+        if tokens[-1] in self.stops or self._ends_text(tokens):
+            return "stop"
+        return "length" if len(tokens) == sampling.max_new_tokens else None
 
+    def _ends_text(self, tokens: list[int]) -> bool:
+        """Whether an end string is in the text. Only one that ends in the newest token can be new,
+        so the last tokens are read first, and the whole where they hold one.
+        """
+        ends = self.sampling.end_strings
+        if not ends or not self.decode or len(tokens) < self.sampling.min_new_tokens:
+            return False
+        texts = (self.decode(part) for part in (tokens[-self.window :], tokens))
+        return all(any(end in text for end in ends) for text in texts)
 
-def _heads_first(heads: Tensor) -> Tensor:
-    """[P,T,K,n,head] -> [P,K*n,T,head], as attention wants it."""
-    return heads.flatten(2, 3).transpose(1, 2)
-
-
-def _layer_weights(layer: nn.Module) -> _Layer:
-    return _Layer(
-        attention_norm=layer.input_layernorm.weight.detach(),
-        qkv=layer.self_attention.linear_qkv.weight.detach(),
-        attention_out=layer.self_attention.linear_proj.weight.detach(),
-        mlp_norm=layer.pre_mlp_layernorm.weight.detach(),
-        gate_up=layer.mlp.linear_fc1.weight.detach(),
-        down=layer.mlp.linear_fc2.weight.detach(),
-    )
+    def _leave(self, slot: int, finish: Finish) -> None:
+        """Take a row out; the last live one moves into its slot."""
+        row, last = self.live[slot], self.live.pop()
+        self.done[row.prompt, row.number] = Sample(row.tokens, row.log_probs, finish)
+        if last is row:
+            return
+        self.live[slot] = last
+        self.cache.move(len(self.live), slot, last.next_position)
+        self.numbers_BT[slot] = self.numbers_BT[len(self.live)]
+        if self.seen_BV is not None:
+            self.seen_BV[slot] = self.seen_BV[len(self.live)]

@@ -23,6 +23,7 @@ from nemotron_style.steps.blocks.checkpoint import TOKENIZER, load_model
 from nemotron_style.steps.blocks.draw import seed_of
 from nemotron_style.steps.blocks.generate import Engine, Sample
 from nemotron_style.steps.blocks.packing import Group
+from nemotron_style.steps.blocks.sampling import Sampling
 from nemotron_style.steps.blocks.score import score_groups
 from nemotron_style.steps.blocks.tokenizer import Tokenizer, open_chat, stop_id
 
@@ -141,10 +142,11 @@ class Speaker:
         longest = max((len(ids) for ids in asking), default=0)
         drawn = self.engine.generate(
             asking,
-            samples_per_prompt=1,
-            max_new_tokens=max(1, min(LABEL_TOKENS, self.config.max_sequence_length - longest)),
-            temperature=0.0,
-            stop_ids=[self._encode(self.chat.tokens.end_of_turn)[-1]],
+            Sampling(
+                max_new_tokens=max(1, min(LABEL_TOKENS, self.config.max_sequence_length - longest)),
+                temperature=0.0,
+                stop_ids=[self._encode(self.chat.tokens.end_of_turn)[-1]],
+            ),
             seed=0,
         )
         texts = [self.tokenizer.decode(samples[0].tokens) for samples in drawn]
@@ -155,10 +157,12 @@ class Speaker:
     ) -> list[list[Sample]]:
         return self.engine.generate(
             [self._prompt(request) for request in requests],
+            Sampling(
+                max_new_tokens=draw.max_new_tokens,
+                temperature=draw.temperature,
+                stop_ids=[stop_id(self.tokenizer, self.chat)],
+            ),
             samples_per_prompt=samples,
-            max_new_tokens=draw.max_new_tokens,
-            temperature=draw.temperature,
-            stop_ids=[stop_id(self.tokenizer, self.chat)],
             seed=[seed_of(request.seed, attempt) for request in requests],
         )
 

@@ -1,0 +1,164 @@
+"""Cost of sampling, as ratios of CPU time against Hugging Face's ``generate`` in one process.
+
+    OMP_NUM_THREADS=1 python bench/generation.py [1M] [30M] [float32] [bfloat16] [parts]
+
+Both sides hold the same weights in the same type and draw 4 prompts x 8 samples x 64 tokens after
+prompts of 64 tokens, from the whole vocabulary at temperature 1, without stop tokens. Ours also
+gives the log-prob of every token, and computes each prompt once instead of eight times.
+
+Variants take turns within a round and ratios are taken per round; the median is printed, with the
+extremes. ``parts`` tells where the time of one decoding step goes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from nemotron_style.steps.blocks import parallel
+from nemotron_style.steps.blocks.architecture import ModelConfig
+from nemotron_style.steps.blocks.checkpoint import full_weights
+from nemotron_style.steps.blocks.generate import Engine
+from nemotron_style.steps.blocks.hugging_face import export_weights
+from nemotron_style.steps.blocks.hugging_face_config import build_settings
+from nemotron_style.steps.blocks.model import build_model
+from nemotron_style.steps.blocks.sampling import Sampling, adjust, draw
+
+PROMPTS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 4, 8, 64, 64
+ROUNDS = {"1M": 9, "30M": 5}
+
+
+def sizes(name: str) -> ModelConfig:
+    vocabulary, hidden, layers, heads, ffn = {
+        "1M": (1024, 128, 4, 4, 352),
+        "30M": (8192, 512, 8, 8, 1408),
+    }[name]
+    return ModelConfig(
+        num_layers=layers,
+        hidden_size=hidden,
+        ffn_hidden_size=ffn,
+        num_attention_heads=heads,
+        num_query_groups=heads // 2,
+        vocab_size=vocabulary,
+        max_sequence_length=PROMPT_TOKENS + NEW_TOKENS,
+    )
+
+
+def hugging_face(model: nn.Module, config: ModelConfig, dtype: torch.dtype) -> nn.Module:
+    """transformers' Llama with the weights of ``model``."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    name = str(dtype).removeprefix("torch.")
+    settings = build_settings(config, dtype=name, token_ids={})
+    other = LlamaForCausalLM(LlamaConfig(**settings, attn_implementation="sdpa")).to(dtype)
+    weights = export_weights(full_weights(model), config)
+    other.load_state_dict({name: part for parts in weights for name, part in parts.items()})
+    other.generation_config.eos_token_id = None
+    return other.eval()
+
+
+def compare(title: str, variants: Mapping[str, Callable[[], object]], *, rounds: int) -> None:
+    """Print each variant's CPU time, and how many times it the first variant is slower."""
+    for run in variants.values():
+        run()
+    taken: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(rounds):
+        for name in sorted(variants, reverse=bool(turn % 2)):
+            begin = time.process_time()
+            variants[name]()
+            taken[name].append(time.process_time() - begin)
+    print(f"{title} ({rounds} rounds, {torch.get_num_threads()} thread)")
+    base = taken[next(iter(variants))]
+    for name, times in taken.items():
+        ratios = [one / other for one, other in zip(times, base, strict=True)]
+        print(
+            f"  {name:44s} {1e3 * statistics.median(times):9.2f} ms"
+            f"   x{statistics.median(ratios):.2f} [{min(ratios):.2f} .. {max(ratios):.2f}]",
+            flush=True,
+        )
+
+
+def bench(name: str, dtype: torch.dtype) -> None:
+    config = sizes(name)
+    model = build_model(config, dtype=dtype, ddp=False)
+    engine, other = Engine(model, config), hugging_face(model, config, dtype)
+    prompts = torch.randint(3, config.vocab_size, (PROMPTS, PROMPT_TOKENS))
+    repeated = prompts.repeat_interleave(SAMPLES, 0)
+    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "pad_token_id": 0}
+
+    def theirs(**more: object) -> torch.Tensor:
+        mask = torch.ones_like(repeated)
+        return other.generate(input_ids=repeated, attention_mask=mask, **options, **more)
+
+    def ours(temperature: float = 1.0) -> list[list[int]]:
+        sampling = Sampling(max_new_tokens=NEW_TOKENS, temperature=temperature)
+        drawn = engine.generate(prompts.tolist(), sampling, samples_per_prompt=SAMPLES, seed=1)
+        return [sample.tokens for group in drawn for sample in group]
+
+    same = theirs(do_sample=False)[:, PROMPT_TOKENS:] == torch.tensor(ours(temperature=0.0))
+    parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
+    title = (
+        f"{PROMPTS} x {SAMPLES} x {NEW_TOKENS} tokens, {parameters:.1f}M parameters, {dtype}, "
+        f"greedy tokens alike {same.double().mean():.4f}"
+    )
+    variants = {
+        "ours": ours,
+        "Hugging Face generate": lambda: theirs(do_sample=True, top_k=0),
+    }
+    compare(title, variants, rounds=ROUNDS[name])
+
+
+def bench_parts(name: str, dtype: torch.dtype) -> None:
+    """One decoding step of 32 rows at the middle of the response, and what it is made of."""
+    config = sizes(name)
+    decoder = Engine(build_model(config, dtype=dtype, ddp=False), config).decoder
+    rows, at = PROMPTS * SAMPLES, PROMPT_TOKENS + NEW_TOKENS // 2
+    cache = decoder.cache(rows, PROMPT_TOKENS + NEW_TOKENS)
+    sampling = Sampling(max_new_tokens=NEW_TOKENS)
+    tokens, numbers = list(range(rows)), torch.rand(rows, dtype=torch.float64)
+    logits = decoder.advance(tokens, [at] * rows, cache)
+    prompts = torch.randint(3, config.vocab_size, (PROMPTS, PROMPT_TOKENS))
+    wide = torch.randn(rows, config.ffn_hidden_size).to(dtype)
+    narrow = wide[:, : config.hidden_size].contiguous()
+
+    def products() -> None:
+        for layer in decoder.layers:
+            for weight in (layer.qkv, layer.attention_out, layer.gate_up):
+                nn.functional.linear(narrow, weight)
+            nn.functional.linear(wide, layer.down)
+        nn.functional.linear(narrow, decoder.head)
+
+    def sample() -> None:
+        draw(adjust(logits, sampling, seen_BV=None, short_B=None), sampling, numbers)
+
+    ragged = [at - row % 7 for row in range(rows)]
+    variants = {
+        "one step": lambda: decoder.advance(tokens, [at] * rows, cache),
+        "one step, rows of different lengths": lambda: decoder.advance(tokens, ragged, cache),
+        "products with the weights alone": products,
+        "drawing": sample,
+        "prefill of the prompts": lambda: decoder.prefill(prompts),
+    }
+    compare(f"a step of {rows} rows, {name}, {dtype}", variants, rounds=25)
+
+
+def main() -> None:
+    words = set(sys.argv[1:])
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    parallel.initialize(seed=0)
+    types = [word for word in ("float32", "bfloat16") if word in words] or ["float32", "bfloat16"]
+    for name in [word for word in ROUNDS if word in words] or list(ROUNDS):
+        for dtype in types:
+            run = bench_parts if "parts" in words else bench
+            with torch.inference_mode():
+                run(name, getattr(torch, dtype))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""A GPTModel's weights run token by token over keys and values that are kept.
+
+Nothing is converted: the tensors are those of the model, so training goes on showing through.
+megatron-core's modules are left out of the way, because for one token per row what they do
+besides the products costs more than the products.
+
+Every row of a :class:`Cache` is a slot. Live rows are the first slots, so a step works on views;
+rows of one length need neither mask nor index, rows of different lengths need both.
+
+Shape legend: ``_P`` prompts, ``_B`` live rows, ``_K`` key-value heads, ``_Q`` query heads of one
+key-value head, ``_T`` tokens, ``_V`` vocabulary, ``_D`` hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nemotron_style.steps.blocks.architecture import ModelConfig
+from nemotron_style.steps.blocks.attention import rotary_tables
+from nemotron_style.steps.blocks.model import unwrap
+from nemotron_style.steps.blocks.parallel import current
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The weights of one transformer layer, by what they do."""
+
+    attention_norm: Tensor
+    qkv: Tensor
+    attention_out: Tensor
+    mlp_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Prompts of one length, computed once: keys and values ``[layers, P, K, T, head size]``."""
+
+    keys: Tensor
+    values: Tensor
+    logits_PV: Tensor
+
+    def one(self, number: int) -> Prefix:
+        """The prompt ``number`` alone."""
+        here = slice(number, number + 1)
+        return Prefix(self.keys[:, here], self.values[:, here], self.logits_PV[here])
+
+
+class Cache:
+    """Keys and values of every slot, ``[layers, slots, K, T, head size]``."""
+
+    def __init__(self, shape: tuple[int, ...], like: Tensor) -> None:
+        # Zeros: columns that a mask hides are still multiplied by a weight of 0.
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.layers = list(zip(self.keys.unbind(), self.values.unbind(), strict=True))
+
+    def place(self, prefix: Prefix, slots: slice) -> None:
+        """Begin ``slots`` with the one prompt of ``prefix``."""
+        width = prefix.keys.shape[3]
+        self.keys[:, slots, :, :width] = prefix.keys
+        self.values[:, slots, :, :width] = prefix.values
+
+    def move(self, source: int, target: int, width: int) -> None:
+        """Put the first ``width`` tokens of one slot in the place of another slot."""
+        for states in (self.keys, self.values):
+            states[:, target, :, :width] = states[:, source, :, :width]
+
+
+class Decoder:
+    """One model, read in place; ``dtype`` computes with copies of its weights in that type.
+
+    The model must be whole on this rank (tensor and pipeline parallel size 1).
+    """
+
+    def __init__(
+        self, model: nn.Module, config: ModelConfig, *, dtype: torch.dtype | None = None
+    ) -> None:
+        assert current().model == 1, "a divided model cannot be sampled in one process"
+        self.model, self.config, self.dtype = model, config, dtype
+        self.groups = config.num_query_groups
+        self.queries = config.num_attention_heads // config.num_query_groups
+        self.read_weights()
+
+    def read_weights(self) -> None:
+        """Name the model's tensors; again whenever it may have been moved, or ``dtype`` is set."""
+        gpt = unwrap(self.model)
+        self.embedding = self._read(gpt.embedding.word_embeddings)
+        tied = self.config.tie_embeddings
+        self.head = self.embedding if tied else self._read(gpt.output_layer)
+        self.final_norm = self._read(gpt.decoder.final_layernorm)
+        self.layers = [self._read_layer(layer) for layer in gpt.decoder.layers]
+        self.device = self.embedding.device
+        positions = torch.arange(self.config.max_sequence_length, device=self.device)
+        tables = rotary_tables(
+            positions, head_size=self.config.head_size, theta=self.config.rope_theta
+        )
+        shape = (len(positions), 1, 1, self.config.head_size)  # over [T, K, n, head size]
+        self.cos, self.sin = (table.to(self.embedding.dtype).view(shape) for table in tables)
+
+    def cache(self, slots: int, width: int) -> Cache:
+        """An empty cache of ``slots`` rows with room for ``width`` tokens each."""
+        shape = (len(self.layers), slots, self.groups, width, self.config.head_size)
+        return Cache(shape, self.embedding)
+
+    def prefill(self, tokens_PT: Tensor) -> Prefix:
+        """Run prompts of one length; the logits are those of the token that comes next."""
+        width = tokens_PT.shape[1]
+        hidden_PTD = F.embedding(tokens_PT, self.embedding)
+        keys, values = [], []
+        for layer in self.layers:
+            turned, value = self._project(hidden_PTD, layer, self.cos[:width], self.sin[:width])
+            query = turned[:, :, :, :-1].flatten(2, 3).transpose(1, 2)
+            keys.append(turned[:, :, :, -1].transpose(1, 2))
+            values.append(value.transpose(1, 2))
+            attended = F.scaled_dot_product_attention(
+                query, keys[-1], values[-1], is_causal=True, enable_gqa=self.queries > 1
+            )
+            hidden_PTD = self._finish(hidden_PTD, attended.transpose(1, 2).flatten(2), layer)
+        return Prefix(torch.stack(keys), torch.stack(values), self._logits(hidden_PTD[:, -1]))
+
+    def advance(self, tokens: Sequence[int], lengths: Sequence[int], cache: Cache) -> Tensor:
+        """Append one token to each of the first slots, at ``lengths``; logits_BV that follow."""
+        rows, seen = len(tokens), max(lengths) + 1
+        here, cos, sin, mask = self._where(lengths)
+        hidden_BD = F.embedding(torch.tensor(tokens, device=self.device), self.embedding)
+        for layer, (all_keys, all_values) in zip(self.layers, cache.layers, strict=True):
+            turned, value = self._project(hidden_BD, layer, cos, sin)
+            keys, values = all_keys[:rows, :, :seen], all_values[:rows, :, :seen]
+            keys[here] = turned[:, :, -1]
+            values[here] = value
+            # The query heads of a key-value head stand in the place of query positions.
+            attended = F.scaled_dot_product_attention(
+                turned[:, :, :-1], keys, values, attn_mask=mask
+            )
+            hidden_BD = self._finish(hidden_BD, attended.reshape(rows, -1), layer)
+        return self._logits(hidden_BD)
+
+    def _where(
+        self, lengths: Sequence[int]
+    ) -> tuple[tuple[slice | Tensor | int, ...], Tensor, Tensor, Tensor | None]:
+        """Index of the new column, cos and sin, and a mask where rows differ in length."""
+        first, last = min(lengths), max(lengths)
+        if first == last:
+            return (slice(None), slice(None), last), self.cos[last], self.sin[last], None
+        lengths_B = torch.tensor(lengths, device=self.device)
+        rows = torch.arange(len(lengths), device=self.device)
+        hidden = torch.arange(last + 1, device=self.device) > lengths_B[:, None]
+        mask = torch.zeros(hidden.shape, dtype=self.embedding.dtype, device=self.device)
+        mask = mask.masked_fill_(hidden, -torch.inf)[:, None, None]
+        cos, sin = self.cos[lengths_B, 0], self.sin[lengths_B, 0]
+        return (rows, slice(None), lengths_B), cos[:, None], sin[:, None], mask
+
+    def _project(
+        self, hidden: Tensor, layer: _Layer, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Turned queries and key ``[.., K, Q + 1, head]``, and the value ``[.., K, head]``.
+
+        Megatron stores, for every key-value head, its query heads, then its key, then its value.
+        """
+        product = F.linear(self._norm(hidden, layer.attention_norm), layer.qkv)
+        shape = (*hidden.shape[:-1], self.groups, self.queries + 2, self.config.head_size)
+        mixed = product.view(shape)
+        heads = mixed[..., :-1, :]
+        turned = torch.addcmul(heads * cos, heads.roll(self.config.head_size // 2, -1), sin)
+        return turned, mixed[..., -1, :]
+
+    def _finish(self, hidden: Tensor, attended: Tensor, layer: _Layer) -> Tensor:
+        """Add the output of attention, then that of the feed-forward network."""
+        hidden = hidden + F.linear(attended, layer.attention_out)
+        product = F.linear(self._norm(hidden, layer.mlp_norm), layer.gate_up)
+        gate, up = product.chunk(2, dim=-1)
+        return hidden + F.linear(F.silu(gate).mul_(up), layer.down)
+
+    def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(hidden, weight.shape, weight, self.config.norm_epsilon)
+
+    def _logits(self, hidden_BD: Tensor) -> Tensor:
+        """float32 logits of the real vocabulary: rows that only pad it out are cut off."""
+        logits = F.linear(self._norm(hidden_BD, self.final_norm), self.head)
+        return logits[:, : self.config.vocab_size].float()
+
+    def _read(self, module: nn.Module) -> Tensor:
+        weight = module.weight.detach()
+        return weight.to(self.dtype or weight.dtype)
+
+    def _read_layer(self, layer: nn.Module) -> _Layer:
+        return _Layer(
+            attention_norm=self._read(layer.input_layernorm),
+            qkv=self._read(layer.self_attention.linear_qkv),
+            attention_out=self._read(layer.self_attention.linear_proj),
+            mlp_norm=self._read(layer.pre_mlp_layernorm),
+            gate_up=self._read(layer.mlp.linear_fc1),
+            down=self._read(layer.mlp.linear_fc2),
+        )
