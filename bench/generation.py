@@ -129,9 +129,9 @@ def bench_parts(name: str, dtype: torch.dtype) -> None:
     def products() -> None:
         for layer in decoder.layers:
             for weight in (layer.qkv, layer.attention_out, layer.gate_up):
-                nn.functional.linear(narrow, weight)
-            nn.functional.linear(wide, layer.down)
-        nn.functional.linear(narrow, decoder.head)
+                weight(narrow)
+            layer.down(wide)
+        decoder.head(narrow)
 
     def sample() -> None:
         draw(adjust(logits, sampling, seen_BV=None, short_B=None), sampling, numbers)

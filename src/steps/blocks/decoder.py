@@ -1,6 +1,6 @@
 """A GPTModel's weights run token by token over keys and values that are kept.
 
-Nothing is converted: the tensors are those of the model, so training goes on showing through.
+The tensors are those of the model, read anew for every call, so training shows through.
 megatron-core's modules are left out of the way, because for one token per row what they do
 besides the products costs more than the products.
 
@@ -24,6 +24,7 @@ from nemotron_style.steps.blocks.architecture import ModelConfig
 from nemotron_style.steps.blocks.attention import rotary_tables
 from nemotron_style.steps.blocks.model import unwrap
 from nemotron_style.steps.blocks.parallel import current
+from nemotron_style.steps.blocks.product import Weight, weight
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,11 @@ class _Layer:
     """The weights of one transformer layer, by what they do."""
 
     attention_norm: Tensor
-    qkv: Tensor
-    attention_out: Tensor
+    qkv: Weight
+    attention_out: Weight
     mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Weight
+    down: Weight
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,18 @@ class Decoder:
         self.queries = config.num_attention_heads // config.num_query_groups
         self.read_weights()
 
-    def read_weights(self) -> None:
-        """Name the model's tensors; again whenever it may have been moved, or ``dtype`` is set."""
+    def read_weights(self, *, rows: int = 32) -> None:
+        """Name the model's tensors as they are now, for steps of about ``rows`` rows.
+
+        On a CPU large weights are copied into the order that products are fastest in.
+        """
         gpt = unwrap(self.model)
         self.embedding = self._read(gpt.embedding.word_embeddings)
         tied = self.config.tie_embeddings
-        self.head = self.embedding if tied else self._read(gpt.output_layer)
+        head = self.embedding if tied else self._read(gpt.output_layer)
+        self.head = weight(head, rows=rows)
         self.final_norm = self._read(gpt.decoder.final_layernorm)
-        self.layers = [self._read_layer(layer) for layer in gpt.decoder.layers]
+        self.layers = [self._read_layer(layer, rows) for layer in gpt.decoder.layers]
         self.device = self.embedding.device
         positions = torch.arange(self.config.max_sequence_length, device=self.device)
         tables = rotary_tables(
@@ -163,7 +168,7 @@ class Decoder:
 
         Megatron stores, for every key-value head, its query heads, then its key, then its value.
         """
-        product = F.linear(self._norm(hidden, layer.attention_norm), layer.qkv)
+        product = layer.qkv(self._norm(hidden, layer.attention_norm))
         shape = (*hidden.shape[:-1], self.groups, self.queries + 2, self.config.head_size)
         mixed = product.view(shape)
         heads = mixed[..., :-1, :]
@@ -172,29 +177,29 @@ class Decoder:
 
     def _finish(self, hidden: Tensor, attended: Tensor, layer: _Layer) -> Tensor:
         """Add the output of attention, then that of the feed-forward network."""
-        hidden = hidden + F.linear(attended, layer.attention_out)
-        product = F.linear(self._norm(hidden, layer.mlp_norm), layer.gate_up)
+        hidden = hidden + layer.attention_out(attended)
+        product = layer.gate_up(self._norm(hidden, layer.mlp_norm))
         gate, up = product.chunk(2, dim=-1)
-        return hidden + F.linear(F.silu(gate).mul_(up), layer.down)
+        return hidden + layer.down(F.silu(gate).mul_(up))
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(hidden, weight.shape, weight, self.config.norm_epsilon)
 
     def _logits(self, hidden_BD: Tensor) -> Tensor:
         """float32 logits of the real vocabulary: rows that only pad it out are cut off."""
-        logits = F.linear(self._norm(hidden_BD, self.final_norm), self.head)
+        logits = self.head(self._norm(hidden_BD, self.final_norm))
         return logits[:, : self.config.vocab_size].float()
 
     def _read(self, module: nn.Module) -> Tensor:
         weight = module.weight.detach()
         return weight.to(self.dtype or weight.dtype)
 
-    def _read_layer(self, layer: nn.Module) -> _Layer:
+    def _read_layer(self, layer: nn.Module, rows: int) -> _Layer:
         return _Layer(
             attention_norm=self._read(layer.input_layernorm),
-            qkv=self._read(layer.self_attention.linear_qkv),
-            attention_out=self._read(layer.self_attention.linear_proj),
+            qkv=weight(self._read(layer.self_attention.linear_qkv), rows=rows),
+            attention_out=weight(self._read(layer.self_attention.linear_proj), rows=rows),
             mlp_norm=self._read(layer.pre_mlp_layernorm),
-            gate_up=self._read(layer.mlp.linear_fc1),
-            down=self._read(layer.mlp.linear_fc2),
+            gate_up=weight(self._read(layer.mlp.linear_fc1), rows=rows),
+            down=weight(self._read(layer.mlp.linear_fc2), rows=rows),
         )

@@ -113,7 +113,8 @@ class Engine:
         """
         assert self.decode or not sampling.end_strings, "end strings need the tokens' text"
         self._refuse_unfit(prompts, sampling.max_new_tokens)
-        self.decoder.read_weights()
+        rows = min(self.max_rows, len(prompts) * samples_per_prompt)
+        self.decoder.read_weights(rows=max(1, rows))
         keys = sample_keys(seed, len(prompts), samples_per_prompt)
         batch = _Batch(self, prompts, sampling, keys)
         batch.run()
