@@ -30,7 +30,7 @@ from nemotron_style.steps.blocks.model import build_model
 from nemotron_style.steps.blocks.sampling import Sampling, adjust, draw
 
 PROMPTS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 4, 8, 64, 64
-ROUNDS = {"1M": 9, "30M": 5}
+ROUNDS = {"1M": 15, "30M": 5}
 
 
 def sizes(name: str) -> ModelConfig:
