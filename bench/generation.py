@@ -23,6 +23,7 @@ from torch import nn
 from nemotron_style.steps.blocks import parallel
 from nemotron_style.steps.blocks.architecture import ModelConfig
 from nemotron_style.steps.blocks.checkpoint import full_weights
+from nemotron_style.steps.blocks.decoder import Decoder
 from nemotron_style.steps.blocks.generate import Engine
 from nemotron_style.steps.blocks.hugging_face import export_weights
 from nemotron_style.steps.blocks.hugging_face_config import build_settings
@@ -116,7 +117,8 @@ def bench(name: str, dtype: torch.dtype) -> None:
 def bench_parts(name: str, dtype: torch.dtype) -> None:
     """One decoding step of 32 rows at the middle of the response, and what it is made of."""
     config = sizes(name)
-    decoder = Engine(build_model(config, dtype=dtype, ddp=False), config).decoder
+    decoder = Decoder(build_model(config, dtype=dtype, ddp=False), config)
+    decoder.read_weights(rows=PROMPTS * SAMPLES)
     rows, at = PROMPTS * SAMPLES, PROMPT_TOKENS + NEW_TOKENS // 2
     cache = decoder.cache(rows, PROMPT_TOKENS + NEW_TOKENS)
     sampling = Sampling(max_new_tokens=NEW_TOKENS)

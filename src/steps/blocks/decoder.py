@@ -92,9 +92,10 @@ class Cache:
 
 
 class Decoder:
-    """One model, read in place; ``dtype`` computes with copies of its weights in that type.
+    """One model; ``dtype`` computes with copies of its weights in that type.
 
-    The model must be whole on this rank (tensor and pipeline parallel size 1).
+    The model must be whole on this rank (tensor and pipeline parallel size 1). Its weights are
+    read by :meth:`read_weights` and by nothing else.
     """
 
     def __init__(
@@ -104,7 +105,6 @@ class Decoder:
         self.model, self.config, self.dtype = model, config, dtype
         self.groups = config.num_query_groups
         self.queries = config.num_attention_heads // config.num_query_groups
-        self.read_weights()
 
     def read_weights(self, *, rows: int = 32) -> None:
         """Name the model's tensors as they are now, for steps of about ``rows`` rows.

@@ -79,6 +79,7 @@ class Engine:
     """Draws responses from a model that is held for training or scoring.
 
     ``max_rows`` bounds the responses decoded side by side, and with them the memory of the cache.
+    On a CPU large weights are held twice, the second time as products read them fastest.
     ``dtype`` decodes in another type than the weights have, for example bfloat16. ``decode`` tells
     the text of tokens; only end strings need it.
     """
