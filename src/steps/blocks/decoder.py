@@ -123,8 +123,13 @@ class Decoder:
         tables = rotary_tables(
             positions, head_size=self.config.head_size, theta=self.config.rope_theta
         )
-        shape = (len(positions), 1, 1, self.config.head_size)  # over [T, K, n, head size]
-        self.cos, self.sin = (table.to(self.embedding.dtype).view(shape) for table in tables)
+        # Over [T, K, Q + 1, head size]. Queries are scaled where they are turned.
+        shape = (len(positions), 1, 1, self.config.head_size)
+        scales = torch.full((self.queries + 1, 1), self.config.head_size**-0.5, device=self.device)
+        scales[-1] = 1.0
+        self.cos, self.sin = (
+            (table.view(shape) * scales).to(self.embedding.dtype) for table in tables
+        )
 
     def cache(self, slots: int, width: int) -> Cache:
         """An empty cache of ``slots`` rows with room for ``width`` tokens each."""
@@ -142,7 +147,7 @@ class Decoder:
             keys.append(turned[:, :, :, -1].transpose(1, 2))
             values.append(value.transpose(1, 2))
             attended = F.scaled_dot_product_attention(
-                query, keys[-1], values[-1], is_causal=True, enable_gqa=self.queries > 1
+                query, keys[-1], values[-1], is_causal=True, scale=1.0, enable_gqa=self.queries > 1
             )
             hidden_PTD = self._finish(hidden_PTD, attended.transpose(1, 2).flatten(2), layer)
         return Prefix(torch.stack(keys), torch.stack(values), self._logits(hidden_PTD[:, -1]))
@@ -166,16 +171,13 @@ class Decoder:
             hidden_BD = self._finish(hidden_BD, attended.view(rows, -1), layer)
         return self._logits(hidden_BD)
 
-    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    @staticmethod
+    def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """``[B * K, Q, head]``: the query heads of a key-value head share two small products.
 
         At one token per row this is faster than torch's fused kernels, which are made for many.
         """
-        scale = self.config.head_size**-0.5
-        if mask is None:
-            scores = torch.bmm(query, keys).mul_(scale)
-        else:
-            scores = torch.baddbmm(mask, query, keys, alpha=scale)
+        scores = torch.bmm(query, keys) if mask is None else torch.baddbmm(mask, query, keys)
         shares = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
         return torch.bmm(shares, values)
 
@@ -200,7 +202,7 @@ class Decoder:
     def _project(
         self, hidden: Tensor, layer: _Layer, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Turned queries and key ``[.., K, Q + 1, head]``, and the value ``[.., K, head]``.
+        """Turned queries (scaled) and key ``[.., K, Q + 1, head]``, and value ``[.., K, head]``.
 
         Megatron stores, for every key-value head, its query heads, then its key, then its value.
         """

@@ -20,6 +20,9 @@ from torch import Tensor
 BLOCK = 64
 """Tokens that are summed up as one in the first step of a draw."""
 
+ONE_STEP = 4096
+"""Largest vocabulary in which one step is the faster."""
+
 
 def seed_of(*parts: int | str) -> int:
     """A 64-bit seed named by ``parts``: the same on every machine, unrelated to its neighbours."""
@@ -51,23 +54,35 @@ def pick(weights_BV: Tensor, numbers_BN: Tensor) -> tuple[Tensor, Tensor]:
 
     ``weights_BV`` are not negative and need not sum to one; ``numbers_BN`` are in [0, 1]. The
     token is the first whose cumulative weight lies strictly above ``number * sum``, with all sums
-    in float64. It is found in two steps, a block of tokens and then the token in it, so that only
-    one block is summed up token by token. A token of weight 0 is never drawn. A row of weights
-    that are not numbers gives an id of no meaning, and a sum that is not a number.
+    in float64. In a large vocabulary it is found in two steps, a block of tokens and then the
+    token in it, so that only one block is summed up token by token. A token of weight 0 is never
+    drawn. A row of weights that are not numbers gives an id of no meaning, and a sum that is not
+    a number.
     """
+    if weights_BV.shape[1] <= ONE_STEP:
+        ends_BV = weights_BV.cumsum(-1, dtype=torch.float64)
+        sums_B1 = ends_BV[:, -1:]
+        return _first_above(ends_BV, numbers_BN * sums_B1), sums_B1
     blocks_BKW = _blocks(weights_BV)
     ends_BK = blocks_BKW.sum(-1, dtype=torch.float64).cumsum(-1)
     sums_B1 = ends_BK[:, -1:]
-    targets_BN = _below(numbers_BN * sums_B1, sums_B1)
-    # right=True: the first end strictly above the target, so a target of 0 skips weights of 0.
-    found_BN = torch.searchsorted(ends_BK, targets_BN, right=True).clamp_(max=ends_BK.shape[1] - 1)
+    targets_BN = numbers_BN * sums_B1
+    found_BN = _first_above(ends_BK, targets_BN)
     before_BN = F.pad(ends_BK, (1, 0)).gather(1, found_BN)
     here = found_BN[:, :, None].expand(-1, -1, blocks_BKW.shape[2])
     inner_BNW = blocks_BKW.gather(1, here).double().cumsum(-1)
-    # Summing in another order may end a rounding step lower than the block's own sum.
-    inside_BN1 = _below((targets_BN - before_BN)[:, :, None], inner_BNW[:, :, -1:])
-    within_BN1 = torch.searchsorted(inner_BNW, inside_BN1, right=True).clamp_(max=BLOCK - 1)
+    within_BN1 = _first_above(inner_BNW, (targets_BN - before_BN)[:, :, None])
     return found_BN * BLOCK + within_BN1[:, :, 0], sums_B1
+
+
+def _first_above(ends: Tensor, targets: Tensor) -> Tensor:
+    """Index of the first of the rising ``ends [.., n]`` strictly above each target ``[.., m]``.
+
+    A target that rounding has put above the last end counts as just below it; a target of 0 skips
+    ends of 0. Only ends that are not numbers leave nothing to be found.
+    """
+    within = _below(targets, ends[..., -1:])
+    return torch.searchsorted(ends, within, right=True).clamp_(max=ends.shape[-1] - 1)
 
 
 def _blocks(weights_BV: Tensor) -> Tensor:
