@@ -16,7 +16,7 @@ from nemotron_style.steps.blocks.truth import Truth, load_truth
 from nemotron_style.steps.data.toy.config import Config, Rows
 from nemotron_style.steps.data.toy.recipe import run
 
-SLOTS = ("train", "validation", "prompts", "heldout", "truth")
+SLOTS = ("train", "validation", "prompts", "heldout", "truth", "rated", "rated_heldout")
 
 
 def make(path: Path, **settings: object) -> Path:

@@ -67,6 +67,13 @@ def read_config(path: Path) -> ModelConfig:
         ) from error
 
 
+def check_checkpoint(path: Path) -> ModelConfig:
+    """The sizes of a checkpoint that has all its parts. Raises InputError as load_model does."""
+    config = read_config(path)
+    raise_all(InputError, _missing_tokenizer(path) + _misfits(path, config))
+    return config
+
+
 def load_model(
     path: Path,
     *,
@@ -79,8 +86,7 @@ def load_model(
     Raises InputError, with every reason, when the directory lacks a part or its weights do not
     fit its sizes.
     """
-    config = read_config(path)
-    raise_all(InputError, _missing_tokenizer(path) + _misfits(path, config))
+    config = check_checkpoint(path)
     model = build_model(config, dtype=dtype, ddp=False, initial=False)
     load_weights(model, path)
     if not ddp:

@@ -27,6 +27,14 @@ def llama_logits(settings: Mapping[str, Any], read: Read, tokens_BS: Tensor) -> 
 
     ``settings`` is ``config.json``; ``read`` gives a tensor for its name.
     """
+    tied = settings.get("tie_word_embeddings", False)
+    head = read(f"{'model.embed_tokens' if tied else 'lm_head'}.weight")
+    return llama_states(settings, read, tokens_BS) @ head.to(tokens_BS.device, torch.float32).T
+
+
+@torch.inference_mode()
+def llama_states(settings: Mapping[str, Any], read: Read, tokens_BS: Tensor) -> Tensor:
+    """Hidden states ``[B, S, hidden]`` after the last norm: what a head of any sort reads."""
 
     def weight(name: str) -> Tensor:
         return read(f"{name}.weight").to(tokens_BS.device, torch.float32)
@@ -41,9 +49,7 @@ def llama_logits(settings: Mapping[str, Any], read: Read, tokens_BS: Tensor) -> 
         gate = F.silu(normed @ weight(f"{prefix}.mlp.gate_proj").T)
         up = normed @ weight(f"{prefix}.mlp.up_proj").T
         states = states + (gate * up) @ weight(f"{prefix}.mlp.down_proj").T
-    tied = settings.get("tie_word_embeddings", False)
-    head = weight("model.embed_tokens" if tied else "lm_head")
-    return _norm(states, weight("model.norm"), epsilon) @ head.T
+    return _norm(states, weight("model.norm"), epsilon)
 
 
 def _norm(states: Tensor, gain: Tensor, epsilon: float) -> Tensor:
@@ -65,9 +71,7 @@ def _attend(settings: Mapping[str, Any], weight: Read, prefix: str, states: Tens
     # head h of the queries reads key head h // (heads / key heads)
     key_BHSD = key_BHSD.repeat_interleave(heads // key_heads, dim=1)
     value_BHSD = project("v_proj", key_heads).repeat_interleave(heads // key_heads, dim=1)
-    scores = query_BHSD @ key_BHSD.transpose(2, 3) / query_BHSD.shape[-1] ** 0.5
-    later = torch.ones(length, length, dtype=torch.bool, device=states.device).triu(1)
-    mixed = scores.masked_fill(later, float("-inf")).softmax(-1) @ value_BHSD
+    mixed = F.scaled_dot_product_attention(query_BHSD, key_BHSD, value_BHSD, is_causal=True)
     return mixed.transpose(1, 2).flatten(2) @ weight(f"{prefix}.o_proj").T
 
 

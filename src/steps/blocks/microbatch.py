@@ -53,8 +53,17 @@ def accumulate_gradients(
 
 
 @torch.no_grad()
-def score(model: nn.Module, batches: Sequence[Packed], *, temperature: float = 1.0) -> list[Tensor]:
-    """Log-probs ``[B, N, R]`` of each batch, without gradients, on the CPU of every stage."""
+def score(
+    model: nn.Module,
+    batches: Sequence[Packed],
+    *,
+    temperature: float = 1.0,
+    width: int | None = None,
+) -> list[Tensor]:
+    """Log-probs ``[B, N, R]`` of each batch, without gradients, on the CPU of every stage.
+
+    ``width`` is R for a model that gives something else than log-probs of its response tokens.
+    """
     if not batches:
         return []
 
@@ -66,7 +75,10 @@ def score(model: nn.Module, batches: Sequence[Packed], *, temperature: float = 1
     if not is_last_stage():
         like = next(model.parameters())
         dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
-        found = [torch.empty(batch.mask_BNR.shape, dtype=dtype) for batch in batches]
+        shapes = [
+            (*batch.mask_BNR.shape[:2], width or batch.mask_BNR.shape[2]) for batch in batches
+        ]
+        found = [torch.empty(shape, dtype=dtype) for shape in shapes]
     return [from_last_stage(logprobs) for logprobs in found]
 
 

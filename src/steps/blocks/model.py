@@ -7,7 +7,8 @@ so it can stand in megatron-core's pipeline schedules as it is.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,7 @@ from nemotron_style.steps.blocks.parallel import Parallel, current, data_world
 from nemotron_style.steps.blocks.shard import shards
 
 INITIAL_STD = 0.02
+Model = TypeVar("Model", bound="LanguageModel")
 
 
 class LanguageModel(GPTModel):
@@ -92,10 +94,24 @@ def build_model(
     spreads optimizer state over data ranks.
     Raises InputError when the sizes cannot be divided by the parallel sizes in force.
     """
-    device = prepare()
+    model = construct(LanguageModel, config, dtype=dtype)
+    if initial:
+        initialise(model, num_layers=config.num_layers, seed=seed)
+    model.to(device=prepare(), dtype=dtype)
+    return wrap(model, distributed_optimizer=distributed_optimizer) if ddp else model
+
+
+def construct(
+    kind: Callable[..., Model], config: ModelConfig, *, dtype: torch.dtype, **more: Any
+) -> Model:
+    """This rank's part of a model of class ``kind``, before its weights are drawn or loaded.
+
+    ``more`` goes to the class. Raises InputError as :func:`build_model` does.
+    """
+    prepare()
     parallel = current()
     raise_all(InputError, _indivisible(config, parallel))
-    model = LanguageModel(
+    model = kind(
         transformer_config(config, parallel=parallel, dtype=dtype),
         layer_spec(),
         vocab_size=config.vocab_size,
@@ -105,12 +121,10 @@ def build_model(
         share_embeddings_and_output_weights=config.tie_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
+        **more,
     )
     _mark_divided(model)
-    if initial:
-        initialise(model, num_layers=config.num_layers, seed=seed)
-    model.to(device=device, dtype=dtype)
-    return wrap(model, distributed_optimizer=distributed_optimizer) if ddp else model
+    return model
 
 
 def wrap(model: LanguageModel, *, distributed_optimizer: bool = False) -> DistributedDataParallel:

@@ -44,6 +44,16 @@ def run(config: Config, ctx: StepContext) -> None:
         rows = draw_rows(truth, pairs, count=count, shares=config.rows, rng=rng)
         write_rows(ctx.output(slot).path / f"{slot}.jsonl", rows)
         ctx.say(f"{slot}: {count} rows")
+
+    # -- answers of every quality with what they are worth, for models that judge
+    sides = (
+        ("rated", seen, config.rows.rated),
+        ("rated_heldout", heldout, config.rows.rated_heldout),
+    )
+    for slot, pairs, count in sides:
+        rng = random.Random(f"{config.seed}/{slot}")
+        write_rows(ctx.output(slot).path / f"{slot}.jsonl", rate_rows(truth, pairs, count, rng))
+        ctx.say(f"{slot}: {count} rows")
     ctx.summarise(
         train_rows=config.rows.train,
         validation_rows=config.rows.validation,
@@ -100,6 +110,20 @@ def draw_rows(
             row["label"] = truth.format(label)
             row["type"] = "TEXT_TO_VALUE" if scores else "VALUE_TO_TEXT"
         yield row
+
+
+def rate_rows(
+    truth: Truth, pairs: list[Pair], count: int, rng: random.Random
+) -> Iterator[dict[str, Any]]:
+    """Answers as a judge meets them, each about a random pair, with their true attributes."""
+    for _ in range(count):
+        noun, context = rng.choice(pairs)
+        question = ask(truth, (noun, context))
+        response = truth.response(noun, draw_any(truth, noun, rng))
+        yield {
+            "messages": [question, {"role": "assistant", "content": response}],
+            "attributes": truth.score(question["content"], response),
+        }
 
 
 def draw_plain(truth: Truth, noun: str, rng: random.Random) -> list[str]:

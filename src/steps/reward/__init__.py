@@ -1,0 +1,1 @@
+"""Steps around reward models."""

@@ -1,0 +1,104 @@
+"""The trained model as Hugging Face's ``LlamaForSequenceClassification`` has it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nemotron_style.steps.blocks.architecture import ModelConfig
+from nemotron_style.steps.blocks.checkpoint import full_weights
+from nemotron_style.steps.blocks.hugging_face import export_tensor
+from nemotron_style.steps.blocks.hugging_face_config import CONFIG_FILE, build_settings
+from nemotron_style.steps.blocks.hugging_face_tokenizer import (
+    GENERATION_FILE,
+    SPECIAL_FILE,
+    export_tokenizer,
+)
+from nemotron_style.steps.blocks.parallel import is_writer
+from nemotron_style.steps.blocks.regression import HEAD
+from nemotron_style.steps.blocks.reward import ARCHITECTURE
+from nemotron_style.steps.blocks.reward_config import RewardConfig, merged
+from nemotron_style.steps.blocks.safetensor import write_tensors
+from nemotron_style.steps.blocks.tokenizer import Tokenizer
+
+MERGED = "score"
+MAX_FILE_BYTES = 5_000_000_000
+
+
+def merge_outputs(config: RewardConfig) -> tuple[RewardConfig, list[float]]:
+    """The config of a model whose one output is the score, and what it takes of each output."""
+    parts, scale = merged(config.outputs, config.weights, config.scale)
+    one = {"outputs": (MERGED,), "weights": {MERGED: 1.0}, "scale": {MERGED: scale}}
+    return config.model_copy(update=one), parts
+
+
+def write_weights(
+    model: nn.Module, path: Path, *, sizes: ModelConfig, mix: list[float] | None = None
+) -> None:
+    """Write trunk and head to ``path``; every rank calls it.
+
+    With ``mix`` the head has one output, made of that much of each.
+    """
+    weights = full_weights(model)
+    if is_writer():
+        write_tensors(path, _units(weights, sizes, mix), max_bytes=MAX_FILE_BYTES)
+
+
+def write_settings(
+    path: Path,
+    *,
+    sizes: ModelConfig,
+    config: RewardConfig,
+    dtype: str,
+    token_ids: Mapping[str, int | None],
+) -> None:
+    """Write ``config.json`` and ``reward_config.json``; ``dtype`` is that of the trunk."""
+    config.write(path)
+    settings = build_settings(sizes, dtype=dtype, token_ids=token_ids) | {
+        "architectures": [ARCHITECTURE],
+        "num_labels": len(config.outputs),
+        "id2label": {str(place): name for place, name in enumerate(config.outputs)},
+        "label2id": {name: place for place, name in enumerate(config.outputs)},
+        "problem_type": "regression",
+        "use_cache": False,
+    }
+    _write_json(path / CONFIG_FILE, settings)
+
+
+def write_tokenizer(source: Path, target: Path, *, pad_token: str) -> dict[str, int | None]:
+    """Write the tokenizer with ``pad_token``; its token ids, as ``config.json`` has them.
+
+    Hugging Face's head reads at the last token that is not padding. A conversation ends with
+    ``turn_start``, which pads texts elsewhere, and so it would read one token too early: the
+    padding has to be a token that no conversation holds.
+    """
+    ids = export_tokenizer(source, target)
+    (target / GENERATION_FILE).unlink()  # this model does not generate
+    for name in ("tokenizer_config.json", SPECIAL_FILE):
+        file = target / name
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        _write_json(file, known | {"pad_token": pad_token})
+    [pad_id] = Tokenizer(source).encode(pad_token, control=True)
+    return ids | {"pad_token_id": pad_id}
+
+
+def _units(
+    weights: list[tuple[str, Tensor]], sizes: ModelConfig, mix: list[float] | None
+) -> Iterator[Mapping[str, Tensor]]:
+    for name, whole in weights:
+        if name != HEAD:
+            yield export_tensor(name, whole, sizes)
+        elif mix is None:
+            yield {HEAD: whole}
+        else:
+            row = torch.tensor(mix, dtype=torch.float64) @ whole.double()
+            yield {HEAD: row[None].float()}
+
+
+def _write_json(file: Path, content: Mapping[str, object]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8", newline="\n")

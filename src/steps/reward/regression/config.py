@@ -1,0 +1,133 @@
+"""Settings of ``reward/regression``, under the names of NeMo-Aligner's ``training_rm.yaml``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from nemotron_style.runtime.config import Section, StepConfig, cosmetic
+from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
+from nemotron_style.steps.blocks.architecture import OptimConfig
+from nemotron_style.steps.blocks.chat import ChatPromptTokens
+
+Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Rm(Section):
+    """``trainer.rm``: when to stop, to validate and to save; intervals in steps, 0 for never.
+
+    The last step is always validated and saved.
+    """
+
+    max_epochs: Annotated[int, Field(ge=-1)] | None = 1
+    max_steps: int = Field(default=-1, ge=-1)
+    val_check_interval: int = cosmetic(default=100, ge=0)
+    save_interval: int = cosmetic(default=100, ge=0)
+    limit_val_batches: Count | Annotated[float, Field(gt=0, le=1)] = cosmetic(default=1.0)
+    gradient_clip_val: float = Field(default=1.0, ge=0)
+
+
+class Trainer(Section):
+    """``trainer``: processes, precision and length of the run."""
+
+    num_nodes: int = cosmetic(default=1, ge=1)
+    devices: int = cosmetic(default=1, ge=1, description="processes on each node")
+    precision: Literal["bf16", "bf16-mixed", "32", "32-true", 32] = "bf16"
+    rm: Rm = Rm()
+
+    @property
+    def half(self) -> bool:
+        """Whether the trunk is bfloat16; the head never is."""
+        return str(self.precision).startswith("bf16")
+
+
+class Regression(Section):
+    """``model.regression``: the outputs of the head, and how they make one score.
+
+    ``attributes`` names the outputs in order; null takes the names that the data rate, sorted,
+    or ``reward`` where there are only pairs. ``attribute_weights`` is a list in that order or a
+    table by name; null weighs all alike, as their mean.
+    """
+
+    num_attributes: Count | None = Field(default=None, description="null: as many as are named")
+    attributes: list[str] | None = None
+    merge_attributes: bool = Field(default=False, description="produce the score as the one output")
+    attribute_weights: list[Weight] | dict[str, Weight] | None = None
+    loss_mask_val: float | None = Field(default=-100.0, description="a rating that means none")
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        names = self.attributes
+        if names is not None and (not names or len(set(names)) < len(names)):
+            raise ValueError("attributes must be names, each once")
+        if names is not None and self.num_attributes not in (None, len(names)):
+            raise ValueError(f"num_attributes is {self.num_attributes}, attributes {len(names)}")
+        weights = self.attribute_weights
+        values = weights.values() if isinstance(weights, dict) else weights
+        if values is not None and not any(values):
+            raise ValueError("attribute_weights must not all be zero")
+        return self
+
+
+class DataPrefix(Section):
+    """``model.data.data_prefix``: the files; without ``validation`` there is none."""
+
+    train: str | None = None
+    validation: str | None = None
+
+
+class Data(Section):
+    """``model.data``: the files, and how a conversation is written as text."""
+
+    data_prefix: DataPrefix = DataPrefix()
+    seq_length: Count | None = Field(default=None, description="null: as long as the model")
+    chat_prompt_tokens: ChatPromptTokens | None = None
+    sample: bool = Field(default=False, description="repeat the data, reshuffled, until max_steps")
+
+
+class Model(Section):
+    """``model``: where it starts, its head, its batches, and how it is divided.
+
+    ``micro_batch_size`` bounds memory and never changes the result; a pair is one row.
+    """
+
+    restore_from_path: str | None = None
+    reward_model_type: Literal["binary_ranking", "regression"] | None = Field(
+        default=None, description="refuse rows of the other sort; null takes both"
+    )
+    regression: Regression = Regression()
+    global_batch_size: Count = 64
+    micro_batch_size: int = cosmetic(default=1, ge=1)
+    tensor_model_parallel_size: Count = 1
+    pipeline_model_parallel_size: Count = 1
+    data: Data = Data()
+    optim: OptimConfig = OptimConfig()
+
+
+class Config(StepConfig):
+    """Settings of the training of a reward model."""
+
+    trainer: Trainer = Trainer()
+    model: Model = Model()
+
+    def validation_rows(self, available: int) -> int:
+        """How many validation rows are used, the first ones: a number of batches or a share."""
+        limit = self.trainer.rm.limit_val_batches
+        if isinstance(limit, float):
+            return max(1, int(limit * available))
+        return min(available, limit * self.model.global_batch_size)
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Self:
+        rm, problems = self.trainer.rm, []
+        if rm.max_steps < 0 and (rm.max_epochs is None or rm.max_epochs < 0):
+            fix = "set trainer.rm.max_steps or trainer.rm.max_epochs"
+            problems.append(Problem(key="trainer.rm", what="no end is given", fix=fix))
+        if self.model.data.sample and rm.max_steps < 0:
+            fix = "set trainer.rm.max_steps"
+            what = "samples are repeated without end, so the number of steps must be said"
+            problems.append(Problem(key="model.data.sample", what=what, fix=fix))
+        raise_all(ConfigError, problems)
+        return self

@@ -1,0 +1,171 @@
+"""Rows of ratings as tokens, and what their attributes are called and how they are scaled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from nemotron_style.runtime.errors import InputError, Problem, suggest
+from nemotron_style.steps.blocks.chat import ChatFormat, Conversation
+from nemotron_style.steps.blocks.jsonl import read_rows, refuse
+from nemotron_style.steps.blocks.rated_row import PairRow, RatedRow, parse_rated
+from nemotron_style.steps.blocks.reward import read_conversation
+from nemotron_style.steps.blocks.reward_config import Scale
+from nemotron_style.steps.blocks.tokenizer import Tokenizer
+from nemotron_style.steps.reward.regression.config import Config, Regression
+
+PAIRS_ALONE = ("reward",)
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """Token ids of one rated conversation, or of the better and the worse of a pair.
+
+    ``ratings`` are in the units of the data; a pair has none.
+    """
+
+    texts: tuple[list[int], ...]
+    ratings: Mapping[str, float]
+    margin: float = 0.0
+
+    def __len__(self) -> int:
+        return sum(map(len, self.texts))
+
+    @property
+    def is_pair(self) -> bool:
+        return len(self.texts) == 2
+
+
+Encode = Callable[[Conversation], list[int]]
+
+
+def encoder(tokenizer: Tokenizer, chat: ChatFormat, *, max_tokens: int) -> Encode:
+    """A function from a conversation to its tokens; it refuses one that is too long."""
+
+    def encode(conversation: Conversation) -> list[int]:
+        ids = read_conversation(conversation, tokenizer=tokenizer, chat=chat)
+        if len(ids) > max_tokens:
+            refuse(
+                "the conversation is longer than the model may read",
+                key="messages",
+                got=f"{len(ids)} tokens",
+                allowed=f"{max_tokens} (model.data.seq_length, or the model's own limit)",
+                fix="shorten or remove it, or raise model.data.seq_length",
+            )
+        return ids
+
+    return encode
+
+
+def encode_rows(
+    path: Path, *, config: Config, encode: Encode, names: Sequence[str] | None
+) -> list[EncodedRow]:
+    """Read and encode a file of ``rated_jsonl``; ``names`` are the attributes it may rate.
+
+    Raises:
+        InputError: naming file and line of every row that is malformed, too long, of a sort that
+            ``model.reward_model_type`` does not take, or rates an attribute not in ``names``.
+    """
+
+    def parse(row: Mapping[str, Any]) -> EncodedRow:
+        found = parse_rated(row, missing=config.model.regression.loss_mask_val)
+        _check_sort(found, config.model.reward_model_type)
+        if isinstance(found, PairRow):
+            texts = (encode(found.chosen), encode(found.rejected))
+            return EncodedRow(texts, {}, found.margin)
+        if names is not None:
+            _check_names(found, names)
+        return EncodedRow((encode(found.conversation),), found.attributes)
+
+    return read_rows(path, parse)
+
+
+def name_outputs(rows: Sequence[EncodedRow], settings: Regression) -> tuple[str, ...]:
+    """The attributes in the order of the head's outputs.
+
+    Raises InputError when they are not as many as ``num_attributes`` says.
+    """
+    rated = sorted({name for row in rows for name in row.ratings})
+    names = tuple(settings.attributes or rated or PAIRS_ALONE)
+    if settings.num_attributes not in (None, len(names)):
+        raise InputError(
+            Problem(
+                key="model.regression.num_attributes",
+                what="the data rate another number of attributes",
+                got=str(settings.num_attributes),
+                allowed=f"{len(names)}: {', '.join(names)}",
+                fix="name those that are meant in model.regression.attributes",
+            )
+        )
+    return names
+
+
+def weigh_outputs(names: Sequence[str], settings: Regression) -> dict[str, float]:
+    """The weight of each attribute in the score.
+
+    Raises InputError for a list of another length, or a table with other names.
+    """
+    given = settings.attribute_weights
+    if given is None:
+        return dict.fromkeys(names, 1 / len(names))
+    fits = set(given) == set(names) if isinstance(given, dict) else len(given) == len(names)
+    if not fits:
+        raise InputError(
+            Problem(
+                key="model.regression.attribute_weights",
+                what="there must be one weight for each attribute",
+                got=str(given),
+                allowed=", ".join(names),
+            )
+        )
+    if isinstance(given, dict):
+        return {name: float(given[name]) for name in names}
+    return dict(zip(names, map(float, given), strict=True))
+
+
+def scale_outputs(
+    rows: Sequence[EncodedRow], names: Sequence[str], *, where: Path
+) -> dict[str, Scale]:
+    """Mean and standard deviation of each attribute over the rows that rate it.
+
+    Raises InputError for an attribute that is never rated while others are, or always alike.
+    """
+    if not any(row.ratings for row in rows):
+        return {name: Scale() for name in names}
+    values = {name: [row.ratings[name] for row in rows if name in row.ratings] for name in names}
+    problems = []
+    for name, found in values.items():
+        if len(set(found)) < 2:
+            what = "the attribute is rated alike in every row, so nothing tells them apart"
+            got = f"{found[0]:g}" if found else "no rating"
+            fix = "leave it out of the data and of model.regression.attributes"
+            problems.append(Problem(where=str(where), key=name, what=what, got=got, fix=fix))
+    if problems:
+        raise InputError(problems)
+    return {name: _scale(found) for name, found in values.items()}
+
+
+def _scale(values: Sequence[float]) -> Scale:
+    mean = fmean(values)
+    return Scale(mean=mean, std=math.sqrt(fmean((value - mean) ** 2 for value in values)))
+
+
+def _check_sort(row: RatedRow | PairRow, wanted: str | None) -> None:
+    sort = "binary_ranking" if isinstance(row, PairRow) else "regression"
+    if wanted not in (None, sort):
+        refuse("the row is of the other sort", got=sort, allowed=f"{wanted} (reward_model_type)")
+
+
+def _check_names(row: RatedRow, names: Sequence[str]) -> None:
+    for name in row.attributes:
+        if name not in names:
+            refuse(
+                "the model has no output of this name",
+                key=name,
+                allowed=", ".join(names),
+                fix=suggest(name, names) or "remove it, or name it in model.regression.attributes",
+            )
