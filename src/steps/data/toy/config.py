@@ -14,7 +14,7 @@ class Rows(Section):
 
     train: int = Field(default=57600, ge=1)
     validation: int = Field(default=400, ge=1)
-    rated: int = Field(default=9600, ge=1, description="answers with the attributes they have")
+    rated: int = Field(default=4096, ge=1, description="answers with the attributes they have")
     rated_heldout: int = Field(default=400, ge=1)
     scoring_share: float = Field(
         default=0.45, ge=0, le=1, description="rows that teach to name the attributes of an answer"

@@ -65,8 +65,9 @@ def losses(
     ``-log sigmoid(better - worse - margin)`` of scores in the units of the data.
     """
     outputs_CK = outputs_CK.double()
-    errors_CK = (outputs_CK - facts.targets_CK).square()
-    sums_K = torch.where(facts.targets_CK.isnan(), 0.0, errors_CK).sum(0)
+    # masked before the square: its derivative at NaN would be NaN, mask or not
+    errors_CK = torch.where(facts.targets_CK.isnan(), 0.0, outputs_CK - facts.targets_CK)
+    sums_K = errors_CK.square().sum(0)
     attributes = max(1, int(over.ratings_K.count_nonzero()))
     regression = (sums_K / over.ratings_K.clamp(min=1)).sum() / attributes
     slopes = [config.weights[name] * config.scale[name].std for name in config.outputs]
