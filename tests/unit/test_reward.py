@@ -169,13 +169,23 @@ DAMAGE = {
         lambda p: edit(p / "reward_config.json", lambda told: told.update(
             outputs=["a"], weights={"a": 1.0}, scale={"a": {"mean": 0.0, "std": 1.0}}
         )),
-        "head does not fit",
+        r"score\.weight: a tensor is missing or has another shape",
     ),
     "a scale of nothing": (
         lambda p: edit(
             p / "reward_config.json", lambda told: told["scale"]["verbosity"].update(std=0)
         ),
         r"scale\.verbosity\.std",
+    ),
+    "other sizes": (
+        lambda p: edit(p / "config.json", lambda told: told.update(intermediate_size=64)),
+        r"layers\.1\.mlp\.down_proj\.weight: a tensor is missing or has another shape",
+    ),
+    "scaled positions": (
+        lambda p: edit(
+            p / "config.json", lambda told: told.update(rope_scaling={"rope_type": "llama3"})
+        ),
+        "rotary positions are scaled",
     ),
     "another architecture": (
         lambda p: edit(

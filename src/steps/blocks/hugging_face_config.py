@@ -118,7 +118,12 @@ def read_sizes(path: Path) -> ModelConfig:
 
     Raises InputError with everything in its ``config.json`` that a ModelConfig cannot hold.
     """
-    settings, where = read_settings(path), str(path / CONFIG_FILE)
+    return parse_sizes(read_settings(path), path)
+
+
+def parse_sizes(settings: Mapping[str, Any], path: Path) -> ModelConfig:
+    """:func:`read_sizes` of settings that are read already; ``path`` is the folder they are of."""
+    where = str(path / CONFIG_FILE)
     raise_all(InputError, [*_adapters(path), *_misfits(settings, where)])
     heads = settings["num_attention_heads"]
     values = {name: settings.get(theirs, default) for name, theirs, default in _SIZES}

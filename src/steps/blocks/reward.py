@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.steps.blocks.architecture import ModelConfig
 from nemotron_style.steps.blocks.chat import ChatFormat, Conversation, parse_conversation
-from nemotron_style.steps.blocks.hugging_face_config import read_settings
+from nemotron_style.steps.blocks.hugging_face_config import parse_sizes, read_settings
 from nemotron_style.steps.blocks.llama import llama_states
 from nemotron_style.steps.blocks.reward_config import RewardConfig, Scored, read_reward_config
 from nemotron_style.steps.blocks.safetensor import TensorFolder
@@ -67,12 +68,14 @@ class RewardModel:
                     where=str(path), key="architectures", what=what, got=got, allowed=ARCHITECTURE
                 )
             )
-        folder = TensorFolder(path)
-        _check_tensors(folder, settings, config)
+        sizes = parse_sizes({**settings, "architectures": None}, path)
+        folder, tokenizer = TensorFolder(path), Tokenizer(path)
+        _check_tensors(folder, sizes, len(config.outputs))
+        _check_words(tokenizer, sizes)
+        chat = open_chat(tokenizer, config.chat)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         weights = {name: folder.read(name).to(device, torch.float32) for name in folder.shapes}
-        tokenizer = Tokenizer(path)
-        return cls(config, settings, weights, tokenizer, open_chat(tokenizer, config.chat))
+        return cls(config, settings, weights, tokenizer, chat)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -146,24 +149,52 @@ def _passes(rows: Sequence[Sequence[int]], limit: int) -> Iterator[list[int]]:
         yield places
 
 
-def _check_tensors(folder: TensorFolder, settings: Mapping[str, Any], config: RewardConfig) -> None:
-    hidden, layers = settings.get("hidden_size"), settings.get("num_hidden_layers", 0)
-    of_a_layer = ("input_layernorm", "post_attention_layernorm")
-    of_a_layer += tuple(f"self_attn.{name}_proj" for name in "qkvo")
-    of_a_layer += tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
-    wanted = {HEAD, "model.embed_tokens.weight", "model.norm.weight"}
-    wanted |= {f"model.layers.{i}.{name}.weight" for i in range(layers) for name in of_a_layer}
-    problems = [
-        Problem(where=str(folder.path), key=name, what="a tensor is missing")
-        for name in sorted(wanted - set(folder.shapes))
-    ]
-    shape = folder.shapes.get(HEAD)
-    if shape and shape != (len(config.outputs), hidden):
-        what = "the head does not fit the outputs"
-        allowed = str([len(config.outputs), hidden])
-        problems.append(
+def _check_tensors(folder: TensorFolder, sizes: ModelConfig, outputs: int) -> None:
+    """Raise InputError, naming every tensor that is missing or of another shape."""
+    wanted = _shapes(sizes) | {HEAD: (outputs, sizes.hidden_size)}
+    raise_all(
+        InputError,
+        [
             Problem(
-                where=str(folder.path), key=HEAD, what=what, got=str(list(shape)), allowed=allowed
+                where=str(folder.path),
+                key=name,
+                what="a tensor is missing or has another shape than the settings say",
+                got=str(list(folder.shapes[name])) if name in folder.shapes else "",
+                allowed=str(list(shape)),
             )
-        )
-    raise_all(InputError, problems)
+            for name, shape in wanted.items()
+            if folder.shapes.get(name) != shape
+        ],
+    )
+
+
+def _check_words(tokenizer: Tokenizer, sizes: ModelConfig) -> None:
+    if tokenizer.vocab_size > sizes.vocab_size:
+        what = "the tokenizer gives ids that the model has no rows for"
+        got, allowed = str(tokenizer.vocab_size), f"{sizes.vocab_size} at most"
+        raise InputError(Problem(where=str(tokenizer.path), what=what, got=got, allowed=allowed))
+
+
+def _shapes(sizes: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the trunk."""
+    hidden, wide = sizes.hidden_size, sizes.ffn_hidden_size
+    keys = sizes.num_query_groups * sizes.head_size
+    of_a_layer = {
+        "input_layernorm": (hidden,),
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "post_attention_layernorm": (hidden,),
+        "mlp.gate_proj": (wide, hidden),
+        "mlp.up_proj": (wide, hidden),
+        "mlp.down_proj": (hidden, wide),
+    }
+    return {
+        "model.embed_tokens.weight": (sizes.vocab_size, hidden),
+        "model.norm.weight": (hidden,),
+    } | {
+        f"model.layers.{layer}.{name}.weight": shape
+        for layer in range(sizes.num_layers)
+        for name, shape in of_a_layer.items()
+    }
