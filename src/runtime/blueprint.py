@@ -171,10 +171,14 @@ def plan_inputs(manifest: Manifest, offers: Mapping[str, Offer]) -> tuple[Planne
 
 def plan_outputs(manifest: Manifest, base: str) -> tuple[PlannedOutput, ...]:
     """The first output is called ``base``, the others ``base.<slot>``."""
-    names = [base, *(f"{base}.{slot.name}" for slot in manifest.produces[1:])]
     return tuple(
-        PlannedOutput(slot=slot.name, kind=slot.kind, name=name, required=slot.required)
-        for slot, name in zip(manifest.produces, names, strict=True)
+        PlannedOutput(
+            slot=slot.name,
+            kind=slot.kind,
+            name=f"{base}.{slot.name}" if number else base,
+            required=slot.required,
+        )
+        for number, slot in enumerate(manifest.produces)
     )
 
 

@@ -97,6 +97,7 @@ class StepContext:
         self.checkpoints = Checkpoints(run_dir, attempt=known.attempt, rank=self.rank)
         self._stop = known.stop
         self._outputs = {slot: Output(slot, self.staging / slot) for slot in outputs}
+        self.staging.mkdir(parents=True, exist_ok=True)
         for output in self._outputs.values():
             output.path.mkdir(parents=True, exist_ok=True)
         self._told = self._logged = float("-inf")

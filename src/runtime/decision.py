@@ -1,7 +1,8 @@
 """Whether a planned run has to run, and why.
 
 ``run``: nothing usable is there. ``reuse``: it is complete and its outputs verify. ``resume``: an
-attempt began and ended early. ``attach``: an attempt is under way.
+attempt began and ended early. ``attach``: an attempt is under way. A service that was stopped has
+left nothing to reuse, and is started again.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def decide(
     if fresh:
         reason = f"--fresh: generation {generation + 1}, whatever was made before"
         return following, Decision("run", reason)
+    if plan.is_service and ask(folder).state == COMPLETED:
+        return following, Decision("run", f"the service was stopped; generation {generation + 1}")
     if folder.outputs is None:
         return plan, consider_unfinished(folder, plan)
     problems = verify_outputs(folder, store)

@@ -83,7 +83,10 @@ class Model(Table):
 
 
 class Run(Table):
-    """How the step is started: ``module:function`` and ``module:Config``, and what it needs."""
+    """How the step is started: ``module:function`` and ``module:Config``, and what it needs.
+
+    A ``service`` runs until it is stopped and makes no artifact.
+    """
 
     entrypoint: str
     config: str
@@ -91,6 +94,7 @@ class Run(Table):
     image: str | None = None
     resources: dict[str, Any] = Field(default_factory=dict)
     passthrough: StrictBool = False
+    service: StrictBool = False
 
     @field_validator("entrypoint", "config")
     @classmethod
@@ -233,8 +237,11 @@ def _cross_check(manifest: Manifest, where: str, root: Path | None) -> Iterable[
     keys = [slot.config_key for slot in (*manifest.consumes, *manifest.produces)]
     for key in _repeated(key for key in keys if key):
         yield Problem(where=where, key="config_key", what=f"{key!r} is bound to two slots")
-    if not manifest.produces:
-        yield Problem(where=where, key="produces", what="a step produces at least one artifact")
+    if bool(manifest.produces) == manifest.run.service:
+        what = "a step produces at least one artifact, and only a service none"
+        fix = "say `service = true` under [run] if it runs until it is stopped"
+        fix = "a service makes no artifact: take them out" if manifest.produces else fix
+        yield Problem(where=where, key="produces", what=what, fix=fix)
 
 
 def _repeated(names: Iterable[str]) -> list[str]:

@@ -120,6 +120,11 @@ class Plan(_Frozen):
         return int(self.resources.get("nodes", 1))
 
     @property
+    def is_service(self) -> bool:
+        """Whether it runs until it is stopped; what makes no artifact does."""
+        return not self.outputs
+
+    @property
     def run_dir(self) -> Path:
         """The run's folder as the worker sees it."""
         return Path(self.store, "runs", self.run_id)

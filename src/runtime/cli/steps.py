@@ -164,7 +164,7 @@ def describe(step: Manifest) -> dict[str, Any]:
 
 def _row(step: Manifest) -> tuple[str, str, str, str]:
     takes, makes = _count_kinds(step.consumes), _count_kinds(step.produces)
-    return step.id, takes or "-", makes, first_sentence(step.description)
+    return step.id, takes or "-", makes or "-", first_sentence(step.description)
 
 
 def _count_kinds(slots: Sequence[Slot]) -> str:
@@ -184,7 +184,8 @@ def _pages(step: Manifest, catalog: Catalog) -> Iterator[str]:
     if step.aliases:
         yield f"Also called: {', '.join(step.aliases)}\n"
     yield "Takes\n" + render_pairs(_takes(step.consumes, catalog) or [("nothing", "")])
-    yield "Makes\n" + render_pairs((slot.name, _describe_slot(slot)) for slot in step.produces)
+    makes = [(slot.name, _describe_slot(slot)) for slot in step.produces]
+    yield "Makes\n" + render_pairs(makes or [("nothing", "It runs until it is stopped.")])
     yield "Configs\n" + render_pairs((name, "") for name in step.configs or ("none",))
     if step.parameters:
         yield "Parameters\n" + render_pairs(_parameters(step))
