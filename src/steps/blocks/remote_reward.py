@@ -244,9 +244,12 @@ def read_health(told: Mapping[str, Any], before: Health | None) -> Health:
     """A service that is ready. Raises ``Fault`` for every other answer."""
     if told.get("status") != "ready":
         raise Fault("not_ready", f"status is {shorten(told.get('status'))}")
-    model, outputs = told.get("model"), as_list(told, "outputs")
+    model = told.get("model")
+    if "model" not in told:  # ours keeps that from those who bring no token
+        raise Fault("http_401", "it does not say its model without a token")
     if not isinstance(model, str) or not model:
-        raise Fault("http_401" if "model" not in told else "malformed", "it does not say its model")
+        raise Fault("malformed", f"model is no name: {shorten(model)}")
+    outputs = as_list(told, "outputs")
     if not outputs or not all(isinstance(name, str) for name in outputs):
         raise Fault("malformed", f"outputs are no names: {shorten(outputs)}")
     most = told.get("max_conversations")
