@@ -110,10 +110,13 @@ def answer(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]
 
 
-def test_a_dry_run_shows_the_service_and_writes_nothing(model: Path, capsys: Capture) -> None:
-    assert main([*words(model, "port=5556"), "-d"]) == 0
+@pytest.mark.parametrize("config", ["default", "tiny"])
+def test_a_dry_run_shows_the_service_and_writes_nothing(
+    model: Path, capsys: Capture, config: str
+) -> None:
+    assert main([*words(model, "port=5556"), "-c", config, "-d"]) == 0
     shown = capsys.readouterr().out
-    assert "run     reward/serve (default): first run of this step" in shown
+    assert f"run     reward/serve ({config}): first run of this step" in shown
     assert "input     model: reward_model  sha256:" in shown
     assert "  port: 5556" in shown
     assert "output " not in shown
