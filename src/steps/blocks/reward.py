@@ -20,15 +20,15 @@ from nemotron_style.steps.blocks.architecture import ModelConfig
 from nemotron_style.steps.blocks.chat import ChatFormat, Conversation, parse_conversation
 from nemotron_style.steps.blocks.hugging_face_config import parse_sizes, read_settings
 from nemotron_style.steps.blocks.llama import llama_states
-from nemotron_style.steps.blocks.reward_config import RewardConfig, Scored, read_reward_config
+from nemotron_style.steps.blocks.reward_config import RewardConfig, read_reward_config
 from nemotron_style.steps.blocks.safetensor import TensorFolder
+from nemotron_style.steps.blocks.scorer import Message, Scored
 from nemotron_style.steps.blocks.tokenizer import Tokenizer, open_chat
 
 __all__ = ["Message", "RewardModel", "Scored", "read_conversation"]
 
 ARCHITECTURE = "LlamaForSequenceClassification"
 HEAD = "score.weight"
-Message = Mapping[str, str]
 
 
 def read_conversation(

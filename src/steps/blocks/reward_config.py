@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -17,16 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.chat import ChatPromptTokens
+from nemotron_style.steps.blocks.scorer import Scored
 
 REWARD_FILE = "reward_config.json"
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a conversation was found to be worth; ``attributes`` in the units of the data."""
-
-    score: float
-    attributes: dict[str, float]
 
 
 class Scale(BaseModel):

@@ -10,7 +10,8 @@ from statistics import fmean
 
 from torch import Tensor
 
-from nemotron_style.steps.blocks.reward_config import RewardConfig, Scored
+from nemotron_style.steps.blocks.reward_config import RewardConfig
+from nemotron_style.steps.blocks.scorer import Scored
 from nemotron_style.steps.reward.regression.row import EncodedRow
 
 Points = list[tuple[float, float]]
