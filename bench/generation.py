@@ -12,12 +12,10 @@ extremes. ``parts`` tells where the time of one decoding step goes.
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping
 
 import torch
+from measure import compare
 from torch import nn
 
 from nemotron_style.steps.blocks import parallel
@@ -61,27 +59,6 @@ def hugging_face(model: nn.Module, config: ModelConfig, dtype: torch.dtype) -> n
     other.load_state_dict({name: part for parts in weights for name, part in parts.items()})
     other.generation_config.eos_token_id = None
     return other.eval()
-
-
-def compare(title: str, variants: Mapping[str, Callable[[], object]], *, rounds: int) -> None:
-    """Print each variant's CPU time, and how many times it the first variant is slower."""
-    for run in variants.values():
-        run()
-    taken: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(rounds):
-        for name in sorted(variants, reverse=bool(turn % 2)):
-            begin = time.process_time()
-            variants[name]()
-            taken[name].append(time.process_time() - begin)
-    print(f"{title} ({rounds} rounds, {torch.get_num_threads()} thread)")
-    base = taken[next(iter(variants))]
-    for name, times in taken.items():
-        ratios = [one / other for one, other in zip(times, base, strict=True)]
-        print(
-            f"  {name:44s} {1e3 * statistics.median(times):9.2f} ms"
-            f"   x{statistics.median(ratios):.2f} [{min(ratios):.2f} .. {max(ratios):.2f}]",
-            flush=True,
-        )
 
 
 def bench(name: str, dtype: torch.dtype) -> None:

@@ -22,13 +22,12 @@ them little; the median over rounds is printed, with the extremes.
 from __future__ import annotations
 
 import random
-import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from measure import compare
 from torch import Tensor, nn
 
 from nemotron_style.steps.blocks import parallel
@@ -48,27 +47,6 @@ CONFIG = ModelConfig(
     vocab_size=1024,
     max_sequence_length=4096,
 )
-
-
-def compare(title: str, variants: Mapping[str, Callable[[], object]], *, rounds: int) -> None:
-    """Print each variant's CPU time and its ratio to the first variant."""
-    for run in variants.values():
-        run()
-    taken: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(rounds):
-        for name in sorted(variants, reverse=bool(turn % 2)):
-            begin = time.process_time()
-            variants[name]()
-            taken[name].append(time.process_time() - begin)
-    print(f"{title} ({rounds} rounds, {torch.get_num_threads()} thread)")
-    base = taken[next(iter(variants))]
-    for name, times in taken.items():
-        ratios = [one / other for one, other in zip(times, base, strict=True)]
-        print(
-            f"  {name:44s} {1e3 * statistics.median(times):8.1f} ms"
-            f"   x{statistics.median(ratios):.2f} [{min(ratios):.2f} .. {max(ratios):.2f}]",
-            flush=True,
-        )
 
 
 def ids(length: int) -> list[int]:

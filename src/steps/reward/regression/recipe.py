@@ -23,13 +23,14 @@ import torch
 import torch.distributed as dist
 
 from nemotron_style.runtime.context import StepContext
-from nemotron_style.runtime.errors import InputError, Interrupted, Problem, raise_all
+from nemotron_style.runtime.errors import InputError, Interrupted, raise_all
 from nemotron_style.steps.blocks.checkpoint import (
     TOKENIZER,
     full_shapes,
     read_config,
     weights_digest,
 )
+from nemotron_style.steps.blocks.job import find_disagreements, is_due
 from nemotron_style.steps.blocks.optimizer import build_optimizer, learning_rate
 from nemotron_style.steps.blocks.order import SampleOrder
 from nemotron_style.steps.blocks.parallel import Parallel, any_rank, initialize
@@ -59,7 +60,7 @@ from nemotron_style.steps.reward.regression.row import (
 def run(config: Config, ctx: StepContext) -> None:
     """Train on ``data`` and produce ``model``: trunk, head and the scale of its outputs."""
     # -- where the model comes from, and its words
-    check_job(config, ctx)
+    raise_all(InputError, find_disagreements(config.trainer, world_size=ctx.world_size))
     settings, rm = config.model, config.trainer.rm
     division = Parallel(settings.tensor_model_parallel_size, settings.pipeline_model_parallel_size)
     initialize(division, seed=config.seed)
@@ -170,32 +171,3 @@ def run(config: Config, ctx: StepContext) -> None:
         **describe(tokenizer, chat),
     )
     ctx.summarise(**figures, steps=steps, epochs=steps * settings.global_batch_size / len(train))
-
-
-def check_job(config: Config, ctx: StepContext) -> None:
-    """Refuse what the config and the job disagree on, before any work; all of it at once."""
-    trainer, problems = config.trainer, []
-    if trainer.num_nodes * trainer.devices != ctx.world_size:
-        problems.append(
-            Problem(
-                key="trainer.num_nodes x trainer.devices",
-                what="the run was started with another number of processes",
-                got=str(trainer.num_nodes * trainer.devices),
-                allowed=str(ctx.world_size),
-            )
-        )
-    if trainer.half and not torch.cuda.is_available():
-        problems.append(
-            Problem(
-                key="trainer.precision",
-                what="bfloat16 keeps float32 master weights, which needs a CUDA device",
-                got=str(trainer.precision),
-                fix="set trainer.precision=32",
-            )
-        )
-    raise_all(InputError, problems)
-
-
-def is_due(step: int, interval: int, *, last: int) -> bool:
-    """Whether something done every ``interval`` steps (0: never before the last) is done now."""
-    return step == last or (interval > 0 and step % interval == 0)

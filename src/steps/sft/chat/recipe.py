@@ -26,6 +26,7 @@ import torch.distributed as dist
 from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import Interrupted
 from nemotron_style.steps.blocks.checkpoint import full_shapes, save_model, weights_digest
+from nemotron_style.steps.blocks.job import is_due
 from nemotron_style.steps.blocks.optimizer import build_optimizer, learning_rate
 from nemotron_style.steps.blocks.order import SampleOrder
 from nemotron_style.steps.blocks.parallel import Parallel, any_rank, initialize
@@ -130,8 +131,3 @@ def run(config: Config, ctx: StepContext) -> None:
         **describe(start.tokenizer, start.chat),
     )
     ctx.summarise(**figures, steps=steps, epochs=steps * batch_size / len(train))
-
-
-def is_due(step: int, interval: int, *, last: int) -> bool:
-    """Whether something done every ``interval`` steps (0: never before the last) is done now."""
-    return step == last or (interval > 0 and step % interval == 0)

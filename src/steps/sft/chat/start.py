@@ -14,6 +14,7 @@ from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.steps.blocks.architecture import ModelConfig
 from nemotron_style.steps.blocks.chat import ChatFormat, ChatPromptTokens
 from nemotron_style.steps.blocks.checkpoint import TOKENIZER, load_model, read_config
+from nemotron_style.steps.blocks.job import find_disagreements
 from nemotron_style.steps.blocks.model import build_model
 from nemotron_style.steps.blocks.tokenizer import Tokenizer, open_chat, train_tokenizer
 from nemotron_style.steps.sft.chat.config import Config
@@ -56,25 +57,7 @@ def prepare_start(config: Config, ctx: StepContext) -> Start:
 
 def check_job(config: Config, ctx: StepContext) -> None:
     """Refuse what the config and the job disagree on, before any work; all of it at once."""
-    trainer, problems = config.trainer, []
-    if trainer.num_nodes * trainer.devices != ctx.world_size:
-        problems.append(
-            Problem(
-                key="trainer.num_nodes x trainer.devices",
-                what="the run was started with another number of processes",
-                got=str(trainer.num_nodes * trainer.devices),
-                allowed=str(ctx.world_size),
-            )
-        )
-    if trainer.half and not torch.cuda.is_available():
-        problems.append(
-            Problem(
-                key="trainer.precision",
-                what="bfloat16 keeps float32 master weights, which needs a CUDA device",
-                got=str(trainer.precision),
-                fix="set trainer.precision=32",
-            )
-        )
+    problems = find_disagreements(config.trainer, world_size=ctx.world_size)
     given, made = ctx.optional_input("model") is not None, config.model.architecture is not None
     if given == made:
         what = "a checkpoint and sizes of a new model are given" if given else "no model is given"

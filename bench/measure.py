@@ -1,0 +1,30 @@
+"""CPU time of variants of one piece of work, as ratios in one process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+def compare(title: str, variants: Mapping[str, Callable[[], object]], *, rounds: int) -> None:
+    """Print each variant's CPU time, and how many times it the first variant is slower."""
+    for run in variants.values():
+        run()
+    taken: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(rounds):
+        for name in sorted(variants, reverse=bool(turn % 2)):
+            begin = time.process_time()
+            variants[name]()
+            taken[name].append(time.process_time() - begin)
+    print(f"{title} ({rounds} rounds, {torch.get_num_threads()} thread)")
+    base = taken[next(iter(variants))]
+    for name, times in taken.items():
+        ratios = [one / other for one, other in zip(times, base, strict=True)]
+        print(
+            f"  {name:44s} {1e3 * statistics.median(times):9.2f} ms"
+            f"   x{statistics.median(ratios):.2f} [{min(ratios):.2f} .. {max(ratios):.2f}]",
+            flush=True,
+        )
