@@ -18,7 +18,7 @@ from nemotron_style.runtime.artifact import Artifact
 from nemotron_style.runtime.config import InputSource, ResolvedConfig
 from nemotron_style.runtime.digest import digest_tree
 from nemotron_style.runtime.errors import Problem, UsageError, raise_all, suggest
-from nemotron_style.runtime.manifest import Manifest, Slot
+from nemotron_style.runtime.manifest import Manifest, Need, Slot
 from nemotron_style.runtime.plan import get_key
 from nemotron_style.runtime.ref import is_location
 from nemotron_style.runtime.store import Store
@@ -48,9 +48,14 @@ class Offer:
     adoption: Adoption | None = None
 
 
-def read_given(words: Sequence[str], manifest: Manifest) -> dict[str, str]:
-    """``-i slot=REF`` options as a table. Raises ``UsageError`` with every bad one."""
-    slots = [slot.name for slot in manifest.consumes]
+def read_given(
+    words: Sequence[str], manifest: Manifest, *, beside: Sequence[str] = ()
+) -> dict[str, str]:
+    """``-i slot=REF`` options as a table; ``beside`` are the slots of services, ``name.slot``.
+
+    Raises ``UsageError`` with every bad one.
+    """
+    slots = [*(slot.name for slot in manifest.consumes), *beside]
     given: dict[str, str] = {}
     problems: list[Problem] = []
     for word in words:
@@ -130,9 +135,13 @@ def name_location(location: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-._")[:80] or "adopted"
 
 
-def explain_missing(slot: Slot, manifest: Manifest, producers: Sequence[str]) -> Problem:
-    """That a required input has no source, and what to do about it."""
-    fix = f"give -i {slot.name}=REF"
+def explain_missing(
+    slot: Slot, manifest: Manifest, producers: Sequence[str], *, need: Need | None = None
+) -> Problem:
+    """That a required input, of a service where there is a ``need``, has no source; what to do."""
+    fix = f"give -i {need.name}.{slot.name}=REF" if need else f"give -i {slot.name}=REF"
+    if need and need.config_key:
+        fix += f", or {need.config_key} of a service that is there already"
     if producers:
         fix += f"; made by: {', '.join(producers)}"
     what = f"the input ({slot.kind}) is required and nothing fills it"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,48 +43,101 @@ SITE = {
 }
 
 
+@dataclass(frozen=True)
+class Companion:
+    """A service that will run beside a step, and what fills its inputs."""
+
+    manifest: Manifest
+    config: ResolvedConfig
+    offers: Mapping[str, Offer]
+
+
 def draft_plan(
     order: Order,
     manifest: Manifest,
     config: ResolvedConfig,
     offers: Mapping[str, Offer],
     *,
+    services: Mapping[str, Companion],
     world: World,
 ) -> Callable[[int], Plan]:
     """A function that gives the plan of a generation."""
-    identity = {
+    identity = describe_work(manifest, config, offers)
+    if order.arguments:
+        identity["arguments"] = list(order.arguments)
+    beside = {name: describe_work(**vars(service)) for name, service in services.items()}
+    if services:
+        identity["services"] = beside
+    base = order.name or f"{manifest.id.replace('/', '-').replace('_', '-')}-{config.name}"
+    resources, notes = plan_resources(manifest, config.values, world.profile)
+    around = {**place(manifest, world, resources, notes), "workdir": str(world.workdir)}
+    fixed = {
+        **plan_work(manifest, config, offers),
+        **around,
+        "inputs": (*plan_inputs(manifest, offers), *plan_their_inputs(services)),
+        "outputs": plan_outputs(manifest, base),
+        "resources": resources,
+        "arguments": order.arguments,
+    }
+
+    def at_generation(generation: int) -> Plan:
+        whole = {**identity, "generation": generation}
+        run_id = name_run(manifest.id, identify(whole))
+        plans = {
+            name: seal_plan(
+                {**plan_work(**vars(service)), **around, "beside": f"{run_id}/services/{name}"},
+                beside[name],
+            )
+            for name, service in services.items()
+        }
+        return seal_plan({**fixed, "services": plans}, whole)
+
+    return at_generation
+
+
+def describe_work(
+    manifest: Manifest, config: ResolvedConfig, offers: Mapping[str, Offer]
+) -> dict[str, Any]:
+    """What can change the result of a step: the part of an identity that it brings itself."""
+    return {
         "step": manifest.id,
         "manifest_version": manifest.version,
         "config": config.semantic,
         "inputs": {slot: offer.source for slot, offer in offers.items()},
         "code": digest_code(manifest.run.entrypoint),
     }
-    if order.arguments:
-        identity["arguments"] = list(order.arguments)
-    base = order.name or f"{manifest.id.replace('/', '-').replace('_', '-')}-{config.name}"
-    resources, notes = plan_resources(manifest, config.values, world.profile)
-    fixed = {
+
+
+def plan_work(
+    manifest: Manifest, config: ResolvedConfig, offers: Mapping[str, Offer]
+) -> dict[str, Any]:
+    """The part of a plan that says what is done, as one process that makes nothing."""
+    return {
         "step": manifest.id,
         "config_name": config.name,
         "config": fill_keys(config.values, manifest, offers),
         "inputs": plan_inputs(manifest, offers),
-        "outputs": plan_outputs(manifest, base),
+        "outputs": (),
         "entrypoint": manifest.run.entrypoint,
         "config_class": manifest.run.config,
         "launch": manifest.run.launch,
-        "resources": resources,
-        "workdir": str(world.workdir),
-        "arguments": order.arguments,
-        **place(manifest, world, resources, notes),
+        "resources": {},
+        "arguments": (),
     }
 
-    def at_generation(generation: int) -> Plan:
-        whole = {**identity, "generation": generation}
-        fingerprint = identify(whole)
-        run_id = name_run(manifest.id, fingerprint)
-        return Plan(**fixed, run_id=run_id, identity=whole, fingerprint=fingerprint)
 
-    return at_generation
+def seal_plan(parts: Mapping[str, Any], identity: Mapping[str, Any]) -> Plan:
+    """A plan under its fingerprint."""
+    fingerprint = identify(identity)
+    run_id = name_run(parts["step"], fingerprint)
+    return Plan(**parts, run_id=run_id, identity=dict(identity), fingerprint=fingerprint)
+
+
+def plan_their_inputs(services: Mapping[str, Companion]) -> Iterator[PlannedInput]:
+    """What services consume, as inputs of the step that they run beside."""
+    for name, service in services.items():
+        for each in plan_inputs(service.manifest, service.offers):
+            yield each.model_copy(update={"slot": f"{name}.{each.slot}", "config_key": None})
 
 
 def place(

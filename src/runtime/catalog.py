@@ -93,6 +93,9 @@ def load_catalog(*, roots: Sequence[Path] | None = None) -> Catalog:
         if unknown:
             broken.setdefault(name, []).extend(unknown)
         steps[name] = manifest
+    for name, manifest in steps.items():
+        broken.setdefault(name, []).extend(_unmet_needs(manifest, steps))
+    broken = {name: problems for name, problems in broken.items() if problems}
     for name, paths in found.items():
         if len(paths) > 1:
             places = " and ".join(show_path(path) for path in paths)
@@ -124,6 +127,16 @@ def _unknown_kinds(manifest: Manifest, kinds: Kinds) -> Iterator[Problem]:
             fix = suggest(slot.kind, kinds.names) or "add it to kinds.toml"
             key, what = f"{table}[{index}].type", f"there is no kind {slot.kind!r}"
             yield Problem(where=show_path(manifest.path), key=key, what=what, fix=fix)
+
+
+def _unmet_needs(manifest: Manifest, steps: Mapping[str, Manifest]) -> Iterator[Problem]:
+    services = [name for name, step in steps.items() if step.run.service]
+    for index, need in enumerate(manifest.needs):
+        if need.step not in services:
+            what, got = "there is no such service", repr(need.step)
+            where, key = show_path(manifest.path), f"needs[{index}].step"
+            fix = suggest(need.step, services)
+            yield Problem(where=where, key=key, what=what, got=got, fix=fix)
 
 
 def _collect_aliases(

@@ -53,13 +53,23 @@ class StepConfig(Section):
     seed: int = Field(default=1234, ge=0, description="seeds everything that is drawn")
 
 
-class InputSource(Section):
+class ServiceSource(Section):
+    """How a service that the step needs is started: the config of its step, and overrides."""
+
+    config: str = "default"
+    overrides: dict[str, Any] = Field(default_factory=dict)
+
+    def as_overrides(self) -> tuple[str, ...]:
+        """``overrides`` as they would be typed: nested tables as dotted keys, values as JSON."""
+        pairs = flatten(self.overrides)
+        return tuple(f"{key}={json.dumps(value)}" for key, value in pairs.items())
+
+
+class InputSource(ServiceSource):
     """Where an input comes from when nobody names it: a step to run first, or a ref."""
 
     step: str | None = None
-    config: str = "default"
     slot: str | None = None
-    overrides: dict[str, Any] = Field(default_factory=dict)
     ref: str | None = None
 
     @model_validator(mode="after")
@@ -68,11 +78,6 @@ class InputSource(Section):
             raise ValueError("needs exactly one of 'step' and 'ref'")
         return self
 
-    def as_overrides(self) -> tuple[str, ...]:
-        """``overrides`` as they would be typed: nested tables as dotted keys, values as JSON."""
-        pairs = flatten(self.overrides)
-        return tuple(f"{key}={json.dumps(value)}" for key, value in pairs.items())
-
 
 @dataclass(frozen=True)
 class ResolvedConfig:
@@ -80,12 +85,14 @@ class ResolvedConfig:
 
     ``values`` is complete (defaults included) and JSON-able; a slot-bound key that nobody gave is
     null in it. ``semantic`` is what can change the result, by dotted key: ``values`` without
-    cosmetic fields and without slot-bound keys. ``sources`` says where inputs come from.
+    cosmetic fields and without slot-bound keys. ``sources`` says where inputs come from, and
+    ``services`` how the services beside the step are started.
     """
 
     name: str
     values: dict[str, Any]
     sources: dict[str, InputSource] = field(default_factory=dict)
+    services: dict[str, ServiceSource] = field(default_factory=dict)
     semantic: dict[str, Any] = field(default_factory=dict)
 
 
@@ -113,15 +120,16 @@ def load_config_class(manifest: Manifest) -> type[StepConfig]:
     if not (isinstance(found, type) and issubclass(found, StepConfig)):
         what = f"{text!r} is not a subclass of StepConfig"
         raise ManifestError(Problem(where=where, key="run.config", what=what))
-    strange = [key for key in manifest.bound_keys if locate(found, split_key(key)).field is None]
+    keys = [*manifest.bound_keys, *(need.config_key for need in manifest.needs if need.config_key)]
+    strange = [key for key in keys if locate(found, split_key(key)).field is None]
     if strange:
-        keys = list(keys_of(found))
+        known = list(keys_of(found))
         raise ManifestError(
             Problem(
                 where=where,
                 key="config_key",
                 what=f"{key!r} is no key of {text}",
-                fix=suggest_key(key, keys),
+                fix=suggest_key(key, known),
             )
             for key in strange
         )
@@ -165,7 +173,7 @@ def resolve_config(
     draft = Draft(manifest, load_config_class(manifest), show_path(path))
     draft.read(read_chain(path, home=manifest.folder))
     draft.apply(overrides)
-    sources = draft.take_sources()
+    sources, services = draft.take_sources()
     config, unbound = draft.finish()
     values = config.model_dump(mode="json")
     for key in unbound:
@@ -174,7 +182,7 @@ def resolve_config(
     for key in manifest.bound_keys:
         semantic = {known: each for known, each in semantic.items() if not _is_below(known, key)}
     label = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-.")
-    return ResolvedConfig(label or "config", values, sources, semantic)
+    return ResolvedConfig(label or "config", values, sources, services, semantic)
 
 
 def find_config(manifest: Manifest, name: str) -> Path:

@@ -9,8 +9,9 @@ imports torch. In a test a context is made directly::
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,11 +43,13 @@ class Stop:
     """Whether the run was asked to stop: by a signal, or by a file that appeared.
 
     The file reaches workers that no signal does: on other machines, or below a launcher that
-    would pass a signal on as an order to kill. It is looked for about twice a second.
+    would pass a signal on as an order to kill. It is looked for about twice a second. A service
+    beside a step stops too when ``parent``, the process of the step, is its parent no more.
     """
 
     requested: bool = False
     file: Path | None = None
+    parent: int | None = None
     looked: float = float("-inf")
 
     def is_requested(self) -> bool:
@@ -54,7 +57,7 @@ class Stop:
         now = time.monotonic()
         if not self.requested and self.file and now - self.looked >= SECONDS_BETWEEN_LOOKS:
             self.looked = now
-            self.requested = self.file.exists()
+            self.requested = self.file.exists() or self.parent not in (None, os.getppid())
         return self.requested
 
 
@@ -86,7 +89,7 @@ class StepContext:
         outputs: Iterable[str],
         **seating: Any,
     ) -> None:
-        """``seating`` may give run_id, seat, attempt, arguments and stop."""
+        """``seating`` may give run_id, seat, attempt, arguments, stop and services."""
         known: Seating = Seating(**seating)
         self.run_id, self.run_dir, self.inputs = known.run_id, run_dir, inputs
         self.rank, self.world_size = known.seat.rank, known.seat.world_size
@@ -95,7 +98,7 @@ class StepContext:
         self.figures: dict[str, Any] = {}
         self.metrics = Metrics(run_dir, enabled=self.is_first)
         self.checkpoints = Checkpoints(run_dir, attempt=known.attempt, rank=self.rank)
-        self._stop = known.stop
+        self._stop, self._services = known.stop, known.services
         self._outputs = {slot: Output(slot, self.staging / slot) for slot in outputs}
         self.staging.mkdir(parents=True, exist_ok=True)
         for output in self._outputs.values():
@@ -127,6 +130,15 @@ class StepContext:
     def optional_input(self, slot: str) -> Artifact | None:
         """The verified artifact of a slot, or None when it was not given."""
         return self.inputs.get(slot)
+
+    def service(self, name: str) -> str | None:
+        """The URL of a service of the manifest's ``needs``, once it answers that it is ready.
+
+        None where the config names one that is there already, so that none was started. Raises
+        ``StepFailed`` when the one that was started ended instead, or took too long.
+        """
+        wait = self._services.get(name)
+        return wait() if wait else None
 
     def output(self, slot: str) -> Output:
         """The product of a slot of the manifest's ``produces``."""
@@ -179,6 +191,7 @@ class Seating:
     attempt: int = 1
     arguments: tuple[str, ...] = ()
     stop: Stop = field(default_factory=Stop)
+    services: Mapping[str, Callable[[], str]] = field(default_factory=dict)
 
 
 def show(number: int | float | str) -> str:

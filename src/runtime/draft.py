@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 
-from nemotron_style.runtime.config import MANDATORY, InputSource, StepConfig, validate
+from nemotron_style.runtime.config import (
+    MANDATORY,
+    InputSource,
+    ServiceSource,
+    StepConfig,
+    validate,
+)
 from nemotron_style.runtime.document import Document
 from nemotron_style.runtime.errors import ConfigError, Problem, suggest
 from nemotron_style.runtime.interpolation import leaves, resolve
 from nemotron_style.runtime.manifest import Manifest
 from nemotron_style.runtime.override import apply_override, read_override
 from nemotron_style.runtime.schema import join_key, locate, read_refusal, split_key
+
+SOURCES = ("inputs.", "services.")
+Source = TypeVar("Source", bound=ServiceSource)
 
 
 class Draft:
@@ -41,46 +50,56 @@ class Draft:
 
     def apply(self, overrides: Sequence[str]) -> None:
         """Apply what was typed, in its order."""
-        inputs = _with_inputs(self.schema)
+        typed = _with_sources(self.schema)
         for text in overrides:
             try:
                 override = read_override(text)
-                apply_override(self.values, override, inputs)
+                apply_override(self.values, override, typed)
                 self.places[override.key] = f"override {text!r}"
             except ConfigError as error:
                 self.problems += error.problems
 
-    def take_sources(self) -> dict[str, InputSource]:
-        """Take the ``inputs`` table out of the values, its interpolations resolved."""
+    def take_sources(self) -> tuple[dict[str, InputSource], dict[str, ServiceSource]]:
+        """Take the tables ``inputs`` and ``services`` out of the values, interpolations resolved.
+
+        They say where inputs come from, and how the services beside the step are started.
+        """
         whole, dangling = resolve(self.values, self.schema, where=self.where)
-        self.problems += [each for each in dangling if each.key.startswith("inputs.")]
-        self.values.pop("inputs", None)
-        table = whole.get("inputs") or {}
-        sources: dict[str, InputSource] = {}
-        if not isinstance(table, dict):
-            problem = Problem(where=self.where("inputs"), key="inputs", what="must be a table")
+        self.problems += [each for each in dangling if each.key.startswith(SOURCES)]
+        slots = [slot.name for slot in self.manifest.consumes]
+        needs = [need.name for need in self.manifest.needs]
+        inputs = self._read_table("inputs", whole, InputSource, slots)
+        return inputs, self._read_table("services", whole, ServiceSource, needs)
+
+    def _read_table(
+        self, table: str, whole: dict[str, Any], model: type[Source], names: Sequence[str]
+    ) -> dict[str, Source]:
+        self.values.pop(table, None)
+        told = whole.get(table) or {}
+        if not isinstance(told, dict):
+            problem = Problem(where=self.where(table), key=table, what="must be a table")
             self.problems.append(problem)
             return {}
-        slots = [slot.name for slot in self.manifest.consumes]
-        for slot, value in table.items():
-            if slot not in slots:
-                fix = suggest(slot, slots) or f"slots: {', '.join(slots)}"
-                key, what = f"inputs.{slot}", f"{self.manifest.id} has no such input"
+        found: dict[str, Source] = {}
+        for name, value in told.items():
+            key = f"{table}.{name}"
+            if name not in names:
+                fix = suggest(name, names) or f"there are: {', '.join(names) or 'none'}"
+                what = f"{self.manifest.id} has no such {table.removesuffix('s')}"
                 self.problems.append(Problem(where=self.where(key), key=key, what=what, fix=fix))
             elif value is not None:
-                sources |= self._read_source(slot, value)
-        return sources
+                found |= self._read_source(name, value, model, prefix=key)
+        return found
 
-    def _read_source(self, slot: str, value: Any) -> dict[str, InputSource]:
+    def _read_source(
+        self, name: str, value: Any, model: type[Source], *, prefix: str
+    ) -> dict[str, Source]:
         try:
-            return {slot: InputSource.model_validate(value)}
+            return {name: model.model_validate(value)}
         except ValidationError as error:
-            prefix = f"inputs.{slot}"
-            found = read_refusal(error, InputSource, value, where=lambda _: self.where(prefix))
-            for each in found:
+            for each in read_refusal(error, model, value, where=lambda _: self.where(prefix)):
                 key = f"{prefix}.{each.key}".rstrip(".")
-                place = self.where(key)
-                self.problems.append(Problem(**{**vars(each), "key": key, "where": place}))
+                self.problems.append(replace(each, key=key, where=self.where(key)))
             return {}
 
     def finish(self) -> tuple[StepConfig, list[str]]:
@@ -147,10 +166,11 @@ def drop(values: dict[str, Any], parts: Sequence[str]) -> None:
     del values[parts[-1]]
 
 
-def _with_inputs(schema: type[StepConfig]) -> type[BaseModel]:
-    """The schema as the command line sees it: with the ``inputs`` table, which is no field."""
+def _with_sources(schema: type[StepConfig]) -> type[BaseModel]:
+    """The schema as the command line sees it: with two tables that are no fields."""
     inputs: Any = (dict[str, InputSource], Field(default_factory=dict))
-    return create_model("WithInputs", __base__=schema, inputs=inputs)
+    services: Any = (dict[str, ServiceSource], Field(default_factory=dict))
+    return create_model("WithSources", __base__=schema, inputs=inputs, services=services)
 
 
 def get(values: Any, key: str) -> Any:

@@ -2,7 +2,8 @@
 
 A manifest is ``manifests/<id>/step.toml``. Its tables are those of NVIDIA Nemotron's ``step.toml``
 (``[step]``, ``[[consumes]]``, ``[[produces]]``, ``[[parameters]]``, ``[[strategies]]``,
-``[[errors]]``, ``[[models]]``, ``[reference]``); added are ``[run]`` and a ``name`` for each slot.
+``[[errors]]``, ``[[models]]``, ``[reference]``); added are ``[run]``, ``[[needs]]`` and a ``name``
+for each slot.
 """
 
 from __future__ import annotations
@@ -46,6 +47,24 @@ class Slot(Table):
     @classmethod
     def _check_name(cls, name: str) -> str:
         return _match(SLOT_NAME, name, "a lower-case name such as 'model' or 'train_data'")
+
+
+class Need(Table):
+    """A service that runs beside the step, from before its first request to its end.
+
+    Where the config has something at ``config_key``, a service that is there already is used
+    instead, and none is started.
+    """
+
+    name: str
+    step: str
+    description: str = ""
+    config_key: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return _match(SLOT_NAME, name, "a lower-case name such as 'reward'")
 
 
 class Parameter(Table):
@@ -126,6 +145,7 @@ class Document(Table):
     run: Run
     consumes: tuple[Slot, ...] = ()
     produces: tuple[Slot, ...] = ()
+    needs: tuple[Need, ...] = ()
     parameters: tuple[Parameter, ...] = ()
     strategies: tuple[Strategy, ...] = ()
     errors: tuple[KnownError, ...] = ()
@@ -140,6 +160,7 @@ class Manifest(Header):
     run: Run
     consumes: tuple[Slot, ...] = ()
     produces: tuple[Slot, ...] = ()
+    needs: tuple[Need, ...] = ()
     parameters: tuple[Parameter, ...] = ()
     strategies: tuple[Strategy, ...] = ()
     errors: tuple[KnownError, ...] = ()
@@ -234,6 +255,11 @@ def _cross_check(manifest: Manifest, where: str, root: Path | None) -> Iterable[
     for table, slots in (("consumes", manifest.consumes), ("produces", manifest.produces)):
         for name in _repeated(slot.name for slot in slots):
             yield Problem(where=where, key=f"{table}.name", what=f"slot {name!r} stands twice")
+    for name in _repeated(need.name for need in manifest.needs):
+        yield Problem(where=where, key="needs.name", what=f"service {name!r} stands twice")
+    if manifest.needs and manifest.run.service:
+        what = "a service that needs another one is more than a launcher starts"
+        yield Problem(where=where, key="needs", what=what, fix="give it an address in its config")
     keys = [slot.config_key for slot in (*manifest.consumes, *manifest.produces)]
     for key in _repeated(key for key in keys if key):
         yield Problem(where=where, key="config_key", what=f"{key!r} is bound to two slots")

@@ -18,9 +18,14 @@ from nemotron_style.runtime.bind import (
     offer_ref,
     read_given,
 )
-from nemotron_style.runtime.blueprint import draft_plan
+from nemotron_style.runtime.blueprint import Companion, draft_plan
 from nemotron_style.runtime.catalog import Catalog
-from nemotron_style.runtime.config import InputSource, ResolvedConfig, resolve_config
+from nemotron_style.runtime.config import (
+    InputSource,
+    ResolvedConfig,
+    ServiceSource,
+    resolve_config,
+)
 from nemotron_style.runtime.decision import Decision, decide
 from nemotron_style.runtime.errors import (
     ConfigError,
@@ -30,9 +35,9 @@ from nemotron_style.runtime.errors import (
     raise_all,
     suggest,
 )
-from nemotron_style.runtime.manifest import Manifest, Slot
+from nemotron_style.runtime.manifest import Manifest, Need, Slot
 from nemotron_style.runtime.order import Order, World, check_order
-from nemotron_style.runtime.plan import Plan
+from nemotron_style.runtime.plan import Plan, get_key
 
 
 @dataclass(frozen=True)
@@ -89,33 +94,83 @@ class _Planner:
         manifest = self.world.catalog.find(order.step)
         check_order(order, manifest)
         config = resolve_config(manifest, name=order.config, overrides=order.overrides)
-        given = read_given(order.given, manifest)
+        beside = list_service_slots(manifest, self.world.catalog)
+        given = read_given(order.given, manifest, beside=beside)
         sources = choose_sources(manifest, config, given=given, overrides=order.overrides)
         offers = self.fill(manifest, sources)
-        run = self.settle(order, manifest, config, offers)
+        services = self.find_services(manifest, config, given)
+        run = self.settle(order, manifest, config, offers, services=services)
         self.chain.pop()
         return self.runs.setdefault(run.plan.run_id, run)
 
+    def find_services(
+        self, manifest: Manifest, config: ResolvedConfig, given: Mapping[str, str]
+    ) -> dict[str, Companion]:
+        """The services that are started beside a step: those that the config has no address of."""
+        found: dict[str, Companion] = {}
+        problems: list[Problem] = []
+        for need in manifest.needs:
+            start = f"{need.name}."
+            own = {
+                slot.removeprefix(start): ref
+                for slot, ref in given.items()
+                if slot.startswith(start)
+            }
+            address = get_key(config.values, need.config_key) if need.config_key else None
+            if address is None:
+                source = config.services.get(need.name, ServiceSource())
+                found[need.name] = self.accompany(need, source, own)
+            elif own:
+                what = f"{need.config_key}={address} names a service that is there already"
+                key, fix = start + next(iter(own)), "give one of them"
+                problems.append(Problem(where="-i", key=key, what=what, fix=fix))
+        raise_all(UsageError, problems)
+        return found
+
+    def accompany(self, need: Need, source: ServiceSource, given: Mapping[str, str]) -> Companion:
+        """A service with everything upstream of it planned."""
+        manifest = self.world.catalog.find(need.step)
+        config = resolve_config(manifest, name=source.config, overrides=source.as_overrides())
+        sources = choose_sources(manifest, config, given=given, overrides=())
+        return Companion(manifest, config, self.fill(manifest, sources, need=need))
+
     def settle(
-        self, order: Order, manifest: Manifest, config: ResolvedConfig, offers: dict[str, Offer]
+        self,
+        order: Order,
+        manifest: Manifest,
+        config: ResolvedConfig,
+        offers: dict[str, Offer],
+        *,
+        services: Mapping[str, Companion] | None = None,
     ) -> PlannedRun:
         """Find the generation to use and decide about it."""
         store = self.world.store
-        draft = draft_plan(order, manifest, config, offers, world=self.world)
+        beside = services or {}
+        draft = draft_plan(order, manifest, config, offers, services=beside, world=self.world)
         plan, decision = decide(draft, store=store, fresh=order.fresh)
         if not self.world.upstream and len(self.chain) > 1 and decision.action != "reuse":
             what = f"{self.chain[0].step} needs it, and --no-upstream forbids to run it"
             fix = f"run it first: nemotron-style steps run {order.step} -c {order.config}"
             raise UsageError(Problem(where=str(order), what=what, got=decision.reason, fix=fix))
-        return PlannedRun(plan, decision, offers)
+        theirs = {
+            f"{name}.{slot}": offer
+            for name, service in beside.items()
+            for slot, offer in service.offers.items()
+        }
+        return PlannedRun(plan, decision, {**offers, **theirs})
 
-    def fill(self, manifest: Manifest, sources: Mapping[str, InputSource]) -> dict[str, Offer]:
-        """An offer for every slot that is filled. Raises with the problems of all slots."""
+    def fill(
+        self, manifest: Manifest, sources: Mapping[str, InputSource], *, need: Need | None = None
+    ) -> dict[str, Offer]:
+        """An offer for every slot that is filled, of a service where there is a ``need``.
+
+        Raises with the problems of all slots.
+        """
         offers: dict[str, Offer] = {}
         problems: list[Problem] = []
         for slot in manifest.consumes:
             try:
-                offer = self.fill_slot(manifest, slot, sources.get(slot.name))
+                offer = self.fill_slot(manifest, slot, sources.get(slot.name), need=need)
             except StepsError as error:
                 place = f"{manifest.id}: {slot.name}"
                 problems += [replace(one, where=one.where or place) for one in error.problems]
@@ -125,11 +180,18 @@ class _Planner:
         raise_all(UsageError, problems)
         return offers
 
-    def fill_slot(self, manifest: Manifest, slot: Slot, source: InputSource | None) -> Offer | None:
+    def fill_slot(
+        self,
+        manifest: Manifest,
+        slot: Slot,
+        source: InputSource | None,
+        *,
+        need: Need | None = None,
+    ) -> Offer | None:
         """What fills one slot, made or converted as needed; None for an optional empty one."""
         if source is None and slot.required:
             makers = [step.id for step in self.world.catalog.producers(slot.kind)]
-            raise UsageError(explain_missing(slot, manifest, makers))
+            raise UsageError(explain_missing(slot, manifest, makers, need=need))
         if source is None:
             return None
         if source.ref is not None:
@@ -189,6 +251,12 @@ class _Planner:
         if made:
             return offer_artifact(made)
         return Offer(slot.kind, f"run:{run.plan.run_id}/{slot.name}")
+
+
+def list_service_slots(manifest: Manifest, catalog: Catalog) -> list[str]:
+    """The inputs of the services that a step needs, as ``-i`` calls them: ``<name>.<slot>``."""
+    needs = [(need, catalog.find(need.step)) for need in manifest.needs]
+    return [f"{need.name}.{slot.name}" for need, step in needs for slot in step.consumes]
 
 
 def choose_output(

@@ -77,6 +77,9 @@ class Plan(_Frozen):
     ``python`` starts the worker. ``site`` holds what only the executor understands, under the
     names of the profile's keys. ``records`` is where the command line keeps the run when it does
     not see ``store``. ``notes`` tell which values of the profile were overridden.
+    ``services`` run beside the step, by the names of the manifest's ``[[needs]]``; the plan of
+    such a one says ``beside`` which run (``<run id>/services/<name>``). What a service consumes is
+    an input of the step too, under ``<name>.<slot>``.
     """
 
     schema_version: Literal[1] = 1
@@ -108,6 +111,8 @@ class Plan(_Frozen):
     arguments: tuple[str, ...]
     identity: dict[str, Any]
     fingerprint: str
+    services: dict[str, Plan] = {}
+    beside: str | None = None
 
     @property
     def processes(self) -> int:
@@ -126,13 +131,13 @@ class Plan(_Frozen):
 
     @property
     def run_dir(self) -> Path:
-        """The run's folder as the worker sees it."""
-        return Path(self.store, "runs", self.run_id)
+        """The run's folder as the worker sees it; a service's lies in that of its step."""
+        return Path(self.store, "runs", self.beside or self.run_id)
 
     @property
     def record_dir(self) -> Path:
         """The run's folder as the command line sees it; nearly always the same."""
-        return Path(self.records or self.store, "runs", self.run_id)
+        return Path(self.records or self.store, "runs", self.beside or self.run_id)
 
     def to_json(self) -> str:
         """The canonical text: sorted keys, two spaces, one newline at the end."""
@@ -158,12 +163,16 @@ def parse_plan(text: str, *, where: str) -> Plan:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UsageError(Problem(where=where, key=key, what=first["msg"])) from None
-    fingerprint = identify(plan.identity)
-    if (plan.fingerprint, plan.run_id) != (fingerprint, name_run(plan.step, fingerprint)):
+    if not all(map(_is_sealed, [plan, *plan.services.values()])):
         what = "the plan was changed after it was made"
         fix = "run the step again instead of editing its plan"
         raise UsageError(Problem(where=where, key="fingerprint", what=what, fix=fix))
     return plan
+
+
+def _is_sealed(plan: Plan) -> bool:
+    fingerprint = identify(plan.identity)
+    return (plan.fingerprint, plan.run_id) == (fingerprint, name_run(plan.step, fingerprint))
 
 
 def load_plan(path: Path) -> Plan:
@@ -217,7 +226,11 @@ def _show(value: Any) -> str:
 
 
 def _flatten(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """``config`` keys as they stand, ``inputs`` keys with their prefix, the rest as it is."""
-    flat = {key: value for key, value in identity.items() if key not in ("config", "inputs")}
+    """``config`` keys as they stand, ``inputs`` and ``services`` with a prefix, the rest as is."""
+    apart = ("config", "inputs", "services")
+    flat = {key: value for key, value in identity.items() if key not in apart}
     flat |= identity.get("config", {})
-    return flat | {f"inputs.{slot}": source for slot, source in identity["inputs"].items()}
+    flat |= {f"inputs.{slot}": source for slot, source in identity.get("inputs", {}).items()}
+    for name, service in identity.get("services", {}).items():
+        flat |= {f"services.{name}.{key}": value for key, value in _flatten(service).items()}
+    return flat

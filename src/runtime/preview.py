@@ -100,6 +100,8 @@ def _headline(run: PlannedRun) -> Iterator[str]:
         shown = "  ".join(value for value in known.values() if value != planned.source)
         line = f"input     {planned.slot}: {planned.kind}  {planned.source}  {shown}"
         yield line.rstrip()
+    for name, service in plan.services.items():
+        yield f"service   {name}: {service.step} ({service.config_name}), beside the step"
     for output in plan.outputs:
         yield f"output    {output.slot}: {output.kind}  {output.name}"
     if plan.secrets:

@@ -1,6 +1,7 @@
 """The inside of a run: ``python -m nemotron_style.runtime.worker <run dir>/plan.json``.
 
-Under torchrun every rank runs this module; the first one alone writes records.
+Under torchrun every rank runs this module; the first one alone writes records. With the name of a
+service of the plan, it is that service which is run, beside the step.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from pydantic import ValidationError
 from nemotron_style.runtime.artifact import Artifact
 from nemotron_style.runtime.attempt import STOP, Attempt
 from nemotron_style.runtime.code import digest_code
+from nemotron_style.runtime.companion import await_service, end_services
 from nemotron_style.runtime.config import validate
 from nemotron_style.runtime.context import Seat, StepContext, Stop
 from nemotron_style.runtime.errors import (
@@ -37,7 +40,7 @@ from nemotron_style.runtime.errors import (
 )
 from nemotron_style.runtime.finding import announce_secrets
 from nemotron_style.runtime.jsonfile import remove_tree, write_json
-from nemotron_style.runtime.launch.base import ATTEMPT_VARIABLE
+from nemotron_style.runtime.launch.base import ATTEMPT_VARIABLE, PARENT_VARIABLE
 from nemotron_style.runtime.plan import Plan, PlannedInput, load_plan, put_key
 from nemotron_style.runtime.redaction import redact, redacted_output
 from nemotron_style.runtime.run import RunFolder
@@ -61,10 +64,12 @@ class Ending:
 def main(arguments: Sequence[str]) -> int:
     """Carry out one attempt; the exit code is 0, 1 (failed), 2 (unusable) or 130 (stopped)."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    stop = listen()
-    seat = read_seat(os.environ)
+    path, *service = arguments
+    stop = listen_beside() if service else listen()
+    seat = Seat() if service else read_seat(os.environ)
     try:
-        plan = load_plan(Path(arguments[0]))
+        plan = load_plan(Path(path))
+        plan = plan.services[service[0]] if service else plan
         announce_secrets(plan.secrets)
         attempt = enter_attempt(RunFolder(plan.run_dir), seat)
         stop.file = attempt.path / STOP
@@ -74,6 +79,8 @@ def main(arguments: Sequence[str]) -> int:
     begun = time.monotonic()
     with redacted_output(sys.stdout, sys.stderr):
         ending = carry_out(Task(plan, attempt, seat, stop))
+        if seat.rank == 0:
+            end_services(plan, attempt.number)
     seconds = round(time.monotonic() - begun, 3)
     return tell(ending, attempt, seat=seat, seconds=seconds)
 
@@ -88,6 +95,16 @@ def listen() -> Stop:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, request)
     return stop
+
+
+def listen_beside() -> Stop:
+    """The same for a service beside a step, which must outlast the step.
+
+    Signals to the job are meant for the step, which may have requests under way when it saves.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    return Stop(parent=int(os.environ[PARENT_VARIABLE]))
 
 
 def read_seat(environment: Mapping[str, str]) -> Seat:
@@ -143,6 +160,9 @@ def tell(ending: Ending, attempt: Attempt, *, seat: Seat, seconds: float) -> int
 def work(task: Task) -> None:
     """Verify, run the recipe, seal, commit. With a sealed earlier attempt only the last."""
     plan = task.plan
+    if plan.beside is not None:  # a service of a step makes nothing, and starts anew with it
+        run_recipe(task, open_inputs(plan, task.store))
+        return
     sealed = find_sealed(task.folder)  # before the outputs: another rank turns one into the other
     if task.folder.outputs is not None:
         return  # another attempt completed the run while this one was on its way
@@ -198,6 +218,10 @@ def run_recipe(task: Task, inputs: Mapping[str, Artifact]) -> Path:
         attempt=task.attempt.number,
         arguments=plan.arguments,
         stop=task.stop,
+        services={
+            name: partial(await_service, service, task.attempt.number, stop=task.stop)
+            for name, service in plan.services.items()
+        },
     )
     if ctx.is_first:
         rewind(ctx)

@@ -15,6 +15,7 @@ from nemotron_style.runtime.state import COMPLETED
 
 if TYPE_CHECKING:
     from nemotron_style.runtime.attempt import Attempt
+    from nemotron_style.runtime.plan import Plan
     from nemotron_style.runtime.run import RunFolder
     from nemotron_style.runtime.state import JobState
 
@@ -232,7 +233,9 @@ def _pages(run: RunFolder) -> list[str]:
     ]
     figures = [(name, str(value)) for name, value in facts["figures"].items()]
     attempts = [_describe_attempt(attempt) for attempt in run.attempts]
-    tables = {"Inputs": inputs, "Attempts": attempts, "Outputs": outputs, "Figures": figures}
+    services = [(name, _describe_service(plan.services[name])) for name in plan.services]
+    tables = {"Inputs": inputs, "Services": services, "Attempts": attempts}
+    tables |= {"Outputs": outputs, "Figures": figures}
     return [*pages, *(f"{name}\n" + render_pairs(rows) for name, rows in tables.items() if rows)]
 
 
@@ -243,6 +246,14 @@ def _describe_attempt(attempt: Attempt) -> tuple[str, str]:
         told.append(f"exit code {record['exit_code']}")
     error = str(record.get("error") or "")
     return str(attempt.number), "  ".join([*told, *error.splitlines()[:1], str(attempt.log)])
+
+
+def _describe_service(service: Plan) -> str:
+    """A service that the step had beside it, and where it wrote its log."""
+    from nemotron_style.runtime.run import RunFolder
+
+    last = RunFolder(service.record_dir).last_attempt
+    return "  ".join([service.step, service.config_name, str(last.log) if last else "not begun"])
 
 
 def _choose_attempt(run: RunFolder, number: int | None) -> Attempt:

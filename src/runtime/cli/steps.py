@@ -186,6 +186,9 @@ def _pages(step: Manifest, catalog: Catalog) -> Iterator[str]:
     yield "Takes\n" + render_pairs(_takes(step.consumes, catalog) or [("nothing", "")])
     makes = [(slot.name, _describe_slot(slot)) for slot in step.produces]
     yield "Makes\n" + render_pairs(makes or [("nothing", "It runs until it is stopped.")])
+    if step.needs:
+        needs = [(need.name, f"{need.step}  {need.description}") for need in step.needs]
+        yield "Needs beside it\n" + render_pairs(needs)
     yield "Configs\n" + render_pairs((name, "") for name in step.configs or ("none",))
     if step.parameters:
         yield "Parameters\n" + render_pairs(_parameters(step))

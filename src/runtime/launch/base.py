@@ -30,6 +30,7 @@ from nemotron_style.runtime.state import FAILED, JobState
 
 WORKER = "nemotron_style.runtime.worker"
 ATTEMPT_VARIABLE = "NEMOTRON_STYLE_ATTEMPT"
+PARENT_VARIABLE = "NEMOTRON_STYLE_PARENT"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -189,6 +190,7 @@ def write_script(
         f"cd {shlex.quote(plan.workdir)}",
         *write_exports(plan),
         *plan.setup,
+        *(line for name in plan.services for line in start_service(plan, name)),
         *run(write_command(plan)),
     ]
     return "\n".join(lines) + "\n"
@@ -225,6 +227,23 @@ def read_secrets(plan: Plan) -> list[str]:
         'while IFS= read -r line || [ -n "$line" ]; do',
         f'  case "$line" in {names}) export "${{line?}}" ;; esac',
         'done < "$secrets"',
+    ]
+
+
+def start_service(plan: Plan, name: str) -> list[str]:
+    """Lines that start a service beside the step, on its first machine.
+
+    The step asks it to stop; and it ends by itself once the process that this shell becomes, or
+    this shell, is gone.
+    """
+    folder = shlex.quote(str(plan.services[name].run_dir / "attempts"))
+    command = shlex.join([plan.python, "-m", WORKER, str(plan.run_dir / "plan.json"), name])
+    return [
+        'if [ "${NODE_RANK:-0}" = 0 ]; then',
+        f'  beside={folder}/"${ATTEMPT_VARIABLE}"',
+        '  mkdir -p "$beside"',
+        f'  {PARENT_VARIABLE}=$$ {command} >"$beside/log-0.txt" 2>&1 </dev/null &',
+        "fi",
     ]
 
 
