@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -222,6 +223,13 @@ def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mill]:
     yield project
     for name in [name for name in sys.modules if name.partition(".")[0] == "milling"]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def press(mill: Mill) -> Mill:
+    """The mill with ``mill/press``, which needs the service ``mill/wheel``, which takes grain."""
+    shutil.copytree(Path(__file__).parent / "projects" / "press", mill.root, dirs_exist_ok=True)
+    return mill
 
 
 @pytest.fixture

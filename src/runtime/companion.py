@@ -17,7 +17,6 @@ from nemotron_style.runtime.errors import Interrupted, Problem, StepFailed
 from nemotron_style.runtime.jsonfile import read_json
 from nemotron_style.runtime.plan import Plan
 from nemotron_style.runtime.process import is_alive
-from nemotron_style.runtime.state import FINAL
 
 ENDPOINT = "endpoint.json"
 SECONDS_TO_BEGIN = 120
@@ -80,9 +79,9 @@ def end_services(plan: Plan, attempt: int) -> None:
 
 
 def is_over(seat: Attempt) -> bool:
-    """Whether a service of this machine has begun and ended, by itself or by a kill."""
+    """Whether a service of this machine has begun, and its process is gone."""
     owner = seat.owner
-    return owner is not None and (seat.record.get("state") in FINAL or not is_alive(owner))
+    return owner is not None and not is_alive(owner)
 
 
 def _seat(service: Plan, attempt: int) -> Attempt:

@@ -79,8 +79,6 @@ def main(arguments: Sequence[str]) -> int:
     begun = time.monotonic()
     with redacted_output(sys.stdout, sys.stderr):
         ending = carry_out(Task(plan, attempt, seat, stop))
-        if seat.rank == 0:
-            end_services(plan, attempt.number)
     seconds = round(time.monotonic() - begun, 3)
     return tell(ending, attempt, seat=seat, seconds=seconds)
 
@@ -229,6 +227,8 @@ def run_recipe(task: Task, inputs: Mapping[str, Artifact]) -> Path:
         load_object(plan.entrypoint)(config, ctx)
     finally:
         ctx.metrics.close()
+        if ctx.is_first:
+            end_services(plan, task.attempt.number)
     return seal(task, ctx) if ctx.is_first else ctx.staging
 
 

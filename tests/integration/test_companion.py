@@ -22,146 +22,6 @@ from nemotron_style.runtime.run import RunFolder, list_runs
 
 Capture = pytest.CaptureFixture[str]
 
-WHEEL = """
-[step]
-id = "mill/wheel"
-name = "Wheel"
-category = "mill"
-description = "Turns until it is stopped."
-
-[run]
-entrypoint = "milling.wheel:run"
-config = "milling.wheel_config:Config"
-service = true
-
-[[consumes]]
-name = "grain"
-type = "grain"
-config_key = "grain"
-"""
-
-WHEEL_CONFIG = """
-from nemotron_style.runtime.config import StepConfig
-
-
-class Config(StepConfig):
-    grain: str | None = None
-    load: float = 0.0
-    speed: int = 1
-    break_at: str = ""
-"""
-
-WHEEL_RECIPE = """
-import json
-import os
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-
-
-def run(config, ctx):
-    if config.break_at == "start":
-        raise RuntimeError("the axle broke")
-    begun = time.monotonic()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            ready = time.monotonic() - begun >= config.load
-            self.send_response(200 if ready else 503)
-            self.end_headers()
-            grain = (Path(config.grain) / "sack.txt").read_text()
-            self.wfile.write(f"{config.speed} {grain}".encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    told = {"url": f"http://127.0.0.1:{server.server_port}", "attempt": ctx.attempt}
-    (ctx.run_dir / "endpoint.json").write_text(json.dumps(told))
-    ctx.say("turning")
-    if config.break_at == "loading":
-        os.kill(os.getpid(), 9)
-    while not ctx.stopping:
-        time.sleep(0.005)
-    server.shutdown()
-    ctx.say("stopped")
-"""
-
-PRESS = """
-[step]
-id = "mill/press"
-name = "Press"
-category = "mill"
-description = "Presses with the power of a wheel."
-
-[run]
-entrypoint = "milling.press:run"
-config = "milling.press_config:Config"
-
-[[needs]]
-name = "power"
-step = "mill/wheel"
-config_key = "power.url"
-description = "What turns it."
-
-[[produces]]
-name = "oil"
-type = "flour"
-"""
-
-PRESS_CONFIG = """
-from nemotron_style.runtime.config import Section, StepConfig
-
-
-class Power(Section):
-    url: str | None = None
-
-
-class Config(StepConfig):
-    power: Power = Power()
-    hold: bool = False
-    fail: bool = False
-"""
-
-PRESS_RECIPE = """
-import time
-import urllib.request
-
-from nemotron_style.runtime.errors import Interrupted
-
-
-def run(config, ctx):
-    url = ctx.service("power") or config.power.url
-    ctx.say(f"power at {url}")
-    while config.hold and ctx.attempt == 1:
-        time.sleep(0.005)
-        if ctx.stopping:
-            urllib.request.urlopen(url).read()  # still there for what has to be finished
-            raise Interrupted("stopped while holding")
-    if config.fail:
-        raise RuntimeError("the press jammed")
-    (ctx.output("oil").path / "sack.txt").write_bytes(urllib.request.urlopen(url).read())
-"""
-
-CONFIG = "services:\n  power: {overrides: {speed: 3}}\n"
-
-
-@pytest.fixture
-def press(mill: Any) -> Any:
-    """The mill with ``mill/press``, which needs ``mill/wheel``, which takes grain."""
-    mill.write("code/milling/wheel.py", WHEEL_RECIPE)
-    mill.write("code/milling/wheel_config.py", WHEEL_CONFIG)
-    mill.write("manifests/mill/wheel/step.toml", WHEEL)
-    source = "inputs:\n  grain: {step: mill/grow, slot: sack}\n"
-    mill.write("manifests/mill/wheel/default.yaml", source)
-    mill.write("code/milling/press.py", PRESS_RECIPE)
-    mill.write("code/milling/press_config.py", PRESS_CONFIG)
-    mill.write("manifests/mill/press/step.toml", PRESS)
-    mill.write("manifests/mill/press/default.yaml", CONFIG)
-    return mill
-
 
 def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
@@ -266,7 +126,8 @@ def _told(capsys: Capture) -> str:
     ],
 )
 def test_a_need_names_a_service_and_a_key(press: Any, old: str, new: str, told: str) -> None:
-    press.write("manifests/mill/press/step.toml", PRESS.replace(old, new))
+    manifest = press.root / "manifests/mill/press/step.toml"
+    manifest.write_text(manifest.read_text().replace(old, new))
     with pytest.raises(ValueError, match=told):
         press.compile("mill/press")
     assert "mill/bake" in load_catalog().steps, "the others are not taken along"

@@ -215,6 +215,15 @@ def test_a_container_whose_supervisor_and_client_died_is_lost_and_cancelled(
     assert (folder.path / "checkpoints/step-00000003").is_dir()
 
 
+def test_a_service_runs_in_the_container_of_its_step(press: Any, boxed: Any) -> None:
+    assert main(["steps", "run", "mill/press", "-r", "box"]) == 0
+    artifact = press.store.resolve("mill-press-default")
+    assert (artifact.path / "sack.txt").read_text().startswith("3 mill-grow")
+    (run,) = list_runs(press.home, step="mill/press")
+    service = RunFolder(run.path / "services" / "power").last_attempt
+    assert service.record["state"] == "COMPLETED"
+
+
 def test_an_exit_code_comes_through(boxed: Any, capsys: Capture) -> None:
     text = (boxed.root / "env.toml").read_text()
     boxed.write("env.toml", text.replace("setup = [", 'setup = ["exit 42", '))

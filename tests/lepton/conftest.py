@@ -47,7 +47,11 @@ def make_plan(store: str = "/mnt/shared/store", **changes: Any) -> Plan:
         "identity": identity,
         "fingerprint": fingerprint,
     }
-    return Plan(**{**fixed, **changes})
+    whole = {**fixed, **changes}
+    if whole.get("services"):
+        beside = f"{whole['run_id']}/services/reward"
+        whole["services"] = {"reward": Plan(**{**fixed, "store": whole["store"], "beside": beside})}
+    return Plan(**whole)
 
 
 @dataclass

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from nemotron_style.runtime.run import RunFolder, list_runs
+
 ROOT = Path(__file__).parents[2]
 PROFILE = """
 [site]
@@ -78,6 +80,19 @@ def test_what_slurm_would_refuse_is_found_before_anything_is_written(site: Any, 
     assert done.returncode == 2
     assert "invalid partition specified: nowhere" in done.stderr
     assert not site.mill.home.exists()
+
+
+def test_a_service_runs_in_the_allocation_of_its_step(press: Any, site: Any, typed: Any) -> None:
+    done = typed("steps", "run", "mill/press", "-b", "site")
+    assert done.returncode == 0, done.stderr
+    waited = typed("runs", "wait", "latest", "--timeout", "100")
+    assert waited.returncode == 0, waited.stdout + waited.stderr
+    artifact = press.store.resolve("mill-press-default")
+    assert (artifact.path / "sack.txt").read_text().startswith("3 mill-grow")
+    (run,) = list_runs(press.home, step="mill/press")
+    service = RunFolder(run.path / "services" / "power").last_attempt
+    assert service.record["state"] == "COMPLETED"
+    assert service.log.read_text().split() == ["turning", "stopped"]
 
 
 @pytest.mark.slow

@@ -63,6 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
         ),
         "site": {"grace_seconds": 30},
     },
+    "local_service": {"services": True, "snapshot": None},
     "container_docker": {**IMAGE, "site": {"engine": "docker", "gpus_per_node": 8}},
     "container_podman": {
         **IMAGE,
@@ -101,7 +102,11 @@ def make_plan(**changes: Any) -> Plan:
         "identity": identity,
         "fingerprint": fingerprint,
     }
-    return Plan(**{**fixed, **changes})
+    whole = {**fixed, **changes}
+    if whole.get("services"):
+        beside = f"{whole['run_id']}/services/reward"
+        whole["services"] = {"reward": Plan(**{**fixed, "store": store, "beside": beside})}
+    return Plan(**whole)
 
 
 @pytest.fixture

@@ -45,6 +45,12 @@ CASES: dict[str, dict[str, Any]] = {
         ),
         "site": {**SITE, "gpus_per_node": 8, "max_requeues": 3, "exclusive": True},
     },
+    "service": {
+        "resources": {"nodes": 2, "processes": 2},
+        "launch": "torchrun",
+        "services": True,
+        "site": SITE,
+    },
     "ray": {
         "image": "/images/nemo-rl.sqsh",
         "resources": {"nodes": 2, "processes": 1},
@@ -84,7 +90,11 @@ def make_plan(**changes: Any) -> Plan:
         "identity": identity,
         "fingerprint": fingerprint,
     }
-    return Plan(**{**fixed, **changes})
+    whole = {**fixed, **changes}
+    if whole.get("services"):
+        beside = f"{whole['run_id']}/services/reward"
+        whole["services"] = {"reward": Plan(**{**fixed, "store": store, "beside": beside})}
+    return Plan(**whole)
 
 
 def compile_text(**changes: Any) -> str:
