@@ -5,8 +5,11 @@
 A file is ``{"meta": {...}, "cases": [{"id", "kind", "inputs", "expected", "config"?}, ...]}``.
 For every case of a kind that is registered here, the function registered for it is called with
 the whole case and returns what it computed under the names used in ``expected``; each is compared
-within the file's ``meta.tolerance`` (or ``tolerance_suggested``).  Prints one line for a case
-that fails, a count at the end, and exits 1 when anything failed, 2 when a file cannot be read.
+within the file's ``meta.tolerance`` (or ``tolerance_suggested``).  A case that expects
+``{"error": ...}`` passes when the project refuses it with an error of its own.  A loss that also
+has ``expected_v0_6_0`` is computed a second time as that version did; null means refused.  Prints
+one line for a case that fails, a count at the end, and exits 1 when anything failed, 2 when a file
+cannot be read.
 """
 
 from __future__ import annotations
@@ -22,10 +25,13 @@ import torch
 
 from nemotron_style.steps.blocks import steerlm2
 
+sys.path.insert(0, str(Path(__file__).parent))  # also where a test loads this file by its path
+import conformance_grpo
+
 Case = Mapping[str, Any]
 Check = Callable[[Case], Mapping[str, Any]]
 
-CHECKS: dict[str, Check] = {}
+CHECKS: dict[str, Check] = {**conformance_grpo.CHECKS}
 DEFAULT_TOLERANCE = 1e-6
 
 
@@ -117,17 +123,36 @@ def close(expected: float, got: float, *, tolerance: float) -> bool:
     return abs(expected - got) <= tolerance * max(1.0, abs(expected))
 
 
-def failure(case: Case, *, tolerance: float) -> str | None:
-    """What is wrong with the project's answer to ``case`` in one line, or None."""
-    try:
-        got = CHECKS[case["kind"]](case)
-    except Exception as error:  # the report must cover the cases that follow
-        return f"{type(error).__name__}: {error}"
-    found = list(differences(case["expected"], got, tolerance=tolerance))
+def failure(case: Case, *, tolerance: float, others: Sequence[Case] = ()) -> str | None:
+    """What is wrong with the project's answer to ``case`` in one line, or None.
+
+    ``others`` are the cases of the same file: some go on where another ended.
+    """
+    whole = {**case, "others": others}
+    found = list(wrong(whole, case["expected"], tolerance=tolerance))
+    if case["kind"] == "loss" and "expected_v0_6_0" in case:
+        expected = case["expected_v0_6_0"] or {"error": "not in that version"}
+        old = wrong({**whole, "compat": "v0.6.0"}, expected, tolerance=tolerance)
+        found += [f"v0.6.0: {each}" for each in old]
     if not found:
         return None
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return found[0] + more
+
+
+def wrong(case: Case, expected: Any, *, tolerance: float) -> Iterator[str]:
+    """Where the answer departs from ``expected``; an error that is not expected is one place."""
+    refusal = isinstance(expected, Mapping) and "error" in expected
+    try:
+        got = CHECKS[case["kind"]](case)
+    except ValueError as error:
+        if not refusal:
+            yield f"ValueError: {error}"
+        return
+    except Exception as error:  # the report must cover the cases that follow
+        yield f"{type(error).__name__}: {error}"
+        return
+    yield from differences(expected, got, tolerance=tolerance)
 
 
 def main(paths: Sequence[str]) -> int:
@@ -148,10 +173,10 @@ def main(paths: Sequence[str]) -> int:
             if case.get("kind") not in CHECKS:
                 unknown += 1
                 continue
-            wrong = failure(case, tolerance=case.get("tolerance", usual))
-            passed, failed = passed + (wrong is None), failed + (wrong is not None)
-            if wrong is not None:
-                print(f"FAILED {path}: {case['id']} ({case['kind']}): {wrong}")
+            told = failure(case, tolerance=case.get("tolerance", usual), others=cases)
+            passed, failed = passed + (told is None), failed + (told is not None)
+            if told is not None:
+                print(f"FAILED {path}: {case['id']} ({case['kind']}): {told}")
     print(f"{passed} passed, {failed} failed, {unknown} unknown kind")
     return 1 if failed else 0
 
