@@ -27,13 +27,12 @@ from nemotron_style.steps.blocks.policy_metric import loss_metrics
 from nemotron_style.steps.blocks.reward_shaping import (
     RewardScaling,
     RewardShaping,
-    scale_rewards,
-    shape_rewards,
+    scale_reward,
+    shape_reward,
 )
 
 Case = Mapping[str, Any]
 Outcome = dict[str, Any]
-REFERENCE_COMPAT = {"expected": "head", "expected_v0_6_0": "v0.6.0"}
 
 
 def tensor(values: Any) -> Tensor:
@@ -49,9 +48,7 @@ def run_advantage(case: Case) -> Outcome:
         leave_one_out=config["use_leave_one_out_baseline"],
         least=1,
     )
-    found_B = advantage.group_advantages(
-        rewards_B, baseline, normalize=config["normalize_rewards"]
-    )
+    found_B = advantage.group_advantages(rewards_B, baseline, normalize=config["normalize_rewards"])
     return {
         "baseline": baseline.mean_B.tolist(),
         "std": baseline.std_B.tolist(),
@@ -73,21 +70,25 @@ def run_clip(case: Case) -> Outcome:
 
 
 def run_scaling(case: Case) -> Outcome:
-    scaled = scale_rewards(tensor(case["inputs"]["total_reward"]), RewardScaling(**case["config"]))
-    return {"total_reward": scaled.tolist()}
+    scaling = RewardScaling(**case["config"])
+    return {"total_reward": [scale_reward(one, scaling) for one in case["inputs"]["total_reward"]]}
 
 
 def run_shaping(case: Case) -> Outcome:
     inputs = case["inputs"]
-    rewards_B = tensor(inputs["total_reward"])
-    truncated = inputs["truncated"] or [False] * len(rewards_B)
-    shaped = shape_rewards(
-        rewards_B,
-        RewardShaping(**case["config"]),
-        lengths_B=torch.tensor(inputs["response_lengths"]),
-        truncated_B=torch.tensor(truncated),
-    )
-    return {"total_reward": shaped.tolist(), "unshaped_total_reward": rewards_B.tolist()}
+    return {
+        "total_reward": shaped(inputs, inputs["total_reward"], case["config"]),
+        "unshaped_total_reward": inputs["total_reward"],
+    }
+
+
+def shaped(inputs: Case, rewards: Sequence[float], config: Case) -> list[float]:
+    shaping, lengths = RewardShaping(**config), inputs["response_lengths"]
+    truncated = inputs["truncated"] or [False] * len(rewards)
+    return [
+        shape_reward(reward, shaping, length=length, truncated=cut)
+        for reward, length, cut in zip(rewards, lengths, truncated, strict=True)
+    ]
 
 
 def run_overlong(case: Case) -> Outcome:
@@ -238,16 +239,9 @@ def loss_of(inputs: Case, mask: Any, advantages: Any, options: LossOptions) -> O
 def run_pipeline(case: Case) -> Outcome:
     """Steps 3 to 14 of a training step, in the reference's order."""
     config, inputs = case["config"], case["inputs"]
-    truncated_B = torch.tensor(inputs["truncated"])
-    rewards_B = scale_rewards(
-        tensor(inputs["total_reward"]), RewardScaling(**config["reward_scaling"])
-    )
-    rewards_B = shape_rewards(
-        rewards_B,
-        RewardShaping(**config["reward_shaping"]),
-        lengths_B=torch.tensor(inputs["response_lengths"]),
-        truncated_B=truncated_B,
-    )
+    scaling = RewardScaling(**config["reward_scaling"])
+    scaled = [scale_reward(one, scaling) for one in inputs["total_reward"]]
+    rewards_B = tensor(shaped(inputs, scaled, config["reward_shaping"]))
     baseline = advantage.group_baseline(
         rewards_B,
         same_rows(inputs["prompt_ids"]),
@@ -255,10 +249,8 @@ def run_pipeline(case: Case) -> Outcome:
     )
     mask_B = torch.ones_like(rewards_B)
     if config["overlong_filtering"]:
-        mask_B = sample_mask.mask_flagged(mask_B, truncated_B)
-    found_B = advantage.group_advantages(
-        rewards_B, baseline, normalize=config["normalize_rewards"]
-    )
+        mask_B = sample_mask.mask_flagged(mask_B, torch.tensor(inputs["truncated"]))
+    found_B = advantage.group_advantages(rewards_B, baseline, normalize=config["normalize_rewards"])
     low, high = config["advantage_clip_low"], config["advantage_clip_high"]
     found_B = advantage.clip_advantages(found_B, low=low, high=high)
     width = len(inputs["token_mask"][0])

@@ -13,7 +13,6 @@ from torch import Tensor
 from nemotron_style.steps.blocks.loss_option import KL_KINDS
 
 
-
 def estimate_kl(
     logprobs: Tensor,
     reference: Tensor,

@@ -1,15 +1,12 @@
 """What happens to a reward before it is compared: a linear map, and a price on length.
 
-Shape legend: ``_B`` samples. Source: NeMo-RL's ``reward_scaling`` and ``reward_shaping``; the soft
+Plain floats, no torch. Source: NeMo-RL's ``reward_scaling`` and ``reward_shaping``; the soft
 overlong punishment is DAPO's (arXiv 2503.14476, section 3.4).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,37 +55,34 @@ class RewardShaping:
             )
 
 
-def scale_rewards(rewards_B: Tensor, scaling: RewardScaling) -> Tensor:
-    """``tmin + (clip(r, smin, smax) - smin) / (smax - smin) * (tmax - tmin)``, float64.
+def scale_reward(reward: float, scaling: RewardScaling) -> float:
+    """``tmin + (clip(r, smin, smax) - smin) / (smax - smin) * (tmax - tmin)``; NaN stays NaN.
 
     With equal bands it only clips: the remedy for rewards that run away.
     """
     if not scaling.enabled:
-        return rewards_B.double()
+        return reward
     low, high = scaling.source_min, scaling.source_max
-    share_B = (rewards_B.double().clamp(low, high) - low) / (high - low)
-    return scaling.target_min + share_B * (scaling.target_max - scaling.target_min)
+    share = (min(max(reward, low), high) - low) / (high - low)
+    return scaling.target_min + share * (scaling.target_max - scaling.target_min)
 
 
-def shape_rewards(
-    rewards_B: Tensor, shaping: RewardShaping, *, lengths_B: Tensor, truncated_B: Tensor
-) -> Tensor:
-    """Rewards after the price on length, float64.
+def shape_reward(reward: float, shaping: RewardShaping, *, length: int, truncated: bool) -> float:
+    """The reward after the price on length; ``length`` counts the tokens of the response.
 
-    With ``stop_properly_penalty_coef`` c, truncated samples get ``c * r`` (which *raises* a
+    With ``stop_properly_penalty_coef`` c, a truncated sample gets ``c * r`` (which *raises* a
     negative reward) and nothing else happens. Otherwise, with the length allowed
     ``max_response_length - overlong_buffer_length``, every token beyond it costs
-    ``overlong_buffer_penalty / overlong_buffer_length``, without an end. ``lengths_B`` counts the
-    tokens of a response.
+    ``overlong_buffer_penalty / overlong_buffer_length``, without an end.
     """
-    rewards_B = rewards_B.double()
     if not shaping.enabled:
-        return rewards_B
+        return reward
     if shaping.stop_properly_penalty_coef is not None:
-        return torch.where(
-            truncated_B.bool(), shaping.stop_properly_penalty_coef * rewards_B, rewards_B
-        )
-    buffer, most = shaping.overlong_buffer_length, shaping.max_response_length
-    assert buffer is not None and most is not None and shaping.overlong_buffer_penalty is not None
-    beyond_B = lengths_B.double() - (most - buffer)
-    return rewards_B - (beyond_B / buffer * shaping.overlong_buffer_penalty).clamp(min=0.0)
+        return shaping.stop_properly_penalty_coef * reward if truncated else reward
+    buffer, penalty = shaping.overlong_buffer_length, shaping.overlong_buffer_penalty
+    most = shaping.max_response_length
+    assert buffer is not None
+    assert penalty is not None
+    assert most is not None
+    beyond = length - (most - buffer)
+    return reward - max(beyond / buffer * penalty, 0.0)
