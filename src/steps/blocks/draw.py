@@ -10,7 +10,6 @@ vocabulary, ``_W`` tokens of a block.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -22,12 +21,6 @@ BLOCK = 64
 
 ONE_STEP = 4096
 """Largest vocabulary in which one step is the faster."""
-
-
-def seed_of(*parts: int | str) -> int:
-    """A 64-bit seed named by ``parts``: the same on every machine, unrelated to its neighbours."""
-    name = "/".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def sample_keys(seed: int | Sequence[int], prompts: int, samples: int) -> Tensor:

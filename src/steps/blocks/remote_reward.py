@@ -11,23 +11,24 @@ and begins with a sleep.
 
 from __future__ import annotations
 
-import random
 import threading
-import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from nemotron_style.runtime.errors import Interrupted, Problem, StepFailed
-from nemotron_style.steps.blocks.address import Address, read_address
-from nemotron_style.steps.blocks.exchange import Exchange, Fault, as_list
+from nemotron_style.runtime.errors import Problem, StepFailed
+from nemotron_style.steps.blocks.exchange import Fault, as_list
+from nemotron_style.steps.blocks.patience import (
+    Exhausted,
+    Patience,
+    PatientClient,
+    last_words,
+    tally,
+)
 from nemotron_style.steps.blocks.scorer import Message, Scored, read_scored, shorten
 
-LAST_FAULTS = 3
-SECONDS_BETWEEN_LOOKS = 0.5
+__all__ = ["Health", "Patience", "RewardClient", "RewardUnavailable"]
 
 
 class RewardUnavailable(StepFailed):
@@ -41,31 +42,6 @@ class RewardUnavailable(StepFailed):
         self.hopeless = hopeless
 
 
-class Stopped(Exception):
-    """Another request has failed for good; this one is not worth going on with."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How often and how long it is asked.
-
-    One try takes at most ``timeout`` seconds; between two lie ``first_pause`` seconds, then twice
-    as long and so on up to ``longest_pause``, half of it by chance. A ``Retry-After`` stands
-    before that, up to ``longest_pause`` too.
-    """
-
-    tries: int = 8
-    timeout: float = 120.0
-    first_pause: float = 0.5
-    longest_pause: float = 30.0
-
-    def pause(self, number: int, chance: float, asked: float | None) -> float:
-        """Seconds after the ``number``-th failure (from 0); ``chance`` lies in [0, 1)."""
-        pause = min(self.first_pause * 2.0 ** min(number, 60), self.longest_pause)
-        pause *= 0.5 + 0.5 * chance
-        return pause if asked is None else min(max(asked, pause), self.longest_pause)
-
-
 @dataclass(frozen=True)
 class Health:
     """A reward model that is ready: its digest, its outputs, how much it takes at once."""
@@ -76,50 +52,16 @@ class Health:
 
 
 @dataclass
-class RewardClient:
+class RewardClient(PatientClient):
     """Asks a reward model. A context manager; :meth:`score` may be called from many threads.
 
-    ``at_once`` requests of ``batch`` conversations are under way at a time. ``seed`` makes the
-    pauses repeatable. ``stopping`` is asked between tries (a context's flag): when it turns true,
-    ``Interrupted`` is raised. ``clock`` is that of :mod:`time`, ``sleep`` stands in for waiting.
+    ``at_once`` requests of ``batch`` conversations are under way at a time.
     """
 
-    address: Address | str
-    token: str | None = field(default=None, repr=False)
-    patience: Patience = Patience()
     batch: int = 32
-    at_once: int = 4
-    seed: int | None = None
-    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
-    sleep: Callable[[float], None] | None = field(default=None, repr=False)
-    stopping: Callable[[], bool] = field(default=lambda: False, repr=False)
     health: Health | None = None
 
-    def __post_init__(self) -> None:
-        if isinstance(self.address, str):
-            self.address = read_address(self.address)
-        self._exchange = Exchange(self.address, self.token)
-        self._random = random.Random(self.seed)
-        self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
-        self._pool = ThreadPoolExecutor(self.at_once, thread_name_prefix="reward")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of threads and connections."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._exchange.close()
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """For metrics: ``requests``, ``conversations``, ``retries``, ``failed_<kind>`` ..."""
-        with self._lock:
-            return dict(self._counts)
+    name = "reward model"
 
     def wait_ready(self, seconds: float) -> Health:
         """Ask for its health until it is ready.
@@ -157,21 +99,11 @@ class RewardClient:
         size = min(self.batch, health.most or self.batch)
         parts = [conversations[at : at + size] for at in range(0, len(conversations), size)]
         stop = threading.Event()
-        futures = [
-            self._pool.submit(self._score_part, part, health, stop, first=number * size)
+        jobs = [
+            lambda part=part, first=number * size: self._score_part(part, health, stop, first=first)
             for number, part in enumerate(parts)
         ]
-        done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-        if waiting:
-            stop.set()
-            for future in waiting:
-                future.cancel()
-            wait(waiting)
-        errors = [future.exception() for future in done]
-        for error in errors:
-            if error is not None and not isinstance(error, Stopped):
-                raise error
-        return [scored for future in futures for scored in future.result()]
+        return [scored for scores in self.gather(jobs, stop) for scored in scores]
 
     def _score_part(
         self,
@@ -183,24 +115,15 @@ class RewardClient:
     ) -> list[Scored]:
         """Ask until there is a good answer, or no more tries."""
         texts = [[dict(message) for message in conversation] for conversation in part]
-        faults: list[Fault] = []
-        for number in range(self.patience.tries):
-            try:
-                scores = self._try(texts, health)
-            except Fault as fault:
-                faults.append(fault)
-                self._count(f"failed_{fault.kind}")
-                if fault.hopeless:
-                    told = f"refused conversations {first} to {first + len(part) - 1}"
-                    raise self._give_up(faults, told, hopeless=True) from None
-                if number + 1 < self.patience.tries:
-                    self._count("retries")
-                    pause = self.patience.pause(number, self._chance(), fault.retry_after)
-                    self._pause(pause, stop)
-            else:
-                self._count("conversations", len(scores))
-                return scores
-        raise self._give_up(faults, "gave no usable answer")
+        try:
+            scores = self.persist(lambda: self._try(texts, health), stop)
+        except Exhausted as spent:
+            told = "gave no usable answer"
+            if spent.hopeless:
+                told = f"refused conversations {first} to {first + len(part) - 1}"
+            raise self._give_up(spent.faults, told, hopeless=spent.hopeless) from None
+        self._count("conversations", len(scores))
+        return scores
 
     def _try(self, texts: Sequence[Any], health: Health) -> list[Scored]:
         self._count("requests")
@@ -210,43 +133,18 @@ class RewardClient:
         told = self._exchange.ask("POST", "/v1/score", body, timeout=self.patience.timeout)
         return list(read_results(told, ids, health))
 
-    def _pause(self, seconds: float, stop: threading.Event) -> None:
-        """Wait. Raises ``Stopped`` or ``Interrupted`` as soon as there is no use in it."""
-        end = self.clock() + seconds
-        while True:
-            if stop.is_set():
-                raise Stopped
-            if self.stopping():
-                raise Interrupted("stopped while the reward model was waited for")
-            left = end - self.clock()
-            if self.sleep is not None:
-                return self.sleep(seconds)
-            if left <= 0:
-                return None
-            stop.wait(min(left, SECONDS_BETWEEN_LOOKS))
-
-    def _chance(self) -> float:
-        with self._lock:
-            return self._random.random()
-
-    def _count(self, name: str, number: int = 1) -> None:
-        with self._lock:
-            self._counts[name] += number
-
     def _give_up(
         self, faults: Sequence[Fault], what: str, *, hopeless: bool = False
     ) -> RewardUnavailable:
         """What was tried: how often, what came of it, and the last words."""
         self._count("given_up")
-        kinds = Counter(fault.kind for fault in faults)
-        tally = ", ".join(f"{number} x {kind}" for kind, number in kinds.most_common())
-        times = "1 try" if len(faults) == 1 else f"{len(faults)} tries"
-        tally = f" ({times}: {tally})" if faults else ""
-        last = "; ".join(dict.fromkeys(fault.message for fault in faults[-LAST_FAULTS:]))
         fix = "see the service's log; the same command resumes the run"
         fix = "mend what it names: asking again would not help" if hopeless else fix
         told = Problem(
-            where=f"reward model at {self.address}", what=f"{what}{tally}", got=last, fix=fix
+            where=f"reward model at {self.address}",
+            what=f"{what}{tally(faults)}",
+            got=last_words(faults),
+            fix=fix,
         )
         return RewardUnavailable(told, hopeless=hopeless)
 

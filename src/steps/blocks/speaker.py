@@ -20,11 +20,11 @@ from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.architecture import ModelConfig
 from nemotron_style.steps.blocks.chat import ChatFormat, ChatPromptTokens, Conversation
 from nemotron_style.steps.blocks.checkpoint import TOKENIZER, load_model
-from nemotron_style.steps.blocks.draw import seed_of
 from nemotron_style.steps.blocks.generate import Engine, Sample
 from nemotron_style.steps.blocks.packing import Group
 from nemotron_style.steps.blocks.sampling import Sampling
 from nemotron_style.steps.blocks.score import score_groups
+from nemotron_style.steps.blocks.seed import seed_of
 from nemotron_style.steps.blocks.tokenizer import Tokenizer, open_chat, stop_id
 
 LABEL_TOKENS = 64

@@ -9,9 +9,9 @@ from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.chat import Conversation, parse_conversation, parse_prompt
-from nemotron_style.steps.blocks.draw import seed_of
 from nemotron_style.steps.blocks.jsonl import read_rows
 from nemotron_style.steps.blocks.order import permutation
+from nemotron_style.steps.blocks.seed import seed_of
 from nemotron_style.steps.blocks.speaker import Request
 from nemotron_style.steps.data.steerlm2.config import Data
 

@@ -22,10 +22,10 @@ from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.chat import Conversation, parse_prompt
 from nemotron_style.steps.blocks.checkpoint import weights_digest
-from nemotron_style.steps.blocks.draw import seed_of
 from nemotron_style.steps.blocks.jsonl import read_rows, write_rows
 from nemotron_style.steps.blocks.order import permutation
 from nemotron_style.steps.blocks.parallel import initialize
+from nemotron_style.steps.blocks.seed import seed_of
 from nemotron_style.steps.blocks.speaker import Draw, Request, Speaker, load_speaker
 from nemotron_style.steps.blocks.truth import Truth, load_truth
 from nemotron_style.steps.eval.steerability.config import Config
