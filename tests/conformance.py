@@ -27,11 +27,12 @@ from nemotron_style.steps.blocks import steerlm2
 
 sys.path.insert(0, str(Path(__file__).parent))  # also where a test loads this file by its path
 import conformance_grpo
+import conformance_judge
 
 Case = Mapping[str, Any]
 Check = Callable[[Case], Mapping[str, Any]]
 
-CHECKS: dict[str, Check] = {**conformance_grpo.CHECKS}
+CHECKS: dict[str, Check] = {**conformance_grpo.CHECKS, **conformance_judge.CHECKS}
 DEFAULT_TOLERANCE = 1e-6
 
 

@@ -1,0 +1,69 @@
+"""Which answers of a group are put side by side, and in which order.
+
+A judge tends to favour a place. In a circle of three or more every answer stands once first and
+once second, so that cancels; all pairs in one order do not (answer 0 always stands first) and
+need ``both_orders``.
+
+Source: NeMo-Gym's ``genrm_compare`` (strategies ``circular`` and ``all_pairs``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+STRATEGIES = ("circular", "all_pairs")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Answer ``first`` against ``second``, asked of the judge for the ``judge``-th time."""
+
+    first: int
+    second: int
+    judge: int = 0
+
+    @property
+    def swapped(self) -> Pair:
+        return Pair(self.second, self.first, self.judge)
+
+
+def choose_pairs(
+    count: int, *, strategy: str = "circular", both_orders: bool = False, judges: int = 1
+) -> list[Pair]:
+    """The comparisons of ``count`` answers: ``n`` in a circle, ``n (n - 1) / 2`` for all pairs.
+
+    ``both_orders`` adds every pair the other way round that is not there yet (a circle of two
+    has both). The whole list is repeated ``judges`` times. Raises ValueError for fewer than two
+    answers, no judge or an unknown strategy.
+    """
+    if count < 2:
+        raise ValueError(f"{count} answers cannot be compared")
+    if judges < 1:
+        raise ValueError(f"{judges} judges")
+    if strategy == "circular":
+        found = [(index, (index + 1) % count) for index in range(count)]
+    elif strategy == "all_pairs":
+        found = list(combinations(range(count), 2))
+    else:
+        raise ValueError(f"unknown strategy {strategy!r}; allowed: {', '.join(STRATEGIES)}")
+    if both_orders:
+        found += [pair[::-1] for pair in found if pair[::-1] not in found]
+    return [Pair(*pair, judge) for judge in range(judges) for pair in found]
+
+
+def swap_agreement(pairs: Sequence[Pair], preferences: Sequence[float]) -> float | None:
+    """The share of pairs seen in both orders in which the same answer was preferred.
+
+    ``preferences`` are positive where the answer that stood first was preferred, 0 for a tie;
+    two ties agree. None where no pair was seen in both orders.
+    """
+    seen = dict(zip(pairs, preferences, strict=True))
+    both = [pair for pair in seen if pair.first < pair.second and pair.swapped in seen]
+    agree = [_sign(seen[pair]) == -_sign(seen[pair.swapped]) for pair in both]
+    return sum(agree) / len(agree) if agree else None
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
