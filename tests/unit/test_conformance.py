@@ -14,6 +14,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 RUNNER = TESTS / "conformance.py"
 VECTORS = TESTS / "golden" / "steerlm2.json"
+GRPO, JUDGE = TESTS / "golden" / "grpo.json", TESTS / "golden" / "genrm.json"
 
 _spec = importlib.util.spec_from_file_location("conformance", RUNNER)
 conformance = importlib.util.module_from_spec(_spec)
@@ -35,10 +36,11 @@ def last_line(capsys):
 
 
 def test_own_vectors_pass_as_a_command():
+    files = [VECTORS, GRPO, JUDGE]
     done = subprocess.run(
-        [sys.executable, str(RUNNER), str(VECTORS)], capture_output=True, text=True, check=False
+        [sys.executable, str(RUNNER), *map(str, files)], capture_output=True, text=True, check=False
     )
-    count = len(json.loads(VECTORS.read_text())["cases"])
+    count = sum(len(json.loads(file.read_text())["cases"]) for file in files)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{count} passed, 0 failed, 0 unknown kind\n"
 
@@ -62,6 +64,50 @@ def test_a_wrong_gradient_fails_its_case(document, tmp_path, capsys):
     document["cases"][0]["expected"]["grad_token_nll"][3][1] += 1e-6
     assert conformance.main([write(tmp_path / "v.json", document)]) == 1
     assert "grad_token_nll[3][1]" in capsys.readouterr().out
+
+
+def change(value):
+    """Another value of the same shape, first of all that it holds."""
+    if isinstance(value, dict):
+        key = next(iter(value), "added")
+        return {**value, key: change(value.get(key))}
+    if isinstance(value, list):
+        return [change(value[0]), *value[1:]] if value else ["added"]
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int | float) else "other"
+
+
+@pytest.mark.parametrize("file", [GRPO, JUDGE], ids=lambda file: file.stem)
+def test_every_expectation_of_every_kind_is_compared(file):
+    """A case passes as it is, and with any one of the things that it expects changed it fails."""
+    cases = json.loads(file.read_text())["cases"]
+    for kind in {case["kind"] for case in cases}:
+        wanted = [case for case in cases if case["kind"] == kind]
+        case = next((one for one in wanted if "error" not in one["expected"]), wanted[0])
+        assert conformance.failure(case, tolerance=2e-5, others=cases) is None
+        for key, value in case["expected"].items():
+            broken = {**case, "expected": {**case["expected"], key: change(value)}}
+            if value != {}:
+                assert conformance.failure(broken, tolerance=2e-5, others=cases), (kind, key)
+
+
+def test_an_error_that_is_expected_must_happen_and_another_must_not():
+    cases = {case["id"]: case for case in json.loads(GRPO.read_text())["cases"]}
+    fine, refused = cases["loss_default_ppo_k3"], cases["loss_err_bad_kl_type"]
+    assert conformance.failure(refused, tolerance=1e-5) is None
+    assert conformance.failure({**refused, "expected": {"loss": 0.0}}, tolerance=1e-5)
+    told = conformance.failure({**fine, "expected": {"error": "ValueError"}}, tolerance=1e-5)
+    assert told == "error: missing"
+
+
+def test_a_loss_is_also_checked_as_v0_6_0_computed_it():
+    cases = {case["id"]: case for case in json.loads(GRPO.read_text())["cases"]}
+    case = copy.deepcopy(cases["loss_rlhf_recipe"])
+    case["expected_v0_6_0"]["loss"] += 1
+    assert conformance.failure(case, tolerance=1e-5).startswith("v0.6.0: loss")
+    case["expected_v0_6_0"] = None
+    assert conformance.failure(case, tolerance=1e-5) == "v0.6.0: error: missing"
 
 
 def test_the_files_tolerance_is_used(document, tmp_path, capsys):

@@ -1,10 +1,11 @@
 """What a judge said, read from its text: two scores and a ranking, or nothing.
 
-The place of the verdict in a text is NeMo-Gym's: the first JSON object of a fenced ``json`` block,
-or else the last JSON object of the text, with the part under ``overall`` where there is one. What
-counts as a verdict is not: there a missing score is 3.0, a score of 42 or "4" or true is taken, and
-a text without any is a middling verdict. Here it is a verdict only when it is whole and in range,
-and the judge's last word decides: when that cannot be used, no earlier draft takes its place.
+Where a verdict stands in a text is NeMo-Gym's: a JSON object in a fenced ``json`` block or anywhere
+else, or the part of it under ``overall``. What counts as a verdict is not. There a missing score is
+3.0, scores of 42, "4" and true are taken, of several objects one is chosen, and a text without any
+is a middling verdict. Here a verdict is whole and in range, and a text that holds several must say
+the same in each: one of them may be a draft, or a quotation from an answer that tries to judge
+itself.
 """
 
 from __future__ import annotations
@@ -54,13 +55,12 @@ def read_verdict(text: str) -> Verdict:
     Scores and ranking are JSON numbers within their ranges. The ranking may be left out where the
     scores differ, because then it has no say.
     """
-    found = next(iter_objects(text), None)
-    if found is None:
+    found = {_read(each) for each in iter_objects(text)}
+    if not found:
         raise ValueError("there is no JSON object with a score in it")
-    score_1, score_2 = (_number(found, key, SCORES) for key in KEYS[:2])
-    if "ranking" not in found and score_1 != score_2:
-        return Verdict(score_1, score_2, EVEN)
-    return Verdict(score_1, score_2, _number(found, "ranking", RANKINGS))
+    if len(found) > 1:
+        raise ValueError(f"there are {len(found)} verdicts, and they differ")
+    return found.pop()
 
 
 def read_gym_verdict(
@@ -83,10 +83,20 @@ def read_gym_verdict(
 
 
 def iter_objects(text: str) -> Iterator[Mapping[str, Any]]:
-    """The JSON objects that hold a verdict's key, the one that counts first."""
+    """The JSON objects that hold a verdict's key; the first is the one that NeMo-Gym takes.
+
+    Those of fenced blocks from the first on, then all of the text (these again) from the last.
+    """
     for block in _FENCED.findall(text):
         yield from _verdicts(_braced(block))
     yield from _verdicts(reversed(list(_braced(text))))
+
+
+def _read(told: Mapping[str, Any]) -> Verdict:
+    score_1, score_2 = (_number(told, key, SCORES) for key in KEYS[:2])
+    if "ranking" not in told and score_1 != score_2:
+        return Verdict(score_1, score_2, EVEN)
+    return Verdict(score_1, score_2, _number(told, "ranking", RANKINGS))
 
 
 def _verdicts(pieces: Iterator[str]) -> Iterator[Mapping[str, Any]]:

@@ -124,15 +124,23 @@ class PatientClient:
 
     def gather(self, jobs: Sequence[Callable[[], Answer]], stop: threading.Event) -> list[Answer]:
         """What every job returns, in their order; with the first that raises, all are stopped."""
-        futures = [self._pool.submit(job) for job in jobs]
-        done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-        if waiting:
-            stop.set()
-            for future in waiting:
-                future.cancel()
-            wait(waiting)
-        errors = [future.exception() for future in done]
-        for error in errors:
+
+        def run(job: Callable[[], Answer]) -> Answer:
+            if stop.is_set():
+                raise Stopped
+            try:
+                return job()
+            except BaseException:
+                stop.set()
+                raise
+
+        futures = [self._pool.submit(run, job) for job in jobs]
+        _, waiting = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in waiting:
+            future.cancel()
+        wait(waiting)
+        for future in futures:
+            error = None if future.cancelled() else future.exception()
             if error is not None and not isinstance(error, Stopped):
                 raise error
         return [future.result() for future in futures]
