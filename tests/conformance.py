@@ -34,6 +34,8 @@ Check = Callable[[Case], Mapping[str, Any]]
 
 CHECKS: dict[str, Check] = {**conformance_grpo.CHECKS, **conformance_judge.CHECKS}
 DEFAULT_TOLERANCE = 1e-6
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+"""Numbers that JSON has no word for, as some files write them."""
 
 
 def check(kind: str) -> Callable[[Check], Check]:
@@ -89,6 +91,8 @@ def run_steerlm2(case: Case) -> Mapping[str, Any]:
 def differences(expected: Any, got: Any, *, tolerance: float, path: str = "") -> Iterator[str]:
     """Where ``got`` departs from ``expected``: numbers by tolerance, the rest by equality."""
     number = (int, float)
+    if isinstance(got, float) and expected in NOT_FINITE:
+        expected = float(expected)
     if isinstance(expected, Mapping) and isinstance(got, Mapping):
         for key in expected:
             inner = f"{path}.{key}" if path else str(key)

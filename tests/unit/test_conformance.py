@@ -172,3 +172,6 @@ def test_comparison_of_values():
     assert found(float("nan"), 0.0) != []
     assert found(float("inf"), float("inf")) == []
     assert found(float("inf"), float("-inf")) != []
+    assert found("-Infinity", float("-inf")) == found("NaN", float("nan")) == []
+    assert found("Infinity", 1.0) != []
+    assert found("Infinity", "Infinity") == []

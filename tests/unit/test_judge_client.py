@@ -201,6 +201,7 @@ class Endpoint:
     busy: int = 0
     busiest: int = 0
     hold: float = 0.0
+    models: tuple[str, ...] = ("judge",)
 
     def __enter__(self) -> Endpoint:
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -226,7 +227,8 @@ class Endpoint:
                 while (header := reader.readline()).strip():
                     name, _, value = header.decode().partition(":")
                     length = int(value) if name == "Content-Length" else length
-                self.answer(Call(connection, json.loads(reader.read(length))), line)
+                call = Call(connection, json.loads(reader.read(length)) if length else None)
+                self.answer(call, line)
 
     def answer(self, call: Call, line: bytes) -> None:
         with self.lock:
@@ -239,7 +241,10 @@ class Endpoint:
             threading.Event().wait(self.hold)
         with self.lock:
             self.busy -= 1
-        call.judge() if fault is None else fault(call)
+        if call.body is None and fault is None:
+            call.send({"object": "list", "data": [{"id": name} for name in self.models]})
+        else:
+            call.judge() if fault is None else fault(call)
 
 
 @pytest.fixture
@@ -479,6 +484,37 @@ def test_a_run_that_is_stopped_does_not_wait_on(endpoint: Endpoint) -> None:
         judge.stopping = lambda: bool(endpoint.bodies)
         with pytest.raises(Interrupted, match="judge was waited for"):
             judge.judge(questions(4), most_failures=4)
+
+
+def test_readiness_is_waited_for(endpoint: Endpoint) -> None:
+    endpoint.script = iter([status("503 loading"), lambda call: call.send({"data": []}), None])
+    with client(endpoint) as judge:
+        judge.wait_ready(20)
+        assert fails(judge.counts) == {"http_503": 1, "other_model": 1}
+    assert endpoint.paths == ["/v1/models"] * 3
+
+
+def test_an_endpoint_without_a_list_of_models_is_ready(endpoint: Endpoint) -> None:
+    endpoint.script = forever(status("404 Not Found"))
+    with client(endpoint) as judge:
+        judge.wait_ready(20)
+
+
+def test_a_judge_that_is_not_served_is_named(endpoint: Endpoint) -> None:
+    endpoint.models = ("other", "another")
+    with (
+        client(endpoint) as judge,
+        pytest.raises(JudgeUnavailable, match=r"not ready within 0.1 s.*other_model") as caught,
+    ):
+        judge.wait_ready(0.1)
+    assert "'judge' is not among ['other', 'another']" in str(caught.value)
+
+
+def test_a_token_that_is_refused_is_told_at_once(endpoint: Endpoint) -> None:
+    endpoint.script = forever(status("401 No"))
+    with client(endpoint) as judge, pytest.raises(JudgeUnavailable, match="refused the token"):
+        judge.wait_ready(60)
+    assert len(endpoint.bodies) == 1
 
 
 # --- the cache -----------------------------------------------------------------------------------

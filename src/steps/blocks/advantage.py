@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -123,7 +124,7 @@ def whiten(advantages_BT: Tensor, moments_3: Tensor) -> Tensor:
         raise ValueError("there is no token to take a mean over")
     mean = first / total
     variance = max(second / total - mean**2, VARIANCE_FLOOR)
-    return (advantages_BT.double() - mean) * variance**-0.5
+    return (advantages_BT.double() - mean) / sqrt(variance)
 
 
 def _members(groups: Sequence[int]) -> dict[int, list[int]]:

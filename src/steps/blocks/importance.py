@@ -52,6 +52,7 @@ def correct_sampling(
     low = options.truncated_importance_sampling_ratio_min or 0.0
     if kind is None:
         return Correction(weights_BW, None)
+    assert high is not None
     if kind == "seq-mask-tis":
         means_B = masked_mean(gap_BT, mask_BT, dim=-1).exp()
         inside_B = (means_B >= low) & (means_B <= high)

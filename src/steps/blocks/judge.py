@@ -114,9 +114,9 @@ def judge_groups(
 
 def ask(contest: Contest, pair: Pair, *, step: int, principle: str | None) -> Asked:
     """The question about a pair, under the name ``step/prompt/first/second/judge``."""
-    texts = [contest.answers[index].text for index in (pair.first, pair.second)]
+    first, second = (contest.answers[index].text for index in (pair.first, pair.second))
     name = (step, contest.prompt, pair.first, pair.second, pair.judge)
-    return Asked(name, Question(tuple(contest.history), *texts, principle))
+    return Asked(name, Question(tuple(contest.history), first, second, principle))
 
 
 def _group_rewards(

@@ -24,11 +24,18 @@ from nemotron_style.steps.blocks.exchange import Fault, as_list
 from nemotron_style.steps.blocks.judge_cache import VerdictCache, question_digest
 from nemotron_style.steps.blocks.judge_request import Question, ask_messages, split_reasoning
 from nemotron_style.steps.blocks.judge_verdict import Verdict, read_verdict
-from nemotron_style.steps.blocks.patience import Exhausted, PatientClient, last_words, tally
+from nemotron_style.steps.blocks.patience import (
+    REFUSALS,
+    Exhausted,
+    PatientClient,
+    last_words,
+    tally,
+)
 from nemotron_style.steps.blocks.scorer import shorten
 from nemotron_style.steps.blocks.seed import seed_of
 
-CLOSED = ("http_401", "http_403", "http_404", "http_405")
+UNLISTED = ("http_404", "http_405")
+CLOSED = (*REFUSALS, *UNLISTED)
 """Faults that every other question would meet too."""
 
 FINISHED = (None, "stop", "eos", "eos_token", "end_turn")
@@ -95,8 +102,30 @@ class JudgeClient(PatientClient):
     def __post_init__(self) -> None:
         super().__post_init__()
         assert isinstance(self.address, Address)
-        below = "" if self.address.path.endswith("/v1") else "/v1"
-        self._path = f"{below}/chat/completions"
+        self._below = "" if self.address.path.endswith("/v1") else "/v1"
+
+    def wait_ready(self, seconds: float) -> None:
+        """Ask for its models until ours is among them; an endpoint without a list is ready.
+
+        Raises ``JudgeUnavailable`` after ``seconds``, or at once when the token is refused.
+        """
+        try:
+            self.look_until(self._look, seconds)
+        except Exhausted as spent:
+            what = "refused the token" if spent.is_refused else f"not ready within {seconds:g} s"
+            words = last_words(spent.faults)
+            raise self.unavailable(f"{what}{tally(spent.faults)}", got=words) from None
+
+    def _look(self, timeout: float) -> None:
+        try:
+            told = self._exchange.ask("GET", f"{self._below}/models", timeout=timeout)
+        except Fault as fault:
+            if fault.kind in UNLISTED:
+                return
+            raise
+        names = [each.get("id") for each in as_list(told, "data") if isinstance(each, dict)]
+        if self.model not in names:
+            raise Fault("other_model", f"{self.model!r} is not among {shorten(names)}")
 
     def judge(
         self, questions: Sequence[Asked], *, most_failures: int
@@ -171,7 +200,8 @@ class _Attempt:
         client = self.client
         body = client.body(self.asked.question, seed_for(self.asked, self.answered))
         client._count("requests")
-        told = client._exchange.ask("POST", client._path, body, timeout=client.patience.timeout)
+        path = f"{client._below}/chat/completions"
+        told = client._exchange.ask("POST", path, body, timeout=client.patience.timeout)
         self.answered += 1
         client._count("answers")
         text = read_completion(told)

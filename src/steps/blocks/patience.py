@@ -20,7 +20,9 @@ from nemotron_style.steps.blocks.address import Address, read_address
 from nemotron_style.steps.blocks.exchange import Exchange, Fault
 
 LAST_FAULTS = 3
+REFUSALS = ("http_401", "http_403")
 SECONDS_BETWEEN_LOOKS = 0.5
+LEAST_TIMEOUT = 0.05
 
 Answer = TypeVar("Answer")
 
@@ -30,12 +32,16 @@ class Stopped(Exception):
 
 
 class Exhausted(Exception):
-    """No try brought an answer. ``faults`` in their order; ``hopeless`` as the last one was."""
+    """No try brought an answer. ``faults`` in their order; ``hopeless`` as the last one was.
+
+    ``is_refused`` tells that it refused the token.
+    """
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         super().__init__(tally(faults))
         self.faults = tuple(faults)
         self.hopeless = bool(faults) and faults[-1].hopeless
+        self.is_refused = bool(faults) and faults[-1].kind in REFUSALS
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,24 @@ class PatientClient:
                     self._count("retries")
                     pause = self.patience.pause(number, self._chance(), fault.retry_after)
                     self._pause(pause, stop)
+        raise Exhausted(faults)
+
+    def look_until(self, look: Callable[[float], Answer], seconds: float) -> Answer:
+        """What ``look(timeout)`` returns, once it raises no ``Fault``.
+
+        Raises ``Exhausted`` after ``seconds``, or at once when the token is refused.
+        """
+        end, faults = self.clock() + seconds, list[Fault]()
+        while (left := end - self.clock()) > 0:
+            try:
+                return look(min(self.patience.timeout, max(left, LEAST_TIMEOUT)))
+            except Fault as fault:
+                faults.append(fault)
+                self._count(f"failed_{fault.kind}")
+                if fault.kind in REFUSALS:
+                    break
+                pause = self.patience.pause(len(faults) - 1, self._chance(), fault.retry_after)
+                self._pause(min(pause, max(end - self.clock(), 0.0)), threading.Event())
         raise Exhausted(faults)
 
     def gather(self, jobs: Sequence[Callable[[], Answer]], stop: threading.Event) -> list[Answer]:

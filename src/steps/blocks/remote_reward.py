@@ -68,25 +68,17 @@ class RewardClient(PatientClient):
 
         Raises ``RewardUnavailable`` after ``seconds``, or at once when the token is refused.
         """
-        begun = self.clock()
-        faults: list[Fault] = []
-        while True:
-            left = seconds - (self.clock() - begun)
-            if left <= 0:
-                raise self._give_up(faults, f"was not ready within {seconds:g} s")
-            try:
-                timeout = min(self.patience.timeout, max(left, 0.05))
-                told = self._exchange.ask("GET", "/health", timeout=timeout)
-                self.health = read_health(told, self.health)
-                return self.health
-            except Fault as fault:
-                faults.append(fault)
-                self._count(f"failed_{fault.kind}")
-                if fault.kind in ("http_401", "http_403"):
-                    raise self._give_up(faults, "refused the token", hopeless=True) from None
-                pause = self.patience.pause(len(faults) - 1, self._chance(), fault.retry_after)
-                left = seconds - (self.clock() - begun)
-                self._pause(min(pause, max(left, 0.0)), threading.Event())
+
+        def look(timeout: float) -> Health:
+            return read_health(self._exchange.ask("GET", "/health", timeout=timeout), self.health)
+
+        try:
+            self.health = self.look_until(look, seconds)
+        except Exhausted as spent:
+            refused = spent.is_refused
+            what = "refused the token" if refused else f"was not ready within {seconds:g} s"
+            raise self._give_up(spent.faults, what, hopeless=refused) from None
+        return self.health
 
     def score(self, conversations: Sequence[Sequence[Message]]) -> list[Scored]:
         """One ``Scored`` for each conversation, in their order.
