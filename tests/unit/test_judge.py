@@ -91,6 +91,21 @@ def test_a_judge_agrees_with_itself_when_the_swap_turns_its_choice() -> None:
     assert swap_agreement(pairs[4:], [1.0]) is None
 
 
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ({"comparison_strategy": "random"}, "unknown strategy 'random'"),
+        ({"num_judges_per_comparison": 0}, "0 judges"),
+        ({"failure_budget": 1.5}, "failure_budget"),
+        ({"failure_budget": float("nan")}, "failure_budget"),
+    ],
+    ids=str,
+)
+def test_a_plan_that_cannot_be_meant_is_refused(how: dict[str, object], what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        JudgePlan(**how)  # type: ignore[arg-type]
+
+
 # --- words ---------------------------------------------------------------------------------------
 
 

@@ -119,7 +119,7 @@ def whiten(advantages_BT: Tensor, moments_3: Tensor) -> Tensor:
     The last step of ``reinforce_plus_plus`` (arXiv 2501.03262), whose advantages are rewards
     minus the mean of the whole group. Raises ValueError where there is no token.
     """
-    total, first, second = moments_3.tolist()
+    total, first, second = map(float, moments_3.tolist())
     if total <= 0:
         raise ValueError("there is no token to take a mean over")
     mean = first / total

@@ -27,6 +27,9 @@ FAILURE_BUDGET = 0.2
 ROUNDING = 1e-9
 """0.29 of 100 judgements are 29, not 28."""
 
+UNREADABLE = ("unparseable", "empty", "unfinished")
+"""Faults of answers that came whole and held no verdict."""
+
 
 @dataclass(frozen=True)
 class Contest:
@@ -51,6 +54,11 @@ class JudgePlan:
     use_principle: bool = False
     default_principle: str | None = None
     failure_budget: float = FAILURE_BUDGET
+
+    def __post_init__(self) -> None:
+        self.pairs(2)  # refuses a strategy that does not exist
+        if not 0 <= self.failure_budget <= 1:
+            raise ValueError(f"failure_budget ({self.failure_budget}) must be from 0 to 1")
 
     def pairs(self, count: int) -> list[Pair]:
         """The comparisons of ``count`` answers."""
@@ -137,7 +145,7 @@ def _failure_metrics(
     """Failures of judgements, and the share of the judge's answers that held no verdict."""
     made = {name: after[name] - before.get(name, 0) for name in after}
     answers = made.get("answers", 0)
-    unreadable = sum(made.get(f"failed_{kind}", 0) for kind in ("unparseable", "empty"))
+    unreadable = sum(made.get(f"failed_{kind}", 0) for kind in UNREADABLE)
     rates = {"parse_failure_rate": unreadable / answers} if answers else {}
     rates |= {"failed_share": failed / asked} if asked else {}
     return {**rates, **{name: float(value) for name, value in made.items() if value}}
