@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nemotron_style.steps.blocks.loss_option import KL_KINDS
+from nemotron_style.steps.blocks.loss_option import KL_KINDS, LossOptions
 
 
 def estimate_kl(
@@ -27,42 +27,33 @@ def estimate_kl(
     k3 overflows float32 where the reference finds a token more than ``e^88`` times likelier.
     Raises ValueError for an unknown ``kind``.
     """
-    ratio = reference - logprobs
-    if input_clamp is not None:
-        ratio = ratio.clamp(-input_clamp, input_clamp)
-    estimate = _estimate(ratio, kind)
-    return estimate if output_clamp is None else estimate.clamp(-output_clamp, output_clamp)
+    ratio = _bound(reference - logprobs, input_clamp)
+    return _bound(_estimate(ratio, kind), output_clamp)
 
 
 def weighted_kl(
-    current: Tensor,
-    reference: Tensor,
-    generation: Tensor | None,
-    *,
-    kind: str,
-    input_clamp: float | None = None,
-    output_clamp: float | None = None,
-    differentiable_weight: bool = True,
+    current: Tensor, reference: Tensor, generation: Tensor, options: LossOptions
 ) -> Tensor:
     """The estimate under the policy of now, for tokens that another policy may have drawn.
 
-    ``w * k`` with ``w = e^(current - generation)``, or ``e^(current - sg(current))`` (which is 1)
-    where no ``generation`` is given. The gradient of an expectation under the policy also moves
-    the policy: with ``differentiable_weight`` it flows through ``w``, except where the input
-    clamp acts, and ``w * k`` is what the output clamp bounds (NeMo-RL from v0.7). Without, ``w``
-    is a constant and the clamp bounds ``k`` alone (NeMo-RL v0.6.0): the value is the same where
-    no clamp acts, the gradient is biased. A weight that is not finite counts as 0.
+    ``w * k`` with ``w = e^(current - generation)`` under ``use_on_policy_kl_approximation``, else
+    ``e^(current - sg(current))``, which is 1. The gradient of an expectation under the policy
+    also moves the policy: it flows through ``w``, except where the input clamp acts, and
+    ``w * k`` is what the output clamp bounds. With ``compat: v0.6.0``, ``w`` is a constant and
+    the clamp bounds ``k`` alone: the value is the same where no clamp acts, the gradient of k1
+    and k3 is biased. A weight that is not finite counts as 0.
     """
-    base = current.detach() if generation is None else generation
+    kind = options.reference_policy_kl_type
+    input_clamp, most = options.kl_input_clamp_value, options.kl_output_clamp_value
+    base = generation if options.use_on_policy_kl_approximation else current.detach()
     weight = (current - base).exp().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    if not differentiable_weight:
-        clamps = {"input_clamp": input_clamp, "output_clamp": output_clamp}
-        return weight.detach() * estimate_kl(current, reference, kind=kind, **clamps)
+    estimate = estimate_kl(current, reference, kind=kind, input_clamp=input_clamp)
+    if not options.is_head:
+        return weight.detach() * _bound(estimate, most)
     if input_clamp is not None:
         acts = (reference - current).abs() > input_clamp
         weight = torch.where(acts, weight.detach(), weight)
-    weighted = weight * estimate_kl(current, reference, kind=kind, input_clamp=input_clamp)
-    return weighted if output_clamp is None else weighted.clamp(-output_clamp, output_clamp)
+    return _bound(weight * estimate, most)
 
 
 def estimate_js(one: Tensor, other: Tensor) -> Tensor:
@@ -80,3 +71,7 @@ def _estimate(ratio: Tensor, kind: str) -> Tensor:
     if kind == "k3":
         return ratio.exp() - 1 - ratio
     raise ValueError(f"unknown kind of KL estimate {kind!r}; allowed: {', '.join(KL_KINDS)}")
+
+
+def _bound(values: Tensor, most: float | None) -> Tensor:
+    return values if most is None else values.clamp(-most, most)

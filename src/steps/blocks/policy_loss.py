@@ -80,7 +80,9 @@ def policy_loss(batch: PolicyBatch, options: LossOptions, counts: Counts) -> Pol
     loss = reduce(surrogate_BT, batch, options, counts)
     kl = torch.zeros_like(loss)
     if options.kl_weight:
-        kl = reduce(kl_penalty(batch, options), batch, options, counts)
+        assert batch.reference_BT is not None
+        tokens = (batch.current_BT, batch.reference_BT, batch.generation_BT)
+        kl = reduce(weighted_kl(*tokens, options), batch, options, counts)
         loss = loss + options.kl_weight * kl
     nll = torch.zeros_like(loss)
     if options.positive_example_nll_weight:
@@ -149,20 +151,6 @@ def clipped_surrogate(
         return worse_BT
     bounded_BT = torch.minimum(worse_BT, -advantages_BT * options.ratio_clip_c)
     return torch.where(advantages_BT < 0, bounded_BT, worse_BT)
-
-
-def kl_penalty(batch: PolicyBatch, options: LossOptions) -> Tensor:
-    """``KL(policy || reference)`` of each token as the options want it estimated."""
-    assert batch.reference_BT is not None
-    return weighted_kl(
-        batch.current_BT,
-        batch.reference_BT,
-        batch.generation_BT if options.use_on_policy_kl_approximation else None,
-        kind=options.reference_policy_kl_type,
-        input_clamp=options.kl_input_clamp_value,
-        output_clamp=options.kl_output_clamp_value,
-        differentiable_weight=options.is_head,
-    )
 
 
 def positive_nll(batch: PolicyBatch, counts: Counts) -> Tensor:
