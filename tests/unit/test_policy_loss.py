@@ -213,6 +213,22 @@ def test_which_gradients_of_the_kl_are_unbiased(kind):
         assert unbiased == ((kind == "k2") == (compat == "v0.6.0"))
 
 
+def test_where_a_clamp_of_the_kl_acts_its_gradient_is_zero():
+    """The input clamp at 0.15, or the output clamp at 0.01; the tokens between keep theirs."""
+    batch = batch_of()
+    batch = replace(batch, advantages_BT=torch.zeros_like(batch.advantages_BT))
+    gap = (batch.reference_BT - batch.current_BT.detach()).abs()
+    for clamps, acts in (
+        ({"kl_input_clamp_value": 0.15, "kl_output_clamp_value": None}, gap > 0.15),
+        ({"kl_input_clamp_value": None, "kl_output_clamp_value": 0.01}, gap > 0.15),
+    ):
+        grad = gradient(batch, use_on_policy_kl_approximation=True, **clamps)
+        counted = batch.mask_BT > 0
+        assert not grad[acts & counted].any()
+        assert (grad[~acts & counted] != 0).all()
+        assert 0 < int((acts & counted).sum()) < int(counted.sum())
+
+
 def test_every_gradient_is_that_of_the_loss():
     """Finite differences, for options whose loss is smooth here and has no stopped gradient."""
     batch = batch_of()
