@@ -7,29 +7,10 @@ message says why and what to do instead).  The page ``docs/steps/sft-steerlm2.md
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
-
 from nemotron_style.runtime.config import Section, cosmetic
-from nemotron_style.runtime.errors import ConfigError, Problem
-
-
-def only(*allowed: Any, why: str, fix: str = "") -> AfterValidator:
-    """Accept the values ``allowed``; refuse others with the reason and what to do."""
-
-    def check(value: Any) -> Any:
-        if any(value == one and type(value) is type(one) for one in allowed):
-            return value
-        words = " or ".join(_as_yaml(one) for one in allowed)
-        raise ConfigError(Problem(what=why, got=_as_yaml(value), allowed=words, fix=fix))
-
-    return AfterValidator(check)
-
-
-def _as_yaml(value: Any) -> str:
-    return json.dumps(value)
+from nemotron_style.steps.blocks.accepted import only
 
 
 class Peft(Section):

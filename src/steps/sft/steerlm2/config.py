@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from nemotron_style.runtime.config import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
+from nemotron_style.steps.blocks.accepted import only
 from nemotron_style.steps.blocks.architecture import OptimConfig
 from nemotron_style.steps.blocks.chat import ChatPromptTokens
 from nemotron_style.steps.sft.steerlm2.accepted import (
@@ -21,7 +22,6 @@ from nemotron_style.steps.sft.steerlm2.accepted import (
     ExpManager,
     ModelRest,
     TrainerRest,
-    only,
 )
 
 Count = Annotated[int, Field(ge=1)]

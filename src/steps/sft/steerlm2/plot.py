@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from nemotron_style.steps.blocks.run_log import series
 
 PANELS = (
     ("distance", "distance KL(w || b)"),
@@ -30,7 +31,7 @@ def draw(lines: Sequence[Mapping[str, Any]], run_dir: Path) -> Path | None:
     FigureCanvasAgg(figure)
     for axes, (name, title) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         for part, style in (("train", {"alpha": 0.5}), ("validation", {"marker": "o"})):
-            steps, values = _series(lines, f"{part}_{name}")
+            steps, values = series(lines, f"{part}_{name}")
             axes.plot(steps, values, label=part, **style)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
@@ -39,19 +40,3 @@ def draw(lines: Sequence[Mapping[str, Any]], run_dir: Path) -> Path | None:
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
-
-
-def _series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    found = [(line["step"], float(line[name])) for line in lines if name in line]
-    return [step for step, _ in found], [value for _, value in found]
-
-
-def copy_logs(run_dir: Path, target: Path) -> None:
-    """Copy metrics, TensorBoard files and plots of a run to ``exp_manager.explicit_log_dir``."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in ("metrics.jsonl", "tensorboard", "plots"):
-        source = run_dir / name
-        if source.is_dir():
-            shutil.copytree(source, target / name, dirs_exist_ok=True)
-        elif source.is_file():
-            shutil.copyfile(source, target / name)

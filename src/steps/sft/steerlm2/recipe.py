@@ -41,6 +41,7 @@ from nemotron_style.steps.blocks.device import prepare
 from nemotron_style.steps.blocks.optimizer import build_optimizer, learning_rate
 from nemotron_style.steps.blocks.order import SampleOrder
 from nemotron_style.steps.blocks.parallel import Parallel, any_rank, initialize
+from nemotron_style.steps.blocks.run_log import copy_logs
 from nemotron_style.steps.blocks.state import load_state, save_state
 from nemotron_style.steps.blocks.steerlm2_row import EncodedGroup, read_groups
 from nemotron_style.steps.blocks.tokenizer import Tokenizer, describe, open_chat
@@ -59,7 +60,7 @@ from nemotron_style.steps.sft.steerlm2.passes import (
     figures_of,
     measure,
 )
-from nemotron_style.steps.sft.steerlm2.plot import copy_logs, draw
+from nemotron_style.steps.sft.steerlm2.plot import draw
 
 
 def run(config: Config, ctx: StepContext) -> None:

@@ -1,0 +1,1 @@
+"""Rejection sampling against a remote reward model."""

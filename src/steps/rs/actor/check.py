@@ -1,0 +1,97 @@
+"""What must hold before the first update: machine, sampler, and who gives the rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from nemotron_style.runtime.context import StepContext
+from nemotron_style.runtime.errors import InputError, Problem, StepFailed, raise_all
+from nemotron_style.steps.blocks.job import find_disagreements
+from nemotron_style.steps.blocks.microbatch import score
+from nemotron_style.steps.blocks.packing import Group, pack
+from nemotron_style.steps.blocks.sampling import Sampling
+from nemotron_style.steps.rs.actor.config import Config
+from nemotron_style.steps.rs.actor.rollout import Asked, Sampler
+
+PROBED_PROMPTS, PROBED_SAMPLES = 8, 4
+
+
+def check_machine(config: Config, ctx: StepContext, device: torch.device) -> None:
+    """Refuse a config that asks for other processes or another device than there are."""
+    problems = find_disagreements(config.trainer, world_size=ctx.world_size)
+    wanted = {"gpu": "cuda", "cpu": "cpu"}.get(config.trainer.accelerator, device.type)
+    if wanted != device.type:
+        what = f"this machine trains on {device.type}"
+        got = config.trainer.accelerator
+        problems.append(Problem(key="trainer.accelerator", what=what, got=got))
+    raise_all(InputError, problems)
+
+
+def check_prompts(config: Config, available: int) -> None:
+    """Refuse a step of more prompts than there are, unless they may be repeated."""
+    wanted = config.model.rs.num_rollout_samples
+    if config.model.data.sample or available >= wanted:
+        return
+    raise InputError(
+        Problem(
+            key="model.rs.num_rollout_samples",
+            what="a step takes more prompts than there are",
+            got=str(wanted),
+            allowed=f"up to {available}",
+            fix="lower it, or set model.data.sample=true to repeat prompts",
+        )
+    )
+
+
+def check_reward_model(before: str, now: str) -> None:
+    """Refuse to go on with another reward model than the one that gave the rewards so far."""
+    if before != now:
+        raise InputError(
+            Problem(
+                key="remote_rm",
+                what="the run was trained with another reward model than the one that answers",
+                got=now,
+                allowed=before,
+                fix="serve that one, or begin anew with --fresh",
+            )
+        )
+
+
+def check_sampler(
+    config: Config, sampler: Sampler, model: nn.Module, *, asked: Sequence[Asked], room: int
+) -> float:
+    """Refuse to train on samples whose log-probs the trainer does not see as the sampler does.
+
+    A few prompts are answered for it, with nothing barred from being drawn. The figure is NeMo-RL's
+    ``token_mult_prob_error``: the mean of ``exp(|difference|)`` over tokens, 1 where all agree.
+    """
+    temperature = config.model.rs.sampling_params.temperature
+    prompts = [one.prompt.ids for one in asked[:PROBED_PROMPTS]]
+    drawn = sampler.generate(
+        prompts,
+        Sampling(max_new_tokens=room, temperature=temperature),
+        samples_per_prompt=PROBED_SAMPLES,
+        seed=[one.seed for one in asked[:PROBED_PROMPTS]],
+    )
+    errors: list[torch.Tensor] = []
+    for ids, samples in zip(prompts, drawn, strict=True):
+        packed = pack([Group(ids, [sample.tokens for sample in samples])])
+        [seen_BNR] = score(model, [packed], temperature=temperature)
+        said = torch.tensor([x for sample in samples for x in sample.log_probs])
+        errors.append((seen_BNR.double()[packed.mask_BNR] - said.double()).abs().exp())
+    error = float(torch.cat(errors).mean())
+    if not error <= config.agreement_limit:
+        raise StepFailed(
+            Problem(
+                key="token_mult_prob_error",
+                what="the trainer gives the samples other log-probs than the sampler drew them "
+                "with, so it would train another policy than the one that was sampled",
+                got=f"{error:.6f}",
+                allowed=f"at most {config.agreement_limit:g} (model.rs.agreement_limit)",
+                fix="compare trainer.precision and the weights of the two",
+            )
+        )
+    return error
