@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import InputError, Problem
-from nemotron_style.steps.blocks.address import Address, read_token
+from nemotron_style.steps.blocks.address import Address, read_address, read_token
 from nemotron_style.steps.blocks.remote_reward import Patience, RewardClient
 from nemotron_style.steps.blocks.sampling import Sampling
 from nemotron_style.steps.rs.actor.config import Config
@@ -53,9 +53,15 @@ def open_client(config: Config, ctx: StepContext) -> RewardClient:
 
 
 def find_address(config: Config, ctx: StepContext) -> Address:
-    """Where the reward model is. Raises InputError when nobody says."""
+    """The address that the config names, or that of the service that was started beside the step.
+
+    Raises InputError when there is neither, StepFailed when the service ended instead.
+    """
     if config.address is not None:
         return config.address
+    url = ctx.service("reward")
+    if url is not None:
+        return read_address(url)
     raise InputError(
         Problem(
             key="remote_rm.host",
