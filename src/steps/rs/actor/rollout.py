@@ -91,6 +91,11 @@ class Rollout:
         return Group(self.prompt.ids, [self.responses[place].tokens for place in places])
 
 
+def distinct_texts(responses: Sequence[Response]) -> list[str]:
+    """What was said, each once: the same text has the same score, to the last bit."""
+    return list(dict.fromkeys(one.text for one in responses if one.text is not None))
+
+
 @dataclass(frozen=True)
 class Roller:
     """Draws groups and has them scored.
@@ -119,18 +124,18 @@ class Roller:
             drawn += fresh
             self.judge.ask(
                 [
-                    one.prompt.answered(response.text)
+                    one.prompt.answered(text)
                     for one, responses in zip(lot, fresh, strict=True)
-                    for response in responses
-                    if response.text is not None
+                    for text in distinct_texts(responses)
                 ]
             )
         waited = time.monotonic()
         scores = iter(self.judge.collect())
-        rollouts = [
-            Rollout(one.prompt, group, [next(scores) if each.text else None for each in group])
-            for one, group in zip(asked, drawn, strict=True)
-        ]
+        rollouts = []
+        for one, responses in zip(asked, drawn, strict=True):
+            found = {text: next(scores) for text in distinct_texts(responses)}
+            given = [found[each.text] if each.text else None for each in responses]
+            rollouts.append(Rollout(one.prompt, responses, given))
         seconds = {
             "draw_seconds": waited - begun,
             "score_wait_seconds": time.monotonic() - waited,

@@ -1,0 +1,108 @@
+"""What rs/actor draws, scores and learns does not depend on passes and processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nemotron_style.steps.blocks import parallel
+
+pytestmark = pytest.mark.slow
+
+JOB = Path(__file__).with_name("rs_job.py")
+_spec = importlib.util.spec_from_file_location("rs_job", JOB)
+job = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(job)
+GOLDEN = {
+    "long": 2.980198,
+    "one prompt": 2.980198,
+    "padding, eos 0": 2.454545,
+    "padding, eos 2": 2.454545,
+}
+SHARES = {"long": (10 / 1010, 1000 / 1010), "padding, eos 0": (3 / 11, 8 / 11)}
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """What this process computes alone."""
+    out = tmp_path_factory.mktemp("one")
+    parallel.initialize(seed=1)
+    job.measure(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes compute together."""
+    out = tmp_path_factory.mktemp("two")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = subprocess.run(
+        [*launch, str(JOB), str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    return out
+
+
+@pytest.fixture(params=["one", "two"])
+def processes(request):
+    return request.getfixturevalue(request.param)
+
+
+def facts(folder):
+    return json.loads((folder / "facts.json").read_text())
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_the_loss_is_a_mean_over_all_tokens_of_the_batch(processes, case):
+    found = facts(processes)["golden"][case]
+    assert len(found) == len(job.PASSES)
+    assert found == pytest.approx([GOLDEN[case]] * len(found), abs=1e-6)
+
+
+@pytest.mark.parametrize("case", SHARES)
+def test_every_token_has_the_same_share_of_the_gradient(processes, case):
+    found = facts(processes)["golden"][f"{case}: gradient"]
+    assert found == pytest.approx(SHARES[case], rel=1e-5)
+
+
+@pytest.mark.parametrize("size", job.PASSES)
+def test_loss_and_gradient_are_those_of_one_pass_in_one_process(one, processes, size):
+    whole, parts = load_file(one / "tensors"), load_file(processes / "tensors")
+    names = [name.removeprefix("16/") for name in whole if name.startswith("16/")]
+    expected = torch.cat([whole[f"16/{name}"].flatten() for name in names])
+    found = torch.cat([parts[f"{size}/{name}"].flatten() for name in names])
+    assert float((found - expected).norm() / expected.norm()) < 1e-6
+    losses = facts(processes)["losses"]
+    assert losses == pytest.approx([facts(one)["losses"][-1]] * len(losses), rel=1e-6)
+
+
+def test_two_processes_draw_what_one_draws(one, two):
+    alone, together = facts(one), facts(two)
+    assert together["said"] == alone["said"]
+    assert together["rewards"] == alone["rewards"]
+    assert together["kl"] == pytest.approx(alone["kl"], rel=1e-5)
+
+
+def test_a_prompt_that_comes_twice_is_two_groups(one):
+    said = facts(one)["said"]
+    assert len(said) == 7
+    assert said[2] != said[6]
+
+
+def test_the_distance_of_a_model_from_itself_is_nought(processes):
+    found = facts(processes)
+    assert found["no kl"] == 0.0
+    assert found["kl"] == pytest.approx([found["kl"][0]] * len(found["kl"]), rel=1e-5)
+    assert found["kl"][0] > 0
