@@ -123,7 +123,7 @@ def beside(store: Path) -> dict[str, Any]:
 
 
 def test_the_reward_model_is_started_and_stopped(store: Path, beside: dict[str, Any]) -> None:
-    run = Path(beside["path"])
+    run = folder_of(store, beside)
     [service] = run.glob("services/reward")
     owner = json.loads((service / "attempts" / "1" / "owner.json").read_text())
     assert not is_alive(owner)
@@ -167,7 +167,7 @@ def test_a_server_of_another_shell_may_be_killed(
     words += [f"remote_rm.port={server.port}", "pretrained_checkpoint.restore_from_path=model"]
     server()
     first = start(store, "rs/actor", *words)
-    [run] = until(lambda: set(store.glob("runs/rs-actor-*")) - {Path(beside["path"])})
+    [run] = until(lambda: set(store.glob("runs/rs-actor-*")) - {folder_of(store, beside)})
     until(lambda: any(run.glob("checkpoints/step-*")))
     [service] = store.glob("runs/reward-serve-*")
     os.kill(pid_of(service), signal.SIGKILL)
