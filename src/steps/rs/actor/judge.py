@@ -34,6 +34,10 @@ class Judge:
         self.client = client
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="judge") if client else None
         self._asked: list[Future[list[Scored]]] = []
+        self._is_over = False
+        if client:
+            stopping = client.stopping
+            client.stopping = lambda: self._is_over or stopping()
         # Waiting for a server must not run into the deadline that training has for its own talk.
         alone = dist.get_world_size() == 1
         self._group = None if alone else dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
@@ -42,6 +46,7 @@ class Judge:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_over = True  # what is still under way is not repeated
         if self.client and self._pool:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self.client.close()
