@@ -19,6 +19,7 @@ from nemotron_style.steps.blocks.checkpoint import full_weights
 from nemotron_style.steps.blocks.generate import Engine
 from nemotron_style.steps.blocks.model import LanguageModel, build_model, construct, wrap
 from nemotron_style.steps.blocks.packing import Group
+from nemotron_style.steps.blocks.remote_reward import RewardUnavailable
 from nemotron_style.steps.blocks.sampling import Sampling
 from nemotron_style.steps.blocks.scorer import Scored
 from nemotron_style.steps.rs.actor.batch import accumulate, measure_kl
@@ -99,7 +100,8 @@ def full_gradient(model):
 class Counts:
     """Stands in for the client: a score is how much a text holds."""
 
-    counts: dict[str, int] = {}  # noqa: RUF012
+    def __init__(self):
+        self.counts, self.stopping = {}, lambda: False
 
     def score(self, conversations):
         return [Scored(float(len(one[-1]["content"])), {}) for one in conversations]
@@ -125,6 +127,24 @@ def roll(model, judge):
     return rollouts
 
 
+class Gone(Counts):
+    """A reward model that is there no more."""
+
+    def score(self, conversations):
+        raise RewardUnavailable("nothing answers")
+
+
+def hear_of_the_end(model):
+    """On how many ranks it is heard that the first one's reward model is gone."""
+    with Judge(Gone() if dist.get_rank() == 0 else None) as judge:
+        try:
+            roll(model, judge)
+        except RewardUnavailable as error:
+            heard = torch.tensor(int(str(error) == "nothing answers"))
+    dist.all_reduce(heard)
+    return int(heard)
+
+
 def measure(out):
     facts = {"golden": golden()}
     with Judge(Counts() if dist.get_rank() == 0 else None) as judge:
@@ -135,6 +155,7 @@ def measure(out):
         facts["rewards"] = [each.rewards for each in rollouts]
         samples = [each.group(range(2)) for each in rollouts]
         facts["kl"] = [measure_kl(model, other, samples, size=size) for size in PASSES]
+        facts["heard"] = hear_of_the_end(model)
         facts["no kl"] = measure_kl(model, model, samples, size=3)
     tensors = {}
     for size in PASSES:

@@ -95,6 +95,10 @@ def test_two_processes_draw_what_one_draws(one, two):
     assert together["kl"] == pytest.approx(alone["kl"], rel=1e-5)
 
 
+def test_every_process_hears_that_the_reward_model_is_gone(one, two):
+    assert (facts(one)["heard"], facts(two)["heard"]) == (1, 2)
+
+
 def test_a_prompt_that_comes_twice_is_two_groups(one):
     said = facts(one)["said"]
     assert len(said) == 7
