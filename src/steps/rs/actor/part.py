@@ -5,7 +5,8 @@ from __future__ import annotations
 from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.address import Address, read_address, read_token
-from nemotron_style.steps.blocks.remote_reward import Patience, RewardClient
+from nemotron_style.steps.blocks.patience import Patience
+from nemotron_style.steps.blocks.remote_reward import RewardClient
 from nemotron_style.steps.blocks.sampling import Sampling
 from nemotron_style.steps.rs.actor.config import Config
 

@@ -15,12 +15,12 @@ from torch import nn
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.architecture import ModelConfig
 from nemotron_style.steps.blocks.chat import ChatFormat
-from nemotron_style.steps.blocks.draw import seed_of
 from nemotron_style.steps.blocks.generate import Engine, Sample
 from nemotron_style.steps.blocks.packing import Group
 from nemotron_style.steps.blocks.parallel import data_rank, data_world
 from nemotron_style.steps.blocks.sampling import Sampling
 from nemotron_style.steps.blocks.scorer import Scored
+from nemotron_style.steps.blocks.seed import seed_of
 from nemotron_style.steps.blocks.tokenizer import Tokenizer
 from nemotron_style.steps.rs.actor.choice import Choice, choose
 from nemotron_style.steps.rs.actor.judge import Judge
