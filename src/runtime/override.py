@@ -1,4 +1,4 @@
-"""Overrides on the command line: ``key=value``, ``+key=value`` and ``~key``."""
+"""Overrides on the command line: ``key=value``, ``+key=value``, ``++key=value`` and ``~key``."""
 
 from __future__ import annotations
 
@@ -22,13 +22,18 @@ from nemotron_style.runtime.schema import (
     suggest_key,
 )
 
-Action = Literal["set", "add", "remove"]
+Action = Literal["set", "add", "put", "remove"]
+ACTIONS: dict[str, Action] = {"": "set", "+": "add", "++": "put", "~": "remove"}
+SIGN = re.compile(r"~|\+{0,2}")
 KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.[\w-]+|\[\d+\])*")
 
 
 @dataclass(frozen=True)
 class Override:
-    """One override, read but not yet applied. ``text`` is what was typed."""
+    """One override, read but not yet applied. ``text`` is what was typed.
+
+    ``set`` changes what is there, ``add`` adds what is not, ``put`` does whichever it takes.
+    """
 
     text: str
     action: Action
@@ -52,7 +57,7 @@ def read_override(text: str) -> Override:
         ConfigError: there is no ``=`` or no value, the key is malformed, the value is no YAML, or
             it is a secret.
     """
-    sign = text[:1] if text[:1] in "+~" else ""
+    sign = SIGN.match(text)[0]  # type: ignore[index]  # it matches nothing at all, too
     key, equals, value = text.removeprefix(sign).partition("=")
     key = key.strip()
     where = f"override {sign + key!r}"  # without the value, of which nothing is known yet
@@ -75,7 +80,7 @@ def read_override(text: str) -> Override:
         what, fix = f"the value cannot be read: {error}", f"quote it: {key}='\"...\"'"
         raise ConfigError(Problem(where=where, key=key, what=what, fix=fix)) from None
     raise_all(ConfigError, drop_secrets({key: meant}, where=lambda _: "override")[1])
-    return Override(text, "add" if sign else "set", key, meant)
+    return Override(text, ACTIONS[sign], key, meant)
 
 
 def apply_override(values: dict[str, Any], override: Override, schema: type[BaseModel]) -> None:

@@ -96,20 +96,35 @@ def test_a_service_runs_in_the_allocation_of_its_step(press: Any, site: Any, typ
 
 
 @pytest.mark.slow
-def test_the_main_job_runs_as_a_chain_of_four(
+def test_the_main_jobs_run_as_chains(
     slurm: Any, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """SteerLM 2.0 in four jobs, then rejection sampling from the same start in two more."""
     pytest.importorskip("torch")
     (tmp_path / "env.toml").write_text(PROFILE)
     monkeypatch.chdir(tmp_path)
-    words = ["steps", "run", "sft/steerlm2", "-c", "tiny", "-b", "site"]
-    done = subprocess.run(cli(*words), capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    wait = cli("runs", "wait", "latest", "--timeout", "540")
-    waited = subprocess.run(wait, capture_output=True, text=True, timeout=560, check=False)
-    assert waited.returncode == 0, waited.stdout + waited.stderr
-    runs = sorted((tmp_path / ".nemotron-style" / "runs").iterdir())
-    assert len(runs) == 4
-    assert all((run / "outputs.json").is_file() for run in runs)
-    jobs = [json.loads((run / "attempts" / "1" / "job.json").read_text())["id"] for run in runs]
-    assert len(set(jobs)) == 4
+    home = tmp_path / ".nemotron-style"
+
+    def complete(step: str) -> None:
+        words = ["steps", "run", step, "-c", "tiny", "-b", "site"]
+        done = subprocess.run(cli(*words), capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        wait = cli("runs", "wait", "latest", "--timeout", "540")
+        waited = subprocess.run(wait, capture_output=True, text=True, timeout=560, check=False)
+        assert waited.returncode == 0, waited.stdout + waited.stderr
+
+    complete("sft/steerlm2")
+    assert len(list_runs(home)) == 4
+    complete("rs/actor")
+    runs = list_runs(home)
+    assert len(runs) == 6, "the data and the start are used again"
+    assert all((run.path / "outputs.json").is_file() for run in runs)
+    jobs = [run.last_attempt.job["id"] for run in runs]
+    assert len(set(jobs)) == 6
+
+    (actor,) = list_runs(home, step="rs/actor")
+    figures = actor.outputs["figures"]
+    assert figures["reward_after"] > figures["reward_before"]
+    service = RunFolder(actor.path / "services" / "reward").last_attempt
+    assert service.record["state"] == "COMPLETED"
+    assert "conversations and 0 errors" in service.log.read_text()

@@ -153,6 +153,8 @@ def test_a_required_key_that_no_file_gives_is_told_with_the_remedy(toy):
         ("model.optim.betas[1]=0.5", "model.optim.betas", [0.9, 0.5]),
         ("model={optim: {name: sgd}}", "model.optim.name", "sgd"),
         ("+model.extra.a.b={c: true}", "model.extra.a.b.c", True),
+        ("++model.extra.a=1", "model.extra.a", 1),
+        ("++seed=3", "seed", 3),
     ],
 )
 def test_values_are_read_by_yaml_rules(toy, override, key, value):
@@ -182,7 +184,8 @@ def test_values_are_read_by_yaml_rules(toy, override, key, value):
         ("data.path=*.jsonl", "quote it"),
         ("=3", "is no key"),
         ("a b=3", "is no key"),
-        ("++seed=3", "is no key"),
+        ("+++seed=3", "is no key"),
+        ("++sead=3", "did you mean 'seed'?"),
         ("model.optim.lrr=3", "did you mean 'model.optim.lr'?"),
         ("lr=3", "did you mean 'model.optim.lr'?"),
         ("seed.x=3", "is not a key of this step"),

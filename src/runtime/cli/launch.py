@@ -52,7 +52,9 @@ def run_step(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="key=value, +key=value or ~key."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="key=value, +key=value, ++key=value or ~key."
+        ),
     ] = None,
     *,
     config: Annotated[
