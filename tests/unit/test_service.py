@@ -26,8 +26,9 @@ from nemotron_style.steps.blocks.remote_reward import (
     RewardClient,
     RewardUnavailable,
 )
+from nemotron_style.steps.blocks.score_service import ScoreLimits as Limits
+from nemotron_style.steps.blocks.score_service import ScoreService as Service
 from nemotron_style.steps.blocks.scorer import Scored
-from nemotron_style.steps.blocks.service import Limits, Service
 
 MODEL = "sha256:abcd"
 QUICK = Patience(tries=30, timeout=20, first_pause=0.005, longest_pause=0.05)

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from nemotron_style.steps.blocks.exposition import CONTENT_TYPE
-from nemotron_style.steps.blocks.score_request import Refusal
+from nemotron_style.steps.blocks.refusal import ClientGone, Refusal
 
 SECONDS_TO_LINGER = 1.0
 JSON_TYPE = "application/json"
@@ -106,6 +106,9 @@ class Connection(BaseHTTPRequestHandler):
             status, body = self.service.answer(self, method)
         except Refusal as refusal:
             self.refuse(refusal)
+        except ClientGone:
+            self.close_connection = True
+            self.service.count_error("disconnected")
         else:
             self.reply(status, body)
         if method == "POST":
@@ -143,10 +146,25 @@ class Connection(BaseHTTPRequestHandler):
         self.unread = False
         return body
 
+    def is_gone(self) -> bool:
+        """Whether the client has closed its side, so that an answer would be for nobody.
+
+        A drain closes that side too (nothing more is read), and then everybody is answered.
+        """
+        self.connection.settimeout(0)
+        try:
+            ended = self.connection.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return ended and not self.service.is_draining
+
     def refuse(self, refusal: Refusal) -> None:
         """Answer with an error."""
         self.service.count_error(refusal.kind)
-        self.reply(refusal.status, refusal.body, retry_after=refusal.retry_after)
+        body = self.service.write_error(refusal)
+        self.reply(refusal.status, body, retry_after=refusal.retry_after)
 
     def reply(self, status: int, body: Mapping[str, Any] | str, *, retry_after: int = 0) -> None:
         """Send an answer; with a body unread, or while draining, it is this connection's last."""

@@ -8,28 +8,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from nemotron_style.steps.blocks.refusal import Refusal, is_text, read_json
 from nemotron_style.steps.blocks.scorer import ROLES, Message, Scored, shorten
 
 KEYS = {"conversations", "ids"}
 LONGEST_ID = 200
-
-
-class Refusal(Exception):
-    """An answer that is no score: HTTP status, a word for what it is, and one line about it."""
-
-    def __init__(self, status: int, kind: str, message: str, *, retry_after: int = 0) -> None:
-        super().__init__(message)
-        self.status, self.kind, self.message = status, kind, message
-        self.retry_after = retry_after
-
-    @property
-    def body(self) -> dict[str, Any]:
-        return {"error": {"type": self.kind, "message": self.message}}
 
 
 @dataclass(frozen=True)
@@ -42,7 +29,9 @@ class ScoreRequest:
 
 def parse_score_request(body: bytes, *, most: int) -> ScoreRequest:
     """Raises ``Refusal``: 400 for what is no JSON, 413 for too much, 422 for what it cannot be."""
-    told = read_object(body)
+    told = read_json(body)
+    if not isinstance(told, dict):
+        invalid("body", "must be an object with the field conversations")
     for key in set(told) - KEYS:
         invalid(shorten(key), "is not a field; there are conversations and ids")
     conversations = told.get("conversations")
@@ -54,28 +43,6 @@ def parse_score_request(body: bytes, *, most: int) -> ScoreRequest:
     for index, conversation in enumerate(conversations):
         check_conversation(conversation, f"conversations[{index}]")
     return ScoreRequest(conversations, check_ids(told.get("ids"), len(conversations)))
-
-
-def read_object(body: bytes) -> dict[str, Any]:
-    """A JSON object in UTF-8. Raises ``Refusal`` (400)."""
-    try:
-        told = json.loads(body.decode("utf-8"), parse_constant=refuse_constant)
-    except UnicodeDecodeError as error:
-        raise Refusal(400, "not_json", f"body: not UTF-8 at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise Refusal(400, "not_json", f"body: not JSON: {error.msg} at {place}") from None
-    except (ValueError, RecursionError) as error:
-        message = f"body: not JSON: {str(error) or 'nested too deeply'}"
-        raise Refusal(400, "not_json", message) from None
-    if not isinstance(told, dict):
-        invalid("body", "must be an object with the field conversations")
-    return told
-
-
-def refuse_constant(word: str) -> NoReturn:
-    """JSON has no NaN and no infinities, whatever Python's parser thinks."""
-    raise ValueError(f"{word} is no JSON value")
 
 
 def check_conversation(conversation: Any, where: str) -> None:
@@ -98,7 +65,7 @@ def check_message(message: Any, where: str) -> None:
         invalid(f"{where}.role", f"must be one of {', '.join(ROLES)}, got {shorten(role)}")
     if not isinstance(content, str):
         invalid(f"{where}.content", f"must be text, got {shorten(content)}")
-    if any("\ud800" <= letter <= "\udfff" for letter in content):
+    if not is_text(content):
         invalid(f"{where}.content", "holds half a surrogate pair, which is no text")
 
 

@@ -1,4 +1,4 @@
-"""A reward model as an HTTP service: ``POST /v1/score``, ``GET /health``, ``GET /metrics``.
+"""A model as an HTTP service: routes of its own, ``GET /health`` and ``GET /metrics``.
 
 It listens before the model is loaded, so that whoever waits for it sees that it is on its way
 (503), and stops in the opposite order: nothing new is taken, what was taken is answered, then the
@@ -16,26 +16,28 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from typing import Any
 
-from nemotron_style.runtime.errors import ConfigError, InputError, Problem
+from nemotron_style.runtime.errors import ConfigError, Problem
 from nemotron_style.steps.blocks.address import is_loopback
-from nemotron_style.steps.blocks.batcher import SECONDS, Batcher, Closed, Failed, Full
+from nemotron_style.steps.blocks.batcher import (
+    SECONDS,
+    Batcher,
+    Batching,
+    Closed,
+    Failed,
+    Full,
+    Naming,
+    Worker,
+)
 from nemotron_style.steps.blocks.connection import Connection
 from nemotron_style.steps.blocks.exposition import Count, Gauge, Histogram, Metric, render
-from nemotron_style.steps.blocks.score_request import (
-    Refusal,
-    ScoreRequest,
-    parse_score_request,
-    write_answer,
-)
-from nemotron_style.steps.blocks.scorer import Scorer
+from nemotron_style.steps.blocks.refusal import Refusal
 
-SCORE, HEALTH, METRICS = "/v1/score", "/health", "/metrics"
-METHODS = {SCORE: "POST", HEALTH: "GET", METRICS: "GET"}
+HEALTH, METRICS = "/health", "/metrics"
 LOADING, READY, DRAINING = "loading", "ready", "draining"
 RETRY_SECONDS = {LOADING: 5, DRAINING: 1}
 BUSY = (
@@ -51,11 +53,18 @@ class Limits:
     """What one client may ask for, and how long it may take."""
 
     body_bytes: int = 8 * 2**20
-    conversations: int = 256
     connections: int = 512
     idle_seconds: float = 120.0
     read_seconds: float = 30.0
     answer_seconds: float = 600.0
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a path is asked with, and what answers: JSON, or a ``Refusal`` that is raised."""
+
+    method: str
+    answer: Callable[[Connection], Mapping[str, Any]]
 
 
 class Listener(ThreadingHTTPServer):
@@ -109,28 +118,46 @@ class Listener(ThreadingHTTPServer):
 
 
 class Service:
-    """``listen``, then ``serve`` a scorer, and in the end ``drain``."""
+    """``listen``, then ``start`` with a model, and in the end ``drain``.
+
+    A subclass brings its ``routes`` and says more in :meth:`facts` and :meth:`metrics`.
+    """
 
     def __init__(
         self,
-        model: str,
+        naming: Naming,
+        routes: Mapping[str, Route],
         *,
         limits: Limits | None = None,
         token: str | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        """``model`` is the digest that goes with every score."""
-        self.model, self.limits, self.say = model, limits or Limits(), say
+        self.naming, self.routes = naming, routes
+        self.limits, self.say = limits or Limits(), say
         self._token = token
+        self.methods = {path: route.method for path, route in routes.items()}
+        self.methods |= {HEALTH: "GET", METRICS: "GET"}
         self.state = LOADING
         self.batcher: Batcher | None = None
         self.listener: Listener | None = None
-        self.requests = Count("reward_requests_total", "Answers sent, by path and status.")
-        self.errors = Count("reward_errors_total", "Requests that got no score, by kind.")
-        self.conversations = Count("reward_conversations_total", "Conversations scored.")
+        prefix, result = naming.prefix, naming.result
+        self.requests = Count(f"{prefix}_requests_total", "Answers sent, by path and status.")
+        self.errors = Count(f"{prefix}_errors_total", f"Requests that got no {result}, by kind.")
         self.latency = Histogram(
-            "reward_request_seconds", "Seconds from request to answer.", bounds=SECONDS
+            f"{prefix}_request_seconds", "Seconds from request to answer.", bounds=SECONDS
         )
+
+    def facts(self) -> Mapping[str, Any]:
+        """What ``/health`` says of the model to those who may use it."""
+        return {}
+
+    def metrics(self) -> list[Metric]:
+        """What is counted besides requests, errors, latency and batches."""
+        return []
+
+    def write_error(self, refusal: Refusal) -> Mapping[str, Any]:
+        """The body of an error."""
+        return refusal.body
 
     def listen(self, host: str, port: int) -> tuple[str, int]:
         """Take the address; port 0 means any that is free. What was bound is given back.
@@ -153,10 +180,9 @@ class Service:
         thread.start()
         return str(self.listener.server_address[0]), int(self.listener.server_address[1])
 
-    def serve(self, scorer: Scorer, *, most: int, seconds: float, queued: int) -> None:
-        """Answer from now on: batches of up to ``most`` conversations, collected for ``seconds``,
-        with at most ``queued`` conversations waiting."""
-        self.batcher = Batcher(scorer, most, seconds, queued, say=self.say)
+    def start(self, worker: Worker, batching: Batching) -> None:
+        """Answer from now on."""
+        self.batcher = Batcher(worker, batching, self.naming, say=self.say)
         self.batcher.start()
         self.state = READY
 
@@ -181,12 +207,14 @@ class Service:
         left = self.listener.finish(max(end - time.monotonic(), 0.1))
         return answered and not left
 
-    def answer(self, connection: Any, method: str) -> tuple[int, Mapping[str, Any] | str]:
+    def answer(
+        self, connection: Connection, method: str
+    ) -> tuple[int, Mapping[str, Any] | str]:
         """Status and body for one request. Raises ``Refusal`` for every other than 200 and 503."""
         path = connection.path.partition("?")[0]
-        allowed = METHODS.get(path)
+        allowed = self.methods.get(path)
         if allowed is None:
-            raise Refusal(404, "not_found", f"there are {', '.join(METHODS)}")
+            raise Refusal(404, "not_found", f"there are {', '.join(self.methods)}")
         if method != allowed:
             raise Refusal(405, "method", f"{path} is asked with {allowed}")
         known = self.check_token(connection.headers.get_all("Authorization") or [])
@@ -196,8 +224,7 @@ class Service:
             raise Refusal(401, "unauthorized", "Authorization: must be the bearer token")
         if path == METRICS:
             return 200, self.tell_metrics()
-        request = parse_score_request(connection.read_body(), most=self.limits.conversations)
-        return 200, self.score(request)
+        return 200, self.routes[path].answer(connection)
 
     def check_token(self, headers: list[str]) -> bool:
         """Whether the right token came with it. Raises ``Refusal`` for a wrong one."""
@@ -210,52 +237,57 @@ class Service:
             raise Refusal(401, "unauthorized", "Authorization: not the right bearer token")
         return True
 
-    def score(self, request: ScoreRequest) -> Mapping[str, Any]:
-        """Scores in the order of the request. Raises ``Refusal`` when there are none."""
+    def check_ready(self) -> Batcher:
+        """What collects requests. Raises ``Refusal`` when nothing can be asked now."""
         if self.batcher is None or self.state != READY:
             raise self._unavailable()
+        return self.batcher
+
+    def ask(
+        self, items: Sequence[Any], *, size: int, gone: Callable[[], bool] | None = None
+    ) -> list[Any]:
+        """What the model gives for the items of one request, as :meth:`Batcher.ask` has them.
+
+        Raises ``Refusal`` when it gives nothing, and the model's ``InputError``.
+        """
+        batcher, timeout = self.check_ready(), self.limits.answer_seconds
         try:
-            timeout = self.limits.answer_seconds
-            scores = self.batcher.score(request.conversations, timeout=timeout)
+            return batcher.ask(items, size=size, timeout=timeout, gone=gone)
         except Full as full:
             raise Refusal(429, "queue_full", str(full), retry_after=full.seconds) from None
         except Closed:
             raise self._unavailable() from None
         except TimeoutError as error:
             raise Refusal(504, "too_late", str(error), retry_after=5) from None
-        except InputError as error:
-            raise Refusal(422, "cannot_score", str(error)) from None
         except Failed as error:
             raise Refusal(500, "model", str(error)) from None
-        self.conversations.add(len(scores))
-        return write_answer(self.model, scores, request.ids)
 
     def tell_health(self, known: bool) -> tuple[int, Mapping[str, Any]]:
         """503 until it is ready; the model is told to those who may use it."""
         state = "broken" if self.is_broken else self.state
-        told: dict[str, Any] = {"status": state}
-        if known:
-            told |= {"model": self.model, "max_conversations": self.limits.conversations}
-        if known and self.batcher:
-            told["outputs"] = list(self.batcher.scorer.outputs)
-        return (200 if state == READY else 503), told
+        facts = self.facts() if known else {}
+        return (200 if state == READY else 503), {"status": state, **facts}
 
     def tell_metrics(self) -> str:
         """Everything that is counted."""
-        metrics: list[Metric] = [self.requests, self.errors, self.conversations, self.latency]
-        ready = Gauge("reward_ready", "1 when it answers.", read=lambda: float(self.state == READY))
-        metrics.append(ready)
+        prefix, units = self.naming.prefix, self.naming.units
+        ready = Gauge(
+            f"{prefix}_ready", "1 when it answers.", read=lambda: float(self.state == READY)
+        )
+        metrics: list[Metric] = [self.requests, self.errors, *self.metrics(), self.latency, ready]
         if self.batcher:
             batcher = self.batcher
             waiting = Gauge(
-                "reward_queue_conversations", "Conversations waiting.", read=lambda: batcher.queued
+                f"{prefix}_queue_{units}",
+                f"{units.capitalize()} waiting.",
+                read=lambda: batcher.queued,
             )
             metrics += [batcher.batches, batcher.sizes, batcher.durations, waiting]
         return render(metrics)
 
     def count_answer(self, path: str, status: int) -> None:
         known = path.partition("?")[0]
-        self.requests.add(path=known if known in METHODS else "other", status=str(status))
+        self.requests.add(path=known if known in self.methods else "other", status=str(status))
 
     def count_error(self, kind: str) -> None:
         self.errors.add(kind=kind)

@@ -20,8 +20,8 @@ from typing import Any
 from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import StepFailed
 from nemotron_style.steps.blocks.address import Address, read_token, write_endpoint
+from nemotron_style.steps.blocks.score_service import ScoreLimits, ScoreService
 from nemotron_style.steps.blocks.scorer import Message, Scorer
-from nemotron_style.steps.blocks.service import Limits, Service
 from nemotron_style.steps.reward.serve.config import Config
 
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -31,8 +31,8 @@ def run(config: Config, ctx: StepContext) -> None:
     """Serve until the run is asked to stop. Raises ``StepFailed`` when the model is broken."""
     token = read_token(config.token_env)
     model = ctx.input("model")
-    limits = Limits(**config.limits.model_dump())
-    service = Service(model.digest, limits=limits, token=token, say=ctx.say)
+    limits = ScoreLimits(**config.limits.model_dump())
+    service = ScoreService(model.digest, limits=limits, token=token, say=ctx.say)
     address = Address("http", *service.listen(config.host, config.port))
     endpoint = write_endpoint(ctx.run_dir, address, model=model.digest, attempt=ctx.attempt)
     ctx.say(f"listening at {address}, loading {model.ref}")
@@ -78,7 +78,7 @@ def load_scorer(path: Path, batch_tokens: int) -> Scorer:
     return Bounded(RewardModel.load(path), batch_tokens)
 
 
-def summarise(ctx: StepContext, service: Service, *, answered: bool) -> None:
+def summarise(ctx: StepContext, service: ScoreService, *, answered: bool) -> None:
     """What it did, in a line and in the run's summary."""
     conversations = int(service.conversations.total())
     errors = int(service.errors.total())
