@@ -1,0 +1,87 @@
+"""``judge/serve``: a chat model that answers over HTTP until it is asked to stop.
+
+Conversations come in as messages, in whatever roles the checkpoint's own chat template knows, and
+answers go out in OpenAI's form. The order of events: take the address, tell where it is
+(``endpoint.json`` and a log line), load the model, answer; when asked to stop, take nothing new,
+answer what was taken, leave.
+
+Source: vLLM's ``vllm serve``, whose place it takes where one small model on one machine is enough.
+Kept: the paths, the port, ``served_model_name`` and ``max_model_len``. Left out: streaming, tools,
+constrained answers and continuous batching; each of the first three is refused where it is asked
+for. More than vLLM has: an answer tells its seed, and the same seed gives the same text whatever
+is drawn beside it (to the rounding of the matrix products).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from nemotron_style.runtime.context import StepContext
+from nemotron_style.runtime.errors import StepFailed
+from nemotron_style.steps.blocks.address import Address, read_token, write_endpoint
+from nemotron_style.steps.blocks.batcher import Batching
+from nemotron_style.steps.blocks.chat_service import ChatLimits, ChatService
+from nemotron_style.steps.blocks.completion import ChatModel
+from nemotron_style.steps.judge.serve.config import Config
+
+SECONDS_BETWEEN_LOOKS = 0.1
+
+
+def run(config: Config, ctx: StepContext) -> None:
+    """Serve until the run is asked to stop. Raises ``StepFailed`` when the model is broken."""
+    token = read_token(config.token_env)
+    artifact = ctx.input("model")
+    limits = ChatLimits(**config.limits.model_dump())
+    service = ChatService(
+        artifact.digest, config.served_model_name, limits=limits, token=token, say=ctx.say
+    )
+    address = Address("http", *service.listen(config.host, config.port))
+    endpoint = write_endpoint(ctx.run_dir, address, model=artifact.digest, attempt=ctx.attempt)
+    ctx.say(f"listening at {address}, loading {artifact.ref}")
+    try:
+        model = load(artifact.path, config)
+        batching = config.batching
+        seconds = batching.max_wait_ms / 1000
+        service.serve(model, Batching(batching.max_choices, seconds, batching.max_queued))
+        ctx.say(f"ready at {address} as {service.name}, {model.max_model_len} tokens at most")
+        while not (ctx.stopping or service.is_broken):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    finally:
+        endpoint.unlink(missing_ok=True)
+        answered = service.drain(config.drain_seconds)
+    summarise(ctx, service, answered=answered)
+    if service.is_broken:
+        raise StepFailed("the model failed again and again; its errors are in the log")
+
+
+def load(path: Path, config: Config) -> ChatModel:
+    """The model of an artifact; torch is imported here, after the address is taken."""
+    import torch
+
+    from nemotron_style.steps.blocks.chat_model import load_chat_model
+    from nemotron_style.steps.blocks.parallel import initialize
+
+    initialize(seed=config.seed)
+    return load_chat_model(
+        path,
+        dtype=getattr(torch, config.dtype),
+        batch_tokens=config.batch_tokens,
+        max_model_len=config.max_model_len,
+    )
+
+
+def summarise(ctx: StepContext, service: ChatService, *, answered: bool) -> None:
+    """What it did, in a line and in the run's summary."""
+    choices = int(service.choices.total())
+    errors = int(service.errors.total())
+    ctx.say(f"stopped after {choices} answers and {errors} errors")
+    if not answered:
+        ctx.say("some requests were not answered in time and got nothing")
+    ctx.summarise(
+        answers=choices,
+        completion_tokens=int(service.tokens.total(kind="completion")),
+        batches=int(service.batcher.batches.total()) if service.batcher else 0,
+        errors=errors,
+        all_answered=answered,
+    )
