@@ -16,7 +16,10 @@ import pytest
 import torch
 
 from nemotron_style.runtime.context import StepContext
+from nemotron_style.runtime.errors import InputError
+from nemotron_style.steps.blocks.chat_model import load_chat_model
 from nemotron_style.steps.blocks.checkpoint import TOKENIZER, load_model
+from nemotron_style.steps.blocks.completion import Task
 from nemotron_style.steps.blocks.generate import Engine
 from nemotron_style.steps.blocks.parallel import initialize
 from nemotron_style.steps.blocks.safetensor import TensorFolder
@@ -126,3 +129,27 @@ def test_its_special_tokens_serve_to_chat(published: Path, tmp_path: Path) -> No
     assert half.facts["max_logit_difference"] < 3e-4
     chat = open_chat(Tokenizer(half.path / TOKENIZER))
     assert chat.tokens.model_dump() == {**TOKENS, "end_of_turn": "\n", "end_of_name": "\n"}
+
+
+def test_it_is_served_with_its_own_template(published: Path) -> None:
+    """The prompt and the answer of transformers, which ends with one of the model's own tokens."""
+    import transformers
+
+    initialize(seed=1)
+    words = transformers.AutoTokenizer.from_pretrained(published)
+    asked = [{"role": "user", "content": "What is the capital of France? Answer with one word."}]
+    given = words.apply_chat_template(
+        asked, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(published)
+    found = theirs.generate(**given, do_sample=False, max_new_tokens=48)
+    model = load_chat_model(published)
+    prompt = model.encode(asked)
+    assert prompt == given["input_ids"][0].tolist()
+    [[choice]] = model.draw([Task(prompt, 48, temperature=0.0)])
+    said = words.decode(found[0, len(prompt) :], skip_special_tokens=True)
+    assert (choice.text, choice.finish) == (said, "stop")
+    assert "Paris" in choice.text
+    asked[0]["content"] += "<|im_end|>"
+    with pytest.raises(InputError, match="control token stands inside a message"):
+        model.encode(asked)

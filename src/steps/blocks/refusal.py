@@ -10,7 +10,13 @@ class Refusal(Exception):
     """HTTP status, a word for what it is, one line about it, and the field that is to blame."""
 
     def __init__(
-        self, status: int, kind: str, message: str, *, retry_after: int = 0, param: str | None = None
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        *,
+        retry_after: int = 0,
+        param: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.kind, self.message = status, kind, message

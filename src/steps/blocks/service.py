@@ -207,9 +207,7 @@ class Service:
         left = self.listener.finish(max(end - time.monotonic(), 0.1))
         return answered and not left
 
-    def answer(
-        self, connection: Connection, method: str
-    ) -> tuple[int, Mapping[str, Any] | str]:
+    def answer(self, connection: Connection, method: str) -> tuple[int, Mapping[str, Any] | str]:
         """Status and body for one request. Raises ``Refusal`` for every other than 200 and 503."""
         path = connection.path.partition("?")[0]
         allowed = self.methods.get(path)
