@@ -105,8 +105,8 @@ def test_a_prompt_is_what_the_model_was_trained_on(model: LocalChatModel) -> Non
 
 
 def test_the_template_says_which_roles_there_are(model: LocalChatModel) -> None:
-    with pytest.raises(InputError, match="response_1"):
-        model.encode(JUDGED[2:])
+    with pytest.raises(InputError, match=r"'critic'.*; got roles critic, user"):
+        model.encode([{"role": "critic", "content": "Well."}, ASK[1]])
     template = with_template(model, ANY_ROLE)
     text = "".join(f"<extra_id_1>{one['role']}\n{one['content']}\n" for one in JUDGED)
     assert model.tokenizer.decode(template.encode(JUDGED)) == text + "<extra_id_1>assistant\n"
@@ -333,7 +333,7 @@ def test_it_answers_as_a_run_is_attached_to_and_ends_completed(
     [[expected]] = model.draw([Task(model.encode(ASK), 30, temperature=0.0)])
     texts = [one["message"]["content"] for one in told["choices"]]
     assert texts == [expected.text] * 2
-    status, told = post(url, {"messages": JUDGED})
+    status, told = post(url, {"messages": [{"role": "critic", "content": "Well."}]})
     assert (status, told["error"]["code"]) == (400, "cannot_render")
     again, same = start(capsys)
     assert (first["decision"], again["decision"]) == ("run", "attach")
