@@ -113,7 +113,7 @@ class Engine:
         its response, and StepFailed when the logits are not numbers.
         """
         assert self.decode or not sampling.end_strings, "end strings need the tokens' text"
-        self._refuse_unfit(prompts, sampling.max_new_tokens)
+        refuse_unfit(prompts, sampling, room=self.decoder.config.max_sequence_length)
         rows = min(self.max_rows, len(prompts) * samples_per_prompt)
         self.decoder.read_weights(rows=max(1, rows))
         keys = sample_keys(seed, len(prompts), samples_per_prompt)
@@ -122,23 +122,30 @@ class Engine:
         numbers = range(samples_per_prompt)
         return [[batch.done[i, number] for number in numbers] for i in range(len(prompts))]
 
-    def _refuse_unfit(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        room = self.decoder.config.max_sequence_length
-        problems = []
-        for number, prompt in enumerate(prompts):
-            if not prompt:
-                what = "a prompt without tokens cannot be continued"
-                problems.append(Problem(where=f"prompt {number}", what=what))
-            elif len(prompt) + max_new_tokens > room:
-                problem = Problem(
-                    where=f"prompt {number}",
-                    what="prompt and response do not fit the model",
-                    got=f"{len(prompt)} prompt tokens + {max_new_tokens} new ones",
-                    allowed=f"max_sequence_length {room}",
-                    fix="shorten the prompt or max_new_tokens",
-                )
-                problems.append(problem)
-        raise_all(InputError, problems)
+    def update(self) -> None:
+        """Nothing to do: every call of :meth:`generate` reads the model's weights."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def refuse_unfit(prompts: Sequence[Sequence[int]], sampling: Sampling, *, room: int) -> None:
+    """Raise InputError naming every prompt that is empty, or too long for ``room`` tokens."""
+    problems = []
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            what = "a prompt without tokens cannot be continued"
+            problems.append(Problem(where=f"prompt {number}", what=what))
+        elif len(prompt) + sampling.max_new_tokens > room:
+            problem = Problem(
+                where=f"prompt {number}",
+                what="prompt and response do not fit the model",
+                got=f"{len(prompt)} prompt tokens + {sampling.max_new_tokens} new ones",
+                allowed=f"max_sequence_length {room}",
+                fix="shorten the prompt or max_new_tokens",
+            )
+            problems.append(problem)
+    raise_all(InputError, problems)
 
 
 class _Batch:
