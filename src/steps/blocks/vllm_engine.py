@@ -153,12 +153,14 @@ class VllmEngine:
 
     def _ask(self, call: str, **given: Any) -> Any:
         """What the worker tells. Raises StepFailed with its error, or with its last words."""
+        questions, answers = self.process.stdin, self.process.stdout
+        assert questions is not None
+        assert answers is not None
         line = ""
         try:
-            assert self.process.stdin and self.process.stdout
-            self.process.stdin.write(json.dumps({"call": call, "given": given}) + "\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
+            questions.write(json.dumps({"call": call, "given": given}) + "\n")
+            questions.flush()
+            line = answers.readline()
         except OSError:
             pass  # it is gone, which the empty line tells
         if not line.endswith("\n"):
@@ -218,10 +220,7 @@ def _start(folder: Path, device: torch.device) -> subprocess.Popen[str]:
 
 def _end(process: subprocess.Popen[str], folder: Path) -> None:
     process.kill()  # it holds nothing that is worth a goodbye
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe:
-            pipe.close()
+    process.communicate()
     shutil.rmtree(folder, ignore_errors=True)
 
 
