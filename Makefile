@@ -8,7 +8,7 @@ VLLM := .venv-vllm
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help demo test test-fast lint check bench clean
+.PHONY: help demo test test-fast lint check bench bench-vllm clean
 
 help:
 	@echo "make demo       train SteerLM 2.0 from nothing and measure what it gained"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-fast  the tests that take seconds"
 	@echo "make check      style, types, import rules and every test"
 	@echo "make bench      figures: command line, training, group step, sampling"
+	@echo "make bench-vllm figures: sampling in the training process and with vLLM"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -66,6 +67,9 @@ bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/command_line.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/training.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/generation.py
+
+bench-vllm: $(VLLM)/.ready
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python bench/vllm_generation.py
 
 clean:
 	rm -rf $(VENV) $(LEPTON) $(VLLM) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache
