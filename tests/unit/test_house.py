@@ -12,7 +12,7 @@ from nemotron_style.runtime.catalog import load_catalog
 from nemotron_style.runtime.kinds import load_kinds
 
 ROOT = Path(__file__).parents[2]
-SKIPPED = {".venv", ".git", "build", "node_modules", ".nemotron-style"}
+SKIPPED = {".venv", ".venv-lepton", ".venv-vllm", ".git", "build", "node_modules", ".nemotron-style"}
 
 
 def data_files(*suffixes: str) -> list[Path]:
