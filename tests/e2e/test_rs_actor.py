@@ -255,10 +255,10 @@ def test_a_stop_while_the_server_is_waited_for_is_heard(small_toy: Any, tmp_path
 def test_a_sampler_that_says_other_log_probs_is_refused(
     small_toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = recipe.open_sampler
+    real = recipe.open_engine
 
-    def stale(model: Any, sizes: Any, tokenizer: Any) -> Any:
-        engine = real(model, sizes, tokenizer)
+    def stale(*given: Any, **named: Any) -> Any:
+        engine = real(*given, **named)
         generate = engine.generate
 
         def shifted(*words: Any, **options: Any) -> Any:
@@ -270,7 +270,7 @@ def test_a_sampler_that_says_other_log_probs_is_refused(
         engine.generate = shifted
         return engine
 
-    monkeypatch.setattr(recipe, "open_sampler", stale)
+    monkeypatch.setattr(recipe, "open_engine", stale)
     with (
         faulty.Faulty() as server,
         pytest.raises(StepFailed, match=r"token_mult_prob_error.*got 1\.0100"),

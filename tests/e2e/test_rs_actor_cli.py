@@ -21,7 +21,9 @@ from nemotron_style.steps.blocks.truth import load_truth
 
 pytestmark = pytest.mark.slow
 
-COMMAND = [sys.executable, "-m", "nemotron_style.runtime", "steps", "run"]
+COMMAND = ["-m", "nemotron_style.runtime", "steps", "run"]
+ROOT = Path(__file__).parents[2]
+VLLM = Path(os.environ.get("NEMOTRON_STYLE_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
 INPUTS = [
     *(
         "-i",
@@ -72,9 +74,11 @@ def store(small_toy: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "store"
 
 
-def start(store: Path, step: str, *words: str) -> subprocess.Popen[str]:
+def start(
+    store: Path, step: str, *words: str, python: Path | str = sys.executable
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*COMMAND, step, "-c", "tiny", "--json", *words],
+        [python, *COMMAND, step, "-c", "tiny", "--json", *words],
         env=os.environ | {"NEMOTRON_STYLE_HOME": str(store), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -82,8 +86,10 @@ def start(store: Path, step: str, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(store: Path, step: str, *words: str) -> dict[str, Any]:
-    process = start(store, step, *words)
+def finish(
+    store: Path, step: str, *words: str, python: Path | str = sys.executable
+) -> dict[str, Any]:
+    process = start(store, step, *words, python=python)
     output, told = process.communicate(timeout=300)
     assert process.returncode == 0, told[-4000:]
     return json.loads(output)["runs"][-1]
@@ -232,3 +238,17 @@ def test_on_an_empty_store_the_whole_chain_is_planned(tmp_path: Path) -> None:
     assert all(f"run     {step} (tiny)" in done.stdout for step in chain)
     assert "service   reward: reward/serve (tiny), beside the step" in done.stdout
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.skipif(
+    not VLLM.exists(), reason="no environment with vLLM: `make .venv-vllm/.ready` makes one"
+)
+def test_vllm_draws_for_the_same_step(store: Path, beside: dict[str, Any]) -> None:
+    """Its log-probs are the trainer's, and what it draws is learnt from."""
+    words = [*INPUTS, "-i", "reward.model=judge", *SMALL, *SEEDS_OWN, "generation=vllm"]
+    run = finish(store, "rs/actor", *words, python=VLLM)
+    metrics = model_of(store, run).record.metrics
+    assert 1 < metrics["token_mult_prob_error"] < 1.001  # float32 on both sides
+    assert metrics["reward_after"] > metrics["reward_before"]
+    facts = [model_of(store, one).record.facts for one in (run, beside)]
+    assert facts[0]["weights_digest"] != facts[1]["weights_digest"]  # other samples, same seed

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from nemotron_style.runtime.context import StepContext
-from nemotron_style.runtime.errors import InputError, Problem, StepFailed, raise_all
+from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.steps.blocks.engine_gap import EngineGap, measure_sample_gap
+from nemotron_style.steps.blocks.generation import GenerationEngine
 from nemotron_style.steps.blocks.job import find_disagreements
-from nemotron_style.steps.blocks.microbatch import score
-from nemotron_style.steps.blocks.packing import Group, pack
 from nemotron_style.steps.blocks.sampling import Sampling
 from nemotron_style.steps.rs.actor.config import Config
-from nemotron_style.steps.rs.actor.rollout import Asked, Sampler
+from nemotron_style.steps.rs.actor.rollout import Asked
 
 PROBED_PROMPTS, PROBED_SAMPLES = 8, 4
 
@@ -61,12 +61,16 @@ def check_reward_model(before: str, now: str) -> None:
 
 
 def check_sampler(
-    config: Config, sampler: Sampler, model: nn.Module, *, asked: Sequence[Asked], room: int
-) -> float:
+    config: Config,
+    sampler: GenerationEngine,
+    model: nn.Module,
+    *,
+    asked: Sequence[Asked],
+    room: int,
+) -> EngineGap:
     """Refuse to train on samples whose log-probs the trainer does not see as the sampler does.
 
-    A few prompts are answered for it, with nothing barred from being drawn. The figure is NeMo-RL's
-    ``token_mult_prob_error``: the mean of ``exp(|difference|)`` over tokens, 1 where all agree.
+    A few prompts are answered for it, with nothing barred from being drawn.
     """
     temperature = config.model.rs.sampling_params.temperature
     prompts = [one.prompt.ids for one in asked[:PROBED_PROMPTS]]
@@ -76,22 +80,6 @@ def check_sampler(
         samples_per_prompt=PROBED_SAMPLES,
         seed=[one.seed for one in asked[:PROBED_PROMPTS]],
     )
-    errors: list[torch.Tensor] = []
-    for ids, samples in zip(prompts, drawn, strict=True):
-        packed = pack([Group(ids, [sample.tokens for sample in samples])])
-        [seen_BNR] = score(model, [packed], temperature=temperature)
-        said = torch.tensor([x for sample in samples for x in sample.log_probs])
-        errors.append((seen_BNR.double()[packed.mask_BNR] - said.double()).abs().exp())
-    error = float(torch.cat(errors).mean())
-    if not error <= config.agreement_limit:
-        raise StepFailed(
-            Problem(
-                key="token_mult_prob_error",
-                what="the trainer gives the samples other log-probs than the sampler drew them "
-                "with, so it would train another policy than the one that was sampled",
-                got=f"{error:.6f}",
-                allowed=f"at most {config.agreement_limit:g} (model.rs.agreement_limit)",
-                fix="compare trainer.precision and the weights of the two",
-            )
-        )
-    return error
+    gap = measure_sample_gap(model, prompts, drawn, temperature=temperature)
+    gap.require(config.agreement_limit, engine=config.generation)
+    return gap

@@ -172,7 +172,9 @@ class Config(StepConfig):
     exp_manager: ExpManager = ExpManager()
     pretrained_checkpoint: PretrainedCheckpoint = PretrainedCheckpoint()
     model: Model = Model()
-    generation: Literal["in_process"] = Field(default="in_process", description="who samples")
+    generation: Literal["in_process", "vllm"] = Field(
+        default="in_process", description="who samples"
+    )
 
     @property
     def address(self) -> Address | None:
@@ -186,7 +188,8 @@ class Config(StepConfig):
     @property
     def agreement_limit(self) -> float:
         """The largest token_mult_prob_error of sampler and trainer that is taken for rounding."""
-        return self.model.rs.agreement_limit or (1.05 if self.trainer.half else 1.001)
+        rounding = 1.05 if self.trainer.half else 1.001
+        return self.model.rs.agreement_limit or (1.1 if self.generation == "vllm" else rounding)
 
     @property
     def save_interval(self) -> int:

@@ -19,6 +19,7 @@ Shapes: ``_P`` prompts, ``_G`` samples of a group.
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from nemotron_style.steps.blocks.checkpoint import (
     weights_digest,
 )
 from nemotron_style.steps.blocks.device import prepare
+from nemotron_style.steps.blocks.generation import open_engine
 from nemotron_style.steps.blocks.job import is_due
 from nemotron_style.steps.blocks.optimizer import build_optimizer, learning_rate
 from nemotron_style.steps.blocks.order import SampleOrder
@@ -63,7 +65,7 @@ from nemotron_style.steps.rs.actor.figure import (
 from nemotron_style.steps.rs.actor.judge import Judge
 from nemotron_style.steps.rs.actor.part import open_client, plan_sampling
 from nemotron_style.steps.rs.actor.prompt import Prompt, read_prompts
-from nemotron_style.steps.rs.actor.rollout import Roller, name_groups, open_sampler
+from nemotron_style.steps.rs.actor.rollout import Roller, name_groups
 from nemotron_style.steps.rs.actor.table import sample_table, tell, write_table
 
 
@@ -106,9 +108,9 @@ def run(config: Config, ctx: StepContext) -> None:
     model, sizes = load_model(source.path, dtype=dtype, distributed_optimizer=spread)
     start, _ = load_model(source.path, dtype=dtype, ddp=False)
     optimizer = build_optimizer(model, config.model.optim, gradient_clip=settings.gradient_clip_val)
-    sampler = open_sampler(model, sizes, tokenizer)
+    engine = open_engine(config.generation, model, sizes, tokenizer=tokenizer.path)
     client = open_client(config, ctx) if ctx.is_first else None
-    with Judge(client) as judge:
+    with closing(engine) as sampler, Judge(client) as judge:
         health = judge.wait_ready(config.remote_rm.waiting.ready_seconds)
         ctx.say(f"reward model {health.model}, scores of {', '.join(health.outputs)}")
         roller = Roller(sampler, judge, tokenizer, chat, sampling)
@@ -147,9 +149,10 @@ def run(config: Config, ctx: StepContext) -> None:
             done, before, seen = newest.step, Heldout(**extra["before"]), Heldout(**extra["seen"])
             ctx.say(f"continuing after step {done}")
         ctx.metrics.rewind(done if newest else -1)
+        sampler.update()
         probe = name_groups(prompts, order.batch(0), config.seed, "probe")
-        error = check_sampler(config, sampler, model, asked=probe, room=sampling.max_new_tokens)
-        ctx.say(f"sampler and trainer agree: token_mult_prob_error {error:.6f}")
+        gap = check_sampler(config, sampler, model, asked=probe, room=sampling.max_new_tokens)
+        ctx.say(f"sampler and trainer agree: token_mult_prob_error {gap.token_mult_prob_error:.6f}")
 
         # -- training: draw, score, choose, update; `step` steps are done
         saved, counts = done, judge.counts
@@ -214,6 +217,7 @@ def run(config: Config, ctx: StepContext) -> None:
                     max_steps=steps * config.updates_per_step,
                 )
                 grad_norm = optimizer.step(lr)
+            sampler.update()
 
             seconds["train_seconds"] = time.monotonic() - begun
             drawn = sum(len(one.tokens) for rollout in rollouts for one in rollout.responses)
@@ -263,7 +267,8 @@ def run(config: Config, ctx: StepContext) -> None:
         **describe(tokenizer, chat),
     )
     gains = summarise_gain(before, seen) if heldout_prompts else {}
-    ctx.summarise(**gains, steps=steps, prompts=steps * rs.num_rollout_samples)
+    agreement = {"token_mult_prob_error": gap.token_mult_prob_error}
+    ctx.summarise(**gains, **agreement, steps=steps, prompts=steps * rs.num_rollout_samples)
 
 
 def nothing_to_learn(step: int) -> Problem:

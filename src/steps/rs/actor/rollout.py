@@ -8,14 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-from torch import nn
 
 from nemotron_style.runtime.errors import InputError
-from nemotron_style.steps.blocks.architecture import ModelConfig
 from nemotron_style.steps.blocks.chat import ChatFormat
-from nemotron_style.steps.blocks.generate import Engine, Sample
+from nemotron_style.steps.blocks.generate import Sample
+from nemotron_style.steps.blocks.generation import GenerationEngine
 from nemotron_style.steps.blocks.packing import Group
 from nemotron_style.steps.blocks.parallel import data_rank, data_world
 from nemotron_style.steps.blocks.sampling import Sampling
@@ -25,25 +22,6 @@ from nemotron_style.steps.blocks.tokenizer import Tokenizer
 from nemotron_style.steps.rs.actor.choice import Choice, choose
 from nemotron_style.steps.rs.actor.judge import Judge
 from nemotron_style.steps.rs.actor.prompt import Prompt
-
-
-class Sampler(Protocol):
-    """Whatever draws responses with the policy's weights."""
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        *,
-        samples_per_prompt: int,
-        seed: Sequence[int],
-    ) -> list[list[Sample]]:
-        """``samples_per_prompt`` responses to each prompt, one seed for each."""
-
-
-def open_sampler(model: nn.Module, sizes: ModelConfig, tokenizer: Tokenizer) -> Sampler:
-    """Sampling in this process; it reads the model's weights anew at every call."""
-    return Engine(model, sizes, decode=tokenizer.decode)
 
 
 @dataclass(frozen=True)
@@ -104,7 +82,7 @@ class Roller:
     next is drawn. Every rank gets everything.
     """
 
-    sampler: Sampler
+    sampler: GenerationEngine
     judge: Judge
     tokenizer: Tokenizer
     chat: ChatFormat
