@@ -12,7 +12,8 @@ from nemotron_style.runtime.catalog import load_catalog
 from nemotron_style.runtime.kinds import load_kinds
 
 ROOT = Path(__file__).parents[2]
-SKIPPED = {".venv", ".venv-lepton", ".venv-vllm", ".git", "build", "node_modules", ".nemotron-style"}
+ENVIRONMENTS = {".venv", ".venv-lepton", ".venv-vllm"}
+SKIPPED = {*ENVIRONMENTS, ".git", "build", "node_modules", ".nemotron-style"}
 
 
 def data_files(*suffixes: str) -> list[Path]:
