@@ -21,7 +21,7 @@ from nemotron_style.steps.blocks.truth import load_truth
 
 pytestmark = pytest.mark.slow
 
-COMMAND = ["-m", "nemotron_style.runtime", "steps", "run"]
+COMMAND = [sys.executable, "-m", "nemotron_style.runtime", "steps", "run"]
 ROOT = Path(__file__).parents[2]
 VLLM = Path(os.environ.get("NEMOTRON_STYLE_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
 INPUTS = [
@@ -78,7 +78,7 @@ def start(
     store: Path, step: str, *words: str, python: Path | str = sys.executable
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [python, *COMMAND, step, "-c", "tiny", "--json", *words],
+        [python, *COMMAND[1:], step, "-c", "tiny", "--json", *words],
         env=os.environ | {"NEMOTRON_STYLE_HOME": str(store), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
