@@ -104,7 +104,7 @@ def test_every_bit_comes_back(tmp_path, groups, tied, dtype):
     tensors = TensorFolder(folder)
     settle_tensors(tensors, config)
     assert set(tensors.types.values()) == {dtype}
-    back = build_model(config, dtype=dtype, ddp=False, initial=False)
+    back = build_model(config, dtype=dtype, ddp=False, initial=None)
     fill_model(back, import_weights(tensors.read, config))
     assert weights_digest(back) == weights_digest(model)
 
@@ -152,7 +152,7 @@ def test_what_transformers_saves_is_read(tmp_path):
     assert read_sizes(tmp_path) == config
     tensors = TensorFolder(tmp_path)
     settle_tensors(tensors, config)
-    model = build_model(config, ddp=False, initial=False)
+    model = build_model(config, ddp=False, initial=None)
     fill_model(model, import_weights(tensors.read, config))
     rows = sample_rows(50, rows=2, tokens=20, seed=1)
     assert (model_logits(model, rows) - theirs(input_ids=rows).logits).abs().max() < 1e-5
@@ -220,7 +220,7 @@ def test_a_tied_head_may_stand_twice_but_not_differ(tmp_path, same):
 def test_a_larger_vocabulary_is_filled_up_with_the_mean_row(folder):
     config, larger = sizes(), sizes(vocab_size=56)
     tensors = TensorFolder(folder)
-    model = build_model(larger, ddp=False, initial=False)
+    model = build_model(larger, ddp=False, initial=None)
     fill_model(model, import_weights(tensors.read, config))
     for weight, name in (
         (model.embedding.word_embeddings.weight, "model.embed_tokens.weight"),

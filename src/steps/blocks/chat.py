@@ -11,6 +11,10 @@ The text is NeMo-Aligner's (``chat_prompt_tokens``)::
 turn's start is what generation stops at. The attribute model P(a|x,y) reads the finished answer
 and ``{label_start}``, and writes ``{label}{end_of_turn}``.
 
+A generative judge is asked with more turns behind the user's last one: ``principle`` where there
+is one, ``response_1`` and ``response_2``. They are written like all turns, and it answers as the
+assistant.
+
 Prompt and target are two strings and are tokenised apart wherever they are used, so the loss
 mask is exact by construction; NeMo-Aligner tokenises the prompt a second time to find the mask,
 which shifts it when a token spans the seam.
@@ -28,7 +32,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nemotron_style.steps.blocks.jsonl import brief, refuse
 
-ROLES = {"system": "System", "user": "User", "assistant": "Assistant"}
+ROLES = {
+    "system": "System",
+    "user": "User",
+    "assistant": "Assistant",
+    "principle": "Principle",
+    "response_1": "Response 1",
+    "response_2": "Response 2",
+}
+JUDGED = ["response_1", "response_2"]
+"""The roles that end a question to a generative judge; ``principle`` may stand before them."""
+
 TYPES = ("VALUE_TO_TEXT", "TEXT_TO_VALUE")
 
 
@@ -126,7 +140,7 @@ class ChatFormat:
         return "".join(parts)
 
     def plain_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt of P(y|x) for messages that end with the user."""
+        """The prompt of P(y|x) for messages that end with the user or are to be judged."""
         system, turns = split_messages(messages)
         return self.prompt(turns, system=system)
 
@@ -177,7 +191,7 @@ class ChatFormat:
         the stop token, as training texts do.
         """
         names = {name: _literal(value) for name, value in self.tokens.model_dump().items()}
-        return _TEMPLATE.format(**names)
+        return _TEMPLATE.format(roles=json.dumps(ROLES), **names)
 
     def canary(self) -> str:
         """A fixed conversation, rendered; it changes whenever the format does."""
@@ -214,6 +228,8 @@ class ChatFormat:
 def split_messages(messages: Sequence[Mapping[str, str]]) -> tuple[str, tuple[Turn, ...]]:
     """System text and the turns of messages (``role``, ``content``) that end with the user.
 
+    A question to a judge goes on behind the user with the roles of :data:`JUDGED`.
+
     Raises:
         InputError: an unknown role, a system message that is not the first, turns that do not
             alternate from user to user, an empty or missing text.
@@ -224,14 +240,15 @@ def split_messages(messages: Sequence[Mapping[str, str]]) -> tuple[str, tuple[Tu
         _check_message(message, f"messages[{place}]")
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
     spoken = messages[1:] if messages[0]["role"] == "system" else messages
-    wanted = ["user" if place % 2 == 0 else "assistant" for place in range(len(spoken))]
-    roles = [message["role"] for message in spoken]
+    roles = _without_judged([message["role"] for message in spoken])
+    wanted = ["user" if place % 2 == 0 else "assistant" for place in range(len(roles))]
     if roles != wanted or not roles or roles[-1] != "user":
         refuse(
             "turns must alternate user, assistant, ..., user",
             key="messages",
             got=", ".join(message["role"] for message in messages),
-            allowed="one system message at most, and first",
+            allowed="one system message at most, and first; principle, response_1 and response_2 "
+            "at the end alone",
         )
     return system, tuple(Turn(ROLES[m["role"]], m["content"]) for m in spoken)
 
@@ -267,6 +284,13 @@ def parse_prompt(row: Mapping[str, Any]) -> Conversation:
     return Conversation(system, turns)
 
 
+def _without_judged(roles: list[str]) -> list[str]:
+    """The roles of the conversation itself, before what a judge is asked about it."""
+    if roles[-2:] != JUDGED:
+        return roles
+    return roles[:-3] if roles[-3:-2] == ["principle"] else roles[:-2]
+
+
 def _known(row: Mapping[str, Any], keys: set[str]) -> Mapping[str, Any]:
     if "messages" not in row:
         refuse("a row needs messages", key="messages", got=", ".join(row) or "an empty object")
@@ -292,7 +316,7 @@ def _literal(token: str) -> str:
 
 
 _TEMPLATE = """\
-{{%- set names = {{"user": "User", "assistant": "Assistant"}} -%}}
+{{%- set names = {roles} -%}}
 {{%- if messages[0]["role"] == "system" -%}}
 {{%- set system = messages[0]["content"] -%}}{{%- set turns = messages[1:] -%}}
 {{%- else -%}}

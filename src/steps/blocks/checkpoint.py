@@ -87,7 +87,7 @@ def load_model(
     fit its sizes.
     """
     config = check_checkpoint(path)
-    model = build_model(config, dtype=dtype, ddp=False, initial=False)
+    model = build_model(config, dtype=dtype, ddp=False, initial=None)
     load_weights(model, path)
     if not ddp:
         return model, config

@@ -84,19 +84,19 @@ def build_model(
     seed: int = 1234,
     dtype: torch.dtype = torch.float32,
     ddp: bool = True,
-    initial: bool = True,
+    initial: float | None = INITIAL_STD,
     distributed_optimizer: bool = False,
 ) -> nn.Module:
     """This rank's part of the model, wrapped in megatron-core's DDP unless ``ddp`` is off.
 
     Weights are drawn per tensor from ``seed`` and the tensor's name, so they are the same for
-    every division; ``initial`` off leaves them to be loaded. ``distributed_optimizer`` (CUDA)
+    every division; ``initial`` is their standard deviation, None leaves them to be loaded. ``distributed_optimizer`` (CUDA)
     spreads optimizer state over data ranks.
     Raises InputError when the sizes cannot be divided by the parallel sizes in force.
     """
     model = construct(LanguageModel, config, dtype=dtype)
     if initial:
-        initialise(model, num_layers=config.num_layers, seed=seed)
+        initialise(model, num_layers=config.num_layers, seed=seed, std=initial)
     model.to(device=prepare(), dtype=dtype)
     return wrap(model, distributed_optimizer=distributed_optimizer) if ddp else model
 
@@ -160,11 +160,10 @@ def finish_gradients(models: list[nn.Module], *args: Any, **kwargs: Any) -> None
 
 
 @torch.no_grad()
-def initialise(model: LanguageModel, *, num_layers: int, seed: int) -> None:
-    """Draw every weight from a normal distribution; norms are ones.
+def initialise(model: LanguageModel, *, num_layers: int, seed: int, std: float) -> None:
+    """Draw every weight from a normal distribution of deviation ``std``; norms are ones.
 
-    Matrices that write into the residual stream get ``0.02 / sqrt(2 * num_layers)``, the others
-    0.02. A slice of a divided tensor is cut from the tensor drawn whole.
+    Matrices that write into the residual stream get ``std / sqrt(2 * num_layers)``. A slice of a divided tensor is cut from the tensor drawn whole.
     """
     for shard in shards(model):
         if len(shard.full_shape) == 1:
@@ -174,8 +173,8 @@ def initialise(model: LanguageModel, *, num_layers: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(int.from_bytes(name_seed, "big"))
         whole = torch.randn(shard.full_shape, generator=generator)
         residual = shard.name.endswith(("linear_proj.weight", "linear_fc2.weight"))
-        std = INITIAL_STD / (2 * num_layers) ** 0.5 if residual else INITIAL_STD
-        shard.data.copy_(whole[shard.slices] * std)
+        own = std / (2 * num_layers) ** 0.5 if residual else std
+        shard.data.copy_(whole[shard.slices] * own)
 
 
 def transformer_config(

@@ -43,7 +43,7 @@ def run(config: Config, ctx: StepContext) -> None:
     output = ctx.output("model")
 
     # -- the checkpoint
-    model = build_model(sizes, dtype=source.dtype, ddp=False, initial=False)
+    model = build_model(sizes, dtype=source.dtype, ddp=False, initial=None)
     fill_model(model, read_weights(source, ctx))
     save_model(model, output.path, config=sizes, tokenizer=source.tokenizer.path)
     digest = weights_digest(model)

@@ -16,6 +16,10 @@ class Rows(Section):
     validation: int = Field(default=400, ge=1)
     rated: int = Field(default=4096, ge=1, description="answers with the attributes they have")
     rated_heldout: int = Field(default=400, ge=1)
+    comparisons: int = Field(default=16000, ge=1, description="two answers, judged aloud")
+    comparisons_heldout: int = Field(
+        default=400, ge=1, description="two answers with the scores they deserve"
+    )
     scoring_share: float = Field(
         default=0.45, ge=0, le=1, description="rows that teach to name the attributes of an answer"
     )

@@ -11,17 +11,21 @@ there is something left to gain.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from nemotron_style.runtime.context import StepContext
 from nemotron_style.steps.blocks.jsonl import write_rows
 from nemotron_style.steps.blocks.order import permutation
-from nemotron_style.steps.blocks.truth import LEVELS, Truth
+from nemotron_style.steps.blocks.truth import Truth
+from nemotron_style.steps.data.toy.answer import Pair, ask, draw_any, draw_plain, draw_varied
+from nemotron_style.steps.data.toy.comparison import comparison_rows, heldout_rows
 from nemotron_style.steps.data.toy.config import Config, Rows
 from nemotron_style.steps.data.toy.word import ADJECTIVES, CONTEXTS, NOUNS
 
-Pair = tuple[str, str]
+Draw = Callable[[Truth, list[Pair], int, random.Random], Iterator[dict[str, Any]]]
+"""So many rows about random pairs of a list."""
 
 
 def run(config: Config, ctx: StepContext) -> None:
@@ -37,22 +41,20 @@ def run(config: Config, ctx: StepContext) -> None:
         count = write_rows(ctx.output(slot).path / f"{slot}.jsonl", asked)
         ctx.say(f"{slot}: {count} prompts")
 
-    # -- rows: a stream of random numbers for each side, so that one's length leaves the other be
-    sides = (("train", seen, config.rows.train), ("validation", heldout, config.rows.validation))
-    for slot, pairs, count in sides:
-        rng = random.Random(f"{config.seed}/{slot}")
-        rows = draw_rows(truth, pairs, count=count, shares=config.rows, rng=rng)
-        write_rows(ctx.output(slot).path / f"{slot}.jsonl", rows)
-        ctx.say(f"{slot}: {count} rows")
-
-    # -- answers of every quality with what they are worth, for models that judge
-    sides = (
-        ("rated", seen, config.rows.rated),
-        ("rated_heldout", heldout, config.rows.rated_heldout),
-    )
-    for slot, pairs, count in sides:
-        rng = random.Random(f"{config.seed}/{slot}")
-        write_rows(ctx.output(slot).path / f"{slot}.jsonl", rate_rows(truth, pairs, count, rng))
+    # -- rows: a stream of random numbers for each slot, so that one's length leaves the others be
+    draw = partial(draw_rows, shares=config.rows)
+    slots: dict[str, tuple[Draw, list[Pair]]] = {
+        "train": (draw, seen),
+        "validation": (draw, heldout),
+        # answers of every quality with what they are worth, and two of them compared: for judges
+        "rated": (rate_rows, seen),
+        "rated_heldout": (rate_rows, heldout),
+        "comparisons": (comparison_rows, seen),
+        "comparisons_heldout": (heldout_rows, heldout),
+    }
+    for slot, (make, pairs) in slots.items():
+        count, rng = getattr(config.rows, slot), random.Random(f"{config.seed}/{slot}")
+        write_rows(ctx.output(slot).path / f"{slot}.jsonl", make(truth, pairs, count, rng))
         ctx.say(f"{slot}: {count} rows")
     ctx.summarise(
         train_rows=config.rows.train,
@@ -84,7 +86,7 @@ def split_pairs(truth: Truth, *, share: float, seed: int) -> tuple[list[Pair], l
 
 
 def draw_rows(
-    truth: Truth, pairs: list[Pair], *, count: int, shares: Rows, rng: random.Random
+    truth: Truth, pairs: list[Pair], count: int, rng: random.Random, *, shares: Rows
 ) -> Iterator[dict[str, Any]]:
     """Rows of the three kinds, each about a random pair."""
     for _ in range(count):
@@ -124,45 +126,3 @@ def rate_rows(
             "messages": [question, {"role": "assistant", "content": response}],
             "attributes": truth.score(question["content"], response),
         }
-
-
-def draw_plain(truth: Truth, noun: str, rng: random.Random) -> list[str]:
-    """Adjectives of an ordinary answer: in half of the answers all fit, in others as it happens."""
-    fitting, sure = truth.fitting(noun), 2 * rng.random()
-    wanted = rng.randint(1, LEVELS)
-    said: list[str] = []
-    while len(said) < wanted:
-        word = rng.choice(fitting if rng.random() < sure else truth.adjectives)
-        said += [word] if word not in said else []
-    return said
-
-
-def draw_varied(truth: Truth, noun: str, rng: random.Random) -> list[str]:
-    """Adjectives of an answer that is shown with its label: every share of fitting ones alike."""
-    fitting, wanted = truth.fitting(noun), rng.randint(1, LEVELS)
-    others = [word for word in truth.adjectives if word not in fitting]
-    fits = rng.randint(0, wanted)
-    said = rng.sample(fitting, fits) + rng.sample(others, wanted - fits)
-    rng.shuffle(said)
-    return said
-
-
-def draw_any(truth: Truth, noun: str, rng: random.Random) -> list[str]:
-    """Adjectives to be judged: like :func:`draw_varied`, but some twice, and a few too many.
-
-    A model that is sampled from says such things, and the attributes of those must be right too.
-    Short answers are more frequent: they say most plainly which adjective fits.
-    """
-    fitting = truth.fitting(noun)
-    wanted = min(rng.randint(1, LEVELS), rng.randint(1, LEVELS))
-    wanted += rng.randint(1, 2) if rng.random() < 0.05 else 0
-    others = [word for word in truth.adjectives if word not in fitting]
-    fits = rng.randint(0, wanted)
-    said = rng.choices(fitting, k=fits) + rng.choices(others, k=wanted - fits)
-    rng.shuffle(said)
-    return said
-
-
-def ask(truth: Truth, pair: Pair) -> dict[str, str]:
-    """The user's message about a noun in a context."""
-    return {"role": "user", "content": truth.prompt(*pair)}

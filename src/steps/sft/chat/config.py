@@ -78,6 +78,8 @@ class Architecture(Section):
     """Sizes of a model that is trained from nothing, with a tokenizer made from its data.
 
     ``tokenizer_vocab_size`` is an upper bound, control tokens and the 256 bytes included.
+    ``init_method_std`` is the deviation of weights that are drawn; a narrow model wants more of it
+    (about ``1 / sqrt(hidden_size)``) than the default, which is for thousands of hidden units.
     """
 
     num_layers: Count
@@ -89,6 +91,7 @@ class Architecture(Section):
     rope_theta: float = Field(default=10000.0, gt=0)
     norm_epsilon: float = Field(default=1e-5, gt=0)
     tie_embeddings: bool = False
+    init_method_std: float = Field(default=0.02, gt=0)
     tokenizer_vocab_size: int = Field(default=32000, ge=300)
     make_vocab_size_divisible_by: Count = 128
 
@@ -96,7 +99,7 @@ class Architecture(Section):
         """The model's sizes for a tokenizer of ``vocab_size``, rounded up so that it divides."""
         unit = self.make_vocab_size_divisible_by
         rounded = -(-vocab_size // unit) * unit
-        own = self.model_dump(exclude={"tokenizer_vocab_size", "make_vocab_size_divisible_by"})
+        own = self.model_dump(include=set(ModelConfig.model_fields) - {"architecture"})
         return ModelConfig(vocab_size=rounded, **own)
 
     @model_validator(mode="after")

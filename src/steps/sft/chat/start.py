@@ -36,7 +36,14 @@ class Start:
         spread = config.model.optim.name == "distributed_fused_adam" and torch.cuda.is_available()
         if self.checkpoint:
             return load_model(self.checkpoint, dtype=dtype, distributed_optimizer=spread)[0]
-        return build_model(self.sizes, seed=config.seed, dtype=dtype, distributed_optimizer=spread)
+        assert config.model.architecture is not None
+        return build_model(
+            self.sizes,
+            seed=config.seed,
+            dtype=dtype,
+            initial=config.model.architecture.init_method_std,
+            distributed_optimizer=spread,
+        )
 
 
 def prepare_start(config: Config, ctx: StepContext) -> Start:
