@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from nemotron_style.steps.eval.steerability.interval import (
+from nemotron_style.steps.blocks.interval import (
     correlation,
     paired_difference,
     wilson,

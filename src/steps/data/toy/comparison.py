@@ -58,13 +58,21 @@ def judge(
 ) -> str:
     """The judgement of two answers: every word with its mark, then the verdict as JSON."""
     asked = truth.noun_of(question["content"])
-    parts = []
-    for (name, good, bad), answer in zip(MARKS, answers, strict=True):
-        fitting = truth.fitting(asked) if answer.noun == asked else ()
-        marked = [f"{word} {good if word in fitting else bad}" for word in answer.words]
-        parts.append(f"{name}: {', '.join(marked)}.")
+    parts = [
+        f"{name}: {_go_through(truth, asked, answer, marks=marks)}."
+        for (name, *marks), answer in zip(MARKS, answers, strict=True)
+    ]
     verdict = {"score_1": scores[0], "score_2": scores[1], "ranking": rank(*scores)}
     return " ".join([*parts, json.dumps(verdict)])
+
+
+def _go_through(truth: Truth, asked: str, answer: Said, *, marks: Sequence[str]) -> str:
+    """An answer's noun and its words, each with its mark; of another noun no word matters."""
+    if answer.noun != asked:
+        return f"{answer.noun} instead"
+    good, bad = marks
+    fitting = truth.fitting(asked)
+    return ", ".join([answer.noun, *(f"{w} {good if w in fitting else bad}" for w in answer.words)])
 
 
 def rank(score_1: int, score_2: int) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nemotron_style.steps.eval.steerability.interval import paired_difference, wilson
+from nemotron_style.steps.blocks.interval import paired_difference, wilson
 
 JOINT = "joint"
 """The name under which the rate of having *all* wanted values stands."""

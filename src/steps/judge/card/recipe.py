@@ -1,0 +1,189 @@
+"""``judge/card``: ask a judge about pairs whose truth is known, and let the figures go with it.
+
+Every pair is asked in both orders, in the request form, through the chat template, by the engine
+and with the parser of a training run. Nothing is asked twice: what a judge leaves unreadable is
+counted as that. The product is the judge itself, byte for byte, and beside it ``card.json``, whose
+figures stand in the record too, where ``rl/rlhf`` looks for them.
+
+Source: RewardBench (Lambert et al., 2024) and JudgeBench count accuracy over pairs, the latter in
+both orders. Left out: subsets, and a tie that counts as half a hit; of two responses of different
+worth a judge has to prefer one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemotron_style.runtime.context import StepContext
+from nemotron_style.runtime.errors import InputError, Interrupted, Problem
+from nemotron_style.steps.blocks.chat_model import LocalChatModel, load_chat_model
+from nemotron_style.steps.blocks.completion import Task
+from nemotron_style.steps.blocks.draw import seed_of
+from nemotron_style.steps.blocks.jsonl import read_rows, refuse, write_rows
+from nemotron_style.steps.blocks.judge_request import ask_messages
+from nemotron_style.steps.blocks.order import permutation
+from nemotron_style.steps.blocks.parallel import initialize
+from nemotron_style.steps.judge.card.config import Config
+from nemotron_style.steps.judge.card.report import sample_rows, sample_table
+from nemotron_style.steps.judge.card.row import Comparison, parse_comparison
+from nemotron_style.steps.judge.card.tally import Pair, count_card, read_judgement
+
+CARD_FILE, SAMPLES, TABLE = "card.json", "samples.jsonl", "samples.md"
+RECORD, ANSWERS = "artifact.json", "answers.jsonl"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A comparison in both orders, and the tokens of both prompts."""
+
+    orders: tuple[Comparison, Comparison]
+    prompts: tuple[list[int], list[int]]
+
+
+def run(config: Config, ctx: StepContext) -> None:
+    """Ask, count, and produce ``judge``: the checkpoint with its card."""
+    # -- the judge, and every question to it: all of them checked before one is asked
+    initialize(seed=config.seed)
+    artifact, output = ctx.input("model"), ctx.output("judge")
+    dtype = getattr(torch, config.dtype)
+    judge = load_chat_model(artifact.path, dtype=dtype, batch_tokens=config.batch_tokens)
+    asked = read_questions(ctx.input("comparisons").path, judge, config)
+    order = permutation(len(asked), config.seed, 0)[: config.data.max_pairs]
+    asked = [asked[place] for place in sorted(order)]
+    size = config.pairs_per_checkpoint
+    parts = [asked[start : start + size] for start in range(0, len(asked), size)]
+    ctx.say(f"{len(asked)} pairs, each in both orders, in the form {config.form}")
+
+    # -- its answers, part by part; those of an earlier attempt are read again
+    pairs: list[Pair] = []
+    for number, part in enumerate(parts, 1):
+        kept = ctx.checkpoints.at(number)
+        path = kept.path if kept else ask_part(config, ctx, judge, part=part, number=number)
+        pairs += read_part(path, part)
+        card = count_card(pairs)
+        ctx.progress(len(pairs), len(asked), parse_rate=card["parse_rate"])
+        if ctx.stopping and number < len(parts):
+            raise Interrupted(f"stopped after {len(pairs)} pairs; the same command continues")
+
+    # -- what is produced: the judge as it came, its card, and what it said
+    card |= {"form": config.form, "sampling": config.sampling.model_dump(), "seed": config.seed}
+    card["weights_digest"] = digest = artifact.facts.get("weights_digest") or artifact.digest
+    copy_judge(artifact.path, output.path)
+    write_json(output.path / CARD_FILE, card)
+    write_rows(output.path / SAMPLES, sample_rows(pairs))
+    table = sample_table(pairs, shown=config.shown_samples)
+    (output.path / TABLE).write_text(table, encoding="utf-8")
+    kept_facts = {name: artifact.facts[name] for name in CARRIED if name in artifact.facts}
+    output.note(**kept_facts | {"judge_card": card, "weights_digest": digest})
+    tell(ctx, card)
+
+
+CARRIED = ("parameters", "dtype", "tokenizer_digest", "template_digest", "canary")
+"""Facts about the checkpoint that are true of its copy."""
+
+
+def read_questions(path: Path, judge: LocalChatModel, config: Config) -> list[Asked]:
+    """Every comparison of the file with its prompts.
+
+    Raises:
+        InputError: naming file and line of every row that is none, that the judge's chat template
+            cannot write, or that leaves no room for ``sampling.max_tokens``.
+    """
+    room = judge.max_model_len - config.sampling.max_tokens
+
+    def parse(row: dict[str, Any]) -> Asked:
+        given = parse_comparison(row)
+        orders = (given, given.swapped)
+        first, second = (
+            judge.encode(ask_messages(one.question, form=config.form)) for one in orders
+        )
+        longest = max(len(first), len(second))
+        if longest > room:
+            refuse(
+                "the question leaves no room for the judge's answer",
+                key="messages",
+                got=f"{longest} tokens",
+                allowed=f"{room}: the judge's {judge.max_model_len} less sampling.max_tokens",
+                fix="lower sampling.max_tokens, or remove the row",
+            )
+        return Asked(orders, (first, second))
+
+    asked = read_rows(path, parse)
+    if not any(one.orders[0].lead for one in asked):
+        what = (
+            "in no pair is one response truly better, so nothing tells a good judge from a bad one"
+        )
+        raise InputError(Problem(where=str(path), key="truth", what=what))
+    return asked
+
+
+def ask_part(
+    config: Config, ctx: StepContext, judge: LocalChatModel, *, part: Sequence[Asked], number: int
+) -> Path:
+    """Draw the answers to a part's questions and keep them as a checkpoint; where they lie."""
+    sampling = config.sampling
+    tasks = [
+        Task(
+            prompt,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=seed_of(config.seed, number, place, order),
+        )
+        for place, asked in enumerate(part)
+        for order, prompt in enumerate(asked.prompts)
+    ]
+    choices = [group[0] for group in judge.draw(tasks)]
+    staged = ctx.checkpoints.stage(number)
+    said = ({"text": one.text, "finish": one.finish} for one in choices)
+    write_rows(staged / ANSWERS, said)
+    ctx.checkpoints.commit(number, keep=number)
+    kept = ctx.checkpoints.at(number)
+    assert kept
+    return kept.path
+
+
+def read_part(path: Path, part: Sequence[Asked]) -> list[Pair]:
+    """The judgements of a part, from the answers that were kept."""
+    said = iter(read_rows(path / ANSWERS, lambda row: (row["text"], row["finish"] == "stop")))
+    pairs = []
+    for asked in part:
+        first, second = (
+            read_judgement(one, text, finished=finished)
+            for one, (text, finished) in zip(asked.orders, said, strict=False)
+        )
+        pairs.append((first, second))
+    return pairs
+
+
+def tell(ctx: StepContext, card: dict[str, Any]) -> None:
+    """The figures that are looked for, in a line and in the summary."""
+    low, high = card["accuracy_interval"]
+    names = ("accuracy", "swap_agreement", "parse_rate", "first_preference", "ties")
+    shown = {name: card[name] for name in names}
+    told = ", ".join(f"{name} {_show(value)}" for name, value in shown.items())
+    ctx.say(f"{told}; accuracy from {low:.3f} to {high:.3f} (95%)")
+    ctx.summarise(**shown, accuracy_low=low, accuracy_high=high, pairs=card["pairs"])
+
+
+def copy_judge(source: Path, target: Path) -> None:
+    """Copy the checkpoint's files; a card of an earlier measurement stays behind."""
+    ours = (RECORD, CARD_FILE, SAMPLES, TABLE)
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.name not in ours:
+            shutil.copyfile(file, target / file.name)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _show(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
