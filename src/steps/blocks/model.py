@@ -90,8 +90,8 @@ def build_model(
     """This rank's part of the model, wrapped in megatron-core's DDP unless ``ddp`` is off.
 
     Weights are drawn per tensor from ``seed`` and the tensor's name, so they are the same for
-    every division; ``initial`` is their standard deviation, None leaves them to be loaded. ``distributed_optimizer`` (CUDA)
-    spreads optimizer state over data ranks.
+    every division; ``initial`` is their standard deviation, None leaves them to be loaded.
+    ``distributed_optimizer`` (CUDA) spreads optimizer state over data ranks.
     Raises InputError when the sizes cannot be divided by the parallel sizes in force.
     """
     model = construct(LanguageModel, config, dtype=dtype)
@@ -163,7 +163,8 @@ def finish_gradients(models: list[nn.Module], *args: Any, **kwargs: Any) -> None
 def initialise(model: LanguageModel, *, num_layers: int, seed: int, std: float) -> None:
     """Draw every weight from a normal distribution of deviation ``std``; norms are ones.
 
-    Matrices that write into the residual stream get ``std / sqrt(2 * num_layers)``. A slice of a divided tensor is cut from the tensor drawn whole.
+    Matrices that write into the residual stream get ``std / sqrt(2 * num_layers)``. A slice of a
+    divided tensor is cut from the tensor drawn whole.
     """
     for shard in shards(model):
         if len(shard.full_shape) == 1:

@@ -21,18 +21,19 @@ from nemotron_style.steps.data.toy.answer import Pair, ask, draw_any, draw_plain
 MARKS = (("First", "fits", "odd"), ("Second", "right", "wrong"))
 """For each answer: how it is called, and the marks of a word that fits and of one that does not."""
 
-ELSEWHERE = 0.04
-"""Share of answers that are about another noun than the prompt; a policy gives some, too."""
+ELSEWHERE = 0.02
+"""Share of answers about another noun than the prompt's."""
 
 EVEN, LEAST, MOST = 3.5, 1, 6
 
 
 @dataclass(frozen=True)
 class Said:
-    """An answer: its noun and its adjectives."""
+    """An answer: its noun and its adjectives, and the text in which they stand."""
 
     noun: str
     words: Sequence[str]
+    text: str
 
 
 def comparison_rows(
@@ -41,7 +42,7 @@ def comparison_rows(
     """Rows to train a judge on: a prompt, two answers, and the judgement."""
     for question, answers, scores in _draw(truth, pairs, count, rng):
         judgement = {"role": "assistant", "content": judge(truth, question, answers, scores)}
-        yield {"messages": [*_messages(truth, question, answers), judgement]}
+        yield {"messages": [*_messages(question, answers), judgement]}
 
 
 def heldout_rows(
@@ -50,7 +51,7 @@ def heldout_rows(
     """Rows to measure a judge by: a prompt, two answers, and the scores that they deserve."""
     for question, answers, scores in _draw(truth, pairs, count, rng):
         known = {"score_1": scores[0], "score_2": scores[1]}
-        yield {"messages": _messages(truth, question, answers), "truth": known}
+        yield {"messages": _messages(question, answers), "truth": known}
 
 
 def judge(
@@ -67,7 +68,7 @@ def judge(
 
 
 def _go_through(truth: Truth, asked: str, answer: Said, *, marks: Sequence[str]) -> str:
-    """An answer's noun and its words, each with its mark; of another noun no word matters."""
+    """An answer's noun, and its words with their marks, unless it is worth nothing anyway."""
     if answer.noun != asked:
         return f"{answer.noun} instead"
     good, bad = marks
@@ -91,23 +92,19 @@ def _draw(
         noun, context = rng.choice(pairs)
         question = ask(truth, (noun, context))
         answers = [_answer(truth, noun, rng) for _ in MARKS]
-        texts = [truth.response(said.noun, list(said.words)) for said in answers]
-        scores = [truth.score(question["content"], text)["helpfulness"] + 1 for text in texts]
+        asked = question["content"]
+        scores = [truth.score(asked, said.text)["helpfulness"] + 1 for said in answers]
         yield question, answers, scores
 
 
 def _answer(truth: Truth, noun: str, rng: random.Random) -> Said:
     """An answer of any quality, as a model that is sampled from gives them."""
-    draw = rng.choice((draw_any, draw_plain, draw_varied))
-    words = draw(truth, noun, rng)
-    others = [other for other in truth.nouns if other != noun]
-    return Said(rng.choice(others) if rng.random() < ELSEWHERE else noun, words)
+    words = rng.choice((draw_any, draw_plain, draw_varied))(truth, noun, rng)
+    if rng.random() < ELSEWHERE:
+        noun = rng.choice([other for other in truth.nouns if other != noun])
+    return Said(noun, words, truth.response(noun, words))
 
 
-def _messages(
-    truth: Truth, question: dict[str, str], answers: Sequence[Said]
-) -> list[dict[str, str]]:
-    return [question] + [
-        {"role": f"response_{place}", "content": truth.response(said.noun, list(said.words))}
-        for place, said in enumerate(answers, 1)
-    ]
+def _messages(question: dict[str, str], answers: Sequence[Said]) -> list[dict[str, str]]:
+    responses = enumerate(answers, 1)
+    return [question, *({"role": f"response_{n}", "content": said.text} for n, said in responses)]
