@@ -1,8 +1,10 @@
-"""95% intervals for rates, and for the difference of two rates over the same samples.
+"""95% intervals for rates, for rates of clustered samples, and for the difference of two rates.
 
 Sources: Wilson, "Probable inference, the law of succession, and statistical inference" (1927);
 Newcombe, "Improved confidence intervals for the difference between binomial proportions based on
-paired data" (1998), method 10.
+paired data" (1998), method 10; for clusters, Franco, Little, Louis and Slud, "Comparative study of
+confidence intervals for proportions in complex sample surveys" (2019): Wilson's interval of the
+effective sample size.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ Z = 1.959963984540054
 """The quantile of the normal distribution that leaves 2.5% above it."""
 
 
-def wilson(hits: int, total: int) -> tuple[float, float]:
+def wilson(hits: float, total: float) -> tuple[float, float]:
     """The score interval of ``hits / total``; (0, 1) when nothing was counted."""
     if total == 0:
         return 0.0, 1.0
@@ -23,6 +25,36 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     centre = (rate + Z**2 / (2 * total)) / spread
     margin = Z * math.sqrt(rate * (1 - rate) / total + Z**2 / (4 * total**2)) / spread
     return max(0.0, centre - margin), min(1.0, centre + margin)
+
+
+def effective_size(clusters: Sequence[Sequence[float]]) -> float:
+    """How many independent samples tell as much as ``clusters`` of scores from 0 to 1 do.
+
+    It is ``p (1 - p) / v`` with the variance ``v`` of the mean between clusters, and never more
+    than there are samples. Where the data cannot tell ``v`` (one cluster, or every score 0, or
+    every score 1) a cluster counts as one sample.
+    """
+    total = sum(map(len, clusters))
+    rate = sum(map(sum, clusters)) / total
+    count = len(clusters)
+    if count == 1 or rate in (0.0, 1.0):
+        return float(count)
+    surplus = [sum(scores) - rate * len(scores) for scores in clusters]
+    variance = count / (count - 1) * sum(each**2 for each in surplus) / total**2
+    return min(total, rate * (1 - rate) / variance) if variance else float(total)
+
+
+def clustered(clusters: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The interval of the mean of scores from 0 to 1 that come in ``clusters``.
+
+    Scores of one cluster may depend on each other, those of different ones do not; none is empty.
+    (0, 1) when there is none.
+    """
+    if not clusters:
+        return 0.0, 1.0
+    size = effective_size(clusters)
+    rate = sum(map(sum, clusters)) / sum(map(len, clusters))
+    return wilson(rate * size, size)
 
 
 def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float]:
