@@ -23,8 +23,8 @@ from nemotron_style.steps.blocks.checkpoint import full_weights
 from nemotron_style.steps.blocks.hugging_face import export_weights
 from nemotron_style.steps.blocks.hugging_face_config import build_settings
 from nemotron_style.steps.blocks.hugging_face_tokenizer import export_tokenizer
-from nemotron_style.steps.blocks.judge_request import ask_messages
 from nemotron_style.steps.blocks.jsonl import read_rows
+from nemotron_style.steps.blocks.judge_request import ask_messages
 from nemotron_style.steps.blocks.model import build_model
 from nemotron_style.steps.blocks.parallel import initialize
 from nemotron_style.steps.blocks.safetensor import write_tensors
@@ -180,9 +180,9 @@ def test_transformers_asks_a_judge_in_the_same_words(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_tiny_judge_is_trained_converted_and_measured(tmp_path: Path) -> None:
+    words = ("steps", "run", "judge/card", "-c", "tiny", "--json", "data.max_pairs=200")
     done = subprocess.run(
-        [sys.executable, "-m", "nemotron_style.runtime", "steps", "run", "judge/card"]
-        + ["-c", "tiny", "--json", "data.max_pairs=200"],
+        [sys.executable, "-m", "nemotron_style.runtime", *words],
         env=os.environ | {"NEMOTRON_STYLE_HOME": str(tmp_path)},
         capture_output=True,
         text=True,

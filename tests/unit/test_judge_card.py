@@ -9,8 +9,8 @@ import pytest
 
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.interval import clustered
-from nemotron_style.steps.blocks.judge_request import Question, ask_messages
 from nemotron_style.steps.blocks.jsonl import read_rows
+from nemotron_style.steps.blocks.judge_request import Question, ask_messages
 from nemotron_style.steps.judge.card.report import sample_rows, sample_table
 from nemotron_style.steps.judge.card.row import Comparison, parse_comparison
 from nemotron_style.steps.judge.card.tally import Judgement, count_card, read_judgement

@@ -1,8 +1,8 @@
 """What a judge said about pairs of responses, and the card that is counted from it; no torch.
 
 Every pair is asked in both orders. A pair without a verdict in an order is wrong there: that is
-what a training run gets. The interval of the accuracy takes both orders of a pair as one
-observation, since they are about the same responses and err together.
+what a training run gets. For the interval of the accuracy both orders of a pair are one cluster,
+since they are about the same responses and tend to err together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nemotron_style.steps.blocks.interval import wilson
+from nemotron_style.steps.blocks.interval import clustered
 from nemotron_style.steps.blocks.judge_request import split_reasoning
 from nemotron_style.steps.blocks.judge_verdict import Verdict, read_verdict
 from nemotron_style.steps.judge.card.row import Comparison
@@ -56,16 +56,15 @@ def count_card(pairs: Sequence[Pair]) -> dict[str, Any]:
     that favour what stood first, ``ties`` the share of verdicts without one.
     """
     told = [pair for pair in pairs if pair[0].asked.lead != 0]
-    orders = [[pair[place].is_right for pair in told] for place in (0, 1)]
-    rates = [_share(sum(order), len(order)) for order in orders]
-    right = (sum(orders[0]) + sum(orders[1])) / 2
+    right = [[one.is_right for one in pair] for pair in told]
+    rates = [_share(sum(pair[place] for pair in right), len(told)) for place in (0, 1)]
     every = [judgement for pair in pairs for judgement in pair]
     leads = [_sign(one.verdict.preference) for one in every if one.verdict]
     both = [_agree(pair) for pair in pairs if all(one.verdict for one in pair)]
-    even = [one for pair in pairs if pair not in told for one in pair]
+    even = [one for one in every if one.asked.lead == 0]
     return {
-        "accuracy": _share(right, len(told)),
-        "accuracy_interval": list(wilson(right, len(told))),
+        "accuracy": _share(sum(map(sum, right)), 2 * len(told)),
+        "accuracy_interval": list(clustered(right)),
         "accuracy_as_given": rates[0],
         "accuracy_swapped": rates[1],
         "swap_agreement": _share(sum(both), len(both)),
