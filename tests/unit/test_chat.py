@@ -32,6 +32,38 @@ def test_prompts_are_nemo_aligners() -> None:
     )
 
 
+def test_a_judge_is_asked_in_roles_of_their_own() -> None:
+    rule, *pair = (
+        {"role": role, "content": text}
+        for role, text in (("principle", "Be true."), ("response_1", "A"), ("response_2", "B"))
+    )
+    asked = "\x00System\n\n\x11User\nHi\nthere\n"
+    told = "\x11Response 1\nA\n\x11Response 2\nB\n\x11Assistant\n"
+    assert CHAT.plain_prompt([USER, *pair]) == asked + told
+    assert CHAT.plain_prompt([USER, rule, *pair]) == f"{asked}\x11Principle\nBe true.\n{told}"
+    row = parse_conversation({"messages": [USER, *pair, ANSWER]})
+    assert CHAT.example(row) == (asked + told, "Yes.\n\x11")
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        ("response_1", "response_2"),
+        ("user", "response_1"),
+        ("user", "response_2", "response_1"),
+        ("user", "principle"),
+        ("user", "assistant", "response_1", "response_2"),
+        ("user", "response_1", "response_2", "user"),
+        ("user", "response_1", "response_2", "response_1", "response_2"),
+        ("principle", "user", "response_1", "response_2"),
+    ],
+)
+def test_what_is_judged_stands_behind_the_user_and_whole(roles: tuple[str, ...]) -> None:
+    messages = [{"role": role, "content": "a"} for role in roles]
+    with pytest.raises(InputError, match="alternate"):
+        CHAT.plain_prompt(messages)
+
+
 def test_a_response_ends_with_the_stop_token_and_reads_back() -> None:
     assert CHAT.response("a\nb") == "a\nb\n\x11"
     assert CHAT.read_response(CHAT.response("a\nb")) == "a\nb"

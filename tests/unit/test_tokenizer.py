@@ -20,6 +20,10 @@ from nemotron_style.steps.blocks.tokenizer import (
     write_settings,
 )
 
+JUDGED = [
+    {"role": role, "content": f"text of {role}"}
+    for role in ("principle", "response_1", "response_2")
+]
 SPECIAL = ChatPromptTokens(
     system_turn_start="<extra_id_0>", turn_start="<extra_id_1>", label_start="<extra_id_2>"
 )
@@ -70,7 +74,9 @@ def test_training_is_deterministic(tokenizer: Tokenizer, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("tokens", [ChatPromptTokens(), SPECIAL])
-@pytest.mark.parametrize("messages", [MESSAGES, MESSAGES[1:], MESSAGES[-1:]])
+@pytest.mark.parametrize(
+    "messages", [MESSAGES, MESSAGES[1:], MESSAGES[-1:], MESSAGES + JUDGED, MESSAGES + JUDGED[1:]]
+)
 def test_the_template_renders_what_the_code_builds(
     tmp_path: Path, tokens: ChatPromptTokens, messages: list
 ) -> None:
