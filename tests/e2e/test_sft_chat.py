@@ -12,9 +12,12 @@ import torch
 from nemotron_style.runtime.context import StepContext, Stop
 from nemotron_style.runtime.errors import InputError, Interrupted
 from nemotron_style.steps.blocks.checkpoint import TOKENIZER, weights_digest
+from nemotron_style.steps.blocks.model import unwrap
+from nemotron_style.steps.blocks.parallel import initialize
 from nemotron_style.steps.blocks.tokenizer import Tokenizer, open_chat
 from nemotron_style.steps.sft.chat.config import Config
 from nemotron_style.steps.sft.chat.recipe import run
+from nemotron_style.steps.sft.chat.start import Start
 
 WORDS = ("wide", "calm", "deep", "old")
 STEPS = 8
@@ -180,6 +183,17 @@ def test_one_start_is_needed_and_no_more(trained: StepContext, tmp_path: Path, g
     ctx = context(tmp_path, inputs=start if given else {})
     with pytest.raises(InputError, match="not both"):
         run(settings() if given else settings(architecture=None), ctx)
+
+
+def test_a_new_model_is_drawn_as_wide_as_the_config_says() -> None:
+    initialize(seed=1)
+    sizes = settings().model.architecture
+    assert sizes is not None
+    wide = settings(architecture=sizes.model_dump() | {"init_method_std": 0.1})
+    start = Start(None, None, sizes.sizes(400), None)
+    usual, other = (unwrap(start.build(each)).state_dict() for each in (settings(), wide))
+    name = "embedding.word_embeddings.weight"
+    assert torch.allclose(other[name], 5 * usual[name], rtol=1e-5)
 
 
 def test_a_long_row_is_refused_with_its_line(tmp_path: Path) -> None:

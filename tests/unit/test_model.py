@@ -72,6 +72,13 @@ def test_first_weights_have_the_intended_spread():
     assert not torch.equal(*first.chunk(2))
 
 
+def test_first_weights_spread_as_they_are_told():
+    usual, wide = (full_weights(build_model(CONFIG, ddp=False, initial=std)) for std in (0.02, 0.1))
+    for (name, one), (_, other) in zip(usual, wide, strict=True):
+        factor = 1 if one.dim() == 1 else 5
+        assert torch.allclose(other, one * factor, rtol=1e-5), name
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_table_of_shapes_is_that_of_the_model(tied):
     config = CONFIG.model_copy(update={"tie_embeddings": tied})

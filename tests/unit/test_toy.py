@@ -140,12 +140,9 @@ def test_a_judgement_goes_through_every_word(corpus: Path) -> None:
         for answer, part, (_, good, bad) in zip(answers, parts.groups(), MARKS, strict=True):
             said = re.fullmatch(r"The (\w+) is (.*)\.", answer)
             assert said
-            if said[1] != noun:
-                assert part == f"{said[1]} instead"
-                continue
+            assert said[1] == noun
             fits = [(word, word in truth.fitting(noun)) for word in said[2].split(" and ")]
-            told = [f"{word} {good if fit else bad}" for word, fit in fits]
-            assert part == ", ".join([noun, *told])
+            assert part == " ".join(f"{word} {good if fit else bad}" for word, fit in fits)
 
 
 def test_held_out_comparisons_are_what_a_card_is_made_from(corpus: Path) -> None:

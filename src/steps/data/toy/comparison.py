@@ -4,7 +4,12 @@ The judge goes through each answer word by word before it gives numbers. That is
 can learn: asked for both scores at once, one of 0.3M weights stays at chance, because it has to
 keep two answers apart and count at the same time. Saying each word with a mark splits this into
 finding the next word, knowing whether it fits, and counting marks. The marks of the two answers
-differ, so that what is counted for one is never counted for the other.
+differ, so that what is counted for one is never counted for the other. Everything else was left
+out because it delays learning: with the noun and commas in it, which the eye misses, a judge that
+finds every word after 300 updates of 16 rows misses one in ten after a thousand.
+
+What the judge goes through is the adjectives, so it is blind to an answer about another noun. The
+models that it is to judge do not give any.
 """
 
 from __future__ import annotations
@@ -21,59 +26,38 @@ from nemotron_style.steps.data.toy.answer import Pair, ask, draw_any, draw_plain
 MARKS = (("First", "fits", "odd"), ("Second", "right", "wrong"))
 """For each answer: how it is called, and the marks of a word that fits and of one that does not."""
 
-ELSEWHERE = 0.02
-"""Share of answers about another noun than the prompt's."""
-
 EVEN, LEAST, MOST = 3.5, 1, 6
+"""Rankings: of equal answers, and the ends of the scale."""
 
-
-@dataclass(frozen=True)
-class Said:
-    """An answer: its noun and its adjectives, and the text in which they stand."""
-
-    noun: str
-    words: Sequence[str]
-    text: str
+Words = list[str]
 
 
 def comparison_rows(
     truth: Truth, pairs: list[Pair], count: int, rng: random.Random
 ) -> Iterator[dict[str, Any]]:
     """Rows to train a judge on: a prompt, two answers, and the judgement."""
-    for question, answers, scores in _draw(truth, pairs, count, rng):
-        judgement = {"role": "assistant", "content": judge(truth, question, answers, scores)}
-        yield {"messages": [*_messages(question, answers), judgement]}
+    for one in _draw(truth, pairs, count, rng):
+        judgement = judge(truth, one.noun, one.answers, one.scores)
+        yield {"messages": [*one.messages, {"role": "assistant", "content": judgement}]}
 
 
 def heldout_rows(
     truth: Truth, pairs: list[Pair], count: int, rng: random.Random
 ) -> Iterator[dict[str, Any]]:
     """Rows to measure a judge by: a prompt, two answers, and the scores that they deserve."""
-    for question, answers, scores in _draw(truth, pairs, count, rng):
-        known = {"score_1": scores[0], "score_2": scores[1]}
-        yield {"messages": _messages(question, answers), "truth": known}
+    for one in _draw(truth, pairs, count, rng):
+        known = dict(zip(("score_1", "score_2"), one.scores, strict=True))
+        yield {"messages": one.messages, "truth": known}
 
 
-def judge(
-    truth: Truth, question: dict[str, str], answers: Sequence[Said], scores: Sequence[int]
-) -> str:
+def judge(truth: Truth, noun: str, answers: Sequence[Words], scores: Sequence[int]) -> str:
     """The judgement of two answers: every word with its mark, then the verdict as JSON."""
-    asked = truth.noun_of(question["content"])
-    parts = [
-        f"{name}: {_go_through(truth, asked, answer, marks=marks)}."
-        for (name, *marks), answer in zip(MARKS, answers, strict=True)
-    ]
+    fitting, parts = truth.fitting(noun), []
+    for (name, good, bad), words in zip(MARKS, answers, strict=True):
+        marked = (f"{word} {good if word in fitting else bad}" for word in words)
+        parts.append(f"{name}: {' '.join(marked)}.")
     verdict = {"score_1": scores[0], "score_2": scores[1], "ranking": rank(*scores)}
     return " ".join([*parts, json.dumps(verdict)])
-
-
-def _go_through(truth: Truth, asked: str, answer: Said, *, marks: Sequence[str]) -> str:
-    """An answer's noun, and its words with their marks, unless it is worth nothing anyway."""
-    if answer.noun != asked:
-        return f"{answer.noun} instead"
-    good, bad = marks
-    fitting = truth.fitting(asked)
-    return ", ".join([answer.noun, *(f"{w} {good if w in fitting else bad}" for w in answer.words)])
 
 
 def rank(score_1: int, score_2: int) -> float:
@@ -84,27 +68,28 @@ def rank(score_1: int, score_2: int) -> float:
     return max(LEAST, 4 - lead) if lead > 0 else min(MOST, 3 - lead)
 
 
-def _draw(
-    truth: Truth, pairs: list[Pair], count: int, rng: random.Random
-) -> Iterator[tuple[dict[str, str], list[Said], list[int]]]:
-    """Questions with two answers each, and their scores from 1 to 5."""
+@dataclass(frozen=True)
+class _Drawn:
+    """A question to a judge: what is asked about, two answers' words, and their scores, 1 to 5."""
+
+    noun: str
+    messages: Sequence[dict[str, str]]
+    answers: Sequence[Words]
+    scores: Sequence[int]
+
+
+def _draw(truth: Truth, pairs: list[Pair], count: int, rng: random.Random) -> Iterator[_Drawn]:
     for _ in range(count):
         noun, context = rng.choice(pairs)
         question = ask(truth, (noun, context))
         answers = [_answer(truth, noun, rng) for _ in MARKS]
-        asked = question["content"]
-        scores = [truth.score(asked, said.text)["helpfulness"] + 1 for said in answers]
-        yield question, answers, scores
+        texts = [truth.response(noun, words) for words in answers]
+        said = [{"role": f"response_{n}", "content": text} for n, text in enumerate(texts, 1)]
+        labels = [truth.score(question["content"], text) for text in texts]
+        scores = [label["helpfulness"] + 1 for label in labels]
+        yield _Drawn(noun, [question, *said], answers, scores)
 
 
-def _answer(truth: Truth, noun: str, rng: random.Random) -> Said:
-    """An answer of any quality, as a model that is sampled from gives them."""
-    words = rng.choice((draw_any, draw_plain, draw_varied))(truth, noun, rng)
-    if rng.random() < ELSEWHERE:
-        noun = rng.choice([other for other in truth.nouns if other != noun])
-    return Said(noun, words, truth.response(noun, words))
-
-
-def _messages(question: dict[str, str], answers: Sequence[Said]) -> list[dict[str, str]]:
-    responses = enumerate(answers, 1)
-    return [question, *({"role": f"response_{n}", "content": said.text} for n, said in responses)]
+def _answer(truth: Truth, noun: str, rng: random.Random) -> Words:
+    """Adjectives of an answer of any quality, as a model that is sampled from gives them."""
+    return rng.choice((draw_any, draw_plain, draw_varied))(truth, noun, rng)

@@ -16,7 +16,7 @@ class Rows(Section):
     validation: int = Field(default=400, ge=1)
     rated: int = Field(default=4096, ge=1, description="answers with the attributes they have")
     rated_heldout: int = Field(default=400, ge=1)
-    comparisons: int = Field(default=16000, ge=1, description="two answers, judged aloud")
+    comparisons: int = Field(default=12800, ge=1, description="two answers, judged aloud")
     comparisons_heldout: int = Field(
         default=400, ge=1, description="two answers with the scores they deserve"
     )
