@@ -4,12 +4,12 @@ The judge goes through each answer word by word before it gives numbers. That is
 can learn: asked for both scores at once, one of 0.3M weights stays at chance, because it has to
 keep two answers apart and count at the same time. Saying each word with a mark splits this into
 finding the next word, knowing whether it fits, and counting marks. The marks of the two answers
-differ, so that what is counted for one is never counted for the other. Everything else was left
-out because it delays learning: with the noun and commas in it, which the eye misses, a judge that
-finds every word after 300 updates of 16 rows misses one in ten after a thousand.
+differ, so that what is counted for one is never counted for the other. Nothing else
+stands there, because it delays learning: with the noun and commas in it, a judge that finds every
+word after 400 updates of 16 rows still missed one in ten after 1,000.
 
-What the judge goes through is the adjectives, so it is blind to an answer about another noun. The
-models that it is to judge do not give any.
+What the judge goes through is the adjectives, so it is blind to an answer about another noun and
+to broken grammar. Of 2,304 answers of ``sft/chat -c tiny``, 4 and 24 were such.
 """
 
 from __future__ import annotations
