@@ -1,0 +1,1 @@
+"""GRPO with a generative judge; see ``recipe.py``."""

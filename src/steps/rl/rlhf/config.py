@@ -1,0 +1,229 @@
+"""Settings of ``rl/rlhf``, under the names of NeMo-RL's GRPO and NeMo-Gym's ``genrm_compare``.
+
+What is declared here, in ``nemo_rl`` and in ``gym`` decides something; the keys of ``accepted`` are there so that a
+command line written for NeMo-RL is understood.  ``backend`` and ``judge`` are keys of this project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from nemotron_style.runtime.config import Section, StepConfig, cosmetic
+from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
+from nemotron_style.steps.blocks.address import read_address
+from nemotron_style.steps.blocks.judge import JudgePlan
+from nemotron_style.steps.rl.rlhf.accepted import HELD, Checkpointing, Cluster, DataRest, Logger
+from nemotron_style.steps.rl.rlhf.gym import Env
+from nemotron_style.steps.rl.rlhf.nemo_rl import Count, Grpo, LossFn, Policy
+
+GYM = "nemo_gym"
+"""What ``judge.url`` says where NeMo-Gym serves the judge itself."""
+
+
+class TrainData(Section):
+    """``data.train``."""
+
+    data_path: str | None = None
+
+
+class ValidationData(Section):
+    """``data.validation``."""
+
+    data_path: str | None = None
+    repeat: int | None = None
+
+
+class Data(DataRest):
+    """``data``: prompts to learn from, and others to look at."""
+
+    train: TrainData = TrainData()
+    validation: ValidationData = ValidationData()
+    shuffle: bool = True
+    allow_train_as_validation: bool = cosmetic(default=False)
+
+
+class Judge(Section):
+    """``judge``: keys of ours about the model that compares answers."""
+
+    url: str | None = Field(default=None, description="of a judge that is there already")
+    token_env: str | None = cosmetic(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    form: Literal["genrm", "instruct"] | None = Field(
+        default=None, description="how it is asked; null: as its card says, else genrm"
+    )
+    response_format: dict[str, Any] | None = None
+    both_orders: bool = False
+    min_accuracy: float | None = cosmetic(
+        default=0.6, ge=0, le=1, description="floor of its card; null: no card is asked for"
+    )
+    min_swap_agreement: float = cosmetic(default=0.5, ge=0, le=1)
+    failure_budget: float = Field(default=0.2, ge=0, le=1)
+    flat_steps: Count = Field(default=3, description="steps without any difference, then stop")
+    at_once: Count = cosmetic(default=8)
+    timeout: float = cosmetic(default=120.0, gt=0, description="seconds of one try")
+    ready_seconds: float = cosmetic(default=600.0, gt=0)
+
+
+class Config(StepConfig):
+    """Settings of an RLHF run."""
+
+    backend: Literal["embedded", "nemo_rl"] = "embedded"
+    grpo: Grpo = Grpo()
+    loss_fn: LossFn = LossFn()
+    policy: Policy
+    data: Data = Data()
+    env: Env = Env()
+    judge: Judge = Judge()
+    checkpointing: Checkpointing = Checkpointing()
+    logger: Logger = Logger()
+    cluster: Cluster = Cluster()
+    agreement_limit: float | None = Field(default=None, gt=1)
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of a step, P x N."""
+        return self.grpo.num_prompts_per_step * self.grpo.num_generations_per_prompt
+
+    @property
+    def updates_per_step(self) -> int:
+        """Updates of the weights in a step."""
+        return self.samples_per_step // self.policy.train_global_batch_size
+
+    @property
+    def gate(self) -> float:
+        """The largest token_mult_prob_error of sampler and trainer that is taken for rounding."""
+        return self.agreement_limit or (1.05 if self.policy.half else 1.001)
+
+    @property
+    def normalize(self) -> bool:
+        """Whether advantages are divided by the deviation of their group."""
+        own = self.grpo.adv_estimator.normalize_rewards
+        return self.grpo.normalize_rewards if own is None else own
+
+    @property
+    def leave_one_out(self) -> bool:
+        """Whether a sample is compared with the others of its group alone."""
+        own = self.grpo.adv_estimator.use_leave_one_out_baseline
+        return self.grpo.use_leave_one_out_baseline if own is None else own
+
+    @property
+    def judge_plan(self) -> JudgePlan:
+        """What is compared in a step."""
+        return self.env.compare.plan(
+            both_orders=self.judge.both_orders, failure_budget=self.judge.failure_budget
+        )
+
+    def context(self, model_limit: int) -> int:
+        """The most tokens of a prompt with its answer, for a model that holds ``model_limit``."""
+        return min(model_limit, self.policy.max_total_sequence_length or model_limit)
+
+    def max_new_tokens(self, model_limit: int) -> int:
+        """The most tokens of an answer."""
+        return self.policy.generation.max_new_tokens or max(1, self.context(model_limit) // 2)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Config:
+        problems = [*_sizes(self), *_mirrors(self), *_judge(self)]
+        problems += _held(self) if self.backend == "embedded" else []
+        raise_all(ConfigError, problems)
+        return self
+
+
+def _sizes(config: Config) -> Iterator[Problem]:
+    """Numbers of samples that do not fit each other."""
+    grpo, batch = config.grpo, config.policy.train_global_batch_size
+    if grpo.num_generations_per_prompt < 2:
+        yield Problem(
+            key="grpo.num_generations_per_prompt",
+            what="a sample is compared with others of its prompt, and one has none",
+            got=str(grpo.num_generations_per_prompt),
+            allowed="2 or more",
+        )
+    if config.samples_per_step % batch:
+        yield Problem(
+            key="policy.train_global_batch_size",
+            what="the samples of a step are not divided into whole updates",
+            got=f"{batch} for {grpo.num_prompts_per_step} prompts x "
+            f"{grpo.num_generations_per_prompt} samples",
+            allowed=f"a divisor of {config.samples_per_step}",
+            fix="leave it to follow both",
+        )
+    elif config.loss_fn.force_on_policy_ratio and config.updates_per_step > 1:
+        yield Problem(
+            key="loss_fn.force_on_policy_ratio",
+            what="holds for one update of a step alone; the second is off policy",
+            got=f"{config.updates_per_step} updates",
+            allowed=f"policy.train_global_batch_size={config.samples_per_step}",
+        )
+    if grpo.skip_reference_policy_logprobs_calculation and config.loss_fn.options.kl_weight:
+        yield Problem(
+            key="grpo.skip_reference_policy_logprobs_calculation",
+            what="the KL penalty needs them",
+            fix="set loss_fn.reference_policy_kl_penalty=0, or leave it false",
+        )
+
+
+def _mirrors(config: Config) -> Iterator[Problem]:
+    """Keys that repeat another one and say something else."""
+    grpo, optimizer = config.grpo, config.policy.megatron_cfg.optimizer
+    rollouts = config.env.compare.num_rollouts_per_prompt
+    size = grpo.num_generations_per_prompt
+    looked = grpo.val_num_generations_per_prompt
+    norm = config.policy.max_grad_norm
+    pairs: list[tuple[str, Any, str, Any]] = [
+        ("grpo.seed", grpo.seed, "seed", config.seed),
+        (
+            "grpo.num_val_generations_per_prompt",
+            grpo.num_val_generations_per_prompt,
+            "grpo.val_num_generations_per_prompt",
+            looked,
+        ),
+        (
+            "policy.megatron_cfg.optimizer.clip_grad",
+            optimizer.clip_grad,
+            "policy.max_grad_norm",
+            norm,
+        ),
+        (
+            "env.nemo_gym.genrm_compare_resources_server.resources_servers.genrm_compare."
+            "num_rollouts_per_prompt",
+            rollouts,
+            "grpo.num_generations_per_prompt",
+            size,
+        ),
+    ]
+    for key, given, source, value in pairs:
+        if given is not None and given != value:
+            what = f"repeats {source} and must agree with it"
+            yield Problem(
+                key=key, what=what, got=str(given), allowed=str(value), fix=f"set {source}"
+            )
+
+
+def _judge(config: Config) -> Iterator[Problem]:
+    """Where the judge is."""
+    url = config.judge.url
+    if (url == GYM) != (config.backend == "nemo_rl"):
+        what = "NeMo-Gym serves the judge where NeMo-RL trains, and only there"
+        allowed = GYM if config.backend == "nemo_rl" else "null, or the URL of a judge"
+        yield Problem(key="judge.url", what=what, got=str(url), allowed=allowed)
+    elif url is not None and url != GYM:
+        read_address(url, key="judge.url")
+
+
+def _held(config: Config) -> Iterator[Problem]:
+    """Keys at values that our own loop does not know."""
+    for held in HELD:
+        value: Any = config
+        for part in held.key.split("."):
+            value = getattr(value, part)
+        if not any(value == one and type(value) is type(one) for one in held.allowed):
+            yield Problem(
+                key=held.key,
+                what=f"{held.why} (backend: embedded)",
+                got=str(value),
+                allowed=" or ".join("null" if one is None else str(one) for one in held.allowed),
+                fix=held.fix,
+            )

@@ -1,0 +1,217 @@
+"""``env``: the judge and how its verdicts become rewards, under the names of NeMo-Gym.
+
+Two names that people write mean other ones, and are put in their place before anything is read:
+
+* ``env.nemo_gym.genrm_compare`` is ``genrm_compare_resources_server``.  NeMo-Gym ignores a server
+  by the first name, so that its cohorts keep their own size and never fill.
+* ``...genrm_model.responses_api_models.vllm_model`` is ``...genrm_model``.  NeMo-RL's runner drops
+  the first silently where both stand; here two different values are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from nemotron_style.runtime.config import Section, cosmetic, flatten
+from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
+from nemotron_style.steps.blocks.accepted import only
+from nemotron_style.steps.blocks.judge import JudgePlan
+from nemotron_style.steps.blocks.judge_client import JudgeSampling
+from nemotron_style.steps.blocks.judge_reward import Aggregation
+from nemotron_style.steps.rl.rlhf.accepted import (
+    EnvRest,
+    ImplementationRest,
+    NemoGymRest,
+    Server,
+)
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+IMPLEMENTATIONS = "env.nemo_gym.genrm_model.responses_api_models"
+
+
+def _rename(values: Any, other: str, name: str, *, below: str = "") -> Any:
+    """``values`` with what stands under ``other`` put under ``name``, where it has the last word.
+
+    With ``below``, the key of ``values``, another value that stands there already is a problem.
+    """
+    if not isinstance(values, Mapping) or not isinstance(values.get(other), Mapping):
+        return values
+    meant, stands = values[other], values.get(name) or {}
+    if below:
+        names = (f"{below}.{other}", f"{below}.{name}")
+        raise_all(ConfigError, list(_contradictions(meant, stands, names=names)))
+    return {**values, name: _merge(stands, meant), other: None}
+
+
+def _contradictions(meant: Any, stands: Any, *, names: tuple[str, str]) -> Iterator[Problem]:
+    known = flatten(stands)
+    for key, value in flatten(meant).items():
+        if value is not None and known.get(key, value) not in (None, value):
+            yield Problem(
+                key=f"{names[0]}.{key}",
+                what=f"is another name of {names[1]}.{key}, and they differ",
+                got=str(value),
+                allowed=str(known[key]),
+                fix="give one of them",
+            )
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            merged[key] = _merge(inner, value)
+        elif value is not None:
+            merged[key] = value
+    return merged
+
+
+class RequestParams(Section):
+    """``genrm_responses_create_params``: how the judge's answer is drawn."""
+
+    max_output_tokens: int = Field(default=4096, ge=1, description="reasoning included")
+    temperature: float = Field(default=0.6, ge=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+
+
+class GenrmCompare(Section):
+    """``genrm_compare``: which answers are compared, and what the verdicts are worth."""
+
+    genrm_model_server: Server = Server()
+    num_rollouts_per_prompt: int | None = cosmetic(default=None)
+    genrm_responses_create_params: RequestParams = RequestParams()
+    comparison_strategy: Literal["circular", "all_pairs"] = "circular"
+    num_judges_per_comparison: int = Field(default=1, ge=1)
+    use_principle: bool = False
+    default_principle: str | None = None
+    aggregator_method: Literal["simple_tiebreaker"] = "simple_tiebreaker"
+    reasoning_bonus: Weight = 0.0
+    answer_bonus: Weight = 0.0
+    top_percentile: Share = 0.2
+    group_reasoning_length_penalty_coeff: Weight = 0.0
+    group_answer_length_penalty_coeff: Weight = 0.0
+    group_style_penalty_coeff: Weight = 0.0
+    default_score: float = cosmetic(default=3.0, description="never used: a failure is no score")
+    default_ranking: float = cosmetic(default=3.5, description="never used")
+    genrm_parse_retries: int = Field(default=3, ge=0)
+    genrm_parse_retry_sleep_s: float = cosmetic(default=0.2, ge=0)
+
+    def plan(self, *, both_orders: bool, failure_budget: float) -> JudgePlan:
+        """What is compared."""
+        return JudgePlan(
+            comparison_strategy=self.comparison_strategy,
+            both_orders=both_orders,
+            num_judges_per_comparison=self.num_judges_per_comparison,
+            use_principle=self.use_principle,
+            default_principle=self.default_principle,
+            failure_budget=failure_budget,
+        )
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """How verdicts become rewards."""
+        return Aggregation(
+            aggregator_method=self.aggregator_method,
+            reasoning_bonus=self.reasoning_bonus,
+            answer_bonus=self.answer_bonus,
+            top_percentile=self.top_percentile,
+            group_reasoning_length_penalty_coeff=self.group_reasoning_length_penalty_coeff,
+            group_answer_length_penalty_coeff=self.group_answer_length_penalty_coeff,
+            group_style_penalty_coeff=self.group_style_penalty_coeff,
+        )
+
+    @property
+    def sampling(self) -> JudgeSampling:
+        """How the judge's answers are drawn."""
+        asked = self.genrm_responses_create_params
+        return JudgeSampling(
+            temperature=asked.temperature, top_p=asked.top_p, max_tokens=asked.max_output_tokens
+        )
+
+
+class CompareServers(Section):
+    """``resources_servers`` of the comparison."""
+
+    genrm_compare: GenrmCompare = GenrmCompare()
+
+
+class CompareServer(Section):
+    """``genrm_compare_resources_server``."""
+
+    resources_servers: CompareServers = CompareServers()
+
+
+class Implementation(ImplementationRest):
+    """A server of the judge; ``model`` is a folder, a ref of the store, or a name of a hub."""
+
+    model: str | None = None
+    supports_principle_role: bool = True
+
+
+class Implementations(Section):
+    """``responses_api_models`` of the judge. ``vllm_model`` is another name of ``genrm_model``."""
+
+    genrm_model: Implementation = Implementation()
+    vllm_model: Implementation | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_implementation(cls, values: Any) -> Any:
+        return _rename(values, "vllm_model", "genrm_model", below=IMPLEMENTATIONS)
+
+
+class GenrmModel(Section):
+    """``genrm_model``; NeMo-RL calls ``vllm`` what is ``vllm_serve_kwargs``."""
+
+    responses_api_models: Implementations = Implementations()
+    vllm: Annotated[
+        dict[str, Any] | None,
+        only(
+            None,
+            why="is read by no server",
+            fix="set responses_api_models.genrm_model.vllm_serve_kwargs",
+        ),
+    ] = None
+
+
+class NemoGym(NemoGymRest):
+    """``env.nemo_gym``."""
+
+    genrm_model_name: str | None = Field(default=None, description="where genrm_model has none")
+    genrm_model: GenrmModel = GenrmModel()
+    genrm_compare_resources_server: CompareServer = CompareServer()
+    genrm_compare: CompareServer | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_comparison(cls, values: Any) -> Any:
+        return _rename(values, "genrm_compare", "genrm_compare_resources_server")
+
+
+class Env(EnvRest):
+    """``env``."""
+
+    should_use_nemo_gym: Annotated[
+        bool, only(True, why="rewards come from comparisons by a generative judge")
+    ] = True
+    nemo_gym: NemoGym = NemoGym()
+
+    @property
+    def compare(self) -> GenrmCompare:
+        """How answers are compared."""
+        return self.nemo_gym.genrm_compare_resources_server.resources_servers.genrm_compare
+
+    @property
+    def judge(self) -> Implementation:
+        """The judge's server."""
+        return self.nemo_gym.genrm_model.responses_api_models.genrm_model
+
+    @property
+    def judge_name(self) -> str | None:
+        """The model that judges."""
+        return self.judge.model or self.nemo_gym.genrm_model_name

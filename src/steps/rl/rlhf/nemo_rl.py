@@ -1,0 +1,216 @@
+"""``grpo``, ``loss_fn`` and ``policy``: what is drawn and learnt, under the names of NeMo-RL."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from nemotron_style.runtime.config import Section, cosmetic
+from nemotron_style.steps.blocks.architecture import OptimConfig
+from nemotron_style.steps.blocks.loss_option import LossOptions
+from nemotron_style.steps.blocks.reward_shaping import RewardScaling, RewardShaping
+from nemotron_style.steps.rl.rlhf.accepted import (
+    DtensorCfg,
+    GenerationRest,
+    GrpoRest,
+    MegatronRest,
+    PolicyRest,
+    TokenizerRest,
+)
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Scaling(Section):
+    """``grpo.reward_scaling``; see ``reward_shaping.RewardScaling``."""
+
+    enabled: bool = False
+    source_min: float = 0.0
+    source_max: float = 1.0
+    target_min: float = 0.0
+    target_max: float = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Scaling:
+        RewardScaling(**self.model_dump())
+        return self
+
+
+class Shaping(Section):
+    """``grpo.reward_shaping``; see ``reward_shaping.RewardShaping``."""
+
+    enabled: bool = False
+    overlong_buffer_length: int | None = 128
+    overlong_buffer_penalty: float | None = 1.0
+    max_response_length: int | None = None
+    stop_properly_penalty_coef: float | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Shaping:
+        RewardShaping(**self.model_dump())
+        return self
+
+
+class AdvEstimator(Section):
+    """``grpo.adv_estimator``; what it leaves open stands in ``grpo``."""
+
+    name: str = "grpo"
+    normalize_rewards: bool | None = None
+    use_leave_one_out_baseline: bool | None = None
+    minus_baseline: bool = True
+    reward_weights: list[float] | None = None
+
+
+class Grpo(GrpoRest):
+    """``grpo``: prompts of a step, samples of a prompt, and what their rewards are worth."""
+
+    num_prompts_per_step: Count = 32
+    num_generations_per_prompt: Count = 8
+    max_num_epochs: Count = 1
+    max_num_steps: Count = 1_000_000
+    normalize_rewards: bool = True
+    use_leave_one_out_baseline: bool = True
+    adv_estimator: AdvEstimator = AdvEstimator()
+    advantage_clip_low: float | None = None
+    advantage_clip_high: float | None = None
+    val_period: int = cosmetic(default=10, ge=0, description="steps; 0: never in between")
+    val_at_start: bool = cosmetic(default=False)
+    val_at_end: bool = cosmetic(default=False)
+    val_start_at: int = cosmetic(default=-1)
+    val_num_generations_per_prompt: Count = cosmetic(default=1)
+    num_val_generations_per_prompt: Count | None = cosmetic(default=None)
+    overlong_filtering: bool = False
+    skip_reference_policy_logprobs_calculation: bool = False
+    reward_shaping: Shaping = Shaping()
+    reward_scaling: Scaling = Scaling()
+    seq_logprob_error_threshold: float | None = Field(default=None, gt=1)
+    seed: int | None = cosmetic(default=None)
+
+
+class LossFn(Section):
+    """``loss_fn``; see ``loss_option.LossOptions``. ``compat`` is the NeMo-RL that is followed."""
+
+    disable_ppo_ratio: bool = False
+    token_level_loss: bool = True
+    sequence_level_importance_ratios: bool = False
+    ratio_clip_min: float = 0.2
+    ratio_clip_max: float = 0.2
+    ratio_clip_c: float | None = None
+    reference_policy_kl_penalty: float = 0.01
+    reference_policy_kl_type: str = "k3"
+    kl_input_clamp_value: float | None = 20.0
+    kl_output_clamp_value: float | None = 10.0
+    use_kl_in_reward: bool = False
+    use_importance_sampling_correction: bool = False
+    truncated_importance_sampling_type: str | None = None
+    truncated_importance_sampling_ratio: float | None = None
+    truncated_importance_sampling_ratio_min: float | None = None
+    use_on_policy_kl_approximation: bool = False
+    force_on_policy_ratio: bool = False
+    use_cispo: bool = False
+    positive_example_nll_weight: float = 0.0
+    compat: Literal["head", "v0.6.0"] = "head"
+
+    @property
+    def options(self) -> LossOptions:
+        """Raises ValueError for what does not go together."""
+        return LossOptions(**self.model_dump())
+
+    @model_validator(mode="after")
+    def _check(self) -> LossFn:
+        assert self.options
+        return self
+
+
+class Optimizer(Section):
+    """``policy.megatron_cfg.optimizer``."""
+
+    optimizer: Literal["adam"] = "adam"
+    lr: float = Field(default=1e-6, gt=0)
+    min_lr: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_eps: float = Field(default=1e-8, gt=0)
+    clip_grad: float | None = cosmetic(default=None)
+    sgd_momentum: float = cosmetic(default=0.9)
+    bf16: bool | None = cosmetic(default=None)
+    fp16: bool | None = cosmetic(default=None)
+    params_dtype: str | None = cosmetic(default=None)
+    use_distributed_optimizer: bool = cosmetic(default=True)
+    use_precision_aware_optimizer: bool = cosmetic(default=True)
+    optimizer_cpu_offload: bool = cosmetic(default=False)
+    optimizer_offload_fraction: float = cosmetic(default=0.0)
+
+
+class Scheduler(Section):
+    """``policy.megatron_cfg.scheduler``: the learning rate over updates."""
+
+    lr_decay_style: Literal["constant", "linear", "cosine"] = "constant"
+    lr_decay_iters: Count | None = None
+    lr_warmup_iters: int = Field(default=0, ge=0)
+    lr_warmup_init: float = Field(default=0.0, ge=0)
+    weight_decay_incr_style: Literal["constant"] = "constant"
+    start_weight_decay: float | None = cosmetic(default=None)
+    end_weight_decay: float | None = cosmetic(default=None)
+
+
+class MegatronCfg(MegatronRest):
+    """``policy.megatron_cfg``."""
+
+    optimizer: Optimizer = Optimizer()
+    scheduler: Scheduler = Scheduler()
+
+
+class Generation(GenerationRest):
+    """``policy.generation``: how answers are drawn."""
+
+    backend: Literal["in_process", "vllm"] = "in_process"
+    max_new_tokens: Count | None = Field(default=None, description="null: half of the context")
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int | None = None
+    stop_token_ids: list[int] | None = None
+    stop_strings: list[str] | None = None
+
+
+class PretrainedCheckpoint(Section):
+    """``policy.pretrained_checkpoint``: the model to align, which is the reference too."""
+
+    path: str | None = None
+    format: Literal["megatron_bridge", "megatron_lm"] | None = cosmetic(default=None)
+
+
+class Policy(PolicyRest):
+    """``policy``. Batch sizes count samples: of an update, of a pass with and without gradient."""
+
+    model_name: str | None = None
+    pretrained_checkpoint: PretrainedCheckpoint = PretrainedCheckpoint()
+    tokenizer: TokenizerRest = TokenizerRest()
+    train_global_batch_size: Count
+    train_micro_batch_size: Count = cosmetic(default=1)
+    logprob_batch_size: Count = cosmetic(default=1)
+    max_total_sequence_length: Count | None = Field(default=None, description="null: the model's")
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    dtensor_cfg: DtensorCfg = DtensorCfg()
+    megatron_cfg: MegatronCfg = MegatronCfg()
+    generation: Generation = Generation()
+
+    @property
+    def half(self) -> bool:
+        """Whether weights and activations are bfloat16."""
+        return self.precision == "bfloat16"
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimizer, as the block wants it."""
+        given = self.megatron_cfg.optimizer
+        return OptimConfig(
+            name="distributed_fused_adam" if self.half else "adamw",
+            lr=given.lr,
+            weight_decay=given.weight_decay,
+            betas=(given.adam_beta1, given.adam_beta2),
+            eps=given.adam_eps,
+        )
