@@ -76,11 +76,15 @@ class JudgePlan:
 
 @dataclass(frozen=True)
 class Judged:
-    """Rewards of each group, None for one to be masked; what failed; and what to log."""
+    """Rewards of each group, None for one to be masked; what failed; and what to log.
+
+    ``verdicts`` holds each group's comparisons, and what the judge said of them.
+    """
 
     rewards: Sequence[Sequence[float] | None]
     failures: Sequence[JudgeFailure]
     metrics: Mapping[str, float]
+    verdicts: Sequence[Sequence[tuple[Pair, Verdict | JudgeFailure]]] = ()
 
 
 def judge_groups(
@@ -117,7 +121,9 @@ def judge_groups(
         **_agreement(pairs, results),
         "masked_groups": sum(each is None for each in rewards),
     }
-    return Judged(rewards, failures, {f"judge/{name}": value for name, value in metrics.items()})
+    named = {f"judge/{name}": value for name, value in metrics.items()}
+    told = [list(zip(*each, strict=True)) for each in zip(pairs, results, strict=True)]
+    return Judged(rewards, failures, named, told)
 
 
 def ask(contest: Contest, pair: Pair, *, step: int, principle: str | None) -> Asked:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from pydantic import Field
+
 from nemotron_style.runtime.config import Section, cosmetic
 from nemotron_style.steps.blocks.accepted import only
 
@@ -55,9 +57,7 @@ HELD = (
         "samples are drawn in the training process",
         "set policy.generation.backend=in_process",
     ),
-    Held(
-        "policy.generation.top_p", (1.0,), "the trainer sees log-probs of the whole distribution"
-    ),
+    Held("policy.generation.top_p", (1.0,), "the trainer sees log-probs of the whole distribution"),
     Held("policy.generation.top_k", (None,), "the trainer sees the whole distribution"),
     Held("policy.generation.stop_token_ids", (None, []), "an answer ends as the chat format says"),
     Held("policy.generation.stop_strings", (None, []), "an answer ends as the chat format says"),
@@ -175,7 +175,7 @@ class MegatronRest(Section):
 class PolicyRest(Section):
     """The part of ``policy`` that is not ours, or bounds memory."""
 
-    hf_config_overrides: dict[str, Any] = {}
+    hf_config_overrides: dict[str, Any] = Field(default={})
     generation_batch_size: int | None = cosmetic(default=None)
     logprob_chunk_size: int | None = cosmetic(default=None)
     offload_optimizer_for_logprob: bool = cosmetic(default=False)
@@ -335,5 +335,3 @@ class Server(Section):
 
     type: str = "responses_api_models"
     name: Annotated[str, only("genrm_model", why="there is one judge")] = "genrm_model"
-
-

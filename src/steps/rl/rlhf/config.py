@@ -1,7 +1,8 @@
 """Settings of ``rl/rlhf``, under the names of NeMo-RL's GRPO and NeMo-Gym's ``genrm_compare``.
 
-What is declared here, in ``nemo_rl`` and in ``gym`` decides something; the keys of ``accepted`` are there so that a
-command line written for NeMo-RL is understood.  ``backend`` and ``judge`` are keys of this project.
+What is declared here, in ``nemo_rl`` and in ``gym`` decides something; the keys of ``accepted`` are
+there so that a command line written for NeMo-RL is understood.  ``backend``, ``judge`` and
+``agreement_limit`` are keys of this project.
 """
 
 from __future__ import annotations

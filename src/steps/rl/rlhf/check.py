@@ -1,0 +1,229 @@
+"""What must hold before the first update: who trains, who judges, and on what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from nemotron_style.runtime.artifact import Artifact
+from nemotron_style.runtime.context import StepContext
+from nemotron_style.runtime.errors import InputError, Problem, StepFailed, raise_all
+from nemotron_style.steps.blocks.kl import estimate_kl
+from nemotron_style.steps.blocks.sampling import Sampling
+from nemotron_style.steps.rl.rlhf.config import Config
+from nemotron_style.steps.rl.rlhf.lesson import Lesson, look
+from nemotron_style.steps.rl.rlhf.referee import Referee, find_judge, read_card
+from nemotron_style.steps.rl.rlhf.rollout import Rollout
+
+PROBED = 4
+"""Prompts of the first step that are answered and judged before anything is learnt."""
+
+SAME = 1e-6
+"""Nats a token that rounding may put between a model and its copy."""
+
+
+def check_backend(config: Config) -> None:
+    """Refuse what is not built yet, before any work."""
+    if config.backend == "nemo_rl":
+        raise InputError(
+            Problem(
+                key="backend",
+                what="a config for NeMo-RL cannot be compiled yet",
+                got="nemo_rl",
+                allowed="embedded",
+                fix="start from -c tiny, or set backend=embedded and what it then asks for",
+            )
+        )
+
+
+def check_job(config: Config, ctx: StepContext) -> None:
+    """Refuse other processes than the config asks for, and inputs that must not be one thing."""
+    problems = [*_machine(config, ctx), *_validation(config, ctx)]
+    judge = find_judge(ctx)
+    if judge is not None:
+        problems += [*_confused(ctx.input("model"), judge), *_card(config, judge)]
+    elif config.judge.min_accuracy is not None:
+        problems.append(_no_card("a judge behind judge.url has no card"))
+    raise_all(InputError, problems)
+
+
+def _machine(config: Config, ctx: StepContext) -> Iterator[Problem]:
+    asked = config.cluster.num_nodes * config.cluster.gpus_per_node
+    if asked != ctx.world_size:
+        yield Problem(
+            key="cluster.num_nodes x cluster.gpus_per_node",
+            what="the run was started with another number of processes",
+            got=str(asked),
+            allowed=str(ctx.world_size),
+        )
+    if config.policy.half and not torch.cuda.is_available():
+        yield Problem(
+            key="policy.precision",
+            what="bfloat16 keeps float32 master weights, which needs a CUDA device",
+            got=config.policy.precision,
+            fix="set policy.precision=float32",
+        )
+
+
+def _validation(config: Config, ctx: StepContext) -> Iterator[Problem]:
+    """The prompts that are trained on say nothing about others."""
+    train, validation = ctx.input("prompts"), ctx.optional_input("validation")
+    wanted = config.grpo.val_at_start or config.grpo.val_at_end
+    if validation is None:
+        if wanted:
+            what = "is asked for by grpo.val_at_start or grpo.val_at_end, and no prompts are given"
+            yield Problem(key="data.validation.data_path", what=what)
+    elif validation.digest == train.digest and not config.data.allow_train_as_validation:
+        yield Problem(
+            key="data.validation.data_path",
+            what="train_used_as_validation_unintentionally: the prompts are those of training",
+            got=validation.ref,
+            fix="give other prompts, or set data.allow_train_as_validation=true",
+        )
+
+
+def _confused(policy: Artifact, judge: Artifact) -> Iterator[Problem]:
+    names = ("weights_digest", "source_weights_digest")
+    own = {policy.digest, policy.facts.get("weights_digest")} - {None}
+    if own & {judge.digest, *(judge.facts.get(name) for name in names)}:
+        yield Problem(
+            key="judge.model",
+            what="reward_model_policy_confused: policy and judge are the same weights",
+            got=judge.ref,
+            fix="judge with another model than the one that is trained",
+        )
+
+
+def _card(config: Config, judge: Artifact) -> Iterator[Problem]:
+    floor, card = config.judge.min_accuracy, read_card(judge)
+    if floor is None:
+        return
+    if "accuracy" not in card:
+        yield _no_card(f"{judge.ref} has no judge_card in its record")
+    elif not card["accuracy"] >= floor:
+        yield Problem(
+            key="judge.min_accuracy",
+            what="the judge is right less often than is asked for",
+            got=f"{card['accuracy']:.3f} ({judge.ref})",
+            allowed=f"{floor:g} or more",
+            fix="train a better judge, or lower the floor knowing what it means",
+        )
+
+
+def _no_card(what: str) -> Problem:
+    return Problem(
+        key="judge.min_accuracy",
+        what=f"{what}, so nobody knows how often it is right",
+        fix="measure it with judge/card, or set judge.min_accuracy=null to go without",
+    )
+
+
+def check_room(config: Config, sampling: Sampling, limit: int) -> int:
+    """The tokens that are left for a prompt. Raises InputError when there are none."""
+    room = config.context(limit) - sampling.max_new_tokens
+    if room < 1:
+        raise InputError(
+            Problem(
+                key="policy.generation.max_new_tokens",
+                what="leaves no room for a prompt",
+                got=str(sampling.max_new_tokens),
+                allowed=f"1 to {config.context(limit) - 1}",
+            )
+        )
+    return room
+
+
+def check_same_judge(before: str, now: str) -> None:
+    """Refuse to go on with another judge than the one that gave the rewards so far."""
+    if before != now:
+        raise InputError(
+            Problem(
+                key="judge",
+                what="the run was trained with another judge than the one that answers",
+                got=now,
+                allowed=before,
+                fix="serve that one, or begin anew with --fresh",
+            )
+        )
+
+
+def check_sampler(
+    config: Config, model: nn.Module, lessons: Sequence[Lesson], referee: Referee
+) -> float:
+    """Refuse to train on samples whose log-probs the trainer does not see as the sampler does.
+
+    The figure is NeMo-RL's ``token_mult_prob_error``: the mean of ``exp(|difference|)`` over
+    tokens, 1 where all agree.
+    """
+    seen = _look(config, model, lessons, referee)
+    gaps = [x.double() - y.generation_T.double() for x, y in zip(seen, lessons, strict=True)]
+    error = float(torch.cat(gaps).abs().exp().mean())
+    if not error <= config.gate:
+        raise StepFailed(
+            Problem(
+                key="token_mult_prob_error",
+                what="the trainer gives the samples other log-probs than the sampler drew them "
+                "with, so it would train another policy than the one that was sampled",
+                got=f"{error:.6f}",
+                allowed=f"at most {config.gate:g} (agreement_limit)",
+                fix="compare policy.precision and the weights of the two",
+            )
+        )
+    return error
+
+
+def check_reference(
+    config: Config,
+    models: tuple[nn.Module, nn.Module],
+    lessons: Sequence[Lesson],
+    referee: Referee,
+) -> float:
+    """Refuse a reference that is not the policy before its first update: KL of a token, about 0."""
+    policy, reference = (torch.cat(_look(config, one, lessons, referee)) for one in models)
+    kl = float(estimate_kl(policy.double(), reference.double()).mean())
+    if not abs(kl) <= SAME:
+        raise StepFailed(
+            Problem(
+                key="kl_to_start",
+                what="the reference is not the model that the policy starts from",
+                got=f"{kl:.3g} nats a token",
+                allowed="0",
+            )
+        )
+    return kl
+
+
+def check_judge(config: Config, referee: Referee, probes: Sequence[Rollout]) -> dict[str, float]:
+    """Refuse a judge whose answers cannot be read, or that contradicts itself in the other order.
+
+    Raises ``JudgeUnavailable`` for the first, ``StepFailed`` for the second.
+    """
+    contests = [one.contest for one in probes]
+    metrics = referee.judge(contests, step=0, both_orders=True).metrics
+    share = metrics.get("judge/swap_agreement", 1.0)
+    if share < config.judge.min_swap_agreement:
+        raise StepFailed(
+            Problem(
+                key="judge.min_swap_agreement",
+                what="asked about the same two answers in the other order, the judge prefers "
+                "the other one too often: it looks at the place and not at the answer",
+                got=f"{share:.2f}",
+                allowed=f"{config.judge.min_swap_agreement:g} or more",
+                fix="take a better judge, or lower the floor knowing what it means",
+            )
+        )
+    return {f"gate/{name.partition('/')[2]}": value for name, value in metrics.items()}
+
+
+def _look(
+    config: Config, model: nn.Module, lessons: Sequence[Lesson], referee: Referee
+) -> list[torch.Tensor]:
+    return look(
+        model,
+        lessons,
+        size=config.policy.logprob_batch_size,
+        spokesman=referee.spokesman,
+        temperature=config.policy.generation.temperature,
+    )

@@ -1,0 +1,168 @@
+"""The judge behind its endpoint, asked by the first rank; every rank gets what it says."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from nemotron_style.runtime.artifact import Artifact
+from nemotron_style.runtime.context import StepContext
+from nemotron_style.runtime.errors import Problem
+from nemotron_style.steps.blocks.address import read_address, read_token
+from nemotron_style.steps.blocks.exchange import Fault, as_list
+from nemotron_style.steps.blocks.judge import Contest, Judged, JudgePlan, judge_groups
+from nemotron_style.steps.blocks.judge_cache import VerdictCache
+from nemotron_style.steps.blocks.judge_client import JudgeClient, JudgeUnavailable
+from nemotron_style.steps.blocks.judge_reward import Aggregation
+from nemotron_style.steps.blocks.patience import Patience, last_words, tally
+from nemotron_style.steps.blocks.spokesman import Spokesman
+from nemotron_style.steps.rl.rlhf.config import Config
+
+VERDICTS = "verdicts.jsonl"
+"""In the run's folder: a run that is killed does not ask the same things again."""
+
+SERVICE = "judge"
+LONGEST_PAUSE = 30.0
+REFUSED = ("http_401", "http_403")
+
+
+@dataclass
+class Referee:
+    """Who compares answers. A context manager; ``client`` is None on all but the first rank.
+
+    ``identity`` is the digest of the judge's weights where its artifact is known, or else its
+    name.
+    """
+
+    client: JudgeClient | None
+    spokesman: Spokesman
+    plan: JudgePlan
+    aggregation: Aggregation
+    identity: str
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.client is not None:
+            self.client.close()
+
+    def judge(
+        self, contests: Sequence[Contest], *, step: int, both_orders: bool | None = None
+    ) -> Judged:
+        """The rewards of groups. Raises what :func:`judge_groups` raises, on every rank."""
+        plan = self.plan if both_orders is None else replace(self.plan, both_orders=both_orders)
+
+        def ask() -> Judged:
+            assert self.client is not None
+            return judge_groups(
+                self.client, contests, step=step, plan=plan, aggregation=self.aggregation
+            )
+
+        return self.spokesman.share(ask)
+
+
+def find_judge(ctx: StepContext) -> Artifact | None:
+    """The artifact that the judge beside the step serves; None where the config names a URL."""
+    return ctx.optional_input(f"{SERVICE}.model")
+
+
+def open_referee(config: Config, ctx: StepContext, spokesman: Spokesman) -> Referee:
+    """The judge of the config, once it answers.
+
+    Raises ``JudgeUnavailable`` when it does not within ``judge.ready_seconds``.
+    """
+    artifact = find_judge(ctx)
+    card = read_card(artifact)
+    known = str(artifact.facts.get("weights_digest") or artifact.digest) if artifact else ""
+    client = None
+    if spokesman.speaks:
+        client = _open_client(config, ctx, form=config.judge.form or card.get("form") or "genrm")
+
+    def meet() -> str:
+        assert client is not None
+        client.model = await_name(client, config.judge.ready_seconds, wanted=config.env.judge_name)
+        return known or client.model
+
+    try:
+        identity = spokesman.share(meet)
+    except BaseException:
+        if client is not None:
+            client.close()
+        raise
+    if client is not None:
+        client.identity = identity
+    return Referee(client, spokesman, config.judge_plan, config.env.compare.aggregation, identity)
+
+
+def read_card(artifact: Artifact | None) -> Mapping[str, Any]:
+    """The card in a judge's record; empty where there is none."""
+    card = artifact.facts.get("judge_card") if artifact else None
+    return card if isinstance(card, Mapping) else {}
+
+
+def await_name(client: JudgeClient, seconds: float, *, wanted: str | None) -> str:
+    """The name that the endpoint has for the judge, once it is ready.
+
+    It is ``wanted`` where the endpoint has a model of that name, or else its only one.
+    """
+    begun, faults = client.clock(), list[Fault]()
+    while True:
+        left = seconds - (client.clock() - begun)
+        if left <= 0:
+            what = f"was not ready within {seconds:g} s{tally(faults)}"
+            raise _refuse(client, what, last_words(faults), name="genrm_server_not_ready")
+        try:
+            return _choose(client, min(client.patience.timeout, max(left, 0.05)), wanted)
+        except Fault as fault:
+            faults.append(fault)
+            if fault.kind in REFUSED:
+                raise client.unavailable("refused the token", got=fault.message) from None
+            pause = client.patience.pause(len(faults) - 1, 1.0, fault.retry_after)
+            client._pause(min(pause, max(left, 0.0)), threading.Event())
+
+
+def _choose(client: JudgeClient, timeout: float, wanted: str | None) -> str:
+    path = client._path.replace("/chat/completions", "/models")
+    told = client._exchange.ask("GET", path, timeout=timeout)
+    names = [
+        str(one["id"]) for one in as_list(told, "data") if isinstance(one, dict) and "id" in one
+    ]
+    if wanted in names:
+        return str(wanted)
+    if len(names) == 1:
+        return names[0]
+    what = "serves no model" if not names else "serves several models, and none of the judge's name"
+    raise _refuse(client, what, ", ".join(names), name="genrm_model.model")
+
+
+def _refuse(client: JudgeClient, what: str, got: str, *, name: str) -> JudgeUnavailable:
+    where = f"judge at {client.address}"
+    fix = "see the judge's log; the same command goes on"
+    return JudgeUnavailable(Problem(where=where, key=name, what=what, got=got, fix=fix))
+
+
+def _open_client(config: Config, ctx: StepContext, *, form: str) -> JudgeClient:
+    compare, judge = config.env.compare, config.judge
+    url = judge.url or ctx.service(SERVICE)
+    assert url is not None
+    return JudgeClient(
+        read_address(url),
+        token=read_token(judge.token_env),
+        patience=Patience(
+            tries=compare.genrm_parse_retries + 1,
+            timeout=judge.timeout,
+            first_pause=compare.genrm_parse_retry_sleep_s,
+            longest_pause=LONGEST_PAUSE,
+        ),
+        at_once=judge.at_once,
+        seed=config.seed,
+        stopping=lambda: ctx.stopping,
+        form=form,
+        sampling=compare.sampling,
+        principle_role=config.env.judge.supports_principle_role,
+        response_format=judge.response_format,
+        cache=VerdictCache(ctx.run_dir / VERDICTS),
+    )
