@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from nemotron_style.runtime.config import Section, cosmetic
+from nemotron_style.runtime.errors import ConfigError, Problem
 from nemotron_style.steps.blocks.accepted import only
 
 _DEAD = "no version of NeMo-RL that can be compiled for reads it"
@@ -172,10 +173,20 @@ class MegatronRest(Section):
     env_vars: dict[str, str] | None = cosmetic(default=None)
 
 
+def _refuse_dtensor(given: dict[str, Any]) -> dict[str, Any]:
+    if given.get("enabled", False) is not False:
+        what = "DTensor makes no checkpoint_megatron, which this step produces"
+        fix = "leave policy.megatron_cfg.enabled=true"
+        got = str(given["enabled"])
+        raise ConfigError(Problem(key="policy.dtensor_cfg.enabled", what=what, got=got, fix=fix))
+    return given
+
+
 class PolicyRest(Section):
     """The part of ``policy`` that is not ours, or bounds memory."""
 
     hf_config_overrides: dict[str, Any] = Field(default={})
+    dtensor_cfg: Annotated[dict[str, Any], AfterValidator(_refuse_dtensor)] = Field(default={})
     generation_batch_size: int | None = cosmetic(default=None)
     logprob_chunk_size: int | None = cosmetic(default=None)
     offload_optimizer_for_logprob: bool = cosmetic(default=False)
@@ -200,19 +211,6 @@ class PolicyRest(Section):
             fix="set policy.megatron_cfg.scheduler",
         ),
     ] = None
-
-
-class DtensorCfg(Section):
-    """``policy.dtensor_cfg``: the other way of NeMo-RL to train."""
-
-    enabled: Annotated[
-        bool,
-        only(
-            False,
-            why="DTensor makes no checkpoint_megatron, which this step produces",
-            fix="leave policy.megatron_cfg.enabled=true",
-        ),
-    ] = False
 
 
 class DataRest(Section):
@@ -335,3 +333,15 @@ class Server(Section):
 
     type: str = "responses_api_models"
     name: Annotated[str, only("genrm_model", why="there is one judge")] = "genrm_model"
+
+
+Run = Annotated[
+    dict[str, Any] | None,
+    only(
+        None,
+        {},
+        why="where and how a step runs is no part of its config",
+        fix="say it in a profile",
+    ),
+]
+"""``run``: what Nemotron's launcher reads."""

@@ -16,7 +16,14 @@ from nemotron_style.runtime.config import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.address import read_address
 from nemotron_style.steps.blocks.judge import JudgePlan
-from nemotron_style.steps.rl.rlhf.accepted import HELD, Checkpointing, Cluster, DataRest, Logger
+from nemotron_style.steps.rl.rlhf.accepted import (
+    HELD,
+    Checkpointing,
+    Cluster,
+    DataRest,
+    Logger,
+    Run,
+)
 from nemotron_style.steps.rl.rlhf.gym import Env
 from nemotron_style.steps.rl.rlhf.nemo_rl import Count, Grpo, LossFn, Policy
 
@@ -80,6 +87,7 @@ class Config(StepConfig):
     checkpointing: Checkpointing = Checkpointing()
     logger: Logger = Logger()
     cluster: Cluster = Cluster()
+    run: Run = None
     agreement_limit: float | None = Field(default=None, gt=1)
 
     @property

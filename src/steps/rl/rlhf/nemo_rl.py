@@ -11,7 +11,6 @@ from nemotron_style.steps.blocks.architecture import OptimConfig
 from nemotron_style.steps.blocks.loss_option import LossOptions
 from nemotron_style.steps.blocks.reward_shaping import RewardScaling, RewardShaping
 from nemotron_style.steps.rl.rlhf.accepted import (
-    DtensorCfg,
     GenerationRest,
     GrpoRest,
     MegatronRest,
@@ -194,7 +193,6 @@ class Policy(PolicyRest):
     max_total_sequence_length: Count | None = Field(default=None, description="null: the model's")
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     max_grad_norm: float = Field(default=1.0, ge=0)
-    dtensor_cfg: DtensorCfg = DtensorCfg()
     megatron_cfg: MegatronCfg = MegatronCfg()
     generation: Generation = Generation()
 
