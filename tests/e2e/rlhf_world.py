@@ -78,7 +78,7 @@ class Judge:
     fault: Callable[[int, Reply], Callable[[Any], None] | None] = lambda _number, _body: None
     bodies: list[Reply] = field(default_factory=list)
     url: str = ""
-    name: str = "scripted"
+    name: str = "judge"
 
     @contextmanager
     def serve(self) -> Iterator[Judge]:

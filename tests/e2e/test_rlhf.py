@@ -59,7 +59,7 @@ def test_the_run_leaves_what_it_found(world, plain):
     facts = ctx.output("model").facts
     assert facts["weights_digest"] == digest(ctx) != world.model.facts["weights_digest"]
     assert facts["parent_weights_digest"] == world.model.facts["weights_digest"]
-    assert facts["judge"] == "scripted"
+    assert facts["judge"] == "judge"
     assert (ctx.run_dir / "plots" / "rlhf.png").is_file()
     assert [line["step"] for line in steps_of(ctx)] == [1, 2, 3]
     first, *later = steps_of(ctx)
@@ -78,7 +78,7 @@ def test_every_answer_is_compared_with_both_neighbours(plain):
     for body in judge.bodies:
         roles = [message["role"] for message in body["messages"]]
         assert roles == ["user", "response_1", "response_2"]
-        assert body["model"] == "scripted"
+        assert body["model"] == "judge"
     rows = [
         json.loads(line)
         for line in (ctx.run_dir / "samples" / "step-00000001.jsonl").read_text().splitlines()
@@ -195,8 +195,9 @@ def test_another_judge_half_way_is_refused(world, tmp_path):
         with pytest.raises(Interrupted):
             train(world, tmp_path, judge, stop=stop)
         judge.name = "another"
+        name = 'env.nemo_gym.genrm_model_name="another"'
         with pytest.raises(InputError, match="another judge"):
-            train(world, tmp_path, judge, attempt=2)
+            train(world, tmp_path, judge, name, attempt=2)
 
 
 def test_several_updates_and_all_options_of_the_loss_run(world, tmp_path):
@@ -253,7 +254,7 @@ def test_a_judge_that_cannot_be_read_is_refused_before_training(world, tmp_path)
 
 def test_a_judge_that_is_not_there_is_waited_for_within_bounds(world, tmp_path):
     url = 'judge.url="http://127.0.0.1:9"'
-    with pytest.raises(JudgeUnavailable, match="genrm_server_not_ready"):
+    with pytest.raises(JudgeUnavailable, match="not ready within"):
         world.train_in(tmp_path, url, "judge.ready_seconds=0.5")
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from nemotron_style.runtime.artifact import Artifact
 from nemotron_style.runtime.context import StepContext
-from nemotron_style.runtime.errors import Problem
 from nemotron_style.steps.blocks.address import read_address, read_token
-from nemotron_style.steps.blocks.exchange import Fault, as_list
 from nemotron_style.steps.blocks.judge import Contest, Judged, JudgePlan, judge_groups
 from nemotron_style.steps.blocks.judge_cache import VerdictCache
-from nemotron_style.steps.blocks.judge_client import JudgeClient, JudgeUnavailable
+from nemotron_style.steps.blocks.judge_client import JudgeClient
 from nemotron_style.steps.blocks.judge_reward import Aggregation
-from nemotron_style.steps.blocks.patience import Patience, last_words, tally
+from nemotron_style.steps.blocks.patience import Patience
 from nemotron_style.steps.blocks.spokesman import Spokesman
 from nemotron_style.steps.rl.rlhf.config import Config
 
@@ -24,8 +21,10 @@ VERDICTS = "verdicts.jsonl"
 """In the run's folder: a run that is killed does not ask the same things again."""
 
 SERVICE = "judge"
+SERVED = "judge"
+"""What judge/serve calls its model."""
+
 LONGEST_PAUSE = 30.0
-REFUSED = ("http_401", "http_403")
 
 
 @dataclass
@@ -81,17 +80,17 @@ def open_referee(config: Config, ctx: StepContext, spokesman: Spokesman) -> Refe
     if spokesman.speaks:
         client = _open_client(config, ctx, form=config.judge.form or card.get("form") or "genrm")
 
-    def meet() -> str:
+    def meet() -> None:
         assert client is not None
-        client.model = await_name(client, config.judge.ready_seconds, wanted=config.env.judge_name)
-        return known or client.model
+        client.wait_ready(config.judge.ready_seconds)
 
     try:
-        identity = spokesman.share(meet)
+        spokesman.share(meet)
     except BaseException:
         if client is not None:
             client.close()
         raise
+    identity = known or name_judge(config)
     if client is not None:
         client.identity = identity
     return Referee(client, spokesman, config.judge_plan, config.env.compare.aggregation, identity)
@@ -103,45 +102,9 @@ def read_card(artifact: Artifact | None) -> Mapping[str, Any]:
     return card if isinstance(card, Mapping) else {}
 
 
-def await_name(client: JudgeClient, seconds: float, *, wanted: str | None) -> str:
-    """The name that the endpoint has for the judge, once it is ready.
-
-    It is ``wanted`` where the endpoint has a model of that name, or else its only one.
-    """
-    begun, faults = client.clock(), list[Fault]()
-    while True:
-        left = seconds - (client.clock() - begun)
-        if left <= 0:
-            what = f"was not ready within {seconds:g} s{tally(faults)}"
-            raise _refuse(client, what, last_words(faults), name="genrm_server_not_ready")
-        try:
-            return _choose(client, min(client.patience.timeout, max(left, 0.05)), wanted)
-        except Fault as fault:
-            faults.append(fault)
-            if fault.kind in REFUSED:
-                raise client.unavailable("refused the token", got=fault.message) from None
-            pause = client.patience.pause(len(faults) - 1, 1.0, fault.retry_after)
-            client._pause(min(pause, max(left, 0.0)), threading.Event())
-
-
-def _choose(client: JudgeClient, timeout: float, wanted: str | None) -> str:
-    path = client._path.replace("/chat/completions", "/models")
-    told = client._exchange.ask("GET", path, timeout=timeout)
-    names = [
-        str(one["id"]) for one in as_list(told, "data") if isinstance(one, dict) and "id" in one
-    ]
-    if wanted in names:
-        return str(wanted)
-    if len(names) == 1:
-        return names[0]
-    what = "serves no model" if not names else "serves several models, and none of the judge's name"
-    raise _refuse(client, what, ", ".join(names), name="genrm_model.model")
-
-
-def _refuse(client: JudgeClient, what: str, got: str, *, name: str) -> JudgeUnavailable:
-    where = f"judge at {client.address}"
-    fix = "see the judge's log; the same command goes on"
-    return JudgeUnavailable(Problem(where=where, key=name, what=what, got=got, fix=fix))
+def name_judge(config: Config) -> str:
+    """The judge's name at its endpoint. The service beside the step has one for whatever it is."""
+    return config.env.judge_name or SERVED if config.judge.url else SERVED
 
 
 def _open_client(config: Config, ctx: StepContext, *, form: str) -> JudgeClient:
@@ -160,6 +123,7 @@ def _open_client(config: Config, ctx: StepContext, *, form: str) -> JudgeClient:
         at_once=judge.at_once,
         seed=config.seed,
         stopping=lambda: ctx.stopping,
+        model=name_judge(config),
         form=form,
         sampling=compare.sampling,
         principle_role=config.env.judge.supports_principle_role,
