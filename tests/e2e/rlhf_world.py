@@ -79,18 +79,21 @@ class Judge:
     bodies: list[Reply] = field(default_factory=list)
     url: str = ""
     name: str = "judge"
+    gone: bool = False
 
     @contextmanager
-    def serve(self) -> Iterator[Judge]:
-        """Listen on a free port until the end."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+    def serve(self, port: int = 0) -> Iterator[Judge]:
+        """Listen until the end, on a free port or on ``port``."""
+        server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
+        self.gone = False
         self.url = f"http://127.0.0.1:{server.server_port}"
         try:
             yield self
         finally:
+            self.gone = True  # for connections that are open still
             server.shutdown()
             server.server_close()
 
@@ -115,13 +118,15 @@ def _handler(judge: Judge) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if judge.gone:
+                return self.reset()
             judge.bodies.append(body)
             fault = judge.fault(next(numbers), body)
             if fault is not None:
                 with suppress(OSError):
                     fault(self)
-                return
-            self.answer(completion("Let me see.\n" + json.dumps(judge.opinion(body))))
+                return None
+            return self.answer(completion("Let me see.\n" + json.dumps(judge.opinion(body))))
 
         def answer(self, told: Any, status: int = 200, length: int | None = None) -> None:
             data = told if isinstance(told, bytes) else json.dumps(told).encode()

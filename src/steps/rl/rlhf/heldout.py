@@ -11,15 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from nemotron_style.steps.blocks.interval import clustered
 from nemotron_style.steps.blocks.judge import Contest, Judged
 from nemotron_style.steps.blocks.judge_reward import Answer
 from nemotron_style.steps.blocks.judge_verdict import Verdict
 from nemotron_style.steps.blocks.truth import Truth
 from nemotron_style.steps.rl.rlhf.prompt import Prompt
 from nemotron_style.steps.rl.rlhf.rollout import Rollout, mean_tokens
-
-Z = 1.959963984540054
-"""The quantile of the normal distribution that leaves 2.5% above it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def read_judged(judged: Judged, *, samples: int) -> dict[str, float]:
     ]
     if not rewards:
         return {}
-    rate, low, high = mean_interval(wins, samples=samples)
+    rate, low, high = rate_of(wins, samples=samples)
     return {
         "validation/total_reward/mean": fmean(rewards),
         "validation/judge_win_rate": rate,
@@ -94,7 +92,7 @@ def read_truth(
     )
     samples = len(now.answers[0])
     wins = [_win(new - old) for old, new in zip(then, today, strict=True)]
-    rate, low, high = mean_interval(wins, samples=samples)
+    rate, low, high = rate_of(wins, samples=samples)
     return {
         "validation/truth_before": fmean(then),
         "validation/truth": fmean(today),
@@ -104,24 +102,16 @@ def read_truth(
     }
 
 
-def mean_interval(values: Sequence[float | None], *, samples: int) -> tuple[float, float, float]:
-    """Mean and its 95% interval over prompts, of which each has ``samples`` values in a row.
+def rate_of(values: Sequence[float | None], *, samples: int) -> tuple[float, float, float]:
+    """Mean and its 95% interval; each prompt has ``samples`` values in a row, None is left out.
 
-    The samples of a prompt are not independent of each other, so their mean counts as one number
-    (normal approximation, within 0 and 1). None is left out.
+    The samples of a prompt depend on each other, so they count as one cluster.
     """
-    means = []
-    for first in range(0, len(values), samples):
-        kept = [one for one in values[first : first + samples] if one is not None]
-        means += [fmean(kept)] if kept else []
-    if not means:
-        return math.nan, math.nan, math.nan
-    mean, count = fmean(means), len(means)
-    if count == 1:
-        return mean, 0.0, 1.0
-    spread = math.sqrt(math.fsum((x - mean) ** 2 for x in means) / (count - 1))
-    margin = Z * spread / math.sqrt(count)
-    return mean, max(0.0, mean - margin), min(1.0, mean + margin)
+    parts = [values[first : first + samples] for first in range(0, len(values), samples)]
+    clusters = [[one for one in part if one is not None] for part in parts]
+    clusters = [part for part in clusters if part]
+    mean = fmean([one for part in clusters for one in part]) if clusters else math.nan
+    return (mean, *clustered(clusters))
 
 
 def summary(figures: Mapping[str, float]) -> dict[str, float]:

@@ -1,0 +1,119 @@
+"""Log-probs, losses and gradients of rl/rlhf for each number of processes: run by ``torchrun``.
+
+torchrun --nproc-per-node 2 rlhf_job.py OUT
+"""
+
+import json
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from nemotron_style.steps.blocks import parallel
+from nemotron_style.steps.blocks.architecture import ModelConfig
+from nemotron_style.steps.blocks.checkpoint import full_weights
+from nemotron_style.steps.blocks.loss_option import LossOptions
+from nemotron_style.steps.blocks.model import build_model
+from nemotron_style.steps.blocks.spokesman import Spokesman
+from nemotron_style.steps.rl.rlhf.lesson import Lesson, drop_strange, learn, look
+
+SIZES = ModelConfig(
+    num_layers=2,
+    hidden_size=32,
+    ffn_hidden_size=48,
+    num_attention_heads=4,
+    num_query_groups=2,
+    vocab_size=64,
+    max_sequence_length=64,
+)
+PASSES = (1, 2, 3, 16)
+TEMPERATURE = 0.8
+OPTIONS = {
+    "ppo": LossOptions(),
+    "sequence": LossOptions(token_level_loss=False, use_importance_sampling_correction=True),
+    "recipe": LossOptions(
+        reference_policy_kl_penalty=0.1,
+        ratio_clip_max=0.28,
+        kl_input_clamp_value=None,
+        kl_output_clamp_value=None,
+        use_on_policy_kl_approximation=True,
+        use_importance_sampling_correction=True,
+        truncated_importance_sampling_type="tis",
+        truncated_importance_sampling_ratio=5.0,
+        force_on_policy_ratio=True,
+    ),
+}
+
+
+def lessons():
+    """Groups of two to four samples of many lengths; one sample of each group teaches nothing."""
+    draw = random.Random(5)
+
+    def text(most):
+        return [draw.randrange(SIZES.vocab_size) for _ in range(draw.randint(1, most))]
+
+    found = []
+    for group, count in enumerate((2, 4, 3, 4, 2, 4, 3)):
+        prompt = text(9)
+        for number in range(count):
+            tokens = text(20)
+            found.append(
+                Lesson(
+                    group=group,
+                    prompt_ids=prompt,
+                    tokens=tokens,
+                    generation_T=torch.tensor([-4.0 - draw.random() for _ in tokens]),
+                    advantage=draw.gauss(0, 1),
+                    reward=draw.gauss(0, 1),
+                    weight=float(number > 0),
+                )
+            )
+    return found
+
+
+def full_gradient(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.main_grad)
+    return {name: whole.clone() for name, whole in full_weights(model)}
+
+
+def measure(out):
+    seen_as = {"spokesman": Spokesman(), "temperature": TEMPERATURE}
+    facts, tensors = {"looks": [], "metrics": {}}, {}
+    model, other = build_model(SIZES, seed=11), build_model(SIZES, seed=12, ddp=False)
+    plain = lessons()
+    for size in PASSES:
+        found = look(other, plain, size=size, **seen_as)
+        facts["looks"].append([each.double().sum().item() for each in found])
+    previous = look(model, plain, size=16, **seen_as)
+    reference = look(other, plain, size=16, **seen_as)
+    taught = [
+        replace(one, previous_T=then + 0.05, reference_T=start)
+        for one, then, start in zip(plain, previous, reference, strict=True)
+    ]
+    facts["dropped"] = [one.weight for one in drop_strange(taught, 1.5)[0]]
+    for name, options in OPTIONS.items():
+        for size in PASSES:
+            model = build_model(SIZES, seed=11)
+            metrics = learn(model, taught, options, size=size, **seen_as)
+            facts["metrics"].setdefault(name, []).append(metrics)
+            kept = full_gradient(model).items()
+            tensors |= {f"{name}/{size}/{key}": value.contiguous() for key, value in kept}
+    if dist.get_rank() == 0:
+        (out / "facts.json").write_text(json.dumps(facts))
+        save_file(tensors, out / "tensors")
+
+
+def main():
+    parallel.initialize(seed=1)
+    measure(Path(sys.argv[1]))
+    parallel.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What rl/rlhf learns from a step does not depend on passes and processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nemotron_style.steps.blocks import parallel
+
+pytestmark = pytest.mark.slow
+
+JOB = Path(__file__).with_name("rlhf_job.py")
+_spec = importlib.util.spec_from_file_location("rlhf_job", JOB)
+job = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(job)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """What this process computes alone."""
+    out = tmp_path_factory.mktemp("one")
+    parallel.initialize(seed=1)
+    job.measure(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes compute together."""
+    out = tmp_path_factory.mktemp("two")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = subprocess.run(
+        [*launch, str(JOB), str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    return out
+
+
+@pytest.fixture(params=["one", "two"])
+def processes(request):
+    return request.getfixturevalue(request.param)
+
+
+def facts(folder):
+    return json.loads((folder / "facts.json").read_text())
+
+
+@pytest.mark.parametrize("size", job.PASSES)
+@pytest.mark.parametrize("name", job.OPTIONS)
+def test_the_gradient_is_that_of_one_pass_in_one_process(one, processes, name, size):
+    whole, parts = load_file(one / "tensors"), load_file(processes / "tensors")
+    start = f"{name}/16/"
+    keys = [key.removeprefix(start) for key in whole if key.startswith(start)]
+    expected = torch.cat([whole[f"{start}{key}"].flatten() for key in keys])
+    found = torch.cat([parts[f"{name}/{size}/{key}"].flatten() for key in keys])
+    assert expected.norm() > 0
+    assert float((found - expected).norm() / expected.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("name", job.OPTIONS)
+def test_loss_and_metrics_are_those_of_one_pass_in_one_process(one, processes, name):
+    expected = facts(one)["metrics"][name][-1]
+    for metrics in facts(processes)["metrics"][name]:
+        assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-6, abs=1e-7)
+
+
+def test_log_probs_are_the_same_everywhere(one, processes):
+    expected = facts(one)["looks"][-1]
+    for looks in facts(processes)["looks"]:
+        assert looks == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_the_sampler_saw_otherwise_is_dropped_alike(one, two):
+    weights = facts(one)["dropped"]
+    assert facts(two)["dropped"] == weights
+    assert 0 < sum(weights) < sum(lesson.weight for lesson in job.lessons())
