@@ -10,9 +10,12 @@ Pair = tuple[str, str]
 """A noun and a context: what a prompt asks about."""
 
 
-def draw_plain(truth: Truth, noun: str, rng: random.Random) -> list[str]:
-    """Adjectives of an ordinary answer: in half of the answers all fit, in others as it happens."""
-    fitting, sure = truth.fitting(noun), 2 * rng.random()
+def draw_plain(truth: Truth, noun: str, rng: random.Random, *, care: float = 1.0) -> list[str]:
+    """Adjectives of an ordinary answer: in half of the answers all fit, in others as it happens.
+
+    With ``care`` 1/2 only the luckiest fit throughout, and with 0 all are drawn at random.
+    """
+    fitting, sure = truth.fitting(noun), 2 * care * rng.random()
     wanted = rng.randint(1, LEVELS)
     said: list[str] = []
     while len(said) < wanted:

@@ -26,9 +26,12 @@ class Rows(Section):
     labelled_share: float = Field(
         default=0.22, ge=0, le=1, description="rows that teach to answer as a label asks"
     )
-
     mislabelled_share: float = Field(
         default=0.25, ge=0, le=1, description="of those rows, the ones whose label is drawn anew"
+    )
+
+    care: float = Field(
+        default=1.0, ge=0, le=1, description="how well the adjectives of plain answers fit"
     )
 
     @model_validator(mode="after")

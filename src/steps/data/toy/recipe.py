@@ -99,7 +99,7 @@ def draw_rows(
         elif labelled:
             said = draw_varied(truth, noun, rng)
         else:
-            said = draw_plain(truth, noun, rng)
+            said = draw_plain(truth, noun, rng, care=shares.care)
         question = ask(truth, (noun, context))
         response = truth.response(noun, said)
         row: dict[str, Any] = {
