@@ -4,7 +4,7 @@ Sources: Wilson, "Probable inference, the law of succession, and statistical inf
 Newcombe, "Improved confidence intervals for the difference between binomial proportions based on
 paired data" (1998), method 10; for clusters, Franco, Little, Louis and Slud, "Comparative study of
 confidence intervals for proportions in complex sample surveys" (2019): Wilson's interval of the
-effective sample size.
+effective sample size, which Korn and Graubard (1998) lower where clusters are few.
 """
 
 from __future__ import annotations
@@ -30,18 +30,31 @@ def wilson(hits: float, total: float) -> tuple[float, float]:
 def effective_size(clusters: Sequence[Sequence[float]]) -> float:
     """How many independent samples tell as much as ``clusters`` of scores from 0 to 1 do.
 
-    It is ``p (1 - p) / v`` with the variance ``v`` of the mean between clusters, and never more
-    than there are samples. Where the data cannot tell ``v`` (one cluster, or every score 0, or
-    every score 1) a cluster counts as one sample.
+    It is ``p (1 - p) / v`` with the variance ``v`` of the mean between clusters, times
+    ``(z / t)^2`` because few clusters tell ``v`` badly. ``v`` is never less than that of as many
+    independent samples with these scores, nor than if one sample were in doubt. Scores of a half
+    vary less than coins, so with many of them it is more than the number of samples. Where all
+    scores are 0, or 1, and for one cluster, a cluster counts as one sample.
     """
     total = sum(map(len, clusters))
     rate = sum(map(sum, clusters)) / total
     count = len(clusters)
     if count == 1 or rate in (0.0, 1.0):
         return float(count)
-    surplus = [sum(scores) - rate * len(scores) for scores in clusters]
-    variance = count / (count - 1) * sum(each**2 for each in surplus) / total**2
-    return min(total, rate * (1 - rate) / variance) if variance else float(total)
+    between = sum((sum(scores) - rate * len(scores)) ** 2 for scores in clusters)
+    alone = sum((score - rate) ** 2 for scores in clusters for score in scores)
+    variance = max(between * count / (count - 1), alone, 1.0) / total**2
+    return rate * (1 - rate) / variance * (Z / student(count - 1)) ** 2
+
+
+def student(freedom: int) -> float:
+    """Student's quantile that leaves 2.5% above it: Z and two terms of its expansion in 1 / n.
+
+    Source: Abramowitz and Stegun, 26.7.5. From 5 degrees of freedom on it is right to 1%.
+    """
+    first = (Z**3 + Z) / 4
+    second = (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96
+    return Z + first / freedom + second / freedom**2
 
 
 def clustered(clusters: Sequence[Sequence[float]]) -> tuple[float, float]:
