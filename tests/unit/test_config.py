@@ -5,8 +5,15 @@ import json
 import pytest
 
 from nemotron_style.runtime.catalog import load_catalog
-from nemotron_style.runtime.config import InputSource, flatten, parse_config, resolve_config
+from nemotron_style.runtime.config import (
+    InputSource,
+    flatten,
+    load_config_class,
+    parse_config,
+    resolve_config,
+)
 from nemotron_style.runtime.errors import ConfigError, ManifestError
+from nemotron_style.runtime.schema import locate, split_key
 
 
 def resolve(*overrides: str, name: str = "default"):
@@ -348,9 +355,8 @@ def test_every_shipped_config_resolves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for step in load_catalog().steps.values():
         for name in step.configs:
-            resolved = resolve_config(step, name=name)
-            known = flatten(resolved.values)
-            for parameter in step.parameters:
-                assert any(
-                    key == parameter.name or key.startswith(f"{parameter.name}.") for key in known
-                ), f"{step.id}: {parameter.name}"
+            resolve_config(step, name=name)
+        schema = load_config_class(step)
+        for parameter in step.parameters:
+            place = locate(schema, split_key(parameter.name))
+            assert place.standing == "declared", f"{step.id}: {parameter.name}"
