@@ -13,9 +13,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from nemotron_style.runtime.errors import Problem
 from nemotron_style.steps.blocks import parallel
 from nemotron_style.steps.blocks.architecture import ModelConfig
 from nemotron_style.steps.blocks.checkpoint import full_weights
+from nemotron_style.steps.blocks.judge_client import JudgeUnavailable
 from nemotron_style.steps.blocks.loss_option import LossOptions
 from nemotron_style.steps.blocks.model import build_model
 from nemotron_style.steps.blocks.spokesman import Spokesman
@@ -82,6 +84,20 @@ def full_gradient(model):
     return {name: whole.clone() for name, whole in full_weights(model)}
 
 
+def told(spokesman):
+    """What every rank hears of the first one's work, and of what goes wrong with it."""
+
+    def fail():
+        raise JudgeUnavailable(Problem(what="gone", where=str(dist.get_rank())))
+
+    heard = [spokesman.share(lambda: [dist.get_rank(), "first"])]
+    try:
+        spokesman.share(fail)
+    except JudgeUnavailable as error:
+        heard.append(str(error))
+    return spokesman.gather(heard)
+
+
 def measure(out):
     seen_as = {"spokesman": Spokesman(), "temperature": TEMPERATURE}
     facts, tensors = {"looks": [], "metrics": {}}, {}
@@ -96,6 +112,7 @@ def measure(out):
         replace(one, previous_T=then + 0.05, reference_T=start)
         for one, then, start in zip(plain, previous, reference, strict=True)
     ]
+    facts["told"] = told(seen_as["spokesman"])
     facts["dropped"] = [one.weight for one in drop_strange(taught, 1.5)[0]]
     for name, options in OPTIONS.items():
         for size in PASSES:

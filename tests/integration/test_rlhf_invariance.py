@@ -87,3 +87,9 @@ def test_what_the_sampler_saw_otherwise_is_dropped_alike(one, two):
     weights = facts(one)["dropped"]
     assert facts(two)["dropped"] == weights
     assert 0 < sum(weights) < sum(lesson.weight for lesson in job.lessons())
+
+
+def test_every_process_hears_what_the_first_one_hears(one, two):
+    heard = [[0, "first"], "0: gone"]
+    assert facts(one)["told"] == [heard]
+    assert facts(two)["told"] == [heard, heard]
