@@ -348,4 +348,4 @@ def test_a_config_for_nemo_rl_says_so_before_any_work(world, tmp_path):
 
 def test_more_processes_than_there_are_is_refused(world, tmp_path):
     with pytest.raises(InputError, match="another number of processes"):
-        world.train_in(tmp_path, 'judge.url="http://127.0.0.1:9"', "cluster.gpus_per_node=2")
+        world.train_in(tmp_path, 'judge.url="http://127.0.0.1:9"', "processes=2")

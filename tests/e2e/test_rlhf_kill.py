@@ -134,3 +134,31 @@ def test_a_killed_trainer_and_a_killed_judge_change_nothing(world, tmp_path):
 
 def url(judge):
     return f'judge.url="{judge.url}"'
+
+
+def test_a_config_for_nemo_rl_is_planned_and_says_once_that_it_cannot_run(world, tmp_path):
+    store = copy_of(world, tmp_path)
+    command = ["steps", "run", "rl/rlhf", "-c", "default", "-i", "model=start:v1"]
+    said = {}
+    for flag in ("--dry-run", "--json"):
+        said[flag] = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "nemotron_style.runtime",
+                *command,
+                "-i",
+                "prompts=train:v1",
+                flag,
+            ],
+            env=os.environ | {"NEMOTRON_STYLE_HOME": str(store)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert said["--dry-run"].returncode == 0
+    assert "genrm_compare_resources_server" in said["--dry-run"].stdout
+    assert said["--json"].returncode == 2
+    told = said["--json"].stdout + said["--json"].stderr
+    assert "a config for NeMo-RL cannot be compiled yet" in told
+    assert "Traceback" not in told

@@ -274,7 +274,7 @@ class Logger(Section):
 
 
 class Cluster(Section):
-    """``cluster``: processes on each machine, and machines."""
+    """``cluster``: machines, and what they have."""
 
     gpus_per_node: int = cosmetic(default=1, ge=1)
     num_nodes: int = cosmetic(default=1, ge=1)

@@ -50,10 +50,10 @@ def check_job(config: Config, ctx: StepContext) -> None:
 
 
 def _machine(config: Config, ctx: StepContext) -> Iterator[Problem]:
-    asked = config.cluster.num_nodes * config.cluster.gpus_per_node
+    asked = config.cluster.num_nodes * config.processes
     if asked != ctx.world_size:
         yield Problem(
-            key="cluster.num_nodes x cluster.gpus_per_node",
+            key="cluster.num_nodes x processes",
             what="the run was started with another number of processes",
             got=str(asked),
             allowed=str(ctx.world_size),

@@ -1,8 +1,8 @@
 """Settings of ``rl/rlhf``, under the names of NeMo-RL's GRPO and NeMo-Gym's ``genrm_compare``.
 
 What is declared here, in ``nemo_rl`` and in ``gym`` decides something; the keys of ``accepted`` are
-there so that a command line written for NeMo-RL is understood.  ``backend``, ``judge`` and
-``agreement_limit`` are keys of this project.
+there so that a command line written for NeMo-RL is understood.  ``backend``, ``processes``,
+``judge`` and ``agreement_limit`` are keys of this project.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class Config(StepConfig):
     """Settings of an RLHF run."""
 
     backend: Literal["embedded", "nemo_rl"] = "embedded"
+    processes: Count = cosmetic(default=1, description="on each machine, of the embedded loop")
     grpo: Grpo = Grpo()
     loss_fn: LossFn = LossFn()
     policy: Policy
