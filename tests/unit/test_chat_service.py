@@ -450,8 +450,12 @@ def test_metrics_tell_what_happened() -> None:
         world.chat("Hi", seed=1, n=2)
         world.chat("Hi", seed=1, max_tokens=2)
         world.chat(n=0)
-        lines = world.ask("GET", "/metrics")[1].decode().splitlines()
-    told = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        end = time.monotonic() + 30
+        told: dict[str, str] = {}
+        while told.get("chat_request_seconds_count") != "3":  # counted after the answer is sent
+            assert time.monotonic() < end
+            lines = world.ask("GET", "/metrics")[1].decode().splitlines()
+            told = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     assert told[f'chat_requests_total{{path="{CHAT}",status="200"}}'] == "2"
     assert told[f'chat_requests_total{{path="{CHAT}",status="400"}}'] == "1"
     assert told['chat_errors_total{kind="invalid_value"}'] == "1"
