@@ -18,6 +18,11 @@ from nemotron_style.runtime.pipeline import Pipeline, compile_pipeline
 from nemotron_style.runtime.profile import Profile
 from nemotron_style.runtime.store import Store
 
+CPU = Path("/proc/cpuinfo")
+if CPU.exists() and "GenuineIntel" in CPU.read_text():
+    # As launch.sh has it; MKL reads it at its first product.
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
 KINDS = """
 [grain]
 description = "what grows"

@@ -141,11 +141,7 @@ def test_stopped_between_shards_it_goes_on_to_the_same_bytes(
     second = make_run(small_toy, tmp_path, attempt=2)
     for name in OUTPUTS:
         assert rows_of(second, name) == rows_of(made, name)
-        facts, whole = dict(second.output(name).facts), dict(made.output(name).facts)
-        # From log-probs before they are rounded for the rows: the last bits of a float32 product
-        # can depend on where its arrays lie in memory.
-        assert facts.pop("effective") == pytest.approx(whole.pop("effective"), rel=1e-7)
-        assert facts == whole
+        assert second.output(name).facts == made.output(name).facts
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 

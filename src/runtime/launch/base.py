@@ -211,6 +211,12 @@ def write_exports(plan: Plan) -> list[str]:
         # Idle threads of GNU OpenMP wait by spinning; where two runs share cores they would
         # take each other's time, and both come out many times slower instead of half as fast.
         exports.append('export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"')
+    if "MKL_CBWR" not in plan.env:
+        # Without it MKL's sums depend on where arrays lie in memory once two threads share a
+        # product, and a run that goes on would differ in its last bits. On processors of other
+        # makers the setting would select the slowest code, and the sums are equal without it.
+        setting = 'export MKL_CBWR="${MKL_CBWR:-AUTO,STRICT}"'
+        exports.append(f"if grep -qs GenuineIntel /proc/cpuinfo; then {setting}; fi")
     return exports
 
 
