@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from nemotron_style.runtime.catalog import load_catalog
 from nemotron_style.runtime.errors import InputError, StepFailed
+from nemotron_style.runtime.order import Order, World
+from nemotron_style.runtime.pipeline import compile_pipeline
+from nemotron_style.runtime.plan import Plan
+from nemotron_style.runtime.profile import Profile
+from nemotron_style.runtime.store import Store
 from nemotron_style.steps.blocks.chat import ChatFormat, parse_prompt
 from nemotron_style.steps.blocks.interval import wilson
 from nemotron_style.steps.blocks.judge_client import JudgeFailure
@@ -275,3 +281,17 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         Config.model_validate(
             {"sampling": {"max_new_tokens": 8}, "judge": {"url": "ftp://somewhere:1"}}
         )
+
+
+def test_the_tiny_arena_measures_what_the_tiny_rlhf_gained(tmp_path: Path) -> None:
+    """Its baseline is the start of the run that made its model, and that run's judge judges."""
+    world = World(load_catalog(), Store(tmp_path), Profile(name="local"), workdir=tmp_path)
+    runs = compile_pipeline(Order("eval/arena", config="tiny"), world=world).runs
+    arena, trained = runs[-1].plan, runs[-2].plan
+    assert isinstance(arena, Plan)
+    assert isinstance(trained, Plan)
+    filled, given = ({one.slot: one.source for one in each.inputs} for each in (arena, trained))
+    assert filled["model"] == f"run:{trained.run_id}/model"
+    assert filled["baseline"] == given["model"]
+    assert filled["judge.model"] == given["judge.model"]
+    assert filled["prompts"] == given["validation"]
