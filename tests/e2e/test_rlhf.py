@@ -60,6 +60,7 @@ def test_the_run_leaves_what_it_found(world, plain):
     assert facts["weights_digest"] == digest(ctx) != world.model.facts["weights_digest"]
     assert facts["parent_weights_digest"] == world.model.facts["weights_digest"]
     assert facts["judge"] == "judge"
+    assert ctx.figures["judge_parse_failure_rate"] == ctx.figures["judge_failed_share"] == 0
     assert (ctx.run_dir / "plots" / "rlhf.png").is_file()
     assert [line["step"] for line in steps_of(ctx)] == [1, 2, 3]
     first, *later = steps_of(ctx)
@@ -144,6 +145,9 @@ def test_a_group_with_a_failure_is_masked_and_not_scored(world, tmp_path):
         assert line["num_mask_sample_filtered"] == 4
         assert line["num_valid_samples"] == 44
         assert line["judge/parse_failure_rate"] > 0
+    failed = sum(line["judge/given_up"] for line in steps_of(ctx))
+    assert ctx.figures["judge_failed_share"] == pytest.approx(failed / (12 * 4 * 3))
+    assert 0 < ctx.figures["judge_parse_failure_rate"] < 0.5
 
 
 def test_too_many_failures_end_the_run_and_it_goes_on_later(world, plain, tmp_path):

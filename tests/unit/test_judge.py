@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemotron_style.steps.blocks import judge_verdict
-from nemotron_style.steps.blocks.judge import Contest, JudgePlan, ask
+from nemotron_style.steps.blocks.judge import Contest, JudgePlan, ask, sum_failures
 from nemotron_style.steps.blocks.judge_pair import Pair, choose_pairs, swap_agreement
 from nemotron_style.steps.blocks.judge_request import (
     Question,
@@ -321,3 +321,15 @@ def test_no_verdict_has_no_metrics() -> None:
 def test_an_aggregation_that_cannot_be_meant_is_refused(how: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(how))):
         Aggregation(**how)  # type: ignore[arg-type]
+
+
+def test_a_runs_failures_are_those_of_its_steps() -> None:
+    lines = [
+        {"judge/answers": 8.0, "judge/failed_unparseable": 3.0, "judge/failed_unfinished": 1.0}
+        | {"judge/verdicts": 4.0, "judge/given_up": 1.0, "judge/failed_http_503": 5.0},
+        {"validation/tokens": 3.0},
+        {"judge/cached": 3.0, "gate/answers": 9.0},
+        {"judge/answers": 2.0, "judge/failed_empty": 1.0, "judge/verdicts": 1.0},
+    ]
+    assert sum_failures(lines) == {"parse_failure_rate": 5 / 10, "failed_share": 1 / 9}
+    assert sum_failures([]) == {}

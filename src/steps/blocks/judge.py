@@ -7,7 +7,8 @@ a budget of failures the run stops.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 from statistics import fmean
@@ -29,6 +30,12 @@ ROUNDING = 1e-9
 
 UNREADABLE = ("unparseable", "empty", "unfinished")
 """Faults of answers that came whole and held no verdict."""
+
+OUTCOMES = ("verdicts", "cached", "given_up")
+"""How a judgement ends: each in one of these."""
+
+ANSWERS = ("answers", *(f"failed_{kind}" for kind in UNREADABLE))
+LOGGED = "judge/"
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ def judge_groups(
         **_agreement(pairs, results),
         "masked_groups": sum(each is None for each in rewards),
     }
-    named = {f"judge/{name}": value for name, value in metrics.items()}
+    named = {f"{LOGGED}{name}": value for name, value in metrics.items()}
     told = [list(zip(*each, strict=True)) for each in zip(pairs, results, strict=True)]
     return Judged(rewards, failures, named, told)
 
@@ -150,11 +157,27 @@ def _failure_metrics(
 ) -> dict[str, float]:
     """Failures of judgements, and the share of the judge's answers that held no verdict."""
     made = {name: after[name] - before.get(name, 0) for name in after}
+    rates = _rates(made, asked, failed)
+    return {**rates, **{name: float(value) for name, value in made.items() if value}}
+
+
+def sum_failures(lines: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """``parse_failure_rate`` and ``failed_share`` of a whole run, from what its steps logged.
+
+    A verdict that was found again after a kill is a judgement, and no new answer of the judge.
+    """
+    made: Counter[str] = Counter()
+    for line in lines:
+        own = {k.removeprefix(LOGGED): v for k, v in line.items() if k.startswith(LOGGED)}
+        made.update({name: own[name] for name in (*OUTCOMES, *ANSWERS) if name in own})
+    return _rates(made, sum(made[name] for name in OUTCOMES), made["given_up"])
+
+
+def _rates(made: Mapping[str, float], asked: float, failed: float) -> dict[str, float]:
     answers = made.get("answers", 0)
     unreadable = sum(made.get(f"failed_{kind}", 0) for kind in UNREADABLE)
     rates = {"parse_failure_rate": unreadable / answers} if answers else {}
-    rates |= {"failed_share": failed / asked} if asked else {}
-    return {**rates, **{name: float(value) for name, value in made.items() if value}}
+    return rates | ({"failed_share": failed / asked} if asked else {})
 
 
 def _agreement(

@@ -34,6 +34,7 @@ from nemotron_style.steps.blocks.checkpoint import (
 from nemotron_style.steps.blocks.device import prepare
 from nemotron_style.steps.blocks.generate import Engine
 from nemotron_style.steps.blocks.job import is_due
+from nemotron_style.steps.blocks.judge import sum_failures
 from nemotron_style.steps.blocks.judge_client import JudgeUnavailable
 from nemotron_style.steps.blocks.kl import estimate_kl
 from nemotron_style.steps.blocks.optimizer import build_optimizer
@@ -292,8 +293,9 @@ def run(config: Config, ctx: StepContext) -> None:
     output, judge = ctx.output("model"), find_judge(ctx)
     save_model(model, output.path, config=sizes, tokenizer=source.path / TOKENIZER)
     dist.barrier()
+    lines = ctx.metrics.history() if ctx.is_first else []
     if ctx.is_first:
-        plot.draw(ctx.metrics.history(), ctx.run_dir)
+        plot.draw(lines, ctx.run_dir)
     output.note(
         weights_digest=weights_digest(model),
         parent_weights_digest=str(
@@ -305,7 +307,12 @@ def run(config: Config, ctx: StepContext) -> None:
         steps=steps,
         **describe(tokenizer, chat),
     )
-    ctx.summarise(**summary(memory.seen), steps=steps, prompts=steps * grpo.num_prompts_per_step)
+    ctx.summarise(
+        **summary(memory.seen),
+        **{f"judge_{name}": value for name, value in sum_failures(lines).items()},
+        steps=steps,
+        prompts=steps * grpo.num_prompts_per_step,
+    )
 
 
 def wants_look(config: Config, step: int, last: int) -> bool:
