@@ -187,7 +187,6 @@ class Theirs:
             max_grad_norm=MAX_NORM,
             beta=BETA,
             epsilon=CLIP,
-            use_bias_correction_kl=False,
             optim="adamw_torch_fused",
             report_to="none",
             save_strategy="no",
