@@ -107,12 +107,17 @@ def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def _shared_prefix(query: Tensor, key: Tensor, value: Tensor, placed: Placement) -> Tensor:
     """``[B, heads, P + N * R, head size]`` each; the prompt once, then all responses at once."""
-    width, count = placed.layout.prompt_width, placed.layout.count
-    prompt = _causal(query[:, :, :width], key[:, :, :width], value[:, :, :width])
+    count = placed.layout.count
+    # Split, not sliced: the gradient of a slice is as large as the whole, and filled with zeros.
+    widths = [placed.layout.prompt_width, count * placed.layout.response_width]
+    (query_P, query), (key_P, key), (value_P, value) = (
+        states.split(widths, dim=2) for states in (query, key, value)
+    )
+    prompt = _causal(query_P, key_P, value_P)
     responses = F.scaled_dot_product_attention(
-        _by_response(query[:, :, width:], count),
-        _with_prompt(key, width, count),
-        _with_prompt(value, width, count),
+        _by_response(query, count),
+        _with_prompt(key_P, key, count),
+        _with_prompt(value_P, value, count),
         attn_mask=placed.mask,
         enable_gqa=query.shape[1] != key.shape[1],
     )
@@ -127,8 +132,8 @@ def _by_response(states: Tensor, count: int) -> Tensor:
     return states.reshape(batch, heads, count, -1, size).transpose(1, 2).flatten(0, 1)
 
 
-def _with_prompt(states: Tensor, width: int, count: int) -> Tensor:
+def _with_prompt(prompt: Tensor, responses: Tensor, count: int) -> Tensor:
     """Each response's keys behind those of its prompt: ``[B * N, heads, P + R, size]``."""
-    own = _by_response(states[:, :, width:], count)
-    prompt = states[:, None, :, :width].expand(-1, count, -1, -1, -1).flatten(0, 1)
-    return torch.cat([prompt, own], dim=2)
+    own = _by_response(responses, count)
+    before = prompt[:, None].expand(-1, count, -1, -1, -1).flatten(0, 1)
+    return torch.cat([before, own], dim=2)
