@@ -150,6 +150,17 @@ def test_a_group_with_a_failure_is_masked_and_not_scored(world, tmp_path):
     assert 0 < ctx.figures["judge_parse_failure_rate"] < 0.5
 
 
+def test_steps_without_a_verdict_tell_no_reward(world, tmp_path, capsys):
+    with world_of.Judge(fault=lambda _number, _body: world_of.FAULTS[15]).serve() as judge:
+        more = ("judge.failure_budget=1.0", f"{COMPARE}.genrm_parse_retries=0")
+        ctx = train(world, tmp_path, judge, *more, "grpo.max_num_steps=2", validation=None)
+    lines = ctx.metrics.history()
+    assert [line["judge/masked_groups"] for line in lines] == [3, 3]
+    assert not any("reward" in line for line in lines)
+    assert "reward=" not in capsys.readouterr().out
+    assert ctx.figures["judge_parse_failure_rate"] == ctx.figures["judge_failed_share"] == 1
+
+
 def test_too_many_failures_end_the_run_and_it_goes_on_later(world, plain, tmp_path):
     """The judge breaks for good in the second step; repaired, the weights are the same."""
     judge = world_of.Judge()

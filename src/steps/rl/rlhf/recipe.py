@@ -284,7 +284,7 @@ def run(config: Config, ctx: StepContext) -> None:
             ctx.progress(
                 step + 1,
                 steps,
-                reward=figures.get("reward", 0.0),
+                **{name: figures[name] for name in ("reward",) if name in figures},
                 kl=figures.get("hacking/kl_to_start", 0.0),
                 tokens=figures["mean_gen_tokens_per_sample"],
             )
