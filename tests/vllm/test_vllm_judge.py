@@ -74,6 +74,7 @@ SMALL = [
     *("policy.max_total_sequence_length=256", "policy.train_micro_batch_size=6"),
     *("policy.logprob_batch_size=6", "policy.megatron_cfg.optimizer.lr=1e-6"),
     "policy.megatron_cfg.optimizer.min_lr=1e-6",
+    "policy.megatron_cfg.scheduler.lr_warmup_iters=0",
     *("judge.form=instruct", "judge.min_accuracy=null", "judge.at_once=4"),
     f"{GYM}.genrm_model.responses_api_models.vllm_model.model=smollm2",
     f"{COMPARE}.genrm_responses_create_params.max_output_tokens=64",
@@ -255,6 +256,7 @@ def test_a_model_that_is_held_to_the_schema_is_read(home: Path, judge: str) -> N
     done = align_whole(home, judge, f"judge.response_format={json.dumps(FORMAT)}")
     assert check_reported(done) <= 0.2
     assert done.total("verdicts") >= 8
+    assert any(line["lr"] > 0 and line["grad_norm"] > 0 for line in done.steps)
     assert "judge_win_rate=" in done.output
 
 
