@@ -42,6 +42,7 @@ def test_a_step_is_made_with_the_service_that_it_needs(press: Any, capsys: Captu
     assert main(["steps", "run", "mill/press", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "service   power: mill/wheel (default), beside the step" in shown
+    assert "$(((n = $(nproc) / 2) > 0 ? n : 1))" in shown  # they share the cores
     assert "input     power.grain: grain  run:mill-grow-" in shown
     assert not press.home.exists()
 

@@ -211,7 +211,7 @@ def test_the_script_of_one_process(mill: Any) -> None:
         "export A='x y'\n"
         "export B=2\n"
         'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(((n = $(nproc) / 1) > 0 ? n : 1))}"\n'
-        'export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"\n'
+        'export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-10000}"\n'
         "if grep -qs GenuineIntel /proc/cpuinfo; then "
         'export MKL_CBWR="${MKL_CBWR:-AUTO,STRICT}"; fi\n'
         "ulimit -c 0\n"

@@ -205,12 +205,13 @@ def write_exports(plan: Plan) -> list[str]:
     exports += read_secrets(plan)
     if "OMP_NUM_THREADS" not in plan.env:
         # Every process would otherwise start a thread on each core, and they would fight.
-        share = f"(n = $(nproc) / {plan.processes}) > 0 ? n : 1"
+        share = f"(n = $(nproc) / {plan.processes + len(plan.services)}) > 0 ? n : 1"
         exports.append(f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-$(({share}))}}"')
     if "GOMP_SPINCOUNT" not in plan.env:
-        # Idle threads of GNU OpenMP wait by spinning; where two runs share cores they would
-        # take each other's time, and both come out many times slower instead of half as fast.
-        exports.append('export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"')
+        # Idle threads of GNU OpenMP wait by spinning. By default they spin so long that two runs
+        # on the same cores are many times slower instead of half as fast; where they hardly spin
+        # at all, a small model alone gains nothing from its second thread.
+        exports.append('export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-10000}"')
     if "MKL_CBWR" not in plan.env:
         # Without it MKL's sums depend on where arrays lie in memory once two threads share a
         # product, and a run that goes on would differ in its last bits. On processors of other
