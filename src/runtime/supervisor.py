@@ -45,13 +45,15 @@ class Supervisor:
     def listen(self) -> None:
         """Take SIGTERM, SIGQUIT and the end of the grace as orders; nothing else ends it.
 
-        The others get a handler and are not ignored: what is ignored stays so in the job.
+        The others get a handler and are not ignored: what is ignored stays so in the job. An
+        order from before is found written: a shell's background jobs ignore SIGQUIT until then.
         """
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGQUIT, self.kill)
         signal.signal(signal.SIGALRM, self.kill)
         for number in (signal.SIGHUP, signal.SIGINT):
             signal.signal(number, lambda *_: None)
+        self.asked = self.attempt.is_cancelled
 
     def stop(self, *_: object) -> None:
         """Ask the job to save and stop, for as long as the grace lasts."""

@@ -71,6 +71,17 @@ def test_what_the_worker_wrote_stands(attempt: Attempt) -> None:
     assert attempt.record == {"state": "COMPLETED", "exit_code": 0}
 
 
+@pytest.mark.usefixtures("handlers")
+def test_an_order_from_before_it_listened_is_carried_out(attempt: Attempt) -> None:
+    """As that of a cancel whose signal was ignored while the interpreter started."""
+    attempt.note_cancel()
+    late = Supervisor(attempt)
+    late.listen()
+    late.carry_out(["touch", str(attempt.path / "ran")])
+    assert attempt.record["state"] == "CANCELLED"
+    assert not (attempt.path / "ran").exists()
+
+
 def test_a_command_that_is_not_there(attempt: Attempt) -> None:
     Supervisor(attempt).carry_out(["/nowhere/bash"])
     assert attempt.record["state"] == "FAILED"
