@@ -239,14 +239,8 @@ def check_reported(done: Done) -> float:
     return rate
 
 
-def test_a_model_that_is_only_asked_for_json_fails_as_it_is(home: Path, judge: str) -> None:
-    """Most of its answers hold no verdict. None of these becomes a score, and the run tells so."""
-    done = align_whole(home, judge, "judge.failure_budget=1.0")
-    assert check_reported(done) > 0.2
-    assert done.total("masked_groups") > 0
-
-
-def test_the_default_budget_stops_a_run_under_that_judge(home: Path, judge: str) -> None:
+def test_a_model_that_is_only_asked_for_json_stops_the_run(home: Path, judge: str) -> None:
+    """Most of its answers hold no verdict, and the default budget is spent before any update."""
     ended = align(home, judge)
     assert ended.returncode == 1, ended.stdout
     assert re.search(r"\d+ of \d+ judgements failed and \d+ may", ended.stdout)
