@@ -34,7 +34,6 @@ UNREADABLE = ("unparseable", "empty", "unfinished")
 OUTCOMES = ("verdicts", "cached", "given_up")
 """How a judgement ends: each in one of these."""
 
-ANSWERS = ("answers", *(f"failed_{kind}" for kind in UNREADABLE))
 LOGGED = "judge/"
 
 
@@ -168,8 +167,7 @@ def sum_failures(lines: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """
     made: Counter[str] = Counter()
     for line in lines:
-        own = {k.removeprefix(LOGGED): v for k, v in line.items() if k.startswith(LOGGED)}
-        made.update({name: own[name] for name in (*OUTCOMES, *ANSWERS) if name in own})
+        made.update({k.removeprefix(LOGGED): v for k, v in line.items() if k.startswith(LOGGED)})
     return _rates(made, sum(made[name] for name in OUTCOMES), made["given_up"])
 
 

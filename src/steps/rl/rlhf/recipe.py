@@ -284,7 +284,7 @@ def run(config: Config, ctx: StepContext) -> None:
             ctx.progress(
                 step + 1,
                 steps,
-                **{name: figures[name] for name in ("reward",) if name in figures},
+                **({"reward": figures["reward"]} if "reward" in figures else {}),
                 kl=figures.get("hacking/kl_to_start", 0.0),
                 tokens=figures["mean_gen_tokens_per_sample"],
             )
