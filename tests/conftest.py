@@ -250,6 +250,16 @@ def cli() -> Any:
 
 
 @pytest.fixture(scope="session")
+def vllm_python() -> Path:
+    """The interpreter of an environment with vLLM: the one that is named, or that make makes."""
+    made = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"
+    python = Path(os.environ.get("NEMOTRON_STYLE_VLLM_PYTHON", made))
+    if not python.exists():
+        pytest.skip("no environment with vLLM: `make .venv-vllm/.ready` makes one")
+    return python
+
+
+@pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct as transformers makes it of a GGUF file, rounded no further.
 

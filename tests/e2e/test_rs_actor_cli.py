@@ -22,8 +22,6 @@ from nemotron_style.steps.blocks.truth import load_truth
 pytestmark = pytest.mark.slow
 
 COMMAND = [sys.executable, "-m", "nemotron_style.runtime", "steps", "run"]
-ROOT = Path(__file__).parents[2]
-VLLM = Path(os.environ.get("NEMOTRON_STYLE_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
 INPUTS = [
     *(
         "-i",
@@ -240,13 +238,12 @@ def test_on_an_empty_store_the_whole_chain_is_planned(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.skipif(
-    not VLLM.exists(), reason="no environment with vLLM: `make .venv-vllm/.ready` makes one"
-)
-def test_vllm_draws_for_the_same_step(store: Path, beside: dict[str, Any]) -> None:
+def test_vllm_draws_for_the_same_step(
+    vllm_python: Path, store: Path, beside: dict[str, Any]
+) -> None:
     """Its log-probs are the trainer's, and what it draws is learnt from."""
     words = [*INPUTS, "-i", "reward.model=judge", *SMALL, *SEEDS_OWN, "generation=vllm"]
-    run = finish(store, "rs/actor", *words, python=VLLM)
+    run = finish(store, "rs/actor", *words, python=vllm_python)
     metrics = model_of(store, run).record.metrics
     assert 1 < metrics["token_mult_prob_error"] < 1.001  # float32 on both sides
     assert metrics["reward_after"] > metrics["reward_before"]

@@ -20,24 +20,17 @@ from nemotron_style.steps.blocks.engine_gap import LIMITS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PYTHON = Path(os.environ.get("NEMOTRON_STYLE_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not PYTHON.exists(),
-        reason="no environment with vLLM: `make .venv-vllm/.ready` makes one",
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("vllm_python")]
 STOPS = range(12)
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def told(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the driver saw; it ends by killing itself."""
     folder = tmp_path_factory.mktemp("vllm")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "typings")}
     done = subprocess.run(
-        [PYTHON, HERE / "driver.py", folder],
+        [vllm_python, HERE / "driver.py", folder],
         env=environment,
         capture_output=True,
         text=True,

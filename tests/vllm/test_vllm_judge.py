@@ -44,15 +44,7 @@ from nemotron_style.steps.blocks.tokenizer import train_tokenizer
 from nemotron_style.steps.convert.megatron_to_hf import config as export_config
 from nemotron_style.steps.convert.megatron_to_hf import recipe as export_recipe
 
-ROOT = Path(__file__).parents[2]
-PYTHON = Path(os.environ.get("NEMOTRON_STYLE_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not PYTHON.exists(),
-        reason="no environment with vLLM: `make .venv-vllm/.ready` makes one",
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("vllm_python")]
 
 COMMAND = [sys.executable, "-m", "nemotron_style.runtime", "steps", "run"]
 TOKENS = '{system_turn_start: "<repo_name>", turn_start: "<|im_start|>", label_start: "<file_sep>"}'
@@ -95,13 +87,13 @@ UNREADABLE = ("failed_unparseable", "failed_unfinished", "failed_empty")
 
 
 @contextmanager
-def serve(model: Path, name: str, log: Path, *, context: int) -> Iterator[str]:
+def serve(python: Path, model: Path, name: str, log: Path, *, context: int) -> Iterator[str]:
     """The address of a vLLM that serves ``model`` as ``name``; it is gone at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [
-        *(PYTHON, "-m", "vllm.entrypoints.openai.api_server"),
+        *(python, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", model, "--served-model-name", name, "--host", "127.0.0.1"),
         *("--port", str(port), "--max-model-len", str(context), "--max-num-seqs", "8"),
         *("--dtype", "float32", "--enforce-eager"),
@@ -179,9 +171,11 @@ def home(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judge(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def judge(
+    vllm_python: Path, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     log = tmp_path_factory.mktemp("judge") / "vllm.log"
-    with serve(smollm2, "smollm2", log, context=1024) as url:
+    with serve(vllm_python, smollm2, "smollm2", log, context=1024) as url:
         yield url
 
 
@@ -282,11 +276,13 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ctx.output("model").path
 
 
-def test_vllm_asks_a_judge_of_ours_in_its_own_roles(own: Path, tmp_path: Path) -> None:
+def test_vllm_asks_a_judge_of_ours_in_its_own_roles(
+    vllm_python: Path, own: Path, tmp_path: Path
+) -> None:
     """The very tokens of our own server; and what a random model answers is no verdict."""
     history = ({"role": "user", "content": "describe the river"},)
     question = Question(history, "the river is deep", "the river", principle="be brief")
-    with serve(own, "own", tmp_path / "vllm.log", context=256) as url:
+    with serve(vllm_python, own, "own", tmp_path / "vllm.log", context=256) as url:
         client = JudgeClient(
             read_address(url),
             patience=Patience(tries=2, timeout=60),
