@@ -18,11 +18,11 @@ import torch
 from measure import compare
 from twin import NEW_TOKENS, PROMPT_TOKENS, PROMPTS, ROUNDS, SAMPLES, hugging_face, sizes
 
-from nemotron_style.steps.blocks import parallel
-from nemotron_style.steps.blocks.decoder import Decoder
-from nemotron_style.steps.blocks.generate import Engine
-from nemotron_style.steps.blocks.model import build_model
-from nemotron_style.steps.blocks.sampling import Sampling, adjust, draw
+from nemotron_style.steps.blocks.generation.engine import Engine
+from nemotron_style.steps.blocks.generation.kv_decoder import Decoder
+from nemotron_style.steps.blocks.generation.sampling_params import Sampling, adjust, draw
+from nemotron_style.steps.blocks.model import parallel
+from nemotron_style.steps.blocks.model.language_model import build_model
 
 
 def bench(name: str, dtype: torch.dtype) -> None:

@@ -37,23 +37,28 @@ from tokenizers import Tokenizer as Backend
 from torch import nn
 from twin import NEW_TOKENS, PROMPT_TOKENS, PROMPTS, ROUNDS, SAMPLES, hugging_face, sizes
 
-from nemotron_style.steps.blocks import parallel
-from nemotron_style.steps.blocks.chat import ChatPromptTokens
-from nemotron_style.steps.blocks.generate import Engine
-from nemotron_style.steps.blocks.judge_reward import Answer
-from nemotron_style.steps.blocks.kl import estimate_kl
-from nemotron_style.steps.blocks.model import build_model
-from nemotron_style.steps.blocks.optimizer import build_optimizer, gradient_norm
-from nemotron_style.steps.blocks.policy_metric import merge_metrics
-from nemotron_style.steps.blocks.sampling import Sampling
-from nemotron_style.steps.blocks.spokesman import Spokesman
-from nemotron_style.steps.blocks.tokenizer import Tokenizer, open_chat, stop_id, write_settings
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.tokenizer import (
+    Tokenizer,
+    open_chat,
+    stop_id,
+    write_settings,
+)
+from nemotron_style.steps.blocks.generation.engine import Engine
+from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.judge.aggregation import Answer
+from nemotron_style.steps.blocks.loss.kl import estimate_kl
+from nemotron_style.steps.blocks.loss.loss_metrics import merge_metrics
+from nemotron_style.steps.blocks.model import parallel
+from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.model.rank_zero import Spokesman
+from nemotron_style.steps.blocks.training.optimizer import build_optimizer, gradient_norm
+from nemotron_style.steps.rl.rlhf.advantages import teach
 from nemotron_style.steps.rl.rlhf.config import Config
-from nemotron_style.steps.rl.rlhf.lesson import Lesson, learn, look
+from nemotron_style.steps.rl.rlhf.hacking_alert import find_signs
 from nemotron_style.steps.rl.rlhf.prompt import Prompt
-from nemotron_style.steps.rl.rlhf.reward import teach
 from nemotron_style.steps.rl.rlhf.rollout import Roller, Rollout, Sample
-from nemotron_style.steps.rl.rlhf.sign import find_signs
+from nemotron_style.steps.rl.rlhf.train_sample import Lesson, learn, look
 
 ROWS = PROMPTS * SAMPLES
 LR, BETA, CLIP, MAX_NORM = 1e-6, 0.05, 0.2, 1.0

@@ -30,13 +30,14 @@ import torch.nn.functional as F
 from measure import compare
 from torch import Tensor, nn
 
-from nemotron_style.steps.blocks import parallel
-from nemotron_style.steps.blocks.architecture import ModelConfig, OptimConfig
-from nemotron_style.steps.blocks.hugging_face_config import build_settings
-from nemotron_style.steps.blocks.microbatch import accumulate_gradients
-from nemotron_style.steps.blocks.model import build_model, transformer_config
-from nemotron_style.steps.blocks.optimizer import build_optimizer
-from nemotron_style.steps.blocks.packing import Group, Packed, Row, pack, pack_rows
+from nemotron_style.steps.blocks.checkpoint.hf_config import build_settings
+from nemotron_style.steps.blocks.model import parallel
+from nemotron_style.steps.blocks.model.language_model import build_model, transformer_config
+from nemotron_style.steps.blocks.model.prefix_packing import Group, Packed, Row, pack, pack_rows
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients
+from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 
 CONFIG = ModelConfig(
     num_layers=4,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nemotron_style.steps.blocks.architecture import ModelConfig
-from nemotron_style.steps.blocks.checkpoint import full_weights
-from nemotron_style.steps.blocks.hugging_face import export_weights
-from nemotron_style.steps.blocks.hugging_face_config import build_settings
+from nemotron_style.steps.blocks.checkpoint.hf_config import build_settings
+from nemotron_style.steps.blocks.checkpoint.hf_weights import export_weights
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 PROMPTS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 4, 8, 64, 64
 ROUNDS = {"1M": 15, "30M": 5}

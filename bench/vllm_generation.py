@@ -19,12 +19,16 @@ import torch
 from measure import compare
 from twin import NEW_TOKENS, PROMPT_TOKENS, PROMPTS, SAMPLES, sizes
 
-from nemotron_style.steps.blocks import parallel
-from nemotron_style.steps.blocks.engine_gap import measure_sample_gap
-from nemotron_style.steps.blocks.generation import EngineName, GenerationEngine, open_engine
-from nemotron_style.steps.blocks.model import build_model
-from nemotron_style.steps.blocks.sampling import Sampling
-from nemotron_style.steps.blocks.vllm_engine import VllmEngine
+from nemotron_style.steps.blocks.generation.backend import (
+    EngineName,
+    GenerationEngine,
+    open_engine,
+)
+from nemotron_style.steps.blocks.generation.logprob_gap import measure_sample_gap
+from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.vllm_engine import VllmEngine
+from nemotron_style.steps.blocks.model import parallel
+from nemotron_style.steps.blocks.model.language_model import build_model
 
 ENGINES: tuple[EngineName, ...] = ("in_process", "vllm")
 STARTS = 5

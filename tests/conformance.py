@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from nemotron_style.steps.blocks import steerlm2
+from nemotron_style.steps.blocks.loss import steerlm2
 
 sys.path.insert(0, str(Path(__file__).parent))  # also where a test loads this file by its path
 import conformance_grpo

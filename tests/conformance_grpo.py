@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemotron_style.steps.blocks import advantage, kl, sample_mask
-from nemotron_style.steps.blocks.dynamic_sampling import fill_batch
-from nemotron_style.steps.blocks.loss_option import LossOptions
-from nemotron_style.steps.blocks.masked_mean import Counts, count
-from nemotron_style.steps.blocks.message_penalty import (
+from nemotron_style.steps.blocks.loss import advantage, kl, sample_mask
+from nemotron_style.steps.blocks.loss.clipped_pg import PolicyBatch, policy_loss
+from nemotron_style.steps.blocks.loss.clipped_pg_config import LossOptions
+from nemotron_style.steps.blocks.loss.dynamic_sampling import fill_batch
+from nemotron_style.steps.blocks.loss.loss_metrics import loss_metrics
+from nemotron_style.steps.blocks.loss.masked_mean import Counts, count
+from nemotron_style.steps.blocks.loss.message_penalty import (
     SpokenMessage,
     penalise_messages,
     penalty_metrics,
 )
-from nemotron_style.steps.blocks.policy_loss import PolicyBatch, policy_loss
-from nemotron_style.steps.blocks.policy_metric import loss_metrics
-from nemotron_style.steps.blocks.reward_shaping import (
+from nemotron_style.steps.blocks.loss.reward_shaping import (
     RewardScaling,
     RewardShaping,
     scale_reward,

@@ -13,15 +13,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nemotron_style.steps.blocks import judge_reward, judge_style, responses_api
-from nemotron_style.steps.blocks.exchange import HOPELESS, Fault
-from nemotron_style.steps.blocks.judge import Contest, JudgePlan, ask
-from nemotron_style.steps.blocks.judge_client import JudgeClient, JudgeFailure
-from nemotron_style.steps.blocks.judge_pair import Pair, choose_pairs
-from nemotron_style.steps.blocks.judge_request import Question, ask_messages, shown
-from nemotron_style.steps.blocks.judge_reward import Aggregation, Answer
-from nemotron_style.steps.blocks.judge_verdict import Verdict, read_gym_verdict
-from nemotron_style.steps.blocks.patience import Patience
+from nemotron_style.steps.blocks.data import responses_api
+from nemotron_style.steps.blocks.http.client import HOPELESS, Fault
+from nemotron_style.steps.blocks.http.retry import Patience
+from nemotron_style.steps.blocks.judge import aggregation as judge_aggregation
+from nemotron_style.steps.blocks.judge import style
+from nemotron_style.steps.blocks.judge.aggregation import Aggregation, Answer
+from nemotron_style.steps.blocks.judge.client import JudgeClient, JudgeFailure
+from nemotron_style.steps.blocks.judge.group_judge import Contest, JudgePlan, ask
+from nemotron_style.steps.blocks.judge.pairing import Pair, choose_pairs
+from nemotron_style.steps.blocks.judge.prompt import Question, ask_messages, shown
+from nemotron_style.steps.blocks.judge.verdict import Verdict, read_gym_verdict
 
 Case = Mapping[str, Any]
 Outcome = dict[str, Any]
@@ -56,12 +58,12 @@ def run_aggregate(case: Case) -> Outcome:
     answers = [gym_answer(response) for response in inputs["response_objs"]]
     pairs = [Pair(*metadata) for metadata in inputs["comparison_metadata"]]
     verdicts = [Verdict(*result) for result in inputs["comparison_results"]]
-    done = judge_reward.aggregate(answers, pairs, verdicts, aggregation(case["config"]))
+    done = judge_aggregation.aggregate(answers, pairs, verdicts, aggregation(case["config"]))
     return {
         "rewards": done.rewards,
         "base_scores": done.base_scores,
         "bonuses": done.bonuses,
-        "metrics": judge_reward.verdict_metrics(verdicts),
+        "metrics": judge_aggregation.verdict_metrics(verdicts),
     }
 
 
@@ -81,7 +83,7 @@ def run_extract(case: Case) -> Outcome:
 
 def run_style(case: Case) -> Outcome:
     text = case["inputs"]["text"]
-    return {"counts": judge_style.count_style(text), "density": judge_style.style_density(text)}
+    return {"counts": style.count_style(text), "density": style.style_density(text)}
 
 
 def run_history(case: Case) -> Outcome:
@@ -164,11 +166,11 @@ def run_compare(case: Case) -> Outcome:
     verdicts = [gym_verdict(one, config) for one in found]
     if None in verdicts:
         return {"error": "JudgeError", **told}
-    done = judge_reward.aggregate(answers, pairs, verdicts, aggregation(config))
+    done = judge_aggregation.aggregate(answers, pairs, verdicts, aggregation(config))
     return {
         **told,
         "rewards": done.rewards,
-        "metrics": judge_reward.verdict_metrics(verdicts),
+        "metrics": judge_aggregation.verdict_metrics(verdicts),
         "comparison_results": [list(vars(one).values()) for one in verdicts],
         "comparison_metadata": [list(vars(pair).values()) for pair in pairs],
     }

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.catalog import load_catalog
-from nemotron_style.runtime.order import Order, World
-from nemotron_style.runtime.pipeline import Pipeline, compile_pipeline
-from nemotron_style.runtime.profile import Profile
-from nemotron_style.runtime.store import Store
+from nemotron_style.runtime.catalog.catalog import load_catalog
+from nemotron_style.runtime.planning.planner import Pipeline, compile_pipeline
+from nemotron_style.runtime.planning.request import Order, World
+from nemotron_style.runtime.profiles.model import Profile
+from nemotron_style.runtime.store.store import Store
 
 CPU = Path("/proc/cpuinfo")
 if CPU.exists() and "GenuineIntel" in CPU.read_text():
@@ -49,7 +49,7 @@ description = "what fits nowhere"
 """
 
 CONFIG = """
-from nemotron_style.runtime.config import Section, StepConfig, cosmetic
+from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 
 
 class Mill(Section):

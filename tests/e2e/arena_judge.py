@@ -8,7 +8,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from nemotron_style.steps.blocks.truth import Truth
+from nemotron_style.steps.blocks.data.toy_truth import Truth
 
 Opinion = Callable[[str, str, str], dict[str, float] | str]
 """A verdict, or any other text, from the prompt and both answers."""

@@ -11,18 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemotron_style.runtime.artifact import Artifact
-from nemotron_style.runtime.store import Store
-from nemotron_style.steps.blocks.architecture import ModelConfig, OptimConfig
-from nemotron_style.steps.blocks.chat import ChatPromptTokens, Conversation, Turn
-from nemotron_style.steps.blocks.checkpoint import save_model
-from nemotron_style.steps.blocks.microbatch import accumulate_gradients
-from nemotron_style.steps.blocks.model import build_model
-from nemotron_style.steps.blocks.optimizer import build_optimizer
-from nemotron_style.steps.blocks.packing import Group, pack
-from nemotron_style.steps.blocks.parallel import initialize
-from nemotron_style.steps.blocks.tokenizer import Tokenizer, open_chat, train_tokenizer
-from nemotron_style.steps.blocks.truth import Truth
+from nemotron_style.runtime.store.record import Artifact
+from nemotron_style.runtime.store.store import Store
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens, Conversation, Turn
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, train_tokenizer
+from nemotron_style.steps.blocks.data.toy_truth import Truth
+from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients
+from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 
 NOUNS = {"river": "wet", "lake": "wet", "oven": "hot", "fire": "hot"}
 CLASSES = {"wet": ("deep", "cold", "blue", "calm"), "hot": ("red", "dry", "loud", "bright")}

@@ -10,18 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.artifact import Artifact
-from nemotron_style.runtime.context import StepContext, Stop
-from nemotron_style.runtime.store import Store
-from nemotron_style.steps.blocks.architecture import ModelConfig
-from nemotron_style.steps.blocks.chat import ChatPromptTokens, Conversation, Turn
-from nemotron_style.steps.blocks.checkpoint import save_model, weights_digest
-from nemotron_style.steps.blocks.jsonl import write_rows
-from nemotron_style.steps.blocks.model import build_model
-from nemotron_style.steps.blocks.parallel import initialize
-from nemotron_style.steps.blocks.speaker import Request, load_speaker, without_label
-from nemotron_style.steps.blocks.steerlm2_row import LOG_P_A, LOG_P_Y, LOG_Q
-from nemotron_style.steps.blocks.tokenizer import train_tokenizer
+from nemotron_style.runtime.step.context import StepContext, Stop
+from nemotron_style.runtime.store.record import Artifact
+from nemotron_style.runtime.store.store import Store
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model, weights_digest
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens, Conversation, Turn
+from nemotron_style.steps.blocks.data.jsonl import write_rows
+from nemotron_style.steps.blocks.data.steerlm2_row import LOG_P_A, LOG_P_Y, LOG_Q
+from nemotron_style.steps.blocks.data.tokenizer import train_tokenizer
+from nemotron_style.steps.blocks.generation.chat_sampler import (
+    Request,
+    load_speaker,
+    without_label,
+)
+from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.sft.steerlm2.config import Config
 from nemotron_style.steps.sft.steerlm2.recipe import run
 

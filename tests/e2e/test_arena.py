@@ -17,11 +17,15 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.context import StepContext, Stop
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
-from nemotron_style.runtime.store import Store
-from nemotron_style.steps.blocks.checkpoint import load_model, save_model, weights_digest
-from nemotron_style.steps.blocks.truth import load_truth
+from nemotron_style.runtime.step.context import StepContext, Stop
+from nemotron_style.runtime.store.store import Store
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
+    load_model,
+    save_model,
+    weights_digest,
+)
+from nemotron_style.steps.blocks.data.toy_truth import load_truth
 from nemotron_style.steps.eval.arena.config import Config
 from nemotron_style.steps.eval.arena.recipe import run
 

@@ -15,21 +15,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nemotron_style.runtime.context import StepContext, Stop
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
-from nemotron_style.steps.blocks import agreement
-from nemotron_style.steps.blocks.checkpoint import (
+from nemotron_style.runtime.step.context import StepContext, Stop
+from nemotron_style.steps.blocks.checkpoint import logit_parity
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     TOKENIZER,
     load_model,
     read_config,
     save_model,
     weights_digest,
 )
-from nemotron_style.steps.blocks.generate import Engine
-from nemotron_style.steps.blocks.model import build_model
-from nemotron_style.steps.blocks.parallel import initialize
-from nemotron_style.steps.blocks.sampling import Sampling
-from nemotron_style.steps.blocks.tokenizer import Tokenizer, describe, open_chat, stop_id
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, describe, open_chat, stop_id
+from nemotron_style.steps.blocks.generation.engine import Engine
+from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.convert.hf_to_megatron import config as import_config
 from nemotron_style.steps.convert.hf_to_megatron import recipe as import_recipe
 from nemotron_style.steps.convert.megatron_to_hf import config as export_config
@@ -215,7 +215,11 @@ JOB = """
 import sys
 from pathlib import Path
 from nemotron_style.steps.blocks import parallel
-from nemotron_style.steps.blocks.checkpoint import TOKENIZER, load_model, save_model
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
+    TOKENIZER,
+    load_model,
+    save_model,
+)
 
 source, target, division = sys.argv[1:]
 parallel.initialize(parallel.Parallel(**{division: 2}))
@@ -388,7 +392,7 @@ def test_a_wrong_mapping_fails_the_step(
 def test_without_transformers_the_check_is_made_all_the_same(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agreement.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(logit_parity.importlib.util, "find_spec", lambda _name: None)
     there = export(start, tmp_path / "export")
     back = bring(there.output("model").path, tmp_path / "back")
     for ctx in (there, back):

@@ -10,14 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from nemotron_style.runtime.context import StepContext, Stop
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
-from nemotron_style.steps.blocks.checkpoint import TOKENIZER, load_model, weights_digest
-from nemotron_style.steps.blocks.logprob import response_logprobs
-from nemotron_style.steps.blocks.packing import Group, pack
-from nemotron_style.steps.blocks.steerlm2 import baseline, sampler_gap
-from nemotron_style.steps.blocks.steerlm2_row import LOG_P_A, LOG_P_Y, LOG_Q, read_groups
-from nemotron_style.steps.blocks.tokenizer import Tokenizer, open_chat
+from nemotron_style.runtime.step.context import StepContext, Stop
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
+    TOKENIZER,
+    load_model,
+    weights_digest,
+)
+from nemotron_style.steps.blocks.data.steerlm2_row import LOG_P_A, LOG_P_Y, LOG_Q, read_groups
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.loss.steerlm2 import baseline, sampler_gap
+from nemotron_style.steps.blocks.model.logprob import response_logprobs
+from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
 from nemotron_style.steps.data.steerlm2.config import Config
 from nemotron_style.steps.data.steerlm2.recipe import run
 

@@ -12,23 +12,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nemotron_style.runtime.context import StepContext, Stop
-from nemotron_style.runtime.digest import digest_tree
 from nemotron_style.runtime.errors import InputError, Interrupted
-from nemotron_style.runtime.store import Store
-from nemotron_style.steps.blocks.architecture import ModelConfig
-from nemotron_style.steps.blocks.chat import ChatPromptTokens
-from nemotron_style.steps.blocks.chat_model import load_chat_model
-from nemotron_style.steps.blocks.checkpoint import full_weights
-from nemotron_style.steps.blocks.hugging_face import export_weights
-from nemotron_style.steps.blocks.hugging_face_config import build_settings
-from nemotron_style.steps.blocks.hugging_face_tokenizer import export_tokenizer
-from nemotron_style.steps.blocks.jsonl import read_rows
-from nemotron_style.steps.blocks.judge_request import ask_messages
-from nemotron_style.steps.blocks.model import build_model
-from nemotron_style.steps.blocks.parallel import initialize
-from nemotron_style.steps.blocks.safetensor import write_tensors
-from nemotron_style.steps.blocks.tokenizer import train_tokenizer
+from nemotron_style.runtime.step.context import StepContext, Stop
+from nemotron_style.runtime.store.digest import digest_tree
+from nemotron_style.runtime.store.store import Store
+from nemotron_style.steps.blocks.checkpoint.hf_config import build_settings
+from nemotron_style.steps.blocks.checkpoint.hf_weights import export_weights
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
+from nemotron_style.steps.blocks.checkpoint.safetensors_folder import write_tensors
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.jsonl import read_rows
+from nemotron_style.steps.blocks.data.tokenizer import train_tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_files import export_tokenizer
+from nemotron_style.steps.blocks.judge.prompt import ask_messages
+from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.blocks.serving.local_chat_model import load_chat_model
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.judge.card.config import Config
 from nemotron_style.steps.judge.card.recipe import run
 from nemotron_style.steps.judge.card.row import parse_comparison

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nemotron_style.runtime.context import StepContext, Stop
 from nemotron_style.runtime.errors import InputError, Interrupted
-from nemotron_style.steps.blocks.reward import RewardModel
-from nemotron_style.steps.blocks.truth import Truth, load_truth
+from nemotron_style.runtime.step.context import StepContext, Stop
+from nemotron_style.steps.blocks.data.toy_truth import Truth, load_truth
+from nemotron_style.steps.blocks.reward.model import RewardModel
 from nemotron_style.steps.reward.regression.config import Config
 from nemotron_style.steps.reward.regression.recipe import run
 

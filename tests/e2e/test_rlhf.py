@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_style.runtime.context import Stop
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
-from nemotron_style.steps.blocks.checkpoint import weights_digest
-from nemotron_style.steps.blocks.judge_client import JudgeUnavailable
+from nemotron_style.runtime.step.context import Stop
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
+from nemotron_style.steps.blocks.judge.client import JudgeUnavailable
 
 _spec = importlib.util.spec_from_file_location(
     "rlhf_world", Path(__file__).with_name("rlhf_world.py")

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from nemotron_style.runtime.process import is_alive
-from nemotron_style.runtime.store import Store
+from nemotron_style.runtime.store.store import Store
 
 pytestmark = pytest.mark.slow
 

@@ -18,16 +18,17 @@ from typing import Any
 import pytest
 import torch
 
-from nemotron_style.runtime.context import StepContext, Stop
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
-from nemotron_style.runtime.metrics import read_metrics
-from nemotron_style.steps.blocks.checkpoint import weights_digest
-from nemotron_style.steps.blocks.remote_reward import RewardUnavailable
-from nemotron_style.steps.rs.actor import judge, recipe
+from nemotron_style.runtime.step.context import StepContext, Stop
+from nemotron_style.runtime.step.metrics import read_metrics
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
+from nemotron_style.steps.blocks.reward.client import RewardUnavailable
+from nemotron_style.steps.rs.actor import recipe, reward_pool
 from nemotron_style.steps.rs.actor.config import Config
 
 _spec = importlib.util.spec_from_file_location(
-    "faulty_server", Path(__file__).parents[1] / "unit" / "test_remote_reward.py"
+    "faulty_server",
+    Path(__file__).parents[1] / "unit" / "steps" / "blocks" / "reward" / "test_client.py",
 )
 faulty = importlib.util.module_from_spec(_spec)
 sys.modules["faulty_server"] = faulty
@@ -102,7 +103,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def no_lots(monkeypatch: pytest.MonkeyPatch) -> None:
     """One request after the other, so that a script of faults meets the same ones every time."""
-    monkeypatch.setattr(judge, "AT_ONCE", 1)
+    monkeypatch.setattr(reward_pool, "AT_ONCE", 1)
     monkeypatch.setattr(faulty.exchange, "MOST_BYTES", 2**20)
 
 

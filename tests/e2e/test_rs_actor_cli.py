@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.store import Store
-from nemotron_style.steps.blocks.truth import load_truth
+from nemotron_style.runtime.store.store import Store
+from nemotron_style.steps.blocks.data.toy_truth import load_truth
 
 pytestmark = pytest.mark.slow
 

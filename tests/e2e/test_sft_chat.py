@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nemotron_style.runtime.context import StepContext, Stop
 from nemotron_style.runtime.errors import InputError, Interrupted
-from nemotron_style.steps.blocks.checkpoint import TOKENIZER, weights_digest
-from nemotron_style.steps.blocks.model import unwrap
-from nemotron_style.steps.blocks.parallel import initialize
-from nemotron_style.steps.blocks.tokenizer import Tokenizer, open_chat
+from nemotron_style.runtime.step.context import StepContext, Stop
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER, weights_digest
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.model.language_model import unwrap
+from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.sft.chat.config import Config
+from nemotron_style.steps.sft.chat.initial_model import Start
 from nemotron_style.steps.sft.chat.recipe import run
-from nemotron_style.steps.sft.chat.start import Start
 
 WORDS = ("wide", "calm", "deep", "old")
 STEPS = 8

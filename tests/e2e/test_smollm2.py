@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import InputError
-from nemotron_style.steps.blocks.chat_model import load_chat_model
-from nemotron_style.steps.blocks.checkpoint import TOKENIZER, load_model
-from nemotron_style.steps.blocks.completion import Task
-from nemotron_style.steps.blocks.generate import Engine
-from nemotron_style.steps.blocks.parallel import initialize
-from nemotron_style.steps.blocks.safetensor import TensorFolder
-from nemotron_style.steps.blocks.sampling import Sampling
-from nemotron_style.steps.blocks.tokenizer import Tokenizer, open_chat
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER, load_model
+from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.generation.engine import Engine
+from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.blocks.serving.completion import Task
+from nemotron_style.steps.blocks.serving.local_chat_model import load_chat_model
 from nemotron_style.steps.convert.hf_to_megatron import config as import_config
 from nemotron_style.steps.convert.hf_to_megatron import recipe as import_recipe
 from nemotron_style.steps.convert.megatron_to_hf import config as export_config

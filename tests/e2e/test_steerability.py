@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import InputError
-from nemotron_style.steps.blocks.checkpoint import load_model, save_model, weights_digest
-from nemotron_style.steps.blocks.truth import load_truth
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
+    load_model,
+    save_model,
+    weights_digest,
+)
+from nemotron_style.steps.blocks.data.toy_truth import load_truth
 from nemotron_style.steps.eval.steerability.config import Config
 from nemotron_style.steps.eval.steerability.recipe import run
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
-from nemotron_style.runtime.metrics import read_metrics
-from nemotron_style.runtime.store import Store
-from nemotron_style.steps.blocks.checkpoint import WEIGHTS, weights_digest
-from nemotron_style.steps.blocks.steerlm2_row import LOG_Q
-from nemotron_style.steps.blocks.torch_dist import read_full
+from nemotron_style.runtime.step.metrics import read_metrics
+from nemotron_style.runtime.store.store import Store
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WEIGHTS, weights_digest
+from nemotron_style.steps.blocks.checkpoint.torch_dist import read_full
+from nemotron_style.steps.blocks.data.steerlm2_row import LOG_Q
 from nemotron_style.steps.sft.steerlm2 import recipe
 
 _spec = importlib.util.spec_from_file_location(

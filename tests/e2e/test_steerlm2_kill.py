@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_style.runtime.process import is_alive
-from nemotron_style.runtime.store import Store
+from nemotron_style.runtime.store.store import Store
 
 _spec = importlib.util.spec_from_file_location(
     "steerlm2_world", Path(__file__).with_name("steerlm2_world.py")

@@ -12,16 +12,17 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from nemotron_style.steps.blocks import parallel
-from nemotron_style.steps.blocks.architecture import ModelConfig, OptimConfig
-from nemotron_style.steps.blocks.chat import ChatPromptTokens
-from nemotron_style.steps.blocks.checkpoint import full_weights, weights_digest
-from nemotron_style.steps.blocks.model import unwrap
-from nemotron_style.steps.blocks.optimizer import build_optimizer
-from nemotron_style.steps.blocks.parallel import Parallel
-from nemotron_style.steps.blocks.regression import load_trunk
-from nemotron_style.steps.blocks.reward_config import RewardConfig, Scale
-from nemotron_style.steps.blocks.state import load_state, save_state
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights, weights_digest
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.model import parallel
+from nemotron_style.steps.blocks.model.language_model import unwrap
+from nemotron_style.steps.blocks.model.parallel import Parallel
+from nemotron_style.steps.blocks.reward.config import RewardConfig, Scale
+from nemotron_style.steps.blocks.reward.regression_model import load_trunk
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.training.optimizer import build_optimizer
+from nemotron_style.steps.blocks.training.training_state import load_state, save_state
 from nemotron_style.steps.reward.regression.batch import accumulate, predict
 from nemotron_style.steps.reward.regression.row import EncodedRow
 

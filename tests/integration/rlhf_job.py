@@ -14,14 +14,14 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.steps.blocks import parallel
-from nemotron_style.steps.blocks.architecture import ModelConfig
-from nemotron_style.steps.blocks.checkpoint import full_weights
-from nemotron_style.steps.blocks.judge_client import JudgeUnavailable
-from nemotron_style.steps.blocks.loss_option import LossOptions
-from nemotron_style.steps.blocks.model import build_model
-from nemotron_style.steps.blocks.spokesman import Spokesman
-from nemotron_style.steps.rl.rlhf.lesson import Lesson, drop_strange, learn, look
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
+from nemotron_style.steps.blocks.judge.client import JudgeUnavailable
+from nemotron_style.steps.blocks.loss.clipped_pg_config import LossOptions
+from nemotron_style.steps.blocks.model import parallel
+from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.model.rank_zero import Spokesman
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.rl.rlhf.train_sample import Lesson, drop_strange, learn, look
 
 SIZES = ModelConfig(
     num_layers=2,

@@ -13,18 +13,23 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from nemotron_style.steps.blocks import parallel
-from nemotron_style.steps.blocks.architecture import ModelConfig
-from nemotron_style.steps.blocks.checkpoint import full_weights
-from nemotron_style.steps.blocks.generate import Engine
-from nemotron_style.steps.blocks.model import LanguageModel, build_model, construct, wrap
-from nemotron_style.steps.blocks.packing import Group
-from nemotron_style.steps.blocks.remote_reward import RewardUnavailable
-from nemotron_style.steps.blocks.sampling import Sampling
-from nemotron_style.steps.blocks.scorer import Scored
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
+from nemotron_style.steps.blocks.generation.engine import Engine
+from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.model import parallel
+from nemotron_style.steps.blocks.model.language_model import (
+    LanguageModel,
+    build_model,
+    construct,
+    wrap,
+)
+from nemotron_style.steps.blocks.model.prefix_packing import Group
+from nemotron_style.steps.blocks.reward.client import RewardUnavailable
+from nemotron_style.steps.blocks.reward.types import Scored
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.rs.actor.batch import accumulate, measure_kl
-from nemotron_style.steps.rs.actor.judge import Judge
 from nemotron_style.steps.rs.actor.prompt import Prompt
+from nemotron_style.steps.rs.actor.reward_pool import Judge
 from nemotron_style.steps.rs.actor.rollout import Roller, name_groups
 
 SIZES = ModelConfig(

@@ -13,18 +13,12 @@ from pathlib import Path
 
 import torch
 
-from nemotron_style.steps.blocks.architecture import ModelConfig
-from nemotron_style.steps.blocks.checkpoint import save_model
-from nemotron_style.steps.blocks.model import build_model
-from nemotron_style.steps.blocks.parallel import Parallel, finish, initialize, is_writer
-from nemotron_style.steps.blocks.steerlm2_row import EncodedGroup
-from nemotron_style.steps.sft.steerlm2.passes import (
-    Sizes,
-    Table,
-    accumulate,
-    figures_of,
-    measure,
-)
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model
+from nemotron_style.steps.blocks.data.steerlm2_row import EncodedGroup
+from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.model.parallel import Parallel, finish, initialize, is_writer
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.sft.steerlm2.batch import Sizes, Table, accumulate, figures_of, measure
 
 MODEL = ModelConfig(
     num_layers=2,

@@ -248,7 +248,7 @@ def test_two_hundred_canaries_are_never_seen_again(
 
 def test_a_bug_and_a_refused_store_tell_no_secret(mill: Any, cli: Any) -> None:
     """Whole processes: what the interpreter itself prints at the end is looked at too."""
-    broken = "import nemotron_style.runtime.catalog as c\n"
+    broken = "import nemotron_style.runtime.catalog.catalog as c\n"
     broken += "def load_catalog(): raise RuntimeError(__import__('os').environ['HF_TOKEN'])\n"
     broken += "c.load_catalog = load_catalog\n"
     mill.write("code/sitecustomize.py", broken)

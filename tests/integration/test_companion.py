@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.catalog import load_catalog
+from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.errors import ConfigError, UsageError
-from nemotron_style.runtime.plan import describe_difference, parse_plan
 from nemotron_style.runtime.process import is_alive
-from nemotron_style.runtime.run import RunFolder, list_runs
+from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from nemotron_style.runtime.run.plan import describe_difference, parse_plan
 
 Capture = pytest.CaptureFixture[str]
 

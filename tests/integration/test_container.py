@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.attempt import Attempt
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.launch.session import end_job
+from nemotron_style.runtime.launch.status import ask
 from nemotron_style.runtime.process import is_alive
-from nemotron_style.runtime.run import RunFolder, list_runs
-from nemotron_style.runtime.status import ask
-from nemotron_style.runtime.store import Store
+from nemotron_style.runtime.run.attempt import Attempt
+from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from nemotron_style.runtime.store.store import Store
 
 Capture = pytest.CaptureFixture[str]
 SECONDS_TO_WAIT = 60.0

@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime import process
-from nemotron_style.runtime.attempt import Attempt
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.launch.local import LocalLauncher
 from nemotron_style.runtime.launch.session import end_job
-from nemotron_style.runtime.order import Order
-from nemotron_style.runtime.pipeline import compile_pipeline
+from nemotron_style.runtime.launch.status import ask
+from nemotron_style.runtime.planning.planner import compile_pipeline
+from nemotron_style.runtime.planning.request import Order
 from nemotron_style.runtime.process import find_marked, is_alive, kill_family
-from nemotron_style.runtime.run import RunFolder, list_runs
-from nemotron_style.runtime.state import FINAL, JobState
-from nemotron_style.runtime.status import ask
+from nemotron_style.runtime.run.attempt import Attempt
+from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from nemotron_style.runtime.run.state import FINAL, JobState
 
 Capture = pytest.CaptureFixture[str]
 SECONDS_TO_WAIT = 60.0

@@ -19,25 +19,25 @@ import torch
 
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.errors import InputError
-from nemotron_style.runtime.run import RunFolder
-from nemotron_style.runtime.status import ask
-from nemotron_style.steps.blocks.architecture import ModelConfig
-from nemotron_style.steps.blocks.batcher import Batching
-from nemotron_style.steps.blocks.chat import ChatPromptTokens
-from nemotron_style.steps.blocks.chat_model import LocalChatModel, load_chat_model
-from nemotron_style.steps.blocks.chat_service import ChatService
-from nemotron_style.steps.blocks.chat_template import ChatTemplate
-from nemotron_style.steps.blocks.checkpoint import full_weights
-from nemotron_style.steps.blocks.completion import Task
-from nemotron_style.steps.blocks.generate import Engine
-from nemotron_style.steps.blocks.hugging_face import export_weights
-from nemotron_style.steps.blocks.hugging_face_config import build_settings
-from nemotron_style.steps.blocks.hugging_face_tokenizer import export_tokenizer
-from nemotron_style.steps.blocks.model import build_model
-from nemotron_style.steps.blocks.parallel import initialize
-from nemotron_style.steps.blocks.safetensor import write_tensors
-from nemotron_style.steps.blocks.sampling import Sampling
-from nemotron_style.steps.blocks.tokenizer import TEMPLATE_FILE, open_chat, train_tokenizer
+from nemotron_style.runtime.launch.status import ask
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.steps.blocks.checkpoint.hf_config import build_settings
+from nemotron_style.steps.blocks.checkpoint.hf_weights import export_weights
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
+from nemotron_style.steps.blocks.checkpoint.safetensors_folder import write_tensors
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.chat_template import ChatTemplate
+from nemotron_style.steps.blocks.data.tokenizer import TEMPLATE_FILE, open_chat, train_tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_files import export_tokenizer
+from nemotron_style.steps.blocks.generation.engine import Engine
+from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.blocks.serving.chat_service import ChatService
+from nemotron_style.steps.blocks.serving.completion import Task
+from nemotron_style.steps.blocks.serving.dynamic_batcher import Batching
+from nemotron_style.steps.blocks.serving.local_chat_model import LocalChatModel, load_chat_model
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 Capture = pytest.CaptureFixture[str]
 CHAT = "/v1/chat/completions"

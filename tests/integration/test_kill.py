@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.attempt import Attempt
 from nemotron_style.runtime.cli import main
-from nemotron_style.runtime.metrics import read_metrics
 from nemotron_style.runtime.process import is_alive
-from nemotron_style.runtime.run import RunFolder, list_runs
+from nemotron_style.runtime.run.attempt import Attempt
+from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from nemotron_style.runtime.step.metrics import read_metrics
 
 Capture = pytest.CaptureFixture[str]
 SECONDS_TO_WAIT = 30.0

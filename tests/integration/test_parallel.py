@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nemotron_style.steps.blocks import parallel
-from nemotron_style.steps.blocks.checkpoint import load_model, weights_digest
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import load_model, weights_digest
+from nemotron_style.steps.blocks.model import parallel
 
 pytestmark = pytest.mark.slow
 

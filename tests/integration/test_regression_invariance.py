@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nemotron_style.steps.blocks import parallel
-from nemotron_style.steps.blocks.checkpoint import save_model
-from nemotron_style.steps.blocks.model import build_model
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model
+from nemotron_style.steps.blocks.model import parallel
+from nemotron_style.steps.blocks.model.language_model import build_model
 
 pytestmark = pytest.mark.slow
 

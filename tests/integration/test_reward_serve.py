@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.cli import main
-from nemotron_style.runtime.run import RunFolder
-from nemotron_style.runtime.status import ask
-from nemotron_style.steps.blocks.remote_reward import RewardClient, RewardUnavailable
+from nemotron_style.runtime.launch.status import ask
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.steps.blocks.reward.client import RewardClient, RewardUnavailable
 
 Capture = pytest.CaptureFixture[str]
 SECONDS_TO_WAIT = 60
@@ -53,7 +53,7 @@ import sys
 sys.path.insert(0, {folder!r})
 import model_that_counts
 
-sys.modules["nemotron_style.steps.blocks.reward"] = model_that_counts
+sys.modules["nemotron_style.steps.blocks.reward.model"] = model_that_counts
 """
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nemotron_style.steps.blocks import parallel
+from nemotron_style.steps.blocks.model import parallel
 
 pytestmark = pytest.mark.slow
 

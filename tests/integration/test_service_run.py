@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.catalog import load_catalog
+from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.cli import main
-from nemotron_style.runtime.run import RunFolder
-from nemotron_style.runtime.status import ask
+from nemotron_style.runtime.launch.status import ask
+from nemotron_style.runtime.run.folder import RunFolder
 
 Capture = pytest.CaptureFixture[str]
 

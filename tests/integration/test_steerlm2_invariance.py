@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemotron_style.steps.blocks import steerlm2
-from nemotron_style.steps.blocks.checkpoint import WEIGHTS
-from nemotron_style.steps.blocks.parallel import Parallel
-from nemotron_style.steps.blocks.torch_dist import read_full
-from nemotron_style.steps.sft.steerlm2.passes import Sizes, Table
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WEIGHTS
+from nemotron_style.steps.blocks.checkpoint.torch_dist import read_full
+from nemotron_style.steps.blocks.loss import steerlm2
+from nemotron_style.steps.blocks.model.parallel import Parallel
+from nemotron_style.steps.sft.steerlm2.batch import Sizes, Table
 
 SCRIPT = Path(__file__).with_name("steerlm2_gradient.py")
 WHOLE_BATCH = Sizes(100, 100)

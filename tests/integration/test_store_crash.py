@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.artifact import Artifact, Producer
-from nemotron_style.runtime.digest import digest_tree
-from nemotron_style.runtime.layout import is_committed, versions_in
-from nemotron_style.runtime.store import Store
+from nemotron_style.runtime.store.digest import digest_tree
+from nemotron_style.runtime.store.layout import is_committed, versions_in
+from nemotron_style.runtime.store.record import Artifact, Producer
+from nemotron_style.runtime.store.store import Store
 
 OPERATIONS = ("open", "mkdir", "rename", "replace", "link", "unlink", "rmdir", "fsync", "chmod")
 

@@ -12,15 +12,20 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from nemotron_style.steps.blocks import parallel
-from nemotron_style.steps.blocks.architecture import ModelConfig, OptimConfig
-from nemotron_style.steps.blocks.checkpoint import full_weights, save_model, weights_digest
-from nemotron_style.steps.blocks.microbatch import accumulate_gradients, score
-from nemotron_style.steps.blocks.model import build_model
-from nemotron_style.steps.blocks.optimizer import build_optimizer
-from nemotron_style.steps.blocks.packing import Group, pack
-from nemotron_style.steps.blocks.parallel import Parallel
-from nemotron_style.steps.blocks.state import load_state, save_state
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
+    full_weights,
+    save_model,
+    weights_digest,
+)
+from nemotron_style.steps.blocks.model import parallel
+from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.model.parallel import Parallel
+from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
+from nemotron_style.steps.blocks.training.optimizer import build_optimizer
+from nemotron_style.steps.blocks.training.training_state import load_state, save_state
 
 CONFIG = ModelConfig(
     num_layers=2,

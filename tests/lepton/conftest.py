@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.launch.lepton import LeptonLauncher
-from nemotron_style.runtime.launch.workspace import Absent, NodeGroup, RemoteJob, Taken
-from nemotron_style.runtime.plan import Plan, identify, name_run
+from nemotron_style.runtime.launch.lepton.client import Absent, NodeGroup, RemoteJob, Taken
+from nemotron_style.runtime.launch.lepton.launcher import LeptonLauncher
+from nemotron_style.runtime.run.plan import Plan, identify, name_run
 
 SITE = {"resource_shape": "gpu.8xh100-80gb", "node_group": "ng-1"}
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.launch.base import JobHandle
-from nemotron_style.runtime.launch.lepton import LeptonLauncher
-from nemotron_style.runtime.launch.workspace import connect
-from nemotron_style.runtime.plan import parse_plan
+from nemotron_style.runtime.launch.lepton.client import connect
+from nemotron_style.runtime.launch.lepton.launcher import LeptonLauncher
+from nemotron_style.runtime.run.plan import parse_plan
 
 
 def launcher() -> LeptonLauncher:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.run import RunFolder, list_runs
+from nemotron_style.runtime.run.folder import RunFolder, list_runs
 
 HERE = Path(__file__).parent
 PYTHON = Path(

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_style.runtime.attempt import Attempt
 from nemotron_style.runtime.errors import StepFailed, UsageError
-from nemotron_style.runtime.launch import lepton_log, lepton_post
 from nemotron_style.runtime.launch.base import JobHandle
-from nemotron_style.runtime.launch.lepton import LeptonLauncher
-from nemotron_style.runtime.launch.lepton_log import read_from
-from nemotron_style.runtime.launch.workspace import (
+from nemotron_style.runtime.launch.lepton import logs
+from nemotron_style.runtime.launch.lepton import submit as submission
+from nemotron_style.runtime.launch.lepton.client import (
     Absent,
     NodeGroup,
     Refused,
@@ -23,9 +21,12 @@ from nemotron_style.runtime.launch.workspace import (
     Unclear,
     Unreachable,
 )
-from nemotron_style.runtime.run import RunFolder
-from nemotron_style.runtime.snapshot import plan_snapshot
-from nemotron_style.runtime.status import ask
+from nemotron_style.runtime.launch.lepton.launcher import LeptonLauncher
+from nemotron_style.runtime.launch.lepton.logs import read_from
+from nemotron_style.runtime.launch.status import ask
+from nemotron_style.runtime.run.attempt import Attempt
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.snapshot import plan_snapshot
 
 TOLD = {
     "Queueing": "PENDING",
@@ -45,9 +46,9 @@ TOLD = {
 
 @pytest.fixture(autouse=True)
 def _in_a_hurry(monkeypatch):
-    monkeypatch.setattr(lepton_log, "SECONDS_BETWEEN_LOOKS", 0.001)
-    monkeypatch.setattr(lepton_log, "SECONDS_BETWEEN_QUESTIONS", 0.0)
-    monkeypatch.setattr(lepton_post, "SECONDS_BETWEEN_LOOKS", 0.001)
+    monkeypatch.setattr(logs, "SECONDS_BETWEEN_LOOKS", 0.001)
+    monkeypatch.setattr(logs, "SECONDS_BETWEEN_QUESTIONS", 0.0)
+    monkeypatch.setattr(submission, "SECONDS_BETWEEN_LOOKS", 0.001)
 
 
 @pytest.fixture
@@ -461,7 +462,7 @@ def test_a_disk_with_another_name_in_the_pod_gets_the_code_too(launcher, plan_of
     handle, _ = submit(launcher, plan)
     assert handle.run_dir == records / "runs" / plan.run_id
     code = records / Path(snapshot.path).relative_to(store)
-    assert (code / "nemotron_style/runtime/worker.py").is_file()
+    assert (code / "nemotron_style/runtime/worker/main.py").is_file()
     assert str(store) in (handle.run_dir / "launch.sh").read_text()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_style.runtime.errors import ProfileError
-from nemotron_style.runtime.launch.lepton_job import LONGEST_NAME, name_job
+from nemotron_style.runtime.launch.lepton.job import LONGEST_NAME, name_job
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "launch"
 NASTY = "a b'c\"d $(touch X) `touch X`; # ünï, \\ \n next ${HOME} $$ %s"
@@ -250,7 +250,7 @@ def test_uploaded_jobs_get_their_environment_before_the_script(plan_of, launcher
 def test_compiling_imports_no_sdk():
     code = (
         "import sys; sys.modules['leptonai'] = None; sys.modules['requests'] = None\n"
-        "import nemotron_style.runtime.launch.lepton as lepton\n"
+        "import nemotron_style.runtime.launch.lepton.launcher as lepton\n"
         "from nemotron_style.runtime.errors import UsageError\n"
         "try:\n    lepton.connect()\nexcept UsageError as error:\n    print(error)\n"
     )

@@ -18,15 +18,15 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.launch.lepton_job import write_body
-from nemotron_style.runtime.launch.lepton_rule import (
+from nemotron_style.runtime.launch.lepton.job import write_body
+from nemotron_style.runtime.launch.lepton.state import STATES
+from nemotron_style.runtime.launch.lepton.validate import (
     CUSTOM,
     OWN,
     RESERVED_PATHS,
     RESERVED_VARIABLES,
 )
-from nemotron_style.runtime.launch.lepton_state import STATES
-from nemotron_style.runtime.run import RunFolder
+from nemotron_style.runtime.run.folder import RunFolder
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

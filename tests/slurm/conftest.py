@@ -19,16 +19,16 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.catalog import load_catalog
-from nemotron_style.runtime.conduct import hand_over
+from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
-from nemotron_style.runtime.launch.slurm import SlurmLauncher
-from nemotron_style.runtime.order import Order, World
-from nemotron_style.runtime.pipeline import Pipeline, compile_pipeline
-from nemotron_style.runtime.plan import Plan
-from nemotron_style.runtime.profile import Profile
-from nemotron_style.runtime.state import JobState
-from nemotron_style.runtime.store import Store
+from nemotron_style.runtime.launch.slurm.launcher import SlurmLauncher
+from nemotron_style.runtime.planning.planner import Pipeline, compile_pipeline
+from nemotron_style.runtime.planning.request import Order, World
+from nemotron_style.runtime.planning.runner import hand_over
+from nemotron_style.runtime.profiles.model import Profile
+from nemotron_style.runtime.run.plan import Plan
+from nemotron_style.runtime.run.state import JobState
+from nemotron_style.runtime.store.store import Store
 
 NODES = 2
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")

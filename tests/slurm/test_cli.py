@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.run import RunFolder, list_runs
+from nemotron_style.runtime.run.folder import RunFolder, list_runs
 
 ROOT = Path(__file__).parents[2]
 PROFILE = """

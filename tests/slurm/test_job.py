@@ -10,8 +10,8 @@ import pytest
 
 from nemotron_style.runtime.errors import StepFailed
 from nemotron_style.runtime.launch.base import attempt_of
-from nemotron_style.runtime.run import RunFolder
-from nemotron_style.runtime.status import ask
+from nemotron_style.runtime.launch.status import ask
+from nemotron_style.runtime.run.folder import RunFolder
 
 
 def test_a_detached_job_commits_its_artifact(site: Any) -> None:
@@ -113,7 +113,7 @@ def test_a_job_is_found_again_when_its_submitter_died_at_once(site: Any) -> None
 
 
 def test_a_job_writes_its_own_handle_when_nobody_did(site: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("nemotron_style.runtime.launch.slurm.write_json", lambda *_: None)
+    monkeypatch.setattr("nemotron_style.runtime.launch.slurm.launcher.write_json", lambda *_: None)
     handle = site.submit("mill/grow")
     assert site.wait(handle).state == "COMPLETED", site.told(handle)
     assert attempt_of(handle).job["executor"] == "slurm"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.launch.base import attempt_of
-from nemotron_style.runtime.run import RunFolder
-from nemotron_style.runtime.status import ask, settle
+from nemotron_style.runtime.launch.status import ask, settle
+from nemotron_style.runtime.run.folder import RunFolder
 
 
 def begin(site: Any, *, requeues: int) -> Any:

@@ -55,7 +55,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config import Section, StepConfig, cosmetic
+from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 
 
 class Optim(Section):

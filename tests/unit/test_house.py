@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemotron_style.runtime.catalog import load_catalog
-from nemotron_style.runtime.kinds import load_kinds
+from nemotron_style.runtime.catalog.catalog import load_catalog
+from nemotron_style.runtime.catalog.kinds import load_kinds
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = {".venv", ".venv-lepton", ".venv-vllm"}

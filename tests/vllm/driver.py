@@ -21,17 +21,17 @@ import torch
 from torch import nn
 
 from nemotron_style.runtime.errors import StepFailed
-from nemotron_style.steps.blocks.agreement import model_logits
-from nemotron_style.steps.blocks.architecture import ModelConfig
-from nemotron_style.steps.blocks.chat import ChatPromptTokens
-from nemotron_style.steps.blocks.engine_gap import measure_gap, measure_sample_gap
-from nemotron_style.steps.blocks.generate import Sample
-from nemotron_style.steps.blocks.generation import GenerationEngine, open_engine
-from nemotron_style.steps.blocks.model import build_model
-from nemotron_style.steps.blocks.parallel import initialize
-from nemotron_style.steps.blocks.sampling import Sampling, adjust
-from nemotron_style.steps.blocks.tokenizer import train_tokenizer
-from nemotron_style.steps.blocks.vllm_engine import VllmEngine
+from nemotron_style.steps.blocks.checkpoint.logit_parity import model_logits
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.tokenizer import train_tokenizer
+from nemotron_style.steps.blocks.generation.backend import GenerationEngine, open_engine
+from nemotron_style.steps.blocks.generation.engine import Sample
+from nemotron_style.steps.blocks.generation.logprob_gap import measure_gap, measure_sample_gap
+from nemotron_style.steps.blocks.generation.sampling_params import Sampling, adjust
+from nemotron_style.steps.blocks.generation.vllm_engine import VllmEngine
+from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 CONFIG = ModelConfig(
     num_layers=3,

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.steps.blocks.engine_gap import LIMITS
+from nemotron_style.steps.blocks.generation.logprob_gap import LIMITS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

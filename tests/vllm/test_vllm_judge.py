@@ -24,23 +24,23 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.context import StepContext
-from nemotron_style.steps.blocks.address import read_address
-from nemotron_style.steps.blocks.architecture import ModelConfig
-from nemotron_style.steps.blocks.chat import ChatPromptTokens
-from nemotron_style.steps.blocks.chat_model import load_chat_model
-from nemotron_style.steps.blocks.checkpoint import save_model
-from nemotron_style.steps.blocks.judge_client import (
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.tokenizer import train_tokenizer
+from nemotron_style.steps.blocks.http.endpoint import read_address
+from nemotron_style.steps.blocks.http.retry import Patience
+from nemotron_style.steps.blocks.judge.client import (
     Asked,
     JudgeClient,
     JudgeFailure,
     JudgeSampling,
 )
-from nemotron_style.steps.blocks.judge_request import Question, ask_messages
-from nemotron_style.steps.blocks.model import build_model
-from nemotron_style.steps.blocks.parallel import initialize
-from nemotron_style.steps.blocks.patience import Patience
-from nemotron_style.steps.blocks.tokenizer import train_tokenizer
+from nemotron_style.steps.blocks.judge.prompt import Question, ask_messages
+from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.blocks.serving.local_chat_model import load_chat_model
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.convert.megatron_to_hf import config as export_config
 from nemotron_style.steps.convert.megatron_to_hf import recipe as export_recipe
 

@@ -18,8 +18,8 @@ from typer.main import get_command
 from nemotron_style.runtime.cli.lazy import LazyGroup
 from nemotron_style.runtime.cli.table import print_json, tell
 from nemotron_style.runtime.errors import Problem, StepsError, UsageError, raise_all, suggest
-from nemotron_style.runtime.leak import find_given_secrets
-from nemotron_style.runtime.redaction import redacted_output
+from nemotron_style.runtime.secrets.redact import redacted_output
+from nemotron_style.runtime.secrets.reject import find_given_secrets
 
 PROGRAM = "nemotron-style"
 INTERRUPTED = 130

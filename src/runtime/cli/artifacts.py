@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nemotron_style.runtime.cli.home import choose_store, open_store
+from nemotron_style.runtime.cli.store_option import choose_store, open_store
 from nemotron_style.runtime.cli.table import print_json, render_pairs, render_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nemotron_style.runtime.artifact import Artifact, Record
     from nemotron_style.runtime.errors import Problem
-    from nemotron_style.runtime.store import Store
+    from nemotron_style.runtime.store.record import Artifact, Record
+    from nemotron_style.runtime.store.store import Store
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -95,7 +95,8 @@ def lineage(
     as_json: Json = False,
 ) -> None:
     """Trace an artifact to everything it was made from."""
-    from nemotron_style.runtime.lineage import render, walk
+    from nemotron_style.runtime.store.lineage import walk
+    from nemotron_style.runtime.store.lineage_text import render
 
     store = open_store(context)
     traced = walk(store, store.resolve(ref), down=down)
@@ -139,7 +140,7 @@ def adopt(
     as_json: Json = False,
 ) -> None:
     """Copy a file or directory into the store, to be used as an input."""
-    from nemotron_style.runtime.kinds import load_kinds
+    from nemotron_style.runtime.catalog.kinds import load_kinds
 
     load_kinds()[kind]
     artifact = open_store(context).adopt(path, kind=kind, name=name)
@@ -151,7 +152,7 @@ def adopt(
 @app.command()
 def diff(context: typer.Context, left: Ref, right: Ref, *, as_json: Json = False) -> None:
     """Show where two artifacts differ: files, inputs, config, code, figures."""
-    from nemotron_style.runtime.difference import compare
+    from nemotron_style.runtime.store.diff import compare
 
     store = open_store(context)
     ours, theirs = store.resolve(left), store.resolve(right)
@@ -203,7 +204,7 @@ def _summary(artifact: Artifact) -> dict[str, Any]:
 
 
 def _row(artifact: Artifact) -> tuple[str, ...]:
-    from nemotron_style.runtime.lineage import short
+    from nemotron_style.runtime.store.lineage_text import short
 
     record = artifact.record
     size, created = _human_size(record.size), record.created[:19].replace("T", " ")
@@ -217,13 +218,14 @@ def _made_by(record: Record) -> str:
 
 
 def _describe(artifact: Artifact) -> str:
-    from nemotron_style.runtime.lineage import Node, describe
+    from nemotron_style.runtime.store.lineage import Node
+    from nemotron_style.runtime.store.lineage_text import describe
 
     return describe(Node(artifact.ref, artifact.kind, artifact.digest, artifact))
 
 
 def _leaves(values: dict[str, Any]) -> list[str]:
-    from nemotron_style.runtime.difference import flatten
+    from nemotron_style.runtime.store.diff import flatten
 
     return [f"  {key}: {_short_value(value)}" for key, value in flatten(values, "")]
 

@@ -11,7 +11,7 @@ from nemotron_style.runtime.errors import StepsError
 
 def complete_step(incomplete: str) -> list[str]:
     """Step ids, and aliases once the beginning of one was typed."""
-    from nemotron_style.runtime.catalog import load_catalog
+    from nemotron_style.runtime.catalog.catalog import load_catalog
 
     try:
         catalog = load_catalog()
@@ -23,7 +23,7 @@ def complete_step(incomplete: str) -> list[str]:
 
 def complete_config(ctx: typer.Context, incomplete: str) -> list[str]:
     """The configs of the step that stands on the line."""
-    from nemotron_style.runtime.catalog import load_catalog
+    from nemotron_style.runtime.catalog.catalog import load_catalog
 
     try:
         return _matching(load_catalog().find(ctx.params.get("step") or "").configs, incomplete)
@@ -33,7 +33,7 @@ def complete_config(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def complete_kind(incomplete: str) -> list[str]:
     """Kinds of artifacts."""
-    from nemotron_style.runtime.kinds import load_kinds
+    from nemotron_style.runtime.catalog.kinds import load_kinds
 
     try:
         return _matching(load_kinds().names, incomplete)
@@ -43,7 +43,7 @@ def complete_kind(incomplete: str) -> list[str]:
 
 def complete_category(incomplete: str) -> list[str]:
     """Categories of steps."""
-    from nemotron_style.runtime.catalog import load_catalog
+    from nemotron_style.runtime.catalog.catalog import load_catalog
 
     try:
         steps = load_catalog().steps.values()
@@ -54,7 +54,7 @@ def complete_category(incomplete: str) -> list[str]:
 
 def complete_profile(incomplete: str) -> list[str]:
     """Profiles, those of the package and of the project."""
-    from nemotron_style.runtime.profile import read_profiles
+    from nemotron_style.runtime.profiles.model import read_profiles
 
     try:
         return _matching(sorted(read_profiles()), incomplete)

@@ -10,8 +10,8 @@ import typer
 from nemotron_style.runtime.cli.completion import complete_profile
 from nemotron_style.runtime.cli.table import print_json, render_pairs, render_table, tell
 from nemotron_style.runtime.errors import Problem, ProfileError
-from nemotron_style.runtime.profile import Profile, is_base, load_profile, read_profiles
-from nemotron_style.runtime.project import show_path
+from nemotron_style.runtime.paths import show_path
+from nemotron_style.runtime.profiles.model import Profile, is_base, load_profile, read_profiles
 
 app = typer.Typer(
     help="See where runs can take place.",
@@ -83,7 +83,7 @@ def check_one(
     as_json: AsJson = False,
 ) -> int:
     """Look whether runs with a profile could start, and submit nothing. Exits with 0 or 2."""
-    from nemotron_style.runtime.probe import check_profile
+    from nemotron_style.runtime.planning.profile_check import check_profile
 
     profile = load_profile(name)
     checks = check_profile(profile)

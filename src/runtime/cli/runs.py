@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nemotron_style.runtime.cli.home import choose_store, open_store
+from nemotron_style.runtime.cli.store_option import choose_store, open_store
 from nemotron_style.runtime.cli.table import print_json, render_pairs, render_table
-from nemotron_style.runtime.state import COMPLETED
+from nemotron_style.runtime.run.state import COMPLETED
 
 if TYPE_CHECKING:
-    from nemotron_style.runtime.attempt import Attempt
-    from nemotron_style.runtime.plan import Plan
-    from nemotron_style.runtime.run import RunFolder
-    from nemotron_style.runtime.state import JobState
+    from nemotron_style.runtime.run.attempt import Attempt
+    from nemotron_style.runtime.run.folder import RunFolder
+    from nemotron_style.runtime.run.plan import Plan
+    from nemotron_style.runtime.run.state import JobState
 
 app = typer.Typer(
     help="List runs, show one, read its log, wait for it, end it, ask why it ran.",
@@ -47,7 +47,7 @@ def list_all(
     as_json: AsJson = False,
 ) -> None:
     """List runs, the newest first."""
-    from nemotron_style.runtime.run import list_runs
+    from nemotron_style.runtime.run.folder import list_runs
 
     store = open_store(context)
     step_id = _find_step(step) if step else ""
@@ -80,7 +80,7 @@ def logs(
 ) -> None:
     """Print the log of a run's last attempt."""
     from nemotron_style.runtime.launch.registry import find_launcher
-    from nemotron_style.runtime.status import handle_of
+    from nemotron_style.runtime.launch.status import handle_of
 
     found = _choose_attempt(_find(context, run), attempt)
     if follow:
@@ -132,7 +132,7 @@ def cancel(
 ) -> None:
     """End a run that is pending or under way; what it saved, the same command continues from."""
     from nemotron_style.runtime.launch.registry import find_launcher
-    from nemotron_style.runtime.status import handle_of, settle
+    from nemotron_style.runtime.launch.status import handle_of, settle
 
     found = _find(context, run)
     last, state = found.last_attempt, settle(found)
@@ -150,7 +150,7 @@ def cancel(
 
 def _await(run: RunFolder, timeout: float | None) -> JobState:
     """How the run stands once it is over, or after so many seconds."""
-    from nemotron_style.runtime.status import settle
+    from nemotron_style.runtime.launch.status import settle
 
     end = time.monotonic() + timeout if timeout is not None else float("inf")
     while True:
@@ -185,7 +185,7 @@ def why(context: typer.Context, run: RunWord, as_json: AsJson = False) -> None:
 def summarise(run: RunFolder) -> dict[str, Any]:
     """A run as plain data; what its plan does not tell any more is left empty."""
     from nemotron_style.runtime.errors import UsageError
-    from nemotron_style.runtime.status import settle
+    from nemotron_style.runtime.launch.status import settle
 
     try:
         plan = run.plan
@@ -250,7 +250,7 @@ def _describe_attempt(attempt: Attempt) -> tuple[str, str]:
 
 def _describe_service(service: Plan) -> str:
     """A service that the step had beside it, and where it wrote its log."""
-    from nemotron_style.runtime.run import RunFolder
+    from nemotron_style.runtime.run.folder import RunFolder
 
     last = RunFolder(service.record_dir).last_attempt
     return "  ".join([service.step, service.config_name, str(last.log) if last else "not begun"])
@@ -269,13 +269,13 @@ def _choose_attempt(run: RunFolder, number: int | None) -> Attempt:
 
 
 def _find(context: typer.Context, word: str) -> RunFolder:
-    from nemotron_style.runtime.run import find_run
+    from nemotron_style.runtime.run.folder import find_run
 
     return find_run(open_store(context), word)
 
 
 def _find_step(word: str) -> str:
-    from nemotron_style.runtime.catalog import load_catalog
+    from nemotron_style.runtime.catalog.catalog import load_catalog
 
     return load_catalog().find(word).id
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from nemotron_style.runtime.catalog import Catalog, load_catalog
+from nemotron_style.runtime.catalog.catalog import Catalog, load_catalog
+from nemotron_style.runtime.catalog.manifest import Manifest, Slot
 from nemotron_style.runtime.cli.completion import complete_category, complete_kind, complete_step
 from nemotron_style.runtime.cli.lazy import LazyGroup
 from nemotron_style.runtime.cli.table import (
@@ -21,14 +22,13 @@ from nemotron_style.runtime.cli.table import (
     tell,
 )
 from nemotron_style.runtime.errors import Problem, StepsError, UsageError, suggest
-from nemotron_style.runtime.manifest import Manifest, Slot
-from nemotron_style.runtime.schema import shorten
+from nemotron_style.runtime.validation import shorten
 
 
 class StepsGroup(LazyGroup):
     """``steps``, with ``run`` imported only when it is used."""
 
-    lazy: ClassVar = {"run": "nemotron_style.runtime.cli.launch:run"}
+    lazy: ClassVar = {"run": "nemotron_style.runtime.cli.run:run"}
 
 
 app = typer.Typer(
@@ -230,7 +230,8 @@ def _parameters(step: Manifest) -> Iterator[tuple[str, str]]:
 
 def _defaults(step: Manifest) -> dict[str, Any]:
     """The values that the default config gives; nothing when that config is not in order."""
-    from nemotron_style.runtime.config import flatten, resolve_config
+    from nemotron_style.runtime.config.model import flatten
+    from nemotron_style.runtime.config.resolve import resolve_config
 
     try:
         return flatten(resolve_config(step, name="default", overrides=()).values)

@@ -1,0 +1,1 @@
+"""Launchers: this machine, a container, Slurm, Lepton."""

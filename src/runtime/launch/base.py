@@ -14,23 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from nemotron_style.runtime.attempt import Attempt
-from nemotron_style.runtime.errors import (
-    Problem,
-    ProfileError,
-    StepFailed,
-    StepsError,
-    raise_all,
-)
+from nemotron_style.runtime.errors import Problem, ProfileError, StepFailed, StepsError, raise_all
 from nemotron_style.runtime.jsonfile import write_text
-from nemotron_style.runtime.plan import Plan
-from nemotron_style.runtime.run import RunFolder
-from nemotron_style.runtime.snapshot import write_snapshot
-from nemotron_style.runtime.state import FAILED, JobState
+from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE, PARENT_VARIABLE, Attempt
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.plan import Plan
+from nemotron_style.runtime.run.snapshot import write_snapshot
+from nemotron_style.runtime.run.state import FAILED, JobState
 
 WORKER = "nemotron_style.runtime.worker"
-ATTEMPT_VARIABLE = "NEMOTRON_STYLE_ATTEMPT"
-PARENT_VARIABLE = "NEMOTRON_STYLE_PARENT"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 

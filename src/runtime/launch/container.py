@@ -28,10 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.attempt import MARK
 from nemotron_style.runtime.errors import Problem, ProfileError, raise_all
-from nemotron_style.runtime.launch.base import ATTEMPT_VARIABLE
-from nemotron_style.runtime.plan import Plan
+from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE, MARK
+from nemotron_style.runtime.run.plan import Plan
 
 ENGINES = ("docker", "podman")
 GPUS = {"docker": ("--gpus", "all"), "podman": ("--device", "nvidia.com/gpu=all")}

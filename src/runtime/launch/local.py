@@ -4,8 +4,8 @@ The job does not hang on the command line that started it: its output goes to a 
 command line follows, and a command line that dies leaves the job running. The next same command
 finds the live attempt and follows it.
 
-A detached job has a supervisor (:mod:`nemotron_style.runtime.supervisor`) instead, which waits for
-the runs that it needs, starts it, and writes down how it ended.
+A detached job has a supervisor (:mod:`nemotron_style.runtime.launch.supervisor`) instead, which
+waits for the runs that it needs, starts it, and writes down how it ended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nemotron_style.runtime.attempt import Attempt
 from nemotron_style.runtime.errors import Problem, ProfileError, StepFailed, UsageError
 from nemotron_style.runtime.jsonfile import write_json
 from nemotron_style.runtime.launch.base import (
@@ -46,20 +45,14 @@ from nemotron_style.runtime.launch.session import (
     start_child,
     start_supervisor,
 )
-from nemotron_style.runtime.plan import Plan
 from nemotron_style.runtime.process import is_alive
-from nemotron_style.runtime.run import RunFolder
-from nemotron_style.runtime.state import (
-    CANCELLED,
-    COMPLETED,
-    FAILED,
-    FINAL,
-    LOST,
-    JobState,
-)
+from nemotron_style.runtime.run.attempt import Attempt
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.plan import Plan
+from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, FINAL, LOST, JobState
 
 EXECUTOR = "local"
-SUPERVISOR = "nemotron_style.runtime.supervisor"
+SUPERVISOR = "nemotron_style.runtime.launch.supervisor"
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_OF_GRACE = 120
 LAST_SIGNAL = 64

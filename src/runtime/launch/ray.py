@@ -12,7 +12,8 @@ import shlex
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from nemotron_style.runtime.launch.base import ATTEMPT_VARIABLE, record_exit
+from nemotron_style.runtime.launch.base import record_exit
+from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE
 
 SECONDS_TO_GATHER = 600
 SECONDS_BETWEEN_LOOKS = 2

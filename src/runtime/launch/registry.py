@@ -9,8 +9,8 @@ from nemotron_style.runtime.launch.base import Launcher
 
 LAUNCHERS = {
     "local": "nemotron_style.runtime.launch.local:LocalLauncher",
-    "slurm": "nemotron_style.runtime.launch.slurm:SlurmLauncher",
-    "lepton": "nemotron_style.runtime.launch.lepton:LeptonLauncher",
+    "slurm": "nemotron_style.runtime.launch.slurm.launcher:SlurmLauncher",
+    "lepton": "nemotron_style.runtime.launch.lepton.launcher:LeptonLauncher",
 }
 
 

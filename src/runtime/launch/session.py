@@ -13,17 +13,11 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from nemotron_style.runtime.attempt import CHILD, MARK, Attempt
 from nemotron_style.runtime.jsonfile import write_json
-from nemotron_style.runtime.launch.base import ATTEMPT_VARIABLE
 from nemotron_style.runtime.launch.container import kill_container
-from nemotron_style.runtime.plan import Plan
-from nemotron_style.runtime.process import (
-    find_marked,
-    identify_process,
-    is_alive,
-    kill_family,
-)
+from nemotron_style.runtime.process import find_marked, identify_process, is_alive, kill_family
+from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE, CHILD, MARK, Attempt
+from nemotron_style.runtime.run.plan import Plan
 
 SUPERVISOR_LOG = "supervisor.log"
 ROUNDS_OF_KILLING = 5

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from nemotron_style.runtime.config import Section, StepConfig
-from nemotron_style.steps.blocks.chat import ChatPromptTokens
+from nemotron_style.runtime.config.model import Section, StepConfig
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 
 
 class ModelData(Section):

@@ -14,23 +14,19 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import Interrupted
-from nemotron_style.steps.blocks.agreement import (
-    compare,
-    model_logits,
-    sample_rows,
-)
-from nemotron_style.steps.blocks.checkpoint import (
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.checkpoint.hf_weights import fill_model, import_weights
+from nemotron_style.steps.blocks.checkpoint.logit_parity import compare, model_logits, sample_rows
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     full_shapes,
     load_model,
     save_model,
     weights_digest,
 )
-from nemotron_style.steps.blocks.hugging_face import fill_model, import_weights
-from nemotron_style.steps.blocks.hugging_face_tokenizer import describe_words
-from nemotron_style.steps.blocks.model import build_model
-from nemotron_style.steps.blocks.parallel import initialize
+from nemotron_style.steps.blocks.data.tokenizer_files import describe_words
+from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.convert.hf_to_megatron.config import Config
 from nemotron_style.steps.convert.hf_to_megatron.source import Source, open_source, pad_sizes
 

@@ -10,13 +10,13 @@ from typing import TypeVar
 import torch
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
-from nemotron_style.steps.blocks.architecture import ModelConfig
-from nemotron_style.steps.blocks.checkpoint import TOKENIZER
-from nemotron_style.steps.blocks.hugging_face import settle_tensors
-from nemotron_style.steps.blocks.hugging_face_config import CONFIG_FILE, read_sizes
-from nemotron_style.steps.blocks.hugging_face_tokenizer import check_vocabulary, import_tokenizer
-from nemotron_style.steps.blocks.safetensor import TensorFolder
-from nemotron_style.steps.blocks.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE, read_sizes
+from nemotron_style.steps.blocks.checkpoint.hf_weights import settle_tensors
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER
+from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_files import check_vocabulary, import_tokenizer
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.convert.hf_to_megatron.config import Config
 
 Part = TypeVar("Part")

@@ -19,33 +19,38 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import InputError, Interrupted, Problem
-from nemotron_style.steps.blocks import torch_dist
-from nemotron_style.steps.blocks.agreement import (
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.checkpoint import torch_dist
+from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE, build_settings
+from nemotron_style.steps.blocks.checkpoint.hf_weights import (
+    EMBEDDING,
+    HEAD,
+    check_shapes,
+    export_weights,
+)
+from nemotron_style.steps.blocks.checkpoint.logit_parity import (
     compare,
     model_logits,
     round_weights,
     sample_rows,
 )
-from nemotron_style.steps.blocks.architecture import ModelConfig
-from nemotron_style.steps.blocks.checkpoint import (
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     TOKENIZER,
     WEIGHTS,
     full_shapes,
     load_model,
     weights_digest,
 )
-from nemotron_style.steps.blocks.hugging_face import EMBEDDING, HEAD, check_shapes, export_weights
-from nemotron_style.steps.blocks.hugging_face_config import CONFIG_FILE, build_settings
-from nemotron_style.steps.blocks.hugging_face_tokenizer import (
+from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder, write_tensors
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_files import (
     check_vocabulary,
     describe_words,
     export_tokenizer,
 )
-from nemotron_style.steps.blocks.parallel import initialize
-from nemotron_style.steps.blocks.safetensor import TensorFolder, write_tensors
-from nemotron_style.steps.blocks.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.convert.megatron_to_hf.config import Config
 
 

@@ -8,9 +8,15 @@ from typing import Any
 
 import torch
 
-from nemotron_style.steps.blocks.speaker import Answer, Draw, Request, Speaker, without_label
-from nemotron_style.steps.blocks.steerlm2 import effective_sample_size, target_weights
-from nemotron_style.steps.blocks.steerlm2_row import LOG_P_A, LOG_P_Y, LOG_Q
+from nemotron_style.steps.blocks.data.steerlm2_row import LOG_P_A, LOG_P_Y, LOG_Q
+from nemotron_style.steps.blocks.generation.chat_sampler import (
+    Answer,
+    Draw,
+    Request,
+    Speaker,
+    without_label,
+)
+from nemotron_style.steps.blocks.loss.steerlm2 import effective_sample_size, target_weights
 
 DIGITS = 7
 

@@ -20,14 +20,19 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import InputError, Interrupted, Problem, StepFailed
-from nemotron_style.steps.blocks.checkpoint import weights_digest
-from nemotron_style.steps.blocks.jsonl import write_rows
-from nemotron_style.steps.blocks.parallel import initialize
-from nemotron_style.steps.blocks.seed import seed_of
-from nemotron_style.steps.blocks.speaker import Draw, Request, Speaker, load_speaker
-from nemotron_style.steps.blocks.truth import Truth, load_truth
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
+from nemotron_style.steps.blocks.data.jsonl import write_rows
+from nemotron_style.steps.blocks.data.seed import seed_of
+from nemotron_style.steps.blocks.data.toy_truth import Truth, load_truth
+from nemotron_style.steps.blocks.generation.chat_sampler import (
+    Draw,
+    Request,
+    Speaker,
+    load_speaker,
+)
+from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.data.steerlm2.config import Config
 from nemotron_style.steps.data.steerlm2.group import Cast, Tally, make_rows
 from nemotron_style.steps.data.steerlm2.request import (

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem
-from nemotron_style.steps.blocks.chat import Conversation, parse_conversation, parse_prompt
-from nemotron_style.steps.blocks.jsonl import read_rows
-from nemotron_style.steps.blocks.order import permutation
-from nemotron_style.steps.blocks.seed import seed_of
-from nemotron_style.steps.blocks.speaker import Request
+from nemotron_style.steps.blocks.data.chat_format import (
+    Conversation,
+    parse_conversation,
+    parse_prompt,
+)
+from nemotron_style.steps.blocks.data.jsonl import read_rows
+from nemotron_style.steps.blocks.data.sample_order import permutation
+from nemotron_style.steps.blocks.data.seed import seed_of
+from nemotron_style.steps.blocks.generation.chat_sampler import Request
 from nemotron_style.steps.data.steerlm2.config import Data
 
 Labels = Callable[[Conversation], Sequence[str]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from nemotron_style.steps.blocks.truth import LEVELS, Truth
+from nemotron_style.steps.blocks.data.toy_truth import LEVELS, Truth
 
 Pair = tuple[str, str]
 """A noun and a context: what a prompt asks about."""

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nemotron_style.steps.blocks.truth import Truth
+from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.data.toy.answer import Pair, ask, draw_any, draw_plain, draw_varied
 
 MARKS = (("First", "fits", "odd"), ("Second", "right", "wrong"))

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config import Section, StepConfig
+from nemotron_style.runtime.config.model import Section, StepConfig
 
 
 class Rows(Section):

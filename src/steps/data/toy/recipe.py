@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from nemotron_style.runtime.context import StepContext
-from nemotron_style.steps.blocks.jsonl import write_rows
-from nemotron_style.steps.blocks.order import permutation
-from nemotron_style.steps.blocks.truth import Truth
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.data.jsonl import write_rows
+from nemotron_style.steps.blocks.data.sample_order import permutation
+from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.data.toy.answer import Pair, ask, draw_any, draw_plain, draw_varied
 from nemotron_style.steps.data.toy.comparison import comparison_rows, heldout_rows
 from nemotron_style.steps.data.toy.config import Config, Rows
-from nemotron_style.steps.data.toy.word import ADJECTIVES, CONTEXTS, NOUNS
+from nemotron_style.steps.data.toy.vocabulary import ADJECTIVES, CONTEXTS, NOUNS
 
 Draw = Callable[[Truth, list[Pair], int, random.Random], Iterator[dict[str, Any]]]
 """So many rows about random pairs of a list."""

@@ -10,15 +10,20 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import Interrupted
-from nemotron_style.steps.blocks.chat import Conversation
-from nemotron_style.steps.blocks.jsonl import write_rows
-from nemotron_style.steps.blocks.judge_request import split_reasoning
-from nemotron_style.steps.blocks.seed import seed_of
-from nemotron_style.steps.blocks.speaker import Draw, Request, Speaker, load_speaker
-from nemotron_style.steps.eval.arena.bout import Bout
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.data.chat_format import Conversation
+from nemotron_style.steps.blocks.data.jsonl import write_rows
+from nemotron_style.steps.blocks.data.seed import seed_of
+from nemotron_style.steps.blocks.generation.chat_sampler import (
+    Draw,
+    Request,
+    Speaker,
+    load_speaker,
+)
+from nemotron_style.steps.blocks.judge.prompt import split_reasoning
 from nemotron_style.steps.eval.arena.config import Config
+from nemotron_style.steps.eval.arena.match import Bout
 from nemotron_style.steps.eval.arena.prompt import as_messages
 
 SLOTS = ("baseline", "model")

@@ -6,9 +6,9 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from nemotron_style.runtime.config import Section, StepConfig, cosmetic
-from nemotron_style.steps.blocks.address import read_address
-from nemotron_style.steps.blocks.chat import ChatPromptTokens
+from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.http.endpoint import read_address
 
 
 class Trainer(Section):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from nemotron_style.steps.blocks.chat import (
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER, read_config
+from nemotron_style.steps.blocks.data.chat_format import (
     ROLES,
     ChatFormat,
     ChatPromptTokens,
@@ -15,11 +16,10 @@ from nemotron_style.steps.blocks.chat import (
     parse_conversation,
     parse_prompt,
 )
-from nemotron_style.steps.blocks.checkpoint import TOKENIZER, read_config
-from nemotron_style.steps.blocks.jsonl import read_rows, refuse
-from nemotron_style.steps.blocks.judge_request import Message
-from nemotron_style.steps.blocks.tokenizer import Tokenizer, open_chat
-from nemotron_style.steps.blocks.truth import Truth
+from nemotron_style.steps.blocks.data.jsonl import read_rows, refuse
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.data.toy_truth import Truth
+from nemotron_style.steps.blocks.judge.prompt import Message
 
 
 @dataclass(frozen=True)

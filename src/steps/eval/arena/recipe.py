@@ -19,26 +19,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import InputError, Problem, StepFailed
-from nemotron_style.steps.blocks.chat import Conversation
-from nemotron_style.steps.blocks.checkpoint import weights_digest
-from nemotron_style.steps.blocks.jsonl import write_rows
-from nemotron_style.steps.blocks.judge_client import JudgeClient, JudgeFailure
-from nemotron_style.steps.blocks.order import permutation
-from nemotron_style.steps.blocks.parallel import initialize
-from nemotron_style.steps.blocks.truth import Truth, load_truth
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
+from nemotron_style.steps.blocks.data.chat_format import Conversation
+from nemotron_style.steps.blocks.data.jsonl import write_rows
+from nemotron_style.steps.blocks.data.sample_order import permutation
+from nemotron_style.steps.blocks.data.toy_truth import Truth, load_truth
+from nemotron_style.steps.blocks.judge.client import JudgeClient, JudgeFailure
+from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.eval.arena.answer import SLOTS, draw_shards, plan_shards, read_bouts
-from nemotron_style.steps.eval.arena.bout import Bout, helpfulness, rule
 from nemotron_style.steps.eval.arena.config import Config
-from nemotron_style.steps.eval.arena.count import (
-    count_answers,
-    count_judge,
-    count_truth,
-)
-from nemotron_style.steps.eval.arena.figure import draw_arena
-from nemotron_style.steps.eval.arena.prompt import Reader, read_prompts
-from nemotron_style.steps.eval.arena.referee import (
+from nemotron_style.steps.eval.arena.judging import (
     Digests,
     Found,
     connect,
@@ -47,7 +39,11 @@ from nemotron_style.steps.eval.arena.referee import (
     meet,
     refuse_undecided,
 )
-from nemotron_style.steps.eval.arena.report import sample_rows, sample_table
+from nemotron_style.steps.eval.arena.match import Bout, helpfulness, rule
+from nemotron_style.steps.eval.arena.metrics import count_answers, count_judge, count_truth
+from nemotron_style.steps.eval.arena.plot import draw_arena
+from nemotron_style.steps.eval.arena.prompt import Reader, read_prompts
+from nemotron_style.steps.eval.arena.samples import sample_rows, sample_table
 
 
 def run(config: Config, ctx: StepContext) -> None:

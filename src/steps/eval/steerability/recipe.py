@@ -18,19 +18,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import InputError, Problem
-from nemotron_style.steps.blocks.chat import Conversation, parse_prompt
-from nemotron_style.steps.blocks.checkpoint import weights_digest
-from nemotron_style.steps.blocks.jsonl import read_rows, write_rows
-from nemotron_style.steps.blocks.order import permutation
-from nemotron_style.steps.blocks.parallel import initialize
-from nemotron_style.steps.blocks.seed import seed_of
-from nemotron_style.steps.blocks.speaker import Draw, Request, Speaker, load_speaker
-from nemotron_style.steps.blocks.truth import Truth, load_truth
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
+from nemotron_style.steps.blocks.data.chat_format import Conversation, parse_prompt
+from nemotron_style.steps.blocks.data.jsonl import read_rows, write_rows
+from nemotron_style.steps.blocks.data.sample_order import permutation
+from nemotron_style.steps.blocks.data.seed import seed_of
+from nemotron_style.steps.blocks.data.toy_truth import Truth, load_truth
+from nemotron_style.steps.blocks.generation.chat_sampler import (
+    Draw,
+    Request,
+    Speaker,
+    load_speaker,
+)
+from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.eval.steerability.config import Config
-from nemotron_style.steps.eval.steerability.figure import draw_labels
-from nemotron_style.steps.eval.steerability.rate import (
+from nemotron_style.steps.eval.steerability.metrics import (
     JOINT,
     Attributes,
     Outcome,
@@ -39,7 +43,8 @@ from nemotron_style.steps.eval.steerability.rate import (
     rates_by_label,
     read_label,
 )
-from nemotron_style.steps.eval.steerability.report import sample_rows, sample_table
+from nemotron_style.steps.eval.steerability.plot import draw_labels
+from nemotron_style.steps.eval.steerability.samples import sample_rows, sample_table
 
 Judge = Callable[[Sequence[tuple[Conversation, str]]], list[Attributes]]
 """The attributes of answered conversations."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from nemotron_style.runtime.config import Section, StepConfig, cosmetic
+from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 
 
 class Model(Section):

@@ -21,19 +21,19 @@ from typing import Any
 
 import torch
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import InputError, Interrupted, Problem
-from nemotron_style.steps.blocks.chat_model import LocalChatModel, load_chat_model
-from nemotron_style.steps.blocks.completion import Task
-from nemotron_style.steps.blocks.jsonl import read_rows, refuse, write_rows
-from nemotron_style.steps.blocks.judge_request import ask_messages
-from nemotron_style.steps.blocks.order import permutation
-from nemotron_style.steps.blocks.parallel import initialize
-from nemotron_style.steps.blocks.seed import seed_of
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.data.jsonl import read_rows, refuse, write_rows
+from nemotron_style.steps.blocks.data.sample_order import permutation
+from nemotron_style.steps.blocks.data.seed import seed_of
+from nemotron_style.steps.blocks.judge.prompt import ask_messages
+from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.blocks.serving.completion import Task
+from nemotron_style.steps.blocks.serving.local_chat_model import LocalChatModel, load_chat_model
 from nemotron_style.steps.judge.card.config import Config
-from nemotron_style.steps.judge.card.report import sample_rows, sample_table
+from nemotron_style.steps.judge.card.metrics import Pair, count_card, read_judgement
 from nemotron_style.steps.judge.card.row import Comparison, parse_comparison
-from nemotron_style.steps.judge.card.tally import Pair, count_card, read_judgement
+from nemotron_style.steps.judge.card.samples import sample_rows, sample_table
 
 CARD_FILE, SAMPLES, TABLE = "card.json", "samples.jsonl", "samples.md"
 RECORD, ANSWERS = "artifact.json", "answers.jsonl"

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nemotron_style.steps.blocks.chat import JUDGED, split_messages
-from nemotron_style.steps.blocks.jsonl import brief, refuse
-from nemotron_style.steps.blocks.judge_request import Question
+from nemotron_style.steps.blocks.data.chat_format import JUDGED, split_messages
+from nemotron_style.steps.blocks.data.jsonl import brief, refuse
+from nemotron_style.steps.blocks.judge.prompt import Question
 
 SCORES = ("score_1", "score_2")
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from nemotron_style.runtime.config import Section
-from nemotron_style.steps.blocks.service_config import RequestLimits, ServiceConfig
+from nemotron_style.runtime.config.model import Section
+from nemotron_style.steps.blocks.serving.config import RequestLimits, ServiceConfig
 
 
 class Batching(Section):

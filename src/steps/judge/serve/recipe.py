@@ -17,12 +17,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import StepFailed
-from nemotron_style.steps.blocks.address import Address, read_token, write_endpoint
-from nemotron_style.steps.blocks.batcher import Batching
-from nemotron_style.steps.blocks.chat_service import ChatLimits, ChatService
-from nemotron_style.steps.blocks.completion import ChatModel
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.http.endpoint import Address, read_token, write_endpoint
+from nemotron_style.steps.blocks.serving.chat_service import ChatLimits, ChatService
+from nemotron_style.steps.blocks.serving.completion import ChatModel
+from nemotron_style.steps.blocks.serving.dynamic_batcher import Batching
 from nemotron_style.steps.judge.serve.config import Config
 
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -59,8 +59,8 @@ def load(path: Path, config: Config) -> ChatModel:
     """The model of an artifact; torch is imported here, after the address is taken."""
     import torch
 
-    from nemotron_style.steps.blocks.chat_model import load_chat_model
-    from nemotron_style.steps.blocks.parallel import initialize
+    from nemotron_style.steps.blocks.model.parallel import initialize
+    from nemotron_style.steps.blocks.serving.local_chat_model import load_chat_model
 
     initialize(seed=config.seed)
     return load_chat_model(

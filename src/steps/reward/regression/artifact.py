@@ -9,21 +9,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nemotron_style.steps.blocks.architecture import ModelConfig
-from nemotron_style.steps.blocks.checkpoint import full_weights
-from nemotron_style.steps.blocks.hugging_face import export_tensor
-from nemotron_style.steps.blocks.hugging_face_config import CONFIG_FILE, build_settings
-from nemotron_style.steps.blocks.hugging_face_tokenizer import (
+from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE, build_settings
+from nemotron_style.steps.blocks.checkpoint.hf_weights import export_tensor
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
+from nemotron_style.steps.blocks.checkpoint.safetensors_folder import write_tensors
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_files import (
     GENERATION_FILE,
     SPECIAL_FILE,
     export_tokenizer,
 )
-from nemotron_style.steps.blocks.parallel import is_writer
-from nemotron_style.steps.blocks.regression import HEAD
-from nemotron_style.steps.blocks.reward import ARCHITECTURE
-from nemotron_style.steps.blocks.reward_config import RewardConfig, merged
-from nemotron_style.steps.blocks.safetensor import write_tensors
-from nemotron_style.steps.blocks.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.model.parallel import is_writer
+from nemotron_style.steps.blocks.reward.config import RewardConfig, merged
+from nemotron_style.steps.blocks.reward.model import ARCHITECTURE
+from nemotron_style.steps.blocks.reward.regression_model import HEAD
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 MERGED = "score"
 MAX_FILE_BYTES = 5_000_000_000

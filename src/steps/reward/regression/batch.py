@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemotron_style.steps.blocks.device import prepare
-from nemotron_style.steps.blocks.microbatch import accumulate_gradients, score
-from nemotron_style.steps.blocks.packing import Packed
-from nemotron_style.steps.blocks.parallel import (
+from nemotron_style.steps.blocks.model.device import prepare
+from nemotron_style.steps.blocks.model.parallel import (
     data_rank,
     data_world,
     from_last_stage,
     sum_over_data,
 )
-from nemotron_style.steps.blocks.regression import pack_conversations
-from nemotron_style.steps.blocks.reward_config import RewardConfig
+from nemotron_style.steps.blocks.model.prefix_packing import Packed
+from nemotron_style.steps.blocks.reward.config import RewardConfig
+from nemotron_style.steps.blocks.reward.regression_model import pack_conversations
+from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
 from nemotron_style.steps.reward.regression.row import EncodedRow
 
 

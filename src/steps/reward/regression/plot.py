@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from nemotron_style.steps.reward.regression.figure import Points, describe
+from nemotron_style.steps.reward.regression.metrics import Points, describe
 
 
 def draw(points: Mapping[str, Points], run_dir: Path) -> Path | None:

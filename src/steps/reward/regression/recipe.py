@@ -22,22 +22,22 @@ import time
 import torch
 import torch.distributed as dist
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import InputError, Interrupted, raise_all
-from nemotron_style.steps.blocks.checkpoint import (
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     TOKENIZER,
     full_shapes,
     read_config,
     weights_digest,
 )
-from nemotron_style.steps.blocks.job import find_disagreements, is_due
-from nemotron_style.steps.blocks.optimizer import build_optimizer, learning_rate
-from nemotron_style.steps.blocks.order import SampleOrder
-from nemotron_style.steps.blocks.parallel import Parallel, any_rank, initialize
-from nemotron_style.steps.blocks.regression import load_trunk
-from nemotron_style.steps.blocks.reward_config import RewardConfig
-from nemotron_style.steps.blocks.state import load_state, save_state
-from nemotron_style.steps.blocks.tokenizer import Tokenizer, describe, open_chat
+from nemotron_style.steps.blocks.data.sample_order import SampleOrder
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, describe, open_chat
+from nemotron_style.steps.blocks.model.parallel import Parallel, any_rank, initialize
+from nemotron_style.steps.blocks.reward.config import RewardConfig
+from nemotron_style.steps.blocks.reward.regression_model import load_trunk
+from nemotron_style.steps.blocks.training.launch_check import find_disagreements, is_due
+from nemotron_style.steps.blocks.training.optimizer import build_optimizer, learning_rate
+from nemotron_style.steps.blocks.training.training_state import load_state, save_state
 from nemotron_style.steps.reward.regression import plot
 from nemotron_style.steps.reward.regression.artifact import (
     merge_outputs,
@@ -47,7 +47,7 @@ from nemotron_style.steps.reward.regression.artifact import (
 )
 from nemotron_style.steps.reward.regression.batch import accumulate, predict
 from nemotron_style.steps.reward.regression.config import Config
-from nemotron_style.steps.reward.regression.figure import figures_of, points_of, rate_all
+from nemotron_style.steps.reward.regression.metrics import figures_of, points_of, rate_all
 from nemotron_style.steps.reward.regression.row import (
     encode_rows,
     encoder,

@@ -10,12 +10,12 @@ from statistics import fmean
 from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem, suggest
-from nemotron_style.steps.blocks.chat import ChatFormat, Conversation
-from nemotron_style.steps.blocks.jsonl import read_rows, refuse
-from nemotron_style.steps.blocks.rated_row import PairRow, RatedRow, parse_rated
-from nemotron_style.steps.blocks.reward import read_conversation
-from nemotron_style.steps.blocks.reward_config import Scale
-from nemotron_style.steps.blocks.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat, Conversation
+from nemotron_style.steps.blocks.data.jsonl import read_rows, refuse
+from nemotron_style.steps.blocks.data.rated_row import PairRow, RatedRow, parse_rated
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.reward.config import Scale
+from nemotron_style.steps.blocks.reward.model import read_conversation
 from nemotron_style.steps.reward.regression.config import Config, Regression
 
 PAIRS_ALONE = ("reward",)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from nemotron_style.runtime.config import Section
-from nemotron_style.steps.blocks.service_config import RequestLimits, ServiceConfig
+from nemotron_style.runtime.config.model import Section
+from nemotron_style.steps.blocks.serving.config import RequestLimits, ServiceConfig
 
 
 class Batching(Section):

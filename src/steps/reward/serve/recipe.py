@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import StepFailed
-from nemotron_style.steps.blocks.address import Address, read_token, write_endpoint
-from nemotron_style.steps.blocks.score_service import ScoreLimits, ScoreService
-from nemotron_style.steps.blocks.scorer import Message, Scorer
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.http.endpoint import Address, read_token, write_endpoint
+from nemotron_style.steps.blocks.reward.types import Message, Scorer
+from nemotron_style.steps.blocks.serving.score_api import ScoreLimits, ScoreService
 from nemotron_style.steps.reward.serve.config import Config
 
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -73,7 +73,7 @@ class Bounded:
 
 def load_scorer(path: Path, batch_tokens: int) -> Scorer:
     """The model of an artifact; torch is imported here, after the address is taken."""
-    from nemotron_style.steps.blocks.reward import RewardModel
+    from nemotron_style.steps.blocks.reward.model import RewardModel
 
     return Bounded(RewardModel.load(path), batch_tokens)
 

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from nemotron_style.runtime.artifact import Artifact
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import InputError, Problem, StepFailed, raise_all
-from nemotron_style.steps.blocks.kl import estimate_kl
-from nemotron_style.steps.blocks.sampling import Sampling
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.runtime.store.record import Artifact
+from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.loss.kl import estimate_kl
 from nemotron_style.steps.rl.rlhf.config import Config
-from nemotron_style.steps.rl.rlhf.lesson import Lesson, look
-from nemotron_style.steps.rl.rlhf.referee import Referee, find_judge, read_card
+from nemotron_style.steps.rl.rlhf.pairwise_judge import Referee, find_judge, read_card
 from nemotron_style.steps.rl.rlhf.rollout import Rollout
+from nemotron_style.steps.rl.rlhf.train_sample import Lesson, look
 
 PROBED = 4
 """Prompts of the first step that are answered and judged before anything is learnt."""

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config import Section, StepConfig, cosmetic
+from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
-from nemotron_style.steps.blocks.address import read_address
-from nemotron_style.steps.blocks.judge import JudgePlan
-from nemotron_style.steps.rl.rlhf.accepted import (
+from nemotron_style.steps.blocks.http.endpoint import read_address
+from nemotron_style.steps.blocks.judge.group_judge import JudgePlan
+from nemotron_style.steps.rl.rlhf.fixed_values import (
     HELD,
     Checkpointing,
     Cluster,

@@ -15,13 +15,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config import Section, cosmetic, flatten
+from nemotron_style.runtime.config.model import Section, cosmetic, flatten
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
-from nemotron_style.steps.blocks.accepted import only
-from nemotron_style.steps.blocks.judge import JudgePlan
-from nemotron_style.steps.blocks.judge_client import JudgeSampling
-from nemotron_style.steps.blocks.judge_reward import Aggregation
-from nemotron_style.steps.rl.rlhf.accepted import (
+from nemotron_style.steps.blocks.judge.aggregation import Aggregation
+from nemotron_style.steps.blocks.judge.client import JudgeSampling
+from nemotron_style.steps.blocks.judge.group_judge import JudgePlan
+from nemotron_style.steps.blocks.settings.fixed_value import only
+from nemotron_style.steps.rl.rlhf.fixed_values import (
     EnvRest,
     ImplementationRest,
     NemoGymRest,

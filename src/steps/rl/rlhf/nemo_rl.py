@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config import Section, cosmetic
-from nemotron_style.steps.blocks.architecture import OptimConfig
-from nemotron_style.steps.blocks.loss_option import LossOptions
-from nemotron_style.steps.blocks.reward_shaping import RewardScaling, RewardShaping
-from nemotron_style.steps.rl.rlhf.accepted import (
+from nemotron_style.runtime.config.model import Section, cosmetic
+from nemotron_style.steps.blocks.loss.clipped_pg_config import LossOptions
+from nemotron_style.steps.blocks.loss.reward_shaping import RewardScaling, RewardShaping
+from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.rl.rlhf.fixed_values import (
     GenerationRest,
     GrpoRest,
     MegatronRest,

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.steps.blocks.chat import ChatFormat, split_messages
-from nemotron_style.steps.blocks.jsonl import brief, read_rows, refuse
-from nemotron_style.steps.blocks.responses_api import read_history
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat, split_messages
+from nemotron_style.steps.blocks.data.jsonl import brief, read_rows, refuse
+from nemotron_style.steps.blocks.data.responses_api import read_history
 
 Encode = Callable[[str], list[int]]
 TURNS = ("messages", "prompt")

@@ -22,31 +22,32 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 import torch.distributed as dist
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import Interrupted, Problem, StepFailed
-from nemotron_style.steps.blocks.checkpoint import (
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     TOKENIZER,
     load_model,
     read_config,
     save_model,
     weights_digest,
 )
-from nemotron_style.steps.blocks.device import prepare
-from nemotron_style.steps.blocks.generate import Engine
-from nemotron_style.steps.blocks.job import is_due
-from nemotron_style.steps.blocks.judge import sum_failures
-from nemotron_style.steps.blocks.judge_client import JudgeUnavailable
-from nemotron_style.steps.blocks.kl import estimate_kl
-from nemotron_style.steps.blocks.optimizer import build_optimizer
-from nemotron_style.steps.blocks.order import SampleOrder
-from nemotron_style.steps.blocks.parallel import any_rank, initialize
-from nemotron_style.steps.blocks.policy_metric import merge_metrics
-from nemotron_style.steps.blocks.sampling import Sampling
-from nemotron_style.steps.blocks.spokesman import Spokesman
-from nemotron_style.steps.blocks.state import load_state, save_state
-from nemotron_style.steps.blocks.tokenizer import Tokenizer, describe, open_chat, stop_id
-from nemotron_style.steps.blocks.truth import load_truth
+from nemotron_style.steps.blocks.data.sample_order import SampleOrder
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, describe, open_chat, stop_id
+from nemotron_style.steps.blocks.data.toy_truth import load_truth
+from nemotron_style.steps.blocks.generation.engine import Engine
+from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.judge.client import JudgeUnavailable
+from nemotron_style.steps.blocks.judge.group_judge import sum_failures
+from nemotron_style.steps.blocks.loss.kl import estimate_kl
+from nemotron_style.steps.blocks.loss.loss_metrics import merge_metrics
+from nemotron_style.steps.blocks.model.device import prepare
+from nemotron_style.steps.blocks.model.parallel import any_rank, initialize
+from nemotron_style.steps.blocks.model.rank_zero import Spokesman
+from nemotron_style.steps.blocks.training.launch_check import is_due
+from nemotron_style.steps.blocks.training.optimizer import build_optimizer
+from nemotron_style.steps.blocks.training.training_state import load_state, save_state
 from nemotron_style.steps.rl.rlhf import plot
+from nemotron_style.steps.rl.rlhf.advantages import teach
 from nemotron_style.steps.rl.rlhf.check import (
     PROBED,
     check_backend,
@@ -58,21 +59,20 @@ from nemotron_style.steps.rl.rlhf.check import (
     check_sampler,
 )
 from nemotron_style.steps.rl.rlhf.config import Config
-from nemotron_style.steps.rl.rlhf.heldout import (
+from nemotron_style.steps.rl.rlhf.hacking_alert import find_signs
+from nemotron_style.steps.rl.rlhf.lr_schedule import learning_rate
+from nemotron_style.steps.rl.rlhf.pairwise_judge import find_judge, open_referee, read_card
+from nemotron_style.steps.rl.rlhf.prompt import Prompt, read_prompts
+from nemotron_style.steps.rl.rlhf.rollout import Roller, mean_tokens
+from nemotron_style.steps.rl.rlhf.samples import sample_table, tell, write_table
+from nemotron_style.steps.rl.rlhf.train_sample import count_lessons, drop_strange, learn, look
+from nemotron_style.steps.rl.rlhf.validation import (
     Looked,
     pair_up,
     read_judged,
     read_truth,
     summary,
 )
-from nemotron_style.steps.rl.rlhf.lesson import count_lessons, drop_strange, learn, look
-from nemotron_style.steps.rl.rlhf.prompt import Prompt, read_prompts
-from nemotron_style.steps.rl.rlhf.referee import find_judge, open_referee, read_card
-from nemotron_style.steps.rl.rlhf.reward import teach
-from nemotron_style.steps.rl.rlhf.rollout import Roller, mean_tokens
-from nemotron_style.steps.rl.rlhf.schedule import learning_rate
-from nemotron_style.steps.rl.rlhf.sign import find_signs
-from nemotron_style.steps.rl.rlhf.table import sample_table, tell, write_table
 
 
 @dataclass

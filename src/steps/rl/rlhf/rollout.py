@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
 
-from nemotron_style.steps.blocks.chat import ChatFormat
-from nemotron_style.steps.blocks.generate import Sample as Drawn
-from nemotron_style.steps.blocks.judge import Contest
-from nemotron_style.steps.blocks.judge_request import split_reasoning
-from nemotron_style.steps.blocks.judge_reward import Answer
-from nemotron_style.steps.blocks.parallel import data_rank, data_world
-from nemotron_style.steps.blocks.sampling import Sampling
-from nemotron_style.steps.blocks.seed import seed_of
-from nemotron_style.steps.blocks.spokesman import Spokesman
-from nemotron_style.steps.blocks.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.seed import seed_of
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.generation.engine import Sample as Drawn
+from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.judge.aggregation import Answer
+from nemotron_style.steps.blocks.judge.group_judge import Contest
+from nemotron_style.steps.blocks.judge.prompt import split_reasoning
+from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
+from nemotron_style.steps.blocks.model.rank_zero import Spokesman
 from nemotron_style.steps.rl.rlhf.prompt import Prompt
 
 

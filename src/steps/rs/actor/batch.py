@@ -15,9 +15,9 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor, nn
 
-from nemotron_style.steps.blocks.microbatch import accumulate_gradients, score
-from nemotron_style.steps.blocks.packing import Group, pack
-from nemotron_style.steps.blocks.parallel import data_rank, data_world, sum_over_data
+from nemotron_style.steps.blocks.model.parallel import data_rank, data_world, sum_over_data
+from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
+from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
 
 
 def accumulate(model: DistributedDataParallel, groups: Sequence[Group], *, size: int) -> float:

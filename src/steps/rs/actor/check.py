@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
-from nemotron_style.steps.blocks.engine_gap import EngineGap, measure_sample_gap
-from nemotron_style.steps.blocks.generation import GenerationEngine
-from nemotron_style.steps.blocks.job import find_disagreements
-from nemotron_style.steps.blocks.sampling import Sampling
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.generation.backend import GenerationEngine
+from nemotron_style.steps.blocks.generation.logprob_gap import EngineGap, measure_sample_gap
+from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.training.launch_check import find_disagreements
 from nemotron_style.steps.rs.actor.config import Config
 from nemotron_style.steps.rs.actor.rollout import Asked
 

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config import Section, StepConfig, cosmetic
+from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
-from nemotron_style.steps.blocks.address import Address, read_address
-from nemotron_style.steps.blocks.chat import ChatPromptTokens
-from nemotron_style.steps.rs.actor.accepted import (
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.http.endpoint import Address, read_address
+from nemotron_style.steps.rs.actor.fixed_values import (
     DataRest,
     ExpManager,
     ModelRest,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.steps.blocks.chat import ChatFormat, parse_prompt
-from nemotron_style.steps.blocks.jsonl import read_rows, refuse
-from nemotron_style.steps.blocks.scorer import Message
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat, parse_prompt
+from nemotron_style.steps.blocks.data.jsonl import read_rows, refuse
+from nemotron_style.steps.blocks.reward.types import Message
 
 Encode = Callable[[str], list[int]]
 

@@ -26,47 +26,47 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import Interrupted, Problem, StepFailed
-from nemotron_style.steps.blocks.checkpoint import (
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     TOKENIZER,
     load_model,
     read_config,
     save_model,
     weights_digest,
 )
-from nemotron_style.steps.blocks.device import prepare
-from nemotron_style.steps.blocks.generation import open_engine
-from nemotron_style.steps.blocks.job import is_due
-from nemotron_style.steps.blocks.optimizer import build_optimizer, learning_rate
-from nemotron_style.steps.blocks.order import SampleOrder
-from nemotron_style.steps.blocks.parallel import any_rank, initialize
-from nemotron_style.steps.blocks.remote_reward import RewardUnavailable
-from nemotron_style.steps.blocks.run_log import copy_logs
-from nemotron_style.steps.blocks.state import load_state, save_state
-from nemotron_style.steps.blocks.tokenizer import Tokenizer, describe, open_chat, stop_id
-from nemotron_style.steps.blocks.truth import load_truth
+from nemotron_style.steps.blocks.data.sample_order import SampleOrder
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, describe, open_chat, stop_id
+from nemotron_style.steps.blocks.data.toy_truth import load_truth
+from nemotron_style.steps.blocks.generation.backend import open_engine
+from nemotron_style.steps.blocks.model.device import prepare
+from nemotron_style.steps.blocks.model.parallel import any_rank, initialize
+from nemotron_style.steps.blocks.reward.client import RewardUnavailable
+from nemotron_style.steps.blocks.training.launch_check import is_due
+from nemotron_style.steps.blocks.training.metric_plot import copy_logs
+from nemotron_style.steps.blocks.training.optimizer import build_optimizer, learning_rate
+from nemotron_style.steps.blocks.training.training_state import load_state, save_state
 from nemotron_style.steps.rs.actor import plot
 from nemotron_style.steps.rs.actor.batch import accumulate, count_tokens, measure_kl
+from nemotron_style.steps.rs.actor.best_of_n import bound_kl, bound_win_rate
 from nemotron_style.steps.rs.actor.check import (
     check_machine,
     check_prompts,
     check_reward_model,
     check_sampler,
 )
-from nemotron_style.steps.rs.actor.choice import bound_kl, bound_win_rate
 from nemotron_style.steps.rs.actor.config import Config
-from nemotron_style.steps.rs.actor.figure import (
+from nemotron_style.steps.rs.actor.metrics import (
     Heldout,
     describe_rollouts,
     difference,
     summarise_gain,
 )
-from nemotron_style.steps.rs.actor.judge import Judge
-from nemotron_style.steps.rs.actor.part import open_client, plan_sampling
 from nemotron_style.steps.rs.actor.prompt import Prompt, read_prompts
+from nemotron_style.steps.rs.actor.reward_pool import Judge
 from nemotron_style.steps.rs.actor.rollout import Roller, name_groups
-from nemotron_style.steps.rs.actor.table import sample_table, tell, write_table
+from nemotron_style.steps.rs.actor.samples import sample_table, tell, write_table
+from nemotron_style.steps.rs.actor.setup import open_client, plan_sampling
 
 
 def run(config: Config, ctx: StepContext) -> None:

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemotron_style.runtime.errors import InputError
-from nemotron_style.steps.blocks.chat import ChatFormat
-from nemotron_style.steps.blocks.generate import Sample
-from nemotron_style.steps.blocks.generation import GenerationEngine
-from nemotron_style.steps.blocks.packing import Group
-from nemotron_style.steps.blocks.parallel import data_rank, data_world
-from nemotron_style.steps.blocks.sampling import Sampling
-from nemotron_style.steps.blocks.scorer import Scored
-from nemotron_style.steps.blocks.seed import seed_of
-from nemotron_style.steps.blocks.tokenizer import Tokenizer
-from nemotron_style.steps.rs.actor.choice import Choice, choose
-from nemotron_style.steps.rs.actor.judge import Judge
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.seed import seed_of
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.generation.backend import GenerationEngine
+from nemotron_style.steps.blocks.generation.engine import Sample
+from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
+from nemotron_style.steps.blocks.model.prefix_packing import Group
+from nemotron_style.steps.blocks.reward.types import Scored
+from nemotron_style.steps.rs.actor.best_of_n import Choice, choose
 from nemotron_style.steps.rs.actor.prompt import Prompt
+from nemotron_style.steps.rs.actor.reward_pool import Judge
 
 
 @dataclass(frozen=True)

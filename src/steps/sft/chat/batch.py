@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nemotron_style.steps.blocks.device import prepare
-from nemotron_style.steps.blocks.microbatch import accumulate_gradients, score
-from nemotron_style.steps.blocks.parallel import (
+from nemotron_style.steps.blocks.model.device import prepare
+from nemotron_style.steps.blocks.model.parallel import (
     data_rank,
     data_world,
     from_last_stage,
     sum_over_data,
 )
+from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
 from nemotron_style.steps.sft.chat.row import EncodedRow, count_targets, deal, pack_batch
 
 

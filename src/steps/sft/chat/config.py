@@ -6,10 +6,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config import Section, StepConfig, cosmetic
+from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
-from nemotron_style.steps.blocks.architecture import ModelConfig, OptimConfig
-from nemotron_style.steps.blocks.chat import ChatPromptTokens
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 
 Count = Annotated[int, Field(ge=1)]
 

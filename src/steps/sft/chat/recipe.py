@@ -23,19 +23,23 @@ import time
 
 import torch.distributed as dist
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import Interrupted
-from nemotron_style.steps.blocks.checkpoint import full_shapes, save_model, weights_digest
-from nemotron_style.steps.blocks.job import is_due
-from nemotron_style.steps.blocks.optimizer import build_optimizer, learning_rate
-from nemotron_style.steps.blocks.order import SampleOrder
-from nemotron_style.steps.blocks.parallel import Parallel, any_rank, initialize
-from nemotron_style.steps.blocks.state import load_state, save_state
-from nemotron_style.steps.blocks.tokenizer import describe
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
+    full_shapes,
+    save_model,
+    weights_digest,
+)
+from nemotron_style.steps.blocks.data.sample_order import SampleOrder
+from nemotron_style.steps.blocks.data.tokenizer import describe
+from nemotron_style.steps.blocks.model.parallel import Parallel, any_rank, initialize
+from nemotron_style.steps.blocks.training.launch_check import is_due
+from nemotron_style.steps.blocks.training.optimizer import build_optimizer, learning_rate
+from nemotron_style.steps.blocks.training.training_state import load_state, save_state
 from nemotron_style.steps.sft.chat.batch import accumulate, measure
 from nemotron_style.steps.sft.chat.config import Config
+from nemotron_style.steps.sft.chat.initial_model import check_job, prepare_start
 from nemotron_style.steps.sft.chat.row import EncodedRow, count_targets, encode_rows
-from nemotron_style.steps.sft.chat.start import check_job, prepare_start
 
 
 def run(config: Config, ctx: StepContext) -> None:

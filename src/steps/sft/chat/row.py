@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.steps.blocks.chat import ChatFormat, Conversation, parse_conversation
-from nemotron_style.steps.blocks.jsonl import read_rows, refuse
-from nemotron_style.steps.blocks.packing import Group, Packed, pack
-from nemotron_style.steps.blocks.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.data.chat_format import (
+    ChatFormat,
+    Conversation,
+    parse_conversation,
+)
+from nemotron_style.steps.blocks.data.jsonl import read_rows, refuse
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.model.prefix_packing import Group, Packed, pack
 
 PLAIN = "PLAIN"
 

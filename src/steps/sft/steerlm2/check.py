@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from nemotron_style.runtime.artifact import Artifact
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.runtime.store.record import Artifact
+from nemotron_style.steps.sft.steerlm2.batch import Figures
 from nemotron_style.steps.sft.steerlm2.config import Config
-from nemotron_style.steps.sft.steerlm2.passes import Figures
 
 DATA_SLOTS = ("data", "validation")
 

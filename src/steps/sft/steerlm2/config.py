@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config import Section, StepConfig, cosmetic
+from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
-from nemotron_style.steps.blocks.accepted import only
-from nemotron_style.steps.blocks.architecture import OptimConfig
-from nemotron_style.steps.blocks.chat import ChatPromptTokens
-from nemotron_style.steps.sft.steerlm2.accepted import (
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.settings.fixed_value import only
+from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.sft.steerlm2.fixed_values import (
     DatasetRest,
     ExpManager,
     ModelRest,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.steps.blocks.run_log import series
+from nemotron_style.steps.blocks.training.metric_plot import series
 
 PANELS = (
     ("distance", "distance KL(w || b)"),

@@ -26,9 +26,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from nemotron_style.runtime.context import StepContext
 from nemotron_style.runtime.errors import Interrupted, StepFailed
-from nemotron_style.steps.blocks.checkpoint import (
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     CONFIG,
     TOKENIZER,
     WEIGHTS,
@@ -37,22 +37,15 @@ from nemotron_style.steps.blocks.checkpoint import (
     save_model,
     weights_digest,
 )
-from nemotron_style.steps.blocks.device import prepare
-from nemotron_style.steps.blocks.optimizer import build_optimizer, learning_rate
-from nemotron_style.steps.blocks.order import SampleOrder
-from nemotron_style.steps.blocks.parallel import Parallel, any_rank, initialize
-from nemotron_style.steps.blocks.run_log import copy_logs
-from nemotron_style.steps.blocks.state import load_state, save_state
-from nemotron_style.steps.blocks.steerlm2_row import EncodedGroup, read_groups
-from nemotron_style.steps.blocks.tokenizer import Tokenizer, describe, open_chat
-from nemotron_style.steps.sft.steerlm2.check import (
-    check_machine,
-    check_sampler,
-    check_start,
-    warn_if_few,
-)
-from nemotron_style.steps.sft.steerlm2.config import Config
-from nemotron_style.steps.sft.steerlm2.passes import (
+from nemotron_style.steps.blocks.data.sample_order import SampleOrder
+from nemotron_style.steps.blocks.data.steerlm2_row import EncodedGroup, read_groups
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, describe, open_chat
+from nemotron_style.steps.blocks.model.device import prepare
+from nemotron_style.steps.blocks.model.parallel import Parallel, any_rank, initialize
+from nemotron_style.steps.blocks.training.metric_plot import copy_logs
+from nemotron_style.steps.blocks.training.optimizer import build_optimizer, learning_rate
+from nemotron_style.steps.blocks.training.training_state import load_state, save_state
+from nemotron_style.steps.sft.steerlm2.batch import (
     Figures,
     Sizes,
     Table,
@@ -60,6 +53,13 @@ from nemotron_style.steps.sft.steerlm2.passes import (
     figures_of,
     measure,
 )
+from nemotron_style.steps.sft.steerlm2.check import (
+    check_machine,
+    check_sampler,
+    check_start,
+    warn_if_few,
+)
+from nemotron_style.steps.sft.steerlm2.config import Config
 from nemotron_style.steps.sft.steerlm2.plot import draw
 
 

@@ -1,6 +1,6 @@
 """Settings of the press."""
 
-from nemotron_style.runtime.config import Section, StepConfig
+from nemotron_style.runtime.config.model import Section, StepConfig
 
 
 class Power(Section):

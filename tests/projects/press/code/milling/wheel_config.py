@@ -1,6 +1,6 @@
 """Settings of the wheel."""
 
-from nemotron_style.runtime.config import StepConfig
+from nemotron_style.runtime.config.model import StepConfig
 
 
 class Config(StepConfig):

@@ -1,0 +1,1 @@
+"""The steps that can be run and the kinds of artifacts that they exchange."""

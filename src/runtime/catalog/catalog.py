@@ -1,0 +1,159 @@
+"""All steps that can be run: those that come with the package and those of the project.
+
+A manifest that cannot be used takes away its own step and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nemotron_style.runtime.catalog.kinds import Kinds, load_kinds
+from nemotron_style.runtime.catalog.manifest import Manifest, load_manifest
+from nemotron_style.runtime.errors import ManifestError, Problem, RefError, suggest
+from nemotron_style.runtime.paths import find_project_root, shipped_folder, show_path
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The steps by id; ``broken`` keeps, by the id that a folder says, why a step is not there."""
+
+    steps: Mapping[str, Manifest]
+    broken: Mapping[str, Sequence[Problem]]
+    kinds: Kinds
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Everything that is wrong with any manifest."""
+        return tuple(problem for problems in self.broken.values() for problem in problems)
+
+    def find(self, word: str) -> Manifest:
+        """The step that ``word`` names: its id, an alias of it, or the tail of exactly one id.
+
+        Raises:
+            ManifestError: the step is there and its manifest is broken.
+            RefError: no step, or more than one, is called so; near matches are named.
+        """
+        word = word.strip("/")
+        exact = self.aliases.get(word, word)
+        if exact in self.steps:
+            return self.steps[exact]
+        if exact in self.broken:
+            raise ManifestError(self.broken[exact])
+        names = [*self.steps, *self.broken, *self.aliases]
+        hits = {self.aliases.get(name, name) for name in names if name.endswith("/" + word)}
+        if len(hits) == 1:
+            return self.find(hits.pop())
+        if hits:
+            what, allowed = f"{word!r} names more than one step", ", ".join(sorted(hits))
+            raise RefError(Problem(what=what, allowed=allowed))
+        tails = [name.rsplit("/", 1)[-1] for name in names]
+        fix = suggest(word, [*names, *tails]) or "see them with: nemotron-style steps list"
+        raise RefError(Problem(what=f"there is no step {word!r}", fix=fix))
+
+    def producers(self, kind: str) -> tuple[Manifest, ...]:
+        """The steps with an output that may be used as ``kind``."""
+        return tuple(
+            step
+            for step in self.steps.values()
+            if any(self.kinds.accepts(kind, slot.kind) for slot in step.produces)
+        )
+
+    def consumers(self, kind: str) -> tuple[Manifest, ...]:
+        """The steps with an input for which a ``kind`` may be used."""
+        return tuple(
+            step
+            for step in self.steps.values()
+            if any(self.kinds.accepts(slot.kind, kind) for slot in step.consumes)
+        )
+
+
+def load_catalog(*, roots: Sequence[Path] | None = None) -> Catalog:
+    """Read every ``step.toml`` below ``roots``: the shipped manifests, then the project's own.
+
+    Raises:
+        ManifestError: only for ``kinds.toml``, without which nothing can be understood.
+    """
+    kinds = load_kinds()
+    roots = manifest_roots() if roots is None else roots
+    found: dict[str, list[Path]] = {}
+    steps: dict[str, Manifest] = {}
+    broken: dict[str, list[Problem]] = {}
+    for root, path in [(each, path) for each in roots for path in _manifests(each)]:
+        name = path.parent.relative_to(root).as_posix()
+        found.setdefault(name, []).append(path)
+        try:
+            manifest = load_manifest(path, root=root)
+        except ManifestError as error:
+            broken.setdefault(name, []).extend(error.problems)
+            continue
+        unknown = list(_unknown_kinds(manifest, kinds))
+        if unknown:
+            broken.setdefault(name, []).extend(unknown)
+        steps[name] = manifest
+    for name, manifest in steps.items():
+        broken.setdefault(name, []).extend(_unmet_needs(manifest, steps))
+    broken = {name: problems for name, problems in broken.items() if problems}
+    for name, paths in found.items():
+        if len(paths) > 1:
+            places = " and ".join(show_path(path) for path in paths)
+            what, fix = f"step {name!r} stands in {places}", "rename or remove one of them"
+            broken.setdefault(name, []).append(Problem(what=what, fix=fix))
+    aliases = _collect_aliases(steps, broken)
+    whole = {name: steps[name] for name in sorted(steps) if name not in broken}
+    return Catalog(steps=whole, broken=dict(sorted(broken.items())), kinds=kinds, aliases=aliases)
+
+
+def manifest_roots() -> tuple[Path, ...]:
+    """The folders where manifests are looked for."""
+    shipped = shipped_folder("manifests")
+    own = find_project_root(Path.cwd()) / "manifests"
+    if not own.is_dir() or own.resolve() == shipped.resolve():
+        return (shipped,)
+    return (shipped, own)
+
+
+def _manifests(root: Path) -> list[Path]:
+    return sorted(root.glob("*/**/step.toml"))
+
+
+def _unknown_kinds(manifest: Manifest, kinds: Kinds) -> Iterator[Problem]:
+    for table, slots in (("consumes", manifest.consumes), ("produces", manifest.produces)):
+        for index, slot in enumerate(slots):
+            if slot.kind in kinds:
+                continue
+            fix = suggest(slot.kind, kinds.names) or "add it to kinds.toml"
+            key, what = f"{table}[{index}].type", f"there is no kind {slot.kind!r}"
+            yield Problem(where=show_path(manifest.path), key=key, what=what, fix=fix)
+
+
+def _unmet_needs(manifest: Manifest, steps: Mapping[str, Manifest]) -> Iterator[Problem]:
+    services = [name for name, step in steps.items() if step.run.service]
+    for index, need in enumerate(manifest.needs):
+        if need.step not in services:
+            what, got = "there is no such service", repr(need.step)
+            where, key = show_path(manifest.path), f"needs[{index}].step"
+            fix = suggest(need.step, services)
+            yield Problem(where=where, key=key, what=what, got=got, fix=fix)
+
+
+def _collect_aliases(
+    steps: Mapping[str, Manifest], broken: dict[str, list[Problem]]
+) -> dict[str, str]:
+    claims: dict[str, list[str]] = {}
+    for name, manifest in steps.items():
+        for alias in manifest.aliases:
+            claims.setdefault(alias, []).append(name)
+    for alias, names in claims.items():
+        rivals = [*names, alias] if alias in steps or alias in broken else names
+        if len(rivals) == 1:
+            continue
+        for name in names:
+            where = show_path(steps[name].path)
+            others = " and ".join(repr(rival) for rival in rivals if rival != name)
+            what = f"{alias!r} also names {others or repr(name)}"
+            problem = Problem(where=where, key="step.aliases", what=what)
+            broken.setdefault(name, []).append(problem)
+    return {alias: names[0] for alias, names in claims.items() if len(names) == 1}

@@ -1,0 +1,130 @@
+"""Kinds of artifacts, and which kind may stand for which other one.
+
+``is_a`` says that one kind may be used wherever another is wanted; ``convert_to`` names the step
+that makes one kind out of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nemotron_style.runtime.catalog.manifest import read_toml
+from nemotron_style.runtime.errors import ManifestError, Problem, raise_all, suggest
+from nemotron_style.runtime.paths import find_project_root, shipped_folder, show_path
+from nemotron_style.runtime.validation import read_refusal
+
+
+class Kind(BaseModel):
+    """One table of ``kinds.toml``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    description: str
+    is_a: tuple[str, ...] = ()
+    convert_to: dict[str, str] = Field(default_factory=dict)
+
+
+class Kinds:
+    """All kinds, by name."""
+
+    def __init__(self, kinds: Mapping[str, Kind]) -> None:
+        self._kinds = dict(kinds)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every kind's name, sorted."""
+        return tuple(sorted(self._kinds))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._kinds
+
+    def __iter__(self) -> Iterator[Kind]:
+        return iter(self._kinds.values())
+
+    def __getitem__(self, name: str) -> Kind:
+        """The kind called ``name``; raises ManifestError, with near matches, when there is none."""
+        if name not in self._kinds:
+            fix = suggest(name, self._kinds) or f"known kinds: {', '.join(self.names)}"
+            raise ManifestError(Problem(what=f"there is no kind {name!r}", fix=fix))
+        return self._kinds[name]
+
+    def ancestors(self, name: str) -> tuple[str, ...]:
+        """``name`` itself and everything that it is, nearest first."""
+        found = [name]
+        for kind in found:
+            found += [wider for wider in self[kind].is_a if wider not in found]
+        return tuple(found)
+
+    def accepts(self, wanted: str, offered: str) -> bool:
+        """Whether an artifact of kind ``offered`` may be used where ``wanted`` is asked for."""
+        return wanted in self.ancestors(offered)
+
+    def conversion(self, offered: str, wanted: str) -> str | None:
+        """The id of the step that makes something usable as ``wanted`` out of ``offered``."""
+        for kind in self.ancestors(offered):
+            for target, step in self[kind].convert_to.items():
+                if self.accepts(wanted, target):
+                    return step
+        return None
+
+
+def load_kinds(*, paths: tuple[Path, ...] | None = None) -> Kinds:
+    """The shipped kinds and those of the project's ``manifests/kinds.toml``, if any.
+
+    Raises:
+        ManifestError: for a malformed table, an unknown name, a kind told twice or a cycle.
+    """
+    paths = _kind_files() if paths is None else paths
+    kinds: dict[str, Kind] = {}
+    origin: dict[str, str] = {}
+    problems: list[Problem] = []
+    for path in paths:
+        where = show_path(path)
+        for name, table in read_toml(path).items():
+            try:
+                kind = Kind.model_validate({**table, "name": name})
+            except (ValidationError, TypeError) as error:
+                problems += _read_table_refusal(error, name, table, where)
+                continue
+            if name in origin:
+                what = f"kind {name!r} is also in {origin[name]}"
+                problems.append(Problem(where=where, key=name, what=what))
+            kinds[name], origin[name] = kind, where
+    problems += _check_names(kinds, origin)
+    raise_all(ManifestError, problems)
+    return Kinds(kinds)
+
+
+def _kind_files() -> tuple[Path, ...]:
+    shipped = shipped_folder("manifests") / "kinds.toml"
+    own = find_project_root(Path.cwd()) / "manifests" / "kinds.toml"
+    same = own.exists() and own.resolve() == shipped.resolve()
+    return (shipped,) if same or not own.is_file() else (shipped, own)
+
+
+def _read_table_refusal(error: Exception, name: str, table: object, where: str) -> list[Problem]:
+    if not isinstance(error, ValidationError):
+        return [Problem(where=where, key=name, what="a kind is a table with a description")]
+    problems = read_refusal(error, Kind, table, where=lambda _: where)
+    return [Problem(**{**vars(each), "key": f"{name}.{each.key}"}) for each in problems]
+
+
+def _check_names(kinds: Mapping[str, Kind], origin: Mapping[str, str]) -> Iterator[Problem]:
+    sound = True
+    for name, kind in kinds.items():
+        for key, others in (("is_a", kind.is_a), ("convert_to", tuple(kind.convert_to))):
+            for other in others:
+                if other in kinds:
+                    continue
+                sound = False
+                what = f"there is no kind {other!r}"
+                key_name, fix = f"{name}.{key}", suggest(other, kinds)
+                yield Problem(where=origin[name], key=key_name, what=what, fix=fix)
+    all_kinds = Kinds(kinds)
+    for name, kind in kinds.items() if sound else ():
+        if any(all_kinds.accepts(name, wider) for wider in kind.is_a):
+            yield Problem(where=origin[name], key=f"{name}.is_a", what="goes round in a circle")

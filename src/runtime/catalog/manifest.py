@@ -1,0 +1,275 @@
+"""The manifest of a step: what it is, what it consumes and produces, and how it is run.
+
+A manifest is ``manifests/<id>/step.toml``. Its tables are those of NVIDIA Nemotron's ``step.toml``
+(``[step]``, ``[[consumes]]``, ``[[produces]]``, ``[[parameters]]``, ``[[strategies]]``,
+``[[errors]]``, ``[[models]]``, ``[reference]``); added are ``[run]``, ``[[needs]]`` and a ``name``
+for each slot.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator
+
+from nemotron_style.runtime.errors import ManifestError, Problem, raise_all
+from nemotron_style.runtime.paths import show_path
+from nemotron_style.runtime.validation import read_refusal
+
+STEP_ID = re.compile(r"[a-z0-9][a-z0-9_]*(/[a-z0-9][a-z0-9_]*)+")
+SLOT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+IMPORT_STRING = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+class Table(BaseModel):
+    """A TOML table that refuses keys it does not know."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=()
+    )
+
+
+class Slot(Table):
+    """One named input or output. ``config_key`` is the config's other name for an input."""
+
+    name: str
+    kind: str = Field(validation_alias="type")
+    description: str = ""
+    required: StrictBool = True
+    config_key: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return _match(SLOT_NAME, name, "a lower-case name such as 'model' or 'train_data'")
+
+
+class Need(Table):
+    """A service that runs beside the step, from before its first request to its end.
+
+    Where the config has something at ``config_key``, a service that is there already is used
+    instead, and none is started.
+    """
+
+    name: str
+    step: str
+    description: str = ""
+    config_key: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return _match(SLOT_NAME, name, "a lower-case name such as 'reward'")
+
+
+class Parameter(Table):
+    """A config key that an operator should know."""
+
+    name: str
+    description: str = ""
+    default: Any = None
+    choices: tuple[Any, ...] = ()
+
+
+class Strategy(Table):
+    """Advice: what to do when something is seen; ``skill`` is a text to read about it."""
+
+    when: str
+    then: str
+    skill: str = ""
+
+
+class KnownError(Table):
+    """A failure with a name, and how to get out of it."""
+
+    name: str
+    recovery: str
+    skill: str = ""
+
+
+class Model(Table):
+    """A model that the step is known to work with."""
+
+    name: str
+    description: str = ""
+    default: StrictBool = False
+    min_gpus: int | None = None
+
+
+class Run(Table):
+    """How the step is started: ``module:function`` and ``module:Config``, and what it needs.
+
+    A ``service`` runs until it is stopped and makes no artifact.
+    """
+
+    entrypoint: str
+    config: str
+    launch: Literal["python", "torchrun", "ray"] = "python"
+    image: str | None = None
+    resources: dict[str, Any] = Field(default_factory=dict)
+    passthrough: StrictBool = False
+    service: StrictBool = False
+
+    @field_validator("entrypoint", "config")
+    @classmethod
+    def _check_import_string(cls, text: str) -> str:
+        return _match(IMPORT_STRING, text, "'package.module:name'")
+
+
+class Header(Table):
+    """The ``[step]`` table."""
+
+    id: str
+    name: str
+    category: str
+    description: str
+    tags: tuple[str, ...] = ()
+    version: str = "1"
+    aliases: tuple[str, ...] = ()
+
+    @field_validator("id")
+    @classmethod
+    def _check_id(cls, text: str) -> str:
+        return _match(STEP_ID, text, "'<category>/<step>' in lower case, as its folder is called")
+
+
+class Document(Table):
+    """A whole ``step.toml``, as it is written."""
+
+    step: Header
+    run: Run
+    consumes: tuple[Slot, ...] = ()
+    produces: tuple[Slot, ...] = ()
+    needs: tuple[Need, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    strategies: tuple[Strategy, ...] = ()
+    errors: tuple[KnownError, ...] = ()
+    models: tuple[Model, ...] = ()
+    reference: dict[str, Any] = Field(default_factory=dict)
+
+
+class Manifest(Header):
+    """A step, as the rest of the program sees it. ``path`` is its ``step.toml``."""
+
+    path: Path
+    run: Run
+    consumes: tuple[Slot, ...] = ()
+    produces: tuple[Slot, ...] = ()
+    needs: tuple[Need, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    strategies: tuple[Strategy, ...] = ()
+    errors: tuple[KnownError, ...] = ()
+    models: tuple[Model, ...] = ()
+    reference: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the manifest, where its configs lie too."""
+        return self.path.parent
+
+    @property
+    def configs(self) -> tuple[str, ...]:
+        """The names of the configs beside the manifest; ``default`` and ``tiny`` come first."""
+        names = sorted(path.stem for path in self.folder.glob("*.yaml"))
+        return tuple(sorted(names, key=lambda name: (name != "default", name != "tiny")))
+
+    @property
+    def bound_keys(self) -> dict[str, Slot]:
+        """The consumed slots that have a config key, by that key."""
+        return {slot.config_key: slot for slot in self.consumes if slot.config_key}
+
+    def consumed(self, name: str) -> Slot | None:
+        """The input slot called ``name``."""
+        return next((slot for slot in self.consumes if slot.name == name), None)
+
+    def produced(self, name: str) -> Slot | None:
+        """The output slot called ``name``."""
+        return next((slot for slot in self.produces if slot.name == name), None)
+
+
+def load_manifest(path: Path, *, root: Path | None = None) -> Manifest:
+    """Read one ``step.toml``; with ``root``, its folder below it must be the step's id.
+
+    Raises:
+        ManifestError: with every problem of the file; a TOML syntax error names its line.
+    """
+    where = show_path(path)
+    table = read_toml(path)
+    try:
+        document = Document.model_validate(table)
+    except ValidationError as error:
+        problems = read_refusal(error, Document, table, where=lambda _: where)
+        raise ManifestError([_teach(problem) for problem in problems]) from None
+    parts = {name: getattr(document, name) for name in Document.model_fields if name != "step"}
+    manifest = Manifest(path=path, **document.step.model_dump(), **parts)
+    raise_all(ManifestError, list(_cross_check(manifest, where, root)))
+    return manifest
+
+
+def read_toml(path: Path, error: type[ManifestError] | Any = ManifestError) -> dict[str, Any]:
+    """A TOML file as a table; a file that cannot be read or parsed raises ``error``."""
+    where = show_path(path)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as broken:
+        what, _, position = str(broken).partition(" (at ")
+        line = re.search(r"line (\d+)", position)
+        place = f"{where}:{line[1]}" if line else where
+        raise error(Problem(where=place, what=f"is not valid TOML: {what}")) from None
+    except UnicodeDecodeError:
+        raise error(Problem(where=where, what="is not UTF-8 text")) from None
+    except OSError as broken:
+        raise error(Problem(where=where, what=f"cannot be read: {broken.strerror}")) from None
+
+
+def _match(pattern: re.Pattern[str], text: str, allowed: str) -> str:
+    if not pattern.fullmatch(text):
+        raise ManifestError(Problem(what="is malformed", got=repr(text), allowed=allowed))
+    return text
+
+
+def _teach(problem: Problem) -> Problem:
+    """Say what to write where a table of ours is missing from a manifest written elsewhere."""
+    fixes = {
+        "run": "add [run] with entrypoint = 'module:run' and config = 'module:Config'",
+        "name": "give the slot a name, unique in its step, such as 'model'",
+    }
+    fix = fixes.get(problem.key.rsplit(".", 1)[-1], "")
+    if problem.fix or not fix or "required" not in problem.what:
+        return problem
+    return Problem(**{**vars(problem), "fix": fix})
+
+
+def _cross_check(manifest: Manifest, where: str, root: Path | None) -> Iterable[Problem]:
+    folder = manifest.folder.resolve()
+    inside = folder.relative_to(root.resolve()).as_posix() if root else folder.as_posix()
+    if inside != manifest.id and (root or not inside.endswith("/" + manifest.id)):
+        what = "differs from the folder of the manifest"
+        allowed = repr(inside if root else folder.name)
+        yield Problem(where=where, key="step.id", what=what, got=manifest.id, allowed=allowed)
+    for table, slots in (("consumes", manifest.consumes), ("produces", manifest.produces)):
+        for name in _repeated(slot.name for slot in slots):
+            yield Problem(where=where, key=f"{table}.name", what=f"slot {name!r} stands twice")
+    for name in _repeated(need.name for need in manifest.needs):
+        yield Problem(where=where, key="needs.name", what=f"service {name!r} stands twice")
+    if manifest.needs and manifest.run.service:
+        what = "a service that needs another one is more than a launcher starts"
+        yield Problem(where=where, key="needs", what=what, fix="give it an address in its config")
+    keys = [slot.config_key for slot in (*manifest.consumes, *manifest.produces)]
+    for key in _repeated(key for key in keys if key):
+        yield Problem(where=where, key="config_key", what=f"{key!r} is bound to two slots")
+    if bool(manifest.produces) == manifest.run.service:
+        what = "a step produces at least one artifact, and only a service none"
+        fix = "say `service = true` under [run] if it runs until it is stopped"
+        fix = "a service makes no artifact: take them out" if manifest.produces else fix
+        yield Problem(where=where, key="produces", what=what, fix=fix)
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    counts = Counter(names)
+    return [name for name, count in counts.items() if count > 1]

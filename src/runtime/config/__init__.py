@@ -1,0 +1,1 @@
+"""The config of a step: YAML files, overrides and the step's own schema."""

@@ -1,0 +1,1 @@
+"""Runs as batch jobs on DGX Cloud Lepton."""

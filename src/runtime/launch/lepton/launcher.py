@@ -1,0 +1,203 @@
+"""Runs as batch jobs on DGX Cloud Lepton.
+
+A dry run shows the very body that is posted, and needs no SDK: types of our own write it
+(:mod:`lepton_job`). Plan and code reach the pod through a volume that it shares with this machine,
+or as an archive that is uploaded and fetched (:mod:`bundle`).
+
+How a job stands, its own files tell first, where this machine sees them; what Lepton says comes
+second; and a network that is down never makes a job lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_style.runtime.errors import (
+    Problem,
+    ProfileError,
+    StepFailed,
+    StepsError,
+    UsageError,
+    raise_all,
+)
+from nemotron_style.runtime.jsonfile import write_json
+from nemotron_style.runtime.launch.base import (
+    JobHandle,
+    Request,
+    attach,
+    attempt_of,
+    begin,
+    render_files,
+)
+from nemotron_style.runtime.launch.bundle import Bundle, locate, pack, read_sources, upload
+from nemotron_style.runtime.launch.lepton.check import check_workspace
+from nemotron_style.runtime.launch.lepton.client import Absent, Workspace, WorkspaceError, connect
+from nemotron_style.runtime.launch.lepton.job import is_shared, make_job, name_job, write_body
+from nemotron_style.runtime.launch.lepton.logs import follow_file, follow_workspace
+from nemotron_style.runtime.launch.lepton.pod import write_pod_script
+from nemotron_style.runtime.launch.lepton.state import judge, judge_files
+from nemotron_style.runtime.launch.lepton.submit import post
+from nemotron_style.runtime.launch.lepton.validate import check_command, check_plan
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.plan import Plan
+from nemotron_style.runtime.run.snapshot import list_sources, write_snapshot
+from nemotron_style.runtime.run.state import FAILED, FINAL, PENDING, JobState
+
+EXECUTOR = "lepton"
+
+
+@dataclass(frozen=True)
+class LeptonRequest:
+    """A plan as the JSON of a Lepton job; ``body`` is what is posted, ``files`` hold its text."""
+
+    plan: Plan
+    attempt: int
+    body: Mapping[str, Any]
+    files: Mapping[str, str]
+    bundle: Bundle | None = None
+    argv: tuple[str, ...] = ("POST", "/jobs", "@lepton.json")
+
+    @property
+    def name(self) -> str:
+        """The job's name in the workspace."""
+        return str(self.body["metadata"]["name"])
+
+    def render(self) -> str:
+        """The files, what is uploaded, and what is posted."""
+        text = render_files(self.files, self.argv, run_id=self.plan.run_id)
+        if self.bundle is None:
+            return text
+        url = locate(self.bundle, self.plan.site["upload"])
+        whole, _, last = text.rstrip().rpartition("\n")
+        return f"{whole}\n$ PUT {url} ({self.bundle.count} files)\n{last}\n"
+
+
+@dataclass
+class LeptonLauncher:
+    """Posts jobs and asks for them. Tests put another workspace and other sources in."""
+
+    connect: Callable[[], Workspace] = connect
+    sources: Callable[[str], Iterable[tuple[str, Path]]] = list_sources
+
+    def compile(self, plan: Plan, *, attempt: int = 1) -> LeptonRequest:
+        """Raises ``ProfileError`` with everything that Lepton would refuse."""
+        raise_all(ProfileError, [*check_plan(plan)])
+        files = {"plan.json": plan.to_json(), "launch.sh": write_pod_script(plan)}
+        bundle = None if is_shared(plan) else self._bundle(plan, files)
+        job = make_job(plan, attempt, bundle)
+        raise_all(ProfileError, [*check_command(job.command)])
+        body = job.to_json()
+        return LeptonRequest(
+            plan, attempt, body, {**files, "lepton.json": write_body(body)}, bundle
+        )
+
+    def _bundle(self, plan: Plan, files: Mapping[str, str]) -> Bundle:
+        """Plan, script and code, laid out as below the store that the pod uses."""
+        folder = f"runs/{plan.run_id}"
+        content = {f"{folder}/{name}": text.encode() for name, text in files.items()}
+        if plan.snapshot:
+            below = Path(plan.snapshot.path).relative_to(plan.store).as_posix()
+            content |= read_sources(self.sources(plan.entrypoint), below=below)
+        return pack(content)
+
+    def check(self, plan: Plan) -> Iterator[Problem]:
+        """SDK, login, and whether the workspace has what the profile names."""
+        yield from check_workspace(plan, self.connect)
+
+    def submit(self, request: Request, *, after: Sequence[JobHandle] = ()) -> JobHandle:
+        """Deliver and post, or take hold of the attempt that lives.
+
+        Raises ``UsageError`` for ``after`` (Lepton has no order of jobs), without the SDK, and
+        when nobody is logged in; ``StepFailed`` when the job is not there afterwards.
+        """
+        assert isinstance(request, LeptonRequest)
+        plan = request.plan
+        if after:
+            raise UsageError(refuse_after(plan, after))
+        workspace = self.connect()
+        attempt = begin(request)
+        if attempt is None:
+            return attach(plan)
+        try:
+            self._deliver(request)
+            post(workspace, request.body, begun=attempt.record["started"])
+        except StepsError as error:
+            attempt.bury()  # should the job come up after all, its worker gives way
+            attempt.close(FAILED, error=str(error))
+            raise
+        write_json(attempt.path / "job.json", {"executor": EXECUTOR, "id": request.name})
+        return JobHandle(EXECUTOR, plan.record_dir, attempt.number)
+
+    def _deliver(self, request: LeptonRequest) -> None:
+        plan = request.plan
+        if request.bundle:
+            upload(request.bundle, plan.site["upload"])
+        elif plan.snapshot and plan.records:  # the same disk, under another name here
+            below = Path(plan.snapshot.path).relative_to(plan.store)
+            seen = plan.snapshot.model_copy(update={"path": str(Path(plan.records, below))})
+            write_snapshot(seen, plan.entrypoint)
+
+    def state(self, handle: JobHandle) -> JobState:
+        """Its own files, where they are seen; then Lepton. No answer changes nothing."""
+        attempt = attempt_of(handle)
+        written = judge_files(attempt)
+        if written is not None:
+            return written
+        plan = RunFolder(handle.run_dir).plan
+        try:
+            found = self.connect().find(name_job(plan, attempt.number))
+        except Absent:
+            found = None
+        except (WorkspaceError, UsageError) as error:
+            known = str(attempt.record.get("state", PENDING))
+            return JobState(known, reason=f"the last that is known; {error}")
+        return judge(attempt, found, shared=is_shared(plan))
+
+    def logs(self, handle: JobHandle, *, node: int = 0) -> Iterator[str]:
+        """The attempt's own log where it is seen, else Lepton's, live and then stored."""
+        attempt, plan = attempt_of(handle), RunFolder(handle.run_dir).plan
+
+        def over() -> bool:
+            return self.state(handle).is_final
+
+        def written() -> bool:
+            return judge_files(attempt) is not None
+
+        if is_shared(plan):
+            yield from follow_file(attempt.log_of(node), over=over, written=written)
+            return
+        job = (name_job(plan, attempt.number), node)
+        since = float(attempt.record.get("started", 1))
+        yield from follow_workspace(self.connect(), job, since=since, over=over)
+
+    def cancel(self, handle: JobHandle, *, force: bool = False) -> None:
+        """Stop the job, its worker saving first if it is quick; with ``force``, delete it.
+
+        Raises ``StepFailed`` when the workspace cannot be told.
+        """
+        attempt = attempt_of(handle)
+        if attempt.record.get("state") in FINAL:
+            return
+        attempt.note_cancel()
+        attempt.ask_to_stop("cancelled")
+        name = name_job(RunFolder(handle.run_dir).plan, attempt.number)
+        workspace = self.connect()
+        end = workspace.delete if force else workspace.stop
+        try:
+            end(name)
+        except Absent:
+            return
+        except WorkspaceError as error:
+            fix = "the wish is written down, and a worker that sees it stops; or try again"
+            raise StepFailed(Problem(where=name, what=str(error), fix=fix)) from None
+
+
+def refuse_after(plan: Plan, after: Sequence[JobHandle]) -> Problem:
+    """Why a job that waits for others cannot be posted."""
+    names = ", ".join(handle.run_dir.name for handle in after)
+    what = f"needs {names} first, and Lepton cannot hold a job back until another has ended"
+    fix = f"run it attached (-r {plan.profile}), or that step first"
+    return Problem(where=plan.step, what=what, fix=fix)

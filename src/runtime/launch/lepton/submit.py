@@ -1,0 +1,70 @@
+"""Posting a job so that afterwards it is known whether it exists."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from nemotron_style.runtime.errors import Problem, StepFailed
+from nemotron_style.runtime.launch.lepton.client import (
+    Absent,
+    RemoteJob,
+    Taken,
+    Unclear,
+    Unreachable,
+    Workspace,
+    WorkspaceError,
+)
+from nemotron_style.runtime.launch.lepton.job import LABEL
+
+LOOKS_AFTER_DOUBT = 3
+SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_OF_CLOCK_SKEW = 600
+
+
+def post(workspace: Workspace, body: Mapping[str, Any], *, begun: float) -> None:
+    """Create the job. ``begun`` is when its attempt was (seconds since 1970).
+
+    Raises ``StepFailed`` unless the job is there afterwards.
+    """
+    name = body["metadata"]["name"]
+    try:
+        workspace.create(body)
+        return
+    except Unreachable as error:
+        fix = "nothing was posted; the same command tries again"
+        raise StepFailed(Problem(where=name, what=str(error), fix=fix)) from None
+    except (Taken, Unclear) as error:
+        doubt: WorkspaceError = error
+    except WorkspaceError as error:
+        raise StepFailed(Problem(where=name, what=f"Lepton refused it: {error}")) from None
+    found = settle_doubt(workspace, name, doubt)
+    look = f"look at it: lep job get --id {name}"
+    if found is None:
+        fix = "there is no such job now; the same command tries again"
+        raise StepFailed(Problem(where=name, what=str(doubt), fix=fix))
+    if not is_ours(found, body, begun=begun):
+        what = "the workspace has a job of this name already, and it is another one"
+        raise StepFailed(Problem(where=name, what=what, fix=look))
+
+
+def settle_doubt(workspace: Workspace, name: str, doubt: WorkspaceError) -> RemoteJob | None:
+    """Ask for the job by its name, a few times; None when it is certain that there is none."""
+    for remaining in reversed(range(LOOKS_AFTER_DOUBT)):
+        try:
+            return workspace.find(name)
+        except Absent:
+            return None
+        except WorkspaceError:
+            time.sleep(SECONDS_BETWEEN_LOOKS if remaining else 0)
+    what = f"{doubt}; whether the job was made is not known"
+    fix = f"its worker would give way; delete it if it is there: lep job remove --id {name}"
+    raise StepFailed(Problem(where=name, what=what, fix=fix))
+
+
+def is_ours(found: RemoteJob, body: Mapping[str, Any], *, begun: float) -> bool:
+    """Whether it is the job that was just posted, and not an old one of a store that is gone."""
+    key = f"{LABEL}.body"
+    young = found.created is None or found.created > begun - SECONDS_OF_CLOCK_SKEW
+    return young and found.labels.get(key) == body["metadata"]["labels"][key]

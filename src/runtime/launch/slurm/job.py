@@ -1,0 +1,178 @@
+"""A plan as a Slurm job: what it asks for, and the container that Pyxis opens for it.
+
+Whatever cannot be said to Slurm is refused here, before anything is written: a control character
+or a backslash would end or change the line it stands in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from nemotron_style.runtime.errors import Problem, ProfileError, raise_all
+from nemotron_style.runtime.launch.slurm.script import BatchJob, Container, escape_pattern
+from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE
+from nemotron_style.runtime.run.plan import Plan
+
+GRACE_SECONDS = 120
+PLAIN = ("account", "partition", "qos", "constraint", "reservation", "gres")
+# Where a reference to an image says which program keeps it.
+SCHEME = re.compile(r"[a-z]+://")
+UNREADABLE = re.compile(r"[^A-Za-z0-9._-]+")
+# What our own scripts set in the job's environment, and an image must not replace.
+OURS = (ATTEMPT_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
+
+
+def plan_job(plan: Plan) -> BatchJob:
+    """The job. Raises ``ProfileError`` with every value that Slurm cannot be told."""
+    raise_all(ProfileError, [*find_unsayable(plan), *find_unmountable(plan)])
+    cpus = plan.site.get("cpus_per_task")
+    return BatchJob(
+        directives=tuple(write_wishes(plan)),
+        run_dir=str(plan.run_dir),
+        nodes=plan.nodes,
+        detached=plan.detached,
+        max_requeues=int(plan.site.get("max_requeues", 0)),
+        patience=max(1, count_grace(plan) * 3 // 4),
+        cpus_per_task=int(cpus) if cpus else None,
+        container=plan_container(plan) if plan.image else None,
+    )
+
+
+def write_wishes(plan: Plan) -> Iterator[tuple[str, str | None]]:
+    """sbatch's options, in an order that reads well."""
+    site = plan.site
+    yield "job-name", plan.run_id
+    yield from ((key, str(site[key])) for key in PLAIN if site.get(key))
+    yield "nodes", str(plan.nodes)
+    yield "ntasks-per-node", "1"
+    if site.get("cpus_per_task"):
+        yield "cpus-per-task", str(site["cpus_per_task"])
+    if site.get("gpus_per_node") and not site.get("gres"):
+        yield "gpus-per-node", str(site["gpus_per_node"])
+    if site.get("memory"):
+        yield "mem", str(site["memory"])
+    if site.get("exclusive"):
+        yield "exclusive", None
+    if site.get("time"):
+        yield "time", str(site["time"])
+        yield "signal", f"B:USR1@{count_grace(plan)}"
+    yield "requeue" if site.get("max_requeues") else "no-requeue", None
+    yield "open-mode", "append"
+    yield "chdir", str(plan.run_dir)
+    yield "output", escape_pattern(str(plan.run_dir)) + "/job-%j.txt"
+
+
+def count_grace(plan: Plan) -> int:
+    """Seconds before the limit at which the workers are told; never more than half of it."""
+    wanted = int(plan.site.get("grace_seconds", GRACE_SECONDS))
+    limit = plan.site.get("time")
+    return max(1, min(wanted, count_seconds(str(limit)) // 2)) if limit else wanted
+
+
+def count_seconds(limit: str) -> int:
+    """``MM``, ``MM:SS``, ``HH:MM:SS``, and ``D-HH`` with as much of the rest as there is."""
+    days, dash, rest = limit.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+        return ((int(days) * 24 + hours) * 60 + minutes) * 60 + seconds
+    if len(parts) == 1:
+        return parts[0] * 60
+    hours, minutes, seconds = [0, *parts][-3:]
+    return (hours * 60 + minutes) * 60 + seconds
+
+
+def plan_container(plan: Plan) -> Container:
+    """The image as a squashed file, what is mounted into it, and which variables win in it."""
+    image = str(plan.image)
+    is_path = image.startswith("/")
+    names = {*OURS, *plan.env, *plan.secrets}
+    return Container(
+        image=image if is_path else str(name_squashed(image, Path(plan.store))),
+        mounts=",".join(write_mounts(plan)),
+        variables=tuple(sorted(names)),
+        workdir=plan.workdir,
+        origin=None if is_path else write_uri(image),
+        renew=bool(plan.site.get("force_squash")),
+    )
+
+
+def name_squashed(image: str, store: Path) -> Path:
+    """Where the squashed form of an image is kept: one file for all runs of a store."""
+    readable = UNREADABLE.sub("-", SCHEME.sub("", image)).strip("-.")[-80:]
+    digest = hashlib.sha256(image.encode()).hexdigest()[:8]
+    return store / "images" / f"{readable}-{digest}.sqsh"
+
+
+def write_uri(image: str) -> str:
+    """A reference as enroot writes it: ``nvcr.io/nvidia/nemo`` is ``docker://nvcr.io#nvidia/nemo``."""
+    if SCHEME.match(image):
+        return image
+    registry, slash, rest = image.partition("/")
+    is_host = "." in registry or ":" in registry or registry == "localhost"
+    if "#" in image or not slash or not is_host:
+        return f"docker://{image}"
+    return f"docker://{registry}#{rest}"
+
+
+def write_mounts(plan: Plan) -> Iterator[str]:
+    """Pyxis's ``SOURCE:TARGET[:FLAG+FLAG]``; what the job itself needs is added when missing."""
+    for mount in plan.mounts:
+        flags = f":{'+'.join(mount.options)}" if mount.options else ""
+        yield f"{mount.source}:{mount.target}{flags}"
+    covered = [PurePosixPath(mount.target) for mount in plan.mounts if mount.source == mount.target]
+    for path in list_needed(plan):
+        if not any(PurePosixPath(path).is_relative_to(above) for above in covered):
+            covered.append(PurePosixPath(path))
+            yield f"{path}:{path}"
+
+
+def list_needed(plan: Plan) -> list[str]:
+    """Folders and files that a worker opens under the names they have outside."""
+    needed = [plan.store, plan.workdir]
+    needed += [plan.snapshot.path] if plan.snapshot else []
+    secrets = plan.site.get("secrets_file")
+    return needed + ([str(secrets)] if secrets else [])
+
+
+def find_unsayable(plan: Plan) -> Iterator[Problem]:
+    """Values that would not arrive as they are."""
+    values = {key: str(plan.site[key]) for key in (*PLAIN, "memory", "time") if key in plan.site}
+    values |= {"store": plan.store, "workdir": plan.workdir, "image": plan.image or ""}
+    for index, mount in enumerate(plan.mounts):
+        values[f"mounts[{index}]"] = f"{mount.source}:{mount.target}"
+    for key, value in values.items():
+        if "\\" in value or any(unicodedata.category(each) == "Cc" for each in value):
+            what = "holds a control character or a backslash, which a batch script cannot"
+            yield Problem(where=f"profile {plan.profile}", key=key, what=what, got=repr(value))
+    if plan.records is not None:
+        what = "a Slurm job and this machine must see the same store"
+        where = f"profile {plan.profile}"
+        yield Problem(where=where, key="remote_store", what=what, got=plan.store)
+
+
+def find_unmountable(plan: Plan) -> Iterator[Problem]:
+    """Mounts and images that Pyxis cannot be told."""
+    where = f"profile {plan.profile}"
+    for index, mount in enumerate(plan.mounts):
+        key, got = f"mounts[{index}]", f"{mount.source}:{mount.target}"
+        if mount.volume:
+            yield Problem(where=where, key=key, what="volumes are for Lepton only", got=got)
+        elif not (mount.source.startswith("/") and mount.target.startswith("/")):
+            yield Problem(where=where, key=key, what="must be absolute paths", got=got)
+        elif any(mark in part for mark in ",:" for part in (mount.source, mount.target)):
+            what = "holds a comma or a colon, which Pyxis takes for the end of a path"
+            yield Problem(where=where, key=key, what=what, got=got)
+    if not plan.image:
+        return
+    if plan.image.startswith(("~", ".")):
+        what = "an image is a reference or an absolute path"
+        yield Problem(where=where, key="image", what=what, got=plan.image)
+    for key, path in zip(("store", "workdir"), list_needed(plan), strict=False):
+        if any(mark in path for mark in ",:"):
+            what = "holds a comma or a colon and has to be mounted into the image"
+            yield Problem(where=where, key=key, what=what, got=path)

@@ -1,0 +1,1 @@
+"""From a request to sealed plans, upstream first, and what is done with them."""

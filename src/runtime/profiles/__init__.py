@@ -1,0 +1,1 @@
+"""Profiles: where a run takes place."""

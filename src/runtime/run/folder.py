@@ -1,0 +1,220 @@
+"""A run on disk: its plan, its attempts, its outputs, and the decisions that were taken about it.
+
+::
+
+    runs/<run_id>/plan.json launch.sh outputs.json          outputs.json: the run is complete
+                  decisions/<n>.json
+                  attempts/<n>/{attempt,owner,child,job,batch,cancel,progress}.json stop
+                               log-<node>.txt
+                  metrics.jsonl tensorboard/ checkpoints/ staging/<n>/<slot>/
+
+At most one attempt lives at a time. It is claimed by renaming a filled directory to its number,
+which fails when the number is taken (:mod:`nemotron_style.runtime.run.attempt` says the rest).
+
+Files tell how an attempt of this machine stands; what a cluster makes of one, its launcher knows
+(:mod:`nemotron_style.runtime.launch.status` asks it).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_style.runtime.errors import Problem, RefError, suggest
+from nemotron_style.runtime.jsonfile import read_json, remove_tree, write_json, write_text
+from nemotron_style.runtime.process import identify_process
+from nemotron_style.runtime.run.attempt import LOCAL, Attempt
+from nemotron_style.runtime.run.plan import Plan, load_plan
+from nemotron_style.runtime.run.state import COMPLETED, FAILED, FINAL, LOST, PENDING
+from nemotron_style.runtime.store.store import Store
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The directory of one run; every property reads it afresh."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def plan(self) -> Plan:
+        """Raises ``UsageError`` when the plan cannot be read or was changed."""
+        return load_plan(self.path / "plan.json")
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "plan.json").is_file()
+
+    @property
+    def outputs(self) -> dict[str, Any] | None:
+        """What ``outputs.json`` says (``outputs`` by slot, ``figures``); None until complete."""
+        return read_json(self.path / "outputs.json")
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """All attempts, the newest last."""
+        numbers = _numbers(self.path / "attempts", "")
+        return [Attempt(self.path / "attempts" / str(number)) for number in numbers]
+
+    @property
+    def last_attempt(self) -> Attempt | None:
+        attempts = self.attempts
+        return attempts[-1] if attempts else None
+
+    @property
+    def state(self) -> str:
+        """As its files tell it: that of the newest attempt; COMPLETED as soon as outputs stand."""
+        if self.outputs is not None:
+            return COMPLETED
+        last = self.last_attempt
+        return last.state if last else PENDING
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of all attempts that told of their end."""
+        records = [attempt.record for attempt in self.attempts]
+        ended = [record for record in records if "ended" in record]
+        return sum(float(record["ended"] - record["started"]) for record in ended)
+
+    @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """What was decided about it at each launch, the newest last."""
+        folder = self.path / "decisions"
+        found = [read_json(folder / f"{number}.json") for number in _numbers(folder, ".json")]
+        return [decision for decision in found if decision is not None]
+
+    def claim_attempt(
+        self, number: int | None = None, *, executor: str = LOCAL, detached: bool = False
+    ) -> Attempt | None:
+        """Begin the next attempt in the name of this process; ``number``, if it must be that one.
+
+        None when there is nothing to begin: another one lives, or the run is complete.
+        """
+        if self.outputs is not None:
+            return None
+        last = self.last_attempt
+        if last and (last.state not in FINAL or last.is_live):
+            return None
+        if last and last.owner is None and not last.bury():
+            return None  # its worker came up after all
+        if last and last.record.get("state") not in FINAL:
+            failure = last.rank_failure
+            last.close(FAILED if failure else LOST, **(failure or {}))
+        following = self.next_attempt
+        if number not in (None, following):
+            return None
+        begun = {
+            "state": PENDING,
+            "started": time.time(),
+            "executor": executor,
+            "detached": detached,
+            "launcher": identify_process(os.getpid()),
+        }
+        return self._place(following, begun)
+
+    @property
+    def next_attempt(self) -> int:
+        """The number that the next attempt will have."""
+        last = self.last_attempt
+        return last.number + 1 if last else 1
+
+    def _place(self, number: int, begun: Mapping[str, Any]) -> Attempt | None:
+        final = self.path / "attempts" / str(number)
+        aside = self.path / "attempts" / f".{uuid.uuid4().hex}"
+        write_json(aside / "attempt.json", begun)
+        (aside / "log-0.txt").touch()
+        try:
+            os.rename(aside, final)
+        except OSError as error:
+            remove_tree(aside)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return None
+            raise
+        return Attempt(final)
+
+    def reserve(self, plan: Plan) -> bool:
+        """Make the folder with its plan, at once; False when there is one already."""
+        aside = self.path.with_name(f".{self.run_id}.{uuid.uuid4().hex}")
+        write_text(aside / "plan.json", plan.to_json())
+        try:
+            os.rename(aside, self.path)
+        except OSError as error:
+            remove_tree(aside)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        return True
+
+    def record_decision(self, decision: Mapping[str, Any]) -> None:
+        """Keep what was decided, unless it only repeats what was decided last."""
+        earlier = self.decisions
+        if earlier and all(earlier[-1].get(key) == value for key, value in decision.items()):
+            return
+        folder = self.path / "decisions"
+        folder.mkdir(parents=True, exist_ok=True)
+        number = max(_numbers(folder, ".json"), default=0) + 1
+        text = json.dumps({**decision, "decided": time.time()}, indent=2, sort_keys=True) + "\n"
+        with contextlib.suppress(FileExistsError), open(folder / f"{number}.json", "x") as file:
+            file.write(text)
+
+
+def list_runs(store: Path, *, step: str = "", limit: int | None = None) -> list[RunFolder]:
+    """The runs of a store, or of one of its steps, the newest plan first."""
+    prefix = f"{step.replace('/', '-')}-" if step else ""
+    paths = (store / "runs").glob(f"{prefix}*")
+    runs = [RunFolder(path) for path in paths if not path.name.startswith(".")]
+    known = sorted((run for run in runs if run.exists), key=_age, reverse=True)
+    if step:  # another step's id may begin with this one's
+        known = [run for run in known if len(run.run_id) == len(prefix) + 12]
+    return known[:limit]
+
+
+def find_run(store: Store, word: str) -> RunFolder:
+    """The run with this id or unique prefix, the ``latest`` one, or the one that made an artifact.
+
+    Raises ``RefError`` when there is none, or more than one.
+    """
+    runs = {run.run_id: run for run in list_runs(store.root)}
+    if word == "latest" and runs:
+        return next(iter(runs.values()))
+    fits = [word] if word in runs else [run_id for run_id in runs if run_id.startswith(word)]
+    fits = fits or [run_id for run_id in _find_maker(store, word) if run_id in runs]
+    if len(fits) != 1:
+        raise RefError(_explain_no_run(word, fits, list(runs)))
+    return runs[fits[0]]
+
+
+def _find_maker(store: Store, ref: str) -> list[str]:
+    try:
+        producer = store.resolve(ref).record.producer
+    except RefError:
+        return []
+    return [producer.run_id] if producer else []
+
+
+def _explain_no_run(word: str, fits: list[str], known: list[str]) -> Problem:
+    what = f"{len(fits)} runs begin so" if fits else "no such run"
+    allowed = ", ".join(sorted(fits)[:10])
+    fix = suggest(word, known) or "`nemotron-style runs list` names them"
+    return Problem(where="RUN", what=what, got=repr(word), allowed=allowed, fix=fix)
+
+
+def _age(run: RunFolder) -> tuple[float, str]:
+    return (run.path / "plan.json").stat().st_mtime, run.run_id
+
+
+def _numbers(folder: Path, suffix: str) -> list[int]:
+    names = os.listdir(folder) if folder.is_dir() else []
+    stems = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
+    return sorted(int(stem) for stem in stems if stem.isdigit())

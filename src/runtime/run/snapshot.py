@@ -1,0 +1,96 @@
+"""The code of a job that may start hours from now, kept as it was when the job was handed over.
+
+Whoever edits the sources while a job waits in a queue changes the next job, not this one. A
+snapshot is named by the digest of its files, so that many runs share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from importlib import util
+from pathlib import Path
+
+from nemotron_style.runtime.errors import Problem, UsageError
+from nemotron_style.runtime.jsonfile import remove_tree, sync_tree
+from nemotron_style.runtime.run.code import PACKAGE, describe_code, find_module
+from nemotron_style.runtime.run.plan import Snapshot
+
+FACTS = ("version", "commit", "difference")
+LEFT_OUT = ("__pycache__",)
+
+
+def plan_snapshot(entrypoint: str, store: Path) -> Snapshot:
+    """Where the code of a step will be kept, named by what it is now. Writes nothing."""
+    digest = _digest(entrypoint)
+    told = describe_code(entrypoint, digest)
+    facts = {key: str(told[key]) for key in FACTS if key in told}
+    return Snapshot(path=str(store / "code" / digest[:16]), digest=digest, facts=facts)
+
+
+def write_snapshot(snapshot: Snapshot, entrypoint: str) -> None:
+    """Copy the code to where the plan says, unless it is there.
+
+    Raises ``UsageError`` when the sources changed since the plan was made.
+    """
+    final = Path(snapshot.path)
+    if final.is_dir():
+        return
+    aside = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+    for name, path in list_sources(entrypoint):
+        copy = aside / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    if _digest_files(_walk(aside, "")) != snapshot.digest:
+        remove_tree(aside)
+        what = "the sources changed while the job was being handed over"
+        raise UsageError(Problem(where=entrypoint, what=what, fix="run the same command again"))
+    sync_tree(aside)
+    try:
+        os.rename(aside, final)
+    except OSError:
+        if not final.is_dir():
+            raise
+        remove_tree(aside)  # somebody else was first, with the same content
+
+
+def list_sources(entrypoint: str) -> list[tuple[str, Path]]:
+    """Every file of this package and of the step's own, by its name below the snapshot."""
+    top = entrypoint.partition(":")[0].partition(".")[0]
+    found: dict[str, Path] = {}
+    for name in dict.fromkeys((PACKAGE, top)):
+        found.update(_walk(_root(name, entrypoint), name))
+    return sorted(found.items())
+
+
+def _root(name: str, entrypoint: str) -> Path:
+    spec = util.find_spec(name)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    return Path(folders[0]) if folders else find_module(entrypoint)
+
+
+def _walk(root: Path, name: str) -> Iterator[tuple[str, Path]]:
+    if root.is_file():
+        yield root.name, root
+        return
+    for directory, folders, files in os.walk(root):
+        folders[:] = sorted(one for one in folders if one not in LEFT_OUT and one[0] != ".")
+        for file in sorted(files):
+            path = Path(directory, file)
+            if path.suffix != ".pyc" and file[0] != ".":  # an .env is no code
+                yield Path(name, path.relative_to(root)).as_posix(), path
+
+
+def _digest(entrypoint: str) -> str:
+    return _digest_files(iter(list_sources(entrypoint)))
+
+
+def _digest_files(files: Iterator[tuple[str, Path]]) -> str:
+    whole = hashlib.sha256()
+    for name, path in sorted(files):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        whole.update(f"{name} {content}\n".encode())
+    return whole.hexdigest()

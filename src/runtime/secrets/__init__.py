@@ -1,0 +1,1 @@
+"""Secrets: which names say it, where they stand in a text, and how none is stored or shown."""

@@ -1,0 +1,1 @@
+"""The store of artifacts: committed once, found by ref, checked, and traced."""

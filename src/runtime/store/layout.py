@@ -1,0 +1,93 @@
+"""Where everything in a store is.
+
+artifacts/<name>/v<N>/              the files, and artifact.json once it is committed
+artifacts/<name>/.claims/v<N>       handed out, by exclusive create, and never again
+index/digest/<hex>/<ref>            artifacts of this content
+index/up/<hex>/<ref>/<slot>~<ref>   inputs of an artifact
+index/down/<hex>/<ref>/<slot>~<ref> artifacts that were made from it
+index/output/<run id>/<slot>        the record that this run committed, or is about to
+index/adopted/<hex>/<kind>/<name>   the same for adopted content
+index/times/<ref>                   sizes and times of the files when they were hashed
+runs/<run id>/                      the runs
+staging/                            what may be thrown away
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from nemotron_style.runtime.store.digest import RECORD_NAME
+from nemotron_style.runtime.store.ref import check_name, check_word, parse_version, to_key
+
+
+class Layout:
+    """Names of files under one root; every part of a name is checked before it is used."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.artifacts = root / "artifacts"
+        self.index = root / "index"
+        self.runs = root / "runs"
+        self.staging = root / "staging"
+
+    def name(self, name: str) -> Path:
+        """All versions of a name."""
+        return self.artifacts / check_name(name)
+
+    def version(self, name: str, version: int) -> Path:
+        """The directory of one version."""
+        return self.name(name) / f"v{version}"
+
+    def claims(self, name: str) -> Path:
+        """The files whose creation hands out the versions of a name."""
+        return self.name(name) / ".claims"
+
+    def digest(self, digest: str) -> Path:
+        """Keys of the artifacts with this content."""
+        return self.index / "digest" / _hex(digest)
+
+    def edges(self, direction: str, digest: str, ref: str) -> Path:
+        """Keys of an artifact's inputs (``up``) or of what was made from it (``down``)."""
+        return self.index / direction / _hex(digest) / to_key(ref)
+
+    def times(self, ref: str) -> Path:
+        """Sizes and times of an artifact's files."""
+        return self.index / "times" / to_key(ref)
+
+    def output(self, run_id: str, slot: str) -> Path:
+        """The key under which a run commits a slot once."""
+        return self.index / "output" / check_word(run_id, "run id") / check_word(slot, "slot")
+
+    def adopted(self, digest: str, kind: str, name: str) -> Path:
+        """The key under which content of a kind is adopted once for a name."""
+        directory = self.index / "adopted" / _hex(digest)
+        return directory / check_word(kind, "kind") / check_name(name)
+
+    def intent(self, key: Path, ref: str) -> Path:
+        """An attempt to commit under ``key``, which claimed the version ``ref``."""
+        return self.index / "intent" / f"{self._short(key)}~{to_key(ref)}"
+
+    def intents(self, key: Path) -> list[Path]:
+        """All attempts to commit under ``key`` that are under way or were cut off."""
+        return sorted((self.index / "intent").glob(f"{self._short(key)}~*"))
+
+    def _short(self, key: Path) -> str:
+        return hashlib.sha256(key.relative_to(self.index).as_posix().encode()).hexdigest()[:32]
+
+
+def versions_in(directory: Path) -> list[int]:
+    """Numbers of the entries called ``v<N>``, the highest first, committed or not."""
+    if not directory.is_dir():
+        return []
+    found = (parse_version(entry.name) for entry in directory.iterdir())
+    return sorted((version for version in found if version is not None), reverse=True)
+
+
+def is_committed(directory: Path) -> bool:
+    """Whether the version in this directory is one: its record is there."""
+    return (directory / RECORD_NAME).is_file()
+
+
+def _hex(digest: str) -> str:
+    return digest.removeprefix("sha256:")

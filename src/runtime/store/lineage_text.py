@@ -1,0 +1,138 @@
+"""A lineage as text: a tree, JSON, Mermaid, Graphviz or OpenLineage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+
+from nemotron_style.runtime.store.lineage import Lineage, Node, to_dict
+from nemotron_style.runtime.store.openlineage import to_events
+from nemotron_style.runtime.store.record import Record
+
+_SHORT = 12
+
+
+def render(lineage: Lineage, style: str) -> str:
+    """The graph as ``tree``, ``json``, ``mermaid``, ``dot`` or ``openlineage`` text."""
+    return STYLES[style](lineage)
+
+
+def render_tree(lineage: Lineage) -> str:
+    """One branch a node; a node that several share is told in full where it stands first."""
+    lines: list[str] = []
+    shown: set[str] = set()
+    pending = [(lineage.root, "", "", "")]
+    while pending:
+        ref, label, head, tail = pending.pop()
+        node = lineage.nodes[ref]
+        again = ref in shown
+        shown.add(ref)
+        title = f"{label}{ref}  {node.kind}  {short(node.digest)}"
+        lines.append(head + title + ("  (told above)" if again else ""))
+        if again:
+            continue
+        further = lineage.beyond(ref)
+        bar = "│   " if further else "    "
+        lines.append(tail + bar + describe(node))
+        pending += reversed(_branches(further, tail))
+    return "\n".join(lines)
+
+
+def _branches(further: list[tuple[str, str]], tail: str) -> list[tuple[str, str, str, str]]:
+    last = len(further) - 1
+    return [
+        (ref, f"{slot}: ", tail + ("└── " if place == last else "├── "),
+         tail + ("    " if place == last else "│   "))
+        for place, (slot, ref) in enumerate(further)
+    ]  # fmt: skip
+
+
+def describe(node: Node) -> str:
+    """Who made it: step, config, run and code; or where it was adopted from."""
+    if node.artifact is None:
+        return "no longer in the store"
+    record = node.artifact.record
+    if record.producer is None:
+        return f"adopted from {record.origin.source}" if record.origin else "no producer is known"
+    producer = record.producer
+    made = f"{producer.step}@{producer.config_name} ({producer.run_id})"
+    return f"made by {made}, code {describe_code(record)}, config {digest_config(record)}"
+
+
+def describe_code(record: Record) -> str:
+    """Version, short commit, and ``+changes`` when the checkout differed from its commit."""
+    version, commit = record.code.get("version"), record.code.get("commit")
+    parts = [str(version)] if version else []
+    if commit:
+        changes = "+changes" if record.code.get("difference") else ""
+        parts.append(f"{str(commit)[:_SHORT]}{changes}")
+    return " ".join(parts) or "unknown"
+
+
+def digest_config(record: Record) -> str:
+    """The first digits of the config's hash: equal exactly when the configs are."""
+    text = json.dumps(record.config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:_SHORT]
+
+
+def short(digest: str) -> str:
+    """The first digits of an artifact's digest."""
+    return digest.removeprefix("sha256:")[:_SHORT]
+
+
+def render_mermaid(lineage: Lineage) -> str:
+    """A Mermaid flowchart; arrows lead from inputs to products."""
+    names = _names(lineage)
+    lines = ["flowchart LR"]
+    for ref, node in lineage.nodes.items():
+        lines.append(f'    {names[ref]}["{_quote_html("<br/>", _label(node))}"]')
+    for link in lineage.links:
+        lines.append(f"    {names[link.source]} -->|{link.slot}| {names[link.target]}")
+    return "\n".join(lines)
+
+
+def render_dot(lineage: Lineage) -> str:
+    """A Graphviz digraph; arrows lead from inputs to products."""
+    names = _names(lineage)
+    lines = ["digraph lineage {", "    rankdir=LR;", "    node [shape=box];"]
+    for ref, node in lineage.nodes.items():
+        lines.append(f"    {names[ref]} [label={json.dumps(chr(10).join(_label(node)))}];")
+    for link in lineage.links:
+        label = json.dumps(link.slot)
+        lines.append(f"    {names[link.source]} -> {names[link.target]} [label={label}];")
+    return "\n".join([*lines, "}"])
+
+
+def render_json(lineage: Lineage) -> str:
+    """:func:`to_dict` as text."""
+    return json.dumps(to_dict(lineage), indent=2, ensure_ascii=False)
+
+
+def render_openlineage(lineage: Lineage) -> str:
+    """A JSON list of OpenLineage events."""
+    return json.dumps(to_events(lineage), indent=2, ensure_ascii=False)
+
+
+def _names(lineage: Lineage) -> Mapping[str, str]:
+    return {ref: f"n{place}" for place, ref in enumerate(lineage.nodes)}
+
+
+def _label(node: Node) -> list[str]:
+    producer = node.artifact.record.producer if node.artifact else None
+    made = f"{producer.step}@{producer.config_name}" if producer else describe(node)
+    return [node.ref, node.kind, short(node.digest), made]
+
+
+def _quote_html(between: str, lines: list[str]) -> str:
+    escaped = (line.replace("&", "&amp;").replace('"', "&quot;") for line in lines)
+    return between.join(line.replace("<", "&lt;").replace(">", "&gt;") for line in escaped)
+
+
+STYLES: dict[str, Callable[[Lineage], str]] = {
+    "tree": render_tree,
+    "json": render_json,
+    "mermaid": render_mermaid,
+    "dot": render_dot,
+    "openlineage": render_openlineage,
+}

@@ -1,0 +1,231 @@
+"""A committed artifact and its record, ``artifact.json``.
+
+The record says what the files are, which run made them from what, and with which code. It is
+sealed: the last field is the hash of the record's own text (with the seal blanked), so a record
+that changed after the commit is noticed by every reader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nemotron_style.runtime.errors import ArtifactError, Problem
+from nemotron_style.runtime.store.digest import RECORD_NAME, File
+
+_BLANK = "0" * 64
+_SEAL = re.compile(r'(?<="seal": ")[0-9a-f]{64}(?="\n}\n\Z)')
+_SHORTEST_SECRET = 6
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Producer(_Frozen):
+    """The run that made an artifact; ``attempts`` holds one entry for every try it took."""
+
+    run_id: str
+    step: str
+    slot: str
+    config_name: str = "default"
+    fingerprint: str = ""
+    attempts: tuple[dict[str, Any], ...] = ()
+
+
+class Edge(_Frozen):
+    """One input of the run: the slot that it filled and exactly which artifact it was."""
+
+    slot: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    ref: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}:v[1-9][0-9]*$")
+    kind: str
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+
+
+class Evidence(TypedDict, total=False):
+    """What else a record may tell about how an artifact came to be."""
+
+    config: Mapping[str, Any]
+    code: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    hardware: Mapping[str, Any]
+    seeds: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    origin: Origin | None
+
+
+class Record(_Frozen):
+    """Everything known about an artifact; ``digest`` covers ``files`` and nothing else."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    version: int
+    kind: str
+    digest: str
+    files: tuple[File, ...]
+    created: str
+    producer: Producer | None = None
+    inputs: tuple[Edge, ...] = ()
+    config: dict[str, Any] = {}
+    code: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+    hardware: dict[str, Any] = {}
+    seeds: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    origin: Origin | None = None
+
+    @property
+    def ref(self) -> str:
+        """``name:v3``."""
+        return f"{self.name}:v{self.version}"
+
+    @property
+    def size(self) -> int:
+        """Bytes in all files together."""
+        return sum(file.size for file in self.files)
+
+
+class Origin(_Frozen):
+    """Where adopted content came from; ``record`` when it came from another store."""
+
+    source: str
+    record: Record | None = None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed artifact: its record and the directory with its files. Never write there."""
+
+    record: Record
+    path: Path
+
+    @property
+    def ref(self) -> str:
+        """``name:v3``."""
+        return self.record.ref
+
+    @property
+    def kind(self) -> str:
+        """One of the kinds of ``kinds.toml``."""
+        return self.record.kind
+
+    @property
+    def digest(self) -> str:
+        """``sha256:`` and 64 hex digits over the files."""
+        return self.record.digest
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the recipe noted about it."""
+        return self.record.facts
+
+    def edge(self, slot: str) -> Edge:
+        """This artifact as the input in ``slot`` of another one."""
+        return Edge(slot=slot, ref=self.ref, kind=self.kind, digest=self.digest)
+
+
+def load_artifact(path: Path) -> Artifact:
+    """The artifact in the directory ``path``.
+
+    Raises:
+        FileNotFoundError: there is no record, hence no artifact.
+        ArtifactError: the record is not what was committed.
+    """
+    where = path / RECORD_NAME
+    return Artifact(parse_record(where.read_bytes(), where=str(where)), path)
+
+
+def render_record(record: Record) -> str:
+    """The sealed text of a record."""
+    body = record.model_dump(mode="json") | {"seal": _BLANK}
+    text = json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return _SEAL.sub(_hash(text), text)
+
+
+def parse_record(data: bytes, *, where: str) -> Record:
+    """The record in a sealed text.
+
+    Raises:
+        ArtifactError: the text is not the one that was sealed, or of a newer schema.
+    """
+    try:
+        text = data.decode()
+        seal = _SEAL.search(text)
+        if seal is None or _hash(_SEAL.sub(_BLANK, text)) != seal[0]:
+            raise _broken(where, "the record is not the one that was committed")
+        body = json.loads(text)
+        del body["seal"]
+        return Record.model_validate(body)
+    except UnicodeDecodeError:
+        raise _broken(where, "the record is not text") from None
+    except ValidationError as error:
+        raise _broken(where, f"the record has another schema: {error.errors()[0]}") from None
+
+
+def refuse_secrets(text: str, forbidden: Sequence[str], *, where: str) -> None:
+    """Refuse a record in which the value of a secret occurs; the value is not repeated.
+
+    Values under six characters are passed over: ``1`` or ``true`` hides nothing and would occur
+    in every record.
+
+    Raises:
+        ArtifactError: one does occur; the line of the record is named.
+    """
+    problems = [
+        Problem(
+            where=where,
+            key=line.split(":")[0].strip(' "'),
+            what="holds a secret's value",
+            fix="pass it by environment variable, not by config or facts",
+        )
+        for line in text.splitlines()
+        if any(_quoted(value) in line for value in forbidden if len(value) >= _SHORTEST_SECRET)
+    ]
+    if problems:
+        raise ArtifactError(problems)
+
+
+def to_plain(value: Any, *, key: str) -> Any:
+    """``value`` as JSON can hold it: paths become text, tuples lists, ``nan`` and ``inf`` text.
+
+    A loss that is not a number is worth a line in the record, not a lost training run.
+
+    Raises:
+        ArtifactError: something else is in it; ``key`` names the place.
+    """
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value).encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {str(name): to_plain(item, key=f"{key}.{name}") for name, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, bytes):
+        return [to_plain(item, key=f"{key}[{place}]") for place, item in enumerate(value)]
+    raise ArtifactError(
+        Problem(where="record", key=key, what="cannot be written as JSON", got=type(value).__name__)
+    )
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)[1:-1]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _broken(where: str, what: str) -> ArtifactError:
+    return ArtifactError(Problem(where=where, what=what, fix="restore it from a copy of the store"))

@@ -1,0 +1,208 @@
+"""The store of artifacts: find them by ref, commit new ones, check that they are whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Unpack
+
+from nemotron_style.runtime import disk
+from nemotron_style.runtime.errors import ArtifactError, Problem
+from nemotron_style.runtime.store import adopt, resolve
+from nemotron_style.runtime.store.commit import discard, draft_record, publish, seal_tree, settle
+from nemotron_style.runtime.store.digest import digest_tree
+from nemotron_style.runtime.store.gc import Garbage, collect_garbage
+from nemotron_style.runtime.store.index import entries, keys_of, read_edges, read_times
+from nemotron_style.runtime.store.layout import Layout, is_committed, versions_in
+from nemotron_style.runtime.store.record import (
+    Artifact,
+    Edge,
+    Evidence,
+    Producer,
+    load_artifact,
+    refuse_secrets,
+    render_record,
+)
+from nemotron_style.runtime.store.ref import check_word
+from nemotron_style.runtime.store.verify import audit
+
+__all__ = ["Garbage", "Store", "default_root", "digest_tree"]
+
+ROOT_VARIABLE = "NEMOTRON_STYLE_HOME"
+
+
+def default_root(profile_store: str | None = None) -> Path:
+    """``$NEMOTRON_STYLE_HOME``, else the profile's store, else the one in the project."""
+    chosen = os.environ.get(ROOT_VARIABLE) or profile_store
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    from nemotron_style.runtime.paths import find_project_root
+
+    return find_project_root(Path.cwd()) / ".nemotron-style"
+
+
+class Store:
+    """A directory of artifacts. Reading never writes, and a missing directory is an empty store."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser().resolve()
+        self.layout = Layout(self.root)
+
+    # Finding
+
+    def resolve(self, ref: str) -> Artifact:
+        """The artifact that ``ref`` names.
+
+        Of several artifacts with one digest, the one that was committed first.
+
+        Raises:
+            RefError: none, or more than one; near matches are named.
+            ArtifactError: its record is not the one that was committed.
+        """
+        return resolve.resolve(self.layout, ref)
+
+    def artifacts(self, name: str | None = None) -> Iterator[Artifact]:
+        """Every artifact, by name, the newest version first; unreadable records are left out."""
+        for directory in self.committed(name):
+            try:
+                yield load_artifact(directory)
+            except ArtifactError:  # verify tells
+                continue
+
+    def committed(self, name: str | None = None) -> Iterator[Path]:
+        """Directories of all versions that have a record, readable or not."""
+        names = [self.layout.name(name)] if name else entries(self.layout.artifacts)
+        for directory in names:
+            for version in versions_in(directory):
+                if is_committed(directory / f"v{version}"):
+                    yield directory / f"v{version}"
+
+    def by_digest(self, digest: str) -> list[Artifact]:
+        """Every artifact with exactly this content, the first committed first."""
+        return resolve.by_digest(self.layout, digest)
+
+    def find(self, ref: str) -> Artifact | None:
+        """The artifact ``name:v3``, or None when there is none to be read."""
+        return resolve.find(self.layout, ref)
+
+    def output_of(self, run_id: str, slot: str) -> Artifact | None:
+        """What a run committed from a slot; None when it did not, or not to the end."""
+        return resolve.output_of(self.layout, run_id, slot)
+
+    def producers(self, artifact: Artifact) -> list[tuple[str, str]]:
+        """(slot, ref) of everything that the artifact was made from."""
+        return list(read_edges(self.layout, "up", artifact.digest, artifact.ref))
+
+    def consumers(self, artifact: Artifact) -> list[tuple[str, Artifact]]:
+        """(slot, artifact) of everything that was made from this very artifact."""
+        edges = read_edges(self.layout, "down", artifact.digest, artifact.ref)
+        found = ((slot, resolve.find(self.layout, ref)) for slot, ref in edges)
+        return [(slot, consumer) for slot, consumer in found if consumer]
+
+    # Committing
+
+    def stage(self, hint: str) -> Path:
+        """A new, empty directory under the store that nobody else writes to."""
+        staged = disk.fresh(self.layout.staging, check_word(hint, "hint"))
+        disk.make_dir(staged)
+        return staged
+
+    def commit(
+        self,
+        staged: Path,
+        *,
+        name: str,
+        kind: str,
+        producer: Producer | None = None,
+        inputs: Sequence[Edge] = (),
+        forbidden: Sequence[str] = (),
+        **evidence: Unpack[Evidence],
+    ) -> Artifact:
+        """Make a staged directory an artifact; afterwards ``staged`` is gone.
+
+        A second commit of the same run and slot returns the first artifact, as long as that is
+        whole, whatever ``staged`` holds. ``forbidden`` are values of secrets that must not occur
+        in the record.
+
+        Raises:
+            ArtifactError: ``staged`` is outside the store, or holds no files, links or devices;
+                or the record cannot be written. Nothing was committed then.
+            RefError: a name that cannot be used.
+        """
+        key = self.layout.output(producer.run_id, producer.slot) if producer else None
+        self.layout.name(name)
+        settled = settle(self.layout, key) if key else None
+        if settled:
+            discard(self.layout, staged)
+            return settled
+        self._check_place(staged)
+        hashed = seal_tree(staged, self.layout.staging)
+        draft = draft_record(hashed, name=name, kind=kind, **evidence)
+        draft = draft.model_copy(update={"producer": producer, "inputs": tuple(inputs)})
+        refuse_secrets(render_record(draft), forbidden, where=name)
+        return publish(self.layout, staged, draft, hashed)
+
+    def settle(self, run_id: str, slot: str) -> Artifact | None:
+        """Like :meth:`output_of`, but first finishes a commit that was cut off when decided."""
+        return settle(self.layout, self.layout.output(run_id, slot))
+
+    def adopt(self, path_or_uri: str | Path, *, kind: str, name: str) -> Artifact:
+        """Copy a file or directory, or what a URI points to, into the store.
+
+        Adopting the same content for the same name and kind again returns the first artifact.
+
+        Raises:
+            InputError: nothing there, or something that is not a plain file.
+            RefError: a name that cannot be used.
+        """
+        return adopt.adopt(self.layout, str(path_or_uri), kind=kind, name=name)
+
+    def _check_place(self, staged: Path) -> None:
+        plain = staged.is_dir() and not staged.is_symlink()
+        if not plain or not staged.resolve().is_relative_to(self.root):
+            raise ArtifactError(
+                Problem(
+                    where=str(staged),
+                    what="is not a directory in the store's root",
+                    allowed=f"a directory under {self.root}",
+                    fix="use Store.stage or Store.adopt",
+                )
+            )
+
+    # Checking
+
+    def verify(self, artifact: Artifact, *, deep: bool) -> list[Problem]:
+        """Everything in which the artifact differs from what was committed.
+
+        Shallow, a file is hashed only when its size or time differs from when it was committed;
+        deep, always.
+        """
+        return self.verify_path(artifact.path, deep=deep)
+
+    def verify_path(self, directory: Path, *, deep: bool) -> list[Problem]:
+        """The same for the directory of a version, whose record may not even be readable."""
+        try:
+            record = load_artifact(directory).record
+        except FileNotFoundError:
+            return [Problem(where=str(directory), what="is gone")]
+        except ArtifactError as error:
+            return list(error.problems)
+        times = None if deep else read_times(self.layout, record.ref)
+        return audit(record, directory, times=times)
+
+    def missing_keys(self, directory: Path) -> list[Problem]:
+        """Keys of the index that a version ought to have; without them lineage is cut short."""
+        fix = "`nemotron-style artifacts gc` writes it again"
+        record = load_artifact(directory).record
+        return [
+            Problem(
+                where=record.ref, key=str(key.relative_to(self.root)), what="is missing", fix=fix
+            )
+            for key in keys_of(self.layout, record)
+            if not key.exists()
+        ]
+
+    def collect_garbage(self, *, grace_s: float = 86400.0) -> Garbage:
+        """Remove what no commit will use any more and is older than ``grace_s`` seconds."""
+        return collect_garbage(self.layout, grace_s=grace_s)

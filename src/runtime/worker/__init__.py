@@ -1,0 +1,1 @@
+"""The inside of a run: the process that a launcher starts."""

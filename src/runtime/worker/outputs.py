@@ -1,0 +1,128 @@
+"""From what a recipe staged to artifacts.
+
+Once the recipe has returned, its outputs are *sealed*: forced to the disk, with a file beside
+them that says so. A worker that dies after that leaves only commits to do, and the next attempt
+does those without running the recipe again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_style.runtime.errors import Problem, StepFailed, raise_all
+from nemotron_style.runtime.jsonfile import read_json, remove_tree, sync_tree, write_json
+from nemotron_style.runtime.run.attempt import Attempt
+from nemotron_style.runtime.run.code import describe_code
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.plan import Plan
+from nemotron_style.runtime.run.state import COMPLETED
+from nemotron_style.runtime.secrets.redact import redact_leaves
+from nemotron_style.runtime.step.context import Seat, StepContext, Stop
+from nemotron_style.runtime.store.record import Artifact, Producer
+from nemotron_style.runtime.store.store import Store
+from nemotron_style.runtime.worker.environment import describe_environment, describe_hardware
+
+SEAL = "sealed.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A plan that this process works on, and where."""
+
+    plan: Plan
+    attempt: Attempt
+    seat: Seat
+    stop: Stop
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.plan.run_dir)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.plan.store)
+
+
+def seal(task: Task, ctx: StepContext) -> Path:
+    """Declare what was staged final. Raises ``StepFailed`` naming the outputs that are empty."""
+    what = "the step wrote nothing for this output"
+    missing = [
+        Problem(where=task.plan.step, key=output.slot, what=what)
+        for output in task.plan.outputs
+        if output.required and not any(ctx.output(output.slot).path.iterdir())
+    ]
+    raise_all(StepFailed, missing)
+    sync_tree(ctx.staging)
+    facts = {output.slot: ctx.output(output.slot).facts for output in task.plan.outputs}
+    figures = {**ctx.metrics.last, **ctx.figures}
+    told = {"figures": ctx.figures, "metrics": figures, "facts": facts}
+    write_json(ctx.staging / SEAL, redact_leaves(told) | {"hardware": describe_hardware()})
+    return ctx.staging
+
+
+def find_sealed(folder: RunFolder) -> Path | None:
+    """What an earlier attempt sealed and did not commit to the end."""
+    return next((path.parent for path in folder.path.glob(f"staging/*/{SEAL}")), None)
+
+
+def commit_outputs(task: Task, sealed: Path, inputs: Mapping[str, Artifact]) -> None:
+    """Commit every sealed output that is not committed yet, then declare the run complete."""
+    plan, store = task.plan, task.store
+    told = read_json(sealed / SEAL) or {}
+    evidence = describe_run(task, told)
+    committed: dict[str, Any] = {}
+    for output in plan.outputs:
+        artifact = store.settle(plan.run_id, output.slot)
+        staged = sealed / output.slot
+        if artifact is None and staged.is_dir() and any(staged.iterdir()):
+            artifact = store.commit(
+                staged,
+                name=output.name,
+                kind=output.kind,
+                producer=describe_producer(task, output.slot),
+                inputs=[artifact.edge(slot) for slot, artifact in inputs.items()],
+                forbidden=[os.environ[name] for name in plan.secrets if os.environ.get(name)],
+                facts=told.get("facts", {}).get(output.slot, {}),
+                **evidence,
+            )
+        if artifact:
+            told_of = {"ref": artifact.ref, "kind": artifact.kind, "digest": artifact.digest}
+            committed[output.slot] = told_of
+    complete = {"outputs": committed, "figures": told.get("figures", {})}
+    write_json(task.folder.path / "outputs.json", complete)
+    remove_tree(sealed.parent)
+    remove_tree(task.folder.path / "checkpoints")  # nothing will be continued from them
+
+
+def describe_run(task: Task, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What all outputs of the run have in common, for their records."""
+    plan = task.plan
+    facts = plan.snapshot.facts if plan.snapshot else {}
+    seeds = {key: value for key, value in plan.config.items() if key.endswith("seed")}
+    return {
+        "config": plan.config,
+        "code": describe_code(plan.entrypoint, plan.identity["code"]) | facts,
+        "environment": describe_environment() | ({"image": plan.image} if plan.image else {}),
+        "hardware": told.get("hardware", {}),
+        "seeds": seeds,
+        "metrics": told.get("metrics", {}),
+    }
+
+
+def describe_producer(task: Task, slot: str) -> Producer:
+    """This run as the maker of ``slot``, with every attempt that it took."""
+    plan = task.plan
+    earlier = [one.summary for one in task.folder.attempts if one.number < task.attempt.number]
+    this = {"number": task.attempt.number, "state": COMPLETED}
+    return Producer(
+        run_id=plan.run_id,
+        step=plan.step,
+        slot=slot,
+        config_name=plan.config_name,
+        fingerprint=plan.fingerprint,
+        attempts=(*earlier, this),
+    )

@@ -1,0 +1,1 @@
+"""Models on disk: torch_dist, safetensors, Hugging Face."""

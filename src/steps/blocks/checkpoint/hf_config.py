@@ -1,0 +1,199 @@
+"""``config.json`` of a Llama and a model's sizes: the same facts, and what has no counterpart.
+
+Hugging Face's file can ask for things that the model here does not do. Each of them would load
+without complaint and compute something else, so each is refused, by its key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+
+CONFIG_FILE = "config.json"
+
+# Our name, Hugging Face's, and what an absent key means to Hugging Face (None: it must be there).
+_SIZES = (
+    ("num_layers", "num_hidden_layers", None),
+    ("hidden_size", "hidden_size", None),
+    ("ffn_hidden_size", "intermediate_size", None),
+    ("num_attention_heads", "num_attention_heads", None),
+    ("vocab_size", "vocab_size", None),
+    ("max_sequence_length", "max_position_embeddings", 2048),
+    ("norm_epsilon", "rms_norm_eps", 1e-6),
+    ("tie_embeddings", "tie_word_embeddings", False),
+)
+_ROPE_KEYS = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
+DEFAULT_THETA = 10000.0
+
+
+class _Rule(NamedTuple):
+    key: str
+    fits: Callable[[Any], bool]
+    what: str
+    allowed: str
+
+
+def _off(value: Any) -> bool:
+    return not value
+
+
+_RULES = (
+    _Rule("model_type", lambda value: value == "llama", "another architecture", "llama"),
+    _Rule(
+        "architectures",
+        lambda value: value in (None, ["LlamaForCausalLM"]),
+        "another architecture",
+        "LlamaForCausalLM",
+    ),
+    _Rule(
+        "hidden_act",
+        lambda value: value in (None, "silu", "swish"),
+        "another activation in the gated MLP",
+        "silu",
+    ),
+    _Rule("attention_bias", _off, "biases in attention", "false"),
+    _Rule("mlp_bias", _off, "biases in the MLP", "false"),
+    _Rule("sliding_window", _off, "attention over a window", "null"),
+    _Rule("num_local_experts", _off, "a mixture of experts", "none"),
+    _Rule("num_experts", _off, "a mixture of experts", "none"),
+    _Rule("quantization_config", _off, "quantised weights", "float32, float16 or bfloat16"),
+    _Rule(
+        "partial_rotary_factor",
+        lambda value: value in (None, 1, 1.0),
+        "rotary positions on a part of each head",
+        "1.0",
+    ),
+)
+
+
+def build_settings(
+    config: ModelConfig, *, dtype: str, token_ids: Mapping[str, int | None]
+) -> dict[str, Any]:
+    """What ``config.json`` says about a model of these sizes.
+
+    ``dtype`` is that of the weights; ``token_ids`` holds ``bos_token_id`` and the like. The keys
+    are those that every version of transformers since 4.31 reads.
+    """
+    ours = config.model_dump()
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **{theirs: ours[name] for name, theirs, _ in _SIZES},
+        "num_key_value_heads": config.num_query_groups,
+        "head_dim": config.head_size,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "torch_dtype": dtype,
+        **token_ids,
+    }
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """``config.json`` of a folder as it stands. Raises InputError when there is none to read."""
+    file = path / CONFIG_FILE
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        what = "is no Hugging Face checkpoint: there is no config.json"
+        raise InputError(Problem(where=str(path), what=what)) from error
+    except ValueError as error:
+        raise InputError(Problem(where=str(file), what="is not JSON", got=str(error))) from error
+    if not isinstance(settings, dict):
+        raise InputError(Problem(where=str(file), what="is not a JSON object"))
+    return settings
+
+
+def read_sizes(path: Path) -> ModelConfig:
+    """The sizes of the Llama in a folder.
+
+    Raises InputError with everything in its ``config.json`` that a ModelConfig cannot hold.
+    """
+    return parse_sizes(read_settings(path), path)
+
+
+def parse_sizes(settings: Mapping[str, Any], path: Path) -> ModelConfig:
+    """:func:`read_sizes` of settings that are read already; ``path`` is the folder they are of."""
+    where = str(path / CONFIG_FILE)
+    raise_all(InputError, [*_adapters(path), *_misfits(settings, where)])
+    heads = settings["num_attention_heads"]
+    values = {name: settings.get(theirs, default) for name, theirs, default in _SIZES}
+    groups = settings.get("num_key_value_heads")
+    values["num_query_groups"] = heads if groups is None else groups
+    values["rope_theta"] = rope_theta(settings)
+    try:
+        return ModelConfig.model_validate(values)
+    except ValidationError as error:
+        names = {name: theirs for name, theirs, _ in _SIZES}
+        names["num_query_groups"] = "num_key_value_heads"
+        raise InputError(
+            Problem(
+                where=where,
+                key=".".join(names.get(str(part), str(part)) for part in fault["loc"]),
+                what=fault["msg"],
+                got=repr(fault["input"]) if fault["loc"] else "",
+            )
+            for fault in error.errors()
+        ) from error
+
+
+def rope_theta(settings: Mapping[str, Any]) -> Any:
+    """The base of the rotary angles, wherever the version that wrote the file has put it."""
+    rope = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
+    return rope.get("rope_theta", settings.get("rope_theta", DEFAULT_THETA))
+
+
+def _adapters(path: Path) -> Iterator[Problem]:
+    file = path / "adapter_config.json"
+    if file.exists():
+        fix = "merge the adapter into the model's weights first"
+        yield Problem(where=str(file), what="the folder holds an adapter", fix=fix)
+
+
+def _misfits(settings: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    for rule in _RULES:
+        value = settings.get(rule.key)
+        if not rule.fits(value):
+            what = f"the model cannot be represented: {rule.what}"
+            got = json.dumps(value)
+            yield Problem(where=where, key=rule.key, what=what, got=got, allowed=rule.allowed)
+    yield from _rope_misfits(settings, where)
+    for name, theirs, default in _SIZES:
+        if default is None and not isinstance(settings.get(theirs), int):
+            what, got = "a size is missing", json.dumps(settings.get(theirs))
+            yield Problem(where=where, key=theirs, what=what, got=got, allowed=f"{name}, a number")
+    yield from _head_misfits(settings, where)
+
+
+def _rope_misfits(settings: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = settings.get(key) or {}
+        table = rope if isinstance(rope, dict) else {"rope_type": rope}
+        plain = table.get("partial_rotary_factor", 1) == 1 and set(table) <= _ROPE_KEYS
+        if table.get("rope_type", table.get("type", "default")) != "default" or not plain:
+            what = "the model cannot be represented: rotary positions are scaled"
+            yield Problem(where=where, key=key, what=what, got=json.dumps(rope), allowed="default")
+
+
+def _head_misfits(settings: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    size, hidden = settings.get("head_dim"), settings.get("hidden_size")
+    heads = settings.get("num_attention_heads")
+    if size is None or not isinstance(hidden, int) or not isinstance(heads, int):
+        return
+    if size * heads != hidden:
+        yield Problem(
+            where=where,
+            key="head_dim",
+            what="the model cannot be represented: heads are not as wide as hidden_size allows",
+            got=str(size),
+            allowed=f"hidden_size / num_attention_heads = {hidden / heads:g}",
+        )

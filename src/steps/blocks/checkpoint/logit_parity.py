@@ -1,0 +1,123 @@
+"""Whether a model and its Hugging Face files compute the same: logits of both on fixed rows.
+
+The other side is transformers where it is installed, else :mod:`llama`, which reads the files by
+their own meaning. Reading them back through the conversion would agree with any mistake in it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nemotron_style.runtime.errors import Problem, StepFailed
+from nemotron_style.steps.blocks.checkpoint.hf_config import read_settings
+from nemotron_style.steps.blocks.checkpoint.reference_llama import llama_logits
+from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
+from nemotron_style.steps.blocks.model.device import prepare
+from nemotron_style.steps.blocks.model.language_model import unwrap
+from nemotron_style.steps.blocks.model.prefix_packing import Row, pack_rows
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the logits of two sides are apart, at most; ``largest`` is the largest logit."""
+
+    by: str
+    rows: int
+    tokens: int
+    max_logit_difference: float
+    largest: float
+
+    def note(self) -> dict[str, Any]:
+        """The facts of a record."""
+        return {"check": {"by": self.by, "rows": self.rows, "tokens": self.tokens}} | {
+            "max_logit_difference": self.max_logit_difference,
+            "largest_logit": self.largest,
+        }
+
+    def require(self, limit: float, *, where: str) -> None:
+        """Raise StepFailed when the difference is above ``limit``, or not a number.
+
+        Beyond logits of 10 the limit grows with the largest one, as float32's steps do: on a
+        model of 30 layers with logits up to 34, transformers' own two attention kernels differ
+        by 9e-5.
+        """
+        allowed = limit * max(1.0, self.largest / 10)
+        if self.max_logit_difference <= allowed:
+            return
+        raise StepFailed(
+            Problem(
+                where=where,
+                key="max_logit_difference",
+                what=f"the converted model computes something else, as {self.by} sees it",
+                got=f"{self.max_logit_difference:.3g}, with logits up to {self.largest:.3g}",
+                allowed=f"{allowed:.3g}",
+                fix="only where you know it to be a rounding error, set the limit higher",
+            )
+        )
+
+
+def sample_rows(vocabulary: int, *, rows: int, tokens: int, seed: int) -> Tensor:
+    """Token ids ``[rows, tokens]``, evenly drawn; the same for the same numbers."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(vocabulary, (rows, tokens), generator=draw)
+
+
+@torch.inference_mode()
+def model_logits(model: nn.Module, tokens_BS: Tensor) -> Tensor:
+    """Logits ``[B, S, vocabulary]`` on the CPU, of a model that is whole on this rank."""
+    inner = unwrap(model)
+    rows = [Row([*ids, 0], [False] * (len(ids) + 1)) for ids in tokens_BS.tolist()]
+    packed = pack_rows(rows).to(next(inner.parameters()).device)
+    return inner.head(inner.hidden(packed)).transpose(0, 1).float().cpu()
+
+
+def compare(
+    ours: Tensor, path: Path, tokens_BS: Tensor, *, dtype: torch.dtype | None = None
+) -> Agreement:
+    """``ours`` against the logits of the Hugging Face files in ``path``, computed in float32.
+
+    Where one side has more rows of vocabulary than the other, those that both have count. With
+    ``dtype`` the weights in ``path`` are rounded to it first.
+    """
+    by, theirs = hugging_face_logits(path, tokens_BS, dtype=dtype)
+    shared = min(ours.shape[-1], theirs.shape[-1])
+    difference = (ours[..., :shared] - theirs[..., :shared]).abs().max()
+    rows, tokens = tokens_BS.shape
+    return Agreement(by, rows, tokens, float(difference), float(theirs.abs().max()))
+
+
+def hugging_face_logits(
+    path: Path, tokens_BS: Tensor, *, dtype: torch.dtype | None = None
+) -> tuple[str, Tensor]:
+    """Who computed the logits of the files in ``path``, and the logits, in float32 on the CPU."""
+    tokens = tokens_BS.to(prepare())
+    if importlib.util.find_spec("transformers") is None:
+        folder = TensorFolder(path)
+
+        def read(name: str) -> Tensor:
+            return folder.read(name).to(dtype or folder.types[name])
+
+        return "plain torch", llama_logits(read_settings(path), read, tokens).cpu()
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.LlamaForCausalLM.from_pretrained(
+        path, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    )
+    round_weights(model, dtype)
+    with torch.inference_mode():
+        logits = model.to(tokens.device)(input_ids=tokens).logits
+    return f"transformers {transformers.__version__}", logits.cpu()
+
+
+@torch.no_grad()
+def round_weights(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Give every weight the value that it has in ``dtype``; its own type stays."""
+    for weight in model.parameters():
+        weight.copy_(weight.to(dtype or weight.dtype))

@@ -1,0 +1,203 @@
+"""A model on disk: sizes, weights and tokenizer, the same for every division.
+
+::
+
+    model_config.json   the sizes (ModelConfig)
+    weights/            torch_dist
+    tokenizer/          tokenizer.json, tokenizer_config.json, chat_template.jinja
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.steps.blocks.checkpoint import torch_dist
+from nemotron_style.steps.blocks.model.language_model import build_model, unwrap, wrap
+from nemotron_style.steps.blocks.model.parallel import is_writer
+from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights, shards
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+
+CONFIG, WEIGHTS, TOKENIZER = "model_config.json", "weights", "tokenizer"
+
+
+def save_model(model: nn.Module, path: Path, *, config: ModelConfig, tokenizer: Path) -> None:
+    """Write a checkpoint into the directory ``path``; ``tokenizer`` is a directory to copy.
+
+    Every rank calls it, with the same path on a file system that all of them see.
+    """
+    if is_writer():
+        path.mkdir(parents=True, exist_ok=True)
+        (path / CONFIG).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
+        shutil.copytree(tokenizer, path / TOKENIZER, dirs_exist_ok=True)
+    torch_dist.write(sharded_weights(unwrap(model)), path / WEIGHTS)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The sizes of a checkpoint. Raises InputError for a file that says anything else."""
+    file = path / CONFIG
+    try:
+        return ModelConfig.model_validate_json(file.read_text())
+    except OSError as error:
+        raise InputError(
+            Problem(
+                what="is not a checkpoint: there is no model_config.json",
+                where=str(path),
+                fix="give a directory that a training or conversion step has written",
+            )
+        ) from error
+    except ValidationError as error:
+        raise InputError(
+            Problem(
+                what=fault["msg"],
+                where=str(file),
+                key=".".join(str(part) for part in fault["loc"]),
+                got=repr(fault["input"]),
+            )
+            for fault in error.errors()
+        ) from error
+
+
+def check_checkpoint(path: Path) -> ModelConfig:
+    """The sizes of a checkpoint that has all its parts. Raises InputError as load_model does."""
+    config = read_config(path)
+    raise_all(InputError, _missing_tokenizer(path) + _misfits(path, config))
+    return config
+
+
+def load_model(
+    path: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    ddp: bool = True,
+    distributed_optimizer: bool = False,
+) -> tuple[nn.Module, ModelConfig]:
+    """This rank's part of a checkpoint's model, for the division in force, and its sizes.
+
+    Raises InputError, with every reason, when the directory lacks a part or its weights do not
+    fit its sizes.
+    """
+    config = check_checkpoint(path)
+    model = build_model(config, dtype=dtype, ddp=False, initial=None)
+    load_weights(model, path)
+    if not ddp:
+        return model, config
+    return wrap(unwrap(model), distributed_optimizer=distributed_optimizer), config
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Copy a checkpoint's weights into a model of the same sizes; every rank calls it.
+
+    An optimizer for CUDA keeps master weights of its own: build it after this.
+    """
+    inner = unwrap(model)
+    inner.load_state_dict(torch_dist.read(sharded_weights(inner), path / WEIGHTS), strict=False)
+
+
+def weights_digest(source: nn.Module | Path) -> str:
+    """``sha256:…`` over name, type, shape and bytes of every full tensor, in order of names.
+
+    It is the same for a model and for its checkpoint, for every division and file layout. Every
+    rank calls it with a model; with a path any rank may.
+    """
+    digest = hashlib.sha256()
+    if isinstance(source, Path):
+        for name, whole in torch_dist.read_full(source / WEIGHTS):
+            _add(digest, name, whole)
+        return f"sha256:{digest.hexdigest()}"
+    for name, whole in full_weights(source):
+        _add(digest, name, whole)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def full_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every tensor whole, in the order of names, on the CPU of every rank; every rank calls it."""
+    mine = [shard for shard in shards(unwrap(model)) if shard.primary]
+    pieces = [(shard.name, shard.full_shape, shard.slices, shard.data.cpu()) for shard in mine]
+    everywhere: list[Any] = [pieces]
+    if dist.get_world_size() > 1:
+        everywhere = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everywhere, pieces)
+    tensors: dict[str, Tensor] = {}
+    for name, shape, slices, data in (piece for rank in everywhere for piece in rank):
+        tensors.setdefault(name, torch.empty(shape, dtype=data.dtype))[slices] = data
+    return sorted(tensors.items())
+
+
+def _add(digest: hashlib._Hash, name: str, whole: Tensor) -> None:
+    digest.update(f"{name}\n{whole.dtype}\n{list(whole.shape)}\n".encode())
+    digest.update(whole.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def _missing_tokenizer(path: Path) -> list[Problem]:
+    if (path / TOKENIZER / "tokenizer.json").is_file():
+        return []
+    return [
+        Problem(
+            what="the checkpoint has no tokenizer",
+            where=str(path),
+            key=f"{TOKENIZER}/tokenizer.json",
+            fix="a model without its tokenizer cannot be trained or sampled; add the directory",
+        )
+    ]
+
+
+def _misfits(path: Path, config: ModelConfig) -> list[Problem]:
+    """Tensors that the sizes call for and the weights do not hold, or hold in another shape."""
+    found = torch_dist.tensor_shapes(path / WEIGHTS)
+    wanted = full_shapes(config)
+    place = str(path / WEIGHTS)
+    missing = [
+        Problem(what="a tensor is missing", where=place, key=name)
+        for name in wanted
+        if name not in found
+    ]
+    reshaped = [
+        Problem(
+            what="a tensor has another shape than model_config.json says",
+            where=place,
+            key=name,
+            got=str(list(found[name])),
+            allowed=str(list(shape)),
+        )
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    unknown = [
+        Problem(what="a tensor belongs to another architecture", where=place, key=name)
+        for name in found
+        if name not in wanted
+    ]
+    return missing + reshaped + unknown
+
+
+def full_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and full shapes of all weights of a model of these sizes."""
+    hidden, vocab = config.hidden_size, config.vocab_size
+    heads = config.num_attention_heads + 2 * config.num_query_groups
+    shapes = {
+        "embedding.word_embeddings.weight": (vocab, hidden),
+        "decoder.final_layernorm.weight": (hidden,),
+    }
+    if not config.tie_embeddings:
+        shapes["output_layer.weight"] = (vocab, hidden)
+    for layer in range(config.num_layers):
+        prefix = f"decoder.layers.{layer}"
+        shapes |= {
+            f"{prefix}.self_attention.linear_qkv.layer_norm_weight": (hidden,),
+            f"{prefix}.self_attention.linear_qkv.weight": (heads * config.head_size, hidden),
+            f"{prefix}.self_attention.linear_proj.weight": (hidden, hidden),
+            f"{prefix}.mlp.linear_fc1.layer_norm_weight": (hidden,),
+            f"{prefix}.mlp.linear_fc1.weight": (2 * config.ffn_hidden_size, hidden),
+            f"{prefix}.mlp.linear_fc2.weight": (hidden, config.ffn_hidden_size),
+        }
+    return shapes

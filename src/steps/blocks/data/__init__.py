@@ -1,0 +1,1 @@
+"""Rows, conversations, tokens, and the order in which samples are consumed."""

@@ -1,0 +1,130 @@
+"""A checkpoint's own chat template: messages in any role that it knows, as the tokens of a prompt.
+
+This is how transformers and vLLM ask the same checkpoint. A template is a program, so it runs in
+Jinja's sandbox, where it can reach nothing but what it is given; it is not told the date, so that
+the same messages are always the same prompt.
+
+What a message says never becomes a control token: the prompt must have exactly those that the
+template writes around messages of harmless words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from nemotron_style.runtime.errors import InputError, Problem
+from nemotron_style.steps.blocks.data.jsonl import brief
+from nemotron_style.steps.blocks.data.tokenizer import TEMPLATE_FILE, Tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_files import special_tokens
+
+Message = Mapping[str, str]
+
+_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+
+
+class _Unwritable(jinja2.Undefined):
+    """What is not there may be asked about, and not written: a role without a name, say."""
+
+    def __str__(self) -> str:
+        self._fail_with_undefined_error()
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A tokenizer with the template that belongs to it."""
+
+    tokenizer: Tokenizer
+    source: str
+
+    @cached_property
+    def compiled(self) -> jinja2.Template:
+        """Raises InputError for what is no template."""
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=_Unwritable,
+            extensions=["jinja2.ext.loopcontrols"],
+        )
+        words = dict.fromkeys(_ROLES, "") | special_tokens(self.tokenizer)
+        environment.globals |= {"raise_exception": _raise, **words}
+        try:
+            return environment.from_string(self.source)
+        except jinja2.TemplateError as error:
+            what = "is no chat template"
+            where = str(self.tokenizer.path)
+            raise InputError(Problem(where=where, what=what, got=str(error))) from error
+
+    @cached_property
+    def controls(self) -> frozenset[int]:
+        """Ids of the control tokens."""
+        return frozenset(self.tokenizer.control_ids.values())
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens of the prompt that the assistant's answer to ``messages`` continues.
+
+        Raises InputError for messages that the template refuses or leaves out, and for one that
+        holds a control token.
+        """
+        words = [f"message{number}" for number in range(len(messages))]
+        pairs = zip(messages, words, strict=True)
+        bare = self._render([{**message, "content": word} for message, word in pairs])
+        for number, word in enumerate(words):
+            if word not in bare:
+                role = messages[number]["role"]
+                _refuse(f"messages[{number}]", "the chat template leaves it out", f"role {role}")
+        ids = self.tokenizer.encode(self._render(messages), control=True)
+        if self._controls_of(ids) != self._controls_of(self.tokenizer.encode(bare, control=True)):
+            self._blame(messages)
+        return ids
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        try:
+            return self.compiled.render(messages=list(messages), add_generation_prompt=True)
+        except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
+            roles = ", ".join(message["role"] for message in messages)
+            what = f"the chat template cannot render these messages: {error}"
+            raise InputError(Problem(key="messages", what=what, got=f"roles {roles}")) from None
+
+    def _controls_of(self, ids: Sequence[int]) -> list[int]:
+        return [number for number in ids if number in self.controls]
+
+    def _blame(self, messages: Sequence[Message]) -> NoReturn:
+        """Refuse messages whose text would steer the prompt, naming the first that would."""
+        for number, message in enumerate(messages):
+            for token in self.tokenizer.control_ids:
+                if token in message["content"]:
+                    what = "a control token stands inside a message"
+                    _refuse(f"messages[{number}].content", what, brief(token))
+        _refuse("messages", "together they would make a control token of the prompt", "")
+
+
+def read_template(tokenizer: Tokenizer) -> ChatTemplate:
+    """The template beside ``tokenizer.json``, from its own file or from the settings.
+
+    Raises InputError where there is none.
+    """
+    file = tokenizer.path / TEMPLATE_FILE
+    stored: Any = tokenizer.settings.get("chat_template")
+    if isinstance(stored, list):  # several, by name
+        stored = {each.get("name"): each.get("template") for each in stored}.get("default")
+    source = file.read_text(encoding="utf-8") if file.is_file() else stored
+    if isinstance(source, str):
+        return ChatTemplate(tokenizer, source)
+    what = "the model has no chat template, so it cannot be asked in messages"
+    fix = f"write {TEMPLATE_FILE} beside tokenizer.json"
+    raise InputError(Problem(where=str(tokenizer.path), what=what, fix=fix))
+
+
+def _raise(message: object) -> NoReturn:
+    """What templates call to refuse messages."""
+    raise jinja2.TemplateError(str(message))
+
+
+def _refuse(key: str, what: str, got: str) -> NoReturn:
+    raise InputError(Problem(key=key, what=what, got=got))

@@ -1,0 +1,210 @@
+"""Text to tokens: a directory with ``tokenizer.json``, and how a small one is trained.
+
+The directory is what Hugging Face tools read (``tokenizer.json``, ``tokenizer_config.json``,
+``chat_template.jinja``). Its config also holds the ``chat_prompt_tokens`` it was made for, so
+that a checkpoint says how it wants to be spoken to and no later step can guess differently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
+
+from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
+
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+class Tokenizer:
+    """A tokenizer read from a directory that holds ``tokenizer.json``.
+
+    Raises:
+        InputError: the directory holds no tokenizer, or one that cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        file = self.path / "tokenizer.json"
+        if not file.is_file():
+            raise InputError(Problem(where=str(self.path), what="there is no tokenizer.json"))
+        self._json = file.read_text(encoding="utf-8")
+        try:
+            self._reading = Backend.from_str(self._json)
+            self._plain = Backend.from_str(self._json)
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(
+                Problem(where=str(file), what="not a tokenizer", got=str(error))
+            ) from error
+        self._plain.encode_special_tokens = True
+
+    def encode(self, text: str, *, control: bool = False) -> list[int]:
+        """Token ids of ``text``; nothing is added around it.
+
+        With ``control`` a control token in the text becomes its own id: for texts that
+        :class:`ChatFormat` has built. Without, it is read as ordinary characters.
+        """
+        backend = self._reading if control else self._plain
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_many(self, texts: list[str], *, control: bool = False) -> list[list[int]]:
+        """:meth:`encode` of many texts, on all threads the process may use."""
+        backend = self._reading if control else self._plain
+        return [list(found.ids) for found in backend.encode_batch_fast(texts, False, False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``, control tokens included: the inverse of :meth:`encode`."""
+        return str(self._reading.decode(list(ids), skip_special_tokens=False))
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """The number of ids, added tokens included: the smallest embedding that fits."""
+        return max(self._reading.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def control_ids(self) -> dict[str, int]:
+        """Control tokens (those marked special in ``tokenizer.json``) and their ids."""
+        added = self._reading.get_added_tokens_decoder()
+        return {token.content: number for number, token in added.items() if token.special}
+
+    @cached_property
+    def digest(self) -> str:
+        """``sha256:…`` of ``tokenizer.json``, whatever the order of its keys."""
+        content = json.dumps(json.loads(self._json), sort_keys=True, ensure_ascii=False)
+        return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """``tokenizer_config.json``, or nothing when there is none."""
+        file = self.path / "tokenizer_config.json"
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def open_chat(tokenizer: Tokenizer, tokens: ChatPromptTokens | None = None) -> ChatFormat:
+    """The chat format of a tokenizer, with ``tokens`` from a config or None for its own.
+
+    Raises:
+        InputError: ``tokens`` differ from those stored with the tokenizer, or one of them is not
+            a single id of it.
+    """
+    stored = _stored_tokens(tokenizer)
+    chosen = tokens or stored or ChatPromptTokens()
+    if stored and chosen != stored:
+        raise InputError(
+            Problem(
+                where=str(tokenizer.path),
+                key="model.data.chat_prompt_tokens",
+                what="the model was trained with other tokens",
+                got=json.dumps(chosen.model_dump()),
+                allowed=json.dumps(stored.model_dump()),
+                fix="remove the key from the config: the checkpoint knows its own",
+            )
+        )
+    split = [token for token in chosen.atomic if len(tokenizer.encode(token, control=True)) != 1]
+    problems = [
+        Problem(
+            where=str(tokenizer.path),
+            key="model.data.chat_prompt_tokens",
+            what="a control token must be one id of the tokenizer",
+            got=json.dumps(token),
+            allowed=", ".join(map(json.dumps, tokenizer.control_ids)),
+            fix="choose tokens that the tokenizer marks as special, or add this one to it",
+        )
+        for token in split
+    ]
+    raise_all(InputError, problems)
+    others = [token for token in tokenizer.control_ids if token not in chosen.atomic]
+    return ChatFormat(chosen, tuple(token for token in others if token.strip()))
+
+
+def stop_id(tokenizer: Tokenizer, chat: ChatFormat) -> int:
+    """The id that ends an answer: the start of the next turn."""
+    [number] = tokenizer.encode(chat.tokens.turn_start, control=True)
+    return number
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, path: Path, *, tokens: ChatPromptTokens
+) -> Tokenizer:
+    """Train a byte-level BPE tokenizer on ``texts`` and write it to ``path``.
+
+    Every text can be encoded and comes back unchanged, since all 256 bytes are in the vocabulary;
+    ``vocab_size`` counts them and the control tokens, and is an upper bound: a small corpus stops
+    when nothing is left to merge. Control tokens come first and are never merged.
+    """
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[
+            AddedToken(token, special=True, normalized=False) for token in tokens.atomic
+        ],
+    )
+    backend.train_from_iterator(texts, trainer=trainer)
+    path.mkdir(parents=True, exist_ok=True)
+    backend.save(str(path / "tokenizer.json"), pretty=True)
+    write_settings(path, tokens)
+    return Tokenizer(path)
+
+
+def write_settings(path: Path, tokens: ChatPromptTokens) -> None:
+    """Write ``tokenizer_config.json`` and the chat template beside a ``tokenizer.json``.
+
+    Settings that are there already stay, apart from the ones that say how to chat.
+    """
+    file = path / "tokenizer_config.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    kept.pop("chat_template", None)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        # else transformers 4 adds token_type_ids, which a Llama's generate refuses
+        "model_input_names": ["input_ids", "attention_mask"],
+        "pad_token": tokens.turn_start,
+        **kept,
+        "eos_token": tokens.turn_start,
+        "chat_prompt_tokens": tokens.model_dump(),
+    }
+    text = json.dumps(settings, indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8", newline="\n")
+    template = ChatFormat(tokens).template()
+    (path / TEMPLATE_FILE).write_text(template, encoding="utf-8", newline="\n")
+
+
+def describe(tokenizer: Tokenizer, chat: ChatFormat) -> dict[str, Any]:
+    """Facts that a checkpoint's record keeps, so that a change of tokenizer or format shows."""
+    text = chat.canary()
+    return {
+        "tokenizer_digest": tokenizer.digest,
+        "template_digest": chat.digest(),
+        "canary": {"text": text, "ids": tokenizer.encode(text, control=True)},
+    }
+
+
+def _stored_tokens(tokenizer: Tokenizer) -> ChatPromptTokens | None:
+    stored = tokenizer.settings.get("chat_prompt_tokens")
+    if stored is None:
+        return None
+    try:
+        return ChatPromptTokens.model_validate(stored)
+    except ValidationError as error:
+        raise InputError(
+            Problem(
+                where=str(tokenizer.path / "tokenizer_config.json"),
+                key="chat_prompt_tokens",
+                what="these are not chat prompt tokens",
+                got=str(error.errors()[0]["msg"]),
+            )
+        ) from error

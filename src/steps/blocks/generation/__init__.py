@@ -1,0 +1,1 @@
+"""Sampling from a model, in the training process or with vLLM."""

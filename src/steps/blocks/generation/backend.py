@@ -1,0 +1,59 @@
+"""One interface to what draws responses: the training process itself, or vLLM beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import nn
+
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.generation.engine import Engine, Sample
+from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.vllm_engine import VllmEngine
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+
+EngineName = Literal["in_process", "vllm"]
+
+
+class GenerationEngine(Protocol):
+    """Draws from the weights of one model: token ids in, token ids and their log-probs out."""
+
+    def update(self) -> None:
+        """Take over the model's weights as they are now; call it after every training step."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        samples_per_prompt: int = 1,
+        seed: int | Sequence[int],
+    ) -> list[list[Sample]]:
+        """See :meth:`generate.Engine.generate`."""
+
+    def close(self) -> None:
+        """Give back what the engine holds beside the model; it draws no more."""
+
+
+def open_engine(
+    name: EngineName,
+    model: nn.Module,
+    config: ModelConfig,
+    *,
+    max_rows: int = 512,
+    dtype: torch.dtype | None = None,
+    tokenizer: Path | None = None,
+) -> GenerationEngine:
+    """The engine called ``name`` for a model that is whole on this rank.
+
+    ``max_rows`` bounds the responses decoded side by side, ``dtype`` decodes in another type than
+    the weights have, and the ``tokenizer`` (its folder) is needed by end strings alone. Raises
+    StepFailed when vLLM is asked for and is not installed.
+    """
+    if name == "vllm":
+        return VllmEngine(model, config, max_rows=max_rows, dtype=dtype, tokenizer=tokenizer)
+    decode = Tokenizer(tokenizer).decode if tokenizer else None
+    return Engine(model, config, max_rows=max_rows, dtype=dtype, decode=decode)

@@ -1,0 +1,70 @@
+"""Verdicts that were given before, by the digest of what was asked.
+
+A run that is killed and goes on asks the same questions with the same seeds, and finds their
+answers here instead of paying for them again. Only verdicts are kept, never failures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemotron_style.steps.blocks.judge.verdict import Verdict
+
+
+def question_digest(judge: str, body: Mapping[str, Any]) -> str:
+    """SHA-256 of the judge's identity and of everything it is asked, the seed included."""
+    named = json.dumps({"judge": judge, "body": body}, sort_keys=True)
+    return hashlib.sha256(named.encode()).hexdigest()
+
+
+class VerdictCache:
+    """Verdicts in memory, and in a file of JSON lines where one is given.
+
+    Lines are only ever appended. One that was cut short by a kill is skipped, as is any other
+    that holds no verdict. May be used from many threads of one process.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._known: dict[str, Verdict] = {}
+        self._cut = False
+        if path is not None and path.exists():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            self._known = dict(filter(None, map(_read_line, text.split("\n"))))
+            self._cut = bool(text) and not text.endswith("\n")
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, digest: str) -> Verdict | None:
+        """The verdict on a question, or None."""
+        with self._lock:
+            return self._known.get(digest)
+
+    def put(self, digest: str, verdict: Verdict) -> None:
+        """Remember a verdict; the first one on a question stands."""
+        with self._lock:
+            if digest in self._known:
+                return
+            self._known[digest] = verdict
+            if self.path is not None:
+                line = json.dumps({"digest": digest, **vars(verdict)})
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(f"\n{line}\n" if self._cut else f"{line}\n")
+                self._cut = False
+
+
+def _read_line(line: str) -> tuple[str, Verdict] | None:
+    try:
+        told = json.loads(line)
+        digest = told.pop("digest")
+        verdict = Verdict(**{name: float(value) for name, value in told.items()})
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return digest, verdict

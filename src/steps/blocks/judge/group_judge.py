@@ -1,0 +1,194 @@
+"""A step's groups of answers, judged: pairs out, rewards back, failures masked; no torch.
+
+A group with a single failed comparison has no rewards at all: its answers would be compared on
+unequal terms, or with a number that nobody gave. Such groups are masked, counted and named; above
+a budget of failures the run stops.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import floor
+from statistics import fmean
+
+from nemotron_style.steps.blocks.judge.aggregation import (
+    Aggregation,
+    Answer,
+    aggregate,
+    verdict_metrics,
+)
+from nemotron_style.steps.blocks.judge.client import Asked, JudgeClient, JudgeFailure
+from nemotron_style.steps.blocks.judge.pairing import Pair, choose_pairs, swap_agreement
+from nemotron_style.steps.blocks.judge.prompt import Message, Question
+from nemotron_style.steps.blocks.judge.verdict import Verdict
+
+FAILURE_BUDGET = 0.2
+ROUNDING = 1e-9
+"""0.29 of 100 judgements are 29, not 28."""
+
+UNREADABLE = ("unparseable", "empty", "unfinished")
+"""Faults of answers that came whole and held no verdict."""
+
+OUTCOMES = ("verdicts", "cached", "given_up")
+"""How a judgement ends: each in one of these."""
+
+LOGGED = "judge/"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A prompt and what the policy answered to it; ``prompt`` names it, in one step only once."""
+
+    prompt: str
+    history: tuple[Message, ...]
+    answers: Sequence[Answer]
+    principle: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgePlan:
+    """What is compared, by NeMo-Gym's names; ``failure_budget`` is a share of a step's judgements.
+
+    With ``use_principle`` a prompt's own principle is sent, or ``default_principle``.
+    """
+
+    comparison_strategy: str = "circular"
+    both_orders: bool = False
+    num_judges_per_comparison: int = 1
+    use_principle: bool = False
+    default_principle: str | None = None
+    failure_budget: float = FAILURE_BUDGET
+
+    def __post_init__(self) -> None:
+        self.pairs(2)  # refuses a strategy that does not exist
+        if not 0 <= self.failure_budget <= 1:
+            raise ValueError(f"failure_budget ({self.failure_budget}) must be from 0 to 1")
+
+    def pairs(self, count: int) -> list[Pair]:
+        """The comparisons of ``count`` answers."""
+        return choose_pairs(
+            count,
+            strategy=self.comparison_strategy,
+            both_orders=self.both_orders,
+            judges=self.num_judges_per_comparison,
+        )
+
+    def principle(self, contest: Contest) -> str | None:
+        """The principle to judge a prompt by."""
+        return (contest.principle or self.default_principle) if self.use_principle else None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rewards of each group, None for one to be masked; what failed; and what to log.
+
+    ``verdicts`` holds each group's comparisons, and what the judge said of them.
+    """
+
+    rewards: Sequence[Sequence[float] | None]
+    failures: Sequence[JudgeFailure]
+    metrics: Mapping[str, float]
+    verdicts: Sequence[Sequence[tuple[Pair, Verdict | JudgeFailure]]] = ()
+
+
+def judge_groups(
+    client: JudgeClient,
+    contests: Sequence[Contest],
+    *,
+    step: int,
+    plan: JudgePlan,
+    aggregation: Aggregation,
+) -> Judged:
+    """The rewards of a step's groups.
+
+    A group of fewer than two answers cannot be judged and is masked. Raises ``JudgeUnavailable``
+    when more judgements fail than the plan's budget allows.
+    """
+    before = client.counts
+    pairs = [plan.pairs(len(one.answers)) if len(one.answers) > 1 else [] for one in contests]
+    asked = [
+        ask(contest, pair, step=step, principle=plan.principle(contest))
+        for contest, chosen in zip(contests, pairs, strict=True)
+        for pair in chosen
+    ]
+    most = floor(plan.failure_budget * len(asked) + ROUNDING)
+    found = iter(client.judge(asked, most_failures=most))
+    results = [[next(found) for _ in chosen] for chosen in pairs]
+    rewards = [
+        _group_rewards(contest, chosen, outcome, aggregation)
+        for contest, chosen, outcome in zip(contests, pairs, results, strict=True)
+    ]
+    failures = [one for group in results for one in group if isinstance(one, JudgeFailure)]
+    metrics = {
+        **verdict_metrics([one for group in results for one in group if isinstance(one, Verdict)]),
+        **_failure_metrics(before, client.counts, len(asked), len(failures)),
+        **_agreement(pairs, results),
+        "masked_groups": sum(each is None for each in rewards),
+    }
+    named = {f"{LOGGED}{name}": value for name, value in metrics.items()}
+    told = [list(zip(*each, strict=True)) for each in zip(pairs, results, strict=True)]
+    return Judged(rewards, failures, named, told)
+
+
+def ask(contest: Contest, pair: Pair, *, step: int, principle: str | None) -> Asked:
+    """The question about a pair, under the name ``step/prompt/first/second/judge``."""
+    first, second = (contest.answers[index].text for index in (pair.first, pair.second))
+    name = (step, contest.prompt, pair.first, pair.second, pair.judge)
+    return Asked(name, Question(tuple(contest.history), first, second, principle))
+
+
+def _group_rewards(
+    contest: Contest,
+    pairs: Sequence[Pair],
+    outcome: Sequence[Verdict | JudgeFailure],
+    aggregation: Aggregation,
+) -> Sequence[float] | None:
+    verdicts = [one for one in outcome if isinstance(one, Verdict)]
+    if not pairs or len(verdicts) < len(pairs):
+        return None
+    return aggregate(contest.answers, pairs, verdicts, aggregation).rewards
+
+
+def _failure_metrics(
+    before: Mapping[str, int], after: Mapping[str, int], asked: int, failed: int
+) -> dict[str, float]:
+    """Failures of judgements, and the share of the judge's answers that held no verdict."""
+    made = {name: after[name] - before.get(name, 0) for name in after}
+    rates = _rates(made, asked, failed)
+    return {**rates, **{name: float(value) for name, value in made.items() if value}}
+
+
+def sum_failures(lines: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """``parse_failure_rate`` and ``failed_share`` of a whole run, from what its steps logged.
+
+    A verdict that was found again after a kill is a judgement, and no new answer of the judge.
+    """
+    made: Counter[str] = Counter()
+    for line in lines:
+        made.update({k.removeprefix(LOGGED): v for k, v in line.items() if k.startswith(LOGGED)})
+    return _rates(made, sum(made[name] for name in OUTCOMES), made["given_up"])
+
+
+def _rates(made: Mapping[str, float], asked: float, failed: float) -> dict[str, float]:
+    answers = made.get("answers", 0)
+    unreadable = sum(made.get(f"failed_{kind}", 0) for kind in UNREADABLE)
+    rates = {"parse_failure_rate": unreadable / answers} if answers else {}
+    return rates | ({"failed_share": failed / asked} if asked else {})
+
+
+def _agreement(
+    pairs: Sequence[Sequence[Pair]], results: Sequence[Sequence[Verdict | JudgeFailure]]
+) -> dict[str, float]:
+    """How often the judge keeps to its choice when the order is swapped, where both were asked."""
+    shares = []
+    for chosen, outcome in zip(pairs, results, strict=True):
+        told = [
+            (p, one.preference)
+            for p, one in zip(chosen, outcome, strict=True)
+            if isinstance(one, Verdict)
+        ]
+        share = swap_agreement([p for p, _ in told], [value for _, value in told])
+        shares += [] if share is None else [share]
+    return {"swap_agreement": fmean(shares)} if shares else {}

@@ -1,0 +1,1 @@
+"""The language model on megatron-core, and the processes that share it."""

@@ -1,0 +1,247 @@
+"""A Llama built from megatron-core's GPTModel, one code for CPU and CUDA, any division.
+
+The model is called with a :class:`Packed` batch and gives the log-probs of its response tokens,
+so it can stand in megatron-core's pipeline schedules as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed.finalize_model_grads import finalize_model_grads
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.steps.blocks.model.attention import Placement
+from nemotron_style.steps.blocks.model.device import prepare
+from nemotron_style.steps.blocks.model.logprob import label_logprobs
+from nemotron_style.steps.blocks.model.parallel import Parallel, current, data_world
+from nemotron_style.steps.blocks.model.prefix_packing import Packed
+from nemotron_style.steps.blocks.model.sharded_tensor import shards
+from nemotron_style.steps.blocks.model.transformer_layer import layer_spec
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+
+INITIAL_STD = 0.02
+Model = TypeVar("Model", bound="LanguageModel")
+
+
+class LanguageModel(GPTModel):
+    """GPTModel that reads packed batches; every pipeline stage calls it with the same batch."""
+
+    def forward(self, packed: Packed, *, temperature: float = 1.0) -> Tensor:
+        """Log-probs ``[B, N, R]`` in float32 (0 where masked); hidden states before the last stage.
+
+        The output head runs on the states that predict response tokens, and on no others.
+        """
+        states = self.hidden(packed)
+        if not self.post_process:
+            return states
+        chosen = states.flatten(0, 1).index_select(0, packed.predictors_T)
+        labels_T = packed.labels_BNR[packed.mask_BNR]
+        logprobs_T = label_logprobs(self.head(chosen), labels_T, temperature=temperature)
+        zeros = logprobs_T.new_zeros(packed.mask_BNR.shape)
+        return zeros.masked_scatter(packed.mask_BNR, logprobs_T)
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """Final hidden states ``[S, B, hidden]`` (those of this stage before the last one)."""
+        placed = Placement(
+            packed.layout,
+            positions=packed.positions_BS,
+            head_size=self.config.kv_channels,
+            theta=self.rotary_base,
+        )
+        embedded = None
+        if self.pre_process:
+            embedded = self.embedding(input_ids=packed.tokens_BS, position_ids=None)
+        return self.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=placed)
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits ``[.., vocabulary / tensor ranks]`` of states ``[.., hidden]``."""
+        shared = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if shared else None
+        if self.output_layer.tp_group.size() > 1:
+            return self.output_layer(states, weight=weight)[0]
+        return F.linear(states, self.output_layer.weight if weight is None else weight)
+
+
+def build_model(
+    config: ModelConfig,
+    *,
+    seed: int = 1234,
+    dtype: torch.dtype = torch.float32,
+    ddp: bool = True,
+    initial: float | None = INITIAL_STD,
+    distributed_optimizer: bool = False,
+) -> nn.Module:
+    """This rank's part of the model, wrapped in megatron-core's DDP unless ``ddp`` is off.
+
+    Weights are drawn per tensor from ``seed`` and the tensor's name, so they are the same for
+    every division; ``initial`` is their standard deviation, None leaves them to be loaded.
+    ``distributed_optimizer`` (CUDA) spreads optimizer state over data ranks.
+    Raises InputError when the sizes cannot be divided by the parallel sizes in force.
+    """
+    model = construct(LanguageModel, config, dtype=dtype)
+    if initial:
+        initialise(model, num_layers=config.num_layers, seed=seed, std=initial)
+    model.to(device=prepare(), dtype=dtype)
+    return wrap(model, distributed_optimizer=distributed_optimizer) if ddp else model
+
+
+def construct(
+    kind: Callable[..., Model], config: ModelConfig, *, dtype: torch.dtype, **more: Any
+) -> Model:
+    """This rank's part of a model of class ``kind``, before its weights are drawn or loaded.
+
+    ``more`` goes to the class. Raises InputError as :func:`build_model` does.
+    """
+    prepare()
+    parallel = current()
+    raise_all(InputError, _indivisible(config, parallel))
+    model = kind(
+        transformer_config(config, parallel=parallel, dtype=dtype),
+        layer_spec(),
+        vocab_size=config.vocab_size,
+        max_sequence_length=config.max_sequence_length,
+        position_embedding_type="none",
+        rotary_base=config.rope_theta,
+        share_embeddings_and_output_weights=config.tie_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        **more,
+    )
+    _mark_divided(model)
+    return model
+
+
+def wrap(model: LanguageModel, *, distributed_optimizer: bool = False) -> DistributedDataParallel:
+    """Put megatron-core's DDP around a model whose trainable parameters are final.
+
+    Gradients of all micro-batches add up in ``parameter.main_grad``, in float32 where the
+    parameters are 16 bit wide.
+    """
+    dtype = model.config.params_dtype
+    wrapped = DistributedDataParallel(
+        model.config,
+        DistributedDataParallelConfig(
+            grad_reduce_in_fp32=dtype in (torch.bfloat16, torch.float16),
+            use_distributed_optimizer=distributed_optimizer and torch.cuda.is_available(),
+        ),
+        model,
+    )
+    model.config.no_sync_func = wrapped.no_sync
+    return wrapped
+
+
+def unwrap(model: nn.Module) -> LanguageModel:
+    """The LanguageModel inside DDP."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    assert isinstance(inner, LanguageModel)
+    return inner
+
+
+def finish_gradients(models: list[nn.Module], *args: Any, **kwargs: Any) -> None:
+    """Sum gradients over data ranks and over the two ends of the pipeline, where there are such."""
+    if data_world() * current().pipeline > 1:
+        finalize_model_grads(models, *args, **kwargs)
+
+
+@torch.no_grad()
+def initialise(model: LanguageModel, *, num_layers: int, seed: int, std: float) -> None:
+    """Draw every weight from a normal distribution of deviation ``std``; norms are ones.
+
+    Matrices that write into the residual stream get ``std / sqrt(2 * num_layers)``. A slice of a
+    divided tensor is cut from the tensor drawn whole.
+    """
+    for shard in shards(model):
+        if len(shard.full_shape) == 1:
+            shard.data.fill_(1.0)
+            continue
+        name_seed = hashlib.sha256(f"{seed}/{shard.name}".encode()).digest()[:7]
+        generator = torch.Generator().manual_seed(int.from_bytes(name_seed, "big"))
+        whole = torch.randn(shard.full_shape, generator=generator)
+        residual = shard.name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+        own = std / (2 * num_layers) ** 0.5 if residual else std
+        shard.data.copy_(whole[shard.slices] * own)
+
+
+def transformer_config(
+    config: ModelConfig, *, parallel: Parallel, dtype: torch.dtype
+) -> TransformerConfig:
+    """megatron-core's settings for ``config``; every fusion that needs CUDA kernels is off."""
+    return TransformerConfig(
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        ffn_hidden_size=config.ffn_hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        num_query_groups=config.num_query_groups,
+        layernorm_epsilon=config.norm_epsilon,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        # micro-batches of different widths may follow one another through the pipeline
+        variable_seq_lengths=parallel.pipeline > 1,
+        moe_token_dispatcher_type="alltoall",  # unused; the default one forbids the line above
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        finalize_model_grads_func=finish_gradients,
+        bias_dropout_fusion=False,
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        cuda_graph_scope=[],
+    )
+
+
+def _mark_divided(model: LanguageModel) -> None:
+    """Say which weights are slices; megatron-core does so while it initialises, which is off."""
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding) and weight is not None:
+            set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=0, stride=1)
+        elif isinstance(module, RowParallelLinear):
+            set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=1, stride=1)
+
+
+def _indivisible(config: ModelConfig, parallel: Parallel) -> list[Problem]:
+    divisors = {
+        "vocab_size": parallel.tensor,
+        "num_attention_heads": parallel.tensor,
+        "num_query_groups": parallel.tensor,
+        "ffn_hidden_size": parallel.tensor,
+        "num_layers": parallel.pipeline,
+    }
+    return [
+        Problem(
+            what="the model cannot be divided so",
+            key=name,
+            got=str(getattr(config, name)),
+            allowed=f"a multiple of the {'pipeline' if name == 'num_layers' else 'tensor'} "
+            f"parallel size {divisor}",
+        )
+        for name, divisor in divisors.items()
+        if getattr(config, name) % divisor
+    ]

@@ -1,0 +1,38 @@
+"""Log-probs of given tokens, from logits that may be divided over tensor ranks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+from torch import Tensor, nn
+
+from nemotron_style.steps.blocks.model.prefix_packing import Packed
+
+
+def response_logprobs(model: nn.Module, packed: Packed, *, temperature: float = 1.0) -> Tensor:
+    """Log-prob of every response token, ``[B, N, R]`` float32, 0 where ``mask_BNR`` is off.
+
+    Differentiable. On pipeline stages before the last one it is the stage's hidden states, which
+    is what megatron-core's schedules pass on; ``microbatch.score`` hides that difference. The
+    batch is moved to where the model is.
+    """
+    device = next(model.parameters()).device
+    return model(packed.to(device), temperature=temperature)
+
+
+def label_logprobs(logits: Tensor, labels_T: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """``log softmax(logits / temperature)[label]``, ``[T]`` in float32 or better.
+
+    ``logits`` are ``[T, vocabulary / tensor ranks]``; with more than one tensor rank the softmax
+    is taken over all of them.
+    """
+    if temperature != 1.0:
+        logits = logits / temperature
+    if parallel_state.get_tensor_model_parallel_world_size() > 1:
+        # megatron-core's loss works in place on float32 logits
+        owned = logits.clone() if logits.dtype is torch.float32 else logits
+        return -vocab_parallel_cross_entropy(owned[:, None], labels_T[:, None])[:, 0]
+    wide = logits if logits.dtype is torch.float64 else logits.float()
+    return -F.cross_entropy(wide, labels_T, reduction="none")

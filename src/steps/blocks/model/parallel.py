@@ -1,0 +1,180 @@
+"""The processes of one training job and how they divide the model and the data.
+
+World size = tensor x pipeline x data. Tensor ranks hold slices of every matrix, pipeline ranks
+hold runs of layers, data ranks hold copies of the model and see different rows.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from nemotron_style.runtime.errors import InputError, Problem
+from nemotron_style.steps.blocks.model import device
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How many ways one copy of the model is divided."""
+
+    tensor: int = 1
+    pipeline: int = 1
+
+    @property
+    def model(self) -> int:
+        """Processes that hold one copy of the model together."""
+        return self.tensor * self.pipeline
+
+
+def initialize(parallel: Parallel | None = None, *, seed: int = 1234) -> None:
+    """Join the job that ``torchrun`` started, or be a job of one process; then seed.
+
+    A second call with the same division only seeds again; with another one it divides anew.
+    Raises InputError when the processes cannot be divided so.
+    """
+    parallel = parallel or Parallel()
+    device.prepare()
+    if not dist.is_initialized():
+        _join()
+    _divide(parallel)
+    seed_everything(seed)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, torch's and megatron-core's random numbers, alike on every rank."""
+    from megatron.core.tensor_parallel.random import (
+        initialize_rng_tracker,
+        model_parallel_cuda_manual_seed,
+    )
+
+    random.seed(seed)
+    torch.manual_seed(seed)
+    on_cpu = not torch.cuda.is_available()
+    initialize_rng_tracker(inference_rng_tracker=on_cpu, force_reset=True)
+    if not on_cpu:
+        model_parallel_cuda_manual_seed(seed)
+
+
+def finish() -> None:
+    """Leave the job; no-op when none was joined."""
+    from megatron.core import parallel_state
+
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _join() -> None:
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        # One process needs no rendezvous, so no port that another job could hold.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def _divide(parallel: Parallel) -> None:
+    from megatron.core import parallel_state
+
+    world = dist.get_world_size()
+    if parallel.tensor < 1 or parallel.pipeline < 1 or world % parallel.model:
+        raise InputError(
+            Problem(
+                what="the processes cannot be divided so",
+                key="tensor_model_parallel_size x pipeline_model_parallel_size",
+                got=f"{parallel.tensor} x {parallel.pipeline} with {world} process(es)",
+                allowed=f"positive sizes whose product divides {world}",
+            )
+        )
+    if parallel_state.model_parallel_is_initialized():
+        if current() == parallel:
+            return
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+    )
+
+
+def current() -> Parallel:
+    """The division in force."""
+    from megatron.core import parallel_state
+
+    return Parallel(
+        tensor=parallel_state.get_tensor_model_parallel_world_size(),
+        pipeline=parallel_state.get_pipeline_model_parallel_world_size(),
+    )
+
+
+def data_rank() -> int:
+    """Which copy of the model this process belongs to: the share of rows it reads."""
+    from megatron.core import parallel_state
+
+    return parallel_state.get_data_parallel_rank()
+
+
+def data_world() -> int:
+    """Number of copies of the model."""
+    from megatron.core import parallel_state
+
+    return parallel_state.get_data_parallel_world_size()
+
+
+def tensor_rank() -> int:
+    """Which slice of every matrix this process holds."""
+    from megatron.core import parallel_state
+
+    return parallel_state.get_tensor_model_parallel_rank()
+
+
+def is_first_stage() -> bool:
+    """Whether this process embeds tokens."""
+    from megatron.core import parallel_state
+
+    return parallel_state.is_pipeline_first_stage()
+
+
+def is_last_stage() -> bool:
+    """Whether this process has logits, and so losses."""
+    from megatron.core import parallel_state
+
+    return parallel_state.is_pipeline_last_stage()
+
+
+def is_writer() -> bool:
+    """Whether this process alone writes what all ranks agree on."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def sum_over_data(values: torch.Tensor) -> torch.Tensor:
+    """``values`` summed over the copies of the model; any shape, a new tensor."""
+    from megatron.core import parallel_state
+
+    total = values.to(device.prepare(), copy=True)
+    if data_world() > 1:
+        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+    return total.to(values.device)
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether ``flag`` is set on any rank of the run; the same answer on all of them."""
+    votes = torch.tensor(int(flag), device=device.prepare())
+    dist.all_reduce(votes)
+    return bool(votes.item())
+
+
+def from_last_stage(values: torch.Tensor) -> torch.Tensor:
+    """``values`` of the last pipeline stage on every stage; others give a tensor of that shape."""
+    from megatron.core import parallel_state
+
+    if current().pipeline == 1:
+        return values
+    shared = values.to(device.prepare())
+    source = parallel_state.get_pipeline_model_parallel_last_rank()
+    dist.broadcast(shared, src=source, group=parallel_state.get_pipeline_model_parallel_group())
+    return shared.to(values.device)

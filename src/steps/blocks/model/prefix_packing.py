@@ -1,0 +1,198 @@
+"""Token lists to the tensors of one batch.
+
+A :class:`Group` is one prompt with its N responses; :func:`pack` lays every group out as one row
+``[prompt, r_1 .. r_N]`` in which the prompt stands once. With N = 1 there is nothing to share and
+rows are plain causal ones. A :class:`Row` is one sequence with a mark on the tokens that count,
+for training on conversations; :func:`pack_rows` lays these out as causal rows.
+
+Only real tokens cost work in the output head, but padding costs work in the layers: put prompts
+(and responses) of similar lengths into one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from nemotron_style.steps.blocks.model.attention import Layout
+
+PAD = 0  # never read: padding is neither attended to nor scored
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt and the responses to it, as token ids; a prompt has at least one token."""
+
+    prompt_ids: Sequence[int]
+    responses_ids: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence; ``counts[i]`` says whether token i is to be predicted (never the first)."""
+
+    ids: Sequence[int]
+    counts: Sequence[bool]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch of B rows of S tokens, with N responses of at most R tokens each.
+
+    ``tokens_BS``, ``positions_BS`` int64; ``labels_BNR`` int64 and ``mask_BNR`` bool are the
+    response tokens and which of them are real. ``predictors_T`` holds, for each real response
+    token in the order of the mask, where the state that predicts it stands in ``[S * B]``.
+    """
+
+    tokens_BS: Tensor
+    positions_BS: Tensor
+    layout: Layout
+    labels_BNR: Tensor
+    mask_BNR: Tensor
+    predictors_T: Tensor
+
+    @property
+    def count(self) -> int:
+        """Responses per row, N."""
+        return self.labels_BNR.shape[1]
+
+    @property
+    def label_tokens(self) -> int:
+        """Number of response tokens in the batch."""
+        return self.predictors_T.numel()
+
+    def to(self, device: torch.device) -> Packed:
+        """The same batch on ``device``."""
+        if self.tokens_BS.device == device:
+            return self
+        lengths = self.layout.prompt_lengths_P
+        return Packed(
+            tokens_BS=self.tokens_BS.to(device),
+            positions_BS=self.positions_BS.to(device),
+            layout=replace(
+                self.layout, prompt_lengths_P=None if lengths is None else lengths.to(device)
+            ),
+            labels_BNR=self.labels_BNR.to(device),
+            mask_BNR=self.mask_BNR.to(device),
+            predictors_T=self.predictors_T.to(device),
+        )
+
+
+def pack(groups: Sequence[Group]) -> Packed:
+    """Rows ``[prompt, r_1 .. r_N]`` of groups with the same N.
+
+    Raises ValueError for no group, differing or zero N, or an empty prompt.
+    """
+    counts = {len(group.responses_ids) for group in groups}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(f"groups need the same number of responses, at least one; got {counts}")
+    if not all(len(group.prompt_ids) for group in groups):
+        raise ValueError("a prompt needs at least one token: nothing would predict the response")
+    if counts == {1}:
+        return _pack_single(groups)
+    return _pack_shared(groups)
+
+
+def pack_rows(rows: Sequence[Row]) -> Packed:
+    """Causal rows, padded on the right; N is 1 and R the most counted tokens of a row.
+
+    Raises ValueError for no row or a counted first token, which nothing predicts.
+    """
+    if not rows:
+        raise ValueError("a batch needs at least one row")
+    if any(row.counts and row.counts[0] for row in rows):
+        raise ValueError("the first token of a row cannot be predicted")
+    spots = [[i for i, counted in enumerate(row.counts) if counted] for row in rows]
+    labels = [[[row.ids[i] for i in at]] for row, at in zip(rows, spots, strict=True)]
+    predictors = [[[i - 1 for i in at]] for at in spots]
+    return _causal_batch([row.ids for row in rows], labels=labels, predictors=predictors)
+
+
+def _pack_single(groups: Sequence[Group]) -> Packed:
+    prompts = [group.prompt_ids for group in groups]
+    responses = [group.responses_ids[0] for group in groups]
+    pairs = list(zip(prompts, responses, strict=True))
+    return _causal_batch(
+        [[*prompt, *response] for prompt, response in pairs],
+        labels=[[response] for response in responses],
+        predictors=[
+            [range(len(prompt) - 1, len(prompt) + len(response) - 1)] for prompt, response in pairs
+        ],
+    )
+
+
+def _causal_batch(
+    ids: Sequence[Sequence[int]],
+    *,
+    labels: Sequence[Sequence[Sequence[int]]],
+    predictors: Sequence[Sequence[Sequence[int]]],
+) -> Packed:
+    # The last token of the longest row predicts nothing, so it is not an input.
+    width = max(1, max(len(row) for row in ids) - 1)
+    tokens = _padded([row[:width] for row in ids], width)
+    positions = torch.arange(width).expand(len(ids), -1)
+    return _packed(tokens, positions, Layout(), labels=labels, predictors=predictors)
+
+
+def _pack_shared(groups: Sequence[Group]) -> Packed:
+    lengths = [len(group.prompt_ids) for group in groups]
+    widths = [len(response) for group in groups for response in group.responses_ids]
+    prompt_width, response_width = max(lengths), max(1, *widths)
+    count = len(groups[0].responses_ids)
+    lengths_P = torch.tensor(lengths)
+    prompts = _padded([group.prompt_ids for group in groups], prompt_width)
+    responses = _padded([ids for group in groups for ids in group.responses_ids], response_width)
+    tokens = torch.cat([prompts, responses.view(len(groups), -1)], dim=1)
+    after = (lengths_P[:, None] + torch.arange(response_width)).repeat(1, count)
+    positions = torch.cat([torch.arange(prompt_width).expand(len(groups), -1), after], dim=1)
+    layout = Layout(
+        prompt_width=prompt_width,
+        count=count,
+        response_width=response_width,
+        prompt_lengths_P=lengths_P if len(set(lengths)) > 1 else None,
+    )
+    predictors = [
+        [
+            _predictors_of(len(ids), after=length - 1, start=prompt_width + response_width * n)
+            for n, ids in enumerate(group.responses_ids)
+        ]
+        for length, group in zip(lengths, groups, strict=True)
+    ]
+    labels = [group.responses_ids for group in groups]
+    return _packed(tokens, positions, layout, labels=labels, predictors=predictors)
+
+
+def _predictors_of(length: int, *, after: int, start: int) -> list[int]:
+    """Where the states stand that predict a response at ``start``, the first ``after`` a prompt."""
+    return [after, *range(start, start + length - 1)] if length else []
+
+
+def _packed(
+    tokens: Tensor,
+    positions: Tensor,
+    layout: Layout,
+    *,
+    labels: Sequence[Sequence[Sequence[int]]],
+    predictors: Sequence[Sequence[Sequence[int]]],
+) -> Packed:
+    rows, count = len(labels), len(labels[0])
+    lengths = torch.tensor([[len(ids) for ids in row] for row in labels])
+    width = max(1, int(lengths.max()))
+    flat = [place * rows + row for row, at in enumerate(predictors) for place in chain(*at)]
+    return Packed(
+        tokens_BS=tokens,
+        positions_BS=positions,
+        layout=layout,
+        labels_BNR=_padded([ids for row in labels for ids in row], width).view(rows, count, width),
+        mask_BNR=torch.arange(width) < lengths[..., None],
+        predictors_T=torch.tensor(flat, dtype=torch.long),
+    )
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int) -> Tensor:
+    """int64 ``[rows, width]``, padded on the right."""
+    return torch.tensor([[*row, *[PAD] * (width - len(row))] for row in rows], dtype=torch.long)

@@ -1,0 +1,1 @@
+"""Reward models: files, scores, and the client of a remote one."""

@@ -1,0 +1,182 @@
+"""Scores from a reward model that answers over HTTP; no torch, text only, never token ids.
+
+No failure ever becomes a score. An answer counts when it came whole and in time, from the model
+that was there at the beginning, with one finite score and the right attributes for each
+conversation that was sent, under the id that it was sent with. Everything else is counted, waited
+out and asked again, and after a bounded number of tries :class:`RewardUnavailable` stops the run.
+
+Source: NeMo-Aligner's remote reward model, which waits 6.9 days for an answer, never asks twice
+and begins with a sleep.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nemotron_style.runtime.errors import Problem, StepFailed
+from nemotron_style.steps.blocks.http.client import Fault, as_list
+from nemotron_style.steps.blocks.http.error import shorten
+from nemotron_style.steps.blocks.http.retry import (
+    Exhausted,
+    Patience,
+    PatientClient,
+    last_words,
+    tally,
+)
+from nemotron_style.steps.blocks.reward.types import Message, Scored, read_scored
+
+__all__ = ["Health", "Patience", "RewardClient", "RewardUnavailable"]
+
+
+class RewardUnavailable(StepFailed):
+    """The reward model gave no answer that can be used; says what was tried.
+
+    ``hopeless`` when it refused in a way that asking again cannot change.
+    """
+
+    def __init__(self, problem: Problem, *, hopeless: bool = False) -> None:
+        super().__init__(problem)
+        self.hopeless = hopeless
+
+
+@dataclass(frozen=True)
+class Health:
+    """A reward model that is ready: its digest, its outputs, how much it takes at once."""
+
+    model: str
+    outputs: tuple[str, ...]
+    most: int | None = None
+
+
+@dataclass
+class RewardClient(PatientClient):
+    """Asks a reward model. A context manager; :meth:`score` may be called from many threads.
+
+    ``at_once`` requests of ``batch`` conversations are under way at a time.
+    """
+
+    batch: int = 32
+    health: Health | None = None
+
+    name = "reward model"
+
+    def wait_ready(self, seconds: float) -> Health:
+        """Ask for its health until it is ready.
+
+        Raises ``RewardUnavailable`` after ``seconds``, or at once when the token is refused.
+        """
+
+        def look(timeout: float) -> Health:
+            return read_health(self._exchange.ask("GET", "/health", timeout=timeout), self.health)
+
+        try:
+            self.health = self.look_until(look, seconds)
+        except Exhausted as spent:
+            refused = spent.is_refused
+            what = "refused the token" if refused else f"was not ready within {seconds:g} s"
+            raise self._give_up(spent.faults, what, hopeless=refused) from None
+        return self.health
+
+    def score(self, conversations: Sequence[Sequence[Message]]) -> list[Scored]:
+        """One ``Scored`` for each conversation, in their order.
+
+        Raises ``RewardUnavailable`` when any of them got none, whatever the others got.
+        """
+        if not conversations:
+            return []
+        health = self.health or self.wait_ready(self.patience.timeout)
+        size = min(self.batch, health.most or self.batch)
+        parts = [conversations[at : at + size] for at in range(0, len(conversations), size)]
+        stop = threading.Event()
+        jobs = [
+            lambda part=part, first=number * size: self._score_part(part, health, stop, first=first)
+            for number, part in enumerate(parts)
+        ]
+        return [scored for scores in self.gather(jobs, stop) for scored in scores]
+
+    def _score_part(
+        self,
+        part: Sequence[Sequence[Message]],
+        health: Health,
+        stop: threading.Event,
+        *,
+        first: int,
+    ) -> list[Scored]:
+        """Ask until there is a good answer, or no more tries."""
+        texts = [[dict(message) for message in conversation] for conversation in part]
+        try:
+            scores = self.persist(lambda: self._try(texts, health), stop)
+        except Exhausted as spent:
+            told = "gave no usable answer"
+            if spent.hopeless:
+                told = f"refused conversations {first} to {first + len(part) - 1}"
+            raise self._give_up(spent.faults, told, hopeless=spent.hopeless) from None
+        self._count("conversations", len(scores))
+        return scores
+
+    def _try(self, texts: Sequence[Any], health: Health) -> list[Scored]:
+        self._count("requests")
+        name = uuid.uuid4().hex
+        ids = [f"{name}-{index}" for index in range(len(texts))]
+        body = {"conversations": texts, "ids": ids}
+        told = self._exchange.ask("POST", "/v1/score", body, timeout=self.patience.timeout)
+        return list(read_results(told, ids, health))
+
+    def _give_up(
+        self, faults: Sequence[Fault], what: str, *, hopeless: bool = False
+    ) -> RewardUnavailable:
+        """What was tried: how often, what came of it, and the last words."""
+        self._count("given_up")
+        fix = "see the service's log; the same command resumes the run"
+        fix = "mend what it names: asking again would not help" if hopeless else fix
+        told = Problem(
+            where=f"reward model at {self.address}",
+            what=f"{what}{tally(faults)}",
+            got=last_words(faults),
+            fix=fix,
+        )
+        return RewardUnavailable(told, hopeless=hopeless)
+
+
+def read_health(told: Mapping[str, Any], before: Health | None) -> Health:
+    """A service that is ready. Raises ``Fault`` for every other answer."""
+    if told.get("status") != "ready":
+        raise Fault("not_ready", f"status is {shorten(told.get('status'))}")
+    model = told.get("model")
+    if "model" not in told:  # ours keeps that from those who bring no token
+        raise Fault("http_401", "it does not say its model without a token")
+    if not isinstance(model, str) or not model:
+        raise Fault("malformed", f"model is no name: {shorten(model)}")
+    outputs = as_list(told, "outputs")
+    if not outputs or not all(isinstance(name, str) for name in outputs):
+        raise Fault("malformed", f"outputs are no names: {shorten(outputs)}")
+    most = told.get("max_conversations")
+    most = most if type(most) is int and most > 0 else None
+    found = Health(model, tuple(outputs), most)
+    if before is not None and (before.model, before.outputs) != (model, found.outputs):
+        raise Fault("other_model", f"it is {shorten(model)} and was {shorten(before.model)}")
+    return found
+
+
+def read_results(told: Mapping[str, Any], ids: Sequence[str], health: Health) -> Iterator[Scored]:
+    """The scores of an answer, in the order of ``ids``. Raises ``Fault`` when it is not that."""
+    if told.get("model") != health.model:
+        what = f"it is {shorten(told.get('model'))} and was {shorten(health.model)}"
+        raise Fault("other_model", what)
+    results = as_list(told, "results")
+    if len(results) != len(ids):
+        raise Fault("wrong_length", f"{len(results)} results for {len(ids)} conversations")
+    for index, (result, name) in enumerate(zip(results, ids, strict=True)):
+        if not isinstance(result, dict):
+            raise Fault("malformed", f"results[{index}] is no object: {shorten(result)}")
+        if result.get("id") != name:
+            what = f"results[{index}] answers {shorten(result.get('id'))}, not {name!r}"
+            raise Fault("wrong_order", what)
+        try:
+            yield read_scored(result.get("score"), result.get("attributes"), health.outputs)
+        except ValueError as error:
+            raise Fault("not_a_score", f"results[{index}]: {error}") from None

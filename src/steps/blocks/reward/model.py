@@ -1,0 +1,204 @@
+"""A reward model read from its files and asked what conversations are worth.
+
+It needs torch, safetensors and tokenizers, and neither megatron-core nor transformers; nothing in
+the files is run. Rows are causal and padded on the right, so what stands beside a conversation in
+a pass does not change what it gets, but for the last digits of float32 sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.steps.blocks.checkpoint.hf_config import parse_sizes, read_settings
+from nemotron_style.steps.blocks.checkpoint.reference_llama import llama_states
+from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
+from nemotron_style.steps.blocks.data.chat_format import (
+    ChatFormat,
+    Conversation,
+    parse_conversation,
+)
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.reward.config import RewardConfig, read_reward_config
+from nemotron_style.steps.blocks.reward.types import Message, Scored
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+
+__all__ = ["Message", "RewardModel", "Scored", "read_conversation"]
+
+ARCHITECTURE = "LlamaForSequenceClassification"
+HEAD = "score.weight"
+
+
+def read_conversation(
+    conversation: Conversation, *, tokenizer: Tokenizer, chat: ChatFormat
+) -> list[int]:
+    """The tokens a reward model reads: the whole conversation and the token that ends it.
+
+    That is what the chat template renders, tokenised in one piece; its last token is the
+    ``turn_start`` behind the assistant's last turn, and there the head reads.
+    """
+    return tokenizer.encode("".join(chat.example(conversation)), control=True)
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A reward model in memory, in float32, on the GPU where there is one."""
+
+    config: RewardConfig
+    settings: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+    tokenizer: Tokenizer
+    chat: ChatFormat
+
+    @classmethod
+    def load(cls, path: Path) -> RewardModel:
+        """Read the folder of a ``reward_model``.
+
+        Raises:
+            InputError: a part is missing or damaged, or is not a Llama with a head for scoring.
+        """
+        config, settings = read_reward_config(path), read_settings(path)
+        if settings.get("architectures") != [ARCHITECTURE]:
+            got = str(settings.get("architectures"))
+            what = "another architecture"
+            raise InputError(
+                Problem(
+                    where=str(path), key="architectures", what=what, got=got, allowed=ARCHITECTURE
+                )
+            )
+        sizes = parse_sizes({**settings, "architectures": None}, path)
+        folder, tokenizer = TensorFolder(path), Tokenizer(path)
+        _check_tensors(folder, sizes, len(config.outputs))
+        _check_words(tokenizer, sizes)
+        chat = open_chat(tokenizer, config.chat)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        weights = {name: folder.read(name).to(device, torch.float32) for name in folder.shapes}
+        return cls(config, settings, weights, tokenizer, chat)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the attributes, in the order of the head's outputs."""
+        return self.config.outputs
+
+    def score(
+        self, conversations: Sequence[Sequence[Message]], *, batch_tokens: int = 16384
+    ) -> list[Scored]:
+        """What each conversation is worth, in the order given.
+
+        A pass holds ``batch_tokens`` padded tokens, or one conversation that alone is longer.
+
+        Raises:
+            InputError: naming every conversation that does not end with an assistant's turn, is
+                longer than the model may read, or holds a control token.
+        """
+        rows = self._encode(conversations)
+        found: list[Scored | None] = [None] * len(rows)
+        for places in _passes(rows, batch_tokens):
+            for place, outputs in zip(places, self._run([rows[i] for i in places]), strict=True):
+                found[place] = self.config.rate(outputs)
+        return [one for one in found if one is not None]
+
+    @torch.inference_mode()
+    def _run(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The head's outputs for rows of tokens."""
+        width = max(map(len, rows))
+        head = self.weights[HEAD]
+        tokens_BS = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+        states_BSH = llama_states(
+            self.settings, self.weights.__getitem__, tokens_BS.to(head.device)
+        )
+        last_B = torch.tensor([len(row) - 1 for row in rows], device=head.device)
+        last_BH = states_BSH[torch.arange(len(rows), device=head.device), last_B]
+        return (last_BH @ head.T).double().tolist()
+
+    def _encode(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
+        rows: list[list[int]] = []
+        problems: list[Problem] = []
+        for place, messages in enumerate(conversations):
+            try:
+                rows.append(self._encode_one(messages))
+            except InputError as error:
+                where = f"conversations[{place}]"
+                problems += [replace(problem, where=where) for problem in error.problems]
+        raise_all(InputError, problems)
+        return rows
+
+    def _encode_one(self, messages: Sequence[Message]) -> list[int]:
+        conversation = parse_conversation({"messages": list(messages)})
+        ids = read_conversation(conversation, tokenizer=self.tokenizer, chat=self.chat)
+        room = self.config.max_sequence_length
+        if len(ids) > room:
+            what = "the conversation is longer than the model may read"
+            raise InputError(
+                Problem(key="messages", what=what, got=f"{len(ids)} tokens", allowed=str(room))
+            )
+        return ids
+
+
+def _passes(rows: Sequence[Sequence[int]], limit: int) -> Iterator[list[int]]:
+    """Places of the rows of each pass, shortest first, rows of like length together."""
+    places: list[int] = []
+    for place in sorted(range(len(rows)), key=lambda i: (len(rows[i]), i)):
+        if places and (len(places) + 1) * len(rows[place]) > limit:
+            yield places
+            places = []
+        places.append(place)
+    if places:
+        yield places
+
+
+def _check_tensors(folder: TensorFolder, sizes: ModelConfig, outputs: int) -> None:
+    """Raise InputError, naming every tensor that is missing or of another shape."""
+    wanted = _shapes(sizes) | {HEAD: (outputs, sizes.hidden_size)}
+    raise_all(
+        InputError,
+        [
+            Problem(
+                where=str(folder.path),
+                key=name,
+                what="a tensor is missing or has another shape than the settings say",
+                got=str(list(folder.shapes[name])) if name in folder.shapes else "",
+                allowed=str(list(shape)),
+            )
+            for name, shape in wanted.items()
+            if folder.shapes.get(name) != shape
+        ],
+    )
+
+
+def _check_words(tokenizer: Tokenizer, sizes: ModelConfig) -> None:
+    if tokenizer.vocab_size > sizes.vocab_size:
+        what = "the tokenizer gives ids that the model has no rows for"
+        got, allowed = str(tokenizer.vocab_size), f"{sizes.vocab_size} at most"
+        raise InputError(Problem(where=str(tokenizer.path), what=what, got=got, allowed=allowed))
+
+
+def _shapes(sizes: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the trunk."""
+    hidden, wide = sizes.hidden_size, sizes.ffn_hidden_size
+    keys = sizes.num_query_groups * sizes.head_size
+    of_a_layer = {
+        "input_layernorm": (hidden,),
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "post_attention_layernorm": (hidden,),
+        "mlp.gate_proj": (wide, hidden),
+        "mlp.up_proj": (wide, hidden),
+        "mlp.down_proj": (hidden, wide),
+    }
+    return {
+        "model.embed_tokens.weight": (sizes.vocab_size, hidden),
+        "model.norm.weight": (hidden,),
+    } | {
+        f"model.layers.{layer}.{name}.weight": shape
+        for layer in range(sizes.num_layers)
+        for name, shape in of_a_layer.items()
+    }

@@ -1,0 +1,178 @@
+"""A chat model as an HTTP service in OpenAI's form.
+
+``POST /v1/chat/completions`` answers a conversation, ``GET /v1/models`` names the model. What
+cannot be read, rendered or fitted into the model is refused before it waits for a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nemotron_style.runtime.errors import InputError
+from nemotron_style.steps.blocks.http.error import Refusal, shorten
+from nemotron_style.steps.blocks.serving.completion import (
+    ChatModel,
+    Choice,
+    Task,
+    check_choices,
+    write_completion,
+)
+from nemotron_style.steps.blocks.serving.connection import Connection
+from nemotron_style.steps.blocks.serving.dynamic_batcher import Batching, Naming
+from nemotron_style.steps.blocks.serving.metrics_page import Count, Metric
+from nemotron_style.steps.blocks.serving.openai_schema import ChatRequest, parse_chat_request
+from nemotron_style.steps.blocks.serving.server import Limits, Route, Service
+
+CHAT, MODELS = "/v1/chat/completions", "/v1/models"
+NAMING = Naming("chat", "choices", "answered", "answer")
+SEED_BITS = 31
+"""Of a seed that nobody gave: every reader of JSON keeps such a number."""
+
+
+@dataclass(frozen=True)
+class ChatLimits(Limits):
+    """And how many tokens an answer may have, which is also what it may have unasked."""
+
+    completion_tokens: int = 4096
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A chat model at work."""
+
+    model: ChatModel
+
+    def work(self, items: Sequence[Task]) -> Sequence[Any]:
+        return self.model.draw(items)
+
+    def check(self, item: Task, result: Any) -> Sequence[Choice]:
+        """Raises ``ValueError`` for what is no answer."""
+        return check_choices(item, result)
+
+
+class ChatService(Service):
+    """``listen``, then ``serve`` a model, and in the end ``drain``."""
+
+    def __init__(
+        self,
+        digest: str,
+        name: str,
+        *,
+        limits: ChatLimits | None = None,
+        token: str | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """``digest`` is that of the model's files; requests call it ``name``, or by the digest."""
+        routes = {CHAT: Route("POST", self.complete), MODELS: Route("GET", self.tell_models)}
+        self.limits: ChatLimits
+        super().__init__(NAMING, routes, limits=limits or ChatLimits(), token=token, say=say)
+        self.digest, self.name = digest, name
+        self.fingerprint = "fp_" + hashlib.sha256(digest.encode()).hexdigest()[:12]
+        self.begun = int(time.time())
+        self.model: ChatModel | None = None
+        self.choices = Count("chat_choices_total", "Answers drawn, by how they ended.")
+        self.tokens = Count("chat_tokens_total", "Tokens of answered requests, by what they are.")
+
+    def serve(self, model: ChatModel, batching: Batching) -> None:
+        """Answer from now on, in batches of choices."""
+        self.model = model
+        self.start(Drawing(model), batching)
+
+    def complete(self, connection: Connection) -> Mapping[str, Any]:
+        """One or more answers to a conversation. Raises ``Refusal`` when there is none."""
+        request = parse_chat_request(connection.read_body())
+        self.check_ready()
+        self.check_model(request.model)
+        task = self.plan(request)
+        [choices] = self.ask([task], size=task.n, gone=connection.is_gone)
+        self.tokens.add(len(task.prompt), kind="prompt")
+        for choice in choices:
+            self.choices.add(finish=choice.finish)
+            self.tokens.add(len(choice.log_probs), kind="completion")
+        return write_completion(
+            request, task, choices, model=self.name, fingerprint=self.fingerprint
+        )
+
+    def check_model(self, wanted: str | None) -> None:
+        """Raises ``Refusal`` (404) for another model than the one there is."""
+        if wanted not in (None, self.name, self.digest):
+            message = f"model: there is {self.name}, and no {shorten(wanted)}"
+            raise Refusal(404, "model_not_found", message, param="model")
+
+    def plan(self, request: ChatRequest) -> Task:
+        """What the model is asked. Raises ``Refusal`` (400) for what it cannot be asked."""
+        assert self.model
+        try:
+            prompt = self.model.encode(request.messages)
+        except InputError as error:
+            raise Refusal(400, "cannot_render", str(error), param="messages") from None
+        seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed
+        return Task(
+            prompt,
+            max_tokens=self.find_length(request.max_tokens, len(prompt)),
+            temperature=request.temperature,
+            top_p=request.top_p,
+            stop=request.stop,
+            n=request.n,
+            seed=seed,
+            pieces=request.logprobs,
+        )
+
+    def find_length(self, wanted: int | None, prompt: int) -> int:
+        """How many tokens an answer may have. Raises ``Refusal`` (400) where there is no room."""
+        assert self.model
+        most, room = self.limits.completion_tokens, self.model.max_model_len
+        if wanted is not None and wanted > most:
+            message = f"max_tokens: must be {most} at most, got {wanted}"
+            raise Refusal(400, "invalid_value", message, param="max_tokens")
+        needed = prompt + (wanted or 1)
+        if needed > room:
+            message = (
+                f"messages: the prompt has {prompt} tokens and the answer may have {wanted or 1}; "
+                f"the model holds {room}"
+            )
+            raise Refusal(400, "context_length_exceeded", message, param="messages")
+        return wanted or min(most, room - prompt)
+
+    def tell_models(self, connection: Connection) -> Mapping[str, Any]:
+        """The one model that there is, also while it loads."""
+        told: dict[str, Any] = {
+            "id": self.name,
+            "object": "model",
+            "created": self.begun,
+            "owned_by": "nemotron-style",
+            "root": self.digest,
+        }
+        if self.model:
+            told["max_model_len"] = self.model.max_model_len
+        return {"object": "list", "data": [told]}
+
+    def facts(self) -> Mapping[str, Any]:
+        told: dict[str, Any] = {"model": self.digest, "served_model_name": self.name}
+        return told | ({"max_model_len": self.model.max_model_len} if self.model else {})
+
+    def metrics(self) -> list[Metric]:
+        return [self.choices, self.tokens]
+
+    def write_error(self, refusal: Refusal) -> Mapping[str, Any]:
+        """OpenAI's form of an error."""
+        told = {
+            "message": refusal.message,
+            "type": _error_type(refusal.status),
+            "param": refusal.param,
+            "code": refusal.kind,
+        }
+        return {"error": told}
+
+
+def _error_type(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    if status == 401:
+        return "authentication_error"
+    return "invalid_request_error" if status < 500 else "server_error"

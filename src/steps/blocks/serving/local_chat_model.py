@@ -1,0 +1,176 @@
+"""A Llama from a Hugging Face folder that answers conversations, drawn by the in-process engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nemotron_style.steps.blocks.checkpoint.hf_config import (
+    CONFIG_FILE,
+    parse_sizes,
+    read_settings,
+)
+from nemotron_style.steps.blocks.checkpoint.hf_weights import (
+    fill_model,
+    import_weights,
+    settle_tensors,
+)
+from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.chat_template import ChatTemplate, read_template
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.data.tokenizer_files import (
+    GENERATION_FILE,
+    check_vocabulary,
+    token_ids,
+)
+from nemotron_style.steps.blocks.generation.engine import Engine, Sample
+from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.reward.types import Message
+from nemotron_style.steps.blocks.serving.completion import Choice, Task
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+
+Settings = tuple[Sampling, int]
+"""What tasks must have in common to be drawn side by side: the sampling and their ``n``."""
+
+
+@dataclass(frozen=True)
+class LocalChatModel:
+    """A model in memory. It stops at ``stop_ids``; ``ending`` is text that ends an answer besides.
+
+    A batch holds ``batch_tokens`` tokens of prompts and answers side by side, or one row that
+    alone is longer; more rows wait for their slots.
+    """
+
+    model: nn.Module
+    config: ModelConfig
+    template: ChatTemplate
+    stop_ids: tuple[int, ...]
+    ending: str
+    batch_tokens: int
+
+    @property
+    def max_model_len(self) -> int:
+        return self.config.max_sequence_length
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.template.tokenizer
+
+    @cached_property
+    def silent(self) -> frozenset[int]:
+        """Control tokens are no part of what is said."""
+        return self.template.controls | frozenset(self.stop_ids)
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt of a conversation. Raises InputError as :class:`ChatTemplate` does."""
+        return self.template.encode(messages)
+
+    def draw(self, tasks: Sequence[Task]) -> list[list[Choice]]:
+        """``n`` choices for each task, in their order; tasks of equal settings side by side."""
+        groups: dict[Settings, list[int]] = {}
+        for place, task in enumerate(tasks):
+            groups.setdefault(self._settings(task), []).append(place)
+        found: dict[int, list[Choice]] = {}
+        for (sampling, samples), places in groups.items():
+            members = [tasks[place] for place in places]
+            drawn = self._generate(members, sampling, samples)
+            for place, task, group in zip(places, members, drawn, strict=True):
+                found[place] = [self._read(sample, task) for sample in group]
+        return [found[place] for place in range(len(tasks))]
+
+    def _settings(self, task: Task) -> Settings:
+        sampling = Sampling(
+            max_new_tokens=task.max_tokens,
+            temperature=task.temperature,
+            top_p=task.top_p,
+            stop_ids=self.stop_ids,
+            end_strings=task.stop,
+        )
+        return sampling, task.n
+
+    def _generate(
+        self, tasks: Sequence[Task], sampling: Sampling, samples: int
+    ) -> list[list[Sample]]:
+        width = max(len(task.prompt) for task in tasks) + sampling.max_new_tokens
+        rows = max(1, self.batch_tokens // width)
+        engine = Engine(self.model, self.config, max_rows=rows, decode=self._say)
+        return engine.generate(
+            [task.prompt for task in tasks],
+            sampling,
+            samples_per_prompt=samples,
+            seed=[task.seed for task in tasks],
+        )
+
+    def _say(self, ids: Sequence[int]) -> str:
+        """Text without control tokens, and without rows of the embedding that only pad it."""
+        known = self.tokenizer.vocab_size
+        return self.tokenizer.decode(
+            number for number in ids if number < known and number not in self.silent
+        )
+
+    def _read(self, sample: Sample, task: Task) -> Choice:
+        text = self._say(sample.tokens)
+        ends = [text.index(end) for end in task.stop if end in text]
+        if ends:
+            text = text[: min(ends)]
+        elif sample.finished:
+            text = text.removesuffix(self.ending)
+        pieces = [self.tokenizer.decode([number]) for number in sample.tokens if task.pieces]
+        return Choice(text, sample.finish, sample.log_probs, pieces)
+
+
+def load_chat_model(
+    path: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    batch_tokens: int = 65536,
+    max_model_len: int | None = None,
+) -> LocalChatModel:
+    """Read a Hugging Face folder; ``max_model_len`` shortens what the model may hold.
+
+    Raises InputError for everything in it that is missing or cannot be represented.
+    """
+    settings = read_settings(path)
+    sizes = parse_sizes(settings, path)
+    tensors, tokenizer = TensorFolder(path), Tokenizer(path)
+    settle_tensors(tensors, sizes)
+    check_vocabulary(tokenizer, sizes, where=str(path / CONFIG_FILE))
+    template = read_template(tokenizer)
+    assert template.compiled  # one that cannot be read is told now
+    model = build_model(sizes, dtype=dtype, ddp=False, initial=False).eval()
+    fill_model(model, import_weights(tensors.read, sizes))
+    length = min(sizes.max_sequence_length, max_model_len or sizes.max_sequence_length)
+    return LocalChatModel(
+        model,
+        sizes.model_copy(update={"max_sequence_length": length}),
+        template,
+        stop_ids=tuple(sorted(set(_stop_ids(path, settings, tokenizer)))),
+        ending=_ending(tokenizer),
+        batch_tokens=batch_tokens,
+    )
+
+
+def _stop_ids(path: Path, settings: dict[str, Any], tokenizer: Tokenizer) -> Iterator[int]:
+    """Every id that any of the files says an answer ends with."""
+    file = path / GENERATION_FILE
+    generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for found in (settings, generation, token_ids(tokenizer)):
+        ids = found.get("eos_token_id")
+        yield from ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def _ending(tokenizer: Tokenizer) -> str:
+    """What models trained here say before the token that ends an answer."""
+    if "chat_prompt_tokens" not in tokenizer.settings:
+        return ""
+    tokens: ChatPromptTokens = open_chat(tokenizer).tokens
+    return tokens.end_of_turn

@@ -1,0 +1,1 @@
+"""Config sections that several steps share; readable without torch."""

@@ -1,0 +1,1 @@
+"""Micro-batches, optimizer, and the state that a run continues from."""

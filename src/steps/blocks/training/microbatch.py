@@ -1,0 +1,108 @@
+"""Micro-batches through megatron-core's pipeline schedules, with exact gradients.
+
+The caller's loss is its share of the *global* loss: the gradient that lands in ``main_grad`` is
+that of the sum of the losses of all micro-batches on all data ranks, whatever their number, size
+and distribution. So a mean is made by dividing by a count that was taken over the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor, nn
+
+from nemotron_style.steps.blocks.model.language_model import finish_gradients
+from nemotron_style.steps.blocks.model.logprob import response_logprobs
+from nemotron_style.steps.blocks.model.parallel import data_world, from_last_stage, is_last_stage
+from nemotron_style.steps.blocks.model.prefix_packing import Packed
+
+Facts = TypeVar("Facts")
+
+
+def accumulate_gradients(
+    model: DistributedDataParallel,
+    microbatches: Sequence[tuple[Packed, Facts]],
+    loss: Callable[[Tensor, Facts], tuple[Tensor, Any]],
+    *,
+    temperature: float = 1.0,
+) -> list[Any]:
+    """Gradients of the global loss into ``main_grad``, from zero; the figures of each micro-batch.
+
+    ``loss(logprobs_BNR, facts)`` gives this micro-batch's share of the global loss (a scalar) and
+    whatever should be reported; it is called on the last pipeline stage only, and so the list is
+    empty elsewhere. The log-probs are on the CPU, where recipes keep what they compare them with.
+    Ranks may have different numbers of micro-batches, none among them.
+    """
+    model.zero_grad_buffer()
+    if not microbatches:
+        finish_gradients([model])  # the other data ranks wait for this one
+        return []
+    # The schedule divides by the number of micro-batches, DDP by that of data ranks.
+    scale = len(microbatches) * data_world()
+
+    def finish(facts: Facts, logprobs: Tensor) -> tuple[Tensor, Any]:
+        share, figures = loss(logprobs.cpu(), facts)
+        return share * scale, figures
+
+    return _run(model, microbatches, finish, temperature=temperature, forward_only=False)
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module,
+    batches: Sequence[Packed],
+    *,
+    temperature: float = 1.0,
+    width: int | None = None,
+) -> list[Tensor]:
+    """Log-probs ``[B, N, R]`` of each batch, without gradients, on the CPU of every stage.
+
+    ``width`` is R for a model that gives something else than log-probs of its response tokens.
+    """
+    if not batches:
+        return []
+
+    def finish(_facts: None, logprobs: Tensor) -> tuple[Tensor, Tensor]:
+        return logprobs.new_zeros(()), logprobs.cpu()
+
+    pairs = [(batch, None) for batch in batches]
+    found = _run(model, pairs, finish, temperature=temperature, forward_only=True)
+    if not is_last_stage():
+        like = next(model.parameters())
+        dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
+        shapes = [
+            (*batch.mask_BNR.shape[:2], width or batch.mask_BNR.shape[2]) for batch in batches
+        ]
+        found = [torch.empty(shape, dtype=dtype) for shape in shapes]
+    return [from_last_stage(logprobs) for logprobs in found]
+
+
+def _run(
+    model: nn.Module,
+    microbatches: Sequence[tuple[Packed, Any]],
+    finish: Callable[[Any, Tensor], tuple[Tensor, Any]],
+    *,
+    temperature: float,
+    forward_only: bool,
+) -> list[Any]:
+    def forward(pairs: Iterator[tuple[Packed, Any]], stage: nn.Module) -> tuple[Tensor, Any]:
+        packed, facts = next(pairs)
+        output = response_logprobs(stage, packed, temperature=temperature)
+        return output, partial(finish, facts)
+
+    first = microbatches[0][0].tokens_BS
+    return get_forward_backward_func()(
+        forward_step_func=forward,
+        data_iterator=iter(microbatches),
+        model=[model],
+        num_microbatches=len(microbatches),
+        # the shape of the first; pipeline stages tell each other those of the others
+        seq_length=first.shape[1],
+        micro_batch_size=first.shape[0],
+        forward_only=forward_only,
+    )

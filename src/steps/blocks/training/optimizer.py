@@ -1,0 +1,186 @@
+"""AdamW on the gradients that DDP gathered, with a norm taken over the whole model.
+
+On CUDA it is megatron-core's optimizer (float32 master weights, optionally spread over data
+ranks); that one refuses CPU tensors, so on CPU it is torch's fused AdamW on ``main_grad``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.optimizer import (
+    get_param_id_to_sharded_param_map,
+    make_sharded_optimizer_tensor,
+)
+from megatron.core.tensor_parallel.layers import param_is_not_tensor_parallel_duplicate
+from megatron.core.transformer.module import param_is_not_shared
+from torch import nn
+
+from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Optimizer(Protocol):
+    """One update of the weights from the gradients that lie in ``main_grad``."""
+
+    def step(self, lr: float) -> float:
+        """Clip, update, and give the norm of the gradient before clipping."""
+
+    def sharded_state(self, weights: dict[str, Any], *, loading: bool) -> dict[str, Any]:
+        """Moments in megatron-core's sharded form; ``weights`` is the model's sharded state."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`sharded_state` described, as loaded."""
+
+
+def learning_rate(config: OptimConfig, step: int, *, max_steps: int) -> float:
+    """Learning rate of the update number ``step`` (from 0), as NeMo's ``CosineAnnealing``.
+
+    Linear warm-up to ``lr`` over ``warmup_steps``, cosine to ``min_lr`` at
+    ``max_steps - constant_steps``, ``min_lr`` after that.
+    """
+    sched = config.sched
+    if sched.warmup_steps and step <= sched.warmup_steps:
+        return config.lr * (step + 1) / (sched.warmup_steps + 1)
+    decay_steps = max_steps - sched.constant_steps - sched.warmup_steps
+    passed = step - sched.warmup_steps
+    if passed >= decay_steps:
+        return sched.min_lr
+    cosine = (1 + math.cos(math.pi * passed / decay_steps)) / 2
+    return sched.min_lr + (config.lr - sched.min_lr) * cosine
+
+
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, *, gradient_clip: float | None = 1.0
+) -> Optimizer:
+    """The optimizer of a DDP-wrapped model; ``gradient_clip`` None or 0 leaves gradients alone."""
+    if torch.cuda.is_available():
+        return CudaAdam(model, config, gradient_clip=gradient_clip or 0.0)
+    return CpuAdamW(model, config, gradient_clip=gradient_clip or 0.0)
+
+
+class CpuAdamW:
+    """torch's AdamW for CPU tensors; vectors (norms) are not decayed, as in megatron-core."""
+
+    def __init__(self, model: nn.Module, config: OptimConfig, *, gradient_clip: float) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.gradient_clip = gradient_clip
+        matrices = [p for p in self.parameters if p.dim() > 1]
+        vectors = [p for p in self.parameters if p.dim() <= 1]
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        self._adam = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            fused=True,
+        )
+
+    def step(self, lr: float) -> float:
+        norm = gradient_norm(self.parameters)
+        gradients = [p.main_grad for p in self.parameters]
+        if self.gradient_clip and norm > self.gradient_clip:
+            torch._foreach_mul_(gradients, self.gradient_clip / (norm + 1e-6))
+        for group in self._adam.param_groups:
+            group["lr"] = lr
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self._adam.step()
+        for parameter in self.parameters:
+            parameter.grad = None  # DDP's hooks fill it anew
+        return norm
+
+    def sharded_state(self, weights: dict[str, Any], *, loading: bool) -> dict[str, Any]:
+        self._create_moments()  # so that a state before the first update has all its parts
+        sharded = get_param_id_to_sharded_param_map(weights, self.parameters)
+        return {
+            f"{moment}.{number}": make_sharded_optimizer_tensor(
+                sharded[number], self._adam.state[parameter][moment], prefix=f"optimizer.{moment}"
+            )
+            for number, parameter in enumerate(self.parameters)
+            for moment in _MOMENTS
+        } | {"updates": self.updates}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for number, parameter in enumerate(self.parameters):
+            moments = self._adam.state[parameter]
+            for moment in _MOMENTS:
+                moments[moment].copy_(state[f"{moment}.{number}"])
+            moments["step"].fill_(state["updates"])
+
+    @property
+    def updates(self) -> int:
+        """Number of updates made so far."""
+        steps = {int(moments["step"]) for moments in self._adam.state.values()}
+        return steps.pop() if steps else 0
+
+    def _create_moments(self) -> None:
+        for parameter in self.parameters:
+            if parameter not in self._adam.state:
+                self._adam.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32),
+                    **{moment: torch.zeros_like(parameter) for moment in _MOMENTS},
+                }
+
+
+class CudaAdam:
+    """megatron-core's Adam on CUDA: decoupled weight decay, float32 master weights."""
+
+    def __init__(self, model: nn.Module, config: OptimConfig, *, gradient_clip: float) -> None:
+        from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+
+        dtype = next(model.parameters()).dtype
+        settings = OptimizerConfig(
+            optimizer="adam",
+            lr=config.lr,
+            min_lr=config.sched.min_lr,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.betas[0],
+            adam_beta2=config.betas[1],
+            adam_eps=config.eps,
+            clip_grad=gradient_clip,
+            bf16=dtype is torch.bfloat16,
+            params_dtype=dtype,
+            use_distributed_optimizer=model.ddp_config.use_distributed_optimizer,
+        )
+        self._adam = get_megatron_optimizer(settings, [model])
+
+    def step(self, lr: float) -> float:
+        for group in self._adam.param_groups:
+            group["lr"] = lr
+        _updated, norm, _zeros = self._adam.step()
+        return float(norm)
+
+    def sharded_state(self, weights: dict[str, Any], *, loading: bool) -> dict[str, Any]:
+        return self._adam.sharded_state_dict(weights, is_loading=loading)
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._adam.load_state_dict(state)
+
+
+def gradient_norm(parameters: list[nn.Parameter]) -> float:
+    """Euclidean norm of ``main_grad`` over the whole model, every weight counted once.
+
+    Weights that tensor ranks hold alike count on the first of them, tied embeddings on the first
+    pipeline stage.
+    """
+    counted = [
+        p.main_grad
+        for p in parameters
+        if param_is_not_shared(p) and param_is_not_tensor_parallel_duplicate(p)
+    ]
+    squares = torch.zeros((), dtype=torch.float64)
+    if counted:
+        squares = torch.stack(torch._foreach_norm(counted)).double().square().sum()
+    group = parallel_state.get_model_parallel_group()
+    if group.size() > 1:
+        dist.all_reduce(squares, group=group)
+    return math.sqrt(squares.item())

@@ -1,0 +1,108 @@
+"""The whole state of a training run, so that it goes on as if it had never stopped.
+
+::
+
+    state/              torch_dist: weights and the optimizer's moments
+    random-<rank>.json  Python's, torch's and CUDA's random number states of each rank
+    extra.json          what the recipe keeps (step, position in the data ...)
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nemotron_style.runtime.errors import InputError, Problem
+from nemotron_style.steps.blocks.checkpoint import torch_dist
+from nemotron_style.steps.blocks.model.language_model import unwrap
+from nemotron_style.steps.blocks.model.parallel import is_writer
+from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights
+from nemotron_style.steps.blocks.training.optimizer import Optimizer
+
+STATE, EXTRA = "state", "extra.json"
+
+
+def save_state(
+    path: Path, model: nn.Module, optimizer: Optimizer, *, extra: dict[str, Any]
+) -> None:
+    """Write weights, moments, random states and ``extra`` (JSON) into ``path``; all ranks call."""
+    if is_writer():
+        path.mkdir(parents=True, exist_ok=True)
+        (path / EXTRA).write_text(json.dumps({"world_size": dist.get_world_size(), "extra": extra}))
+    torch_dist.write(_sharded(model, optimizer, loading=False), path / STATE)
+    rank_file = path / f"random-{dist.get_rank()}.json"
+    rank_file.write_text(json.dumps(_random_state()))
+    dist.barrier()
+
+
+def load_state(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Put everything back into place and give ``extra``; every rank calls it.
+
+    The division may have changed, the number of processes may not: each has random numbers of
+    its own. Raises InputError for a state of another number of processes.
+    """
+    kept = json.loads((path / EXTRA).read_text())
+    if kept["world_size"] != dist.get_world_size():
+        raise InputError(
+            Problem(
+                what="the run was started with another number of processes",
+                where=str(path),
+                got=str(dist.get_world_size()),
+                allowed=str(kept["world_size"]),
+                fix="start it with that number, or begin a new run",
+            )
+        )
+    loaded = torch_dist.read(_sharded(model, optimizer, loading=True), path / STATE)
+    unwrap(model).load_state_dict(loaded["model"], strict=False)
+    optimizer.load(loaded["optimizer"])
+    _restore_random(json.loads((path / f"random-{dist.get_rank()}.json").read_text()))
+    return kept["extra"]
+
+
+def _sharded(model: nn.Module, optimizer: Optimizer, *, loading: bool) -> dict[str, Any]:
+    weights = sharded_weights(unwrap(model))
+    # the optimizer's description is taken from that of the weights, so it is built first
+    moments = optimizer.sharded_state(sharded_weights(unwrap(model)), loading=loading)
+    return {"model": weights, "optimizer": moments}
+
+
+def _random_state() -> dict[str, Any]:
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "torch": _text(torch.get_rng_state()),
+    }
+    if torch.cuda.is_available():
+        from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+        state["cuda"] = _text(torch.cuda.get_rng_state())
+        state["tracker"] = {
+            name: _text(value) for name, value in get_cuda_rng_tracker().get_states().items()
+        }
+    return state
+
+
+def _restore_random(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    torch.set_rng_state(_bytes(state["torch"]))
+    if "cuda" in state and torch.cuda.is_available():
+        from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+        torch.cuda.set_rng_state(_bytes(state["cuda"]))
+        tracker = {name: _bytes(value) for name, value in state["tracker"].items()}
+        get_cuda_rng_tracker().set_states(tracker)
+
+
+def _text(state: Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

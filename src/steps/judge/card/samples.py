@@ -1,0 +1,67 @@
+"""The judgements themselves: every one as a row, and some of each sort as a table to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nemotron_style.steps.judge.card.metrics import Judgement, Pair
+
+SORTS = ("unreadable", "wrong", "right")
+
+
+def sort_of(judgement: Judgement) -> str:
+    """``unreadable``, ``wrong`` or ``right``."""
+    if judgement.verdict is None:
+        return "unreadable"
+    return "right" if judgement.is_right else "wrong"
+
+
+def sample_rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """One row a judgement, with what was asked, said, read, and true."""
+    return [_row(place, one) for place, pair in enumerate(pairs) for one in pair]
+
+
+def sample_table(pairs: Sequence[Pair], *, shown: int) -> str:
+    """The first ``shown`` judgements of each sort as Markdown tables, the worst sort first."""
+    lines = ["# Samples", ""]
+    every = [one for pair in pairs for one in pair]
+    for sort in SORTS:
+        found = [one for one in every if sort_of(one) == sort]
+        lines += [f"## {sort} ({len(found)} of {len(every)})", ""]
+        if found[:shown]:
+            lines += [_line(_HEADS), _line(["---"] * len(_HEADS))]
+            lines += [_line(_cells(one)) for one in found[:shown]]
+            lines.append("")
+    return "\n".join(lines)
+
+
+_HEADS = ["question", "response 1", "response 2", "truth", "judgement"]
+
+
+def _row(place: int, one: Judgement) -> dict[str, Any]:
+    asked, verdict = one.asked.question, one.verdict
+    return {
+        "pair": place,
+        "messages": [dict(message) for message in asked.history],
+        "response_1": asked.response_1,
+        "response_2": asked.response_2,
+        "truth": list(one.asked.truth),
+        "judgement": one.text,
+        "verdict": vars(verdict) if verdict else None,
+        "problem": one.problem,
+        "sort": sort_of(one),
+    }
+
+
+def _cells(one: Judgement) -> list[str]:
+    asked = one.asked.question
+    truth = " : ".join(f"{score:g}" for score in one.asked.truth)
+    problem = f" ({one.problem})" if one.problem else ""
+    said = [asked.history[-1]["content"], asked.response_1, asked.response_2]
+    return [*said, truth, one.text + problem]
+
+
+def _line(cells: Sequence[str]) -> str:
+    safe = [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
+    return "| " + " | ".join(safe) + " |"

@@ -1,0 +1,172 @@
+"""Keys of ``gpt_rs_actor.yaml`` that decide nothing here, so that command lines carry over.
+
+A key is either *without effect* (any value of its type: it tunes something that does not exist
+here) or held to *one value*.  The page ``docs/steps/rs-actor.md`` lists them all.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from nemotron_style.runtime.config.model import Section, cosmetic
+from nemotron_style.steps.blocks.settings.fixed_value import only
+from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+
+
+class RsRest(Section):
+    """The part of ``trainer.rs`` that has no effect or repeats ``model``."""
+
+    model_gbs: int | None = cosmetic(default=None)
+    model_mbs: int | None = cosmetic(default=None)
+    rollout_batch_seq_length: int | None = cosmetic(default=None)
+
+
+class TrainerRest(Section):
+    """The part of ``trainer`` that NeMo-Aligner says not to change."""
+
+    logger: Annotated[bool, only(False, why="the run keeps its own logs")] = False
+    enable_checkpointing: Annotated[
+        bool, only(False, why="checkpoints follow trainer.rs.save_interval")
+    ] = False
+    use_distributed_sampler: Annotated[
+        bool, only(False, why="the order of prompts is fixed by the seed alone")
+    ] = False
+    max_time: Annotated[
+        str | None,
+        only(
+            None,
+            why="a run has no clock of its own",
+            fix="set the time limit in the profile: a run that is told to stop saves its state",
+        ),
+    ] = None
+
+
+class CheckpointCallback(Section):
+    """``exp_manager.checkpoint_callback_params``; ``save_top_k`` is how many states stay."""
+
+    monitor: Annotated[
+        str, only("val_global_rewards", why="the last weights are produced, not chosen ones")
+    ] = "val_global_rewards"
+    mode: Annotated[str, only("max", why="a larger reward is better")] = "max"
+    save_top_k: int = cosmetic(default=2, ge=1)
+    always_save_nemo: bool = cosmetic(default=False)
+    save_nemo_on_train_end: bool = cosmetic(default=True)
+    filename: str | None = cosmetic(default=None)
+    model_parallel_size: int | None = cosmetic(default=None)
+
+
+class ExpManager(Section):
+    """``exp_manager``: the store keeps runs, logs and models, so little is left to manage."""
+
+    explicit_log_dir: str | None = cosmetic(default=None)
+    exp_dir: Annotated[
+        str | None,
+        only(
+            None, why="not used", fix="set exp_manager.explicit_log_dir to get a copy of the logs"
+        ),
+    ] = None
+    name: str | None = cosmetic(default=None)
+    create_wandb_logger: Annotated[
+        bool,
+        only(
+            False,
+            why="no outside service is told about a run",
+            fix="read metrics.jsonl or the TensorBoard files of the run",
+        ),
+    ] = False
+    wandb_logger_kwargs: dict[str, Any] = cosmetic(default={})
+    resume_from_checkpoint: Annotated[
+        str | None, only(None, why="a run continues from its own checkpoints")
+    ] = None
+    resume_if_exists: Annotated[
+        bool,
+        only(True, why="a run always continues from its checkpoint", fix="start anew with --fresh"),
+    ] = True
+    resume_ignore_no_checkpoint: Annotated[
+        bool, only(True, why="a run without a checkpoint starts at the beginning")
+    ] = True
+    create_checkpoint_callback: Annotated[
+        bool, only(True, why="checkpoints are always written", fix="set trainer.rs.save_interval=0")
+    ] = True
+    checkpoint_callback_params: CheckpointCallback = CheckpointCallback()
+
+
+class Peft(Section):
+    """``model.peft``: low-rank adapters are not built yet; their settings are read and unused."""
+
+    peft_scheme: Annotated[
+        str,
+        only(
+            "none",
+            why="low-rank adapters are not supported by this step",
+            fix="train all weights with model.peft.peft_scheme=none",
+        ),
+    ] = "none"
+    restore_from_path: Annotated[str | None, only(None, why="there are no adapters to restore")] = (
+        None
+    )
+    restore_from_ckpt: dict[str, Any] = cosmetic(default={})
+    lora_tuning: dict[str, Any] = cosmetic(default={})
+
+
+class SamplingRest(Section):
+    """The part of ``sampling_params`` that asks for what is not done, or always done."""
+
+    add_BOS: Annotated[
+        bool, only(False, why="the prompt is the text of the chat format, and nothing before it")
+    ] = False
+    all_probs: bool = cosmetic(default=False)
+    compute_logprob: bool = cosmetic(default=False)
+
+
+class DataRest(Section):
+    """The part of ``model.data`` that tunes an index which is not built."""
+
+    data_impl: str = cosmetic(default="jsonl")
+    splits_string: Annotated[
+        str | None, only(None, why="prompts are not split", fix="give two files")
+    ] = None
+    seq_length: int | None = cosmetic(default=None)
+    skip_warmup: bool = cosmetic(default=True)
+    num_workers: int = cosmetic(default=0, ge=0)
+    dataloader_type: Annotated[
+        str, only("single", why="epochs follow each other", fix="set model.data.sample=true")
+    ] = "single"
+    reset_position_ids: Annotated[bool, only(False, why="a row holds one conversation")] = False
+    reset_attention_mask: Annotated[bool, only(False, why="a row holds one conversation")] = False
+    eod_mask_loss: Annotated[bool, only(False, why="the end of a response is learnt")] = False
+    index_mapping_dir: str | None = cosmetic(default=None)
+
+
+_WHOLE = only(
+    1,
+    why="sampling in the training process needs the whole model in each process",
+    fix="leave it at 1; a model that needs to be divided cannot be sampled so",
+)
+
+
+class Optim(OptimConfig):
+    """``model.optim``, with the settings of buckets, which megatron-core chooses itself."""
+
+    bucket_cap_mb: int = cosmetic(default=200)
+    overlap_grad_sync: bool = cosmetic(default=False)
+    contiguous_grad_buffer: bool = cosmetic(default=True)
+
+
+class ModelRest(Section):
+    """The part of ``model`` that is held to one value, without effect, or a mirror."""
+
+    tensor_model_parallel_size: Annotated[int, _WHOLE] = 1
+    pipeline_model_parallel_size: Annotated[int, _WHOLE] = 1
+    mcore_gpt: Annotated[bool, only(True, why="models are megatron-core's")] = True
+    megatron_amp_O2: bool = cosmetic(default=False)
+    max_position_embeddings: int | None = cosmetic(default=None)
+    sequence_parallel: Annotated[bool, only(False, why="the model is whole in each process")] = (
+        False
+    )
+    seed: int | None = cosmetic(default=None)
+    precision: str | int | None = cosmetic(default=None)
+    peft: Peft = Peft()
+    overwrite_base_config: dict[str, Any] = Field(default={}, json_schema_extra={"cosmetic": True})

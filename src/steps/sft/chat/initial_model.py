@@ -1,0 +1,89 @@
+"""What a run starts from: a checkpoint with its tokenizer, or sizes and a tokenizer made here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
+    TOKENIZER,
+    load_model,
+    read_config,
+)
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, train_tokenizer
+from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.training.launch_check import find_disagreements
+from nemotron_style.steps.sft.chat.config import Config
+from nemotron_style.steps.sft.chat.row import texts_of
+
+
+@dataclass(frozen=True)
+class Start:
+    """The words and sizes of the model, known before any weight is read or drawn."""
+
+    tokenizer: Tokenizer
+    chat: ChatFormat
+    sizes: ModelConfig
+    checkpoint: Path | None
+
+    def build(self, config: Config) -> nn.Module:
+        """This rank's part of the model: read from the checkpoint, or drawn from the seed."""
+        dtype = torch.bfloat16 if config.trainer.half else torch.float32
+        spread = config.model.optim.name == "distributed_fused_adam" and torch.cuda.is_available()
+        if self.checkpoint:
+            return load_model(self.checkpoint, dtype=dtype, distributed_optimizer=spread)[0]
+        assert config.model.architecture is not None
+        return build_model(
+            self.sizes,
+            seed=config.seed,
+            dtype=dtype,
+            initial=config.model.architecture.init_method_std,
+            distributed_optimizer=spread,
+        )
+
+
+def prepare_start(config: Config, ctx: StepContext) -> Start:
+    """Find the tokenizer, the chat format and the sizes, or make them from the training data.
+
+    Raises:
+        InputError: the checkpoint's parts are missing or do not fit the config.
+    """
+    given, tokens = ctx.optional_input("model"), config.model.data.chat_prompt_tokens
+    if given:
+        tokenizer = Tokenizer(given.path / TOKENIZER)
+        return Start(tokenizer, open_chat(tokenizer, tokens), read_config(given.path), given.path)
+    assert config.model.architecture is not None, "checked by check_job"
+    tokenizer = _make_tokenizer(config, ctx, tokens or ChatPromptTokens())
+    sizes = config.model.architecture.sizes(tokenizer.vocab_size)
+    return Start(tokenizer, open_chat(tokenizer), sizes, None)
+
+
+def check_job(config: Config, ctx: StepContext) -> None:
+    """Refuse what the config and the job disagree on, before any work; all of it at once."""
+    problems = find_disagreements(config.trainer, world_size=ctx.world_size)
+    given, made = ctx.optional_input("model") is not None, config.model.architecture is not None
+    if given == made:
+        what = "a checkpoint and sizes of a new model are given" if given else "no model is given"
+        fix = "give -i model=REF to train a checkpoint, or model.architecture to begin from nothing"
+        problems.append(Problem(key="model", what=what, fix=f"{fix}; not both"))
+    raise_all(InputError, problems)
+
+
+def _make_tokenizer(config: Config, ctx: StepContext, tokens: ChatPromptTokens) -> Tokenizer:
+    """Train on every text of the training file; one rank does, and the others wait and read."""
+    path = ctx.run_dir / TOKENIZER
+    if ctx.is_first:
+        assert config.model.architecture is not None
+        texts = texts_of(ctx.input("data").path, ChatFormat(tokens))
+        size = config.model.architecture.tokenizer_vocab_size
+        train_tokenizer(texts, size, path, tokens=tokens)
+    dist.barrier()
+    return Tokenizer(path)

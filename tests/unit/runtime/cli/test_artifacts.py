@@ -1,0 +1,177 @@
+"""``nemotron-style artifacts`` as it is typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_style.runtime.cli import main
+from nemotron_style.runtime.store.record import Artifact, Producer
+from nemotron_style.runtime.store.store import Store
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("NEMOTRON_STYLE_HOME", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*words: str) -> tuple[int, str, str]:
+        code = main(["artifacts", *words])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+@pytest.fixture
+def model(store: Store, tmp_path: Path) -> Artifact:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    data = store.adopt(tmp_path / "rows.jsonl", kind="raw_jsonl", name="data")
+    return make(store, data, lr=0.1)
+
+
+def make(store: Store, data: Artifact, *, lr: float) -> Artifact:
+    staged = store.stage("test")
+    (staged / "weights").write_text(str(lr))
+    producer = Producer(run_id=f"sft-chat-{lr}", step="sft/chat", slot="model", config_name="tiny")
+    return store.commit(
+        staged,
+        name="sft",
+        kind="checkpoint_megatron",
+        producer=producer,
+        inputs=[data.edge("data")],
+        config={"optim": {"lr": lr}},
+        facts={"canary": "ok"},
+    )
+
+
+def read_json(run: Run, *words: str) -> Any:
+    code, out, err = run(*words, "--json")
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_list(run: Run, model: Artifact) -> None:
+    code, out, _ = run("list")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0].split() == ["REF", "KIND", "DIGEST", "SIZE", "CREATED", "MADE", "BY"]
+    assert [line.split()[0] for line in lines[1:]] == ["data:v1", "sft:v1"]
+    assert lines[1].endswith("adopted")
+    assert lines[2].endswith("sft/chat@tiny")
+    told = read_json(run, "list", "--kind", "checkpoint_megatron")
+    assert [each["ref"] for each in told] == ["sft:v1"]
+    assert told[0]["digest"] == model.digest
+    assert [each["ref"] for each in read_json(run, "list", "data")] == ["data:v1"]
+
+
+def test_an_empty_store(run: Run, store: Store) -> None:
+    assert run("list")[1] == "no artifacts; run a step, or adopt something\n"
+    assert read_json(run, "list") == []
+    assert read_json(run, "verify") == {"checked": 0, "ok": True, "problems": []}
+    assert not store.root.exists()
+
+
+def test_show(run: Run, model: Artifact) -> None:
+    _, out, _ = run("show", "sft")
+    for part in (model.digest, str(model.path), "sft/chat@tiny (sft-chat-0.1)", "data: data:v1"):
+        assert part in out
+    assert "  optim.lr: 0.1" in out
+    assert "  canary: ok" in out
+    told = read_json(run, "show", model.digest[:20])
+    assert told["ref"] == "sft:v1"
+    assert told["config"] == {"optim": {"lr": 0.1}}
+
+
+def test_lineage(run: Run, model: Artifact) -> None:
+    assert "└── data: data:v1" in run("lineage", "sft")[1]
+    assert "└── data: sft:v1" in run("lineage", "data", "--down")[1]
+    assert len(read_json(run, "lineage", "sft")["nodes"]) == 2
+    assert run("lineage", "sft", "--format", "dot")[1].startswith("digraph")
+    assert run("lineage", "sft", "--format", "mermaid")[1].startswith("flowchart")
+    assert json.loads(run("lineage", "sft", "--format", "json")[1])["root"] == "sft:v1"
+    assert read_json(run, "lineage", "sft", "--format", "openlineage")[0]["eventType"] == "START"
+    code, _, err = run("lineage", "sft", "--format", "png")
+    assert code == 2
+    assert "png" in err
+
+
+def test_verify_tells_every_damage_and_fails(run: Run, store: Store, model: Artifact) -> None:
+    assert run("verify")[:2] == (0, "2 checked, 0 problems\n")
+    (model.path / "weights").chmod(0o644)
+    (model.path / "weights").write_text("0.2")
+    code, out, err = run("verify")
+    assert (code, out) == (1, "2 checked, 1 problems\n")
+    assert "sft:v1: weights: has other content" in err
+    code, out, _ = run("verify", "sft", "--json")
+    assert code == 1
+    assert json.loads(out)["problems"][0]["key"] == "weights"
+    assert run("verify", "data", "--shallow")[0] == 0
+
+
+def test_verify_tells_lost_keys_and_gc_writes_them(run: Run, store: Store, model: Artifact) -> None:
+    (store.layout.digest(model.digest) / "sft@v1").unlink()
+    code, _, err = run("verify", "sft")
+    assert code == 1
+    assert "artifacts gc" in err
+    assert read_json(run, "gc")["keys_written"] == 1
+    assert run("verify")[0] == 0
+
+
+def test_adopt(run: Run, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    code, out, _ = run("adopt", "rows.jsonl", "--kind", "raw_jsonl", "--name", "data")
+    assert code == 0
+    assert out.startswith("data:v1  raw_jsonl  sha256:")
+    told = read_json(run, "adopt", "./rows.jsonl", "--kind", "raw_jsonl", "--name", "data")
+    assert told["ref"] == "data:v1"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("show", "sfd"), "did you mean 'sft'"),
+        (("show", "../sft"), "artifact name"),
+        (("adopt", "absent", "--kind", "raw_jsonl", "--name", "x"), "no such file"),
+        (("adopt", "rows.jsonl", "--kind", "raw_jsonll", "--name", "x"), "raw_jsonl"),
+        (("adopt", "rows.jsonl", "--kind", "raw_jsonl", "--name", "X"), "artifact name"),
+        (("--profile", "nowhere", "list"), "nowhere"),
+    ],
+)
+def test_a_mistake_is_told_in_a_sentence(
+    run: Run, model: Artifact, words: tuple[str, ...], told: str
+) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert "Traceback" not in err
+
+
+def test_diff(run: Run, store: Store, model: Artifact) -> None:
+    other = make(store, store.resolve("data"), lr=0.2)
+    _, out, _ = run("diff", model.ref, other.ref)
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["KEY", "sft:v1", "sft:v2"]
+    assert [row[0] for row in rows[1:]] == ["digest", "config.optim.lr", "files[weights]"]
+    told = read_json(run, "diff", "sft:v1", "sft:v2")["differences"]
+    assert {"key": "config.optim.lr", "left": 0.1, "right": 0.2} in told
+    assert run("diff", "sft:v1", "sft:v1")[1] == "no difference\n"
+
+
+def test_gc_tells_what_it_removed(run: Run, store: Store, model: Artifact) -> None:
+    staged = store.stage("left")
+    (staged / "a").write_text("x")
+    assert read_json(run, "gc")["removed"] == []
+    _, out, _ = run("gc", "--grace", "-1")
+    assert out == f"removed staging/{staged.name}\n1 removed, 0 commits finished\n"
+    assert store.verify(model, deep=True) == []

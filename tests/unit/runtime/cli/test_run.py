@@ -1,0 +1,205 @@
+"""``steps run``: what it refuses, what it shows, and what it leaves behind."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+
+from nemotron_style.runtime.cli import main
+from nemotron_style.runtime.cli.progress import Screen
+from nemotron_style.runtime.jsonfile import write_json
+from nemotron_style.runtime.launch.base import JobHandle
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(*words: str) -> int:
+    return main(["steps", "run", *words])
+
+
+def refuse(capsys: Capture, *words: str) -> str:
+    """The message of a command that must fail as a usage error, and write nothing."""
+    assert run(*words) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "Traceback" not in shown.err
+    return shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("mill/grow", "fresh"), "did you mean '--fresh'"),
+        (("mill/grow", "steps"), "did you mean steps=VALUE?"),
+        (("mill/grow", "--freshh"), "--fresh"),
+        (("mill/grow", "stesp=4"), "did you mean 'steps'"),
+        (("mill/grow", "steps=x"), "a whole number"),
+        (("mill/grwo",), "did you mean"),
+        (("mill/grow", "-c", "tiyn"), "has no config 'tiyn'"),
+        (("mill/grow", "-r", "local", "-b", "local"), "exclude each other"),
+        (("mill/grow", "-r", "nowhere"), "there is no profile 'nowhere'"),
+        (("mill/grow", "--", "x"), "takes no arguments after --"),
+        (("mill/bake", "-i", "inptu=x"), "did you mean 'input'"),
+        (("mill/bake", "-c", "bare"), "give -i input=REF; made by: mill/grind"),
+        (("mill/bake", "--no-upstream"), "run it first: nemotron-style steps run mill/g"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(
+    mill: Any, capsys: Capture, words: tuple[str, ...], message: str
+) -> None:
+    mill.write("env.toml", '[cluster]\nexecutor = "slurm"\n')
+    before = mill.files()
+    assert message in refuse(capsys, *words)
+    assert mill.files() == before
+
+
+def test_several_mistakes_are_told_at_once(mill: Any, capsys: Capture) -> None:
+    shown = refuse(capsys, "mill/grow", "steps=x", "sede=1", "mill.speed=y")
+    assert len(shown.splitlines()) == 3
+
+
+def test_a_dry_run_writes_nothing_and_is_repeatable(mill: Any, capsys: Capture) -> None:
+    before = mill.files()
+    assert run("mill/bake", "-d", "mill.speed=2") == 0
+    first = capsys.readouterr().out
+    assert run("mill/bake", "mill.speed=2", "--dry-run") == 0
+    assert capsys.readouterr().out == first
+    assert mill.files() == before
+    lines = first.splitlines()
+    assert lines[:3] == [
+        "run     mill/grow (default): first run of this step",
+        "run     mill/grind (default): first run of this step",
+        "run     mill/bake (default): first run of this step",
+    ]
+    assert "  input_path: run:mill-grind-" in first.replace("    input", "  input")
+    assert first.count("\n$ bash ") == 3
+
+
+def test_a_dry_run_as_json_is_one_document(mill: Any, capsys: Capture) -> None:
+    assert run("mill/bake", "-d", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["dry_run"] is True
+    assert [one["step"] for one in document["runs"]] == ["mill/grow", "mill/grind", "mill/bake"]
+    assert document["runs"][-1]["plan"]["run_id"] == document["runs"][-1]["run_id"]
+
+
+def test_secrets_are_shown_by_name_only(
+    mill: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILL_TOKEN", "very-secret-value")
+    mill.write("env.toml", '[mine]\nexecutor = "local"\nsecrets = ["MILL_TOKEN"]\n')
+    assert run("mill/grow", "-r", "mine", "-d") == 0
+    shown = capsys.readouterr().out
+    assert "secrets   MILL_TOKEN" in shown
+    assert "very-secret-value" not in shown
+
+
+def test_a_run_shows_each_step_its_log_and_a_summary(mill: Any, capsys: Capture) -> None:
+    assert run("mill/grind", "-c", "default", "mill.speed=2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "== mill/grow (default)  run: first run of this step"
+    assert "4/4  total=10" in lines
+    assert "4/4  total=20" in lines
+    header, grow, grind, _, *figures = lines[-6:]
+    assert header.split() == ["STEP", "CONFIG", "DECISION", "SECONDS", "ARTIFACTS"]
+    assert grow.split()[:3] == ["mill/grow", "default", "run"]
+    assert grind.endswith("mill-grind-default:v1 (+1)")
+    assert [line.split() for line in figures] == [
+        ["mill/grow", "total=10"],
+        ["mill/grind", "total=20"],
+    ]
+
+
+def test_what_was_made_is_used_again_whatever_is_cosmetic(mill: Any, capsys: Capture) -> None:
+    assert run("mill/grind") == 0
+    capsys.readouterr()
+    assert run("mill/grind", "gate=/elsewhere", "--json") == 0
+    shown = capsys.readouterr()
+    document = json.loads(shown.out)
+    assert [one["decision"] for one in document["runs"]] == ["reuse", "reuse"]
+    assert "outputs verified" in document["runs"][0]["reason"]
+    assert document["runs"][1]["inputs"]["input"]["ref"] == "mill-grow-default:v1"
+    assert document["runs"][1]["outputs"]["sack"]["ref"] == "mill-grind-default:v1"
+    assert "== mill/grind" in shown.err
+
+
+def test_options_may_stand_anywhere_and_arguments_pass_on(mill: Any, capsys: Capture) -> None:
+    assert run("-c", "default", "mill/bake", "steps=2", "--name", "loaf", "--", "-x", "a=b") == 0
+    artifact = mill.store.resolve("loaf.chaff")
+    assert (artifact.path / "chaff.txt").read_text() == "-x a=b"
+    assert "loaf:v1" in capsys.readouterr().out
+
+
+def test_a_failed_step_ends_with_one_line_and_its_log(mill: Any, capsys: Capture) -> None:
+    assert run("mill/grind", "raise_at=2") == 1
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert "mill/grind (default): RuntimeError: the mill stone broke; log: " in line
+    assert line.endswith("attempts/1/log-0.txt")
+    assert "Traceback" in shown.out  # the log itself was followed
+
+
+def test_a_users_mistake_inside_the_step_exits_as_one(mill: Any, capsys: Capture) -> None:
+    assert run("mill/grow", "refuse_at=1", "--json") == 2
+    shown = capsys.readouterr()
+    document = json.loads(shown.out)
+    assert document["error"]["problems"][0]["what"] == "the grain is wet"
+
+
+def test_fresh_makes_it_again_beside_the_old(mill: Any, capsys: Capture) -> None:
+    assert run("mill/grow") == 0
+    assert run("mill/grow", "--fresh") == 0
+    shown = capsys.readouterr().out
+    assert "run: --fresh: generation 1" in shown
+    versions = [artifact.record.version for artifact in mill.store.artifacts("mill-grow-default")]
+    assert sorted(versions) == [1, 2]
+    assert run("mill/grow", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["runs"][0]["outputs"]["sack"]["ref"] == "mill-grow-default:v2"
+
+
+def test_a_path_is_adopted_when_the_step_runs(mill: Any, capsys: Capture) -> None:
+    path = mill.write("flour/sack.txt", "white flour\n").parent
+    assert run("mill/bake", "-i", f"input={path}", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    bread = mill.store.resolve(document["runs"][0]["outputs"]["sack"]["ref"])
+    assert (bread.path / "sack.txt").read_text().startswith("white flour\n")
+    assert bread.record.inputs[0].ref == "flour:v1"
+
+
+def test_a_store_that_cannot_be_written_is_told(
+    mill: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEMOTRON_STYLE_HOME", str(mill.write("a-file", "") / "store"))
+    assert run("mill/grow") == 1
+    assert "choose another with $NEMOTRON_STYLE_HOME" in capsys.readouterr().err
+
+
+def test_a_package_that_is_not_installed_is_named(mill: Any, capsys: Capture) -> None:
+    mill.write("code/milling/recipe.py", "import no_such_package\n")
+    assert run("mill/grow") == 2
+    assert "the step needs the package 'no_such_package'; install it" in capsys.readouterr().err
+
+
+def test_a_terminal_gets_a_bar_that_gives_way_to_the_log(mill: Any) -> None:
+    terminal = Terminal()
+    screen = Screen(terminal)
+    handle = JobHandle("local", mill.root, 1)
+    told = {"done": 5, "total": 10, "figures": {"loss": 0.123456}}
+    write_json(mill.root / "attempts/1/progress.json", told)
+    screen.follow("", handle)
+    bar = f"[{'#' * 15}{'-' * 15}] 5/10  loss=0.12346"
+    assert terminal.getvalue() == bar
+    screen.follow("a line\n", handle)
+    assert terminal.getvalue() == f"{bar}\r\x1b[Ka line\n{bar}"
+    write_json(mill.root / "attempts/1/progress.json", {**told, "done": 10})
+    screen.follow("", handle)
+    assert terminal.getvalue().endswith("\r\x1b[K")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True

@@ -1,0 +1,120 @@
+"""``runs``: list, show, logs and why."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from nemotron_style.runtime.cli import main
+from nemotron_style.runtime.run.folder import list_runs
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def ground(mill: Any, capsys: Capture) -> Any:
+    """A mill in which grind was run once, and failed once with other settings."""
+    assert main(["steps", "run", "mill/grind"]) == 0
+    assert main(["steps", "run", "mill/grind", "raise_at=2", "steps=5"]) == 1
+    capsys.readouterr()
+    return mill
+
+
+def find(mill: Any, step: str, state: str = "COMPLETED") -> str:
+    (run_id,) = [run.run_id for run in list_runs(mill.home, step=step) if run.state == state]
+    return run_id
+
+
+def show(capsys: Capture, *words: str) -> str:
+    assert main(["runs", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_list_tells_every_run(ground: Any, capsys: Capture) -> None:
+    lines = show(capsys, "list").splitlines()
+    assert len(lines) == 4
+    assert lines[1].split()[1:5] == ["mill/grind", "default", "FAILED", "1"]
+    document = json.loads(show(capsys, "list", "--step", "grow", "--json"))
+    (run,) = document["runs"]
+    assert run["state"] == "COMPLETED"
+    assert run["outputs"]["sack"]["ref"] == "mill-grow-default:v1"
+    assert run["figures"] == {"total": 10}
+
+
+def test_an_empty_store_lists_nothing(mill: Any, capsys: Capture) -> None:
+    assert len(show(capsys, "list").splitlines()) == 1
+    assert main(["runs", "show", "latest"]) == 2
+
+
+def test_show_by_id_prefix_ref_and_latest(ground: Any, capsys: Capture) -> None:
+    run_id = find(ground, "mill/grind")
+    whole = show(capsys, "show", run_id)
+    assert whole.startswith(run_id)
+    assert "total  10" in whole
+    assert show(capsys, "show", run_id[:-3]) == whole
+    assert show(capsys, "show", "mill-grind-default:v1") == whole
+    failed = show(capsys, "show", "latest")
+    assert failed.startswith(find(ground, "mill/grind", "FAILED"))
+    assert "RuntimeError: the mill stone broke" in failed
+    document = json.loads(show(capsys, "show", run_id, "--json"))
+    assert document["plan"]["run_id"] == run_id
+
+
+def test_an_unclear_run_is_told(ground: Any, capsys: Capture) -> None:
+    assert main(["runs", "show", "mill-grind-"]) == 2
+    assert "2 runs begin so" in capsys.readouterr().err
+    assert main(["runs", "logs", "mill-grnid-default"]) == 2
+    assert "no such run" in capsys.readouterr().err
+
+
+def test_logs_of_an_attempt(ground: Any, capsys: Capture) -> None:
+    assert "the mill stone broke" in show(capsys, "logs", "latest")
+    assert main(["steps", "run", "mill/grind", "raise_at=2", "steps=5"]) == 1
+    capsys.readouterr()
+    second = show(capsys, "logs", "latest", "-f")
+    assert "Traceback" in second
+    assert "Traceback" in show(capsys, "logs", "latest", "--attempt", "1")
+    assert main(["runs", "logs", "latest", "--attempt", "3"]) == 2
+    assert "has no attempt 3; allowed: 1, 2" in capsys.readouterr().err
+
+
+def test_why_names_the_keys_that_differ(ground: Any, capsys: Capture) -> None:
+    shown = show(capsys, "why", "latest")
+    assert f"run: differs from {find(ground, 'mill/grind')}: raise_at: 0 -> 2 (and 1 more)" in shown
+    assert "      steps: 4 -> 5" in shown
+    assert "run: first run of this step" in show(capsys, "why", find(ground, "mill/grow"))
+
+
+def test_why_tells_of_reuse_resume_and_damage(ground: Any, capsys: Capture) -> None:
+    assert main(["steps", "run", "mill/grind", "raise_at=2", "steps=5"]) == 1
+    assert main(["steps", "run", "mill/grind"]) == 0
+    run_id = find(ground, "mill/grind")
+    capsys.readouterr()
+    failed = find(ground, "mill/grind", "FAILED")
+    assert "resume: attempt 1 failed; starts over" in show(capsys, "why", failed)
+    assert "attempt 1: RuntimeError: the mill stone broke" in show(capsys, "why", failed)
+    reused = f"reuse: same fingerprint as {run_id}, outputs verified"
+    assert reused in show(capsys, "why", run_id)
+    decisions = json.loads(show(capsys, "why", run_id, "--json"))["decisions"]
+    assert [decision["action"] for decision in decisions] == ["run", "reuse"]
+
+    sack = ground.store.resolve("mill-grind-default:v1").path / "sack.txt"
+    sack.chmod(0o644)
+    sack.write_text("weevils\n")
+    assert main(["steps", "run", "mill/grind"]) == 0
+    capsys.readouterr()
+    shown = show(capsys, "why", "latest")
+    assert f"run: the outputs of {run_id} no longer verify; generation 1" in shown
+    assert "sack.txt" in shown
+    assert ground.store.resolve("mill-grind-default").record.version == 2
+    assert sack.read_text() == "weevils\n"  # the damaged version was not touched
+
+
+def test_a_decision_that_only_repeats_is_kept_once(ground: Any, capsys: Capture) -> None:
+    for _ in range(3):
+        assert main(["steps", "run", "mill/grow"]) == 0
+    capsys.readouterr()
+    shown = show(capsys, "why", find(ground, "mill/grow"))
+    assert shown.count("reuse:") == 1

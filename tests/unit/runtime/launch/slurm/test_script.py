@@ -1,0 +1,244 @@
+"""The text that Slurm gets: golden renderings, and what is refused instead of being written."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_style.runtime.errors import ProfileError
+from nemotron_style.runtime.launch.slurm.job import count_grace, count_seconds, write_uri
+from nemotron_style.runtime.launch.slurm.launcher import SlurmLauncher, choose_environment
+from nemotron_style.runtime.run.plan import Plan, identify, name_run
+
+GOLDEN = Path(__file__).parents[4] / "golden" / "launch"
+NASTY = "a b'c\"d $(touch X) `touch X`; # ünï, \\ \n#SBATCH --nodes=9\n next ${HOME} $$ %s"
+NATURES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "hostile": {
+        "store": '/mnt/sha red/it\'s "here"; touch X #$(touch X)/störe %j',
+        "env": {"NASTY": NASTY, "OMP_NUM_THREADS": "1"},
+        "setup": ("echo 'set up'",),
+        "secrets": ("HF_TOKEN",),
+        "site": {
+            "account": "an account; touch X",
+            "constraint": "a100&it's|$(touch X)#",
+            "qos": "ünï, 'q'",
+        },
+    },
+}
+SITE = {"account": "research", "partition": "batch", "time": "04:00:00", "cpus_per_task": 16}
+IMAGE = {"image": "nvcr.io/nvidia/nemo:25.04", "python": "python3"}
+CASES: dict[str, dict[str, Any]] = {
+    "bare": {"site": {"partition": "batch"}},
+    "pyxis": {
+        **IMAGE,
+        "resources": {"nodes": 4, "processes": 8},
+        "launch": "torchrun",
+        "mounts": (
+            {"source": "/lustre/da ta", "target": "/data", "options": ("ro", "rprivate")},
+            {"source": "/lustre", "target": "/lustre"},
+        ),
+        "site": {**SITE, "gpus_per_node": 8, "max_requeues": 3, "exclusive": True},
+    },
+    "service": {
+        "resources": {"nodes": 2, "processes": 2},
+        "launch": "torchrun",
+        "services": True,
+        "site": SITE,
+    },
+    "ray": {
+        "image": "/images/nemo-rl.sqsh",
+        "resources": {"nodes": 2, "processes": 1},
+        "launch": "ray",
+        "site": {**SITE, "gres": "gpu:h100:8", "gpus_per_node": 8, "force_squash": True},
+    },
+}
+
+
+def make_plan(**changes: Any) -> Plan:
+    """A plan of one node."""
+    identity = {"step": "sft/chat", "config": {}, "inputs": {}, "code": "c0de", "generation": 0}
+    fingerprint = identify(identity)
+    store = changes.get("store", "/mnt/shared/store")
+    fixed: dict[str, Any] = {
+        "run_id": name_run("sft/chat", fingerprint),
+        "step": "sft/chat",
+        "config_name": "tiny",
+        "config": {"seed": 1},
+        "inputs": (),
+        "outputs": ({"slot": "model", "kind": "stone", "name": "chat"},),
+        "entrypoint": "milling.recipe:run",
+        "config_class": "milling.config:Config",
+        "launch": "python",
+        "resources": {"nodes": 1, "processes": 1},
+        "python": "/opt/venv/bin/python",
+        "image": None,
+        "snapshot": {"path": f"{store}/code/0123456789abcdef", "digest": "0123456789abcdef" * 4},
+        "env": {"OMP_NUM_THREADS": "1"},
+        "secrets": (),
+        "profile": "site",
+        "executor": "slurm",
+        "detached": True,
+        "store": store,
+        "workdir": f"{store}/work",
+        "arguments": (),
+        "identity": identity,
+        "fingerprint": fingerprint,
+    }
+    whole = {**fixed, **changes}
+    if whole.get("services"):
+        beside = f"{whole['run_id']}/services/reward"
+        whole["services"] = {"reward": Plan(**{**fixed, "store": store, "beside": beside})}
+    return Plan(**whole)
+
+
+def compile_text(**changes: Any) -> str:
+    return SlurmLauncher().compile(make_plan(**changes)).files["job.sbatch"]
+
+
+def merge(case: str, nature: str) -> dict[str, Any]:
+    site = {**CASES[case].get("site", {}), **NATURES[nature].get("site", {})}
+    return {**NATURES[nature], **CASES[case], "site": site}
+
+
+@pytest.mark.parametrize("nature", NATURES)
+@pytest.mark.parametrize("case", CASES)
+def test_rendering_is_the_golden_text(case: str, nature: str) -> None:
+    request = SlurmLauncher().compile(make_plan(**merge(case, nature)))
+    head, _, text = request.render().partition(f"# runs/{request.plan.run_id}/launch.sh\n")
+    assert head == f"# runs/{request.plan.run_id}/plan.json\n{request.plan.to_json()}\n"
+    path = GOLDEN / f"slurm_{case}_{nature}.txt"
+    if "REWRITE_GOLDEN" in os.environ:
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("nature", NATURES)
+@pytest.mark.parametrize("case", CASES)
+def test_every_script_is_one_that_bash_can_read(case: str, nature: str) -> None:
+    files = SlurmLauncher().compile(make_plan(**merge(case, nature))).files
+    for name in ("launch.sh", "job.sbatch"):
+        subprocess.run(["bash", "-n"], input=files[name], text=True, check=True, timeout=10)
+
+
+def test_a_hostile_value_stays_on_its_line_and_in_its_quotes() -> None:
+    text = compile_text(**merge("bare", "hostile"))
+    directives = [line for line in text.splitlines() if line.startswith("#SBATCH")]
+    words = [shlex.split(line.removeprefix("#SBATCH "), comments=True) for line in directives]
+    assert all(len(each) == 1 for each in words)
+    assert ["--account=an account; touch X"] in words
+    assert "--nodes=9" not in text
+
+
+def test_the_attempt_is_an_argument_and_the_text_is_the_same() -> None:
+    first, fourth = (SlurmLauncher().compile(make_plan(), attempt=n) for n in (1, 4))
+    assert first.files == fourth.files
+    assert (first.argv[-1], fourth.argv[-1]) == ("1", "4")
+
+
+def test_the_dry_run_says_which_runs_a_job_waits_for() -> None:
+    taken = {"slot": "model", "kind": "stone", "source": "run:mill-grow-123/sack"}
+    plan = make_plan(inputs=(taken,))
+    assert (
+        SlurmLauncher()
+        .compile(plan)
+        .render()
+        .endswith(
+            "# with --dependency=afterok:JOB --kill-on-invalid-dep=yes for each of these that is"
+            " still to complete: mill-grow-123\n"
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [
+        ("30", 1800),
+        ("1:30", 90),
+        ("01:02:03", 3723),
+        ("2-12", 216000),
+        ("1-00:30", 88200),
+        ("1-00:00:05", 86405),
+    ],
+)
+def test_limits_as_slurm_writes_them(limit: str, seconds: int) -> None:
+    assert count_seconds(limit) == seconds
+
+
+def test_workers_are_told_no_earlier_than_half_way() -> None:
+    assert count_grace(make_plan(site={"time": "04:00:00"})) == 120
+    assert count_grace(make_plan(site={"time": "04:00:00", "grace_seconds": 600})) == 600
+    assert count_grace(make_plan(site={"time": "00:01:00"})) == 30
+    assert "--signal=B:USR1@30" in compile_text(site={"time": "1"})
+    assert "--signal" not in compile_text()
+
+
+@pytest.mark.parametrize(
+    ("image", "uri"),
+    [
+        ("nvcr.io/nvidia/nemo:25.04", "docker://nvcr.io#nvidia/nemo:25.04"),
+        ("localhost:5000/me/nemo", "docker://localhost:5000#me/nemo"),
+        ("library/ubuntu:24.04", "docker://library/ubuntu:24.04"),
+        ("ubuntu", "docker://ubuntu"),
+        ("nvcr.io#nvidia/nemo:25.04", "docker://nvcr.io#nvidia/nemo:25.04"),
+        ("dockerd://mine:latest", "dockerd://mine:latest"),
+    ],
+)
+def test_references_as_enroot_writes_them(image: str, uri: str) -> None:
+    assert write_uri(image) == uri
+
+
+def refuse(**changes: Any) -> list[tuple[str, str]]:
+    with pytest.raises(ProfileError) as caught:
+        SlurmLauncher().compile(make_plan(**changes))
+    return [(problem.key, problem.what) for problem in caught.value.problems]
+
+
+def test_everything_that_cannot_be_said_is_told_at_once() -> None:
+    told = refuse(
+        store="/mnt/a\nb",
+        workdir="/w",
+        image="~/nemo.sqsh",
+        mounts=(
+            {"source": "data", "target": "/data"},
+            {"source": "/a,b", "target": "/b"},
+            {"source": "/c", "target": "/c", "volume": "node-nfs:x"},
+        ),
+        site={"account": "a\nb", "memory": "1\\2"},
+        records="/home/me/store",
+    )
+    assert [key for key, _ in told] == [
+        *("account", "memory", "store", "remote_store"),
+        *("mounts[0]", "mounts[1]", "mounts[2]", "image"),
+    ]
+
+
+def test_a_store_that_cannot_be_mounted_is_refused_only_with_an_image() -> None:
+    assert refuse(store="/mnt/a,b", workdir="/w:x", **IMAGE)[0][0] == "store"
+    assert "/mnt/a,b" in compile_text(store="/mnt/a,b")
+
+
+def test_what_a_mount_covers_is_not_mounted_again() -> None:
+    mounts = ({"source": "/mnt", "target": "/mnt"}, {"source": "/home/x", "target": "/work"})
+    text = compile_text(**IMAGE, mounts=mounts, workdir="/work", site={"secrets_file": "/h/s"})
+    assert "--container-mounts=/mnt:/mnt,/home/x:/work,/work:/work,/h/s:/h/s \\" in text
+
+
+def test_the_environment_of_sbatch_holds_named_secrets_only() -> None:
+    environment = {
+        "HOME": "/root",
+        "HF_TOKEN": "1",
+        "WANDB_API_KEY": "2",
+        "SBATCH_ACCOUNT": "x",
+        "SLURM_JOB_ID": "7",
+        "SLURM_CONF": "/etc/x",
+    }
+    plan = make_plan(secrets=("HF_TOKEN",))
+    assert set(choose_environment(plan, environment)) == {"HOME", "HF_TOKEN", "SLURM_CONF"}
+    from_file = plan.model_copy(update={"site": {"secrets_file": "/s"}})
+    assert set(choose_environment(from_file, environment)) == {"HOME", "SLURM_CONF"}

@@ -1,0 +1,243 @@
+"""Submission by way of submitit, and what stands in its way; Slurm's commands are stand-ins."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_style.runtime.errors import StepFailed
+from nemotron_style.runtime.launch.base import JobHandle, attempt_of
+from nemotron_style.runtime.launch.slurm import check
+from nemotron_style.runtime.launch.slurm.launcher import SlurmLauncher
+from nemotron_style.runtime.launch.slurm.submit import Refused, hand_over, make_executor, replaced
+from nemotron_style.runtime.planning.planner import compile_pipeline
+from nemotron_style.runtime.planning.request import Order
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.plan import Plan
+
+submitit = pytest.importorskip("submitit")
+
+
+class Commands:
+    """Stand-ins on the path; what each was told, and with which environment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("srun", "squeue", "scancel", "sacct"):
+            self.set(name, "")
+        self.set("sbatch", f"env > '{folder}/environment'\necho 41")
+        self.set("scontrol", "exit 1")
+
+    def set(self, name: str, lines: str) -> None:
+        path = self.folder / name
+        path.write_text(f"#!/bin/sh\necho {name} \"$@\" >> '{self.folder}/said'\n{lines}\n")
+        path.chmod(0o755)
+
+    @property
+    def said(self) -> list[str]:
+        path = self.folder / "said"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    folder = tmp_path / "commands"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return Commands(folder)
+
+
+@pytest.fixture
+def launcher() -> SlurmLauncher:
+    return SlurmLauncher()
+
+
+def plan_grow(mill: Any, *overrides: str, **profile: Any) -> Plan:
+    order = Order("mill/grow", overrides=overrides)
+    world = mill.world(**profile)
+    world = type(world)(**{**vars(world), "detached": True})
+    plan = compile_pipeline(order, world=world).target.plan
+    assert isinstance(plan, Plan)
+    return plan.model_copy(update={"executor": "slurm", "site": profile})
+
+
+def test_the_private_hooks_of_submitit_are_there(tmp_path: Path, commands: Commands) -> None:
+    from submitit.core.core import PicklingExecutor
+
+    executor = make_executor("text\n", ["sbatch", "x"], tmp_path)
+    for name, given in {
+        "_make_submission_file_text": ["self", "command", "uid"],
+        "_make_submission_command": ["self", "submission_file_path"],
+        "_get_job_id_from_submission_command": ["string"],
+    }.items():
+        assert name in vars(type(executor))
+        hook = getattr(submitit.SlurmExecutor, name)
+        assert list(inspect.signature(hook).parameters) == given
+    assert list(inspect.signature(PicklingExecutor._submit_command).parameters) == [
+        "self",
+        "command",
+    ]
+
+
+def test_sbatch_gets_the_command_as_it_is_and_only_the_chosen_environment(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEFT_OUT", "1")
+    before = dict(os.environ)
+    chosen = {"PATH": os.environ["PATH"], "TAKEN": "2"}
+    job_id = hand_over("text\n", ["sbatch", "--parsable", "a b", "1"], environment=chosen)
+    assert job_id == "41"
+    assert commands.said == ["sbatch --parsable a b 1"]
+    given = (commands.folder / "environment").read_text()
+    assert "TAKEN=2" in given
+    assert "LEFT_OUT" not in given
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(("told", "job_id"), [("41", "41"), ("42;cluster", "42"), (" 43 ", "43")])
+def test_the_number_of_the_job(commands: Commands, told: str, job_id: str) -> None:
+    commands.set("sbatch", f"echo '{told}'")
+    assert hand_over("", ["sbatch"], environment=os.environ.copy()) == job_id
+
+
+def test_nonsense_is_a_refusal(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
+    commands.set("sbatch", "echo Submitted batch job 41")
+    with pytest.raises(Refused, match="gave no number of a job but 'Submitted batch job 41'"):
+        hand_over("", ["sbatch"], environment=os.environ.copy())
+    commands.set("sbatch", "echo 'sbatch: error: no such account' >&2; exit 1")
+    with pytest.raises(Refused, match="sbatch: error: no such account"):
+        hand_over("", ["sbatch"], environment=os.environ.copy())
+    (commands.folder / "sbatch").unlink()
+    with pytest.raises(Refused):
+        hand_over("", ["sbatch-that-is-nowhere"], environment=os.environ.copy())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_environment_is_put_back_after_an_error() -> None:
+    before = dict(os.environ)
+    context = replaced({"A": "1"})
+    context.__enter__()
+    assert dict(os.environ) == {"A": "1"}
+    assert not context.__exit__(KeyError, KeyError(), None)
+    assert dict(os.environ) == before
+
+
+def test_a_submission_leaves_the_handle(
+    mill: Any, commands: Commands, launcher: SlurmLauncher
+) -> None:
+    plan = plan_grow(mill)
+    request = launcher.compile(plan)
+    handle = launcher.submit(request)
+    assert attempt_of(handle).job == {"executor": "slurm", "id": "41"}
+    assert attempt_of(handle).record["executor"] == "slurm"
+    for name, text in request.files.items():
+        assert (plan.run_dir / name).read_text() == text
+    assert commands.said[0] == f"sbatch --parsable {plan.run_dir}/job.sbatch 1"
+    assert commands.said[1] == "scontrol write batch_script 41 -"
+    again = SlurmLauncher().submit(launcher.compile(plan, attempt=2))
+    assert again == handle
+    assert [line for line in commands.said if line.startswith("sbatch")] == commands.said[:1]
+
+
+def test_a_script_that_slurm_changed_is_taken_back(
+    mill: Any, commands: Commands, launcher: SlurmLauncher
+) -> None:
+    commands.set("scontrol", "echo '#!/bin/bash'")
+    plan = plan_grow(mill)
+    with pytest.raises(StepFailed, match="changed the script of job 41, so it was cancelled"):
+        launcher.submit(launcher.compile(plan))
+    assert "scancel 41" in commands.said
+    last = RunFolder(plan.run_dir).last_attempt
+    assert last is not None
+    assert last.record["state"] == "FAILED"
+
+
+def test_a_script_that_slurm_kept_is_fine(
+    mill: Any, commands: Commands, launcher: SlurmLauncher
+) -> None:
+    plan = plan_grow(mill)
+    commands.set("scontrol", f"cat '{plan.run_dir}/job.sbatch'")
+    assert launcher.submit(launcher.compile(plan)).attempt == 1
+    assert not [line for line in commands.said if line.startswith("scancel")]
+
+
+def test_a_refusal_closes_the_attempt_and_the_next_one_is_free(
+    mill: Any, commands: Commands, launcher: SlurmLauncher
+) -> None:
+    plan = plan_grow(mill)
+    commands.set("sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
+    with pytest.raises(StepFailed, match="not submitted: sbatch: error: Invalid account"):
+        launcher.submit(launcher.compile(plan))
+    commands.set("sbatch", "echo 42")
+    assert launcher.submit(launcher.compile(plan, attempt=2)).attempt == 2
+
+
+def test_a_missing_submitit_closes_the_attempt_too(
+    mill: Any, commands: Commands, launcher: SlurmLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    monkeypatch.setitem(sys.modules, "submitit.core.utils", None)
+    with pytest.raises(StepFailed, match="submitit"):
+        launcher.submit(launcher.compile(plan_grow(mill)))
+
+
+def test_jobs_wait_for_those_that_are_still_to_complete(
+    mill: Any, commands: Commands, launcher: SlurmLauncher
+) -> None:
+    first = launcher.submit(launcher.compile(plan_grow(mill, "steps=1")))
+    done = JobHandle("slurm", first.run_dir.parent / "done", 1)
+    (done.run_dir / "attempts" / "1").mkdir(parents=True)
+    (done.run_dir / "outputs.json").write_text("{}")
+    commands.set("sbatch", "echo 42")
+    plan = plan_grow(mill, "steps=2")
+    commands.set(
+        "scontrol",
+        f'if [ "$1" = write ]; then cat "{plan.run_dir}/job.sbatch";'
+        " else echo 'JobId=41 JobName=x JobState=PENDING Reason=None'; fi",
+    )
+    launcher.submit(launcher.compile(plan), after=[first, done])
+    flags = "--dependency=afterok:41 --kill-on-invalid-dep=yes"
+    assert f"sbatch --parsable {flags} {plan.run_dir}/job.sbatch 1" in commands.said
+
+
+def test_what_needs_a_failed_run_is_not_submitted(
+    mill: Any, commands: Commands, launcher: SlurmLauncher
+) -> None:
+    first = launcher.submit(launcher.compile(plan_grow(mill, "steps=1")))
+    attempt_of(first).close("FAILED")
+    commands.set("scontrol", "echo 'x JobState=FAILED ExitCode=1:0'")
+    with pytest.raises(StepFailed, match=f"needs other runs: {first.run_dir.name} is FAILED"):
+        launcher.submit(launcher.compile(plan_grow(mill, "steps=2")), after=[first])
+
+
+def test_what_a_machine_lacks_is_told_with_the_remedy(
+    mill: Any, launcher: SlurmLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_grow(mill, tunnel="ssh")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(check.util, "find_spec", lambda name: None)
+    problems = [*launcher.check(plan)]
+    assert [problem.key for problem in problems] == ["executor", "executor"]
+    assert "not sent through ssh" in problems[0].fix
+    assert "sbatch, scontrol, squeue, scancel" in problems[0].what
+    assert problems[1].fix == "pip install 'nemotron-style[slurm]'"
+
+
+def test_slurm_is_asked_before_anything_is_submitted(
+    mill: Any, commands: Commands, launcher: SlurmLauncher
+) -> None:
+    plan = plan_grow(mill)
+    commands.set(
+        "sbatch", f"cp \"$2\" '{commands.folder}/tried'\necho allocation failure >&2; exit 1"
+    )
+    (problem,) = launcher.check(plan)
+    assert problem.got == "sbatch: allocation failure"
+    assert (commands.folder / "tried").read_text() == launcher.compile(plan).files["job.sbatch"]
+    assert not plan.run_dir.exists()
+    commands.set("sbatch", "")
+    assert [*launcher.check(plan)] == []

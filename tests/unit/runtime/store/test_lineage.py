@@ -1,0 +1,202 @@
+"""Lineage: followed by edges, told in five ways."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from pathlib import Path
+
+import pytest
+
+from nemotron_style.runtime.store.lineage import Lineage, Link, Node, to_dict, walk
+from nemotron_style.runtime.store.lineage_text import STYLES, digest_config, render
+from nemotron_style.runtime.store.openlineage import to_events
+from nemotron_style.runtime.store.record import Artifact, Producer, load_artifact
+from nemotron_style.runtime.store.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def adopt(store: Store, name: str, text: str = "rows") -> Artifact:
+    source = store.root.parent / "rows.jsonl"
+    source.write_text(text)
+    return store.adopt(source, kind="raw_jsonl", name=name)
+
+
+def make(store: Store, name: str, *, slot: str = "model", **inputs: Artifact) -> Artifact:
+    staged = store.stage("test")
+    (staged / "a").write_text(name)
+    attempts = ({"number": 1, "state": "failed"}, {"number": 2, "state": "completed"})
+    producer = Producer(
+        run_id=f"run-{name.split('.')[0]}", step="sft/chat", slot=slot, attempts=attempts
+    )
+    return store.commit(
+        staged,
+        name=name,
+        kind="checkpoint_hf",
+        producer=producer,
+        inputs=[artifact.edge(slot) for slot, artifact in inputs.items()],
+        config={"lr": 1e-3, "name": name},
+        code={"version": "0.1.0", "commit": "c0ffee" * 6, "difference": "d1ff"},
+    )
+
+
+@pytest.fixture
+def diamond(store: Store) -> Artifact:
+    data = adopt(store, "data")
+    left, right = make(store, "left", data=data), make(store, "right", data=data)
+    return make(store, "top", policy=left, reference=right)
+
+
+def test_the_tree_tells_every_node_once_in_full(store: Store, diamond: Artifact) -> None:
+    text = render(walk(store, diamond), "tree")
+    lines = text.splitlines()
+    assert lines[0].startswith("top:v1  checkpoint_hf  ")
+    config = digest_config(diamond.record)
+    told = f"made by sft/chat@default (run-top), code 0.1.0 c0ffeec0ffee+changes, config {config}"
+    assert lines[1] == f"│   {told}"
+    assert lines[2].startswith("├── policy: left:v1")
+    assert lines[4].startswith("│   └── data: data:v1  raw_jsonl  ")
+    assert lines[5] == f"│           adopted from {store.root.parent}/rows.jsonl"
+    assert lines[6].startswith("└── reference: right:v1")
+    assert lines[8].startswith("    └── data: data:v1")
+    assert lines[8].endswith("(told above)")
+    assert len(lines) == 9
+
+
+def test_down_is_the_same_graph_the_other_way(store: Store, diamond: Artifact) -> None:
+    up = walk(store, diamond)
+    down = walk(store, store.resolve("data"), down=True)
+    assert set(up.nodes) == set(down.nodes) == {"top:v1", "left:v1", "right:v1", "data:v1"}
+    assert {*up.links} == {*down.links}
+    assert len(up.links) == 4
+    assert render(down, "tree").splitlines()[2].startswith("├── data: left:v1")
+
+
+def test_everything_is_in_the_json(store: Store, diamond: Artifact) -> None:
+    document = json.loads(render(walk(store, diamond), "json"))
+    assert document == to_dict(walk(store, diamond))
+    nodes = {node["ref"]: node for node in document["nodes"]}
+    assert nodes["left:v1"]["record"]["config"] == {"lr": 1e-3, "name": "left"}
+    assert nodes["top:v1"]["record"]["producer"]["attempts"][0]["state"] == "failed"
+    assert {"slot": "policy", "from": "left:v1", "to": "top:v1"} in document["edges"]
+    assert document["direction"] == "up"
+
+
+def test_equal_content_under_two_names_stays_two_nodes(store: Store) -> None:
+    one, two = adopt(store, "one"), adopt(store, "two")
+    assert one.digest == two.digest
+    made = make(store, "made", first=one, second=two)
+    only = make(store, "only", first=one)
+    assert set(walk(store, made).nodes) == {"made:v1", "one:v1", "two:v1"}
+    assert set(walk(store, two, down=True).nodes) == {"two:v1", "made:v1"}
+    assert set(walk(store, one, down=True).nodes) == {"one:v1", "made:v1", "only:v1"}
+    assert store.producers(only) == [("first", "one:v1")]
+
+
+def test_an_input_that_is_gone_is_still_told(store: Store, diamond: Artifact) -> None:
+    data = store.resolve("data")
+    (data.path / "artifact.json").unlink()
+    lineage = walk(store, diamond)
+    assert lineage.nodes["data:v1"].digest == data.digest
+    assert "no longer in the store" in render(lineage, "tree")
+    assert {"data:v1"} == {n["ref"] for n in to_dict(lineage)["nodes"] if n["missing"]}
+    assert all(render(lineage, style) for style in STYLES)
+
+
+def test_other_content_under_the_same_ref_is_not_the_input(
+    store: Store, diamond: Artifact, tmp_path: Path
+) -> None:
+    other = Store(tmp_path / "other")
+    adopt(other, "data", "other rows")
+    (store.root / "artifacts" / "data").rename(tmp_path / "away")
+    (other.root / "artifacts" / "data").rename(store.root / "artifacts" / "data")
+    assert walk(store, diamond).nodes["data:v1"].artifact is None
+
+
+def test_lineage_reads_only_what_it_reaches(
+    store: Store, diamond: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(10):
+        make(store, f"unrelated.{number}", slot=f"s{number}")
+    read: list[str] = []
+
+    def load_and_tell(path: Path) -> Artifact:
+        read.append(path.parent.name)
+        return load_artifact(path)
+
+    monkeypatch.setattr("nemotron_style.runtime.store.resolve.load_artifact", load_and_tell)
+    monkeypatch.setattr(Store, "committed", None)
+    walk(store, diamond)
+    walk(store, diamond, down=True)
+    assert set(read) == {"data", "left", "right"}
+
+
+def test_a_long_chain_is_told_without_recursion() -> None:
+    chain = Lineage("m:v1500", down=False)
+    for number in range(1500, 0, -1):
+        chain.add(Node(f"m:v{number}", "k", "sha256:" + "0" * 64, None))
+        chain.link(Link("model", f"m:v{number - 1}", f"m:v{number}"))
+    chain.add(Node("m:v0", "k", "sha256:" + "0" * 64, None))
+    lines = render(chain, "tree").splitlines()
+    assert len(lines) == 2 * 1501
+    assert lines[-2].strip().startswith("└── model: m:v0  k")
+
+
+def test_graphs_for_other_tools(store: Store, diamond: Artifact) -> None:
+    lineage = walk(store, diamond)
+    mermaid = render(lineage, "mermaid").splitlines()
+    assert mermaid[0] == "flowchart LR"
+    assert mermaid[1].startswith('    n0["top:v1<br/>checkpoint_hf<br/>')
+    assert "    n1 -->|policy| n0" in mermaid
+    dot = render(lineage, "dot")
+    assert dot.startswith("digraph lineage {")
+    assert dot.endswith("}")
+    assert '    n2 -> n0 [label="reference"];' in dot
+    assert len(re.findall(r"->", dot)) == 4
+
+
+def test_hostile_text_is_quoted(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / 'a"<b>\\.jsonl'
+    source.write_text("x")
+    lineage = walk(store, store.adopt(source, kind="k", name="data"))
+    assert "a&quot;&lt;b&gt;" in render(lineage, "mermaid")
+    assert 'a\\"<b>' in render(lineage, "dot")
+
+
+def test_openlineage_events_have_the_shape_of_the_specification(
+    store: Store, diamond: Artifact
+) -> None:
+    make(store, "top.log", slot="log", policy=store.resolve("left"))
+    events = to_events(walk(store, store.resolve("data"), down=True))
+    assert json.loads(render(walk(store, diamond), "openlineage"))
+    assert [event["eventType"] for event in events] == ["START", "COMPLETE"] * 3
+    assert events == sorted(events, key=lambda event: event["eventTime"])
+    for event in events:
+        assert event["schemaURL"].endswith("/OpenLineage.json#/$defs/RunEvent")
+        assert {"eventTime", "producer", "run", "job", "inputs", "outputs"} <= set(event)
+        assert str(uuid.UUID(event["run"]["runId"])) == event["run"]["runId"]
+        facets = [event["run"]["facets"], event["job"]["facets"]]
+        facets += [dataset["facets"] for dataset in event["inputs"] + event["outputs"]]
+        for facet in [facet for group in facets for facet in group.values()]:
+            assert {"_producer", "_schemaURL"} <= set(facet)
+    last = events[-1]
+    assert [dataset["name"] for dataset in last["outputs"]] == ["top", "top.log"]
+    assert {dataset["name"] for dataset in last["inputs"]} == {"left", "right"}
+    assert last["job"] | {"facets": None} == {
+        "namespace": "nemotron-style",
+        "name": "sft/chat",
+        "facets": None,
+    }
+    assert last["outputs"][0]["facets"]["version"]["datasetVersion"] == "v1"
+    assert last["outputs"][0]["outputFacets"]["outputStatistics"]["fileCount"] == 1
+
+
+def test_an_adopted_artifact_alone_is_a_dataset_event(store: Store) -> None:
+    (event,) = to_events(walk(store, adopt(store, "data")))
+    assert event["schemaURL"].endswith("#/$defs/DatasetEvent")
+    assert event["dataset"]["name"] == "data"

@@ -1,0 +1,132 @@
+"""Records: sealed, plain, without secrets; digests by their definition."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from nemotron_style.runtime.errors import ArtifactError, InputError
+from nemotron_style.runtime.store.digest import digest_files, digest_tree
+from nemotron_style.runtime.store.record import (
+    Edge,
+    Producer,
+    Record,
+    parse_record,
+    refuse_secrets,
+    render_record,
+    to_plain,
+)
+
+DIGEST = "sha256:" + "0" * 64
+
+
+def sample(**fields: object) -> Record:
+    base = {"name": "m", "version": 2, "kind": "k", "digest": DIGEST, "files": ()}
+    return Record.model_validate(base | {"created": "2026-01-01T00:00:00+00:00"} | fields)
+
+
+def test_a_sealed_record_comes_back() -> None:
+    edge = Edge(slot="data", ref="d:v1", kind="raw_jsonl", digest=DIGEST)
+    producer = Producer(run_id="r", step="a/b", slot="model", attempts=({"state": "failed"},))
+    record = sample(producer=producer, inputs=(edge,), config={"text": 'ü "quoted" \\ \n'})
+    assert parse_record(render_record(record).encode(), where="here") == record
+
+
+def test_no_bit_of_a_record_can_change_unnoticed() -> None:
+    # The text holds a run of 64 zeros of its own, which must not be taken for the seal.
+    data = render_record(sample(config={"seal": "0" * 64, "key": 1})).encode()
+    for place in range(len(data)):
+        broken = bytearray(data)
+        broken[place] ^= 1 << (place % 7)
+        with pytest.raises(ArtifactError):
+            parse_record(bytes(broken), where="here")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 50, -1, -70])
+def test_a_cut_record_is_refused(cut: int) -> None:
+    with pytest.raises(ArtifactError, match="not the one that was committed"):
+        parse_record(render_record(sample()).encode()[:cut], where="here")
+
+
+def test_a_record_of_another_schema_is_refused() -> None:
+    text = render_record(sample()).replace('"schema_version": 1', '"schema_version": 9')
+    blank = text[: text.rindex('"seal"')] + '"seal": "' + "0" * 64 + '"\n}\n'
+    seal = hashlib.sha256(blank.encode()).hexdigest()
+    with pytest.raises(ArtifactError, match="another schema"):
+        parse_record(blank.replace("0" * 64 + '"\n}', seal + '"\n}').encode(), where="here")
+
+
+@pytest.mark.parametrize("ref", ["d", "d:latest", "../d:v1", "d:v0", "d:v1\n", "D:v1"])
+def test_an_edge_names_one_version_exactly(ref: str) -> None:
+    with pytest.raises(ValidationError):
+        Edge(slot="data", ref=ref, kind="k", digest=DIGEST)
+
+
+def test_secrets_are_found_as_json_writes_them_and_not_repeated() -> None:
+    secret = 'pa"ss\\word-ü'
+    text = render_record(sample(facts={"note": f"token {secret}!"}))
+    with pytest.raises(ArtifactError, match="note: holds a secret's value") as caught:
+        refuse_secrets(text, ["unused-secret", secret], where="m")
+    assert "pa" not in str(caught.value).replace("pass it", "")
+    refuse_secrets(text, ["", "1", "absent-secret"], where="m")
+
+
+def test_figures_that_are_no_numbers_are_kept_as_text() -> None:
+    told = to_plain({"loss": float("nan"), "path": Path("a/b"), "pair": (1, None)}, key="metrics")
+    assert told == {"loss": "nan", "path": "a/b", "pair": [1, None]}
+    with pytest.raises(ArtifactError, match=r"facts\.a\[1\].*got object"):
+        to_plain({"a": [1, object()]}, key="facts")
+
+
+def test_the_digest_is_what_its_definition_says(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "b ü.txt").write_bytes(b"two")
+    (tmp_path / "sub" / "a.txt").write_bytes(b"")
+    (tmp_path / "artifact.json").write_text("not content")
+    (tmp_path / "empty").mkdir()
+    lines = [
+        ["b ü.txt", 3, hashlib.sha256(b"two").hexdigest()],
+        ["sub/a.txt", 0, hashlib.sha256(b"").hexdigest()],
+    ]
+    text = "".join(
+        json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines
+    )
+    digest, files = digest_tree(tmp_path)
+    assert digest == "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    assert [file.path for file in files] == ["b ü.txt", "sub/a.txt"]
+    assert digest_files(reversed(files)) == digest
+
+
+def test_a_single_file_is_a_tree_of_one(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "rows.jsonl").write_text("{}\n")
+    assert digest_tree(tmp_path / "d" / "rows.jsonl") == digest_tree(tmp_path / "d")
+
+
+def test_every_entry_that_is_no_file_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    (tmp_path / "ok").write_text("x")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "folder").symlink_to("/")
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("sock")
+    with pytest.raises(InputError) as caught:
+        digest_tree(tmp_path)
+    places = sorted(Path(problem.where).name for problem in caught.value.problems)
+    assert places == ["dangling", "folder", "pipe", "sock"]
+
+
+def test_nothing_there_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        digest_tree(tmp_path / "absent")
+    with pytest.raises(InputError, match="holds no files"):
+        digest_tree(tmp_path)

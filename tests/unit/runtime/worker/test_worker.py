@@ -1,0 +1,328 @@
+"""The worker, in this process: what it verifies, runs, seals, commits and writes down."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_style.runtime.jsonfile import write_json
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.plan import Plan
+from nemotron_style.runtime.step.context import Stop
+from nemotron_style.runtime.step.metrics import read_metrics
+from nemotron_style.runtime.store.record import Artifact
+from nemotron_style.runtime.store.store import Store
+from nemotron_style.runtime.worker import main as worker_main
+from nemotron_style.runtime.worker.main import ATTEMPT_VARIABLE, main, read_seat
+from nemotron_style.runtime.worker.outputs import SEAL
+
+
+@pytest.fixture(autouse=True)
+def keep_signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv(ATTEMPT_VARIABLE, raising=False)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def write_plan(plan: Plan) -> RunFolder:
+    plan.run_dir.mkdir(parents=True, exist_ok=True)
+    (plan.run_dir / "plan.json").write_text(plan.to_json())
+    return RunFolder(plan.run_dir)
+
+
+def carry_out(
+    mill: Any, step: str = "mill/grow", *overrides: str, **order: Any
+) -> tuple[int, RunFolder]:
+    """Plan ``step`` and work on it, and on what it needs, in this process."""
+    code, folder = 0, RunFolder(mill.root)
+    for run in mill.compile(step, *overrides, **order).runs:
+        folder = write_plan(run.plan)
+        code = main([str(folder.path / "plan.json")])
+    return code, folder
+
+
+def test_a_step_ends_with_artifacts_and_a_complete_run(mill: Any) -> None:
+    code, folder = carry_out(mill)
+    assert code == 0
+    assert folder.state == "COMPLETED"
+    assert folder.outputs is not None
+    assert folder.outputs["figures"] == {"total": 10}
+    assert sorted(folder.outputs["outputs"]) == ["chaff", "sack"]
+    artifact = mill.store.resolve("mill-grow-default")
+    assert (artifact.path / "sack.txt").read_text() == "mill-grow- 10\n"
+    assert artifact.ref == folder.outputs["outputs"]["sack"]["ref"]
+    (attempt,) = folder.attempts
+    assert attempt.record["exit_code"] == 0
+    assert [line["step"] for line in read_metrics(folder.path / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_the_record_tells_how_it_was_made(mill: Any) -> None:
+    carry_out(mill, "mill/grind")
+    record = mill.store.resolve("mill-grind-default").record
+    made = mill.store.resolve("mill-grow-default")
+    assert record.producer is not None
+    assert (record.producer.step, record.producer.slot) == ("mill/grind", "sack")
+    assert record.producer.attempts == ({"number": 1, "state": "COMPLETED"},)
+    assert [(edge.slot, edge.ref, edge.digest) for edge in record.inputs] == [
+        ("input", made.ref, made.digest)
+    ]
+    assert record.facts == {"moist": False}
+    assert record.metrics == {"step": 4, "total": 10}
+    assert record.seeds == {"seed": 1234}
+    assert record.config["steps"] == 4
+    assert record.environment["python"] == sys.version.split()[0]
+    assert record.hardware["cores"] >= 1
+    assert set(record.code) >= {"digest", "entrypoint", "version"}
+
+
+def test_what_is_no_longer_needed_is_gone(mill: Any) -> None:
+    _, folder = carry_out(mill)
+    assert not (folder.path / "staging").exists()
+    assert not (folder.path / "checkpoints").exists()
+
+
+def test_a_crash_leaves_a_traceback_in_the_log_and_one_line_in_the_record(
+    mill: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, folder = carry_out(mill, "mill/grow", "raise_at=3")
+    assert code == 1
+    record = folder.attempts[-1].record
+    assert (record["state"], record["exit_code"]) == ("FAILED", 1)
+    assert record["error"] == "RuntimeError: the mill stone broke"
+    assert "Traceback" in capsys.readouterr().err
+    assert folder.outputs is None
+    assert list(mill.store.artifacts()) == []
+
+
+def test_a_users_mistake_is_told_without_a_traceback(
+    mill: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, folder = carry_out(mill, "mill/grow", "refuse_at=1")
+    assert code == 2
+    assert folder.attempts[-1].record["error"] == "the grain is wet"
+    shown = capsys.readouterr().err
+    assert "the grain is wet" in shown
+    assert "Traceback" not in shown
+
+
+def test_a_second_attempt_continues_from_the_newest_checkpoint(
+    mill: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = mill.compile("mill/grow", "raise_at=4", "save_every=1").target.plan
+    folder = write_plan(plan)
+    assert main([str(folder.path / "plan.json")]) == 1
+    mended = (mill.root / "code/milling/recipe.py").read_text()
+    assert "raise RuntimeError" in mended
+    checkpoint = folder.path / "checkpoints/step-00000003/state.json"
+    assert json.loads(checkpoint.read_text()) == {"step": 3, "total": 6}
+    capsys.readouterr()
+    assert main([str(folder.path / "plan.json")]) == 1
+    assert "continuing from the checkpoint of step 3" in capsys.readouterr().out
+    assert [line["step"] for line in read_metrics(folder.path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [attempt.state for attempt in folder.attempts] == ["FAILED", "FAILED"]
+
+
+def test_a_stop_request_is_an_ending_of_its_own(mill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = Stop(requested=True)
+    monkeypatch.setattr(worker_main, "listen", lambda: stop)
+    code, folder = carry_out(mill)
+    assert code == 130
+    record = folder.attempts[-1].record
+    assert (record["state"], record["error"]) == ("CANCELLED", "stopped after step 1")
+    stop.requested = False
+    code, folder = carry_out(mill)
+    assert code == 0
+    producer = mill.store.resolve("mill-grow-default").record.producer
+    assert producer is not None
+    assert [attempt["state"] for attempt in producer.attempts] == ["CANCELLED", "COMPLETED"]
+    assert [line["step"] for line in read_metrics(folder.path / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_an_output_that_was_not_written_fails_before_any_commit(mill: Any) -> None:
+    code, folder = carry_out(mill, "mill/grow", "nothing=true")
+    assert code == 1
+    assert "sack: the step wrote nothing" in folder.attempts[-1].record["error"]
+    assert list(mill.store.artifacts()) == []
+
+
+def test_a_changed_input_is_refused(mill: Any) -> None:
+    carry_out(mill, "mill/grow")
+    sack = mill.store.resolve("mill-grow-default").path / "sack.txt"
+    plan = mill.compile("mill/grind").target.plan
+    sack.chmod(0o644)
+    sack.write_text("bad\n")
+    folder = write_plan(plan)
+    assert main([str(folder.path / "plan.json")]) == 1
+    assert "sack.txt" in folder.attempts[-1].record["error"]
+
+
+def test_an_input_that_was_never_made_is_refused(mill: Any) -> None:
+    folder = write_plan(mill.compile("mill/grind").target.plan)
+    assert main([str(folder.path / "plan.json")]) == 1
+    assert "is not in the store" in folder.attempts[-1].record["error"]
+
+
+def test_sources_that_changed_since_the_plan_are_refused(mill: Any) -> None:
+    folder = write_plan(mill.compile("mill/grow").target.plan)
+    mill.write("code/milling/extra.py", "")
+    assert main([str(folder.path / "plan.json")]) == 2
+    assert "sources changed" in folder.attempts[-1].record["error"]
+
+
+def test_a_config_that_no_longer_fits_is_refused(mill: Any) -> None:
+    plan = mill.compile("mill/grow").target.plan
+    folder = write_plan(plan.model_copy(update={"config": {**plan.config, "steps": "many"}}))
+    assert main([str(folder.path / "plan.json")]) == 2
+    assert "steps" in folder.attempts[-1].record["error"]
+
+
+def test_an_edited_plan_starts_nothing(mill: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_plan(mill.compile("mill/grow").target.plan)
+    path = folder.path / "plan.json"
+    path.write_text(path.read_text().replace('"generation": 0', '"generation": 1'))
+    assert main([str(path)]) == 2
+    assert "was changed after it was made" in capsys.readouterr().err
+    assert folder.attempts == []
+
+
+def test_what_was_sealed_is_committed_without_running_again(
+    mill: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that dies between its commits leaves only the other commits to do."""
+    real = Store.commit
+    calls: list[str] = []
+
+    def die_at_second(store: Store, staged: Path, **facts: Any) -> Artifact:
+        calls.append(facts["name"])
+        if len(calls) == 2:
+            raise SystemExit(9)
+        return real(store, staged, **facts)
+
+    monkeypatch.setattr(Store, "commit", die_at_second)
+    code, folder = carry_out(mill)
+    assert code == 1
+    assert len(list(folder.path.glob(f"staging/*/{SEAL}"))) == 1
+    monkeypatch.setattr(Store, "commit", real)
+    monkeypatch.setattr(worker_main, "run_recipe", lambda *_: pytest.fail("ran the recipe again"))
+    assert main([str(folder.path / "plan.json")]) == 0
+    assert folder.outputs is not None
+    assert folder.outputs["figures"] == {"total": 10}
+    assert len(list(mill.store.artifacts())) == 2
+
+
+def test_a_complete_run_is_left_alone(mill: Any) -> None:
+    _, folder = carry_out(mill)
+    path = str(folder.path / "plan.json")
+    assert main([path]) == 1  # nothing to begin
+    assert len(folder.attempts) == 1
+
+
+def test_a_worker_that_was_given_up_does_nothing(
+    mill: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_plan(mill.compile("mill/grow").target.plan)
+    attempt = folder.claim_attempt()
+    assert attempt is not None
+    assert attempt.bury()
+    monkeypatch.setenv(ATTEMPT_VARIABLE, "1")
+    assert main([str(folder.path / "plan.json")]) == 1
+    assert "this one gives way" in capsys.readouterr().err
+    assert folder.outputs is None
+
+
+def test_a_live_attempt_is_alone(mill: Any) -> None:
+    folder = write_plan(mill.compile("mill/grow").target.plan)
+    first = folder.claim_attempt()
+    assert first is not None
+    assert first.state == "PENDING"
+    assert folder.claim_attempt() is None
+    assert first.take_up()
+    assert not first.bury()
+    assert first.state == "RUNNING"
+    assert folder.claim_attempt() is None
+
+
+def test_a_dead_launcher_is_buried_and_followed(mill: Any) -> None:
+    folder = write_plan(mill.compile("mill/grow").target.plan)
+    first = folder.claim_attempt()
+    assert first is not None
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    first.update(launcher=worker_identity(gone.pid))
+    gone.wait()
+    assert first.state == "LOST"
+    second = folder.claim_attempt()
+    assert second is not None
+    assert second.number == 2
+    assert not first.take_up()  # its worker comes too late
+
+
+def worker_identity(pid: int) -> dict[str, object]:
+    from nemotron_style.runtime.process import identify_process
+
+    return identify_process(pid)
+
+
+def test_another_rank_tells_of_its_failure_and_the_first_rank_repeats_it(
+    mill: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_plan(mill.compile("mill/grow", "raise_at=1").target.plan)
+    attempt = folder.claim_attempt()
+    assert attempt is not None
+    monkeypatch.setenv(ATTEMPT_VARIABLE, "1")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([str(folder.path / "plan.json")]) == 1
+    assert attempt.record["state"] == "PENDING"
+    assert attempt.rank_failure is not None
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(worker_main, "listen", lambda: Stop(requested=True))
+    assert main([str(folder.path / "plan.json")]) == 1
+    assert attempt.record["state"] == "FAILED"
+    assert attempt.record["error"] == "RuntimeError: the mill stone broke"
+
+
+def test_signals_set_the_flag() -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        stop = worker_main.listen()
+        os.kill(os.getpid(), number)
+        assert stop.requested
+
+
+def test_the_seat_is_torchruns() -> None:
+    seat = read_seat({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"})
+    assert (seat.rank, seat.world_size, seat.local_rank) == (3, 8, 1)
+    assert read_seat({}).world_size == 1
+
+
+def test_a_secret_never_reaches_a_record(mill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILL_TOKEN", "very-secret-value")
+    from nemotron_style.runtime.planning.planner import compile_pipeline
+    from nemotron_style.runtime.planning.request import Order
+
+    order = Order("mill/bake", arguments=("very-secret-value",), given=("input=sack",))
+    mill.store.adopt(mill.write("x/sack.txt", "x").parent, kind="flour", name="sack")
+    plan = compile_pipeline(order, world=mill.world(secrets=("MILL_TOKEN",))).target.plan
+    folder = write_plan(plan)
+    assert main([str(folder.path / "plan.json")]) == 0
+    records = [path.read_text() for path in mill.home.glob("artifacts/**/artifact.json")]
+    assert records
+    assert not any("very-secret-value" in text for text in records)
+
+
+def test_progress_survives_for_whoever_attaches(mill: Any) -> None:
+    _, folder = carry_out(mill)
+    told = json.loads((folder.attempts[-1].path / "progress.json").read_text())
+    assert told == {"done": 4, "total": 4, "figures": {"total": 10}}
+    write_json(folder.path / "probe.json", {"b": 1, "a": 2})
+    assert (folder.path / "probe.json").read_text() == '{\n  "b": 1,\n  "a": 2\n}\n'

@@ -1,0 +1,137 @@
+"""config.json of a Llama: the sizes in it, and everything in it that no ModelConfig can hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nemotron_style.runtime.errors import InputError
+from nemotron_style.steps.blocks.checkpoint.hf_config import build_settings, read_sizes
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+
+SIZES = ModelConfig(
+    num_layers=2,
+    hidden_size=48,
+    ffn_hidden_size=40,
+    num_attention_heads=8,
+    num_query_groups=4,
+    vocab_size=50,
+    max_sequence_length=64,
+    rope_theta=5000.0,
+    norm_epsilon=1e-6,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(
+        json.dumps(build_settings(SIZES, dtype="float32", token_ids={}))
+    )
+    return tmp_path
+
+
+def change(folder: Path, **values: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def refused(read: Callable[[], object]) -> str:
+    with pytest.raises(InputError) as caught:
+        read()
+    return str(caught.value)
+
+
+def test_sizes_come_back(folder):
+    assert read_sizes(folder) == SIZES
+    change(folder, tie_word_embeddings=True)
+    assert read_sizes(folder) == SIZES.model_copy(update={"tie_embeddings": True})
+
+
+REFUSALS = [
+    ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "rotary positions are scaled"),
+    ("rope_scaling", {"type": "linear", "factor": 2.0}, "rotary positions are scaled"),
+    ("rope_scaling", {"factor": 2.0}, "rotary positions are scaled"),
+    ("rope_scaling", "yarn", "rotary positions are scaled"),
+    ("rope_parameters", {"rope_type": "yarn", "factor": 4.0}, "rotary positions are scaled"),
+    ("rope_parameters", {"full_attention": {"rope_theta": 3.0}}, "rotary positions are scaled"),
+    ("rope_parameters", {"partial_rotary_factor": 0.5}, "rotary positions are scaled"),
+    ("partial_rotary_factor", 0.5, "rotary positions on a part of each head"),
+    ("attention_bias", True, "biases in attention"),
+    ("mlp_bias", True, "biases in the MLP"),
+    ("hidden_act", "gelu", "another activation"),
+    ("model_type", "qwen2", "another architecture"),
+    ("architectures", ["MistralForCausalLM"], "another architecture"),
+    ("architectures", ["LlamaForSequenceClassification"], "another architecture"),
+    ("sliding_window", 4096, "attention over a window"),
+    ("num_local_experts", 8, "a mixture of experts"),
+    ("num_experts", 64, "a mixture of experts"),
+    ("head_dim", 16, "heads are not as wide"),
+    ("quantization_config", {"quant_method": "gptq", "bits": 4}, "quantised weights"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "what"), REFUSALS)
+def test_what_cannot_be_represented_is_refused_by_its_key(folder, key, value, what):
+    change(folder, **{key: value})
+    said = refused(lambda: read_sizes(folder))
+    assert said.startswith(f"{folder / 'config.json'}: {key}: ")
+    assert what in said
+    assert "\n" not in said
+
+
+def test_all_that_cannot_be_represented_is_told_at_once(folder):
+    change(folder, model_type="mixtral", sliding_window=9, num_local_experts=8, hidden_size="48")
+    (folder / "adapter_config.json").write_text("{}")
+    keys = ("model_type", "sliding_window", "num_local_experts", "hidden_size")
+    said = refused(lambda: read_sizes(folder))
+    assert all(f": {key}: " in said for key in keys)
+    assert "holds an adapter" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("num_key_value_heads", 3, "no multiple of num_query_groups 3"),
+        ("hidden_size", 50, "head_dim"),
+        ("vocab_size", 0, "vocab_size"),
+        ("rms_norm_eps", "small", "rms_norm_eps"),
+        ("rope_theta", "much", "rope_theta"),
+        ("tie_word_embeddings", "yes", "tie_word_embeddings"),
+        ("num_hidden_layers", None, "a size is missing"),
+    ],
+)
+def test_sizes_that_make_no_model_are_refused(folder, key, value, what):
+    change(folder, **{key: value})
+    assert what in refused(lambda: read_sizes(folder))
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{"], ids=repr)
+def test_a_folder_without_settings_says_so(folder, text):
+    file = folder / "config.json"
+    file.unlink() if text is None else file.write_text(text)
+    said = refused(lambda: read_sizes(folder))
+    assert str(folder) in said
+
+
+def test_absent_keys_mean_what_they_mean_to_transformers(folder):
+    """As they stand in the config of the first Llama."""
+    names = ("architectures", "model_type", "hidden_size", "intermediate_size", "vocab_size")
+    names += ("num_hidden_layers", "num_attention_heads")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({name: settings[name] for name in names}))
+    found = read_sizes(folder)
+    assert (found.num_query_groups, found.max_sequence_length) == (8, 2048)
+    assert (found.rope_theta, found.norm_epsilon, found.tie_embeddings) == (10000.0, 1e-6, False)
+
+
+@pytest.mark.parametrize(
+    "rope", [{"rope_parameters": {"rope_type": "default", "rope_theta": 7e5}}, {"rope_theta": 7e5}]
+)
+def test_the_base_of_rotary_positions_is_found_in_either_place(folder, rope):
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["rope_theta"]
+    (folder / "config.json").write_text(json.dumps(settings | rope))
+    assert read_sizes(folder).rope_theta == 7e5

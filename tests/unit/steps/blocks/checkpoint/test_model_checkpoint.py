@@ -1,0 +1,268 @@
+"""Models and training states on disk: the same bits back, and nothing executed while reading."""
+
+import json
+import os
+import pickle
+import random
+
+import pytest
+import torch
+from torch.distributed.checkpoint.metadata import Metadata
+
+from nemotron_style.runtime.errors import InputError
+from nemotron_style.steps.blocks.checkpoint import torch_dist
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
+    full_weights,
+    load_model,
+    save_model,
+    weights_digest,
+)
+from nemotron_style.steps.blocks.model import parallel
+from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients
+from nemotron_style.steps.blocks.training.optimizer import build_optimizer
+from nemotron_style.steps.blocks.training.training_state import load_state, save_state
+
+CONFIG = ModelConfig(
+    num_layers=2,
+    hidden_size=16,
+    ffn_hidden_size=24,
+    num_attention_heads=2,
+    num_query_groups=1,
+    vocab_size=30,
+    max_sequence_length=32,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _job():
+    parallel.initialize()
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    folder = tmp_path / "words"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return folder
+
+
+@pytest.fixture
+def saved(tmp_path, tokenizer):
+    path = tmp_path / "model"
+    save_model(build_model(CONFIG), path, config=CONFIG, tokenizer=tokenizer)
+    return path
+
+
+def test_a_model_comes_back_bit_for_bit(tmp_path, tokenizer):
+    model = build_model(CONFIG, seed=7)
+    save_model(model, tmp_path / "m", config=CONFIG, tokenizer=tokenizer)
+    back, config = load_model(tmp_path / "m")
+    assert config == CONFIG
+    for (name, whole), (same, loaded) in zip(full_weights(model), full_weights(back), strict=True):
+        assert name == same
+        assert torch.equal(whole, loaded)
+
+
+def test_the_checkpoint_has_the_agreed_files(saved):
+    assert json.loads((saved / "model_config.json").read_text()) == CONFIG.model_dump()
+    assert (saved / "tokenizer" / "tokenizer.json").read_text() == '{"version": "1.0"}'
+    assert (saved / "tokenizer" / "chat_template.jinja").is_file()
+    names = {path.name for path in (saved / "weights").iterdir()}
+    assert {".metadata", "metadata.json", "common.pt"} < names
+
+
+def test_the_digest_is_that_of_the_weights_wherever_they_are(saved):
+    model, _ = load_model(saved)
+    assert weights_digest(saved) == weights_digest(model) == weights_digest(build_model(CONFIG))
+    with torch.no_grad():
+        model.module.decoder.final_layernorm.weight[3] += 1e-6
+    assert weights_digest(saved) != weights_digest(model)
+
+
+def test_half_precision_weights_keep_their_type(tmp_path, tokenizer):
+    model = build_model(CONFIG, dtype=torch.bfloat16, ddp=False)
+    save_model(model, tmp_path / "m", config=CONFIG, tokenizer=tokenizer)
+    back, _ = load_model(tmp_path / "m", dtype=torch.bfloat16, ddp=False)
+    assert weights_digest(back) == weights_digest(tmp_path / "m")
+
+
+def edit_config(path, **change):
+    file = path / "model_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+
+def test_a_folder_that_is_no_checkpoint_says_so(tmp_path):
+    with pytest.raises(InputError, match=r"no model_config\.json"):
+        load_model(tmp_path)
+
+
+def test_another_architecture_and_an_unknown_size_are_told_at_once(saved):
+    edit_config(saved, architecture="mamba", num_experts=8)
+    with pytest.raises(InputError) as caught:
+        load_model(saved)
+    assert {problem.key for problem in caught.value.problems} == {"architecture", "num_experts"}
+
+
+def test_a_missing_tokenizer_and_a_wrong_shape_are_told_at_once(saved):
+    (saved / "tokenizer" / "tokenizer.json").unlink()
+    edit_config(saved, vocab_size=31)
+    with pytest.raises(InputError) as caught:
+        load_model(saved)
+    said = str(caught.value)
+    assert "has no tokenizer" in said
+    assert "embedding.word_embeddings.weight" in said
+    assert "got [30, 16]; allowed: [31, 16]" in said
+
+
+def test_missing_and_surplus_tensors_are_named(saved):
+    edit_config(saved, num_layers=3)
+    with pytest.raises(InputError, match="a tensor is missing") as caught:
+        load_model(saved)
+    assert len(caught.value.problems) == 6
+    assert all("decoder.layers.2." in problem.key for problem in caught.value.problems)
+    edit_config(saved, num_layers=2, tie_embeddings=True)
+    with pytest.raises(InputError, match=r"output_layer\.weight.*another architecture"):
+        load_model(saved)
+
+
+def test_a_truncated_weight_file_is_an_input_error(saved):
+    (file,) = (saved / "weights").glob("*.distcp")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_model(saved)
+    with pytest.raises(InputError, match="cannot be read"):
+        weights_digest(saved)
+
+
+class Trap:
+    """Unpickled without care, this makes a directory."""
+
+    def __init__(self, place):
+        self.place = str(place)
+
+    def __reduce__(self):
+        return os.mkdir, (self.place,)
+
+
+@pytest.mark.parametrize("read", [load_model, weights_digest])
+def test_a_table_of_contents_cannot_run_code(saved, tmp_path, read):
+    (saved / "weights" / ".metadata").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    with pytest.raises(InputError, match="mkdir"):
+        read(saved)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_trap_inside_a_real_table_is_found(saved, tmp_path):
+    file = saved / "weights" / ".metadata"
+    contents = torch_dist.read_contents(file.parent)
+    contents.planner_data = {"x": Trap(tmp_path / "sprung")}
+    file.write_bytes(pickle.dumps(contents))
+    with pytest.raises(InputError, match="mkdir"):
+        load_model(saved)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("forced", [False, True], ids=["default", "environment asks for pickle"])
+def test_objects_beside_the_tensors_cannot_run_code(saved, tmp_path, forced, monkeypatch):
+    if forced:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    torch.save({"x": Trap(tmp_path / "sprung")}, saved / "weights" / "common.pt")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_model(saved)
+    assert not (tmp_path / "sprung").exists()
+    assert os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD") == ("1" if forced else None)
+
+
+def test_objects_stored_among_the_tensors_cannot_run_code(saved, tmp_path):
+    """A tensor's entry pointed at a pickled object: refused, whatever its name promises."""
+    (file,) = (saved / "weights").glob("*.distcp")
+    contents = torch_dist.read_contents(file.parent)
+    trap = tmp_path / "trap"
+    torch.save(Trap(tmp_path / "sprung"), trap)
+    where = len(file.read_bytes())
+    file.write_bytes(file.read_bytes() + trap.read_bytes())
+    for entry in contents.storage_data.values():
+        entry.offset, entry.length = where, trap.stat().st_size
+    (file.parent / ".metadata").write_bytes(pickle.dumps(contents))
+    with pytest.raises(InputError, match="cannot be read"):
+        load_model(saved)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_table_that_points_outside_is_refused(saved):
+    file = saved / "weights" / ".metadata"
+    contents = torch_dist.read_contents(file.parent)
+    for entry in contents.storage_data.values():
+        entry.relative_path = "../../elsewhere.distcp"
+    file.write_bytes(pickle.dumps(contents))
+    with pytest.raises(InputError, match="not the table of contents"):
+        load_model(saved)
+
+
+def test_a_damaged_or_foreign_table_is_an_input_error(saved):
+    file = saved / "weights" / ".metadata"
+    for content in (b"", b"\x80", file.read_bytes()[:100], pickle.dumps({"not": "a table"})):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match="not the table of contents"):
+            load_model(saved)
+    file.unlink()
+    with pytest.raises(InputError, match="no table of contents"):
+        load_model(saved)
+
+
+def test_an_honest_table_is_read(saved):
+    assert isinstance(torch_dist.read_contents(saved / "weights"), Metadata)
+    assert torch_dist.tensor_shapes(saved / "weights")["output_layer.weight"] == (30, 16)
+
+
+def train(model, optimizer, *, steps):
+    """Updates on random data drawn from the very generators that a state keeps."""
+    norms = []
+    for _ in range(steps):
+        prompt = [random.randrange(30) for _ in range(4)]
+        response = torch.randint(30, (5,)).tolist()
+        packed = pack([Group(prompt, [response, prompt])])
+        accumulate_gradients(model, [(packed, None)], lambda logprobs, _: (-logprobs.mean(), None))
+        norms.append(optimizer.step(1e-2))
+    return norms
+
+
+def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path):
+    model = build_model(CONFIG)
+    optimizer = build_optimizer(model, OptimConfig())
+    train(model, optimizer, steps=3)
+    save_state(tmp_path / "s", model, optimizer, extra={"step": 3, "epoch": [1, 2]})
+    expected = train(model, optimizer, steps=3)
+
+    random.seed(99)
+    torch.manual_seed(99)
+    again = build_model(CONFIG, seed=99)
+    resumed = build_optimizer(again, OptimConfig())
+    assert load_state(tmp_path / "s", again, resumed) == {"step": 3, "epoch": [1, 2]}
+    assert resumed.updates == 3
+    assert train(again, resumed, steps=3) == expected
+    assert weights_digest(again) == weights_digest(model)
+
+
+def test_a_state_of_another_number_of_processes_is_refused(tmp_path):
+    model = build_model(CONFIG)
+    optimizer = build_optimizer(model, OptimConfig())
+    train(model, optimizer, steps=1)
+    save_state(tmp_path / "s", model, optimizer, extra={})
+    file = tmp_path / "s" / "extra.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"world_size": 4}))
+    with pytest.raises(InputError, match="another number of processes"):
+        load_state(tmp_path / "s", model, optimizer)
+
+
+def test_a_state_before_the_first_update_can_be_resumed(tmp_path):
+    model = build_model(CONFIG)
+    optimizer = build_optimizer(model, OptimConfig())
+    save_state(tmp_path / "s", model, optimizer, extra={})
+    load_state(tmp_path / "s", model, optimizer)
+    assert optimizer.updates == 0

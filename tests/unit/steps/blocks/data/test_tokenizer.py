@@ -1,0 +1,134 @@
+"""The tokenizer: lossless, control tokens whole, and a template that says what the code says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from nemotron_style.runtime.errors import InputError
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
+from nemotron_style.steps.blocks.data.tokenizer import (
+    TEMPLATE_FILE,
+    Tokenizer,
+    describe,
+    open_chat,
+    stop_id,
+    train_tokenizer,
+    write_settings,
+)
+
+JUDGED = [
+    {"role": role, "content": f"text of {role}"}
+    for role in ("principle", "response_1", "response_2")
+]
+SPECIAL = ChatPromptTokens(
+    system_turn_start="<extra_id_0>", turn_start="<extra_id_1>", label_start="<extra_id_2>"
+)
+TEXTS = ["The river is wide.", "Describe the river near the village."] * 3
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": 'Say "é ☂ {{ x }}"\n twice'},
+    {"role": "assistant", "content": "No."},
+    {"role": "user", "content": "Why?"},
+]
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Tokenizer:
+    return train_tokenizer(TEXTS, 600, tmp_path / "t", tokens=ChatPromptTokens())
+
+
+@pytest.mark.parametrize("text", ["", " river  wide\n\n", "naïve ☂ 日本\x00\x11", "\x11\n\x12"])
+@pytest.mark.parametrize("control", [True, False])
+def test_every_text_comes_back(tokenizer: Tokenizer, text: str, control: bool) -> None:
+    assert tokenizer.decode(tokenizer.encode(text, control=control)) == text
+
+
+def test_words_of_the_corpus_are_single_tokens(tokenizer: Tokenizer) -> None:
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("The river is wide.")] == [
+        "The", " river", " is", " wide", "."
+    ]  # fmt: skip
+
+
+def test_control_tokens_are_whole_only_where_asked(tokenizer: Tokenizer) -> None:
+    turn = tokenizer.control_ids["\x11"]
+    assert tokenizer.encode("a\x11b", control=True)[1] == turn
+    assert turn not in tokenizer.encode("a\x11b")
+    assert stop_id(tokenizer, open_chat(tokenizer)) == turn
+
+
+def test_batches_are_encoded_like_single_texts(tokenizer: Tokenizer) -> None:
+    texts = ["a\x11b", *TEXTS]
+    singly = [tokenizer.encode(text, control=True) for text in texts]
+    assert tokenizer.encode_many(texts, control=True) == singly
+
+
+def test_training_is_deterministic(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    again = train_tokenizer(TEXTS, 600, tmp_path / "again", tokens=ChatPromptTokens())
+    assert again.digest == tokenizer.digest
+    other = train_tokenizer([*TEXTS, "owl owl"], 600, tmp_path / "o", tokens=ChatPromptTokens())
+    assert other.digest != tokenizer.digest
+
+
+@pytest.mark.parametrize("tokens", [ChatPromptTokens(), SPECIAL])
+@pytest.mark.parametrize(
+    "messages", [MESSAGES, MESSAGES[1:], MESSAGES[-1:], MESSAGES + JUDGED, MESSAGES + JUDGED[1:]]
+)
+def test_the_template_renders_what_the_code_builds(
+    tmp_path: Path, tokens: ChatPromptTokens, messages: list
+) -> None:
+    chat = open_chat(train_tokenizer(TEXTS, 600, tmp_path, tokens=tokens))
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((tmp_path / TEMPLATE_FILE).read_text(encoding="utf-8"))
+
+    def render(rows: list, **options: object) -> str:
+        return template.render(messages=rows, **options)
+
+    plain, label = chat.plain_prompt(messages), "helpfulness:4"
+    answered = [*messages, {"role": "assistant", "content": "So."}]
+    assert render(messages, add_generation_prompt=True) == plain
+    labelled = render(messages, add_generation_prompt=True, label=label)
+    assert labelled == chat.labelled_prompt(messages, label)
+    assert render(answered) == plain + chat.response("So.")
+    assert render(answered, label=label) == labelled + chat.response("So.")
+
+
+def test_the_canary_is_noted_as_rendered(tokenizer: Tokenizer) -> None:
+    chat = open_chat(tokenizer)
+    facts = describe(tokenizer, chat)
+    assert facts["canary"]["text"] == chat.canary()
+    assert tokenizer.decode(facts["canary"]["ids"]) == chat.canary()
+    assert facts["template_digest"] != ChatFormat(SPECIAL).digest()
+
+
+def test_a_checkpoint_knows_its_own_tokens(tokenizer: Tokenizer) -> None:
+    assert open_chat(tokenizer).tokens == ChatPromptTokens()
+    with pytest.raises(InputError, match="trained with other tokens"):
+        open_chat(tokenizer, SPECIAL)
+
+
+def test_tokens_that_are_not_one_id_are_refused(tokenizer: Tokenizer) -> None:
+    (tokenizer.path / "tokenizer_config.json").unlink()
+    with pytest.raises(InputError, match="extra_id_0") as caught:
+        open_chat(Tokenizer(tokenizer.path), SPECIAL)
+    assert len(caught.value.problems) == 3
+
+
+def test_settings_of_another_tool_stay(tokenizer: Tokenizer) -> None:
+    file = tokenizer.path / "tokenizer_config.json"
+    file.write_text(json.dumps({"model_max_length": 7, "chat_template": "old"}))
+    write_settings(tokenizer.path, ChatPromptTokens())
+    kept = json.loads(file.read_text())
+    assert kept["model_max_length"] == 7
+    assert "chat_template" not in kept
+
+
+def test_a_directory_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no tokenizer"):
+        Tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="not a tokenizer"):
+        Tokenizer(tmp_path)

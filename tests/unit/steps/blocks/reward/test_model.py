@@ -1,0 +1,211 @@
+"""A reward model from its files: what transformers computes, whatever stands beside a row."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemotron_style.runtime.errors import InputError
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.tokenizer import train_tokenizer
+from nemotron_style.steps.blocks.model.language_model import build_model, unwrap
+from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.blocks.reward.config import RewardConfig, Scale
+from nemotron_style.steps.blocks.reward.model import RewardModel
+from nemotron_style.steps.blocks.reward.regression_model import load_trunk
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.reward.regression.artifact import (
+    merge_outputs,
+    write_settings,
+    write_tokenizer,
+    write_weights,
+)
+
+WORDS = ("wide", "calm", "deep", "old")
+SCALE = {"helpfulness": Scale(mean=2.0, std=1.5), "verbosity": Scale(mean=1.0, std=0.5)}
+WEIGHTS = {"helpfulness": 1.0, "verbosity": -0.2}
+
+
+def conversation(place: int) -> list[dict[str, str]]:
+    asked = {"role": "user", "content": "Describe the river" + " again" * (place % 7) + "."}
+    said = {"role": "assistant", "content": f"It is {WORDS[place % 4]}.\n"}
+    before = [asked, said] if place % 3 == 0 else []
+    system = [{"role": "system", "content": "Be brief."}] if place % 2 else []
+    return [*system, *before, asked, said]
+
+
+CONVERSATIONS = [conversation(place) for place in range(24)]
+
+
+def write(path: Path, *, merge: bool, tied: bool = False) -> Path:
+    initialize(seed=1)
+    texts = [message["content"] for messages in CONVERSATIONS for message in messages]
+    tokens = ChatPromptTokens()
+    tokenizer = train_tokenizer(texts, 320, path / "tokenizer", tokens=tokens)
+    sizes = ModelConfig(
+        num_layers=2, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4,
+        num_query_groups=2, vocab_size=tokenizer.vocab_size, max_sequence_length=96,
+        tie_embeddings=tied,
+    )  # fmt: skip
+    save_model(build_model(sizes, seed=3), path / "start", config=sizes, tokenizer=tokenizer.path)
+    model, sizes = load_trunk(path / "start", outputs=2)
+    draw = torch.Generator().manual_seed(5)
+    unwrap(model).score.weight.data.normal_(generator=draw)
+    config = RewardConfig(
+        outputs=tuple(SCALE), weights=WEIGHTS, scale=SCALE, max_sequence_length=96, chat=tokens
+    )
+    told, mix = merge_outputs(config) if merge else (config, None)
+    out = path / "reward"
+    out.mkdir()
+    write_weights(model, out, sizes=sizes, mix=mix)
+    ids = write_tokenizer(tokenizer.path, out, pad_token=tokens.label_start)
+    write_settings(out, sizes=sizes, config=told, dtype="float32", token_ids=ids)
+    return out
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return write(tmp_path_factory.mktemp("reward"), merge=False)
+
+
+@pytest.mark.parametrize("limit", [1, 100, 16384])
+def test_what_stands_beside_a_conversation_changes_nothing(folder: Path, limit: int) -> None:
+    model = RewardModel.load(folder)
+    alone = [model.score([one])[0] for one in CONVERSATIONS]
+    assert len({round(one.score, 3) for one in alone}) > 10
+    shuffled = CONVERSATIONS[::-1]
+    for one, other in zip(alone, model.score(shuffled, batch_tokens=limit)[::-1], strict=True):
+        assert other.score == pytest.approx(one.score, abs=1e-5)
+        assert other.attributes == pytest.approx(one.attributes, abs=1e-5)
+
+
+def test_the_score_is_the_weighted_sum_in_units_of_the_data(folder: Path) -> None:
+    for found in RewardModel.load(folder).score(CONVERSATIONS):
+        weighted = sum(WEIGHTS[name] * value for name, value in found.attributes.items())
+        assert found.score == pytest.approx(weighted)
+
+
+def test_a_merged_model_scores_alike(folder: Path, tmp_path: Path) -> None:
+    merged = RewardModel.load(write(tmp_path, merge=True))
+    assert merged.outputs == ("score",)
+    pairs = zip(
+        merged.score(CONVERSATIONS), RewardModel.load(folder).score(CONVERSATIONS), strict=True
+    )
+    for one, other in pairs:
+        assert one.score == pytest.approx(other.score, abs=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_transformers_computes_the_same(tmp_path: Path, tied: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    path = write(tmp_path, merge=False, tied=tied)
+    ours = RewardModel.load(path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    model = transformers.LlamaForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+    batch = tokenizer.apply_chat_template(
+        CONVERSATIONS, padding=True, return_tensors="pt", return_dict=True
+    )
+    with torch.no_grad():
+        outputs = model(**batch).logits
+    assert [model.config.id2label[place] for place in range(2)] == list(ours.outputs)
+    for found, row in zip(ours.score(CONVERSATIONS), outputs.tolist(), strict=True):
+        expected = ours.config.rate(row).attributes
+        assert found.attributes == pytest.approx(expected, abs=1e-5)
+
+
+def test_reading_and_scoring_needs_no_megatron_and_no_transformers(folder: Path) -> None:
+    script = (
+        "import sys\n"
+        "for name in ('megatron', 'transformers'): sys.modules[name] = None\n"
+        "from pathlib import Path\n"
+        "from nemotron_style.steps.blocks.reward.model import RewardModel\n"
+        "model = RewardModel.load(Path(sys.argv[1]))\n"
+        "said = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]\n"
+        "print(len(model.score([said, said])))\n"
+    )
+    command = [sys.executable, "-c", script, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "2\n", done.stderr
+
+
+def test_every_bad_conversation_is_told_at_once(folder: Path) -> None:
+    model = RewardModel.load(folder)
+    asked, said = ({"role": role, "content": "x"} for role in ("user", "assistant"))
+    bad = [
+        [asked, said],
+        [asked],
+        [asked, {"role": "assistant", "content": "x\x11y"}],
+        [asked, {"role": "assistant", "content": "x " * 200}],
+        [asked, said, asked],
+    ]
+    with pytest.raises(InputError) as caught:
+        model.score(bad)
+    told = str(caught.value).splitlines()
+    assert [line[:16] for line in told] == [f"conversations[{place}]" for place in range(1, 5)]
+    assert "control token" in told[1]
+    assert "longer than the model may read" in told[2]
+
+
+def test_no_conversation_no_score(folder: Path) -> None:
+    assert RewardModel.load(folder).score([]) == []
+
+
+DAMAGE = {
+    "no config": (lambda p: (p / "reward_config.json").unlink(), "no reward_config.json"),
+    "no weights": (lambda p: (p / "model.safetensors").unlink(), "no weights"),
+    "cut weights": (
+        lambda p: (p / "model.safetensors").write_bytes(b"\x08" + bytes(20)),
+        "no safetensors file",
+    ),
+    "another head": (
+        lambda p: edit(p / "reward_config.json", lambda told: told.update(
+            outputs=["a"], weights={"a": 1.0}, scale={"a": {"mean": 0.0, "std": 1.0}}
+        )),
+        r"score\.weight: a tensor is missing or has another shape",
+    ),
+    "a scale of nothing": (
+        lambda p: edit(
+            p / "reward_config.json", lambda told: told["scale"]["verbosity"].update(std=0)
+        ),
+        r"scale\.verbosity\.std",
+    ),
+    "other sizes": (
+        lambda p: edit(p / "config.json", lambda told: told.update(intermediate_size=64)),
+        r"layers\.1\.mlp\.down_proj\.weight: a tensor is missing or has another shape",
+    ),
+    "scaled positions": (
+        lambda p: edit(
+            p / "config.json", lambda told: told.update(rope_scaling={"rope_type": "llama3"})
+        ),
+        "rotary positions are scaled",
+    ),
+    "another architecture": (
+        lambda p: edit(
+            p / "config.json", lambda told: told.update(architectures=["LlamaForCausalLM"])
+        ),
+        "another architecture",
+    ),
+}  # fmt: skip
+
+
+def edit(file: Path, change) -> None:
+    told = json.loads(file.read_text())
+    change(told)
+    file.write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_files_are_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    damage, told = DAMAGE[name]
+    shutil.copytree(folder, tmp_path / "copy")
+    damage(tmp_path / "copy")
+    with pytest.raises(InputError, match=told):
+        RewardModel.load(tmp_path / "copy")

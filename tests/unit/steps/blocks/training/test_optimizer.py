@@ -1,0 +1,116 @@
+"""The schedule's numbers, and AdamW against torch's own on a plain module."""
+
+import math
+
+import pytest
+import torch
+
+from nemotron_style.steps.blocks.model import parallel
+from nemotron_style.steps.blocks.model.language_model import build_model, wrap
+from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients
+from nemotron_style.steps.blocks.training.optimizer import (
+    build_optimizer,
+    gradient_norm,
+    learning_rate,
+)
+
+CONFIG = ModelConfig(
+    num_layers=1,
+    hidden_size=16,
+    ffn_hidden_size=24,
+    num_attention_heads=2,
+    num_query_groups=1,
+    vocab_size=30,
+    max_sequence_length=32,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _job():
+    parallel.initialize()
+
+
+def schedule(**sched):
+    return OptimConfig(lr=1.0, sched={"min_lr": 0.1, **sched})
+
+
+def test_warm_up_is_linear_and_reaches_the_peak():
+    config = schedule(warmup_steps=4)
+    rates = [learning_rate(config, step, max_steps=20) for step in range(5)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_cosine_ends_at_min_lr_before_the_constant_steps():
+    config = schedule(warmup_steps=2, constant_steps=5)
+    assert learning_rate(config, 6, max_steps=17) == pytest.approx(
+        0.1 + 0.9 * (1 + math.cos(math.pi * 4 / 10)) / 2
+    )
+    assert [learning_rate(config, step, max_steps=17) for step in (12, 15, 40)] == [0.1] * 3
+
+
+def test_without_warm_up_the_first_step_has_the_full_rate():
+    assert learning_rate(schedule(), 0, max_steps=10) == 1.0
+    assert learning_rate(schedule(), 5, max_steps=10) == pytest.approx(0.55)
+
+
+def test_a_run_that_is_all_warm_up_divides_by_nothing():
+    assert learning_rate(schedule(warmup_steps=3), 3, max_steps=3) == 1.0
+    assert learning_rate(schedule(warmup_steps=3), 4, max_steps=3) == 0.1
+
+
+def gradients(model):
+    packed = pack([Group([1, 2, 3], [[4, 5], [6]])])
+    accumulate_gradients(model, [(packed, None)], lambda logprobs, _: (-logprobs.sum(), None))
+
+
+def test_updates_are_those_of_torch_with_decay_on_matrices_only():
+    config = OptimConfig(lr=1e-2, weight_decay=0.1, betas=(0.8, 0.9), eps=1e-6)
+    model = build_model(CONFIG)
+    copies = [torch.nn.Parameter(p.detach().clone()) for p in model.parameters()]
+    adam = torch.optim.AdamW(
+        [
+            {"params": [p for p in copies if p.dim() > 1], "weight_decay": 0.1},
+            {"params": [p for p in copies if p.dim() == 1], "weight_decay": 0.0},
+        ],
+        betas=(0.8, 0.9),
+        eps=1e-6,
+    )
+    optimizer = build_optimizer(model, config, gradient_clip=0.5)
+    for rate in (1e-2, 5e-3):
+        gradients(model)
+        for copy, parameter in zip(copies, model.parameters(), strict=True):
+            copy.grad = parameter.main_grad.clone()
+        expected = torch.nn.utils.clip_grad_norm_(copies, 0.5)
+        for group in adam.param_groups:
+            group["lr"] = rate
+        adam.step()
+        assert optimizer.step(rate) == pytest.approx(expected.item(), rel=1e-6)
+        for copy, parameter in zip(copies, model.parameters(), strict=True):
+            torch.testing.assert_close(parameter, copy, rtol=1e-5, atol=1e-7)
+
+
+def test_no_clip_leaves_gradients_alone():
+    model = build_model(CONFIG)
+    gradients(model)
+    before = [p.main_grad.clone() for p in model.parameters()]
+    norm = build_optimizer(model, OptimConfig(), gradient_clip=None).step(1e-3)
+    assert norm == pytest.approx(torch.cat([g.flatten() for g in before]).norm().item(), rel=1e-6)
+    for kept, parameter in zip(before, model.parameters(), strict=True):
+        assert torch.equal(kept, parameter.main_grad)
+
+
+def test_frozen_weights_stay():
+    model = build_model(CONFIG, ddp=False)
+    model.embedding.requires_grad_(False)
+    model = wrap(model)
+    frozen = model.module.embedding.word_embeddings.weight.clone()
+    gradients(model)
+    build_optimizer(model, OptimConfig(lr=1e-1)).step(1e-1)
+    assert torch.equal(frozen, model.module.embedding.word_embeddings.weight)
+
+
+def test_the_norm_of_no_parameter_is_zero():
+    assert gradient_norm([]) == 0.0

@@ -1,0 +1,257 @@
+"""The parts of rl/rlhf: rows of prompts, rewards, signs of hacking, looks at held-out prompts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nemotron_style.runtime.errors import InputError
+from nemotron_style.steps.blocks.data.toy_truth import Truth
+from nemotron_style.steps.blocks.judge.aggregation import Answer
+from nemotron_style.steps.blocks.judge.group_judge import Judged
+from nemotron_style.steps.blocks.judge.pairing import Pair
+from nemotron_style.steps.blocks.judge.verdict import Verdict
+from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.rl.rlhf.advantages import teach
+from nemotron_style.steps.rl.rlhf.config import Config
+from nemotron_style.steps.rl.rlhf.hacking_alert import find_signs
+from nemotron_style.steps.rl.rlhf.prompt import Prompt, read_messages
+from nemotron_style.steps.rl.rlhf.recipe import wants_look
+from nemotron_style.steps.rl.rlhf.rollout import Rollout, Sample
+from nemotron_style.steps.rl.rlhf.train_sample import Lesson, count_lessons, cut
+from nemotron_style.steps.rl.rlhf.validation import (
+    Looked,
+    pair_up,
+    rate_of,
+    read_judged,
+    read_truth,
+)
+
+USER = {"role": "user", "content": "Hi"}
+PARTS = [{"type": "input_text", "text": "H"}, {"type": "input_text", "text": "i"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"responses_create_params": {"input": "Hi"}, "question": "no"},
+        {"responses_create_params": {"input": [USER], "tools": []}, "dataset": "hs3"},
+        {"responses_create_params": {"input": [{"role": "user", "content": PARTS}]}},
+        {"extra_env_info": {"responses_create_params": {"input": "Hi"}}},
+        {"messages": [USER]},
+        {"messages": "Hi"},
+        {"prompt": ["Hi"]},
+        {"prompt": [{"from": "human", "value": "Hi"}]},
+        {"messages": [{"role": "user", "text": "Hi"}]},
+        {"question": "Hi"},
+        {"messages": [], "problem": "Hi"},
+        {"input": "Hi"},
+    ],
+)
+def test_a_row_may_say_its_prompt_in_many_ways(row):
+    assert read_messages(row) == [USER]
+
+
+def test_turns_and_instructions_are_kept():
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, USER]
+    assert [each["role"] for each in read_messages({"messages": turns})] == [
+        "user",
+        "assistant",
+        "user",
+    ]
+    params = {"input": "Hi", "instructions": "Be brief."}
+    told = read_messages({"responses_create_params": params})
+    assert told == [{"role": "system", "content": "Be brief."}, USER]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {},
+        {"question": 3},
+        {"responses_create_params": "Hi"},
+        {"responses_create_params": {"input": 4}},
+        {"responses_create_params": {"input": ["Hi"]}},
+        {"responses_create_params": {"input": "Hi", "tools": [{}]}},
+        {"messages": 4},
+        {"messages": [4]},
+    ],
+)
+def test_a_row_without_a_prompt_is_refused(row):
+    with pytest.raises(InputError):
+        read_messages(row)
+
+
+def config(**grpo):
+    values = {"num_prompts_per_step": 2, "num_generations_per_prompt": 4, **grpo}
+    return Config.model_validate({"policy": {"train_global_batch_size": 8}, "grpo": values})
+
+
+def sample(length=3, *, truncated=False, log_prob=-1.0):
+    tokens = list(range(length))
+    return Sample(tokens, [log_prob] * length, Answer("x"), truncated)
+
+
+def group(name, samples):
+    return Rollout(name, Prompt((USER,), [1, 2]), samples)
+
+
+def test_advantages_are_those_of_leave_one_out():
+    rollouts = [group("a", [sample() for _ in range(4)]), group("b", [sample() for _ in range(4)])]
+    taught = teach(rollouts, [[1.0, 0.0, 0.0, 1.0], [3.3] * 4], config())
+    found = [one.advantage for one in taught.lessons]
+    assert found[:4] == pytest.approx([1.154698, -1.154699, -1.154699, 1.154698], abs=1e-5)
+    assert found[4:] == [0.0] * 4
+    assert taught.metrics["hacking/zero_std_groups"] == 0.5
+    assert not taught.flat
+
+
+def test_a_group_that_was_not_judged_takes_part_in_nothing():
+    rollouts = [group("a", [sample() for _ in range(4)]), group("b", [sample() for _ in range(4)])]
+    taught = teach(rollouts, [[1.0, 0.0, 0.0, 1.0], None], config())
+    assert [one.weight for one in taught.lessons] == [1.0] * 4 + [0.0] * 4
+    assert taught.metrics["reward"] == 0.5
+    assert count_lessons(taught.lessons).sequences == 4
+    nothing = teach(rollouts, [None, None], config())
+    assert not nothing.flat
+    assert count_lessons(nothing.lessons).tokens == 0
+
+
+def test_a_sample_without_a_log_prob_leaves_its_group():
+    samples = [sample(), sample(log_prob=math.nan), sample(), sample()]
+    rollouts = [group("a", samples), group("b", [sample() for _ in range(4)])]
+    taught = teach(rollouts, [[1.0, 99.0, 0.0, 0.0], [2.0] * 4], config())
+    assert [one.weight for one in taught.lessons][:4] == [1.0, 0.0, 1.0, 1.0]
+    assert taught.metrics["total_reward/max"] == 2.0
+
+
+def test_a_truncated_sample_is_masked_and_compared_all_the_same():
+    samples = [sample(truncated=True), sample(), sample(), sample()]
+    rollouts = [group("a", samples), group("b", [sample() for _ in range(4)])]
+    rewards = [[4.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]]
+    masked = teach(rollouts, rewards, config(overlong_filtering=True)).lessons
+    plain = teach(rollouts, rewards, config()).lessons
+    assert [one.weight for one in masked][:4] == [0.0, 1.0, 1.0, 1.0]
+    assert [one.advantage for one in masked] == [one.advantage for one in plain]
+
+
+def test_rewards_are_scaled_then_shaped_and_advantages_clipped():
+    scaling = {
+        "enabled": True,
+        "source_min": 1.0,
+        "source_max": 5.0,
+        "target_min": -1.0,
+        "target_max": 1.0,
+    }
+    shaping = {
+        "enabled": True,
+        "max_response_length": 16,
+        "overlong_buffer_length": 4,
+        "overlong_buffer_penalty": 1.0,
+    }
+    settings = config(
+        reward_scaling=scaling,
+        reward_shaping=shaping,
+        advantage_clip_low=-0.5,
+        normalize_rewards=False,
+    )
+    rollouts = [
+        group("a", [sample(8), sample(12), sample(14), sample(16)]),
+        group("b", [sample() for _ in range(4)]),
+    ]
+    lessons = teach(rollouts, [[6.0, 5.0, 3.0, 2.0], [3.0] * 4], settings).lessons
+    assert [one.reward for one in lessons][:4] == pytest.approx([1.0, 1.0, -0.5, -1.5])
+    assert min(one.advantage for one in lessons) == -0.5
+
+
+def test_passes_hold_whole_groups_where_they_fit():
+    initialize(seed=1)
+
+    def lesson(place, length):
+        return Lesson(place, [1], [2] * length, torch.zeros(length), 0.0, 0.0, 1.0)
+
+    lessons = [lesson(0, 3), lesson(1, 2), lesson(0, 4), lesson(1, 9), lesson(2, 1)]
+    passes = list(cut(lessons, 4))
+    assert sorted(place for each in passes for one in each for place in one) == [0, 1, 2, 3, 4]
+    assert [[0, 2], [1, 3]] in passes
+    assert all(sum(map(len, each)) <= 2 for each in cut(lessons, 2))
+    assert all(sum(map(len, each)) == 1 for each in cut(lessons, 1))
+
+
+CALM = {
+    "start_tokens": 10.0,
+    "mean_gen_tokens_per_sample": 12.0,
+    "hacking/reward_std_in_group": 1.0,
+    "hacking/zero_std_groups": 0.2,
+    "hacking/kl_to_start": 0.1,
+    "judge/parse_failure_rate": 0.05,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({}, []),
+        ({"mean_gen_tokens_per_sample": 21.0}, ["length"]),
+        ({"mean_gen_tokens_per_sample": 4.9}, ["length"]),
+        ({"hacking/kl_to_start": 0.31}, ["kl"]),
+        ({"judge/parse_failure_rate": 0.11}, ["unreadable"]),
+        (
+            {"hacking/reward_std_in_group": 0.0, "hacking/zero_std_groups": 1.0},
+            ["saturated", "flat"],
+        ),
+    ],
+)
+def test_signs_show_where_their_figures_do(change, names):
+    assert [sign.name for sign in find_signs(CALM | change)] == names
+
+
+def test_looks_come_when_they_are_asked_for():
+    settings = config(val_period=4, val_at_end=True)
+    assert [step for step in range(11) if wants_look(settings, step, 10)] == [4, 8, 10]
+    settings = config(val_period=0, val_at_start=True)
+    assert [step for step in range(11) if wants_look(settings, step, 10)] == [0]
+    settings = config(val_period=4, val_start_at=8)
+    assert [step for step in range(11) if wants_look(settings, step, 10)] == [8]
+
+
+def test_both_orders_decide_who_wins():
+    prompts = [Prompt((USER,), [1])] * 2
+    before = Looked(0, [["old"], ["old"]], 1.0)
+    now = Looked(3, [["new"], ["new"]], 1.0)
+    contests = pair_up(before, now, prompts, name="v")
+    assert [one.prompt for one in contests] == ["v/0/0", "v/1/0"]
+    assert [answer.text for answer in contests[0].answers] == ["old", "new"]
+    told = [
+        [(Pair(0, 1), Verdict(2, 4, 5)), (Pair(1, 0), Verdict(4, 2, 2))],  # new, twice
+        [(Pair(0, 1), Verdict(3, 3, 3.5)), (Pair(1, 0), Verdict(2, 4, 5))],  # even, then old
+    ]
+    judged = Judged([[2.0, 4.0], [3.5, 2.5]], [], {}, told)
+    found = read_judged(judged, samples=1)
+    assert found["validation/judge_win_rate"] == pytest.approx((1 + 0.25) / 2)
+    assert found["validation/total_reward/mean"] == 3.25
+    assert read_judged(Judged([None, None], [], {}, told), samples=1) == {}
+
+
+def test_the_truth_counts_ties_as_one_half():
+    truth = Truth(
+        nouns={"owl": "bird"}, classes={"bird": ("shy", "tame"), "lake": ("deep",)}, contexts=("",)
+    )
+    question = "Describe the owl here."
+    before = Looked(0, [["The owl is shy.", "The owl is deep."]], 5.0)
+    now = Looked(3, [["The owl is tame.", "The owl is shy."]], 5.0)
+    found = read_truth(truth, before, now, [question])
+    assert found["validation/truth_before"] == 2
+    assert found["validation/truth"] == 4
+    assert found["validation/truth_win_rate"] == 0.75
+
+
+def test_samples_of_a_prompt_are_one_cluster():
+    same = rate_of([1.0] * 10 + [0.0] * 10, samples=10)
+    apart = rate_of([1.0, 0.0] * 10, samples=10)
+    assert same[0] == apart[0] == 0.5
+    assert same[2] - same[1] > apart[2] - apart[1]
+    assert rate_of([None, 1.0, 1.0, None], samples=2)[0] == 1.0
+    assert math.isnan(rate_of([None], samples=1)[0])

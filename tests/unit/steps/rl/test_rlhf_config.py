@@ -1,0 +1,196 @@
+"""The settings of rl/rlhf as users of NeMo-RL and NeMo-Gym type them."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from nemotron_style.runtime.catalog.catalog import load_catalog
+from nemotron_style.runtime.config.resolve import parse_config, resolve_config
+from nemotron_style.runtime.errors import ConfigError
+from nemotron_style.runtime.validation import locate, split_key
+from nemotron_style.steps.rl.rlhf.config import Config
+from nemotron_style.steps.rl.rlhf.fixed_values import HELD
+from nemotron_style.steps.rl.rlhf.hacking_alert import SIGNS
+from nemotron_style.steps.rl.rlhf.lr_schedule import learning_rate
+from nemotron_style.steps.rl.rlhf.nemo_rl import MegatronCfg
+
+ROOT = Path(__file__).parents[4]
+KEYS = (ROOT / "tests" / "golden" / "rlhf_keys.txt").read_text().split()
+PAGE = ROOT / "docs" / "steps" / "rl-rlhf.md"
+MODELS = "env.nemo_gym.genrm_model.responses_api_models"
+COMPARE = "resources_servers.genrm_compare"
+
+
+@pytest.fixture(scope="module")
+def manifest():
+    return load_catalog().find("rl/rlhf")
+
+
+def resolve(manifest, *overrides, name="tiny"):
+    return resolve_config(manifest, name=name, overrides=overrides)
+
+
+def parse(manifest, *overrides, name="tiny"):
+    return parse_config(manifest, resolve(manifest, *overrides, name=name).values)
+
+
+def told(manifest, *overrides, name="tiny"):
+    with pytest.raises(ConfigError) as caught:
+        resolve(manifest, *overrides, name=name)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["default", "tiny"])
+def test_shipped_configs_are_valid_and_round_trip(manifest, name):
+    resolved = resolve(manifest, name=name)
+    assert parse_config(manifest, resolved.values).model_dump(mode="json") == resolved.values
+
+
+def test_the_seed_s_name_is_an_alias(manifest):
+    assert load_catalog().find("rl/nemo_rl/rlhf") == manifest
+
+
+def test_every_key_of_the_seed_is_known():
+    unknown = [key for key in KEYS if locate(Config, split_key(key)).standing == "unknown"]
+    assert not unknown
+
+
+def test_the_batch_follows_prompts_and_samples(manifest):
+    config = parse(manifest, "grpo.num_generations_per_prompt=16")
+    assert config.policy.train_global_batch_size == 16 * config.grpo.num_prompts_per_step
+    assert config.env.compare.num_rollouts_per_prompt == 16
+    assert parse(manifest, name="default").policy.train_global_batch_size == 128
+
+
+def test_a_group_of_one_is_refused(manifest):
+    assert "one has none" in told(manifest, "grpo.num_generations_per_prompt=1")
+
+
+def test_a_batch_that_does_not_divide_the_samples_is_refused(manifest):
+    text = told(manifest, "policy.train_global_batch_size=48")
+    assert "a divisor of" in text
+    text = told(manifest, "policy.train_global_batch_size=32")
+    assert "the second is off policy" in text
+
+
+@pytest.mark.parametrize("name", ["vllm_model", "genrm_model"])
+def test_both_names_of_the_judge_mean_one(manifest, name):
+    for config in ("default", "tiny"):
+        found = parse(manifest, f"{MODELS}.{name}.model=mine", name=config)
+        assert found.env.judge_name == "mine"
+    [service] = resolve(manifest, f"{MODELS}.{name}.model=mine").services.values()
+    assert service.overrides["model"] == "mine"
+
+
+def test_two_names_of_two_judges_are_refused(manifest):
+    given = (f"{MODELS}.vllm_model.model=a", f"{MODELS}.genrm_model.model=b")
+    for config in ("default", "tiny"):
+        text = told(manifest, *given, name=config)
+        assert "is another name of" in text
+        assert "got a; allowed: b" in text
+    same = parse(manifest, f"{MODELS}.vllm_model.model=a", f"{MODELS}.genrm_model.model=a")
+    assert same.env.judge_name == "a"
+
+
+def test_the_judge_s_default_is_that_of_the_seed(manifest, monkeypatch):
+    monkeypatch.delenv("RL_REWARD_MODEL", raising=False)
+    assert parse(manifest, name="default").env.judge_name == "meta-llama/Llama-3.2-1B-Instruct"
+    assert parse(manifest).env.judge_name is None
+    monkeypatch.setenv("RL_REWARD_MODEL", "/models/judge")
+    assert parse(manifest, name="default").env.judge_name == "/models/judge"
+    [service] = resolve(manifest).services.values()
+    assert service.overrides["model"] == "/models/judge"
+
+
+def test_settings_of_the_comparison_may_stand_under_the_name_that_gym_ignores(manifest):
+    text = f"env.nemo_gym.genrm_compare.{COMPARE}"
+    config = parse(manifest, f"{text}.comparison_strategy=all_pairs", f"{text}.answer_bonus=0.5")
+    assert config.judge_plan.comparison_strategy == "all_pairs"
+    assert config.env.compare.aggregation.answer_bonus == 0.5
+    assert config.env.compare.num_rollouts_per_prompt == config.grpo.num_generations_per_prompt
+    assert config.env.nemo_gym.genrm_compare is None
+
+
+def test_a_cohort_of_another_size_is_refused(manifest):
+    text = f"env.nemo_gym.genrm_compare_resources_server.{COMPARE}.num_rollouts_per_prompt"
+    assert "must agree with it" in told(manifest, f"{text}=16")
+
+
+def test_what_our_own_loop_does_not_do_is_refused_with_the_reason(manifest):
+    text = told(manifest, "backend=embedded", name="default")
+    for key in ("judge.url", "policy.model_name", "policy.generation.backend"):
+        assert key in text
+    assert "-i model=REF" in told(manifest, "policy.model_name=mine")
+    text = told(manifest, "policy.generation.top_p=0.9", "grpo.use_dynamic_sampling=true")
+    assert "policy.generation.top_p" in text
+    assert "grpo.use_dynamic_sampling" in text
+
+
+@pytest.mark.parametrize("held", HELD, ids=lambda held: held.key)
+def test_every_key_that_is_held_exists_and_says_why(held):
+    assert locate(Config, split_key(held.key)).standing == "declared"
+    assert held.why
+    assert held.key.rpartition(".")[2] in PAGE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("policy.dtensor_cfg.enabled=true", "checkpoint_megatron"),
+        ("policy.megatron_cfg.enabled=false", "checkpoint_megatron"),
+        ("+policy.optimizer.name=adamw", "policy.megatron_cfg.optimizer"),
+        ("data.manifest_path=/x", "lineage"),
+        ("+env.nemo_gym.genrm_model.vllm.max_model_len=10", "vllm_serve_kwargs"),
+        ("env.should_use_nemo_gym=false", "generative judge"),
+        ("logger.wandb_enabled=true", "metrics.jsonl"),
+        ("+run.env.container_image=x", "profile"),
+        ("judge.url=nemo_gym", "NeMo-Gym serves the judge"),
+        ("judge.url=ftp://there:1", "judge.url"),
+        ("loss_fn.ratio_clip_c=0.5", "must exceed 1"),
+        ("grpo.reward_scaling.source_max=-1.0", "must exceed source_min"),
+        ("grpo.seed=7", "repeats seed"),
+        ("grpo.skip_reference_policy_logprobs_calculation=true", "KL penalty needs them"),
+        ("loss_fn.use_cispo=true", "use_cispo"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_in_one_message(manifest, override, word):
+    assert word in told(manifest, override)
+
+
+def test_the_loss_of_the_seed_is_the_seed_s(manifest):
+    for name in ("default", "tiny"):
+        options = parse(manifest, name=name).loss_fn.options
+        assert (options.ratio_clip_min, options.ratio_clip_max) == (0.2, 0.28)
+        assert options.force_on_policy_ratio
+        assert options.use_on_policy_kl_approximation
+
+
+def test_words_about_signs_are_those_of_the_manifest(manifest):
+    folder = manifest.folder / "step.toml"
+    strategies = tomllib.loads(folder.read_text())["strategies"]
+    advice = {each["when"]: each["then"] for each in strategies}
+    for sign in SIGNS:
+        assert advice[sign.when] == sign.then
+
+
+def rates(**scheduler):
+    config = MegatronCfg.model_validate(
+        {"optimizer": {"lr": 1.0, "min_lr": 0.1}, "scheduler": scheduler}
+    )
+    return [learning_rate(config, update, updates=8) for update in range(10)]
+
+
+def test_learning_rates_are_those_of_megatron():
+    assert rates() == [1.0] * 10
+    warm = rates(lr_warmup_iters=4, lr_warmup_init=0.2)
+    assert warm == pytest.approx([0.2, 0.4, 0.6, 0.8, *[1.0] * 6])
+    line = rates(lr_decay_style="linear", lr_warmup_iters=2)
+    assert line[:3] == pytest.approx([0.0, 0.5, 1.0])
+    assert line[5] == pytest.approx(0.55)
+    assert line[8:] == [0.1, 0.1]
+    wave = rates(lr_decay_style="cosine", lr_decay_iters=4)
+    assert wave[2] == pytest.approx(0.55)
+    assert wave[4:] == [0.1] * 6

@@ -1,0 +1,172 @@
+"""Samples and scores at the same time, and what of a sample is sent."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from nemotron_style.runtime.errors import InputError, Interrupted
+from nemotron_style.steps.blocks.generation.engine import Sample
+from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.model import parallel
+from nemotron_style.steps.blocks.reward.client import RewardUnavailable
+from nemotron_style.steps.blocks.reward.types import Scored
+from nemotron_style.steps.rs.actor.metrics import Heldout, better_share, paired_gain
+from nemotron_style.steps.rs.actor.prompt import Prompt
+from nemotron_style.steps.rs.actor.reward_pool import Judge
+from nemotron_style.steps.rs.actor.rollout import Roller, name_groups
+from nemotron_style.steps.rs.actor.samples import sample_table
+
+STOP = 9
+WORDS = {0: "", 1: "a", 2: " b", 3: "<control>", 4: "\n", 5: " END", 6: " tail", STOP: "<stop>"}
+
+
+class Words:
+    """A tokenizer of eight words, of which the model knows two more ids."""
+
+    vocab_size = 10
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(WORDS[token] for token in ids)
+
+
+class Chat:
+    """Ends an answer with a line break and the stop token."""
+
+    def read_response(self, text: str) -> str:
+        return text.removesuffix("<stop>").removesuffix("\n")
+
+    def response(self, text: str) -> str:
+        if "<" in text:
+            raise InputError("a control token stands inside a value")
+        return text
+
+
+class Client:
+    """Scores a text by its length; ``before`` is called with the number of the request."""
+
+    def __init__(self, before: Callable[[int], None] = lambda number: None) -> None:
+        self.before, self.sent, self.stopping = before, [], lambda: False
+        self.counts: dict[str, int] = {}
+
+    def score(self, conversations: Sequence[Any]) -> list[Scored]:
+        self.sent.append(conversations)
+        self.before(len(self.sent))
+        return [Scored(float(len(one[-1]["content"])), {}) for one in conversations]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Script:
+    """Draws what it is told to, one list of samples a prompt; ``during`` is called first."""
+
+    def __init__(self, groups: Sequence[Any], during: Callable[[int], None] = lambda n: None):
+        self.groups, self.during, self.calls = iter(groups), during, 0
+
+    def generate(self, prompts: Sequence[Any], *_: Any, **__: Any) -> list[list[Sample]]:
+        self.calls += 1
+        self.during(self.calls)
+        return [
+            [Sample(list(ids), [0.0] * len(ids), "stop") for ids in next(self.groups)]
+            for _ in prompts
+        ]
+
+
+def roll(groups: Sequence[Any], client: Any, *, during: Any = lambda n: None, size: int = 1) -> Any:
+    parallel.initialize(seed=1)
+    prompts = [
+        Prompt(({"role": "user", "content": str(number)},), [1]) for number in range(len(groups))
+    ]
+    asked = name_groups(prompts, range(len(groups)), "x")
+    sampling = Sampling(max_new_tokens=9, stop_ids=[STOP], end_strings=["END"])
+    with Judge(client) as judge:
+        roller = Roller(Script(groups, during), judge, Words(), Chat(), sampling)  # type: ignore[arg-type]
+        return roller.roll(asked, samples=len(groups[0]), size=size)[0]
+
+
+def test_the_next_are_drawn_while_these_are_scored() -> None:
+    begun, drawn = threading.Event(), threading.Event()
+
+    def before(number: int) -> None:
+        begun.set()
+        assert number > 1 or drawn.wait(30), "nothing was drawn before the first scores were there"
+
+    def during(call: int) -> None:
+        if call == 2:
+            assert begun.wait(30), "the first scores were not asked for before the second draw"
+            drawn.set()
+
+    rollouts = roll([[[1, STOP]], [[1, 2, STOP]]], Client(before), during=during)
+    assert [one.rewards for one in rollouts] == [[1.0], [3.0]]
+
+
+def test_the_order_of_arrival_changes_nothing() -> None:
+    draw = random.Random(1)
+    groups = [[[1] * draw.randint(1, 5), [1, 2] * draw.randint(1, 3)] for _ in range(12)]
+    found = roll(groups, Client(lambda number: time.sleep(draw.random() / 50)), size=1)
+    assert found == roll(groups, Client(), size=12)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        ([1, 2, 4, STOP], "a b"),
+        ([1, 2], "a b"),  # cut short: sent as it stands
+        ([1, 5, 6, 4, STOP], "a "),  # an end string, and what came with it
+        ([1, 3, 4, STOP], None),  # a control token in the middle
+        ([STOP], None),
+        ([4, STOP], None),
+        ([0, STOP], None),
+        ([1, 11, STOP], None),  # no token of the tokenizer
+    ],
+)
+def test_what_a_sample_says(tokens: list[int], text: str | None) -> None:
+    client = Client()
+    [rollout] = roll([[tokens, [1, STOP]]], client)
+    assert rollout.responses[0].text == text
+    sent = [one[-1]["content"] for lot in client.sent for one in lot]
+    assert sent == ([text] if text else []) + ["a"]
+    assert (rollout.rewards[0] is None) == (text is None)
+    assert rollout.responses[0].tokens == tokens  # what is trained on is what was drawn
+
+
+def test_the_same_text_is_sent_once_and_is_tied() -> None:
+    client = Client()
+    [rollout] = roll([[[1, 2, STOP], [1, STOP], [1, 2, STOP]]], client)
+    assert len(client.sent[0]) == 2
+    choice = rollout.choose(1)
+    assert (choice.kept, choice.tied) == ((0,), True)
+    [row] = [row for row in sample_table([rollout], [choice]) if row["kept"]]
+    assert (row["sample"], row["tied"], row["response"]) == (0, True, "a b")
+
+
+@pytest.mark.parametrize("error", [RewardUnavailable("gone"), Interrupted("stop")])
+def test_an_error_of_any_lot_is_raised(error: Exception) -> None:
+    def before(number: int) -> None:
+        if number == 2:
+            raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        roll([[[1, STOP]]] * 4, Client(before))
+
+
+def test_gains_are_paired_and_clustered_by_prompt() -> None:
+    before = [1.0, 5.0, 1.0, 5.0]
+    gain, low, high = paired_gain(before, [2.0, 6.0, 2.0, 6.0], prompts=2)
+    assert gain == low == high == 1.0
+    gain, low, high = paired_gain(before, [2.0, 8.0, 2.0, 8.0], prompts=2)
+    assert gain == 2.0
+    assert high - gain == gain - low == pytest.approx(1.96 * 2**0.5 / 2**0.5, abs=1e-3)
+    assert better_share([1.0, None, 3.0, 4.0], [2.0, 1.0, 3.0, 0.0]) == 0.5
+
+
+def test_what_has_no_reward_is_left_out_of_the_mean() -> None:
+    found = Heldout(step=0, prompts=2, rewards=[1.0, None, 3.0])
+    assert found.reward == 2.0
+    assert found.named(found)["validation_unusable_samples"] == 1
