@@ -1,0 +1,1 @@
+"""``data/dedup``: conversations, each once."""
