@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nemotron_style.runtime.errors import InputError, Problem
+from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint import torch_dist
 from nemotron_style.steps.blocks.model.language_model import unwrap
 from nemotron_style.steps.blocks.model.parallel import is_writer
@@ -27,6 +29,39 @@ from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights
 from nemotron_style.steps.blocks.training.optimizer import Optimizer
 
 STATE, EXTRA = "state", "extra.json"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """The model and the optimizer of a run, saved to its checkpoints and restored from them."""
+
+    ctx: StepContext
+    model: nn.Module
+    optimizer: Optimizer
+
+    def save(self, step: int, extra: dict[str, Any], *, keep: int = 2) -> None:
+        """Commit the state after ``step`` updates; the ``keep`` newest stay. Every rank calls it.
+
+        ``extra`` is what the recipe has to remember, as JSON.
+        """
+        save_state(self.ctx.checkpoints.stage(step), self.model, self.optimizer, extra=extra)
+        self.ctx.checkpoints.commit(step, keep=keep)
+        dist.barrier()  # no rank goes on before the state is there to continue from
+
+    def restore(self) -> tuple[int, dict[str, Any]]:
+        """Take over the newest checkpoint: how many updates were made, and ``extra``.
+
+        0 and nothing for a new run. Metrics of later steps are removed, since these steps are
+        done again.
+        """
+        newest = self.ctx.checkpoints.newest()
+        if newest is None:
+            self.ctx.metrics.rewind(-1)
+            return 0, {}
+        extra = load_state(newest.path, self.model, self.optimizer)
+        self.ctx.metrics.rewind(newest.step)
+        self.ctx.say(f"continuing after step {newest.step}")
+        return newest.step, extra
 
 
 def save_state(
