@@ -20,6 +20,7 @@ HEAVY = (
     "leptonai",
     "submitit",
     "numpy",
+    "scipy",
 )
 # What `steps list` can do without, and would pay for.
 SLOW = (*HEAVY, "omegaconf", "yaml", "fsspec", "rich")

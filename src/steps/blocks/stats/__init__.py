@@ -1,1 +1,1 @@
-"""Confidence intervals."""
+"""Statistics of evaluations: confidence intervals and correlations."""

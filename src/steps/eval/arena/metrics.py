@@ -12,7 +12,10 @@ from statistics import fmean
 from typing import Any
 
 from nemotron_style.steps.blocks.judge.client import JudgeFailure
-from nemotron_style.steps.blocks.stats.confidence_interval import clustered, effective_size
+from nemotron_style.steps.blocks.stats.confidence_interval import (
+    clustered_interval,
+    effective_size,
+)
 from nemotron_style.steps.eval.arena.match import ORDERS, Bout, Ruling, as_score, true_margin
 
 HALF = 0.5
@@ -34,7 +37,7 @@ def win_rate(scored: Iterable[Scored], outcomes: Sequence[str] = OUTCOMES) -> di
     clusters = list(by_prompt.values())
     scores = [score for own in clusters for score in own]
     sides = [sum(map(test, scores)) for test in (HALF.__lt__, HALF.__eq__, HALF.__gt__)]
-    low, high = clustered(clusters)
+    low, high = clustered_interval(clusters)
     return {
         "rate": fmean(scores) if scores else None,
         "low": low,

@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nemotron_style.steps.blocks.stats.confidence_interval import paired_difference, wilson
+from nemotron_style.steps.blocks.stats.confidence_interval import (
+    paired_difference_interval,
+    wilson_interval,
+)
 
 JOINT = "joint"
 """The name under which the rate of having *all* wanted values stands."""
@@ -48,7 +51,7 @@ def attribute_names(outcomes: Sequence[Outcome]) -> list[str]:
 
 def count_rate(hits: Sequence[bool]) -> dict[str, Any]:
     """``{hits, total, rate, low, high}``, the last two being the 95% interval."""
-    low, high = wilson(sum(hits), len(hits))
+    low, high = wilson_interval(sum(hits), len(hits))
     rate = sum(hits) / len(hits)
     return {"hits": sum(hits), "total": len(hits), "rate": rate, "low": low, "high": high}
 
@@ -82,7 +85,7 @@ def differences(
             if name == JOINT or name in after.wanted
         ]
         before_hits, after_hits = zip(*pairs, strict=True)
-        low, high = paired_difference(before_hits, after_hits)
+        low, high = paired_difference_interval(before_hits, after_hits)
         change = (sum(after_hits) - sum(before_hits)) / len(pairs)
         found[name] = {"difference": change, "low": low, "high": high}
     return found

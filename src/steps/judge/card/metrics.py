@@ -13,7 +13,7 @@ from typing import Any
 
 from nemotron_style.steps.blocks.judge.prompt import split_reasoning
 from nemotron_style.steps.blocks.judge.verdict import Verdict, read_verdict
-from nemotron_style.steps.blocks.stats.confidence_interval import clustered
+from nemotron_style.steps.blocks.stats.confidence_interval import clustered_interval
 from nemotron_style.steps.judge.card.row import Comparison
 
 
@@ -64,7 +64,7 @@ def count_card(pairs: Sequence[Pair]) -> dict[str, Any]:
     even = [one for one in every if one.asked.lead == 0]
     return {
         "accuracy": _share(sum(map(sum, right)), 2 * len(told)),
-        "accuracy_interval": list(clustered(right)),
+        "accuracy_interval": list(clustered_interval(right)),
         "accuracy_as_given": rates[0],
         "accuracy_swapped": rates[1],
         "swap_agreement": _share(sum(both), len(both)),

@@ -15,7 +15,7 @@ from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.judge.aggregation import Answer
 from nemotron_style.steps.blocks.judge.group_judge import Contest, Judged
 from nemotron_style.steps.blocks.judge.verdict import Verdict
-from nemotron_style.steps.blocks.stats.confidence_interval import clustered
+from nemotron_style.steps.blocks.stats.confidence_interval import clustered_interval
 from nemotron_style.steps.rl.rlhf.prompt import Prompt
 from nemotron_style.steps.rl.rlhf.rollout import Rollout, mean_tokens
 
@@ -111,7 +111,7 @@ def rate_of(values: Sequence[float | None], *, samples: int) -> tuple[float, flo
     clusters = [[one for one in part if one is not None] for part in parts]
     clusters = [part for part in clusters if part]
     mean = fmean([one for part in clusters for one in part]) if clusters else math.nan
-    return (mean, *clustered(clusters))
+    return (mean, *clustered_interval(clusters))
 
 
 def summary(figures: Mapping[str, float]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from nemotron_style.steps.blocks.data.chat_format import ChatFormat, parse_promp
 from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.judge.client import JudgeFailure
 from nemotron_style.steps.blocks.judge.verdict import Verdict
-from nemotron_style.steps.blocks.stats.confidence_interval import wilson
+from nemotron_style.steps.blocks.stats.confidence_interval import wilson_interval
 from nemotron_style.steps.eval.arena.answer import final
 from nemotron_style.steps.eval.arena.config import Config
 from nemotron_style.steps.eval.arena.judging import refuse_undecided
@@ -188,7 +188,7 @@ def test_the_interval_is_wilsons_of_the_effective_number() -> None:
     found = win_rate([(place, float(place < 30)) for place in range(40)])
     size = found["effective_pairs"]
     assert 36 < size < 39
-    assert (found["low"], found["high"]) == pytest.approx(wilson(0.75 * size, size))
+    assert (found["low"], found["high"]) == pytest.approx(wilson_interval(0.75 * size, size))
 
 
 @pytest.mark.parametrize(

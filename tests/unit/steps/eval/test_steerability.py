@@ -7,9 +7,9 @@ import random
 import pytest
 
 from nemotron_style.steps.blocks.stats.confidence_interval import (
-    correlation,
-    paired_difference,
-    wilson,
+    paired_difference_interval,
+    phi_coefficient,
+    wilson_interval,
 )
 from nemotron_style.steps.eval.steerability.metrics import (
     JOINT,
@@ -23,11 +23,11 @@ from nemotron_style.steps.eval.steerability.samples import sample_table
 
 def test_wilson_against_published_values() -> None:
     # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
-    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
-    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_paired_difference_against_known_values(
 ) -> None:
     before = [True] * both + [False] * gained + [True] * lost + [False] * neither
     after = [True] * both + [True] * gained + [False] * lost + [False] * neither
-    assert paired_difference(before, after) == pytest.approx(expected, abs=2e-3)
+    assert paired_difference_interval(before, after) == pytest.approx(expected, abs=2e-3)
 
 
 def test_paired_interval_covers_the_true_difference() -> None:
@@ -51,7 +51,7 @@ def test_paired_interval_covers_the_true_difference() -> None:
     for _ in range(400):
         before = [draw.random() < 0.4 for _ in range(200)]
         after = [hit or draw.random() < 0.2 for hit in before]  # 0.4 -> 0.52
-        low, high = paired_difference(before, after)
+        low, high = paired_difference_interval(before, after)
         covered += low <= 0.12 <= high
     assert 0.92 <= covered / 400 <= 0.99
 
@@ -60,9 +60,9 @@ def test_pairs_that_agree_give_a_narrower_interval() -> None:
     before = [i % 2 == 0 for i in range(400)]
     same = [hit or i % 20 == 1 for i, hit in enumerate(before)]
     shuffled = same[1:] + same[:1]
-    assert correlation(before, same) > 0.8
-    assert _width(paired_difference(before, same)) < 0.5 * _width(
-        paired_difference(before, shuffled)
+    assert phi_coefficient(before, same) > 0.8
+    assert _width(paired_difference_interval(before, same)) < 0.5 * _width(
+        paired_difference_interval(before, shuffled)
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.data.jsonl import read_rows
 from nemotron_style.steps.blocks.judge.prompt import Question, ask_messages
-from nemotron_style.steps.blocks.stats.confidence_interval import clustered
+from nemotron_style.steps.blocks.stats.confidence_interval import clustered_interval
 from nemotron_style.steps.judge.card.metrics import Judgement, count_card, read_judgement
 from nemotron_style.steps.judge.card.row import Comparison, parse_comparison
 from nemotron_style.steps.judge.card.samples import sample_rows, sample_table
@@ -91,7 +91,7 @@ def test_the_card_of_known_judgements() -> None:
     card = count_card(pairs)
     assert card["accuracy"] == pytest.approx(4 / 6)
     assert (card["accuracy_as_given"], card["accuracy_swapped"]) == pytest.approx((2 / 3, 2 / 3))
-    assert card["accuracy_interval"] == list(clustered([[1, 1], [1, 0], [0, 1]]))
+    assert card["accuracy_interval"] == list(clustered_interval([[1, 1], [1, 0], [0, 1]]))
     assert card["swap_agreement"] == pytest.approx(2 / 4)
     assert card["parse_rate"] == pytest.approx(9 / 10)
     assert card["first_preference"] == pytest.approx(5 / 6)
