@@ -51,7 +51,7 @@ from nemotron_style.steps.blocks.loss.kl import estimate_kl
 from nemotron_style.steps.blocks.loss.loss_metrics import merge_metrics
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
-from nemotron_style.steps.blocks.model.rank_zero import Spokesman
+from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer, gradient_norm
 from nemotron_style.steps.rl.rlhf.advantages import teach
 from nemotron_style.steps.rl.rlhf.config import Config
@@ -117,9 +117,9 @@ class Ours:
         )
         chat = open_chat(tokenizer)
         sampling = Sampling(max_new_tokens=NEW_TOKENS, stop_ids=[stop_id(tokenizer, chat)])
-        self.spokesman, self.steps = Spokesman(), 0
+        self.rank_zero, self.steps = RankZero(), 0
         engine = Engine(self.model, sizes_of_model)
-        self.roller = Roller(engine, self.spokesman, tokenizer, chat, sampling)
+        self.roller = Roller(engine, self.rank_zero, tokenizer, chat, sampling)
         self.prompts = [
             Prompt(({"role": "user", "content": text},), tokenizer.encode(text)) for text in texts
         ]
@@ -136,7 +136,7 @@ class Ours:
 
     def weigh(self, lessons: Sequence[Lesson]) -> tuple[list[Lesson], dict[str, float]]:
         """Lessons with the log-probs of the reference, and how far the policy is from it."""
-        found = look(self.reference, lessons, size=ROWS, spokesman=self.spokesman)
+        found = look(self.reference, lessons, size=ROWS, rank_zero=self.rank_zero)
         drawn = torch.cat([one.generation_T for one in lessons])
         distance = float(estimate_kl(drawn, torch.cat(found)).double().mean())
         weighed = [replace(x, reference_T=y) for x, y in zip(lessons, found, strict=True)]
@@ -144,12 +144,12 @@ class Ours:
 
     def look_back(self, lessons: Sequence[Lesson]) -> list[Lesson]:
         """Lessons with the policy's own log-probs before the update; off-policy losses need it."""
-        found = look(self.model, lessons, size=ROWS, spokesman=self.spokesman)
+        found = look(self.model, lessons, size=ROWS, rank_zero=self.rank_zero)
         return [replace(x, previous_T=y) for x, y in zip(lessons, found, strict=True)]
 
     def learn(self, lessons: Sequence[Lesson]) -> dict[str, float]:
         options = self.config.loss_fn.options
-        return learn(self.model, lessons, options, size=ROWS, spokesman=self.spokesman)
+        return learn(self.model, lessons, options, size=ROWS, rank_zero=self.rank_zero)
 
     def step(self, *, look_back: bool = False) -> dict[str, float]:
         lessons, figures = self.teach(self.roll())

@@ -19,7 +19,7 @@ from nemotron_style.steps.blocks.judge.client import JudgeUnavailable
 from nemotron_style.steps.blocks.loss.clipped_pg_config import LossOptions
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
-from nemotron_style.steps.blocks.model.rank_zero import Spokesman
+from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.rl.rlhf.train_sample import Lesson, drop_strange, learn, look
 
@@ -84,22 +84,22 @@ def full_gradient(model):
     return {name: whole.clone() for name, whole in full_weights(model)}
 
 
-def told(spokesman):
+def told(rank_zero):
     """What every rank hears of the first one's work, and of what goes wrong with it."""
 
     def fail():
         raise JudgeUnavailable(Problem(what="gone", where=str(dist.get_rank())))
 
-    heard = [spokesman.share(lambda: [dist.get_rank(), "first"])]
+    heard = [rank_zero.run(lambda: [dist.get_rank(), "first"])]
     try:
-        spokesman.share(fail)
+        rank_zero.run(fail)
     except JudgeUnavailable as error:
         heard.append(str(error))
-    return spokesman.gather(heard)
+    return rank_zero.gather(heard)
 
 
 def measure(out):
-    seen_as = {"spokesman": Spokesman(), "temperature": TEMPERATURE}
+    seen_as = {"rank_zero": RankZero(), "temperature": TEMPERATURE}
     facts, tensors = {"looks": [], "metrics": {}}, {}
     model, other = build_model(SIZES, seed=11), build_model(SIZES, seed=12, ddp=False)
     plain = lessons()
@@ -112,7 +112,7 @@ def measure(out):
         replace(one, previous_T=then + 0.05, reference_T=start)
         for one, then, start in zip(plain, previous, reference, strict=True)
     ]
-    facts["told"] = told(seen_as["spokesman"])
+    facts["told"] = told(seen_as["rank_zero"])
     facts["dropped"] = [one.weight for one in drop_strange(taught, 1.5)[0]]
     for name, options in OPTIONS.items():
         for size in PASSES:

@@ -16,7 +16,8 @@ import torch
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model
 from nemotron_style.steps.blocks.data.steerlm2_row import EncodedGroup
 from nemotron_style.steps.blocks.model.language_model import build_model
-from nemotron_style.steps.blocks.model.parallel import Parallel, finish, initialize, is_writer
+from nemotron_style.steps.blocks.model.parallel import Parallel, finish, initialize
+from nemotron_style.steps.blocks.model.rank_zero import is_rank_zero
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.sft.steerlm2.batch import Sizes, Table, accumulate, figures_of, measure
 
@@ -76,6 +77,6 @@ def gradient(parallel: Parallel, sizes: Sizes, target: Path) -> dict[str, float]
 if __name__ == "__main__":
     tensor, pipeline, micro, forward = (int(word) for word in sys.argv[1:5])
     figures = gradient(Parallel(tensor, pipeline), Sizes(micro, forward), Path(sys.argv[5]))
-    if is_writer():
+    if is_rank_zero():
         Path(sys.argv[5], "figures.json").write_text(json.dumps(figures))
     finish()

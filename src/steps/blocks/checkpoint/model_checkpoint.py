@@ -12,18 +12,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.steps.blocks.checkpoint import torch_dist
 from nemotron_style.steps.blocks.model.language_model import build_model, unwrap, wrap
-from nemotron_style.steps.blocks.model.parallel import is_writer
+from nemotron_style.steps.blocks.model.rank_zero import gather, is_rank_zero
 from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights, shards
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
@@ -35,7 +34,7 @@ def save_model(model: nn.Module, path: Path, *, config: ModelConfig, tokenizer: 
 
     Every rank calls it, with the same path on a file system that all of them see.
     """
-    if is_writer():
+    if is_rank_zero():
         path.mkdir(parents=True, exist_ok=True)
         (path / CONFIG).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
         shutil.copytree(tokenizer, path / TOKENIZER, dirs_exist_ok=True)
@@ -123,12 +122,8 @@ def full_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Every tensor whole, in the order of names, on the CPU of every rank; every rank calls it."""
     mine = [shard for shard in shards(unwrap(model)) if shard.primary]
     pieces = [(shard.name, shard.full_shape, shard.slices, shard.data.cpu()) for shard in mine]
-    everywhere: list[Any] = [pieces]
-    if dist.get_world_size() > 1:
-        everywhere = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everywhere, pieces)
     tensors: dict[str, Tensor] = {}
-    for name, shape, slices, data in (piece for rank in everywhere for piece in rank):
+    for name, shape, slices, data in chain.from_iterable(gather(pieces)):
         tensors.setdefault(name, torch.empty(shape, dtype=data.dtype))[slices] = data
     return sorted(tensors.items())
 

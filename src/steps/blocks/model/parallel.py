@@ -146,11 +146,6 @@ def is_last_stage() -> bool:
     return parallel_state.is_pipeline_last_stage()
 
 
-def is_writer() -> bool:
-    """Whether this process alone writes what all ranks agree on."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
 def sum_over_data(values: torch.Tensor) -> torch.Tensor:
     """``values`` summed over the copies of the model; any shape, a new tensor."""
     from megatron.core import parallel_state

@@ -1,7 +1,7 @@
-"""What one process does for all of a job: it talks to a service, and tells the others.
+"""Work that rank zero does for the whole job, such as talking to a service.
 
-Every rank holds a :class:`Spokesman` and calls it alike. What the first rank finds, and what goes
-wrong with it, comes back on every rank, so that all of them stop at the same place.
+Every rank holds a :class:`RankZero` and calls it alike. The result of the work, or the error it
+ended with, comes back on every rank, so that all of them go on, or stop, at the same line.
 """
 
 from __future__ import annotations
@@ -15,46 +15,52 @@ import torch.distributed as dist
 from nemotron_style.runtime.errors import StepsError
 
 LONGEST_WAIT = timedelta(days=1)
-"""How long ranks wait for the first one, whose own patience ends much earlier."""
+"""How long the other ranks wait for rank zero, whose own deadlines end much earlier."""
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
-class Spokesman:
-    """Shares the work of the first rank; with one process it does the work and no more."""
+def is_rank_zero() -> bool:
+    """Whether this process alone writes what all ranks agree on."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def gather(value: Any, *, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """The ``value`` of every rank, in the order of ranks, on every rank."""
+    values: list[Any] = [value] * dist.get_world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value, group=group)
+    return values
+
+
+class RankZero:
+    """Shares what rank zero computes; a job of one process only does the work."""
 
     def __init__(self) -> None:
-        # Waiting for a service must not run into the deadline that training has for its own talk.
+        # A group of its own: waiting for a service may take longer than the deadline that
+        # training sets for its collectives.
         alone = dist.get_world_size() == 1
         self._group = None if alone else dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
-        self.speaks = dist.get_rank() == 0
 
-    def share(self, work: Callable[[], Found]) -> Found:
-        """What ``work`` gives on the first rank, or the error that it ends with, everywhere."""
-        found: Any = None
+    def run(self, work: Callable[[], Result]) -> Result:
+        """The result of ``work`` on rank zero, or the StepsError it ended with, on every rank."""
+        result: Any = None
         error: StepsError | None = None
-        if self.speaks:
+        if is_rank_zero():
             try:
-                found = work()
-            except StepsError as told:
-                error = told
+                result = work()
+            except StepsError as raised:
+                error = raised
         if self._group is not None:
-            found, error = self._send(found, error)
+            # An error travels as its class and problems: it may hold what cannot be pickled.
+            message = [result, error and (type(error), error.problems)]
+            dist.broadcast_object_list(message, src=0, group=self._group)
+            if not is_rank_zero():
+                result, error = message[0], message[1] and message[1][0](message[1][1])
         if error is not None:
             raise error
-        return found
+        return result
 
-    def gather(self, mine: Any) -> list[Any]:
-        """What every rank gives, in the order of ranks."""
-        if self._group is None:
-            return [mine]
-        everywhere: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everywhere, mine, group=self._group)
-        return everywhere
-
-    def _send(self, found: Any, error: StepsError | None) -> tuple[Any, StepsError | None]:
-        plain = [found, error and (type(error), error.problems)]
-        dist.broadcast_object_list(plain, src=0, group=self._group)
-        if self.speaks:
-            return found, error
-        return plain[0], plain[1] and plain[1][0](plain[1][1])
+    def gather(self, value: Any) -> list[Any]:
+        """The ``value`` of every rank, in the order of ranks, on every rank."""
+        return gather(value, group=self._group)

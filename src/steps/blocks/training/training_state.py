@@ -24,7 +24,7 @@ from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint import torch_dist
 from nemotron_style.steps.blocks.model.language_model import unwrap
-from nemotron_style.steps.blocks.model.parallel import is_writer
+from nemotron_style.steps.blocks.model.rank_zero import is_rank_zero
 from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights
 from nemotron_style.steps.blocks.training.optimizer import Optimizer
 
@@ -68,7 +68,7 @@ def save_state(
     path: Path, model: nn.Module, optimizer: Optimizer, *, extra: dict[str, Any]
 ) -> None:
     """Write weights, moments, random states and ``extra`` (JSON) into ``path``; all ranks call."""
-    if is_writer():
+    if is_rank_zero():
         path.mkdir(parents=True, exist_ok=True)
         (path / EXTRA).write_text(json.dumps({"world_size": dist.get_world_size(), "extra": extra}))
     torch_dist.write(_sharded(model, optimizer, loading=False), path / STATE)

@@ -19,7 +19,7 @@ from nemotron_style.steps.blocks.data.tokenizer_files import (
     SPECIAL_FILE,
     export_tokenizer,
 )
-from nemotron_style.steps.blocks.model.parallel import is_writer
+from nemotron_style.steps.blocks.model.rank_zero import is_rank_zero
 from nemotron_style.steps.blocks.reward.config import RewardConfig, merged
 from nemotron_style.steps.blocks.reward.model import ARCHITECTURE
 from nemotron_style.steps.blocks.reward.regression_model import HEAD
@@ -44,7 +44,7 @@ def write_weights(
     With ``mix`` the head has one output, made of that much of each.
     """
     weights = full_weights(model)
-    if is_writer():
+    if is_rank_zero():
         write_tensors(path, _units(weights, sizes, mix), max_bytes=MAX_FILE_BYTES)
 
 

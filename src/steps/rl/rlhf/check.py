@@ -224,6 +224,6 @@ def _look(
         model,
         lessons,
         size=config.policy.logprob_batch_size,
-        spokesman=referee.spokesman,
+        rank_zero=referee.rank_zero,
         temperature=config.policy.generation.temperature,
     )

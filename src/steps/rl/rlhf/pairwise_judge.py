@@ -14,7 +14,7 @@ from nemotron_style.steps.blocks.judge.aggregation import Aggregation
 from nemotron_style.steps.blocks.judge.cache import VerdictCache
 from nemotron_style.steps.blocks.judge.client import JudgeClient
 from nemotron_style.steps.blocks.judge.group_judge import Contest, Judged, JudgePlan, judge_groups
-from nemotron_style.steps.blocks.model.rank_zero import Spokesman
+from nemotron_style.steps.blocks.model.rank_zero import RankZero, is_rank_zero
 from nemotron_style.steps.rl.rlhf.config import Config
 
 VERDICTS = "verdicts.jsonl"
@@ -36,7 +36,7 @@ class Referee:
     """
 
     client: JudgeClient | None
-    spokesman: Spokesman
+    rank_zero: RankZero
     plan: JudgePlan
     aggregation: Aggregation
     identity: str
@@ -60,7 +60,7 @@ class Referee:
                 self.client, contests, step=step, plan=plan, aggregation=self.aggregation
             )
 
-        return self.spokesman.share(ask)
+        return self.rank_zero.run(ask)
 
 
 def find_judge(ctx: StepContext) -> Artifact | None:
@@ -68,7 +68,7 @@ def find_judge(ctx: StepContext) -> Artifact | None:
     return ctx.optional_input(f"{SERVICE}.model")
 
 
-def open_referee(config: Config, ctx: StepContext, spokesman: Spokesman) -> Referee:
+def open_referee(config: Config, ctx: StepContext, rank_zero: RankZero) -> Referee:
     """The judge of the config, once it answers.
 
     Raises ``JudgeUnavailable`` when it does not within ``judge.ready_seconds``.
@@ -77,7 +77,7 @@ def open_referee(config: Config, ctx: StepContext, spokesman: Spokesman) -> Refe
     card = read_card(artifact)
     known = str(artifact.facts.get("weights_digest") or artifact.digest) if artifact else ""
     client = None
-    if spokesman.speaks:
+    if is_rank_zero():
         client = _open_client(config, ctx, form=config.judge.form or card.get("form") or "genrm")
 
     def meet() -> None:
@@ -85,7 +85,7 @@ def open_referee(config: Config, ctx: StepContext, spokesman: Spokesman) -> Refe
         client.wait_ready(config.judge.ready_seconds)
 
     try:
-        spokesman.share(meet)
+        rank_zero.run(meet)
     except BaseException:
         if client is not None:
             client.close()
@@ -93,7 +93,7 @@ def open_referee(config: Config, ctx: StepContext, spokesman: Spokesman) -> Refe
     identity = known or name_judge(config)
     if client is not None:
         client.identity = identity
-    return Referee(client, spokesman, config.judge_plan, config.env.compare.aggregation, identity)
+    return Referee(client, rank_zero, config.judge_plan, config.env.compare.aggregation, identity)
 
 
 def read_card(artifact: Artifact | None) -> Mapping[str, Any]:

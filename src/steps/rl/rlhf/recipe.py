@@ -42,7 +42,7 @@ from nemotron_style.steps.blocks.loss.kl import estimate_kl
 from nemotron_style.steps.blocks.loss.loss_metrics import merge_metrics
 from nemotron_style.steps.blocks.model.device import prepare
 from nemotron_style.steps.blocks.model.parallel import any_rank, initialize
-from nemotron_style.steps.blocks.model.rank_zero import Spokesman
+from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.training.launch_check import is_due
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import load_state, save_state
@@ -135,10 +135,10 @@ def run(config: Config, ctx: StepContext) -> None:
     model, sizes = load_model(source.path, dtype=dtype, distributed_optimizer=policy.half)
     reference, _ = load_model(source.path, dtype=dtype, ddp=False)
     optimizer = build_optimizer(model, policy.optim, gradient_clip=policy.max_grad_norm)
-    spokesman, options = Spokesman(), config.loss_fn.options
-    roller = Roller(Engine(model, sizes), spokesman, tokenizer, chat, sampling)
-    seen_as = {"spokesman": spokesman, "temperature": temperature}
-    with open_referee(config, ctx, spokesman) as referee:
+    rank_zero, options = RankZero(), config.loss_fn.options
+    roller = Roller(Engine(model, sizes), rank_zero, tokenizer, chat, sampling)
+    seen_as = {"rank_zero": rank_zero, "temperature": temperature}
+    with open_referee(config, ctx, rank_zero) as referee:
         ctx.say(f"judge {referee.identity}")
         memory = Memory(judge=referee.identity)
 

@@ -19,7 +19,7 @@ from nemotron_style.steps.blocks.judge.aggregation import Answer
 from nemotron_style.steps.blocks.judge.group_judge import Contest
 from nemotron_style.steps.blocks.judge.prompt import split_reasoning
 from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
-from nemotron_style.steps.blocks.model.rank_zero import Spokesman
+from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.rl.rlhf.prompt import Prompt
 
 
@@ -67,7 +67,7 @@ class Roller:
     """Draws groups. Every rank draws a part of them, and gets all."""
 
     sampler: Sampler
-    spokesman: Spokesman
+    rank_zero: RankZero
     tokenizer: Tokenizer
     chat: ChatFormat
     sampling: Sampling
@@ -89,7 +89,7 @@ class Roller:
             seed=[seed_of(names[number]) for number in mine],
         )
         own = [[self._read(each) for each in group] for group in drawn]
-        parts = self.spokesman.gather(own)
+        parts = self.rank_zero.gather(own)
         return [
             Rollout(names[number], prompts[place], parts[number % len(parts)][number // len(parts)])
             for number, place in enumerate(places)

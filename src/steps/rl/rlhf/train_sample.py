@@ -26,7 +26,7 @@ from nemotron_style.steps.blocks.loss.masked_mean import Counts
 from nemotron_style.steps.blocks.loss.sample_mask import mask_by_error, sequence_errors
 from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
 from nemotron_style.steps.blocks.model.prefix_packing import Group, Packed, pack
-from nemotron_style.steps.blocks.model.rank_zero import Spokesman
+from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
 
 
@@ -55,7 +55,7 @@ def look(
     lessons: Sequence[Lesson],
     *,
     size: int,
-    spokesman: Spokesman,
+    rank_zero: RankZero,
     temperature: float = 1.0,
 ) -> list[Tensor]:
     """The log-probs of each lesson's tokens under ``model``, float32 ``[T]``, on every rank."""
@@ -67,7 +67,7 @@ def look(
         for row, places in enumerate(each)
         for number, place in enumerate(places)
     }
-    everywhere = {place: one for part in spokesman.gather(mine) for place, one in part.items()}
+    everywhere = {place: one for part in rank_zero.gather(mine) for place, one in part.items()}
     return [everywhere[place] for place in range(len(lessons))]
 
 
@@ -77,7 +77,7 @@ def learn(
     options: LossOptions,
     *,
     size: int,
-    spokesman: Spokesman,
+    rank_zero: RankZero,
     temperature: float = 1.0,
 ) -> dict[str, float]:
     """Gradients of the loss of a global batch into ``main_grad``; the loss's metrics, everywhere.
@@ -96,7 +96,7 @@ def learn(
         packed = pack_pass(lessons, each)
         work.append((packed, _facts(packed, [lessons[place] for one in each for place in one])))
     parts = accumulate_gradients(model, work, loss, temperature=temperature)
-    return merge_metrics([one for part in spokesman.gather(parts) for one in part])
+    return merge_metrics([one for part in rank_zero.gather(parts) for one in part])
 
 
 def drop_strange(

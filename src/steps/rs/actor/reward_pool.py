@@ -6,24 +6,16 @@ it, comes back on every rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import timedelta
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-import torch.distributed as dist
-
-from nemotron_style.runtime.errors import StepsError
+from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.reward.client import Health, RewardClient
 from nemotron_style.steps.blocks.reward.types import Message, Scored
 
 AT_ONCE = 4
 """Lots of conversations that are under way at a time."""
-
-LONGEST_WAIT = timedelta(days=1)
-"""How long ranks wait for the first one, whose own patience ends much earlier."""
-
-Found = TypeVar("Found")
 
 
 class Judge:
@@ -38,9 +30,7 @@ class Judge:
         if client:
             stopping = client.stopping
             client.stopping = lambda: self._is_over or stopping()
-        # Waiting for a server must not run into the deadline that training has for its own talk.
-        alone = dist.get_world_size() == 1
-        self._group = None if alone else dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        self._rank_zero = RankZero()
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +43,12 @@ class Judge:
 
     def wait_ready(self, seconds: float) -> Health:
         """The reward model, once it is ready. Raises RewardUnavailable after ``seconds``."""
-        return self._share(lambda client: client.wait_ready(seconds))
+
+        def wait() -> Health:
+            assert self.client
+            return self.client.wait_ready(seconds)
+
+        return self._rank_zero.run(wait)
 
     def ask(self, conversations: Sequence[Sequence[Message]]) -> None:
         """Have conversations scored; returns at once."""
@@ -66,41 +61,13 @@ class Judge:
         Raises RewardUnavailable, or Interrupted when the run was asked to stop.
         """
         asked, self._asked = self._asked, []
-        return self._share(lambda _: [scored for each in asked for scored in each.result()])
+        return self._rank_zero.run(lambda: [scored for each in asked for scored in each.result()])
 
     def gather(self, mine: Any) -> list[Any]:
         """What every rank gives, in the order of ranks."""
-        if self._group is None:
-            return [mine]
-        everywhere: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everywhere, mine, group=self._group)
-        return everywhere
+        return self._rank_zero.gather(mine)
 
     @property
     def counts(self) -> dict[str, int]:
         """What the client has counted so far, retries and faults by kind; empty elsewhere."""
         return self.client.counts if self.client else {}
-
-    def _share(self, work: Callable[[RewardClient], Found]) -> Found:
-        """What ``work`` gives on rank 0, or the error that it ends with, on every rank."""
-        told: list[Any] = [None, None]
-        if self.client:
-            try:
-                told = [work(self.client), None]
-            except StepsError as error:
-                told = [None, error]
-        if self._group is not None:
-            told = self._send(told)
-        found, error = told
-        if error is not None:
-            raise error
-        return found
-
-    def _send(self, told: list[Any]) -> list[Any]:
-        error = told[1]
-        plain = [told[0], error and (type(error), error.problems)]
-        dist.broadcast_object_list(plain, src=0, group=self._group)
-        if self.client or plain[1] is None:
-            return told if self.client else plain
-        kind, problems = plain[1]
-        return [None, kind(problems)]
