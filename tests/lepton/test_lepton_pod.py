@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_style.runtime.atomic import write_text
 from nemotron_style.runtime.errors import StepFailed
-from nemotron_style.runtime.jsonfile import write_text
 from nemotron_style.runtime.launch.bundle import pack, upload
 
 NASTY = "a b'c\"d $(touch X) `touch X`; # ünï, \\ \n next ${HOME} $$ %s"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.cli.table import render_pairs, render_table
-from nemotron_style.runtime.jsonfile import read_json
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
 from nemotron_style.runtime.planning.dry_run import describe_planned
 from nemotron_style.runtime.planning.planner import PlannedRun

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from nemotron_style.runtime.atomic import write_text
 from nemotron_style.runtime.errors import Problem, ProfileError, StepFailed, StepsError, raise_all
-from nemotron_style.runtime.jsonfile import write_text
 from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE, PARENT_VARIABLE, Attempt
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.plan import Plan

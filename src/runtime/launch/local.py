@@ -20,8 +20,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from nemotron_style.runtime.atomic import write_json
 from nemotron_style.runtime.errors import Problem, ProfileError, StepFailed, UsageError
-from nemotron_style.runtime.jsonfile import write_json
 from nemotron_style.runtime.launch.base import (
     JobHandle,
     Request,

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from nemotron_style.runtime.jsonfile import write_json
+from nemotron_style.runtime.atomic import write_json
 from nemotron_style.runtime.launch.container import kill_container
 from nemotron_style.runtime.process import find_marked, identify_process, is_alive, kill_family
 from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE, CHILD, MARK, Attempt

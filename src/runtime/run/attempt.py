@@ -18,15 +18,15 @@ claiming and starting can never come alive afterwards.
 
 from __future__ import annotations
 
+import json
 import os
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.jsonfile import read_json, write_json, write_text
+from nemotron_style.runtime.atomic import create_text, read_json, write_json, write_text
 from nemotron_style.runtime.process import find_marked, identify_process, is_alive
 from nemotron_style.runtime.run.state import (
     CANCELLED,
@@ -178,12 +178,4 @@ class Attempt:
         self.update(state=state, ended=time.time(), **facts)
 
     def _own(self, owner: Mapping[str, Any]) -> bool:
-        aside = self.path / f".owner-{uuid.uuid4().hex}"
-        write_json(aside, owner)
-        try:
-            os.link(aside, self.path / "owner.json")
-        except FileExistsError:
-            return False
-        finally:
-            aside.unlink()
-        return True
+        return create_text(self.path / "owner.json", json.dumps(owner, indent=2) + "\n")

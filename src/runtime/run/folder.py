@@ -17,8 +17,6 @@ Files tell how an attempt of this machine stands; what a cluster makes of one, i
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
 import time
@@ -28,8 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemotron_style.runtime.atomic import (
+    create_text,
+    move_dir,
+    read_json,
+    remove_tree,
+    write_json,
+    write_text,
+)
 from nemotron_style.runtime.errors import Problem, RefError, suggest
-from nemotron_style.runtime.jsonfile import read_json, remove_tree, write_json, write_text
 from nemotron_style.runtime.process import identify_process
 from nemotron_style.runtime.run.attempt import LOCAL, Attempt
 from nemotron_style.runtime.run.plan import Plan, load_plan
@@ -134,27 +139,19 @@ class RunFolder:
         aside = self.path / "attempts" / f".{uuid.uuid4().hex}"
         write_json(aside / "attempt.json", begun)
         (aside / "log-0.txt").touch()
-        try:
-            os.rename(aside, final)
-        except OSError as error:
-            remove_tree(aside)
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                return None
-            raise
-        return Attempt(final)
+        if move_dir(aside, final):
+            return Attempt(final)
+        remove_tree(aside)
+        return None
 
     def reserve(self, plan: Plan) -> bool:
         """Make the folder with its plan, at once; False when there is one already."""
         aside = self.path.with_name(f".{self.run_id}.{uuid.uuid4().hex}")
         write_text(aside / "plan.json", plan.to_json())
-        try:
-            os.rename(aside, self.path)
-        except OSError as error:
-            remove_tree(aside)
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                return False
-            raise
-        return True
+        if move_dir(aside, self.path):
+            return True
+        remove_tree(aside)
+        return False
 
     def record_decision(self, decision: Mapping[str, Any]) -> None:
         """Keep what was decided, unless it only repeats what was decided last."""
@@ -162,11 +159,9 @@ class RunFolder:
         if earlier and all(earlier[-1].get(key) == value for key, value in decision.items()):
             return
         folder = self.path / "decisions"
-        folder.mkdir(parents=True, exist_ok=True)
         number = max(_numbers(folder, ".json"), default=0) + 1
         text = json.dumps({**decision, "decided": time.time()}, indent=2, sort_keys=True) + "\n"
-        with contextlib.suppress(FileExistsError), open(folder / f"{number}.json", "x") as file:
-            file.write(text)
+        create_text(folder / f"{number}.json", text)  # a number taken meanwhile says it for both
 
 
 def list_runs(store: Path, *, step: str = "", limit: int | None = None) -> list[RunFolder]:

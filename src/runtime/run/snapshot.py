@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
 
+from nemotron_style.runtime.atomic import move_dir, remove_tree, sync_tree
 from nemotron_style.runtime.errors import Problem, UsageError
-from nemotron_style.runtime.jsonfile import remove_tree, sync_tree
 from nemotron_style.runtime.run.code import PACKAGE, describe_code, find_module
 from nemotron_style.runtime.run.plan import Snapshot
 
@@ -49,12 +49,8 @@ def write_snapshot(snapshot: Snapshot, entrypoint: str) -> None:
         what = "the sources changed while the job was being handed over"
         raise UsageError(Problem(where=entrypoint, what=what, fix="run the same command again"))
     sync_tree(aside)
-    try:
-        os.rename(aside, final)
-    except OSError:
-        if not final.is_dir():
-            raise
-        remove_tree(aside)  # somebody else was first, with the same content
+    if not move_dir(aside, final):
+        remove_tree(aside)  # another submission was first, with the same content
 
 
 def list_sources(entrypoint: str) -> list[tuple[str, Path]]:

@@ -12,10 +12,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_style.runtime.jsonfile import (
+from nemotron_style.runtime.atomic import (
     read_json,
     remove_tree,
-    sync_directory,
+    sync,
     sync_tree,
     write_json,
 )
@@ -73,7 +73,7 @@ class Checkpoints:
         write_json(staged / MARKER, {"step": step, "files": digests})
         remove_tree(final)  # the same step of an attempt that was continued from before it
         os.rename(staged, final)
-        sync_directory(self._root)
+        sync(self._root)
         for old in self._committed()[:-keep]:
             (old.path / MARKER).unlink(missing_ok=True)  # first, so that it is never half there
             remove_tree(old.path)

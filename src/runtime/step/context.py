@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemotron_style.runtime.atomic import write_json
 from nemotron_style.runtime.errors import InputError, Problem, suggest
-from nemotron_style.runtime.jsonfile import write_json
 from nemotron_style.runtime.step.checkpoint import Checkpoints
 from nemotron_style.runtime.step.metrics import Metrics, plain_number
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from nemotron_style.runtime.jsonfile import write_text
+from nemotron_style.runtime.atomic import write_text
 
 
 class ScalarWriter(Protocol):

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from nemotron_style.runtime import disk
+from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, InputError, Problem
 from nemotron_style.runtime.store.commit import discard, draft_record, publish, settle
 from nemotron_style.runtime.store.digest import (
@@ -58,12 +58,12 @@ def adopt(layout: Layout, location: str, *, kind: str, name: str) -> Artifact:
         if known:
             return known
     source = _open_uri(location) if _URI.match(location) else _open_path(location)
-    staged = disk.fresh(layout.staging, "adopted")
-    disk.make_dir(staged)
+    staged = atomic.unique_path(layout.staging, "adopted")
+    atomic.make_dir(staged)
     try:
         hashed = [_copy(entry, staged) for entry in source.entries]
         for directory in directories(staged):
-            disk.sync(directory)
+            atomic.sync(directory)
         return _commit(layout, staged, source, hashed, kind=kind, name=name)
     except OSError as error:
         raise InputError(Problem(where=source.text, what=f"cannot be read: {error}")) from error

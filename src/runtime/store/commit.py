@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Unpack
 
-from nemotron_style.runtime import disk
+from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, Problem
 from nemotron_style.runtime.store.digest import (
     RECORD_NAME,
@@ -94,7 +94,7 @@ def seal_tree(staged: Path, scratch: Path) -> list[Hashed]:
         _protect(file.source, scratch)
     hashed = [hash_file(file, durable=True) for file in found]
     for directory in directories(staged):
-        disk.sync(directory)
+        atomic.sync(directory)
     return hashed
 
 
@@ -109,11 +109,11 @@ def publish(layout: Layout, staged: Path, draft: Record, hashed: list[Hashed]) -
     directory = layout.version(record.name, record.version)
     key = key_of(layout, record)
     if key is None:
-        disk.move_dir(staged, directory)
+        atomic.move_dir(staged, directory)
         return _finish(layout, record, text, hashed)
     intent = layout.intent(key, record.ref)
-    disk.write(intent, text, scratch=layout.staging)
-    disk.move_dir(staged, directory)
+    atomic.write_text(intent, text, scratch=layout.staging)
+    atomic.move_dir(staged, directory)
     artifact = _decide(layout, key, text) or _finish(layout, record, text, hashed)
     if artifact.path != directory:
         discard(layout, directory)
@@ -145,31 +145,31 @@ def key_of(layout: Layout, record: Record) -> Path | None:
 
 def discard(layout: Layout, directory: Path) -> None:
     """Throw a directory away, out of sight first."""
-    disk.make_dir(layout.staging)
-    aside = disk.fresh(layout.staging, "discarded")
+    atomic.make_dir(layout.staging)
+    aside = atomic.unique_path(layout.staging, "discarded")
     try:
         os.rename(directory, aside)
     except FileNotFoundError:
         return
-    disk.remove_tree(aside)
+    atomic.remove_tree(aside)
 
 
 def _claim_version(layout: Layout, name: str) -> int:
     taken = versions_in(layout.claims(name)) + versions_in(layout.name(name))
     version = max(taken, default=0) + 1
     # The listing is only where to begin: the exclusive create decides.
-    while not disk.touch_new(layout.claims(name) / f"v{version}"):
+    while not atomic.create_empty(layout.claims(name) / f"v{version}"):
         version += 1
     return version
 
 
 def _decide(layout: Layout, key: Path, text: str) -> Artifact | None:
     """Link ``text`` to ``key``; what was decided before, when that is whole, is returned."""
-    if disk.write_new(key, text, scratch=layout.staging):
+    if atomic.create_text(key, text, scratch=layout.staging):
         return None
     settled = _complete(layout, key)
     if settled is None:
-        disk.write(key, text, scratch=layout.staging)
+        atomic.write_text(key, text, scratch=layout.staging)
     return settled
 
 
@@ -206,7 +206,7 @@ def _finish(layout: Layout, record: Record, text: str, hashed: Iterable[Hashed])
     directory = layout.version(record.name, record.version)
     write_keys(layout, record)
     write_times(layout, record, hashed)
-    disk.write(directory / RECORD_NAME, text, scratch=layout.staging)
+    atomic.write_text(directory / RECORD_NAME, text, scratch=layout.staging)
     return Artifact(record, directory)
 
 
@@ -219,7 +219,7 @@ def _protect(path: Path, scratch: Path) -> None:
 
 def _copy_apart(path: Path, scratch: Path) -> None:
     # Another name of the same file could still be used to write to it.
-    disk.make_dir(scratch)
-    copy = disk.fresh(scratch, "copy")
+    atomic.make_dir(scratch)
+    copy = atomic.unique_path(scratch, "copy")
     shutil.copyfile(path, copy)
     os.replace(copy, path)

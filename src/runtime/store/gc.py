@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nemotron_style.runtime import disk
+from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError
 from nemotron_style.runtime.store import resolve
 from nemotron_style.runtime.store.commit import key_of, settle
@@ -75,8 +75,8 @@ def _half_made(layout: Layout) -> Iterator[Path]:
 
 
 def _remove_half_made(layout: Layout, directory: Path, done: Garbage) -> None:
-    disk.make_dir(layout.staging)
-    aside = disk.fresh(layout.staging, f"{_ASIDE}-{directory.parent.name}@{directory.name}")
+    atomic.make_dir(layout.staging)
+    aside = atomic.unique_path(layout.staging, f"{_ASIDE}-{directory.parent.name}@{directory.name}")
     try:
         os.rename(directory, aside)
     except FileNotFoundError:  # another collector was here first
@@ -84,7 +84,7 @@ def _remove_half_made(layout: Layout, directory: Path, done: Garbage) -> None:
     if is_committed(aside):  # its writer was only slow, and finished just now
         os.rename(aside, directory)
         return
-    disk.remove_tree(aside)
+    atomic.remove_tree(aside)
     done.removed.append(str(directory.relative_to(layout.root)))
 
 
@@ -92,7 +92,7 @@ def _bring_back(layout: Layout, done: Garbage) -> None:
     for aside in layout.staging.glob(f"{_ASIDE}-*"):
         if is_committed(aside):
             record = load_artifact(aside).record
-            disk.move_dir(aside, layout.version(record.name, record.version))
+            atomic.move_dir(aside, layout.version(record.name, record.version))
             done.finished.append(record.ref)
 
 
@@ -112,7 +112,7 @@ def _touched(path: Path) -> float:
 
 def _remove(leftover: Path) -> None:
     if leftover.is_dir() and not leftover.is_symlink():
-        disk.remove_tree(leftover)
+        atomic.remove_tree(leftover)
     else:
         leftover.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from nemotron_style.runtime import disk
+from nemotron_style.runtime import atomic
 from nemotron_style.runtime.store.digest import Hashed
 from nemotron_style.runtime.store.layout import Layout
 from nemotron_style.runtime.store.record import Record
@@ -33,7 +33,7 @@ def keys_of(layout: Layout, record: Record) -> list[Path]:
 
 def write_keys(layout: Layout, record: Record) -> int:
     """Write the keys of an artifact that are not there; their number."""
-    return sum(disk.touch_new(key) for key in keys_of(layout, record))
+    return sum(atomic.create_empty(key) for key in keys_of(layout, record))
 
 
 def read_digests(layout: Layout, prefix: str) -> list[str]:
@@ -57,7 +57,7 @@ def read_edges(layout: Layout, direction: str, digest: str, ref: str) -> Iterato
 def write_times(layout: Layout, record: Record, hashed: Iterable[Hashed]) -> None:
     """Remember size and time of each file as they were when it was hashed."""
     times = {item.file.path: [item.file.size, item.mtime_ns] for item in hashed}
-    disk.write(layout.times(record.ref), json.dumps(times), scratch=layout.staging)
+    atomic.write_text(layout.times(record.ref), json.dumps(times), scratch=layout.staging)
 
 
 def read_times(layout: Layout, ref: str) -> Times:

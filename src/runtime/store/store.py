@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
-from nemotron_style.runtime import disk
+from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, Problem
 from nemotron_style.runtime.store import adopt, resolve
 from nemotron_style.runtime.store.commit import discard, draft_record, publish, seal_tree, settle
@@ -104,8 +104,8 @@ class Store:
 
     def stage(self, hint: str) -> Path:
         """A new, empty directory under the store that nobody else writes to."""
-        staged = disk.fresh(self.layout.staging, check_word(hint, "hint"))
-        disk.make_dir(staged)
+        staged = atomic.unique_path(self.layout.staging, check_word(hint, "hint"))
+        atomic.make_dir(staged)
         return staged
 
     def commit(

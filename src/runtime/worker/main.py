@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from nemotron_style.runtime.atomic import remove_tree, write_json
 from nemotron_style.runtime.config.model import validate
 from nemotron_style.runtime.errors import (
     ArtifactError,
@@ -33,7 +34,6 @@ from nemotron_style.runtime.errors import (
     UsageError,
     raise_all,
 )
-from nemotron_style.runtime.jsonfile import remove_tree, write_json
 from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE, PARENT_VARIABLE, STOP, Attempt
 from nemotron_style.runtime.run.code import digest_code
 from nemotron_style.runtime.run.folder import RunFolder

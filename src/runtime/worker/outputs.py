@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemotron_style.runtime.atomic import read_json, remove_tree, sync_tree, write_json
 from nemotron_style.runtime.errors import Problem, StepFailed, raise_all
-from nemotron_style.runtime.jsonfile import read_json, remove_tree, sync_tree, write_json
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.code import describe_code
 from nemotron_style.runtime.run.folder import RunFolder

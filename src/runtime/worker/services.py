@@ -11,8 +11,8 @@ import time
 from contextlib import closing
 from urllib.parse import urlsplit
 
+from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.errors import Interrupted, Problem, StepFailed
-from nemotron_style.runtime.jsonfile import read_json
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.plan import Plan

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemotron_style.runtime.atomic import write_json
 from nemotron_style.runtime.errors import (
     Problem,
     ProfileError,
@@ -23,7 +24,6 @@ from nemotron_style.runtime.errors import (
     UsageError,
     raise_all,
 )
-from nemotron_style.runtime.jsonfile import write_json
 from nemotron_style.runtime.launch.base import (
     JobHandle,
     Request,

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from nemotron_style.runtime.atomic import write_json
 from nemotron_style.runtime.errors import Problem, StepFailed
-from nemotron_style.runtime.jsonfile import write_json
 from nemotron_style.runtime.launch.base import (
     JobHandle,
     Request,

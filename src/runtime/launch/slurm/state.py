@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.jsonfile import read_json
+from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
 from nemotron_style.runtime.launch.slurm.client import Seen, Silent, find_jobs, look_up
 from nemotron_style.runtime.process import is_alive

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from nemotron_style.runtime.atomic import write_json
 from nemotron_style.runtime.errors import ConfigError, Problem
-from nemotron_style.runtime.jsonfile import write_json
 
 ENDPOINT = "endpoint.json"
 EVERYWHERE = ("0.0.0.0", "::")

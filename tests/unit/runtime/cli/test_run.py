@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from nemotron_style.runtime.atomic import write_json
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.cli.progress import Screen
-from nemotron_style.runtime.jsonfile import write_json
 from nemotron_style.runtime.launch.base import JobHandle
 
 Capture = pytest.CaptureFixture[str]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.jsonfile import write_text
+from nemotron_style.runtime.atomic import write_text
 from nemotron_style.runtime.launch import supervisor
 from nemotron_style.runtime.launch.supervisor import Supervisor, grow_pauses, main
 from nemotron_style.runtime.process import is_alive

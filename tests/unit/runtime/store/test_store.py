@@ -10,7 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from nemotron_style.runtime import disk
+from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, InputError, RefError
 from nemotron_style.runtime.store import resolve, verify
 from nemotron_style.runtime.store.digest import Found, Hashed, hash_file
@@ -173,7 +173,7 @@ def test_a_version_without_a_record_is_not_there(store: Store) -> None:
 
 def test_a_claim_that_came_to_nothing_leaves_a_gap(store: Store) -> None:
     commit(store, "one")
-    disk.touch_new(store.layout.claims("model") / "v7")
+    atomic.create_empty(store.layout.claims("model") / "v7")
     assert commit(store, "two").ref == "model:v8"
     store.collect_garbage(grace_s=-1)
     assert commit(store, "three").ref == "model:v9"

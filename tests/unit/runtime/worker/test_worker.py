@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.jsonfile import write_json
+from nemotron_style.runtime.atomic import write_json
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.step.context import Stop

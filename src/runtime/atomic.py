@@ -1,0 +1,142 @@
+"""File operations that are safe against a crash: whatever appears is whole, or it is absent.
+
+Everything that must survive the death of a process or of the machine goes through here. A
+function has made its work durable (fsync) when it returns, unless it says otherwise. They stay
+this few so that an object store could take the place of the local disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str, *, scratch: Path | None = None, durable: bool = True) -> None:
+    """Put ``text`` at ``path``, replacing what is there in one step.
+
+    A reader sees the old text or the new one. The text is written aside first: beside ``path``,
+    or in ``scratch``, where the store keeps what is not committed yet; what comes out of there is
+    read-only. ``durable=False`` leaves out fsync, for what is worthless after a power cut.
+    """
+    make_dir(path.parent)
+    os.replace(_write_aside(path, text, scratch=scratch, durable=durable), path)
+    if durable:
+        sync(path.parent)
+
+
+def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Put ``value`` at ``path`` as JSON, its keys in their order."""
+    write_text(path, json.dumps(value, indent=2) + "\n", durable=durable)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object at ``path``, or None when there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return dict(value) if isinstance(value, dict) else None
+
+
+def create_text(path: Path, text: str, *, scratch: Path | None = None) -> bool:
+    """Create ``path`` with ``text`` in it; False when it exists: exactly one caller wins."""
+    make_dir(path.parent)
+    aside = _write_aside(path, text, scratch=scratch)
+    try:
+        # A link, because an exclusive create followed by a write would show the name without
+        # its text to a reader, and for good after a crash between the two.
+        os.link(aside, path)
+    except FileExistsError:
+        return False
+    finally:
+        aside.unlink()
+    sync(path.parent)
+    return True
+
+
+def create_empty(path: Path) -> bool:
+    """Create an empty file; False when it exists: exactly one caller wins."""
+    make_dir(path.parent)
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+    except FileExistsError:
+        return False
+    sync(path.parent)
+    return True
+
+
+def make_dir(path: Path) -> None:
+    """Create ``path`` and its missing parents, each durable in the one above it."""
+    missing = []
+    while not path.is_dir():
+        if path.exists():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        directory.mkdir(exist_ok=True)
+        sync(directory.parent)
+
+
+def move_dir(source: Path, target: Path) -> bool:
+    """Rename a directory to a name not in use; False when something is there already."""
+    make_dir(target.parent)
+    if target.exists():  # rename would replace an empty directory
+        return False
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
+            return False
+        raise
+    for parent in {target.parent, source.parent}:
+        sync(parent)
+    return True
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory that nobody refers to; one that is partly or wholly gone is no error."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def unique_path(folder: Path, hint: str) -> Path:
+    """A path in ``folder`` that no other process uses; it is not created."""
+    return folder / f"{hint}-{uuid.uuid4().hex}"
+
+
+def sync(path: Path) -> None:
+    """Force a file's bytes, or a directory's entries, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(root: Path) -> None:
+    """Force every file and directory under ``root`` to the disk."""
+    for directory, _, names in os.walk(root):
+        for name in names:
+            sync(Path(directory, name))
+        sync(Path(directory))
+
+
+def _write_aside(path: Path, text: str, *, scratch: Path | None, durable: bool = True) -> Path:
+    if scratch:
+        make_dir(scratch)
+    aside = unique_path(scratch, "text") if scratch else unique_path(path.parent, f".{path.name}")
+    handle = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+        stream.write(text)
+        stream.flush()
+        if scratch:
+            os.fchmod(stream.fileno(), 0o444)
+        if durable:
+            os.fsync(stream.fileno())
+    return aside
