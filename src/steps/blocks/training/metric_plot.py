@@ -1,19 +1,56 @@
-"""What a run has written about itself: read for a plot, copied where somebody wants it."""
+"""What a run has written about itself: drawn over its steps, copied where somebody wants it.
+
+Plots stand in the run and not in the model: a picture must not change what a model is.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 COPIED = ("metrics.jsonl", "tensorboard", "plots", "samples")
 
 
-def series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of the lines of ``metrics.jsonl`` that have ``name``."""
-    found = [(line["step"], float(line[name])) for line in lines if name in line]
-    return [step for step, _ in found], [value for _, value in found]
+def draw_metrics(
+    lines: Sequence[Mapping[str, Any]], panels: Mapping[str, Mapping[str, str]], path: Path
+) -> Path | None:
+    """Draw lines of ``metrics.jsonl`` over steps; ``panels`` gives ``{title: {metric: label}}``.
+
+    What is measured at validations alone gets marks. None where matplotlib is not installed.
+    """
+
+    def draw(axes: Any, title: str) -> None:
+        for name, label in panels[title].items():
+            points = [(line["step"], float(line[name])) for line in lines if name in line]
+            steps, values = zip(*points, strict=True) if points else ((), ())
+            axes.plot(steps, values, label=label, marker="o" if "validation" in name else None)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step")
+        axes.legend(frameon=False, fontsize=8)
+
+    return draw_panels(path, dict.fromkeys(panels, draw))
+
+
+def draw_panels(path: Path, panels: Mapping[str, Callable[[Any, str], None]]) -> Path | None:
+    """Draw panels side by side into the PNG ``path``; each gets its axes and its name.
+
+    None where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    columns = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, draw) in zip(columns, panels.items(), strict=True):
+        draw(axes, name)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path
 
 
 def copy_logs(run_dir: Path, target: Path) -> None:

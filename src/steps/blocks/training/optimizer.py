@@ -38,23 +38,6 @@ class Optimizer(Protocol):
         """Take over what :meth:`sharded_state` described, as loaded."""
 
 
-def learning_rate(config: OptimConfig, step: int, *, max_steps: int) -> float:
-    """Learning rate of the update number ``step`` (from 0), as NeMo's ``CosineAnnealing``.
-
-    Linear warm-up to ``lr`` over ``warmup_steps``, cosine to ``min_lr`` at
-    ``max_steps - constant_steps``, ``min_lr`` after that.
-    """
-    sched = config.sched
-    if sched.warmup_steps and step <= sched.warmup_steps:
-        return config.lr * (step + 1) / (sched.warmup_steps + 1)
-    decay_steps = max_steps - sched.constant_steps - sched.warmup_steps
-    passed = step - sched.warmup_steps
-    if passed >= decay_steps:
-        return sched.min_lr
-    cosine = (1 + math.cos(math.pi * passed / decay_steps)) / 2
-    return sched.min_lr + (config.lr - sched.min_lr) * cosine
-
-
 def build_optimizer(
     model: nn.Module, config: OptimConfig, *, gradient_clip: float | None = 1.0
 ) -> Optimizer:

@@ -36,7 +36,8 @@ from nemotron_style.steps.blocks.model.parallel import Parallel, any_rank, initi
 from nemotron_style.steps.blocks.reward.config import RewardConfig
 from nemotron_style.steps.blocks.reward.regression_model import load_trunk
 from nemotron_style.steps.blocks.training.launch_check import find_disagreements, is_due
-from nemotron_style.steps.blocks.training.optimizer import build_optimizer, learning_rate
+from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
+from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import load_state, save_state
 from nemotron_style.steps.reward.regression import plot
 from nemotron_style.steps.reward.regression.artifact import (
@@ -131,7 +132,7 @@ def run(config: Config, ctx: StepContext) -> None:
     for step in range(done + 1, steps + 1):
         batch = [train[place] for place in order.batch(step - 1)]
         losses = accumulate(model, batch, config=reward, size=settings.micro_batch_size)
-        lr = learning_rate(settings.optim, step - 1, max_steps=steps)
+        lr = cosine_annealing(settings.optim, step - 1, updates=steps)
         grad_norm = optimizer.step(lr)
 
         tokens_seen += sum(map(len, batch))

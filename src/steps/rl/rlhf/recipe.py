@@ -44,6 +44,7 @@ from nemotron_style.steps.blocks.model.device import prepare
 from nemotron_style.steps.blocks.model.parallel import any_rank, initialize
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.training.launch_check import is_due
+from nemotron_style.steps.blocks.training.lr_schedule import megatron_decay
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import load_state, save_state
 from nemotron_style.steps.rl.rlhf import plot
@@ -60,7 +61,6 @@ from nemotron_style.steps.rl.rlhf.check import (
 )
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.hacking_alert import find_signs
-from nemotron_style.steps.rl.rlhf.lr_schedule import learning_rate
 from nemotron_style.steps.rl.rlhf.pairwise_judge import find_judge, open_referee, read_card
 from nemotron_style.steps.rl.rlhf.prompt import Prompt, read_prompts
 from nemotron_style.steps.rl.rlhf.rollout import Roller, mean_tokens
@@ -255,8 +255,9 @@ def run(config: Config, ctx: StepContext) -> None:
                 parts.append(
                     learn(model, batch, options, size=policy.train_micro_batch_size, **seen_as)
                 )
-                lr = learning_rate(
-                    policy.megatron_cfg,
+                lr = megatron_decay(
+                    policy.megatron_cfg.optimizer,
+                    policy.megatron_cfg.scheduler,
                     step * config.updates_per_step + update,
                     updates=steps * config.updates_per_step,
                 )

@@ -43,8 +43,9 @@ from nemotron_style.steps.blocks.model.device import prepare
 from nemotron_style.steps.blocks.model.parallel import any_rank, initialize
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
 from nemotron_style.steps.blocks.training.launch_check import is_due
+from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
 from nemotron_style.steps.blocks.training.metric_plot import copy_logs
-from nemotron_style.steps.blocks.training.optimizer import build_optimizer, learning_rate
+from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import load_state, save_state
 from nemotron_style.steps.rs.actor import plot
 from nemotron_style.steps.rs.actor.batch import accumulate, count_tokens, measure_kl
@@ -211,10 +212,10 @@ def run(config: Config, ctx: StepContext) -> None:
                     raise StepFailed(nothing_to_learn(step + 1))
                 loss = accumulate(model, groups, size=config.model.micro_batch_size)
                 nll, tokens = nll + loss * count_tokens(groups), tokens + count_tokens(groups)
-                lr = learning_rate(
+                lr = cosine_annealing(
                     config.model.optim,
                     step * config.updates_per_step + update,
-                    max_steps=steps * config.updates_per_step,
+                    updates=steps * config.updates_per_step,
                 )
                 grad_norm = optimizer.step(lr)
             sampler.update()

@@ -34,7 +34,8 @@ from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import describe
 from nemotron_style.steps.blocks.model.parallel import Parallel, any_rank, initialize
 from nemotron_style.steps.blocks.training.launch_check import is_due
-from nemotron_style.steps.blocks.training.optimizer import build_optimizer, learning_rate
+from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
+from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import load_state, save_state
 from nemotron_style.steps.sft.chat.batch import accumulate, measure
 from nemotron_style.steps.sft.chat.config import Config
@@ -102,7 +103,7 @@ def run(config: Config, ctx: StepContext) -> None:
     for step in range(done + 1, steps + 1):
         batch = [train[place] for place in order.batch(step - 1)]
         loss = accumulate(model, batch, size=data.train_ds.micro_batch_size)
-        lr = learning_rate(config.model.optim, step - 1, max_steps=steps)
+        lr = cosine_annealing(config.model.optim, step - 1, updates=steps)
         grad_norm = optimizer.step(lr)
 
         tokens_seen += sum(map(len, batch))

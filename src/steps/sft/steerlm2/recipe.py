@@ -42,8 +42,9 @@ from nemotron_style.steps.blocks.data.steerlm2_row import EncodedGroup, read_gro
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, describe, open_chat
 from nemotron_style.steps.blocks.model.device import prepare
 from nemotron_style.steps.blocks.model.parallel import Parallel, any_rank, initialize
+from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
 from nemotron_style.steps.blocks.training.metric_plot import copy_logs
-from nemotron_style.steps.blocks.training.optimizer import build_optimizer, learning_rate
+from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import load_state, save_state
 from nemotron_style.steps.sft.steerlm2.batch import (
     Figures,
@@ -161,7 +162,7 @@ def run(config: Config, ctx: StepContext) -> None:
         figures = figures_of(table, log_q_theta_PG)
         if step == 1:
             check_start(config, figures, "first batch")
-        lr = learning_rate(config.model.optim, step - 1, max_steps=steps)
+        lr = cosine_annealing(config.model.optim, step - 1, updates=steps)
         grad_norm = optimizer.step(lr)
 
         tokens_seen += int(table.token_counts.sum().item())

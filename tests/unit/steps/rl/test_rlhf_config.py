@@ -11,10 +11,10 @@ from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.config.resolve import parse_config, resolve_config
 from nemotron_style.runtime.errors import ConfigError
 from nemotron_style.runtime.validation import locate, split_key
+from nemotron_style.steps.blocks.training.lr_schedule import megatron_decay
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.fixed_values import HELD
 from nemotron_style.steps.rl.rlhf.hacking_alert import SIGNS
-from nemotron_style.steps.rl.rlhf.lr_schedule import learning_rate
 from nemotron_style.steps.rl.rlhf.nemo_rl import MegatronCfg
 
 ROOT = Path(__file__).parents[4]
@@ -180,7 +180,10 @@ def rates(**scheduler):
     config = MegatronCfg.model_validate(
         {"optimizer": {"lr": 1.0, "min_lr": 0.1}, "scheduler": scheduler}
     )
-    return [learning_rate(config, update, updates=8) for update in range(10)]
+    return [
+        megatron_decay(config.optimizer, config.scheduler, update, updates=8)
+        for update in range(10)
+    ]
 
 
 def test_learning_rates_are_those_of_megatron():

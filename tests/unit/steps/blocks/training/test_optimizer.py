@@ -1,6 +1,4 @@
-"""The schedule's numbers, and AdamW against torch's own on a plain module."""
-
-import math
+"""AdamW against torch's own on a plain module."""
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients
 from nemotron_style.steps.blocks.training.optimizer import (
     build_optimizer,
     gradient_norm,
-    learning_rate,
 )
 
 CONFIG = ModelConfig(
@@ -31,34 +28,6 @@ CONFIG = ModelConfig(
 @pytest.fixture(autouse=True, scope="module")
 def _job():
     parallel.initialize()
-
-
-def schedule(**sched):
-    return OptimConfig(lr=1.0, sched={"min_lr": 0.1, **sched})
-
-
-def test_warm_up_is_linear_and_reaches_the_peak():
-    config = schedule(warmup_steps=4)
-    rates = [learning_rate(config, step, max_steps=20) for step in range(5)]
-    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-
-
-def test_cosine_ends_at_min_lr_before_the_constant_steps():
-    config = schedule(warmup_steps=2, constant_steps=5)
-    assert learning_rate(config, 6, max_steps=17) == pytest.approx(
-        0.1 + 0.9 * (1 + math.cos(math.pi * 4 / 10)) / 2
-    )
-    assert [learning_rate(config, step, max_steps=17) for step in (12, 15, 40)] == [0.1] * 3
-
-
-def test_without_warm_up_the_first_step_has_the_full_rate():
-    assert learning_rate(schedule(), 0, max_steps=10) == 1.0
-    assert learning_rate(schedule(), 5, max_steps=10) == pytest.approx(0.55)
-
-
-def test_a_run_that_is_all_warm_up_divides_by_nothing():
-    assert learning_rate(schedule(warmup_steps=3), 3, max_steps=3) == 1.0
-    assert learning_rate(schedule(warmup_steps=3), 4, max_steps=3) == 0.1
 
 
 def gradients(model):

@@ -1,0 +1,36 @@
+"""NeMo's cosine schedule at its corners."""
+
+import math
+
+import pytest
+
+from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
+
+
+def schedule(**sched):
+    return OptimConfig(lr=1.0, sched={"min_lr": 0.1, **sched})
+
+
+def test_warm_up_is_linear_and_reaches_the_peak():
+    config = schedule(warmup_steps=4)
+    rates = [cosine_annealing(config, step, updates=20) for step in range(5)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_cosine_ends_at_min_lr_before_the_constant_steps():
+    config = schedule(warmup_steps=2, constant_steps=5)
+    assert cosine_annealing(config, 6, updates=17) == pytest.approx(
+        0.1 + 0.9 * (1 + math.cos(math.pi * 4 / 10)) / 2
+    )
+    assert [cosine_annealing(config, step, updates=17) for step in (12, 15, 40)] == [0.1] * 3
+
+
+def test_without_warm_up_the_first_step_has_the_full_rate():
+    assert cosine_annealing(schedule(), 0, updates=10) == 1.0
+    assert cosine_annealing(schedule(), 5, updates=10) == pytest.approx(0.55)
+
+
+def test_a_run_that_is_all_warm_up_divides_by_nothing():
+    assert cosine_annealing(schedule(warmup_steps=3), 3, updates=3) == 1.0
+    assert cosine_annealing(schedule(warmup_steps=3), 4, updates=3) == 0.1
