@@ -16,7 +16,7 @@ import pytest
 
 from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.planning.planner import Pipeline, compile_pipeline
-from nemotron_style.runtime.planning.request import Order, World
+from nemotron_style.runtime.planning.request import PlanContext, RunRequest
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.store.store import Store
 
@@ -176,8 +176,8 @@ type = "stone"
         for name, text in {"default": "steps: 4\n", **(configs or {})}.items():
             self.write(f"manifests/{step}/{name}.yaml", text)
 
-    def world(self, *, upstream: bool = True, **profile: Any) -> World:
-        return World(
+    def context(self, *, upstream: bool = True, **profile: Any) -> PlanContext:
+        return PlanContext(
             catalog=load_catalog(),
             store=self.store,
             profile=Profile(name="local", **profile),
@@ -185,9 +185,9 @@ type = "stone"
             upstream=upstream,
         )
 
-    def compile(self, step: str, *overrides: str, **order: Any) -> Pipeline:
+    def compile(self, step: str, *overrides: str, **request: Any) -> Pipeline:
         return compile_pipeline(
-            Order(step, overrides=tuple(overrides), **order), world=self.world()
+            RunRequest(step, overrides=tuple(overrides), **request), context=self.context()
         )
 
     def files(self) -> list[str]:

@@ -22,7 +22,7 @@ from nemotron_style.runtime.launch.local import LocalLauncher
 from nemotron_style.runtime.launch.session import end_job
 from nemotron_style.runtime.launch.status import ask
 from nemotron_style.runtime.planning.planner import compile_pipeline
-from nemotron_style.runtime.planning.request import Order
+from nemotron_style.runtime.planning.request import RunRequest
 from nemotron_style.runtime.process import find_marked, is_alive, kill_family
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder, list_runs
@@ -409,7 +409,7 @@ def test_sources_edited_meanwhile_do_not_matter(mill: Any, capsys: Capture) -> N
 
 
 def test_a_job_that_cannot_be_started_says_so(mill: Any, capsys: Capture) -> None:
-    plan = compile_pipeline(Order("mill/grow"), world=mill.world()).target.plan
+    plan = compile_pipeline(RunRequest("mill/grow"), context=mill.context()).target.plan
     launcher = LocalLauncher()
     request = launcher.compile(plan)
     missing = type(request)(plan, 1, request.files, ("/nowhere/bash", "x"))

@@ -23,8 +23,8 @@ from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
 from nemotron_style.runtime.launch.slurm.launcher import SlurmLauncher
 from nemotron_style.runtime.planning.planner import Pipeline, compile_pipeline
-from nemotron_style.runtime.planning.request import Order, World
-from nemotron_style.runtime.planning.runner import hand_over
+from nemotron_style.runtime.planning.request import PlanContext, RunRequest
+from nemotron_style.runtime.planning.runner import submit_pipeline
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import JobState
@@ -281,7 +281,7 @@ class Site:
 
     def compile(self, step: str, *overrides: str, squash: bool = False, **profile: Any) -> Pipeline:
         profile = {"store": str(self.mill.home), "workdir": str(self.mill.root), **profile}
-        world = World(
+        context = PlanContext(
             catalog=load_catalog(),
             store=Store(profile["store"]),
             profile=Profile(name="site", executor="slurm", **profile),
@@ -289,7 +289,7 @@ class Site:
             detached=True,
             force_squash=squash,
         )
-        return compile_pipeline(Order(step, overrides=tuple(overrides)), world=world)
+        return compile_pipeline(RunRequest(step, overrides=tuple(overrides)), context=context)
 
     def plan(self, step: str, *overrides: str, **profile: Any) -> Plan:
         plan = self.compile(step, *overrides, **profile).target.plan
@@ -299,7 +299,7 @@ class Site:
     def submit(self, step: str, *overrides: str, **profile: Any) -> JobHandle:
         """Hand a whole chain over; the handle of its last run."""
         pipeline = self.compile(step, *overrides, **profile)
-        handle = hand_over(pipeline, launcher=self.launcher)[-1].handle
+        handle = submit_pipeline(pipeline, launcher=self.launcher)[-1].handle
         assert handle is not None
         return handle
 

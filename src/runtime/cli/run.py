@@ -41,7 +41,7 @@ Examples:
   nemotron-style steps run sft/chat -i model=base:v2 -i data=./chats.jsonl""",
 )
 def run_step(
-    context: typer.Context,
+    invocation: typer.Context,
     step: Annotated[
         str,
         typer.Argument(help="A step's id, an alias, or its tail.", autocompletion=complete_step),
@@ -100,31 +100,31 @@ def run_step(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Run a step, and first whatever makes its inputs; what was made before is used again."""
-    from nemotron_style.runtime.planning.request import Order
+    from nemotron_style.runtime.planning.request import RunRequest
 
     words = tuple(overrides or ())
-    check_words(words, options=context.command.params)
-    order = Order(
+    check_words(words, options=invocation.command.params)
+    request = RunRequest(
         step,
         config,
         overrides=words,
-        given=tuple(given or ()),
-        arguments=context.obj or (),
+        inputs=tuple(given or ()),
+        arguments=invocation.obj or (),
         name=name,
         fresh=fresh,
     )
-    world = open_world(
+    context = open_world(
         choose_profile(attached, detached),
         upstream=not no_upstream,
         detached=detached is not None,
         force_squash=force_squash,
     )
     if dry_run:
-        preview(order, world, as_json=as_json)
-    elif world.detached:
-        submit(order, world, as_json=as_json)
+        preview(request, context, as_json=as_json)
+    elif context.detached:
+        submit(request, context, as_json=as_json)
     else:
-        launch(order, world, as_json=as_json)
+        launch(request, context, as_json=as_json)
 
 
 def check_words(words: Sequence[str], *, options: Sequence[Any] = ()) -> None:
@@ -157,11 +157,11 @@ def open_world(profile: Any, **how: bool) -> Any:
     """Catalog, store and project of the current directory."""
     from nemotron_style.runtime.catalog.catalog import load_catalog
     from nemotron_style.runtime.paths import find_project_root
-    from nemotron_style.runtime.planning.request import World
+    from nemotron_style.runtime.planning.request import PlanContext
     from nemotron_style.runtime.store.store import Store, default_root
 
     workdir = Path(profile.workdir).absolute() if profile.workdir else None
-    return World(
+    return PlanContext(
         catalog=load_catalog(),
         store=Store(default_root(profile.store)),
         profile=profile,
@@ -170,7 +170,7 @@ def open_world(profile: Any, **how: bool) -> Any:
     )
 
 
-def preview(order: Any, world: Any, *, as_json: bool) -> None:
+def preview(request: Any, context: Any, *, as_json: bool) -> None:
     """Print the dry run."""
     from nemotron_style.runtime.cli.table import print_json
     from nemotron_style.runtime.launch.registry import find_launcher
@@ -178,8 +178,8 @@ def preview(order: Any, world: Any, *, as_json: bool) -> None:
     from nemotron_style.runtime.planning.planner import compile_pipeline
     from nemotron_style.runtime.secrets.reject import refuse_secrets
 
-    pipeline = compile_pipeline(order, world=world)
-    compile_plan = find_launcher(world.profile.executor).compile
+    pipeline = compile_pipeline(request, context=context)
+    compile_plan = find_launcher(context.profile.executor).compile
     text = render_pipeline(pipeline, compile_plan)
     refuse_secrets(text, "the dry run")
     if as_json:
@@ -188,7 +188,7 @@ def preview(order: Any, world: Any, *, as_json: bool) -> None:
         sys.stdout.write(text)
 
 
-def launch(order: Any, world: Any, *, as_json: bool) -> None:
+def launch(request: Any, context: Any, *, as_json: bool) -> None:
     """Run, attached, and print the summary."""
     from nemotron_style.runtime.cli.progress import (
         Screen,
@@ -198,44 +198,44 @@ def launch(order: Any, world: Any, *, as_json: bool) -> None:
     )
     from nemotron_style.runtime.cli.table import print_json
     from nemotron_style.runtime.launch.registry import find_launcher
-    from nemotron_style.runtime.planning.runner import carry_out
+    from nemotron_style.runtime.planning.runner import execute_pipeline
 
     screen = Screen(output_stream(as_json=as_json))
-    with explain_disk(world.store.root):
-        pipeline = compile_reserved(order, world)
-        launcher = find_launcher(world.profile.executor)
-        outcomes = carry_out(pipeline, launcher=launcher, watcher=screen)
+    with explain_disk(context.store.root):
+        pipeline = compile_reserved(request, context)
+        launcher = find_launcher(context.profile.executor)
+        outcomes = execute_pipeline(pipeline, launcher=launcher, watcher=screen)
     if as_json:
         print_json(describe_outcomes(outcomes))
     else:
         sys.stdout.write("\n" + render_summary(outcomes))
 
 
-def submit(order: Any, world: Any, *, as_json: bool) -> None:
+def submit(request: Any, context: Any, *, as_json: bool) -> None:
     """Hand everything over, print what was submitted and how to watch it, and return."""
     from nemotron_style.runtime.cli.progress import describe_submissions, render_submissions
     from nemotron_style.runtime.cli.table import print_json
     from nemotron_style.runtime.launch.registry import find_launcher
-    from nemotron_style.runtime.planning.runner import hand_over
+    from nemotron_style.runtime.planning.runner import submit_pipeline
 
-    with explain_disk(world.store.root):
-        pipeline = compile_reserved(order, world)
-        submissions = hand_over(pipeline, launcher=find_launcher(world.profile.executor))
+    with explain_disk(context.store.root):
+        pipeline = compile_reserved(request, context)
+        submissions = submit_pipeline(pipeline, launcher=find_launcher(context.profile.executor))
     if as_json:
         print_json(describe_submissions(submissions))
     else:
         sys.stdout.write(render_submissions(submissions))
 
 
-def compile_reserved(order: Any, world: Any) -> Any:
+def compile_reserved(request: Any, context: Any) -> Any:
     """The pipeline; with ``--fresh``, its folder is made here, so that no two get the same one."""
     from nemotron_style.runtime.planning.planner import compile_pipeline
     from nemotron_style.runtime.run.folder import RunFolder
 
     while True:
-        pipeline = compile_pipeline(order, world=world)
+        pipeline = compile_pipeline(request, context=context)
         plan = pipeline.target.plan
-        if not order.fresh or RunFolder(plan.record_dir).reserve(plan):
+        if not request.fresh or RunFolder(plan.record_dir).reserve(plan):
             return pipeline
 
 

@@ -1,4 +1,4 @@
-"""A plan out of an order, its config and what fills its inputs."""
+"""A plan out of a request, its config and what fills its inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nemotron_style.runtime.catalog.manifest import Manifest
 from nemotron_style.runtime.config.resolve import ResolvedConfig
 from nemotron_style.runtime.errors import ConfigError, Problem, UsageError
 from nemotron_style.runtime.planning.inputs import Offer
-from nemotron_style.runtime.planning.request import Order, World
+from nemotron_style.runtime.planning.request import PlanContext, RunRequest
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.code import digest_code
 from nemotron_style.runtime.run.plan import (
@@ -44,7 +44,7 @@ SITE = {
 
 
 @dataclass(frozen=True)
-class Companion:
+class PlannedService:
     """A service that will run beside a step, and what fills its inputs."""
 
     manifest: Manifest
@@ -53,31 +53,31 @@ class Companion:
 
 
 def draft_plan(
-    order: Order,
+    request: RunRequest,
     manifest: Manifest,
     config: ResolvedConfig,
     offers: Mapping[str, Offer],
     *,
-    services: Mapping[str, Companion],
-    world: World,
+    services: Mapping[str, PlannedService],
+    context: PlanContext,
 ) -> Callable[[int], Plan]:
     """A function that gives the plan of a generation."""
     identity = describe_work(manifest, config, offers)
-    if order.arguments:
-        identity["arguments"] = list(order.arguments)
+    if request.arguments:
+        identity["arguments"] = list(request.arguments)
     beside = {name: describe_work(**vars(service)) for name, service in services.items()}
     if services:
         identity["services"] = beside
-    base = order.name or f"{manifest.id.replace('/', '-').replace('_', '-')}-{config.name}"
-    resources, notes = plan_resources(manifest, config.values, world.profile)
-    around = {**place(manifest, world, resources, notes), "workdir": str(world.workdir)}
+    base = request.name or f"{manifest.id.replace('/', '-').replace('_', '-')}-{config.name}"
+    resources, notes = plan_resources(manifest, config.values, context.profile)
+    around = {**place(manifest, context, resources, notes), "workdir": str(context.workdir)}
     fixed = {
         **plan_work(manifest, config, offers),
         **around,
         "inputs": (*plan_inputs(manifest, offers), *plan_their_inputs(services)),
         "outputs": plan_outputs(manifest, base),
         "resources": resources,
-        "arguments": order.arguments,
+        "arguments": request.arguments,
     }
 
     def at_generation(generation: int) -> Plan:
@@ -133,7 +133,7 @@ def seal_plan(parts: Mapping[str, Any], identity: Mapping[str, Any]) -> Plan:
     return Plan(**parts, run_id=run_id, identity=dict(identity), fingerprint=fingerprint)
 
 
-def plan_their_inputs(services: Mapping[str, Companion]) -> Iterator[PlannedInput]:
+def plan_their_inputs(services: Mapping[str, PlannedService]) -> Iterator[PlannedInput]:
     """What services consume, as inputs of the step that they run beside."""
     for name, service in services.items():
         for each in plan_inputs(service.manifest, service.offers):
@@ -141,14 +141,14 @@ def plan_their_inputs(services: Mapping[str, Companion]) -> Iterator[PlannedInpu
 
 
 def place(
-    manifest: Manifest, world: World, resources: Mapping[str, Any], notes: list[str]
+    manifest: Manifest, context: PlanContext, resources: Mapping[str, Any], notes: list[str]
 ) -> dict[str, Any]:
     """The part of a plan that says where and with what; none of it enters the fingerprint."""
-    profile = world.profile
+    profile = context.profile
     image = choose_image(manifest, profile, notes)
-    home = world.store.root
+    home = context.store.root
     store = Path(profile.remote_store) if profile.remote_store else home
-    away = world.detached or image is not None or profile.executor != "local"
+    away = context.detached or image is not None or profile.executor != "local"
     return {
         "python": profile.python or ("python3" if image else sys.executable),
         "image": image,
@@ -159,8 +159,8 @@ def place(
         "setup": profile.setup,
         "profile": profile.name,
         "executor": profile.executor,
-        "detached": world.detached,
-        "site": plan_site(world, gpus=resources.get("gpus")),
+        "detached": context.detached,
+        "site": plan_site(context, gpus=resources.get("gpus")),
         "store": str(store),
         "records": str(home) if store != home else None,
         "notes": (*profile.notes, *notes),
@@ -177,7 +177,7 @@ def choose_image(manifest: Manifest, profile: Profile, notes: list[str]) -> str 
     return own or profile.image
 
 
-def plan_site(world: World, *, gpus: int | None = None) -> dict[str, Any]:
+def plan_site(context: PlanContext, *, gpus: int | None = None) -> dict[str, Any]:
     """What only the executor understands, of the profile: what is set, under the profile's names.
 
     A step that says how many GPUs it uses on each machine takes no more of the profile's; what
@@ -185,18 +185,18 @@ def plan_site(world: World, *, gpus: int | None = None) -> dict[str, Any]:
 
     Raises ``UsageError`` for ``--force-squash`` where no image is ever squashed.
     """
-    profile = world.profile
+    profile = context.profile
     told = profile.model_dump(mode="json", exclude_unset=True)
     site = {key: told[key] for key in SITE[profile.executor] if told.get(key) is not None}
     if gpus is not None and "gpus_per_node" in site and profile.executor != "lepton":
         site["gpus_per_node"] = min(gpus, site["gpus_per_node"])
     if profile.executor == "slurm":
-        own = profile.detached_partition if world.detached else profile.attached_partition
+        own = profile.detached_partition if context.detached else profile.attached_partition
         site |= {"partition": own} if own else {}
-    if world.force_squash and profile.executor != "slurm":
+    if context.force_squash and profile.executor != "slurm":
         what = "only a Slurm profile has a squashed image"
         raise UsageError(Problem(where="--force-squash", what=what, got=profile.executor))
-    return site | ({"force_squash": True} if world.force_squash else {})
+    return site | ({"force_squash": True} if context.force_squash else {})
 
 
 def fill_keys(

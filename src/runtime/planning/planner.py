@@ -21,7 +21,7 @@ from nemotron_style.runtime.errors import (
     raise_all,
     suggest,
 )
-from nemotron_style.runtime.planning.build import Companion, draft_plan
+from nemotron_style.runtime.planning.build import PlannedService, draft_plan
 from nemotron_style.runtime.planning.inputs import (
     Adoption,
     Offer,
@@ -31,7 +31,7 @@ from nemotron_style.runtime.planning.inputs import (
     offer_ref,
     read_given,
 )
-from nemotron_style.runtime.planning.request import Order, World, check_order
+from nemotron_style.runtime.planning.request import PlanContext, RunRequest, check_request
 from nemotron_style.runtime.planning.reuse import Decision, decide
 from nemotron_style.runtime.run.plan import Plan, get_key
 
@@ -63,47 +63,47 @@ class Pipeline:
         return tuple(dict.fromkeys(offer.adoption for offer in offers if offer.adoption))
 
 
-def compile_pipeline(order: Order, *, world: World) -> Pipeline:
-    """Plan an order and all that it needs.
+def compile_pipeline(request: RunRequest, *, context: PlanContext) -> Pipeline:
+    """Plan a request and all that it needs.
 
     Raises ``UsageError`` (or a subclass) for a config, an input or a chain of steps that does
     not work out; nothing has been written then.
     """
-    planner = _Planner(world)
-    planner.plan(order)
+    planner = _Planner(context)
+    planner.plan(request)
     return Pipeline(tuple(planner.runs.values()))
 
 
 @dataclass
 class _Planner:
-    world: World
+    context: PlanContext
     runs: dict[str, PlannedRun] = field(default_factory=dict)
-    chain: list[Order] = field(default_factory=list)
+    chain: list[RunRequest] = field(default_factory=list)
 
-    def plan(self, order: Order) -> PlannedRun:
-        """Plan one order after everything upstream of it; the same run is kept once."""
-        if order in self.chain:
-            circle = " -> ".join(str(each) for each in [*self.chain, order])
+    def plan(self, request: RunRequest) -> PlannedRun:
+        """Plan one request after everything upstream of it; the same run is kept once."""
+        if request in self.chain:
+            circle = " -> ".join(str(each) for each in [*self.chain, request])
             what = "the steps' inputs go round in a circle"
             raise ConfigError(Problem(key="inputs", what=what, got=circle))
-        self.chain.append(order)
-        manifest = self.world.catalog.find(order.step)
-        check_order(order, manifest)
-        config = resolve_config(manifest, name=order.config, overrides=order.overrides)
-        beside = list_service_slots(manifest, self.world.catalog)
-        given = read_given(order.given, manifest, beside=beside)
-        sources = choose_sources(manifest, config, given=given, overrides=order.overrides)
+        self.chain.append(request)
+        manifest = self.context.catalog.find(request.step)
+        check_request(request, manifest)
+        config = resolve_config(manifest, name=request.config, overrides=request.overrides)
+        beside = list_service_slots(manifest, self.context.catalog)
+        given = read_given(request.inputs, manifest, beside=beside)
+        sources = choose_sources(manifest, config, given=given, overrides=request.overrides)
         offers = self.fill(manifest, sources)
         services = self.find_services(manifest, config, given)
-        run = self.settle(order, manifest, config, offers, services=services)
+        run = self.settle(request, manifest, config, offers, services=services)
         self.chain.pop()
         return self.runs.setdefault(run.plan.run_id, run)
 
     def find_services(
         self, manifest: Manifest, config: ResolvedConfig, given: Mapping[str, str]
-    ) -> dict[str, Companion]:
+    ) -> dict[str, PlannedService]:
         """The services that are started beside a step: those that the config has no address of."""
-        found: dict[str, Companion] = {}
+        found: dict[str, PlannedService] = {}
         problems: list[Problem] = []
         for need in manifest.needs:
             start = f"{need.name}."
@@ -123,31 +123,33 @@ class _Planner:
         raise_all(UsageError, problems)
         return found
 
-    def accompany(self, need: Need, source: ServiceSource, given: Mapping[str, str]) -> Companion:
+    def accompany(
+        self, need: Need, source: ServiceSource, given: Mapping[str, str]
+    ) -> PlannedService:
         """A service with everything upstream of it planned."""
-        manifest = self.world.catalog.find(need.step)
+        manifest = self.context.catalog.find(need.step)
         config = resolve_config(manifest, name=source.config, overrides=source.as_overrides())
         sources = choose_sources(manifest, config, given=given, overrides=())
-        return Companion(manifest, config, self.fill(manifest, sources, need=need))
+        return PlannedService(manifest, config, self.fill(manifest, sources, need=need))
 
     def settle(
         self,
-        order: Order,
+        request: RunRequest,
         manifest: Manifest,
         config: ResolvedConfig,
         offers: dict[str, Offer],
         *,
-        services: Mapping[str, Companion] | None = None,
+        services: Mapping[str, PlannedService] | None = None,
     ) -> PlannedRun:
         """Find the generation to use and decide about it."""
-        store = self.world.store
+        store = self.context.store
         beside = services or {}
-        draft = draft_plan(order, manifest, config, offers, services=beside, world=self.world)
-        plan, decision = decide(draft, store=store, fresh=order.fresh)
-        if not self.world.upstream and len(self.chain) > 1 and decision.action != "reuse":
+        draft = draft_plan(request, manifest, config, offers, services=beside, context=self.context)
+        plan, decision = decide(draft, store=store, fresh=request.fresh)
+        if not self.context.upstream and len(self.chain) > 1 and decision.action != "reuse":
             what = f"{self.chain[0].step} needs it, and --no-upstream forbids to run it"
-            fix = f"run it first: nemotron-style steps run {order.step} -c {order.config}"
-            raise UsageError(Problem(where=str(order), what=what, got=decision.reason, fix=fix))
+            fix = f"run it first: nemotron-style steps run {request.step} -c {request.config}"
+            raise UsageError(Problem(where=str(request), what=what, got=decision.reason, fix=fix))
         theirs = {
             f"{name}.{slot}": offer
             for name, service in beside.items()
@@ -186,15 +188,15 @@ class _Planner:
     ) -> Offer | None:
         """What fills one slot, made or converted as needed; None for an optional empty one."""
         if source is None and slot.required:
-            makers = [step.id for step in self.world.catalog.producers(slot.kind)]
+            makers = [step.id for step in self.context.catalog.producers(slot.kind)]
             raise UsageError(explain_missing(slot, manifest, makers, need=need))
         if source is None:
             return None
         if source.ref is not None:
-            offer = offer_ref(source.ref, slot, store=self.world.store)
+            offer = offer_ref(source.ref, slot, store=self.context.store)
         else:
             offer = self.make(source, slot, where=f"{manifest.id}: inputs.{slot.name}")
-        kinds = self.world.catalog.kinds
+        kinds = self.context.catalog.kinds
         if kinds.accepts(slot.kind, offer.kind):
             return offer
         return self.convert(offer, slot, where=manifest.id)
@@ -202,14 +204,16 @@ class _Planner:
     def make(self, source: InputSource, slot: Slot, *, where: str) -> Offer:
         """The output of an upstream step."""
         assert source.step is not None
-        order = Order(source.step, source.config, overrides=source.as_overrides())
-        maker = self.world.catalog.find(source.step)
-        produced = choose_output(maker, slot, source.slot, where=where, catalog=self.world.catalog)
-        return self.offer_output(self.plan(order), produced)
+        request = RunRequest(source.step, source.config, overrides=source.as_overrides())
+        maker = self.context.catalog.find(source.step)
+        produced = choose_output(
+            maker, slot, source.slot, where=where, catalog=self.context.catalog
+        )
+        return self.offer_output(self.plan(request), produced)
 
     def convert(self, offer: Offer, slot: Slot, *, where: str) -> Offer:
         """The same content in the kind that is wanted, by the step that ``kinds.toml`` names."""
-        catalog = self.world.catalog
+        catalog = self.context.catalog
         what = f"wants {slot.kind}, and {offer.ref or offer.source} is {offer.kind}"
         step = catalog.kinds.conversion(offer.kind, slot.kind)
         if step is None or step not in catalog.steps:
@@ -223,9 +227,9 @@ class _Planner:
         config = resolve_config(manifest)
         others = {name: one for name, one in config.sources.items() if name != takes[0].name}
         offers = {takes[0].name: offer, **self.fill_others(manifest, takes[0], others)}
-        order = Order(step)
-        self.chain.append(order)
-        run = self.settle(order, manifest, config, offers)
+        request = RunRequest(step)
+        self.chain.append(request)
+        run = self.settle(request, manifest, config, offers)
         self.chain.pop()
         run = self.runs.setdefault(run.plan.run_id, run)
         return self.offer_output(
@@ -243,7 +247,7 @@ class _Planner:
         """What a planned run makes or has made in one of its slots."""
         made = None
         if run.decision.action == "reuse":
-            made = self.world.store.output_of(run.plan.run_id, slot.name)
+            made = self.context.store.output_of(run.plan.run_id, slot.name)
         if made:
             return offer_artifact(made)
         return Offer(slot.kind, f"run:{run.plan.run_id}/{slot.name}")

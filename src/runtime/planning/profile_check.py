@@ -147,7 +147,7 @@ def draft_nothing(profile: Profile) -> Plan:
     from nemotron_style.runtime.catalog.manifest import Manifest, Run
     from nemotron_style.runtime.paths import find_project_root
     from nemotron_style.runtime.planning.build import place
-    from nemotron_style.runtime.planning.request import World
+    from nemotron_style.runtime.planning.request import PlanContext
     from nemotron_style.runtime.store.store import Store
 
     run = Run(entrypoint=f"{__name__}:check_profile", config=f"{__name__}:Check")
@@ -161,7 +161,7 @@ def draft_nothing(profile: Profile) -> Plan:
     )
     root = find_project_root(Path.cwd())
     workdir = Path(profile.workdir).absolute() if profile.workdir else root
-    world = World(
+    context = PlanContext(
         catalog=None,  # type: ignore[arg-type]  # nothing is looked up
         store=Store(default_root(profile.store)),
         profile=profile,
@@ -185,7 +185,7 @@ def draft_nothing(profile: Profile) -> Plan:
         arguments=(),
         identity=identity,
         fingerprint=fingerprint,
-        **place(manifest, world, counted, []),
+        **place(manifest, context, counted, []),
     )
 
 

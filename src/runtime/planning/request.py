@@ -14,13 +14,13 @@ from nemotron_style.runtime.store.store import Store
 
 
 @dataclass(frozen=True)
-class Order:
+class RunRequest:
     """What somebody wants run. ``given`` are ``slot=REF`` words."""
 
     step: str
     config: str = "default"
     overrides: tuple[str, ...] = ()
-    given: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     name: str | None = None
     fresh: bool = False
@@ -30,8 +30,8 @@ class Order:
 
 
 @dataclass(frozen=True)
-class World:
-    """Where and how an order is carried out; ``workdir`` is the project's root.
+class PlanContext:
+    """Where and how a request is carried out; ``workdir`` is the project's root.
 
     ``detached`` jobs outlive the command line; ``force_squash`` makes a squashed image anew.
     """
@@ -45,10 +45,10 @@ class World:
     force_squash: bool = False
 
 
-def check_order(order: Order, manifest: Manifest) -> None:
+def check_request(request: RunRequest, manifest: Manifest) -> None:
     """Raise for a bad ``--name``, and for ``-- ARGS`` to a step that passes none on."""
-    if order.name is not None:
-        check_name(order.name)
-    if order.arguments and not manifest.run.passthrough:
+    if request.name is not None:
+        check_name(request.name)
+    if request.arguments and not manifest.run.passthrough:
         what = f"{manifest.id} takes no arguments after --"
-        raise UsageError(Problem(where="--", what=what, got=" ".join(order.arguments)))
+        raise UsageError(Problem(where="--", what=what, got=" ".join(request.arguments)))

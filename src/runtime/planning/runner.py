@@ -80,7 +80,7 @@ class Interruption:
             self.watcher.warn(f"could not be asked: {error}")
 
 
-def carry_out(pipeline: Pipeline, *, launcher: Launcher, watcher: Watcher) -> list[Outcome]:
+def execute_pipeline(pipeline: Pipeline, *, launcher: Launcher, watcher: Watcher) -> list[Outcome]:
     """Run what has to run. Raises ``StepFailed``, ``UsageError`` or ``Interrupted``."""
     prepare(pipeline, launcher)
     outcomes = []
@@ -158,7 +158,7 @@ class Submission:
     state: JobState
 
 
-def hand_over(pipeline: Pipeline, *, launcher: Launcher) -> list[Submission]:
+def submit_pipeline(pipeline: Pipeline, *, launcher: Launcher) -> list[Submission]:
     """Submit every run that has to run, each after those that it needs, and return.
 
     When one is refused, or Ctrl-C comes between, those submitted before it are ended again, and

@@ -27,15 +27,15 @@ from nemotron_style.runtime.launch.container import (
 )
 from nemotron_style.runtime.launch.local import LocalLauncher
 from nemotron_style.runtime.planning.planner import compile_pipeline
-from nemotron_style.runtime.planning.request import Order
+from nemotron_style.runtime.planning.request import RunRequest
 from nemotron_style.runtime.run.plan import Plan
 
 
 def plan_in_image(mill: Any, *mounts: Any, **changes: Any) -> Plan:
     profile: dict[str, Any] = {"image": "img:1", "engine": "docker", "mounts": mounts}
     place = {name: changes.pop(name) for name in ("store", "workdir", "site") if name in changes}
-    world = mill.world(**{**profile, **changes})
-    plan = compile_pipeline(Order("mill/grow"), world=world).target.plan
+    context = mill.context(**{**profile, **changes})
+    plan = compile_pipeline(RunRequest("mill/grow"), context=context).target.plan
     assert isinstance(plan, Plan)
     return plan.model_copy(update={name: place[name] for name in place})
 

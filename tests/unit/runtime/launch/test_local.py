@@ -17,7 +17,7 @@ from nemotron_style.runtime.errors import ProfileError
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of, write_command, write_script
 from nemotron_style.runtime.launch.local import LocalLauncher, close_unsaid
 from nemotron_style.runtime.planning.planner import compile_pipeline
-from nemotron_style.runtime.planning.request import Order
+from nemotron_style.runtime.planning.request import RunRequest
 from nemotron_style.runtime.process import find_marked
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.plan import Plan, identify, name_run
@@ -167,13 +167,13 @@ def test_hostile_values_arrive_byte_for_byte(
 ) -> None:
     mill = move(mill, monkeypatch)
     launcher = LocalLauncher()
-    world = mill.world(env={"NASTY": NASTY}, setup=('printf %s "$NASTY" > nasty.txt',))
-    world = type(world)(**{**vars(world), "detached": detached})
-    order = Order(
-        "mill/bake", "bare", given=(f"input={mill.root}/flour",), arguments=(NASTY, "; #")
+    context = mill.context(env={"NASTY": NASTY}, setup=('printf %s "$NASTY" > nasty.txt',))
+    context = type(context)(**{**vars(context), "detached": detached})
+    request = RunRequest(
+        "mill/bake", "bare", inputs=(f"input={mill.root}/flour",), arguments=(NASTY, "; #")
     )
     mill.write("flour/sack.txt", "white\n")
-    pipeline = compile_pipeline(order, world=world)
+    pipeline = compile_pipeline(request, context=context)
     for adoption in pipeline.adoptions:
         mill.store.adopt(adoption.location, kind=adoption.kind, name=adoption.name)
     handle = launcher.submit(launcher.compile(pipeline.target.plan))
@@ -187,8 +187,8 @@ def test_hostile_values_arrive_byte_for_byte(
 
 
 def plan_grow(mill: Any, *overrides: str, **profile: Any) -> Plan:
-    order = Order("mill/grow", overrides=overrides)
-    plan = compile_pipeline(order, world=mill.world(**profile)).target.plan
+    request = RunRequest("mill/grow", overrides=overrides)
+    plan = compile_pipeline(request, context=mill.context(**profile)).target.plan
     assert isinstance(plan, Plan)
     return plan
 

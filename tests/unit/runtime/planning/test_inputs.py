@@ -9,7 +9,7 @@ import pytest
 from nemotron_style.runtime.errors import ConfigError, RefError, UsageError
 from nemotron_style.runtime.planning.inputs import name_location
 from nemotron_style.runtime.planning.planner import compile_pipeline
-from nemotron_style.runtime.planning.request import Order
+from nemotron_style.runtime.planning.request import RunRequest
 
 
 def adopt(mill: Any, kind: str, name: str = "sack") -> Any:
@@ -23,19 +23,19 @@ def steps_of(pipeline: Any) -> list[str]:
 
 def test_an_unknown_slot_names_the_near_one(mill: Any) -> None:
     with pytest.raises(UsageError, match=r"inptu: mill/bake has no such input.*'input'"):
-        mill.compile("mill/bake", given=("inptu=x",))
+        mill.compile("mill/bake", inputs=("inptu=x",))
 
 
 def test_every_bad_option_is_told(mill: Any) -> None:
     with pytest.raises(UsageError) as caught:
-        mill.compile("mill/bake", given=("input", "x=1", "input=a", "input=b"))
+        mill.compile("mill/bake", inputs=("input", "x=1", "input=a", "input=b"))
     assert len(caught.value.problems) == 3
     assert "given twice, as 'a' and as 'b'" in str(caught.value)
 
 
 def test_a_ref_fills_the_slot_and_upstream_is_not_needed(mill: Any) -> None:
     artifact = adopt(mill, "flour")
-    pipeline = mill.compile("mill/bake", given=("input=sack:v1",))
+    pipeline = mill.compile("mill/bake", inputs=("input=sack:v1",))
     assert steps_of(pipeline) == ["mill/bake"]
     (planned,) = pipeline.target.plan.inputs
     assert planned.source == artifact.digest
@@ -44,23 +44,23 @@ def test_a_ref_fills_the_slot_and_upstream_is_not_needed(mill: Any) -> None:
 
 def test_the_option_and_the_config_key_are_the_same_thing(mill: Any) -> None:
     adopt(mill, "flour")
-    by_option = mill.compile("mill/bake", given=("input=sack",)).target.plan
+    by_option = mill.compile("mill/bake", inputs=("input=sack",)).target.plan
     by_key = mill.compile("mill/bake", "mill.input_path=sack").target.plan
-    both = mill.compile("mill/bake", "mill.input_path=sack", given=("input=sack",)).target.plan
+    both = mill.compile("mill/bake", "mill.input_path=sack", inputs=("input=sack",)).target.plan
     assert by_option == by_key == both
     with pytest.raises(UsageError, match=r"mill.input_path=other says otherwise"):
-        mill.compile("mill/bake", "mill.input_path=other", given=("input=sack",))
+        mill.compile("mill/bake", "mill.input_path=other", inputs=("input=sack",))
 
 
 def test_a_path_is_hashed_where_it_lies_and_adopted_later(mill: Any) -> None:
     path = mill.write("elsewhere/My Flour.d/sack.txt", "white\n").parent
     before = mill.files()
-    pipeline = mill.compile("mill/bake", given=(f"input={path}",))
+    pipeline = mill.compile("mill/bake", inputs=(f"input={path}",))
     assert mill.files() == before
     (adoption,) = pipeline.adoptions
     assert adoption.name == "my-flour"
     adopted = mill.store.adopt(path, kind=adoption.kind, name=adoption.name)
-    again = mill.compile("mill/bake", given=(f"input={path}",))
+    again = mill.compile("mill/bake", inputs=(f"input={path}",))
     assert again.target.plan == pipeline.target.plan
     assert again.target.plan.inputs[0].source == adopted.digest
     assert again.adoptions == ()
@@ -68,9 +68,9 @@ def test_a_path_is_hashed_where_it_lies_and_adopted_later(mill: Any) -> None:
 
 def test_what_is_not_there_is_told_with_its_slot(mill: Any) -> None:
     with pytest.raises(UsageError, match=r"mill/bake: input: no such artifact.*'nowhere'"):
-        mill.compile("mill/bake", given=("input=nowhere",))
+        mill.compile("mill/bake", inputs=("input=nowhere",))
     with pytest.raises(UsageError, match=r"no such file"):
-        mill.compile("mill/bake", given=("input=./nowhere",))
+        mill.compile("mill/bake", inputs=("input=./nowhere",))
 
 
 def test_a_missing_input_says_how_to_give_it(mill: Any) -> None:
@@ -80,19 +80,19 @@ def test_a_missing_input_says_how_to_give_it(mill: Any) -> None:
 
 def test_a_kind_is_accepted_with_all_that_it_is(mill: Any) -> None:
     adopt(mill, "rye_flour")
-    pipeline = mill.compile("mill/bake", given=("input=sack",))
+    pipeline = mill.compile("mill/bake", inputs=("input=sack",))
     assert pipeline.target.plan.inputs[0].kind == "rye_flour"
 
 
 def test_a_wrong_kind_names_both(mill: Any) -> None:
     adopt(mill, "stone")
     with pytest.raises(UsageError, match=r"input: wants flour, and sack:v1 is stone"):
-        mill.compile("mill/bake", given=("input=sack",))
+        mill.compile("mill/bake", inputs=("input=sack",))
 
 
 def test_a_conversion_is_put_in_between(mill: Any) -> None:
     artifact = adopt(mill, "grain")
-    pipeline = mill.compile("mill/bake", given=("input=sack",))
+    pipeline = mill.compile("mill/bake", inputs=("input=sack",))
     assert steps_of(pipeline) == ["mill/grind", "mill/bake"]
     grind = pipeline.runs[0].plan
     assert grind.inputs[0].source == artifact.digest
@@ -103,7 +103,7 @@ def test_a_conversion_that_is_not_installed_is_named(mill: Any) -> None:
     adopt(mill, "grain")
     (mill.root / "manifests/mill/grind/step.toml").unlink()
     with pytest.raises(UsageError, match=r"wants flour.*is grain.*'mill/grind' would convert it"):
-        mill.compile("mill/bake", given=("input=sack",))
+        mill.compile("mill/bake", inputs=("input=sack",))
 
 
 def test_upstream_comes_first_and_the_same_run_only_once(mill: Any) -> None:
@@ -132,9 +132,9 @@ def test_a_circle_is_named(mill: Any) -> None:
 
 
 def test_no_upstream_refuses_what_would_have_to_run(mill: Any) -> None:
-    world = mill.world(upstream=False)
+    context = mill.context(upstream=False)
     with pytest.raises(UsageError, match=r"mill/bake needs it, and --no-upstream forbids"):
-        compile_pipeline(Order("mill/bake"), world=world)
+        compile_pipeline(RunRequest("mill/bake"), context=context)
 
 
 def test_the_output_meant_must_be_clear(mill: Any) -> None:
@@ -176,8 +176,8 @@ def test_a_step_takes_no_more_gpus_of_a_profile_than_it_says(
     mill: Any, gpus: str, taken: int, source: str | None
 ) -> None:
     mill.add_step("mill/wide", makes="grain", run=f"[run.resources]\ngpus = {gpus}")
-    order = Order("mill/wide", overrides=("devices=3",))
-    plan = compile_pipeline(order, world=mill.world(gpus_per_node=8)).target.plan
+    request = RunRequest("mill/wide", overrides=("devices=3",))
+    plan = compile_pipeline(request, context=mill.context(gpus_per_node=8)).target.plan
     assert plan.site["gpus_per_node"] == taken
     told = f"gpus_per_node: {taken}, by {source} of the step, stands before 8 of the profile"
     assert plan.notes == ((told,) if source else ())

@@ -91,11 +91,11 @@ def test_dotted_keys() -> None:
 
 def test_the_profile_does_not_enter_the_fingerprint(mill: Any) -> None:
     from nemotron_style.runtime.planning.planner import compile_pipeline
-    from nemotron_style.runtime.planning.request import Order
+    from nemotron_style.runtime.planning.request import RunRequest
 
-    plain = compile_pipeline(Order("mill/bake"), world=mill.world()).target.plan
-    other = mill.world(env={"A": "1"}, image="img", secrets=("TOKEN",), setup=("true",))
-    moved = compile_pipeline(Order("mill/bake", name="loaf"), world=other).target.plan
+    plain = compile_pipeline(RunRequest("mill/bake"), context=mill.context()).target.plan
+    other = mill.context(env={"A": "1"}, image="img", secrets=("TOKEN",), setup=("true",))
+    moved = compile_pipeline(RunRequest("mill/bake", name="loaf"), context=other).target.plan
     assert moved.fingerprint == plain.fingerprint
     assert moved != plain
     assert [output.name for output in moved.outputs] == ["loaf", "loaf.chaff"]

@@ -42,11 +42,11 @@ def write_plan(plan: Plan) -> RunFolder:
 
 
 def carry_out(
-    mill: Any, step: str = "mill/grow", *overrides: str, **order: Any
+    mill: Any, step: str = "mill/grow", *overrides: str, **request: Any
 ) -> tuple[int, RunFolder]:
     """Plan ``step`` and work on it, and on what it needs, in this process."""
     code, folder = 0, RunFolder(mill.root)
-    for run in mill.compile(step, *overrides, **order).runs:
+    for run in mill.compile(step, *overrides, **request).runs:
         folder = write_plan(run.plan)
         code = main([str(folder.path / "plan.json")])
     return code, folder
@@ -308,11 +308,11 @@ def test_the_seat_is_torchruns() -> None:
 def test_a_secret_never_reaches_a_record(mill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILL_TOKEN", "very-secret-value")
     from nemotron_style.runtime.planning.planner import compile_pipeline
-    from nemotron_style.runtime.planning.request import Order
+    from nemotron_style.runtime.planning.request import RunRequest
 
-    order = Order("mill/bake", arguments=("very-secret-value",), given=("input=sack",))
+    request = RunRequest("mill/bake", arguments=("very-secret-value",), inputs=("input=sack",))
     mill.store.adopt(mill.write("x/sack.txt", "x").parent, kind="flour", name="sack")
-    plan = compile_pipeline(order, world=mill.world(secrets=("MILL_TOKEN",))).target.plan
+    plan = compile_pipeline(request, context=mill.context(secrets=("MILL_TOKEN",))).target.plan
     folder = write_plan(plan)
     assert main([str(folder.path / "plan.json")]) == 0
     records = [path.read_text() for path in mill.home.glob("artifacts/**/artifact.json")]

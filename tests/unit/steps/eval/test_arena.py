@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.errors import InputError, StepFailed
 from nemotron_style.runtime.planning.planner import compile_pipeline
-from nemotron_style.runtime.planning.request import Order, World
+from nemotron_style.runtime.planning.request import PlanContext, RunRequest
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.store.store import Store
@@ -285,8 +285,8 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 
 def test_the_tiny_arena_measures_what_the_tiny_rlhf_gained(tmp_path: Path) -> None:
     """Its baseline is the start of the run that made its model, and that run's judge judges."""
-    world = World(load_catalog(), Store(tmp_path), Profile(name="local"), workdir=tmp_path)
-    runs = compile_pipeline(Order("eval/arena", config="tiny"), world=world).runs
+    context = PlanContext(load_catalog(), Store(tmp_path), Profile(name="local"), workdir=tmp_path)
+    runs = compile_pipeline(RunRequest("eval/arena", config="tiny"), context=context).runs
     arena, trained = runs[-1].plan, runs[-2].plan
     assert isinstance(arena, Plan)
     assert isinstance(trained, Plan)

@@ -16,7 +16,7 @@ from nemotron_style.runtime.launch.slurm import check
 from nemotron_style.runtime.launch.slurm.launcher import SlurmLauncher
 from nemotron_style.runtime.launch.slurm.submit import Refused, hand_over, make_executor, replaced
 from nemotron_style.runtime.planning.planner import compile_pipeline
-from nemotron_style.runtime.planning.request import Order
+from nemotron_style.runtime.planning.request import RunRequest
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.plan import Plan
 
@@ -58,10 +58,10 @@ def launcher() -> SlurmLauncher:
 
 
 def plan_grow(mill: Any, *overrides: str, **profile: Any) -> Plan:
-    order = Order("mill/grow", overrides=overrides)
-    world = mill.world(**profile)
-    world = type(world)(**{**vars(world), "detached": True})
-    plan = compile_pipeline(order, world=world).target.plan
+    request = RunRequest("mill/grow", overrides=overrides)
+    context = mill.context(**profile)
+    context = type(context)(**{**vars(context), "detached": True})
+    plan = compile_pipeline(request, context=context).target.plan
     assert isinstance(plan, Plan)
     return plan.model_copy(update={"executor": "slurm", "site": profile})
 
