@@ -14,13 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemotron_style.steps.blocks.data import responses_api
-from nemotron_style.steps.blocks.http.client import HOPELESS, Fault
-from nemotron_style.steps.blocks.http.retry import Patience
+from nemotron_style.steps.blocks.http.client import PERMANENT_STATUSES, Fault
+from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.judge import aggregation as judge_aggregation
-from nemotron_style.steps.blocks.judge import style
 from nemotron_style.steps.blocks.judge.aggregation import Aggregation, Answer
 from nemotron_style.steps.blocks.judge.client import JudgeClient, JudgeFailure
-from nemotron_style.steps.blocks.judge.group_judge import Contest, JudgePlan, ask
+from nemotron_style.steps.blocks.judge.group_judge import (
+    AnswerGroup,
+    ComparisonPlan,
+    name_question,
+)
 from nemotron_style.steps.blocks.judge.pairing import Pair, choose_pairs
 from nemotron_style.steps.blocks.judge.prompt import Question, ask_messages, shown
 from nemotron_style.steps.blocks.judge.verdict import Verdict, read_gym_verdict
@@ -83,7 +86,10 @@ def run_extract(case: Case) -> Outcome:
 
 def run_style(case: Case) -> Outcome:
     text = case["inputs"]["text"]
-    return {"counts": style.count_style(text), "density": style.style_density(text)}
+    return {
+        "counts": judge_aggregation.count_style(text),
+        "density": judge_aggregation.style_density(text),
+    }
 
 
 def run_history(case: Case) -> Outcome:
@@ -116,7 +122,7 @@ class Script:
     asked: dict[str, int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def ask(self, method: str, path: str, body: Case, *, timeout: float) -> Outcome:
+    def request(self, method: str, path: str, body: Case, *, timeout: float) -> Outcome:
         shown = {message["role"]: message["content"] for message in body["messages"]}
         pair = f"{shown['response_1']}|{shown['response_2']}"
         with self.lock:
@@ -125,7 +131,7 @@ class Script:
         replies = self.replies[pair]
         reply = replies[min(number, len(replies)) - 1]
         if isinstance(reply, int):
-            raise Fault(f"http_{reply}", "as scripted", hopeless=reply in HOPELESS)
+            raise Fault(f"http_{reply}", "as scripted", permanent=reply in PERMANENT_STATUSES)
         if isinstance(reply, str):
             return completion(reply, "stop")
         text = responses_api.read_output(reply)[1]
@@ -142,21 +148,25 @@ def completion(text: str, reason: str) -> Outcome:
 def run_compare(case: Case) -> Outcome:
     config, inputs = case["config"], case["inputs"]
     script, sleeps = Script(inputs["judge_script"]), []
-    plan = JudgePlan(
+    plan = ComparisonPlan(
         comparison_strategy=config["comparison_strategy"],
         num_judges_per_comparison=config["num_judges_per_comparison"],
         use_principle=config["use_principle"],
         default_principle=config["default_principle"],
     )
-    patience = Patience(tries=config["genrm_parse_retries"] + 1)
+    patience = RetryPolicy(tries=config["genrm_parse_retries"] + 1)
     answers = [Answer(text) for text in inputs["responses"]]
-    contest = Contest("prompt", tuple(inputs["conversation_history"]), answers, inputs["principle"])
+    contest = AnswerGroup(
+        "prompt", tuple(inputs["conversation_history"]), answers, inputs["principle"]
+    )
     pairs = plan.pairs(len(answers))
-    questions = [ask(contest, pair, step=0, principle=plan.principle(contest)) for pair in pairs]
+    questions = [
+        name_question(contest, pair, step=0, principle=plan.principle(contest)) for pair in pairs
+    ]
     with JudgeClient(
-        "http://127.0.0.1:1", patience=patience, at_once=1, form="genrm", sleep=sleeps.append
+        "http://127.0.0.1:1", retry_policy=patience, at_once=1, form="genrm", sleep=sleeps.append
     ) as client:
-        client._exchange = script  # type: ignore[assignment]
+        client._http = script  # type: ignore[assignment]
         found = client.judge(questions, most_failures=len(questions))
     told = {
         "num_requests": len(script.bodies),

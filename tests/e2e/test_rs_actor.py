@@ -104,7 +104,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def no_lots(monkeypatch: pytest.MonkeyPatch) -> None:
     """One request after the other, so that a script of faults meets the same ones every time."""
     monkeypatch.setattr(reward_pool, "AT_ONCE", 1)
-    monkeypatch.setattr(faulty.exchange, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(faulty.http_client, "MAX_ANSWER_BYTES", 2**20)
 
 
 @pytest.fixture(scope="module")

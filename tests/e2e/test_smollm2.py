@@ -21,7 +21,7 @@ from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import Sampling
 from nemotron_style.steps.blocks.model.parallel import initialize
-from nemotron_style.steps.blocks.serving.completion import Task
+from nemotron_style.steps.blocks.serving.completion import CompletionTask
 from nemotron_style.steps.blocks.serving.local_chat_model import load_chat_model
 from nemotron_style.steps.convert.hf_to_megatron import config as import_config
 from nemotron_style.steps.convert.hf_to_megatron import recipe as import_recipe
@@ -117,7 +117,7 @@ def test_it_is_served_with_its_own_template(smollm2: Path) -> None:
     model = load_chat_model(smollm2)
     prompt = model.encode(asked)
     assert prompt == given["input_ids"][0].tolist()
-    [[choice]] = model.draw([Task(prompt, 48, temperature=0.0)])
+    [[choice]] = model.draw([CompletionTask(prompt, 48, temperature=0.0)])
     said = words.decode(found[0, len(prompt) :], skip_special_tokens=True)
     assert (choice.text, choice.finish) == (said, "stop")
     assert "Paris" in choice.text

@@ -25,7 +25,7 @@ from nemotron_style.steps.blocks.model.language_model import (
 )
 from nemotron_style.steps.blocks.model.prefix_packing import Group
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
-from nemotron_style.steps.blocks.reward.types import Scored
+from nemotron_style.steps.blocks.reward.types import RewardScore
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.rs.actor.batch import accumulate, measure_kl
 from nemotron_style.steps.rs.actor.prompt import Prompt
@@ -109,7 +109,7 @@ class Counts:
         self.counts, self.stopping = {}, lambda: False
 
     def score(self, conversations):
-        return [Scored(float(len(one[-1]["content"])), {}) for one in conversations]
+        return [RewardScore(float(len(one[-1]["content"])), {}) for one in conversations]
 
     def close(self):
         """Nothing is open."""

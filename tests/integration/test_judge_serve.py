@@ -34,7 +34,7 @@ from nemotron_style.steps.blocks.generation.sampling_params import Sampling
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.serving.chat_service import ChatService
-from nemotron_style.steps.blocks.serving.completion import Task
+from nemotron_style.steps.blocks.serving.completion import CompletionTask
 from nemotron_style.steps.blocks.serving.dynamic_batcher import Batching
 from nemotron_style.steps.blocks.serving.local_chat_model import LocalChatModel, load_chat_model
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
@@ -161,10 +161,10 @@ def test_a_folder_that_cannot_chat_is_refused(folder: Path, tmp_path: Path) -> N
 # Answers.
 
 
-def task(model: LocalChatModel, number: int, **how: Any) -> Task:
+def task(model: LocalChatModel, number: int, **how: Any) -> CompletionTask:
     words = "river " * (number % 5)
     messages = [{"role": "user", "content": f"question {number} {words}"}]
-    return Task(model.encode(messages), **{"max_tokens": 40, "seed": number, **how})
+    return CompletionTask(model.encode(messages), **{"max_tokens": 40, "seed": number, **how})
 
 
 def test_an_answer_is_what_the_engine_says_without_what_ends_it(model: LocalChatModel) -> None:
@@ -330,7 +330,7 @@ def test_it_answers_as_a_run_is_attached_to_and_ends_completed(
     body = {"model": "judge", "messages": ASK, "max_tokens": 30, "temperature": 0, "n": 2}
     status, told = post(url, body)
     assert status == 200
-    [[expected]] = model.draw([Task(model.encode(ASK), 30, temperature=0.0)])
+    [[expected]] = model.draw([CompletionTask(model.encode(ASK), 30, temperature=0.0)])
     texts = [one["message"]["content"] for one in told["choices"]]
     assert texts == [expected.text] * 2
     status, told = post(url, {"messages": [{"role": "critic", "content": "Well."}]})

@@ -29,12 +29,12 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.tokenizer import train_tokenizer
 from nemotron_style.steps.blocks.http.endpoint import read_address
-from nemotron_style.steps.blocks.http.retry import Patience
+from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.judge.client import (
-    Asked,
     JudgeClient,
     JudgeFailure,
     JudgeSampling,
+    NamedQuestion,
 )
 from nemotron_style.steps.blocks.judge.prompt import Question, ask_messages
 from nemotron_style.steps.blocks.model.language_model import build_model
@@ -285,14 +285,16 @@ def test_vllm_asks_a_judge_of_ours_in_its_own_roles(
     with serve(vllm_python, own, "own", tmp_path / "vllm.log", context=256) as url:
         client = JudgeClient(
             read_address(url),
-            patience=Patience(tries=2, timeout=60),
+            retry_policy=RetryPolicy(tries=2, timeout=60),
             model="own",
             form="genrm",
             sampling=JudgeSampling(max_tokens=16),
         )
         with client:
             client.wait_ready(10)
-            [found] = client.judge([Asked((1, "river", 0, 1, 0), question)], most_failures=1)
+            [found] = client.judge(
+                [NamedQuestion((1, "river", 0, 1, 0), question)], most_failures=1
+            )
             asked = client.body(question, seed=3) | {"return_token_ids": True}
         request = urllib.request.Request(
             f"{url}/v1/chat/completions",

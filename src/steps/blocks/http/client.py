@@ -19,16 +19,16 @@ from typing import Any, NoReturn
 from nemotron_style.steps.blocks.http.endpoint import Address
 from nemotron_style.steps.blocks.http.error import shorten
 
-MOST_BYTES = 64 * 2**20
-HOPELESS = (400, 401, 403, 404, 405, 411, 413, 415, 422)
+MAX_ANSWER_BYTES = 64 * 2**20
+PERMANENT_STATUSES = (400, 401, 403, 404, 405, 411, 413, 415, 422)
 
 
 class Fault(Exception):
-    """One try that brought no answer. ``hopeless``: the same question would fail again."""
+    """One try that brought no answer. ``permanent``: the same question would fail again."""
 
-    def __init__(self, kind: str, message: str, *, hopeless: bool = False) -> None:
+    def __init__(self, kind: str, message: str, *, permanent: bool = False) -> None:
         super().__init__(f"{kind}: {message}")
-        self.kind, self.message, self.hopeless = kind, message, hopeless
+        self.kind, self.message, self.permanent = kind, message, permanent
         self.retry_after: float | None = None
 
 
@@ -37,7 +37,7 @@ class Stale(Exception):
 
 
 @dataclass
-class Exchange:
+class HttpClient:
     """Asks ``address``; up to as many connections are kept as were ever in use at once."""
 
     address: Address
@@ -45,13 +45,15 @@ class Exchange:
     idle: list[http.client.HTTPConnection] = field(default_factory=list, repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def ask(self, method: str, path: str, body: Any = None, *, timeout: float) -> dict[str, Any]:
+    def request(
+        self, method: str, path: str, body: Any = None, *, timeout: float
+    ) -> dict[str, Any]:
         """The JSON object that answers. Raises ``Fault``."""
         data = None if body is None else json.dumps(body).encode()
         try:
-            return self._ask(method, path, data, timeout)
+            return self._request(method, path, data, timeout)
         except Stale:
-            return self._ask(method, path, data, timeout, fresh=True)
+            return self._request(method, path, data, timeout, fresh=True)
 
     def close(self) -> None:
         with self.lock:
@@ -59,7 +61,7 @@ class Exchange:
         for connection in kept:
             connection.close()
 
-    def _ask(
+    def _request(
         self, method: str, path: str, data: bytes | None, timeout: float, fresh: bool = False
     ) -> dict[str, Any]:
         connection, used = self._take(timeout, fresh)
@@ -116,9 +118,9 @@ class Exchange:
         limit.watch(connection.sock)
         connection.request(method, self.address.path + path, body=data, headers=headers)
         response = connection.getresponse()
-        text = response.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
-            raise ValueError(f"more than {MOST_BYTES} bytes")
+        text = response.read(MAX_ANSWER_BYTES + 1)
+        if len(text) > MAX_ANSWER_BYTES:
+            raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
         if response.length:  # http.client does not say so where a size was asked for
             raise http.client.IncompleteRead(text, response.length)
         return response, text
@@ -192,8 +194,8 @@ def read_refusal(response: http.client.HTTPResponse, text: bytes) -> Fault:
     """What a status other than 200 means."""
     status = response.status
     kind = "redirect" if 300 <= status < 400 else f"http_{status}"
-    hopeless = status in HOPELESS
-    fault = Fault(kind, _say(text) or response.reason or "no reason given", hopeless=hopeless)
+    permanent = status in PERMANENT_STATUSES
+    fault = Fault(kind, _say(text) or response.reason or "no reason given", permanent=permanent)
     with contextlib.suppress(ValueError):
         seconds = float(response.headers.get("Retry-After", ""))
         fault.retry_after = max(seconds, 0.0) if seconds == seconds else None

@@ -6,7 +6,7 @@ import json
 from typing import Any, NoReturn
 
 
-class Refusal(Exception):
+class HttpError(Exception):
     """HTTP status, a word for what it is, one line about it, and the field that is to blame."""
 
     def __init__(
@@ -27,22 +27,22 @@ class Refusal(Exception):
         return {"error": {"type": self.kind, "message": self.message}}
 
 
-class ClientGone(Exception):
+class ClientDisconnected(Exception):
     """Nobody waits for the answer any more."""
 
 
 def read_json(body: bytes) -> Any:
-    """The JSON value of a body in UTF-8. Raises ``Refusal`` (400)."""
+    """The JSON value of a body in UTF-8. Raises ``HttpError`` (400)."""
     try:
         return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        raise Refusal(400, "not_json", f"body: not UTF-8 at byte {error.start}") from None
+        raise HttpError(400, "not_json", f"body: not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise Refusal(400, "not_json", f"body: not JSON: {error.msg} at {place}") from None
+        raise HttpError(400, "not_json", f"body: not JSON: {error.msg} at {place}") from None
     except (ValueError, RecursionError) as error:
         message = f"body: not JSON: {str(error) or 'nested too deeply'}"
-        raise Refusal(400, "not_json", message) from None
+        raise HttpError(400, "not_json", message) from None
 
 
 def is_text(value: Any) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
 from nemotron_style.runtime.errors import Interrupted
-from nemotron_style.steps.blocks.http.client import Exchange, Fault
+from nemotron_style.steps.blocks.http.client import Fault, HttpClient
 from nemotron_style.steps.blocks.http.endpoint import Address, read_address
 
 LAST_FAULTS = 3
@@ -31,21 +31,21 @@ class Stopped(Exception):
     """Another request has failed for good; this one is not worth going on with."""
 
 
-class Exhausted(Exception):
-    """No try brought an answer. ``faults`` in their order; ``hopeless`` as the last one was.
+class RetriesExhausted(Exception):
+    """No try brought an answer. ``faults`` in their order; ``permanent`` as the last one was.
 
     ``is_refused`` tells that it refused the token.
     """
 
     def __init__(self, faults: Sequence[Fault]) -> None:
-        super().__init__(tally(faults))
+        super().__init__(fault_summary(faults))
         self.faults = tuple(faults)
-        self.hopeless = bool(faults) and faults[-1].hopeless
+        self.permanent = bool(faults) and faults[-1].permanent
         self.is_refused = bool(faults) and faults[-1].kind in REFUSALS
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How often and how long it is asked.
 
     One try takes at most ``timeout`` seconds; between two lie ``first_pause`` seconds, then twice
@@ -66,7 +66,7 @@ class Patience:
 
 
 @dataclass
-class PatientClient:
+class RetryingClient:
     """Asks one service. A context manager; may be used from many threads.
 
     ``at_once`` requests are under way at a time. ``seed`` makes the pauses repeatable.
@@ -76,7 +76,7 @@ class PatientClient:
 
     address: Address | str
     token: str | None = field(default=None, repr=False)
-    patience: Patience = Patience()
+    retry_policy: RetryPolicy = RetryPolicy()
     at_once: int = 4
     seed: int | None = None
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
@@ -88,7 +88,7 @@ class PatientClient:
     def __post_init__(self) -> None:
         if isinstance(self.address, str):
             self.address = read_address(self.address)
-        self._exchange = Exchange(self.address, self.token)
+        self._http = HttpClient(self.address, self.token)
         self._random = random.Random(self.seed)
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
@@ -103,7 +103,7 @@ class PatientClient:
     def close(self) -> None:
         """Let go of threads and connections."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._exchange.close()
+        self._http.close()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -111,40 +111,40 @@ class PatientClient:
         with self._lock:
             return dict(self._counts)
 
-    def persist(self, ask: Callable[[], Answer], stop: threading.Event) -> Answer:
-        """What ``ask`` returns, once it raises no ``Fault``; ``Exhausted`` when it always does."""
+    def retry(self, ask: Callable[[], Answer], stop: threading.Event) -> Answer:
+        """What ``ask`` returns, asked again after each ``Fault``. Raises ``RetriesExhausted``."""
         faults: list[Fault] = []
-        for number in range(self.patience.tries):
+        for number in range(self.retry_policy.tries):
             try:
                 return ask()
             except Fault as fault:
                 faults.append(fault)
                 self._count(f"failed_{fault.kind}")
-                if fault.hopeless:
+                if fault.permanent:
                     break
-                if number + 1 < self.patience.tries:
+                if number + 1 < self.retry_policy.tries:
                     self._count("retries")
-                    pause = self.patience.pause(number, self._chance(), fault.retry_after)
+                    pause = self.retry_policy.pause(number, self._chance(), fault.retry_after)
                     self._pause(pause, stop)
-        raise Exhausted(faults)
+        raise RetriesExhausted(faults)
 
-    def look_until(self, look: Callable[[float], Answer], seconds: float) -> Answer:
+    def wait_until(self, look: Callable[[float], Answer], seconds: float) -> Answer:
         """What ``look(timeout)`` returns, once it raises no ``Fault``.
 
-        Raises ``Exhausted`` after ``seconds``, or at once when the token is refused.
+        Raises ``RetriesExhausted`` after ``seconds``, or at once when the token is refused.
         """
         end, faults = self.clock() + seconds, list[Fault]()
         while (left := end - self.clock()) > 0:
             try:
-                return look(min(self.patience.timeout, max(left, LEAST_TIMEOUT)))
+                return look(min(self.retry_policy.timeout, max(left, LEAST_TIMEOUT)))
             except Fault as fault:
                 faults.append(fault)
                 self._count(f"failed_{fault.kind}")
                 if fault.kind in REFUSALS:
                     break
-                pause = self.patience.pause(len(faults) - 1, self._chance(), fault.retry_after)
+                pause = self.retry_policy.pause(len(faults) - 1, self._chance(), fault.retry_after)
                 self._pause(min(pause, max(end - self.clock(), 0.0)), threading.Event())
-        raise Exhausted(faults)
+        raise RetriesExhausted(faults)
 
     def gather(self, jobs: Sequence[Callable[[], Answer]], stop: threading.Event) -> list[Answer]:
         """What every job returns, in their order; with the first that raises, all are stopped."""
@@ -193,7 +193,7 @@ class PatientClient:
             self._counts[name] += number
 
 
-def tally(faults: Sequence[Fault]) -> str:
+def fault_summary(faults: Sequence[Fault]) -> str:
     """How often it was tried, and what came of it: `` (3 tries: 2 x timeout, 1 x http_503)``."""
     if not faults:
         return ""
@@ -203,6 +203,6 @@ def tally(faults: Sequence[Fault]) -> str:
     return f" ({times}: {told})"
 
 
-def last_words(faults: Sequence[Fault]) -> str:
+def last_messages(faults: Sequence[Fault]) -> str:
     """What the last faults said, each once."""
     return "; ".join(dict.fromkeys(fault.message for fault in faults[-LAST_FAULTS:]))

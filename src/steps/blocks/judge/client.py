@@ -25,10 +25,10 @@ from nemotron_style.steps.blocks.http.endpoint import Address
 from nemotron_style.steps.blocks.http.error import shorten
 from nemotron_style.steps.blocks.http.retry import (
     REFUSALS,
-    Exhausted,
-    PatientClient,
-    last_words,
-    tally,
+    RetriesExhausted,
+    RetryingClient,
+    fault_summary,
+    last_messages,
 )
 from nemotron_style.steps.blocks.judge.cache import VerdictCache, question_digest
 from nemotron_style.steps.blocks.judge.prompt import Question, ask_messages, split_reasoning
@@ -73,7 +73,7 @@ class JudgeSampling:
 
 
 @dataclass(frozen=True)
-class Asked:
+class NamedQuestion:
     """A question and its name, of which its seed is made: step, prompt, pair, judge."""
 
     name: tuple[int | str, ...]
@@ -81,7 +81,7 @@ class Asked:
 
 
 @dataclass
-class JudgeClient(PatientClient):
+class JudgeClient(RetryingClient):
     """Asks a judge. A context manager; ``at_once`` questions are under way at a time.
 
     ``model`` is the endpoint's name for the judge, ``identity`` what is known of it beyond that
@@ -110,15 +110,15 @@ class JudgeClient(PatientClient):
         Raises ``JudgeUnavailable`` after ``seconds``, or at once when the token is refused.
         """
         try:
-            self.look_until(self._look, seconds)
-        except Exhausted as spent:
+            self.wait_until(self._look, seconds)
+        except RetriesExhausted as spent:
             what = "refused the token" if spent.is_refused else f"not ready within {seconds:g} s"
-            words = last_words(spent.faults)
-            raise self.unavailable(f"{what}{tally(spent.faults)}", got=words) from None
+            words = last_messages(spent.faults)
+            raise self.unavailable(f"{what}{fault_summary(spent.faults)}", got=words) from None
 
     def _look(self, timeout: float) -> None:
         try:
-            told = self._exchange.ask("GET", f"{self._below}/models", timeout=timeout)
+            told = self._http.request("GET", f"{self._below}/models", timeout=timeout)
         except Fault as fault:
             if fault.kind in UNLISTED:
                 return
@@ -128,7 +128,7 @@ class JudgeClient(PatientClient):
             raise Fault("other_model", f"{self.model!r} is not among {shorten(names)}")
 
     def judge(
-        self, questions: Sequence[Asked], *, most_failures: int
+        self, questions: Sequence[NamedQuestion], *, most_failures: int
     ) -> list[Verdict | JudgeFailure]:
         """A verdict on each question, in their order, or the failure to get one.
 
@@ -156,7 +156,7 @@ class JudgeClient(PatientClient):
         return body
 
     def _judge_one(
-        self, asked: Asked, stop: threading.Event, failures: _Failures
+        self, asked: NamedQuestion, stop: threading.Event, failures: _Failures
     ) -> Verdict | JudgeFailure:
         key = question_digest(self.identity, self.body(asked.question, seed_for(asked, 0)))
         known = self.cache.get(key)
@@ -165,19 +165,19 @@ class JudgeClient(PatientClient):
             return known
         attempt = _Attempt(self, asked)
         try:
-            verdict = self.persist(attempt, stop)
-        except Exhausted as spent:
+            verdict = self.retry(attempt, stop)
+        except RetriesExhausted as spent:
             self._count("given_up")
             return failures.add(self._fail(asked, spent), self)
         self._count("verdicts")
         self.cache.put(key, verdict)
         return verdict
 
-    def _fail(self, asked: Asked, spent: Exhausted) -> JudgeFailure:
+    def _fail(self, asked: NamedQuestion, spent: RetriesExhausted) -> JudgeFailure:
         kinds = tuple(fault.kind for fault in spent.faults)
-        words = last_words(spent.faults)
+        words = last_messages(spent.faults)
         if kinds[-1] in CLOSED:
-            raise self.unavailable(f"refused{tally(spent.faults)}", got=words)
+            raise self.unavailable(f"refused{fault_summary(spent.faults)}", got=words)
         return JudgeFailure(asked.name, kinds, words)
 
     def unavailable(self, what: str, *, got: str) -> JudgeUnavailable:
@@ -193,7 +193,7 @@ class _Attempt:
     """One question, asked again with another seed once an answer was of no use."""
 
     client: JudgeClient
-    asked: Asked
+    asked: NamedQuestion
     answered: int = 0
 
     def __call__(self) -> Verdict:
@@ -201,7 +201,7 @@ class _Attempt:
         body = client.body(self.asked.question, seed_for(self.asked, self.answered))
         client._count("requests")
         path = f"{client._below}/chat/completions"
-        told = client._exchange.ask("POST", path, body, timeout=client.patience.timeout)
+        told = client._http.request("POST", path, body, timeout=client.retry_policy.timeout)
         self.answered += 1
         client._count("answers")
         text = read_completion(told)
@@ -232,7 +232,7 @@ class _Failures:
         raise client.unavailable(what, got=f"{', '.join(failure.kinds)}: {failure.message}")
 
 
-def seed_for(asked: Asked, answered: int) -> int:
+def seed_for(asked: NamedQuestion, answered: int) -> int:
     """The seed of a question after ``answered`` answers of no use."""
     return seed_of(*asked.name, answered) >> (64 - SEED_BITS)
 

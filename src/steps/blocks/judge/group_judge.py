@@ -19,7 +19,7 @@ from nemotron_style.steps.blocks.judge.aggregation import (
     aggregate,
     verdict_metrics,
 )
-from nemotron_style.steps.blocks.judge.client import Asked, JudgeClient, JudgeFailure
+from nemotron_style.steps.blocks.judge.client import JudgeClient, JudgeFailure, NamedQuestion
 from nemotron_style.steps.blocks.judge.pairing import Pair, choose_pairs, swap_agreement
 from nemotron_style.steps.blocks.judge.prompt import Message, Question
 from nemotron_style.steps.blocks.judge.verdict import Verdict
@@ -38,7 +38,7 @@ LOGGED = "judge/"
 
 
 @dataclass(frozen=True)
-class Contest:
+class AnswerGroup:
     """A prompt and what the policy answered to it; ``prompt`` names it, in one step only once."""
 
     prompt: str
@@ -48,7 +48,7 @@ class Contest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgePlan:
+class ComparisonPlan:
     """What is compared, by NeMo-Gym's names; ``failure_budget`` is a share of a step's judgements.
 
     With ``use_principle`` a prompt's own principle is sent, or ``default_principle``.
@@ -75,13 +75,13 @@ class JudgePlan:
             judges=self.num_judges_per_comparison,
         )
 
-    def principle(self, contest: Contest) -> str | None:
+    def principle(self, contest: AnswerGroup) -> str | None:
         """The principle to judge a prompt by."""
         return (contest.principle or self.default_principle) if self.use_principle else None
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedGroups:
     """Rewards of each group, None for one to be masked; what failed; and what to log.
 
     ``verdicts`` holds each group's comparisons, and what the judge said of them.
@@ -95,12 +95,12 @@ class Judged:
 
 def judge_groups(
     client: JudgeClient,
-    contests: Sequence[Contest],
+    contests: Sequence[AnswerGroup],
     *,
     step: int,
-    plan: JudgePlan,
+    plan: ComparisonPlan,
     aggregation: Aggregation,
-) -> Judged:
+) -> JudgedGroups:
     """The rewards of a step's groups.
 
     A group of fewer than two answers cannot be judged and is masked. Raises ``JudgeUnavailable``
@@ -109,7 +109,7 @@ def judge_groups(
     before = client.counts
     pairs = [plan.pairs(len(one.answers)) if len(one.answers) > 1 else [] for one in contests]
     asked = [
-        ask(contest, pair, step=step, principle=plan.principle(contest))
+        name_question(contest, pair, step=step, principle=plan.principle(contest))
         for contest, chosen in zip(contests, pairs, strict=True)
         for pair in chosen
     ]
@@ -129,18 +129,20 @@ def judge_groups(
     }
     named = {f"{LOGGED}{name}": value for name, value in metrics.items()}
     told = [list(zip(*each, strict=True)) for each in zip(pairs, results, strict=True)]
-    return Judged(rewards, failures, named, told)
+    return JudgedGroups(rewards, failures, named, told)
 
 
-def ask(contest: Contest, pair: Pair, *, step: int, principle: str | None) -> Asked:
+def name_question(
+    contest: AnswerGroup, pair: Pair, *, step: int, principle: str | None
+) -> NamedQuestion:
     """The question about a pair, under the name ``step/prompt/first/second/judge``."""
     first, second = (contest.answers[index].text for index in (pair.first, pair.second))
     name = (step, contest.prompt, pair.first, pair.second, pair.judge)
-    return Asked(name, Question(tuple(contest.history), first, second, principle))
+    return NamedQuestion(name, Question(tuple(contest.history), first, second, principle))
 
 
 def _group_rewards(
-    contest: Contest,
+    contest: AnswerGroup,
     pairs: Sequence[Pair],
     outcome: Sequence[Verdict | JudgeFailure],
     aggregation: Aggregation,

@@ -21,26 +21,23 @@ from nemotron_style.runtime.errors import Problem, StepFailed
 from nemotron_style.steps.blocks.http.client import Fault, as_list
 from nemotron_style.steps.blocks.http.error import shorten
 from nemotron_style.steps.blocks.http.retry import (
-    Exhausted,
-    Patience,
-    PatientClient,
-    last_words,
-    tally,
+    RetriesExhausted,
+    RetryingClient,
+    fault_summary,
+    last_messages,
 )
-from nemotron_style.steps.blocks.reward.types import Message, Scored, read_scored
-
-__all__ = ["Health", "Patience", "RewardClient", "RewardUnavailable"]
+from nemotron_style.steps.blocks.reward.types import Message, RewardScore, check_score
 
 
 class RewardUnavailable(StepFailed):
     """The reward model gave no answer that can be used; says what was tried.
 
-    ``hopeless`` when it refused in a way that asking again cannot change.
+    ``permanent`` when it refused in a way that asking again cannot change.
     """
 
-    def __init__(self, problem: Problem, *, hopeless: bool = False) -> None:
+    def __init__(self, problem: Problem, *, permanent: bool = False) -> None:
         super().__init__(problem)
-        self.hopeless = hopeless
+        self.permanent = permanent
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Health:
 
 
 @dataclass
-class RewardClient(PatientClient):
+class RewardClient(RetryingClient):
     """Asks a reward model. A context manager; :meth:`score` may be called from many threads.
 
     ``at_once`` requests of ``batch`` conversations are under way at a time.
@@ -71,24 +68,24 @@ class RewardClient(PatientClient):
         """
 
         def look(timeout: float) -> Health:
-            return read_health(self._exchange.ask("GET", "/health", timeout=timeout), self.health)
+            return read_health(self._http.request("GET", "/health", timeout=timeout), self.health)
 
         try:
-            self.health = self.look_until(look, seconds)
-        except Exhausted as spent:
+            self.health = self.wait_until(look, seconds)
+        except RetriesExhausted as spent:
             refused = spent.is_refused
             what = "refused the token" if refused else f"was not ready within {seconds:g} s"
-            raise self._give_up(spent.faults, what, hopeless=refused) from None
+            raise self._give_up(spent.faults, what, permanent=refused) from None
         return self.health
 
-    def score(self, conversations: Sequence[Sequence[Message]]) -> list[Scored]:
-        """One ``Scored`` for each conversation, in their order.
+    def score(self, conversations: Sequence[Sequence[Message]]) -> list[RewardScore]:
+        """One ``RewardScore`` for each conversation, in their order.
 
         Raises ``RewardUnavailable`` when any of them got none, whatever the others got.
         """
         if not conversations:
             return []
-        health = self.health or self.wait_ready(self.patience.timeout)
+        health = self.health or self.wait_ready(self.retry_policy.timeout)
         size = min(self.batch, health.most or self.batch)
         parts = [conversations[at : at + size] for at in range(0, len(conversations), size)]
         stop = threading.Event()
@@ -105,41 +102,41 @@ class RewardClient(PatientClient):
         stop: threading.Event,
         *,
         first: int,
-    ) -> list[Scored]:
+    ) -> list[RewardScore]:
         """Ask until there is a good answer, or no more tries."""
         texts = [[dict(message) for message in conversation] for conversation in part]
         try:
-            scores = self.persist(lambda: self._try(texts, health), stop)
-        except Exhausted as spent:
+            scores = self.retry(lambda: self._try(texts, health), stop)
+        except RetriesExhausted as spent:
             told = "gave no usable answer"
-            if spent.hopeless:
+            if spent.permanent:
                 told = f"refused conversations {first} to {first + len(part) - 1}"
-            raise self._give_up(spent.faults, told, hopeless=spent.hopeless) from None
+            raise self._give_up(spent.faults, told, permanent=spent.permanent) from None
         self._count("conversations", len(scores))
         return scores
 
-    def _try(self, texts: Sequence[Any], health: Health) -> list[Scored]:
+    def _try(self, texts: Sequence[Any], health: Health) -> list[RewardScore]:
         self._count("requests")
         name = uuid.uuid4().hex
         ids = [f"{name}-{index}" for index in range(len(texts))]
         body = {"conversations": texts, "ids": ids}
-        told = self._exchange.ask("POST", "/v1/score", body, timeout=self.patience.timeout)
+        told = self._http.request("POST", "/v1/score", body, timeout=self.retry_policy.timeout)
         return list(read_results(told, ids, health))
 
     def _give_up(
-        self, faults: Sequence[Fault], what: str, *, hopeless: bool = False
+        self, faults: Sequence[Fault], what: str, *, permanent: bool = False
     ) -> RewardUnavailable:
         """What was tried: how often, what came of it, and the last words."""
         self._count("given_up")
         fix = "see the service's log; the same command resumes the run"
-        fix = "mend what it names: asking again would not help" if hopeless else fix
+        fix = "mend what it names: asking again would not help" if permanent else fix
         told = Problem(
             where=f"reward model at {self.address}",
-            what=f"{what}{tally(faults)}",
-            got=last_words(faults),
+            what=f"{what}{fault_summary(faults)}",
+            got=last_messages(faults),
             fix=fix,
         )
-        return RewardUnavailable(told, hopeless=hopeless)
+        return RewardUnavailable(told, permanent=permanent)
 
 
 def read_health(told: Mapping[str, Any], before: Health | None) -> Health:
@@ -162,7 +159,9 @@ def read_health(told: Mapping[str, Any], before: Health | None) -> Health:
     return found
 
 
-def read_results(told: Mapping[str, Any], ids: Sequence[str], health: Health) -> Iterator[Scored]:
+def read_results(
+    told: Mapping[str, Any], ids: Sequence[str], health: Health
+) -> Iterator[RewardScore]:
     """The scores of an answer, in the order of ``ids``. Raises ``Fault`` when it is not that."""
     if told.get("model") != health.model:
         what = f"it is {shorten(told.get('model'))} and was {shorten(health.model)}"
@@ -177,6 +176,6 @@ def read_results(told: Mapping[str, Any], ids: Sequence[str], health: Health) ->
             what = f"results[{index}] answers {shorten(result.get('id'))}, not {name!r}"
             raise Fault("wrong_order", what)
         try:
-            yield read_scored(result.get("score"), result.get("attributes"), health.outputs)
+            yield check_score(result.get("score"), result.get("attributes"), health.outputs)
         except ValueError as error:
             raise Fault("not_a_score", f"results[{index}]: {error}") from None

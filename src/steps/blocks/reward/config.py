@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
-from nemotron_style.steps.blocks.reward.types import Scored
+from nemotron_style.steps.blocks.reward.types import RewardScore
 
 REWARD_FILE = "reward_config.json"
 
@@ -49,14 +49,14 @@ class RewardConfig(BaseModel):
             raise ValueError("weights and scale must have one entry for each output")
         return self
 
-    def rate(self, outputs: Sequence[float]) -> Scored:
+    def rate(self, outputs: Sequence[float]) -> RewardScore:
         """The attributes and the score that the head's ``outputs`` stand for."""
         scaled = zip(self.outputs, outputs, strict=True)
         found = {
             name: value * self.scale[name].std + self.scale[name].mean for name, value in scaled
         }
         score = math.fsum(self.weights[name] * value for name, value in found.items())
-        return Scored(score, found)
+        return RewardScore(score, found)
 
     def write(self, path: Path) -> None:
         """Write the file into the folder ``path``."""

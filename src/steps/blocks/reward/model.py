@@ -26,10 +26,10 @@ from nemotron_style.steps.blocks.data.chat_format import (
 )
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
 from nemotron_style.steps.blocks.reward.config import RewardConfig, read_reward_config
-from nemotron_style.steps.blocks.reward.types import Message, Scored
+from nemotron_style.steps.blocks.reward.types import Message, RewardScore
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
-__all__ = ["Message", "RewardModel", "Scored", "read_conversation"]
+__all__ = ["Message", "RewardModel", "RewardScore", "read_conversation"]
 
 ARCHITECTURE = "LlamaForSequenceClassification"
 HEAD = "score.weight"
@@ -88,7 +88,7 @@ class RewardModel:
 
     def score(
         self, conversations: Sequence[Sequence[Message]], *, batch_tokens: int = 16384
-    ) -> list[Scored]:
+    ) -> list[RewardScore]:
         """What each conversation is worth, in the order given.
 
         A pass holds ``batch_tokens`` padded tokens, or one conversation that alone is longer.
@@ -98,7 +98,7 @@ class RewardModel:
                 longer than the model may read, or holds a control token.
         """
         rows = self._encode(conversations)
-        found: list[Scored | None] = [None] * len(rows)
+        found: list[RewardScore | None] = [None] * len(rows)
         for places in _passes(rows, batch_tokens):
             for place, outputs in zip(places, self._run([rows[i] for i in places]), strict=True):
                 found[place] = self.config.rate(outputs)

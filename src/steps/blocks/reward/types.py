@@ -20,7 +20,7 @@ Message = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Scored:
+class RewardScore:
     """The score of one conversation, and the attribute scores that it was made of."""
 
     score: float
@@ -35,7 +35,7 @@ class Scorer(Protocol):
         """The names of the attributes, the same for every conversation."""
 
     def score(self, conversations: Sequence[Sequence[Message]]) -> Sequence[Any]:
-        """One ``Scored`` for each, in their order; ``InputError`` for one it cannot take."""
+        """One ``RewardScore`` for each, in their order; ``InputError`` for one it cannot take."""
 
 
 def as_number(value: Any) -> float:
@@ -47,7 +47,7 @@ def as_number(value: Any) -> float:
     return float(value)
 
 
-def read_scored(score: Any, attributes: Any, outputs: Sequence[str]) -> Scored:
+def check_score(score: Any, attributes: Any, outputs: Sequence[str]) -> RewardScore:
     """A checked result. Raises ``ValueError`` for what is no score of a model with ``outputs``."""
     if not isinstance(attributes, Mapping) or set(attributes) != set(outputs):
         wanted = ", ".join(outputs)
@@ -55,4 +55,4 @@ def read_scored(score: Any, attributes: Any, outputs: Sequence[str]) -> Scored:
     numbers = {name: as_number(attributes[name]) for name in outputs}
     number = as_number(score)
     assert math.isfinite(number)
-    return Scored(number, numbers)
+    return RewardScore(number, numbers)

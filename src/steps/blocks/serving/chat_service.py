@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron_style.runtime.errors import InputError
-from nemotron_style.steps.blocks.http.error import Refusal, shorten
+from nemotron_style.steps.blocks.http.error import HttpError, shorten
 from nemotron_style.steps.blocks.serving.completion import (
     ChatModel,
     Choice,
-    Task,
+    CompletionTask,
     check_choices,
     write_completion,
 )
@@ -47,10 +47,10 @@ class Drawing:
 
     model: ChatModel
 
-    def work(self, items: Sequence[Task]) -> Sequence[Any]:
+    def work(self, items: Sequence[CompletionTask]) -> Sequence[Any]:
         return self.model.draw(items)
 
-    def check(self, item: Task, result: Any) -> Sequence[Choice]:
+    def check(self, item: CompletionTask, result: Any) -> Sequence[Choice]:
         """Raises ``ValueError`` for what is no answer."""
         return check_choices(item, result)
 
@@ -84,7 +84,7 @@ class ChatService(Service):
         self.start(Drawing(model), batching)
 
     def complete(self, connection: Connection) -> Mapping[str, Any]:
-        """One or more answers to a conversation. Raises ``Refusal`` when there is none."""
+        """One or more answers to a conversation. Raises ``HttpError`` when there is none."""
         request = parse_chat_request(connection.read_body())
         self.check_ready()
         self.check_model(request.model)
@@ -99,20 +99,20 @@ class ChatService(Service):
         )
 
     def check_model(self, wanted: str | None) -> None:
-        """Raises ``Refusal`` (404) for another model than the one there is."""
+        """Raises ``HttpError`` (404) for another model than the one there is."""
         if wanted not in (None, self.name, self.digest):
             message = f"model: there is {self.name}, and no {shorten(wanted)}"
-            raise Refusal(404, "model_not_found", message, param="model")
+            raise HttpError(404, "model_not_found", message, param="model")
 
-    def plan(self, request: ChatRequest) -> Task:
-        """What the model is asked. Raises ``Refusal`` (400) for what it cannot be asked."""
+    def plan(self, request: ChatRequest) -> CompletionTask:
+        """What the model is asked. Raises ``HttpError`` (400) for what it cannot be asked."""
         assert self.model
         try:
             prompt = self.model.encode(request.messages)
         except InputError as error:
-            raise Refusal(400, "cannot_render", str(error), param="messages") from None
+            raise HttpError(400, "cannot_render", str(error), param="messages") from None
         seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed
-        return Task(
+        return CompletionTask(
             prompt,
             max_tokens=self.find_length(request.max_tokens, len(prompt)),
             temperature=request.temperature,
@@ -124,19 +124,19 @@ class ChatService(Service):
         )
 
     def find_length(self, wanted: int | None, prompt: int) -> int:
-        """How many tokens an answer may have. Raises ``Refusal`` (400) where there is no room."""
+        """How many tokens an answer may have. Raises ``HttpError`` (400) where there is no room."""
         assert self.model
         most, room = self.limits.completion_tokens, self.model.max_model_len
         if wanted is not None and wanted > most:
             message = f"max_tokens: must be {most} at most, got {wanted}"
-            raise Refusal(400, "invalid_value", message, param="max_tokens")
+            raise HttpError(400, "invalid_value", message, param="max_tokens")
         needed = prompt + (wanted or 1)
         if needed > room:
             message = (
                 f"messages: the prompt has {prompt} tokens and the answer may have {wanted or 1}; "
                 f"the model holds {room}"
             )
-            raise Refusal(400, "context_length_exceeded", message, param="messages")
+            raise HttpError(400, "context_length_exceeded", message, param="messages")
         return wanted or min(most, room - prompt)
 
     def tell_models(self, connection: Connection) -> Mapping[str, Any]:
@@ -159,7 +159,7 @@ class ChatService(Service):
     def metrics(self) -> list[Metric]:
         return [self.choices, self.tokens]
 
-    def write_error(self, refusal: Refusal) -> Mapping[str, Any]:
+    def write_error(self, refusal: HttpError) -> Mapping[str, Any]:
         """OpenAI's form of an error."""
         told = {
             "message": refusal.message,

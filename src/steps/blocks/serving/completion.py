@@ -19,7 +19,7 @@ REPLACEMENT = "\ufffd"
 
 
 @dataclass(frozen=True)
-class Task:
+class CompletionTask:
     """``n`` answers to one prompt, drawn from the random stream that ``seed`` names.
 
     ``pieces`` asks for the text of each token.
@@ -57,11 +57,11 @@ class ChatModel(Protocol):
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The prompt of a conversation; called from many threads. Raises ``InputError``."""
 
-    def draw(self, tasks: Sequence[Task]) -> Sequence[Sequence[Choice]]:
+    def draw(self, tasks: Sequence[CompletionTask]) -> Sequence[Sequence[Choice]]:
         """``n`` choices for each task; called from one thread."""
 
 
-def check_choices(task: Task, choices: Any) -> Sequence[Choice]:
+def check_choices(task: CompletionTask, choices: Any) -> Sequence[Choice]:
     """Raises ``ValueError`` for what is no answer to ``task``."""
     if len(choices) != task.n:
         raise ValueError(f"{len(choices)} choices instead of {task.n}")
@@ -74,7 +74,12 @@ def check_choices(task: Task, choices: Any) -> Sequence[Choice]:
 
 
 def write_completion(
-    request: ChatRequest, task: Task, choices: Sequence[Choice], *, model: str, fingerprint: str
+    request: ChatRequest,
+    task: CompletionTask,
+    choices: Sequence[Choice],
+    *,
+    model: str,
+    fingerprint: str,
 ) -> Mapping[str, Any]:
     """The answer. ``seed`` is no field of OpenAI's: it tells how to get the same again."""
     drawn = sum(len(choice.log_probs) for choice in choices)

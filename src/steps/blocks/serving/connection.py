@@ -17,7 +17,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from nemotron_style.steps.blocks.http.error import ClientGone, Refusal
+from nemotron_style.steps.blocks.http.error import ClientDisconnected, HttpError
 from nemotron_style.steps.blocks.serving.metrics_page import CONTENT_TYPE
 
 SECONDS_TO_LINGER = 1.0
@@ -80,7 +80,7 @@ class Connection(BaseHTTPRequestHandler):
             self.service.count_error("slow_client")
 
     def handle_expect_100(self) -> bool:
-        with contextlib.suppress(Refusal):
+        with contextlib.suppress(HttpError):
             self.read_length()
             super().handle_expect_100()
             self.wfile.flush()
@@ -90,7 +90,7 @@ class Connection(BaseHTTPRequestHandler):
         """What :mod:`http.server` cannot read is refused in JSON like everything else."""
         said = message or HTTPStatus(code).phrase
         self.close_connection = True
-        self.refuse(Refusal(code, "bad_request", said))
+        self.refuse(HttpError(code, "bad_request", said))
 
     def do_GET(self) -> None:
         self.answer("GET")
@@ -104,9 +104,9 @@ class Connection(BaseHTTPRequestHandler):
         self.unread = "Content-Length" in self.headers or "Transfer-Encoding" in self.headers
         try:
             status, body = self.service.answer(self, method)
-        except Refusal as refusal:
+        except HttpError as refusal:
             self.refuse(refusal)
-        except ClientGone:
+        except ClientDisconnected:
             self.close_connection = True
             self.service.count_error("disconnected")
         else:
@@ -115,21 +115,21 @@ class Connection(BaseHTTPRequestHandler):
             self.service.latency.observe(time.monotonic() - begun)
 
     def read_length(self) -> int:
-        """How long the body is. Raises ``Refusal``."""
+        """How long the body is. Raises ``HttpError``."""
         lengths = self.headers.get_all("Content-Length") or []
         if "Transfer-Encoding" in self.headers or not lengths:
-            raise Refusal(411, "no_length", "body: say its length in Content-Length")
+            raise HttpError(411, "no_length", "body: say its length in Content-Length")
         if len(lengths) > 1 or not (lengths[0].isascii() and lengths[0].isdigit()):
-            raise Refusal(400, "bad_length", "Content-Length: must be one whole number")
+            raise HttpError(400, "bad_length", "Content-Length: must be one whole number")
         most = self.service.limits.body_bytes
         if len(lengths[0]) > 12 or int(lengths[0]) > most:
-            raise Refusal(413, "too_large", f"body: {lengths[0][:20]} bytes; it may have {most}")
+            raise HttpError(413, "too_large", f"body: {lengths[0][:20]} bytes; it may have {most}")
         return int(lengths[0])
 
     def read_body(self) -> bytes:
-        """The whole body. Raises ``Refusal``."""
+        """The whole body. Raises ``HttpError``."""
         if self.headers.get_content_type() != JSON_TYPE:
-            raise Refusal(415, "not_json", f"Content-Type: must be {JSON_TYPE}")
+            raise HttpError(415, "not_json", f"Content-Type: must be {JSON_TYPE}")
         length = self.read_length()
         seconds = self.service.limits.read_seconds
         self.reader.allow(seconds)
@@ -137,12 +137,12 @@ class Connection(BaseHTTPRequestHandler):
             body = self.rfile.read(length)
         except TimeoutError:
             message = f"body: not received whole within {seconds:g} s"
-            raise Refusal(408, "slow_client", message) from None
+            raise HttpError(408, "slow_client", message) from None
         if len(body) != length and self.service.is_draining:
-            raise Refusal(503, "draining", "the service is draining", retry_after=1)
+            raise HttpError(503, "draining", "the service is draining", retry_after=1)
         if len(body) != length:
             message = f"body: {len(body)} bytes instead of {length}"
-            raise Refusal(400, "cut_short", message)
+            raise HttpError(400, "cut_short", message)
         self.unread = False
         return body
 
@@ -160,7 +160,7 @@ class Connection(BaseHTTPRequestHandler):
             return True
         return ended and not self.service.is_draining
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: HttpError) -> None:
         """Answer with an error."""
         self.service.count_error(refusal.kind)
         body = self.service.write_error(refusal)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nemotron_style.runtime.errors import InputError
-from nemotron_style.steps.blocks.http.error import ClientGone
+from nemotron_style.steps.blocks.http.error import ClientDisconnected
 from nemotron_style.steps.blocks.serving.metrics_page import Count, Histogram
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -134,8 +134,8 @@ class Batcher:
         """The results of one request of ``size`` units, once its batch is done.
 
         Raises ``Full``, ``Closed``, ``TimeoutError``, ``Failed``, the model's ``InputError``, and
-        ``ClientGone`` when ``gone`` turns true. A request that is given up while it waits is not
-        worked on.
+        ``ClientDisconnected`` when ``gone`` turns true. A request that is given up while it waits
+        is not worked on.
         """
         job = Job(items, size)
         with self.changed:
@@ -161,7 +161,7 @@ class Batcher:
             if time.monotonic() >= end:
                 raise TimeoutError(f"not {self.naming.done} within {timeout:g} s")
             if gone and gone():
-                raise ClientGone
+                raise ClientDisconnected
 
     def close(self, timeout: float) -> bool:
         """Take nothing more and answer what waits; False when that took too long."""

@@ -35,7 +35,7 @@ from nemotron_style.steps.blocks.generation.engine import Engine, Sample
 from nemotron_style.steps.blocks.generation.sampling_params import Sampling
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.reward.types import Message
-from nemotron_style.steps.blocks.serving.completion import Choice, Task
+from nemotron_style.steps.blocks.serving.completion import Choice, CompletionTask
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 Settings = tuple[Sampling, int]
@@ -74,7 +74,7 @@ class LocalChatModel:
         """The prompt of a conversation. Raises InputError as :class:`ChatTemplate` does."""
         return self.template.encode(messages)
 
-    def draw(self, tasks: Sequence[Task]) -> list[list[Choice]]:
+    def draw(self, tasks: Sequence[CompletionTask]) -> list[list[Choice]]:
         """``n`` choices for each task, in their order; tasks of equal settings side by side."""
         groups: dict[Settings, list[int]] = {}
         for place, task in enumerate(tasks):
@@ -87,7 +87,7 @@ class LocalChatModel:
                 found[place] = [self._read(sample, task) for sample in group]
         return [found[place] for place in range(len(tasks))]
 
-    def _settings(self, task: Task) -> Settings:
+    def _settings(self, task: CompletionTask) -> Settings:
         sampling = Sampling(
             max_new_tokens=task.max_tokens,
             temperature=task.temperature,
@@ -98,7 +98,7 @@ class LocalChatModel:
         return sampling, task.n
 
     def _generate(
-        self, tasks: Sequence[Task], sampling: Sampling, samples: int
+        self, tasks: Sequence[CompletionTask], sampling: Sampling, samples: int
     ) -> list[list[Sample]]:
         width = max(len(task.prompt) for task in tasks) + sampling.max_new_tokens
         rows = max(1, self.batch_tokens // width)
@@ -117,7 +117,7 @@ class LocalChatModel:
             number for number in ids if number < known and number not in self.silent
         )
 
-    def _read(self, sample: Sample, task: Task) -> Choice:
+    def _read(self, sample: Sample, task: CompletionTask) -> Choice:
         text = self._say(sample.tokens)
         ends = [text.index(end) for end in task.stop if end in text]
         if ends:

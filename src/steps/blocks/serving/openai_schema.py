@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from nemotron_style.steps.blocks.http.error import Refusal, is_text, read_json, shorten
+from nemotron_style.steps.blocks.http.error import HttpError, is_text, read_json, shorten
 from nemotron_style.steps.blocks.reward.types import Message
 
 MOST_CHOICES = 8
@@ -64,10 +64,10 @@ class ChatRequest:
 
 
 def parse_chat_request(body: bytes) -> ChatRequest:
-    """Raises ``Refusal`` (400) that names the field, what it holds, and what it may hold."""
+    """Raises ``HttpError`` (400) that names the field, what it holds, and what it may hold."""
     told = read_json(body)
     if not isinstance(told, dict):
-        raise Refusal(400, "invalid_type", "body: must be an object with the field messages")
+        raise HttpError(400, "invalid_type", "body: must be an object with the field messages")
     fields = {key: value for key, value in told.items() if value is not None}
     _refuse_foreign(fields)
     return ChatRequest(
@@ -87,13 +87,13 @@ _OWN = ("max_completion_tokens", *ChatRequest.__dataclass_fields__)
 
 
 def _refuse_foreign(fields: Mapping[str, Any]) -> None:
-    """Raise ``Refusal`` for a field that is not there, or would change what is not changed."""
+    """Raise ``HttpError`` for a field that is not there, or would change what is not changed."""
     for key, value in fields.items():
         if key in _OWN or key in _IGNORED:
             continue
         if key not in _NEUTRAL:
             what = f"{shorten(key)}: is not a field that this service knows"
-            raise Refusal(400, "unknown_parameter", what, param=key[:64])
+            raise HttpError(400, "unknown_parameter", what, param=key[:64])
         if not any(_same(value, allowed) for allowed in _NEUTRAL[key]):
             may = " or ".join(["absent", *map(json.dumps, _NEUTRAL[key])])
             _refuse(key, value, f"{may}, since this service does not have it")
@@ -179,4 +179,4 @@ def _whole(low: int, high: int) -> Callable[[Any], bool]:
 
 def _refuse(where: str, got: Any, allowed: str) -> NoReturn:
     message = f"{where}: must be {allowed}, got {shorten(got)}"
-    raise Refusal(400, "invalid_value", message, param=where)
+    raise HttpError(400, "invalid_value", message, param=where)

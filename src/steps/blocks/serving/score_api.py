@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron_style.runtime.errors import InputError
-from nemotron_style.steps.blocks.http.error import Refusal
-from nemotron_style.steps.blocks.reward.types import Message, Scored, Scorer, read_scored
+from nemotron_style.steps.blocks.http.error import HttpError
+from nemotron_style.steps.blocks.reward.types import Message, RewardScore, Scorer, check_score
 from nemotron_style.steps.blocks.serving.connection import Connection
 from nemotron_style.steps.blocks.serving.dynamic_batcher import Batching, Naming
 from nemotron_style.steps.blocks.serving.metrics_page import Count, Metric
@@ -35,10 +35,10 @@ class Scoring:
     def work(self, items: Sequence[Sequence[Message]]) -> Sequence[Any]:
         return self.scorer.score(items)
 
-    def check(self, item: Sequence[Message], result: Any) -> Scored:
+    def check(self, item: Sequence[Message], result: Any) -> RewardScore:
         """Raises ``ValueError`` for what is no score of this model."""
         score, attributes = getattr(result, "score", None), getattr(result, "attributes", None)
-        return read_scored(score, attributes, self.scorer.outputs)
+        return check_score(score, attributes, self.scorer.outputs)
 
 
 class ScoreService(Service):
@@ -67,12 +67,12 @@ class ScoreService(Service):
         self.start(Scoring(scorer), Batching(most, seconds, queued))
 
     def score(self, connection: Connection) -> Mapping[str, Any]:
-        """Scores in the order of the request. Raises ``Refusal`` when there are none."""
+        """Scores in the order of the request. Raises ``HttpError`` when there are none."""
         request = parse_score_request(connection.read_body(), most=self.limits.conversations)
         try:
             scores = self.ask(request.conversations, size=len(request.conversations))
         except InputError as error:
-            raise Refusal(422, "cannot_score", str(error)) from None
+            raise HttpError(422, "cannot_score", str(error)) from None
         self.conversations.add(len(scores))
         return write_answer(self.model, scores, request.ids)
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from nemotron_style.steps.blocks.http.error import Refusal, is_text, read_json, shorten
-from nemotron_style.steps.blocks.reward.types import ROLES, Message, Scored
+from nemotron_style.steps.blocks.http.error import HttpError, is_text, read_json, shorten
+from nemotron_style.steps.blocks.reward.types import ROLES, Message, RewardScore
 
 KEYS = {"conversations", "ids"}
 LONGEST_ID = 200
@@ -28,7 +28,7 @@ class ScoreRequest:
 
 
 def parse_score_request(body: bytes, *, most: int) -> ScoreRequest:
-    """Raises ``Refusal``: 400 for what is no JSON, 413 for too much, 422 for what it cannot be."""
+    """Raises ``HttpError``: 400 for invalid JSON, 413 for too much, 422 for a wrong field."""
     told = read_json(body)
     if not isinstance(told, dict):
         invalid("body", "must be an object with the field conversations")
@@ -39,7 +39,7 @@ def parse_score_request(body: bytes, *, most: int) -> ScoreRequest:
         invalid("conversations", "must be a list of at least one conversation")
     if len(conversations) > most:
         message = f"conversations: {len(conversations)} of them; one request may hold {most}"
-        raise Refusal(413, "too_many", message)
+        raise HttpError(413, "too_many", message)
     for index, conversation in enumerate(conversations):
         check_conversation(conversation, f"conversations[{index}]")
     return ScoreRequest(conversations, check_ids(told.get("ids"), len(conversations)))
@@ -83,10 +83,12 @@ def check_ids(ids: Any, wanted: int) -> list[str]:
 
 def invalid(where: str, what: str) -> NoReturn:
     """Refuse with 422, naming the place."""
-    raise Refusal(422, "invalid", f"{where}: {what}")
+    raise HttpError(422, "invalid", f"{where}: {what}")
 
 
-def write_answer(model: str, scores: Sequence[Scored], ids: Sequence[str]) -> Mapping[str, Any]:
+def write_answer(
+    model: str, scores: Sequence[RewardScore], ids: Sequence[str]
+) -> Mapping[str, Any]:
     """The answer, in the order of the request."""
     results: list[dict[str, Any]] = [
         {"score": one.score, "attributes": dict(one.attributes)} for one in scores

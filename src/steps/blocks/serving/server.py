@@ -23,7 +23,7 @@ from typing import Any
 
 from nemotron_style.runtime.errors import ConfigError, Problem
 from nemotron_style.steps.blocks.http.endpoint import is_loopback
-from nemotron_style.steps.blocks.http.error import Refusal
+from nemotron_style.steps.blocks.http.error import HttpError
 from nemotron_style.steps.blocks.serving.connection import Connection
 from nemotron_style.steps.blocks.serving.dynamic_batcher import (
     SECONDS,
@@ -67,7 +67,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Route:
-    """What a path is asked with, and what answers: JSON, or a ``Refusal`` that is raised."""
+    """What a path is asked with, and what answers: JSON, or a ``HttpError`` that is raised."""
 
     method: str
     answer: Callable[[Connection], Mapping[str, Any]]
@@ -161,7 +161,7 @@ class Service:
         """What is counted besides requests, errors, latency and batches."""
         return []
 
-    def write_error(self, refusal: Refusal) -> Mapping[str, Any]:
+    def write_error(self, refusal: HttpError) -> Mapping[str, Any]:
         """The body of an error."""
         return refusal.body
 
@@ -214,35 +214,35 @@ class Service:
         return answered and not left
 
     def answer(self, connection: Connection, method: str) -> tuple[int, Mapping[str, Any] | str]:
-        """Status and body for one request. Raises ``Refusal`` for every other than 200 and 503."""
+        """Status and body for one request. Raises ``HttpError`` for all but 200 and 503."""
         path = connection.path.partition("?")[0]
         allowed = self.methods.get(path)
         if allowed is None:
-            raise Refusal(404, "not_found", f"there are {', '.join(self.methods)}")
+            raise HttpError(404, "not_found", f"there are {', '.join(self.methods)}")
         if method != allowed:
-            raise Refusal(405, "method", f"{path} is asked with {allowed}")
+            raise HttpError(405, "method", f"{path} is asked with {allowed}")
         known = self.check_token(connection.headers.get_all("Authorization") or [])
         if path == HEALTH:
             return self.tell_health(known)
         if not known:
-            raise Refusal(401, "unauthorized", "Authorization: must be the bearer token")
+            raise HttpError(401, "unauthorized", "Authorization: must be the bearer token")
         if path == METRICS:
             return 200, self.tell_metrics()
         return 200, self.routes[path].answer(connection)
 
     def check_token(self, headers: list[str]) -> bool:
-        """Whether the right token came with it. Raises ``Refusal`` for a wrong one."""
+        """Whether the right token came with it. Raises ``HttpError`` for a wrong one."""
         if self._token is None:
             return True
         if not headers:
             return False
         wanted = f"Bearer {self._token}".encode()
         if len(headers) != 1 or not hmac.compare_digest(headers[0].encode("latin-1"), wanted):
-            raise Refusal(401, "unauthorized", "Authorization: not the right bearer token")
+            raise HttpError(401, "unauthorized", "Authorization: not the right bearer token")
         return True
 
     def check_ready(self) -> Batcher:
-        """What collects requests. Raises ``Refusal`` when nothing can be asked now."""
+        """What collects requests. Raises ``HttpError`` when nothing can be asked now."""
         if self.batcher is None or self.state != READY:
             raise self._unavailable()
         return self.batcher
@@ -252,19 +252,19 @@ class Service:
     ) -> list[Any]:
         """What the model gives for the items of one request, as :meth:`Batcher.ask` has them.
 
-        Raises ``Refusal`` when it gives nothing, and the model's ``InputError``.
+        Raises ``HttpError`` when it gives nothing, and the model's ``InputError``.
         """
         batcher, timeout = self.check_ready(), self.limits.answer_seconds
         try:
             return batcher.ask(items, size=size, timeout=timeout, gone=gone)
         except Full as full:
-            raise Refusal(429, "queue_full", str(full), retry_after=full.seconds) from None
+            raise HttpError(429, "queue_full", str(full), retry_after=full.seconds) from None
         except Closed:
             raise self._unavailable() from None
         except TimeoutError as error:
-            raise Refusal(504, "too_late", str(error), retry_after=5) from None
+            raise HttpError(504, "too_late", str(error), retry_after=5) from None
         except Failed as error:
-            raise Refusal(500, "model", str(error)) from None
+            raise HttpError(500, "model", str(error)) from None
 
     def tell_health(self, known: bool) -> tuple[int, Mapping[str, Any]]:
         """503 until it is ready; the model is told to those who may use it."""
@@ -296,6 +296,6 @@ class Service:
     def count_error(self, kind: str) -> None:
         self.errors.add(kind=kind)
 
-    def _unavailable(self) -> Refusal:
+    def _unavailable(self) -> HttpError:
         seconds = RETRY_SECONDS.get(self.state, 1)
-        return Refusal(503, self.state, f"the service is {self.state}", retry_after=seconds)
+        return HttpError(503, self.state, f"the service is {self.state}", retry_after=seconds)

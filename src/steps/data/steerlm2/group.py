@@ -75,13 +75,13 @@ def make_rows(
     groups = [[answer for answer in answers[place] if answer is not None] for place in whole]
     asked = [requests[place] for place in whole]
     rows: list[dict[str, Any] | None] = [None] * len(requests)
-    tally = Tally(dropped_groups=len(requests) - len(whole))
+    fault_summary = Tally(dropped_groups=len(requests) - len(whole))
     if whole:
         scores = _score(asked, [[answer.text for answer in group] for group in groups], cast)
-        tally.add(_count(groups, scores))
+        fault_summary.add(_count(groups, scores))
         for place, request, group, numbers in zip(whole, asked, groups, scores, strict=True):
             rows[place] = _row(request, group, numbers)
-    return rows, tally
+    return rows, fault_summary
 
 
 def _score(

@@ -64,9 +64,9 @@ def run(config: Config, ctx: StepContext) -> None:
     for number in range(len(finished) + 1, len(shards) + 1):
         if ctx.stopping:
             raise Interrupted("stopped between two shards; the same command goes on from here")
-        tally = make_shard(config, ctx, cast=cast, number=number, shard=shards[number - 1])
-        ctx.metrics.log(number, **tally.shares())
-        ctx.progress(number, len(shards), **tally.shares())
+        fault_summary = make_shard(config, ctx, cast=cast, number=number, shard=shards[number - 1])
+        ctx.metrics.log(number, **fault_summary.shares())
+        ctx.progress(number, len(shards), **fault_summary.shares())
 
     total = gather(ctx, finished_shards(ctx, len(shards)))
     refuse_dropped(config, total)
@@ -164,18 +164,18 @@ def cut(requests: Requests, size: int) -> Iterator[dict[str, list[Request]]]:
 def make_shard(
     config: Config, ctx: StepContext, *, cast: Cast, number: int, shard: dict[str, list[Request]]
 ) -> Tally:
-    """Sample and score one shard and make it last; its tally."""
+    """Sample and score one shard and make it last; its fault_summary."""
     sampling = config.sampling
     draw = Draw(max_new_tokens=sampling.max_new_tokens, max_attempts=sampling.max_attempts)
-    tally = Tally()
+    fault_summary = Tally()
     path = ctx.checkpoints.stage(number)
     for name, requests in shard.items():
         rows, counted = make_rows(requests, cast, samples=sampling.num_responses, draw=draw)
         write_rows(path / f"{name}.jsonl", [row for row in rows if row is not None])
-        tally.add(counted)
-    (path / "tally.json").write_text(json.dumps(tally.as_dict()))
+        fault_summary.add(counted)
+    (path / "fault_summary.json").write_text(json.dumps(fault_summary.as_dict()))
     ctx.checkpoints.commit(number, keep=number)
-    return tally
+    return fault_summary
 
 
 def finished_shards(ctx: StepContext, count: int) -> list[Path]:
@@ -187,7 +187,7 @@ def finished_shards(ctx: StepContext, count: int) -> list[Path]:
 
 
 def gather(ctx: StepContext, shards: Sequence[Path]) -> Tally:
-    """Join the shards' files in their order; the tally of all."""
+    """Join the shards' files in their order; the fault_summary of all."""
     total = Tally()
     for name in FILES:
         with (ctx.output(name).path / f"{name}.jsonl").open("wb") as joined:
@@ -196,7 +196,7 @@ def gather(ctx: StepContext, shards: Sequence[Path]) -> Tally:
                     with part.open("rb") as source:
                         shutil.copyfileobj(source, joined)
     for shard in shards:
-        total.add(Tally(**json.loads((shard / "tally.json").read_text())))
+        total.add(Tally(**json.loads((shard / "fault_summary.json").read_text())))
     return total
 
 

@@ -66,7 +66,7 @@ class Sampling(Section):
 
 
 class Waiting(Section):
-    """How long and how often the judge is asked; see ``patience.Patience``."""
+    """How long and how often the judge is asked; see ``http.retry.RetryPolicy``."""
 
     ready_seconds: float = cosmetic(default=600.0, gt=0, description="until it must be ready")
     tries: int = cosmetic(default=8, ge=1, description="of each question")

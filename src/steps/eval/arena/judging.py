@@ -11,15 +11,15 @@ from typing import Any
 from nemotron_style.runtime.errors import InputError, Interrupted, Problem, StepFailed, raise_all
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.runtime.store.record import Artifact
-from nemotron_style.steps.blocks.http.client import Exchange, Fault
+from nemotron_style.steps.blocks.http.client import Fault, HttpClient
 from nemotron_style.steps.blocks.http.endpoint import Address, read_address, read_token
-from nemotron_style.steps.blocks.http.retry import Patience
+from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.judge.cache import VerdictCache
 from nemotron_style.steps.blocks.judge.client import (
-    Asked,
     JudgeClient,
     JudgeFailure,
     JudgeSampling,
+    NamedQuestion,
 )
 from nemotron_style.steps.blocks.judge.verdict import Verdict
 from nemotron_style.steps.eval.arena.config import Config
@@ -78,7 +78,7 @@ def connect(config: Config, ctx: StepContext) -> JudgeClient:
     return JudgeClient(
         read_address(url, key="judge.url"),
         token=read_token(how.token_env),
-        patience=Patience(**waiting.model_dump(exclude={"ready_seconds"})),
+        retry_policy=RetryPolicy(**waiting.model_dump(exclude={"ready_seconds"})),
         at_once=how.at_once,
         seed=config.seed,
         stopping=lambda: ctx.stopping,
@@ -110,10 +110,10 @@ def ask_digest(client: JudgeClient) -> str | None:
     """The digest that ``/health`` names, as this project's services do; None elsewhere."""
     assert isinstance(client.address, Address)
     root = replace(client.address, path=client.address.path.removesuffix("/v1"))
-    exchange = Exchange(root, client.token)
+    exchange = HttpClient(root, client.token)
     told: Any = None
     with suppress(Fault):
-        told = exchange.ask("GET", "/health", timeout=client.patience.timeout).get("model")
+        told = exchange.request("GET", "/health", timeout=client.retry_policy.timeout).get("model")
     exchange.close()
     return told if isinstance(told, str) else None
 
@@ -134,7 +134,11 @@ def refuse_itself(models: Mapping[str, Digests], judge: Digests) -> None:
 
 
 def judge_all(
-    client: JudgeClient, asked: Sequence[Asked], *, budget: float, stopping: Callable[[], bool]
+    client: JudgeClient,
+    asked: Sequence[NamedQuestion],
+    *,
+    budget: float,
+    stopping: Callable[[], bool],
 ) -> Iterator[list[Found]]:
     """What the judge says to ``asked``, some at a time, in their order.
 

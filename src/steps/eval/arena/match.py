@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Literal
 
 from nemotron_style.steps.blocks.data.toy_truth import Truth
-from nemotron_style.steps.blocks.judge.client import Asked, JudgeFailure
+from nemotron_style.steps.blocks.judge.client import JudgeFailure, NamedQuestion
 from nemotron_style.steps.blocks.judge.prompt import Message, Question
 from nemotron_style.steps.blocks.judge.verdict import Verdict
 
@@ -47,13 +47,15 @@ class Bout:
             return "unfinished", float((self.baseline is None) - (self.model is None))
         return ("equal", 0.0) if self.model == self.baseline else None
 
-    def ask(self, seed: int) -> list[Asked]:
+    def ask(self, seed: int) -> list[NamedQuestion]:
         """The questions to a judge, one an order; none where none is needed."""
         if self.known:
             return []
         answers = (self.model or "", self.baseline or "")
         return [
-            Asked(("arena", seed, self.prompt, self.number, order), Question(self.history, *shown))
+            NamedQuestion(
+                ("arena", seed, self.prompt, self.number, order), Question(self.history, *shown)
+            )
             for order, shown in zip(ORDERS, (answers, answers[::-1]), strict=True)
         ]
 

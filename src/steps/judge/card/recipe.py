@@ -28,7 +28,7 @@ from nemotron_style.steps.blocks.data.sample_order import permutation
 from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.judge.prompt import ask_messages
 from nemotron_style.steps.blocks.model.parallel import initialize
-from nemotron_style.steps.blocks.serving.completion import Task
+from nemotron_style.steps.blocks.serving.completion import CompletionTask
 from nemotron_style.steps.blocks.serving.local_chat_model import LocalChatModel, load_chat_model
 from nemotron_style.steps.judge.card.config import Config
 from nemotron_style.steps.judge.card.metrics import Pair, count_card, read_judgement
@@ -130,7 +130,7 @@ def ask_part(
     """Draw the answers to a part's questions and keep them as a checkpoint; where they lie."""
     sampling = config.sampling
     tasks = [
-        Task(
+        CompletionTask(
             prompt,
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,

@@ -11,20 +11,20 @@ from statistics import fmean
 from torch import Tensor
 
 from nemotron_style.steps.blocks.reward.config import RewardConfig
-from nemotron_style.steps.blocks.reward.types import Scored
+from nemotron_style.steps.blocks.reward.types import RewardScore
 from nemotron_style.steps.reward.regression.row import EncodedRow
 
 Points = list[tuple[float, float]]
 """What was rated and what was predicted, in the units of the data."""
 
 
-def rate_all(outputs: Sequence[Tensor], config: RewardConfig) -> list[list[Scored]]:
+def rate_all(outputs: Sequence[Tensor], config: RewardConfig) -> list[list[RewardScore]]:
     """The head's outputs of each row as attributes and scores."""
     return [[config.rate(one) for one in rows.tolist()] for rows in outputs]
 
 
 def points_of(
-    rows: Sequence[EncodedRow], found: Sequence[Sequence[Scored]], names: Sequence[str]
+    rows: Sequence[EncodedRow], found: Sequence[Sequence[RewardScore]], names: Sequence[str]
 ) -> dict[str, Points]:
     """Rated and predicted values of each attribute that any row rates."""
     points = {
@@ -39,7 +39,7 @@ def points_of(
 
 
 def figures_of(
-    rows: Sequence[EncodedRow], found: Sequence[Sequence[Scored]], config: RewardConfig
+    rows: Sequence[EncodedRow], found: Sequence[Sequence[RewardScore]], config: RewardConfig
 ) -> dict[str, float]:
     """Every figure by name: ``mse_<attribute>`` and so on, and ``pair_accuracy`` of pairs.
 

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.http.endpoint import read_address
-from nemotron_style.steps.blocks.judge.group_judge import JudgePlan
+from nemotron_style.steps.blocks.judge.group_judge import ComparisonPlan
 from nemotron_style.steps.rl.rlhf.fixed_values import (
     HELD,
     Checkpointing,
@@ -119,7 +119,7 @@ class Config(StepConfig):
         return self.grpo.use_leave_one_out_baseline if own is None else own
 
     @property
-    def judge_plan(self) -> JudgePlan:
+    def judge_plan(self) -> ComparisonPlan:
         """What is compared in a step."""
         return self.env.compare.plan(
             both_orders=self.judge.both_orders, failure_budget=self.judge.failure_budget

@@ -19,7 +19,7 @@ from nemotron_style.runtime.config.model import Section, cosmetic, flatten
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.judge.aggregation import Aggregation
 from nemotron_style.steps.blocks.judge.client import JudgeSampling
-from nemotron_style.steps.blocks.judge.group_judge import JudgePlan
+from nemotron_style.steps.blocks.judge.group_judge import ComparisonPlan
 from nemotron_style.steps.blocks.settings.fixed_value import only
 from nemotron_style.steps.rl.rlhf.fixed_values import (
     EnvRest,
@@ -101,9 +101,9 @@ class GenrmCompare(Section):
     genrm_parse_retries: int = Field(default=3, ge=0)
     genrm_parse_retry_sleep_s: float = cosmetic(default=0.2, ge=0)
 
-    def plan(self, *, both_orders: bool, failure_budget: float) -> JudgePlan:
+    def plan(self, *, both_orders: bool, failure_budget: float) -> ComparisonPlan:
         """What is compared."""
-        return JudgePlan(
+        return ComparisonPlan(
             comparison_strategy=self.comparison_strategy,
             both_orders=both_orders,
             num_judges_per_comparison=self.num_judges_per_comparison,

@@ -9,11 +9,16 @@ from typing import Any, Self
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.steps.blocks.http.endpoint import read_address, read_token
-from nemotron_style.steps.blocks.http.retry import Patience
+from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.judge.aggregation import Aggregation
 from nemotron_style.steps.blocks.judge.cache import VerdictCache
 from nemotron_style.steps.blocks.judge.client import JudgeClient
-from nemotron_style.steps.blocks.judge.group_judge import Contest, Judged, JudgePlan, judge_groups
+from nemotron_style.steps.blocks.judge.group_judge import (
+    AnswerGroup,
+    ComparisonPlan,
+    JudgedGroups,
+    judge_groups,
+)
 from nemotron_style.steps.blocks.model.rank_zero import RankZero, is_rank_zero
 from nemotron_style.steps.rl.rlhf.config import Config
 
@@ -37,7 +42,7 @@ class Referee:
 
     client: JudgeClient | None
     rank_zero: RankZero
-    plan: JudgePlan
+    plan: ComparisonPlan
     aggregation: Aggregation
     identity: str
 
@@ -49,12 +54,12 @@ class Referee:
             self.client.close()
 
     def judge(
-        self, contests: Sequence[Contest], *, step: int, both_orders: bool | None = None
-    ) -> Judged:
+        self, contests: Sequence[AnswerGroup], *, step: int, both_orders: bool | None = None
+    ) -> JudgedGroups:
         """The rewards of groups. Raises what :func:`judge_groups` raises, on every rank."""
         plan = self.plan if both_orders is None else replace(self.plan, both_orders=both_orders)
 
-        def ask() -> Judged:
+        def ask() -> JudgedGroups:
             assert self.client is not None
             return judge_groups(
                 self.client, contests, step=step, plan=plan, aggregation=self.aggregation
@@ -114,7 +119,7 @@ def _open_client(config: Config, ctx: StepContext, *, form: str) -> JudgeClient:
     return JudgeClient(
         read_address(url),
         token=read_token(judge.token_env),
-        patience=Patience(
+        retry_policy=RetryPolicy(
             tries=compare.genrm_parse_retries + 1,
             timeout=judge.timeout,
             first_pause=compare.genrm_parse_retry_sleep_s,

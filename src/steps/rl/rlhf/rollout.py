@@ -16,7 +16,7 @@ from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.generation.engine import Sample as Drawn
 from nemotron_style.steps.blocks.generation.sampling_params import Sampling
 from nemotron_style.steps.blocks.judge.aggregation import Answer
-from nemotron_style.steps.blocks.judge.group_judge import Contest
+from nemotron_style.steps.blocks.judge.group_judge import AnswerGroup
 from nemotron_style.steps.blocks.judge.prompt import split_reasoning
 from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
@@ -56,10 +56,10 @@ class Rollout:
     samples: list[Sample]
 
     @property
-    def contest(self) -> Contest:
+    def contest(self) -> AnswerGroup:
         """The group as the judge is asked about it."""
         answers = [sample.answer for sample in self.samples]
-        return Contest(self.name, self.prompt.messages, answers, self.prompt.principle)
+        return AnswerGroup(self.name, self.prompt.messages, answers, self.prompt.principle)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_style.steps.blocks.data.jsonl import write_rows
-from nemotron_style.steps.blocks.judge.group_judge import Judged
+from nemotron_style.steps.blocks.judge.group_judge import JudgedGroups
 from nemotron_style.steps.blocks.judge.verdict import Verdict
 from nemotron_style.steps.rl.rlhf.rollout import Rollout
 from nemotron_style.steps.rl.rlhf.train_sample import Lesson
@@ -18,7 +18,7 @@ WIDTH = 70
 
 
 def sample_table(
-    rollouts: Sequence[Rollout], judged: Judged, lessons: Sequence[Lesson]
+    rollouts: Sequence[Rollout], judged: JudgedGroups, lessons: Sequence[Lesson]
 ) -> list[dict[str, Any]]:
     """Rows of the best and of the worst samples, best first; each stands once.
 
@@ -66,7 +66,7 @@ def tell(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _verdicts_on(judged: Judged, group: int, place: int) -> list[list[float]]:
+def _verdicts_on(judged: JudgedGroups, group: int, place: int) -> list[list[float]]:
     return [
         [pair.first, pair.second, verdict.score_1, verdict.score_2, verdict.ranking]
         for pair, verdict in judged.verdicts[group]

@@ -13,7 +13,7 @@ from statistics import fmean
 
 from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.judge.aggregation import Answer
-from nemotron_style.steps.blocks.judge.group_judge import Contest, Judged
+from nemotron_style.steps.blocks.judge.group_judge import AnswerGroup, JudgedGroups
 from nemotron_style.steps.blocks.judge.verdict import Verdict
 from nemotron_style.steps.blocks.stats.confidence_interval import clustered_interval
 from nemotron_style.steps.rl.rlhf.prompt import Prompt
@@ -35,10 +35,12 @@ class Looked:
         return Looked(step, answers, mean_tokens(rollouts))
 
 
-def pair_up(before: Looked, now: Looked, prompts: Sequence[Prompt], *, name: str) -> list[Contest]:
+def pair_up(
+    before: Looked, now: Looked, prompts: Sequence[Prompt], *, name: str
+) -> list[AnswerGroup]:
     """A contest for each pair of answers: that of the start stands first, that of now second."""
     return [
-        Contest(
+        AnswerGroup(
             f"{name}/{place}/{number}",
             prompt.messages,
             [Answer(then), Answer(today)],
@@ -51,7 +53,7 @@ def pair_up(before: Looked, now: Looked, prompts: Sequence[Prompt], *, name: str
     ]
 
 
-def read_judged(judged: Judged, *, samples: int) -> dict[str, float]:
+def read_judged(judged: JudgedGroups, *, samples: int) -> dict[str, float]:
     """Mean reward of the answers of now, and how often the judge prefers them, both orders alike.
 
     A pair of which a judgement failed is left out.

@@ -70,7 +70,7 @@ class RewardModelAddress(Section):
 
 
 class Waiting(Section):
-    """How long and how often the reward model is asked; see ``remote_reward.Patience``."""
+    """How long and how often the reward model is asked; see ``http.retry.RetryPolicy``."""
 
     ready_seconds: float = cosmetic(default=600.0, gt=0, description="until it must be ready")
     tries: int = cosmetic(default=8, ge=1, description="of each request")

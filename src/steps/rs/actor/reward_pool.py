@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.reward.client import Health, RewardClient
-from nemotron_style.steps.blocks.reward.types import Message, Scored
+from nemotron_style.steps.blocks.reward.types import Message, RewardScore
 
 AT_ONCE = 4
 """Lots of conversations that are under way at a time."""
@@ -25,7 +25,7 @@ class Judge:
         """``client`` on rank 0, None on the others; every rank calls it."""
         self.client = client
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="judge") if client else None
-        self._asked: list[Future[list[Scored]]] = []
+        self._asked: list[Future[list[RewardScore]]] = []
         self._is_over = False
         if client:
             stopping = client.stopping
@@ -55,7 +55,7 @@ class Judge:
         if self.client and self._pool:
             self._asked.append(self._pool.submit(self.client.score, conversations))
 
-    def collect(self) -> list[Scored]:
+    def collect(self) -> list[RewardScore]:
         """The scores of everything that was asked since the last call.
 
         Raises RewardUnavailable, or Interrupted when the run was asked to stop.

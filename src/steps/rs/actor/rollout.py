@@ -18,7 +18,7 @@ from nemotron_style.steps.blocks.generation.engine import Sample
 from nemotron_style.steps.blocks.generation.sampling_params import Sampling
 from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
 from nemotron_style.steps.blocks.model.prefix_packing import Group
-from nemotron_style.steps.blocks.reward.types import Scored
+from nemotron_style.steps.blocks.reward.types import RewardScore
 from nemotron_style.steps.rs.actor.best_of_n import Choice, choose
 from nemotron_style.steps.rs.actor.prompt import Prompt
 from nemotron_style.steps.rs.actor.reward_pool import Judge
@@ -54,7 +54,7 @@ class Rollout:
 
     prompt: Prompt
     responses: list[Response]
-    scores: list[Scored | None]
+    scores: list[RewardScore | None]
 
     @property
     def rewards(self) -> list[float | None]:

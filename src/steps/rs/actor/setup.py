@@ -6,7 +6,7 @@ from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.generation.sampling_params import Sampling
 from nemotron_style.steps.blocks.http.endpoint import Address, read_address, read_token
-from nemotron_style.steps.blocks.http.retry import Patience
+from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.reward.client import RewardClient
 from nemotron_style.steps.rs.actor.config import Config
 
@@ -42,7 +42,7 @@ def open_client(config: Config, ctx: StepContext) -> RewardClient:
     return RewardClient(
         find_address(config, ctx),
         token=read_token(config.remote_rm.token_env),
-        patience=Patience(
+        retry_policy=RetryPolicy(
             tries=waiting.tries,
             timeout=waiting.timeout,
             first_pause=waiting.first_pause,

@@ -8,10 +8,14 @@ import pytest
 import torch
 
 from nemotron_style.steps.blocks.http.client import Fault
-from nemotron_style.steps.blocks.http.retry import Patience
+from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.judge.aggregation import Aggregation, Answer
 from nemotron_style.steps.blocks.judge.client import JudgeClient
-from nemotron_style.steps.blocks.judge.group_judge import Contest, JudgePlan, judge_groups
+from nemotron_style.steps.blocks.judge.group_judge import (
+    AnswerGroup,
+    ComparisonPlan,
+    judge_groups,
+)
 from nemotron_style.steps.blocks.judge.prompt import split_reasoning
 from nemotron_style.steps.blocks.loss.advantage import group_advantages, group_baseline
 from nemotron_style.steps.blocks.loss.clipped_pg import PolicyBatch, policy_loss
@@ -34,7 +38,7 @@ OPTIONS = LossOptions(
 class FakeJudge:
     """Prefers the longer answer; has no word for the prompt ``broken``; sees no reasoning."""
 
-    def ask(self, method, path, body, *, timeout):
+    def request(self, method, path, body, *, timeout):
         told = {message["role"]: message["content"] for message in body["messages"]}
         assert "secret" not in str(body)
         if told["user"] == "broken":
@@ -49,7 +53,7 @@ class FakeJudge:
 
 def judge(prompts):
     contests = [
-        Contest(
+        AnswerGroup(
             prompt,
             ({"role": "user", "content": prompt},),
             [
@@ -59,9 +63,11 @@ def judge(prompts):
         )
         for prompt in prompts
     ]
-    with JudgeClient("http://127.0.0.1:1", form="genrm", patience=Patience(tries=1)) as client:
-        client._exchange = FakeJudge()
-        plan = JudgePlan(failure_budget=0.5)
+    with JudgeClient(
+        "http://127.0.0.1:1", form="genrm", retry_policy=RetryPolicy(tries=1)
+    ) as client:
+        client._http = FakeJudge()
+        plan = ComparisonPlan(failure_budget=0.5)
         return judge_groups(client, contests, step=0, plan=plan, aggregation=Aggregation())
 
 

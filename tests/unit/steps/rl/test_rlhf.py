@@ -10,7 +10,7 @@ import torch
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.judge.aggregation import Answer
-from nemotron_style.steps.blocks.judge.group_judge import Judged
+from nemotron_style.steps.blocks.judge.group_judge import JudgedGroups
 from nemotron_style.steps.blocks.judge.pairing import Pair
 from nemotron_style.steps.blocks.judge.verdict import Verdict
 from nemotron_style.steps.blocks.model.parallel import initialize
@@ -228,11 +228,11 @@ def test_both_orders_decide_who_wins():
         [(Pair(0, 1), Verdict(2, 4, 5)), (Pair(1, 0), Verdict(4, 2, 2))],  # new, twice
         [(Pair(0, 1), Verdict(3, 3, 3.5)), (Pair(1, 0), Verdict(2, 4, 5))],  # even, then old
     ]
-    judged = Judged([[2.0, 4.0], [3.5, 2.5]], [], {}, told)
+    judged = JudgedGroups([[2.0, 4.0], [3.5, 2.5]], [], {}, told)
     found = read_judged(judged, samples=1)
     assert found["validation/judge_win_rate"] == pytest.approx((1 + 0.25) / 2)
     assert found["validation/total_reward/mean"] == 3.25
-    assert read_judged(Judged([None, None], [], {}, told), samples=1) == {}
+    assert read_judged(JudgedGroups([None, None], [], {}, told), samples=1) == {}
 
 
 def test_the_truth_counts_ties_as_one_half():

@@ -15,7 +15,7 @@ from nemotron_style.steps.blocks.generation.engine import Sample
 from nemotron_style.steps.blocks.generation.sampling_params import Sampling
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
-from nemotron_style.steps.blocks.reward.types import Scored
+from nemotron_style.steps.blocks.reward.types import RewardScore
 from nemotron_style.steps.rs.actor.metrics import Heldout, better_share, paired_gain
 from nemotron_style.steps.rs.actor.prompt import Prompt
 from nemotron_style.steps.rs.actor.reward_pool import Judge
@@ -54,10 +54,10 @@ class Client:
         self.before, self.sent, self.stopping = before, [], lambda: False
         self.counts: dict[str, int] = {}
 
-    def score(self, conversations: Sequence[Any]) -> list[Scored]:
+    def score(self, conversations: Sequence[Any]) -> list[RewardScore]:
         self.sent.append(conversations)
         self.before(len(self.sent))
-        return [Scored(float(len(one[-1]["content"])), {}) for one in conversations]
+        return [RewardScore(float(len(one[-1]["content"])), {}) for one in conversations]
 
     def close(self) -> None:
         """Nothing is open."""

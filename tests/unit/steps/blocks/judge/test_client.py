@@ -19,23 +19,28 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.errors import Interrupted
-from nemotron_style.steps.blocks.http.retry import Patience
+from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.judge.aggregation import Aggregation, Answer
 from nemotron_style.steps.blocks.judge.cache import VerdictCache
 from nemotron_style.steps.blocks.judge.client import (
-    Asked,
     JudgeClient,
     JudgeFailure,
     JudgeSampling,
     JudgeUnavailable,
+    NamedQuestion,
 )
-from nemotron_style.steps.blocks.judge.group_judge import Contest, JudgePlan, ask, judge_groups
+from nemotron_style.steps.blocks.judge.group_judge import (
+    AnswerGroup,
+    ComparisonPlan,
+    judge_groups,
+    name_question,
+)
 from nemotron_style.steps.blocks.judge.pairing import Pair
 from nemotron_style.steps.blocks.judge.prompt import Question
 from nemotron_style.steps.blocks.judge.verdict import Verdict
 
-QUICK = Patience(tries=3, timeout=20, first_pause=0.001, longest_pause=0.01)
-HASTY = Patience(tries=3, timeout=0.4, first_pause=0.001, longest_pause=0.01)
+QUICK = RetryPolicy(tries=3, timeout=20, first_pause=0.001, longest_pause=0.01)
+HASTY = RetryPolicy(tries=3, timeout=0.4, first_pause=0.001, longest_pause=0.01)
 HISTORY = ({"role": "user", "content": "How long is it?"},)
 
 
@@ -254,18 +259,18 @@ def endpoint() -> Iterator[Endpoint]:
 
 
 def client(endpoint: Endpoint, **how: Any) -> JudgeClient:
-    usual = {"patience": QUICK, "seed": 1, "form": "genrm", "model": "judge"}
+    usual = {"retry_policy": QUICK, "seed": 1, "form": "genrm", "model": "judge"}
     return JudgeClient(endpoint.url, **{**usual, **how})
 
 
-def questions(count: int, step: int = 0) -> list[Asked]:
+def questions(count: int, step: int = 0) -> list[NamedQuestion]:
     answers = [Answer(f"{'word ' * index}{index}") for index in range(count)]
-    contest = Contest("p", HISTORY, answers)
+    contest = AnswerGroup("p", HISTORY, answers)
     chosen = [Pair(index, (index + 1) % count) for index in range(count)]
-    return [ask(contest, pair, step=step, principle=None) for pair in chosen]
+    return [name_question(contest, pair, step=step, principle=None) for pair in chosen]
 
 
-def expected(asked: Asked) -> Verdict:
+def expected(asked: NamedQuestion) -> Verdict:
     told = [
         {"role": "response_1", "content": asked.question.response_1},
         {"role": "response_2", "content": asked.question.response_2},
@@ -286,9 +291,9 @@ def fails(counts: dict[str, int]) -> dict[str, int]:
 def test_after_a_passing_fault_the_verdict_is_right(endpoint: Endpoint, name: str) -> None:
     fault, kind = FAULTS[name]
     (asked, *_) = questions(2)
-    with client(endpoint, patience=replace(QUICK, tries=20)) as judge:
+    with client(endpoint, retry_policy=replace(QUICK, tries=20)) as judge:
         if kind == "timeout":
-            judge.patience = replace(HASTY, tries=20)
+            judge.retry_policy = replace(HASTY, tries=20)
         endpoint.script = iter([fault])
         (verdict,) = judge.judge([asked], most_failures=0)
         counts = judge.counts
@@ -304,7 +309,7 @@ def test_a_lasting_fault_is_a_failure_and_never_a_score(endpoint: Endpoint, name
     fault, kind = FAULTS[name]
     endpoint.script = forever(fault)
     (asked, *_) = questions(2)
-    with client(endpoint, patience=HASTY if kind == "timeout" else QUICK) as judge:
+    with client(endpoint, retry_policy=HASTY if kind == "timeout" else QUICK) as judge:
         (failure,) = judge.judge([asked], most_failures=1)
         assert isinstance(failure, JudgeFailure)
         assert failure.name == asked.name
@@ -321,14 +326,14 @@ def test_a_group_with_a_failed_pair_has_no_rewards(endpoint: Endpoint, name: str
     fault, kind = FAULTS[name]
     tries = HASTY.tries if kind == "timeout" else QUICK.tries
     contests = [
-        Contest(name, HISTORY, [Answer(f"{name} {word}") for word in ("a", "bb", "ccc")])
+        AnswerGroup(name, HISTORY, [Answer(f"{name} {word}") for word in ("a", "bb", "ccc")])
         for name in ("p0", "p1")
     ]
-    how = {"step": 3, "plan": JudgePlan(failure_budget=0.5), "aggregation": Aggregation()}
+    how = {"step": 3, "plan": ComparisonPlan(failure_budget=0.5), "aggregation": Aggregation()}
     with client(endpoint, at_once=1) as judge:
         alone = judge_groups(judge, contests[1:], **how)
     endpoint.script = iter([fault] * tries)
-    with client(endpoint, patience=HASTY if kind == "timeout" else QUICK, at_once=1) as judge:
+    with client(endpoint, retry_policy=HASTY if kind == "timeout" else QUICK, at_once=1) as judge:
         both = judge_groups(judge, contests, **how)
     assert both.rewards == [None, alone.rewards[0]]
     assert [failure.name for failure in both.failures] == [(3, "p0", 0, 1, 0)]
@@ -368,12 +373,12 @@ def test_above_its_budget_of_failures_the_run_stops_and_names_the_prompts(
 ) -> None:
     endpoint.script = forever(say("I cannot judge."))
     answers = [Answer("a"), Answer("b"), Answer("c"), Answer("d")]
-    contests = [Contest(f"prompt-{n}", HISTORY, answers) for n in range(5)]
+    contests = [AnswerGroup(f"prompt-{n}", HISTORY, answers) for n in range(5)]
     with (
         client(endpoint, at_once=1) as judge,
         pytest.raises(JudgeUnavailable, match="5 of 20 judgements failed and 4 may") as caught,
     ):
-        judge_groups(judge, contests, step=1, plan=JudgePlan(), aggregation=Aggregation())
+        judge_groups(judge, contests, step=1, plan=ComparisonPlan(), aggregation=Aggregation())
     assert "1/prompt-0/0/1/0" in str(caught.value)
     assert "I cannot judge." in str(caught.value)
     assert len(endpoint.bodies) == 5 * QUICK.tries
@@ -388,9 +393,11 @@ def test_a_judge_that_is_gone_ends_the_run() -> None:
 
 def test_a_judge_that_always_ties_is_seen(endpoint: Endpoint) -> None:
     endpoint.script = forever(judged(score_1=3, score_2=3, ranking=3.5))
-    contest = Contest("p", HISTORY, [Answer("a"), Answer("bb"), Answer("ccc")])
+    contest = AnswerGroup("p", HISTORY, [Answer("a"), Answer("bb"), Answer("ccc")])
     with client(endpoint) as judge:
-        done = judge_groups(judge, [contest], step=0, plan=JudgePlan(), aggregation=Aggregation())
+        done = judge_groups(
+            judge, [contest], step=0, plan=ComparisonPlan(), aggregation=Aggregation()
+        )
     assert done.rewards == [[3.0, 3.0, 3.0]]
     assert done.metrics["judge/tiebreak_usage_rate"] == 1.0
     assert done.metrics["judge/std_individual_score"] == 0.0
@@ -404,8 +411,8 @@ def test_under_every_fault_at_once_every_verdict_is_right(endpoint: Endpoint) ->
         [drawn.choice(quick) if drawn.random() < 0.5 else None for _ in range(3000)]
     )
     asked = questions(120)
-    patient = Patience(tries=40, timeout=20, first_pause=0.001, longest_pause=0.002)
-    with client(endpoint, patience=patient, at_once=8) as judge:
+    patient = RetryPolicy(tries=40, timeout=20, first_pause=0.001, longest_pause=0.002)
+    with client(endpoint, retry_policy=patient, at_once=8) as judge:
         found = judge.judge(asked, most_failures=0)
         counts = judge.counts
     assert found == [expected(each) for each in asked]
@@ -479,8 +486,8 @@ def test_a_judge_that_draws_nothing_gets_no_seed(endpoint: Endpoint) -> None:
 
 def test_a_run_that_is_stopped_does_not_wait_on(endpoint: Endpoint) -> None:
     endpoint.script = forever(status("503 x", Retry_After="600"))
-    patience = Patience(tries=50, timeout=5, longest_pause=600)
-    with client(endpoint, patience=patience) as judge:
+    patience = RetryPolicy(tries=50, timeout=5, longest_pause=600)
+    with client(endpoint, retry_policy=patience) as judge:
         judge.stopping = lambda: bool(endpoint.bodies)
         with pytest.raises(Interrupted, match="judge was waited for"):
             judge.judge(questions(4), most_failures=4)
@@ -577,7 +584,7 @@ def test_the_instruct_form_says_how_to_answer(endpoint: Endpoint) -> None:
     endpoint.script = forever(judged_anyway)
     question = Question(HISTORY, "A", "", "Be fair.")
     with client(endpoint, form="instruct") as judge:
-        judge.judge([Asked((0,), question)], most_failures=0)
+        judge.judge([NamedQuestion((0,), question)], most_failures=0)
     (message,) = endpoint.bodies[0]["messages"]
     assert message["role"] == "user"
     for part in ("How long is it?", "Be fair.", "None", '"score_1": 1-5'):

@@ -19,7 +19,12 @@ from nemotron_style.steps.blocks.judge.aggregation import (
     centred_weights,
     verdict_metrics,
 )
-from nemotron_style.steps.blocks.judge.group_judge import Contest, JudgePlan, ask, sum_failures
+from nemotron_style.steps.blocks.judge.group_judge import (
+    AnswerGroup,
+    ComparisonPlan,
+    name_question,
+    sum_failures,
+)
 from nemotron_style.steps.blocks.judge.pairing import Pair, choose_pairs, swap_agreement
 from nemotron_style.steps.blocks.judge.prompt import Question, ask_messages, split_reasoning
 from nemotron_style.steps.blocks.judge.verdict import Verdict, read_gym_verdict, read_verdict
@@ -37,7 +42,6 @@ JUDGE_MODULES = (
     "judge.group_judge",
     "judge.pairing",
     "judge.prompt",
-    "judge.style",
     "judge.verdict",
     "loss.clipped_pg_config",
     "loss.reward_shaping",
@@ -99,7 +103,7 @@ def test_a_judge_agrees_with_itself_when_the_swap_turns_its_choice() -> None:
 )
 def test_a_plan_that_cannot_be_meant_is_refused(how: dict[str, object], what: str) -> None:
     with pytest.raises(ValueError, match=what):
-        JudgePlan(**how)  # type: ignore[arg-type]
+        ComparisonPlan(**how)  # type: ignore[arg-type]
 
 
 # --- words ---------------------------------------------------------------------------------------
@@ -146,12 +150,12 @@ def test_the_instruct_form_differs_with_every_part() -> None:
 
 
 def test_the_principle_is_the_prompts_own_or_the_default() -> None:
-    own = Contest("p", HISTORY, [Answer("a"), Answer("b")], "own")
-    none = Contest("p", HISTORY, own.answers)
-    plan = JudgePlan(use_principle=True, default_principle="default")
+    own = AnswerGroup("p", HISTORY, [Answer("a"), Answer("b")], "own")
+    none = AnswerGroup("p", HISTORY, own.answers)
+    plan = ComparisonPlan(use_principle=True, default_principle="default")
     assert [plan.principle(each) for each in (own, none)] == ["own", "default"]
-    assert JudgePlan(default_principle="default").principle(own) is None
-    asked = ask(own, Pair(1, 0, 2), step=7, principle="own")
+    assert ComparisonPlan(default_principle="default").principle(own) is None
+    asked = name_question(own, Pair(1, 0, 2), step=7, principle="own")
     assert asked.name == (7, "p", 1, 0, 2)
     assert (asked.question.response_1, asked.question.response_2) == ("b", "a")
 

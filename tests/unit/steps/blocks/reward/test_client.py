@@ -21,13 +21,14 @@ import pytest
 from nemotron_style.runtime.errors import ConfigError, Interrupted, StepFailed
 from nemotron_style.steps.blocks.http import client as http_client
 from nemotron_style.steps.blocks.http.endpoint import read_address, read_token
-from nemotron_style.steps.blocks.reward.client import Patience, RewardClient, RewardUnavailable
+from nemotron_style.steps.blocks.http.retry import RetryPolicy
+from nemotron_style.steps.blocks.reward.client import RewardClient, RewardUnavailable
 
 OUTPUTS = ("helpfulness", "verbosity")
 MODEL = "sha256:aaaa"
-QUICK = Patience(tries=3, timeout=20, first_pause=0.001, longest_pause=0.01)
-HASTY = Patience(tries=3, timeout=0.4, first_pause=0.001, longest_pause=0.01)
-PATIENT = Patience(tries=40, timeout=20, first_pause=0.001, longest_pause=0.002)
+QUICK = RetryPolicy(tries=3, timeout=20, first_pause=0.001, longest_pause=0.01)
+HASTY = RetryPolicy(tries=3, timeout=0.4, first_pause=0.001, longest_pause=0.01)
+PATIENT = RetryPolicy(tries=40, timeout=20, first_pause=0.001, longest_pause=0.002)
 CONVERSATIONS = [
     [{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": f"{n} " * n}]
     for n in range(1, 8)
@@ -313,11 +314,11 @@ def server() -> Iterator[Faulty]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(http_client, "MAX_ANSWER_BYTES", 2**20)
 
 
 def client(server: Faulty, **how: Any) -> RewardClient:
-    return RewardClient(server.url, **{"patience": QUICK, "batch": 100, "seed": 1, **how})
+    return RewardClient(server.url, **{"retry_policy": QUICK, "batch": 100, "seed": 1, **how})
 
 
 def forever(fault: Fault) -> Iterator[Fault]:
@@ -340,10 +341,10 @@ def fails(counts: dict[str, int]) -> dict[str, int]:
 @pytest.mark.parametrize("name", FAULTS)
 def test_after_a_passing_fault_the_scores_are_right(server: Faulty, name: str) -> None:
     fault, kind = FAULTS[name]
-    with client(server, patience=replace(QUICK, tries=20)) as reward:
+    with client(server, retry_policy=replace(QUICK, tries=20)) as reward:
         check(reward.score(CONVERSATIONS))
         if kind == "timeout":
-            reward.patience = replace(HASTY, tries=20)
+            reward.retry_policy = replace(HASTY, tries=20)
         server.script = iter([fault])
         check(reward.score(CONVERSATIONS[::-1]), CONVERSATIONS[::-1])
         counts = reward.counts
@@ -363,12 +364,12 @@ def test_a_lasting_fault_ends_within_its_bounds_and_says_what_it_was(
     with client(server) as reward:
         reward.wait_ready(20)
         server.script = forever(fault)
-        reward.patience = HASTY if kind == "timeout" else QUICK
+        reward.retry_policy = HASTY if kind == "timeout" else QUICK
         begun = time.monotonic()
         with pytest.raises(RewardUnavailable) as caught:
             reward.score(CONVERSATIONS)
     assert time.monotonic() - begun < QUICK.tries * HASTY.timeout + 10
-    assert not caught.value.hopeless
+    assert not caught.value.permanent
     assert isinstance(caught.value, StepFailed)
     assert f"{QUICK.tries} tries" in str(caught.value)
     assert any(word in str(caught.value) for word in kind.split("|"))
@@ -383,7 +384,7 @@ def test_a_refusal_is_not_repeated(server: Faulty, status: str) -> None:
     server.script = forever(lambda call: call.send(error, status))
     with client(server) as reward, pytest.raises(RewardUnavailable, match="too long") as caught:
         reward.score(CONVERSATIONS)
-    assert caught.value.hopeless
+    assert caught.value.permanent
     assert "refused conversations 0 to 6 (1 try: 1 x http_" in str(caught.value)
     assert server.requests == 1
 
@@ -392,7 +393,7 @@ def test_nothing_there_is_told_within_the_deadline() -> None:
     with Faulty() as gone:
         url = gone.url
     begun = time.monotonic()
-    with RewardClient(url, patience=HASTY) as reward:
+    with RewardClient(url, retry_policy=HASTY) as reward:
         with pytest.raises(RewardUnavailable, match=r"not ready within 0.2 s .*unreachable"):
             reward.wait_ready(0.2)
         with pytest.raises(RewardUnavailable, match="unreachable"):
@@ -454,7 +455,7 @@ def test_a_server_that_dies_for_good_ends_the_run(server: Faulty) -> None:
 
 def test_a_server_that_comes_back_is_taken_up_again() -> None:
     with Faulty() as first:
-        with client(first, patience=PATIENT) as reward:
+        with client(first, retry_policy=PATIENT) as reward:
             check(reward.score(CONVERSATIONS))
             first.die()
             pauses = iter(range(3))
@@ -489,7 +490,7 @@ def test_under_every_fault_at_once_every_score_is_right(server: Faulty) -> None:
     conversations = [
         [{"role": "assistant", "content": f"{number}" * (number % 9 + 1)}] for number in range(300)
     ]
-    with client(server, patience=PATIENT, batch=3, at_once=8) as reward:
+    with client(server, retry_policy=PATIENT, batch=3, at_once=8) as reward:
         check(reward.score(conversations), conversations)
         counts = reward.counts
     assert counts["conversations"] == 300
@@ -497,13 +498,13 @@ def test_under_every_fault_at_once_every_score_is_right(server: Faulty) -> None:
 
 
 def test_pauses_grow_stay_bounded_and_repeat_with_a_seed(server: Faulty) -> None:
-    patience = Patience(tries=9, timeout=5, first_pause=1.0, longest_pause=20.0)
+    patience = RetryPolicy(tries=9, timeout=5, first_pause=1.0, longest_pause=20.0)
 
     def pauses(seed: int) -> list[float]:
         server.script = forever(lambda call: call.send("{}", "500 x"))
         told: list[float] = []
         with (
-            client(server, patience=patience, seed=seed, sleep=told.append) as reward,
+            client(server, retry_policy=patience, seed=seed, sleep=told.append) as reward,
             pytest.raises(RewardUnavailable),
         ):
             reward.score(CONVERSATIONS)
@@ -521,9 +522,9 @@ def test_pauses_grow_stay_bounded_and_repeat_with_a_seed(server: Faulty) -> None
 @pytest.mark.parametrize(("asked", "pause"), [("7", 7.0), ("9999", 20.0), ("0", 0.5), ("-1", 0.5)])
 def test_retry_after_is_honoured_up_to_a_bound(server: Faulty, asked: str, pause: float) -> None:
     server.script = iter([lambda call: call.send("{}", "429 x", Retry_After=asked)])
-    patience = Patience(tries=2, timeout=5, first_pause=0.5, longest_pause=20.0)
+    patience = RetryPolicy(tries=2, timeout=5, first_pause=0.5, longest_pause=20.0)
     told: list[float] = []
-    with client(server, patience=patience, sleep=told.append) as reward:
+    with client(server, retry_policy=patience, sleep=told.append) as reward:
         check(reward.score(CONVERSATIONS))
     (seconds,) = told
     assert seconds == pytest.approx(pause, rel=0.5 if pause < 1 else 0)
@@ -531,8 +532,8 @@ def test_retry_after_is_honoured_up_to_a_bound(server: Faulty, asked: str, pause
 
 def test_a_run_that_is_stopped_does_not_wait_on(server: Faulty) -> None:
     server.script = forever(lambda call: call.send("{}", "503 x", Retry_After="600"))
-    patience = Patience(tries=50, timeout=5, longest_pause=600)
-    with client(server, patience=patience) as reward:
+    patience = RetryPolicy(tries=50, timeout=5, longest_pause=600)
+    with client(server, retry_policy=patience) as reward:
         reward.stopping = lambda: server.requests > 0
         with pytest.raises(Interrupted):
             reward.score(CONVERSATIONS)
@@ -544,13 +545,13 @@ def test_one_hopeless_part_ends_the_waiting_of_the_others(server: Faulty) -> Non
         call.send("{}", "422 x" if last else "503 x", Retry_After="600")
 
     server.script = forever(refuse_the_last)
-    patience = Patience(tries=50, timeout=5, longest_pause=600)
+    patience = RetryPolicy(tries=50, timeout=5, longest_pause=600)
     with (
-        client(server, patience=patience, batch=1, at_once=7) as reward,
+        client(server, retry_policy=patience, batch=1, at_once=7) as reward,
         pytest.raises(RewardUnavailable) as caught,
     ):
         reward.score(CONVERSATIONS)
-    assert caught.value.hopeless
+    assert caught.value.permanent
 
 
 def test_only_text_is_sent_in_bounded_parts_over_kept_connections(server: Faulty) -> None:

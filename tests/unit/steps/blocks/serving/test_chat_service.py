@@ -17,7 +17,7 @@ import pytest
 
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.serving.chat_service import ChatLimits, ChatService
-from nemotron_style.steps.blocks.serving.completion import Choice, Task
+from nemotron_style.steps.blocks.serving.completion import Choice, CompletionTask
 from nemotron_style.steps.blocks.serving.dynamic_batcher import FAILURES_TO_DESPAIR, Batching
 
 DIGEST = "sha256:abcd"
@@ -33,15 +33,15 @@ class Formula:
     max_model_len: int = 64
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
-    batches: list[list[Task]] = field(default_factory=list)
-    instead: Callable[[Sequence[Task]], Any] | None = None
+    batches: list[list[CompletionTask]] = field(default_factory=list)
+    instead: Callable[[Sequence[CompletionTask]], Any] | None = None
 
     def encode(self, messages: Sequence[Any]) -> list[int]:
         if any(message["role"] == "nobody" for message in messages):
             raise InputError("the template does not know nobody")
         return [ord(letter) for message in messages for letter in message["content"]]
 
-    def draw(self, tasks: Sequence[Task]) -> Any:
+    def draw(self, tasks: Sequence[CompletionTask]) -> Any:
         self.batches.append(list(tasks))
         self.entered.set()
         assert self.gate.wait(60)
@@ -52,7 +52,7 @@ class Formula:
         return [[self.say(task, number) for number in range(task.n)] for task in tasks]
 
     @staticmethod
-    def say(task: Task, number: int) -> Choice:
+    def say(task: CompletionTask, number: int) -> Choice:
         text = f"{''.join(map(chr, task.prompt))}/{task.seed}/{number}"[: task.max_tokens]
         finish = "length" if len(text) == task.max_tokens else "stop"
         return Choice(text, finish, [-0.5] * len(text), list(text) if task.pieces else ())
@@ -150,7 +150,9 @@ def test_every_setting_reaches_the_model(world: World) -> None:
     fields = {"temperature": 0, "top_p": 0.5, "max_tokens": 9, "n": 3, "seed": -5, "stop": "x"}
     status, told = world.chat("Hi", **fields, logprobs=True)
     assert status == 200
-    wanted = Task((), 9, temperature=0.0, top_p=0.5, stop=("x",), n=3, seed=-5, pieces=True)
+    wanted = CompletionTask(
+        (), 9, temperature=0.0, top_p=0.5, stop=("x",), n=3, seed=-5, pieces=True
+    )
     [[task]] = world.model.batches
     assert replace(task, prompt=()) == wanted
     assert [one["index"] for one in told["choices"]] == [0, 1, 2]

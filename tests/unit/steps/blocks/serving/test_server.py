@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.errors import ConfigError, InputError
-from nemotron_style.steps.blocks.reward.client import Patience, RewardClient, RewardUnavailable
-from nemotron_style.steps.blocks.reward.types import Scored
+from nemotron_style.steps.blocks.http.retry import RetryPolicy
+from nemotron_style.steps.blocks.reward.client import RewardClient, RewardUnavailable
+from nemotron_style.steps.blocks.reward.types import RewardScore
 from nemotron_style.steps.blocks.serving import server as service_module
 from nemotron_style.steps.blocks.serving.dynamic_batcher import FAILURES_TO_DESPAIR
 from nemotron_style.steps.blocks.serving.metrics_page import Count, Histogram, render, show_number
@@ -27,7 +28,7 @@ from nemotron_style.steps.blocks.serving.score_api import ScoreLimits as Limits
 from nemotron_style.steps.blocks.serving.score_api import ScoreService as Service
 
 MODEL = "sha256:abcd"
-QUICK = Patience(tries=30, timeout=20, first_pause=0.005, longest_pause=0.05)
+QUICK = RetryPolicy(tries=30, timeout=20, first_pause=0.005, longest_pause=0.05)
 
 
 def talk(text: str) -> list[dict[str, str]]:
@@ -61,9 +62,9 @@ class Formula:
             raise RuntimeError("the kernel failed")
         return [self.one(text) for text in texts]
 
-    def one(self, text: str) -> Scored:
+    def one(self, text: str) -> RewardScore:
         score = float("nan") if text == "nan" else right(text)
-        return Scored(score, {"helpfulness": right(text), "verbosity": float(len(text))})
+        return RewardScore(score, {"helpfulness": right(text), "verbosity": float(len(text))})
 
 
 @dataclass
@@ -74,7 +75,7 @@ class World:
     said: list[str]
 
     def client(self, **how: Any) -> RewardClient:
-        return RewardClient(f"http://127.0.0.1:{self.port}", **{"patience": QUICK, **how})
+        return RewardClient(f"http://127.0.0.1:{self.port}", **{"retry_policy": QUICK, **how})
 
     def ask(
         self, method: str, path: str, body: Any = None, **headers: str
@@ -264,10 +265,12 @@ def test_an_answer_that_takes_too_long_is_given_up_and_not_scored_in_vain() -> N
     "instead",
     [
         lambda given: [],
-        lambda given: [Scored(1.0, {"helpfulness": 1.0, "verbosity": 1.0})] * (len(given) + 1),
-        lambda given: [Scored(1.0, {"helpfulness": 1.0})] * len(given),
-        lambda given: [Scored(1.0, {"helpfulness": float("inf"), "verbosity": 1.0})] * len(given),
-        lambda given: [Scored("1.0", {"helpfulness": 1.0, "verbosity": 1.0})] * len(given),  # type: ignore[arg-type]
+        lambda given: [RewardScore(1.0, {"helpfulness": 1.0, "verbosity": 1.0})] * (len(given) + 1),
+        lambda given: [RewardScore(1.0, {"helpfulness": 1.0})] * len(given),
+        lambda given: (
+            [RewardScore(1.0, {"helpfulness": float("inf"), "verbosity": 1.0})] * len(given)
+        ),
+        lambda given: [RewardScore("1.0", {"helpfulness": 1.0, "verbosity": 1.0})] * len(given),  # type: ignore[arg-type]
         lambda given: [None] * len(given),
         lambda given: None,
         lambda given: 1 / 0,
@@ -319,13 +322,13 @@ def test_a_model_that_only_fails_is_given_up(world: World) -> None:
 
 
 def test_the_client_turns_none_of_it_into_a_score(world: World) -> None:
-    patience = Patience(tries=2, timeout=20, first_pause=0.001)
-    with world.client(patience=patience, batch=1) as reward:
+    patience = RetryPolicy(tries=2, timeout=20, first_pause=0.001)
+    with world.client(retry_policy=patience, batch=1) as reward:
         with pytest.raises(RewardUnavailable, match="no usable score"):
             reward.score([talk("a"), talk("nan")])
         with pytest.raises(RewardUnavailable, match="longer than 16 tokens") as caught:
             reward.score([talk("too long")])
-    assert caught.value.hopeless
+    assert caught.value.permanent
 
 
 # What it refuses.
