@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.cli import main
-from nemotron_style.runtime.launch.session import end_job
-from nemotron_style.runtime.launch.status import ask
+from nemotron_style.runtime.launch.session import kill_job
+from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder, list_runs
@@ -124,7 +124,7 @@ def boxed(mill: Any, podman: None) -> Iterator[Any]:
             launcher = attempt.record.get("launcher", {})
             if attempt.record.get("detached") and is_alive(launcher):
                 os.kill(launcher["pid"], signal.SIGKILL)
-            end_job(attempt)
+            kill_job(attempt)
 
 
 def held(mill: Any) -> list[str]:
@@ -138,8 +138,8 @@ def submit_held(mill: Any, capsys: Capture) -> tuple[RunFolder, Attempt]:
     folder = RunFolder(Path(run["path"]))
     attempt = folder.last_attempt
     assert attempt is not None
-    until(lambda: "holding" in attempt.log.read_text() or ask(folder).is_final)
-    assert ask(folder).state == "RUNNING", attempt.log.read_text()
+    until(lambda: "holding" in attempt.log.read_text() or read_status(folder).is_final)
+    assert read_status(folder).state == "RUNNING", attempt.log.read_text()
     return folder, attempt
 
 
@@ -179,15 +179,15 @@ def test_a_detached_run_in_a_container_is_known_outside(boxed: Any, capsys: Capt
     assert "MILL_TOKEN=hush-hush-hush" in environment
     assert containers() == [attempt.job["id"]]
     (boxed.root / "gate").write_text("")
-    until(lambda: ask(folder).is_final)
-    assert ask(folder).state == "COMPLETED"
+    until(lambda: read_status(folder).is_final)
+    assert read_status(folder).state == "COMPLETED"
     until(lambda: containers() == [])
 
 
 def test_cancel_reaches_the_worker_which_saves(boxed: Any, capsys: Capture) -> None:
     folder, _ = submit_held(boxed, capsys)
     assert main(["runs", "cancel", folder.run_id]) == 0
-    assert ask(folder).reason == "stopped after step 3"
+    assert read_status(folder).reason == "stopped after step 3"
     assert (folder.path / "checkpoints/step-00000003").is_dir()
     until(lambda: containers() == [])
 
@@ -197,7 +197,7 @@ def test_force_ends_the_container(boxed: Any, capsys: Capture) -> None:
     recipe.write_text(recipe.read_text().replace(" and not ctx.stopping:", ":"))
     folder, attempt = submit_held(boxed, capsys)
     assert main(["runs", "cancel", folder.run_id, "--force"]) == 0
-    assert ask(folder).state == "CANCELLED"
+    assert read_status(folder).state == "CANCELLED"
     until(lambda: not is_alive(attempt.owner or {}))
     until(lambda: containers() == [])
 
@@ -208,10 +208,10 @@ def test_a_container_whose_supervisor_and_client_died_is_lost_and_cancelled(
     folder, attempt = submit_held(boxed, capsys)
     os.kill(attempt.record["launcher"]["pid"], signal.SIGKILL)
     os.kill(attempt.child["pid"], signal.SIGKILL)
-    until(lambda: ask(folder).live)
-    assert ask(folder).state == "LOST"
+    until(lambda: read_status(folder).live)
+    assert read_status(folder).state == "LOST"
     assert main(["runs", "cancel", folder.run_id]) == 0
-    assert ask(folder).state == "CANCELLED"
+    assert read_status(folder).state == "CANCELLED"
     assert (folder.path / "checkpoints/step-00000003").is_dir()
 
 
@@ -229,7 +229,7 @@ def test_an_exit_code_comes_through(boxed: Any, capsys: Capture) -> None:
     boxed.write("env.toml", text.replace("setup = [", 'setup = ["exit 42", '))
     assert main(["steps", "run", "mill/grow", "-r", "box"]) == 1
     (run,) = list_runs(boxed.home)
-    assert (ask(run).state, ask(run).exit_code) == ("FAILED", 42)
+    assert (read_status(run).state, read_status(run).exit_code) == ("FAILED", 42)
 
 
 @pytest.mark.parametrize("name", ['sp ace, "q"; touch PWN\n#\'s', "co:lon $(touch PWN)"])

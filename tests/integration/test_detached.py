@@ -19,8 +19,8 @@ import pytest
 from nemotron_style.runtime import process
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.launch.local import LocalLauncher
-from nemotron_style.runtime.launch.session import end_job
-from nemotron_style.runtime.launch.status import ask
+from nemotron_style.runtime.launch.session import kill_job
+from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.planning.planner import compile_pipeline
 from nemotron_style.runtime.planning.request import RunRequest
 from nemotron_style.runtime.process import find_marked, is_alive, kill_family
@@ -52,7 +52,7 @@ def clean(mill: Any) -> Iterator[None]:
             launcher = attempt.record.get("launcher", {})
             if attempt.record.get("detached") and is_alive(launcher):
                 os.kill(launcher["pid"], signal.SIGKILL)
-            end_job(attempt)
+            kill_job(attempt)
 
 
 def submit(capsys: Capture, *words: str, profile: str = "local") -> list[dict[str, Any]]:
@@ -69,7 +69,7 @@ def folder(run: dict[str, Any]) -> RunFolder:
 
 
 def state(run: dict[str, Any]) -> JobState:
-    return ask(folder(run))
+    return read_status(folder(run))
 
 
 def last(run: dict[str, Any]) -> Attempt:
@@ -415,7 +415,7 @@ def test_a_job_that_cannot_be_started_says_so(mill: Any, capsys: Capture) -> Non
     missing = type(request)(plan, 1, request.files, ("/nowhere/bash", "x"))
     with pytest.raises(Exception, match=r"cannot start it: .*No such file"):
         launcher.submit(missing)
-    assert ask(RunFolder(plan.run_dir)).state == "FAILED"
+    assert read_status(RunFolder(plan.run_dir)).state == "FAILED"
 
 
 RANKS = """

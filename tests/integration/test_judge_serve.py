@@ -19,7 +19,7 @@ import torch
 
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.errors import InputError
-from nemotron_style.runtime.launch.status import ask
+from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.steps.blocks.checkpoint.hf_config import build_settings
 from nemotron_style.steps.blocks.checkpoint.hf_weights import export_weights
@@ -308,7 +308,7 @@ def start(capsys: Capture, *more: str) -> tuple[dict[str, Any], RunFolder]:
 
 def is_ready(folder: RunFolder) -> str | None:
     """The URL of a service that answers; its log where it ended instead."""
-    assert not ask(folder).is_final, folder.last_attempt.log.read_text()
+    assert not read_status(folder).is_final, folder.last_attempt.log.read_text()
     path = folder.path / "endpoint.json"
     if not path.is_file():
         return None
@@ -339,7 +339,7 @@ def test_it_answers_as_a_run_is_attached_to_and_ends_completed(
     assert (first["decision"], again["decision"]) == ("run", "attach")
     assert same.run_id == folder.run_id
     assert main(["runs", "cancel", folder.run_id]) == 0
-    assert ask(folder).state == "COMPLETED"
+    assert read_status(folder).state == "COMPLETED"
     assert not (folder.path / "endpoint.json").exists()
     assert folder.outputs["figures"] == {
         "answers": 2,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.cli import main
-from nemotron_style.runtime.launch.status import ask
+from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.steps.blocks.reward.client import RewardClient, RewardUnavailable
 
@@ -99,7 +99,7 @@ def find(folder: RunFolder) -> dict[str, Any]:
     """What the service tells of itself once it is there; its log where it ended instead."""
 
     def look() -> Any:
-        assert not ask(folder).is_final, folder.last_attempt.log.read_text()
+        assert not read_status(folder).is_final, folder.last_attempt.log.read_text()
         path = folder.path / "endpoint.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
@@ -156,7 +156,7 @@ def test_it_answers_is_attached_to_and_ends_completed(model: Path, capsys: Captu
         assert (first["decision"], again["decision"]) == ("run", "attach")
         assert same.run_id == folder.run_id
         assert main(["runs", "cancel", folder.run_id]) == 0
-        assert ask(folder).state == "COMPLETED"
+        assert read_status(folder).state == "COMPLETED"
         with pytest.raises(RewardUnavailable):
             reward.wait_ready(0.2)
     assert not (folder.path / "endpoint.json").exists()
@@ -174,7 +174,7 @@ def test_it_answers_is_attached_to_and_ends_completed(model: Path, capsys: Captu
     assert (third["decision"], other.run_id == folder.run_id) == ("run", False)
     find(other)
     assert main(["runs", "cancel", other.run_id]) == 0
-    assert ask(other).state == "COMPLETED"
+    assert read_status(other).state == "COMPLETED"
 
 
 def test_a_port_that_is_taken_is_a_message_and_no_traceback(model: Path, capsys: Capture) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.cli import main
-from nemotron_style.runtime.launch.status import ask
+from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.folder import RunFolder
 
 Capture = pytest.CaptureFixture[str]
@@ -78,7 +78,7 @@ def test_a_live_one_is_attached_to_and_a_stopped_one_started_again(
     assert (again["decision"], again["run_id"], again["attempt"]) == ("attach", folder.run_id, 1)
 
     assert main(["runs", "cancel", folder.run_id]) == 0
-    assert ask(folder).state == "COMPLETED"
+    assert read_status(folder).state == "COMPLETED"
     assert folder.last_attempt.record["exit_code"] == 0
     assert folder.outputs == {"outputs": {}, "figures": {"turns": 1}}
 
@@ -87,14 +87,14 @@ def test_a_live_one_is_attached_to_and_a_stopped_one_started_again(
     assert "was stopped; generation 1" in third["reason"]
     assert other.run_id != folder.run_id
     assert main(["runs", "cancel", other.run_id]) == 0
-    until(lambda: ask(other).state == "COMPLETED")
+    until(lambda: read_status(other).state == "COMPLETED")
 
 
 def test_one_that_died_is_started_again_in_its_place(wheel: Any, capsys: Capture) -> None:
     _, folder = start(capsys)
     os.kill(folder.last_attempt.owner["pid"], signal.SIGKILL)
-    until(lambda: ask(folder).is_final)
-    assert ask(folder).state == "FAILED"
+    until(lambda: read_status(folder).is_final)
+    assert read_status(folder).state == "FAILED"
     again, same = start(capsys)
     assert (again["decision"], same.run_id, again["attempt"]) == ("resume", folder.run_id, 2)
     assert main(["runs", "cancel", same.run_id]) == 0

@@ -23,7 +23,7 @@ from nemotron_style.runtime.launch.lepton.client import (
 )
 from nemotron_style.runtime.launch.lepton.launcher import LeptonLauncher
 from nemotron_style.runtime.launch.lepton.logs import read_from
-from nemotron_style.runtime.launch.status import ask
+from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.snapshot import plan_snapshot
@@ -113,8 +113,8 @@ def test_what_fails_leaves_nothing_half_done(launcher, workspace, plan, error, t
     attempt = RunFolder(plan.run_dir).last_attempt
     assert attempt.record["state"] == "FAILED"
     assert told in attempt.record["error"]
-    assert not attempt.take_up()  # a worker that came up all the same would give way
-    assert ask(RunFolder(plan.run_dir)).state == "FAILED"
+    assert not attempt.take_ownership()  # a worker that came up all the same would give way
+    assert read_status(RunFolder(plan.run_dir)).state == "FAILED"
     handle, _ = submit(launcher, plan)  # and the next same command works
     assert handle.attempt == 2
 
@@ -133,7 +133,7 @@ def test_what_stays_unknown_is_said_to_be(launcher, workspace, plan):
     workspace.raising["find"] = [Unreachable("nobody")] * 3
     with pytest.raises(StepFailed, match=r"whether the job was made is not known.*lep job remove"):
         submit(launcher, plan)
-    assert not RunFolder(plan.run_dir).last_attempt.take_up()
+    assert not RunFolder(plan.run_dir).last_attempt.take_ownership()
 
 
 def test_a_job_of_our_name_that_is_another_is_left_alone(launcher, workspace, plan):
@@ -254,7 +254,7 @@ def test_our_own_files_come_first(launcher, workspace, plan):
 
 def test_outputs_are_the_best_witness(launcher, workspace, plan):
     handle, attempt = submit(launcher, plan)
-    attempt.note_cancel()
+    attempt.record_cancel()
     (plan.run_dir / "outputs.json").write_text("{}")
     assert launcher.state(handle).state == "COMPLETED"
 

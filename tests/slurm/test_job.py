@@ -10,7 +10,7 @@ import pytest
 
 from nemotron_style.runtime.errors import StepFailed
 from nemotron_style.runtime.launch.base import attempt_of
-from nemotron_style.runtime.launch.status import ask
+from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.folder import RunFolder
 
 
@@ -71,7 +71,7 @@ def test_cancelling_lets_the_step_save(site: Any) -> None:
     gate = site.mill.root / "gate"
     handle = site.submit("mill/grow", "hold_at=3", f"gate={gate}")
     site.await_log(handle, "holding")
-    assert ask(RunFolder(handle.run_dir)).state == "RUNNING"
+    assert read_status(RunFolder(handle.run_dir)).state == "RUNNING"
     site.launcher.cancel(handle)
     state = site.wait(handle)
     assert (state.state, state.exit_code) == ("CANCELLED", 130), site.told(handle)

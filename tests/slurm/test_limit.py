@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.launch.base import attempt_of
-from nemotron_style.runtime.launch.status import ask, settle
+from nemotron_style.runtime.launch.status import read_status, refresh_status
 from nemotron_style.runtime.run.folder import RunFolder
 
 
@@ -38,7 +38,7 @@ def test_a_requeued_job_goes_on_from_its_checkpoint(site: Any) -> None:
     follower = site.launcher.logs(handle)
     reach_the_limit(site, handle)
     site.cluster.await_state(site.job_id(handle), "PENDING")
-    state = ask(RunFolder(handle.run_dir))
+    state = read_status(RunFolder(handle.run_dir))
     assert state.state == "REQUEUED", site.told(handle)
     assert attempt_of(handle).record["error"] == "reached its time limit"
     assert site.launcher.state(handle).state == "REQUEUED"
@@ -62,7 +62,7 @@ def test_when_no_restart_is_left_the_end_is_a_timeout(site: Any) -> None:
     state = site.wait(handle)
     assert (state.state, state.exit_code) == ("TIMEOUT", 124), site.told(handle)
     site.cluster.await_state(site.job_id(handle), "FAILED")
-    assert settle(RunFolder(handle.run_dir)).state == "TIMEOUT"
+    assert refresh_status(RunFolder(handle.run_dir)).state == "TIMEOUT"
     again = site.submit("mill/grow", "steps=5", "hold_at=3", "gate=/nowhere", "save_every=5")
     assert again.attempt == 2
     assert site.wait(again).state == "COMPLETED", site.told(again)
@@ -74,7 +74,7 @@ def test_a_requeued_job_can_be_cancelled_while_it_waits(site: Any) -> None:
     site.cluster.await_state(site.job_id(handle), "PENDING")
     site.launcher.cancel(handle)
     assert site.wait(handle).state == "CANCELLED", site.told(handle)
-    assert settle(RunFolder(handle.run_dir)).state == "CANCELLED"
+    assert refresh_status(RunFolder(handle.run_dir)).state == "CANCELLED"
 
 
 def test_a_step_that_fails_near_the_limit_is_not_started_again(site: Any) -> None:
@@ -109,7 +109,7 @@ def test_a_job_that_slurm_takes_back_goes_on_later(site: Any) -> None:
     handle = begin(site, requeues=1)
     site.cluster.run("scontrol", "requeue", site.job_id(handle))  # as pre-emption does
     site.cluster.await_state(site.job_id(handle), "PENDING")
-    assert ask(RunFolder(handle.run_dir)).state == "REQUEUED", site.told(handle)
+    assert read_status(RunFolder(handle.run_dir)).state == "REQUEUED", site.told(handle)
     assert (handle.run_dir / "checkpoints" / "step-00000003").is_dir()
     go_on(site, handle)
     assert site.wait(handle).state == "COMPLETED", site.told(handle)

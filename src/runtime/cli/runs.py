@@ -132,10 +132,10 @@ def cancel(
 ) -> None:
     """End a run that is pending or under way; what it saved, the same command continues from."""
     from nemotron_style.runtime.launch.registry import find_launcher
-    from nemotron_style.runtime.launch.status import handle_of, settle
+    from nemotron_style.runtime.launch.status import handle_of, refresh_status
 
     found = _find(context, run)
-    last, state = found.last_attempt, settle(found)
+    last, state = found.last_attempt, refresh_status(found)
     if last is not None and not state.is_final:
         find_launcher(last.executor).cancel(handle_of(last), force=force)
         state = _await(found, grace)
@@ -150,11 +150,11 @@ def cancel(
 
 def _await(run: RunFolder, timeout: float | None) -> JobState:
     """How the run stands once it is over, or after so many seconds."""
-    from nemotron_style.runtime.launch.status import settle
+    from nemotron_style.runtime.launch.status import refresh_status
 
     end = time.monotonic() + timeout if timeout is not None else float("inf")
     while True:
-        state = settle(run)
+        state = refresh_status(run)
         if state.is_final or time.monotonic() >= end:
             return state
         time.sleep(min(SECONDS_BETWEEN_LOOKS, max(end - time.monotonic(), 0.0)))
@@ -185,14 +185,14 @@ def why(context: typer.Context, run: RunWord, as_json: AsJson = False) -> None:
 def summarise(run: RunFolder) -> dict[str, Any]:
     """A run as plain data; what its plan does not tell any more is left empty."""
     from nemotron_style.runtime.errors import UsageError
-    from nemotron_style.runtime.launch.status import settle
+    from nemotron_style.runtime.launch.status import refresh_status
 
     try:
         plan = run.plan
         step, config = plan.step, plan.config_name
     except UsageError:
         step = config = "?"
-    state = settle(run)
+    state = refresh_status(run)
     complete = run.outputs or {}
     attempts = run.attempts
     return {

@@ -85,7 +85,7 @@ class Launcher(Protocol):
         """Ask it to save and stop; with ``force``, end it at once."""
 
 
-def begin(request: Request) -> Attempt | None:
+def begin_attempt(request: Request) -> Attempt | None:
     """The start that every submission has in common: claim the attempt, write code and files.
 
     None when another attempt lives. Raises ``ProfileError`` for secrets that are missing here.

@@ -27,7 +27,7 @@ from nemotron_style.runtime.launch.base import (
     Request,
     attach,
     attempt_of,
-    begin,
+    begin_attempt,
     render_files,
     write_script,
 )
@@ -39,11 +39,11 @@ from nemotron_style.runtime.launch.container import (
 )
 from nemotron_style.runtime.launch.session import (
     SUPERVISOR_LOG,
-    ask_job,
-    end_job,
-    send,
+    kill_job,
+    send_signal,
     start_child,
     start_supervisor,
+    stop_job,
 )
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.attempt import Attempt
@@ -115,7 +115,7 @@ class LocalLauncher:
         Raises ``ProfileError`` when a secret that the profile names is not in the environment, and
         ``StepFailed`` when nothing could be started.
         """
-        attempt = begin(request)
+        attempt = begin_attempt(request)
         if attempt is None:
             return attach(request.plan)
         plan = request.plan
@@ -138,8 +138,8 @@ class LocalLauncher:
         code = child.poll() if child else None  # first: what a dead worker wrote is there by then
         attempt = attempt_of(handle)
         if code is not None and not attempt.record.get("detached"):
-            close_unsaid(attempt, code)
-        return describe(attempt)
+            close_unreported(attempt, code)
+        return describe_attempt(attempt)
 
     def logs(self, handle: JobHandle, *, node: int = 0) -> Iterator[str]:
         """Text as it is written, and "" about twenty times a second while nothing is."""
@@ -162,14 +162,14 @@ class LocalLauncher:
         attempt = attempt_of(handle)
         if attempt.state in FINAL and not attempt.is_live:
             return
-        attempt.note_cancel()
+        attempt.record_cancel()
         record = attempt.record
         if record.get("detached") and is_alive(record.get("launcher", {})):
-            send(record["launcher"]["pid"], signal.SIGQUIT if force else signal.SIGTERM)
+            send_signal(record["launcher"]["pid"], signal.SIGQUIT if force else signal.SIGTERM)
         elif force:
-            end_job(attempt)
+            kill_job(attempt)
         else:
-            ask_job(attempt)
+            stop_job(attempt)
 
 
 def supervise(plan: Plan, command: Sequence[str], attempt: int) -> tuple[str, ...]:
@@ -184,7 +184,7 @@ def supervise(plan: Plan, command: Sequence[str], attempt: int) -> tuple[str, ..
     return (*start, "--grace", grace, *needed, "--", *command)
 
 
-def describe(attempt: Attempt) -> JobState:
+def describe_attempt(attempt: Attempt) -> JobState:
     """How an attempt stands as its folder and the processes of this machine tell."""
     state, record = attempt.state, attempt.record
     reason = str(record.get("error") or record.get("reason") or "")
@@ -196,7 +196,7 @@ def describe(attempt: Attempt) -> JobState:
         reason += f"`nemotron-style runs cancel {run_id}` ends it"
         return JobState(LOST, reason=reason, live=True)
     if attempt.record.get("state") in FINAL:  # it ended between the looks
-        return describe(attempt)
+        return describe_attempt(attempt)
     if attempt.is_cancelled:
         return JobState(CANCELLED, reason="cancelled")
     return JobState(LOST, reason=explain_loss(attempt))
@@ -212,7 +212,7 @@ def explain_loss(attempt: Attempt) -> str:
     return "its supervisor ended without a word" + (f": {last}" if last else "")
 
 
-def close_unsaid(attempt: Attempt, code: int) -> None:
+def close_unreported(attempt: Attempt, code: int) -> None:
     """Write down an end that the worker itself could not; ``code`` is the child's.
 
     Nothing is written while the worker lives on without the process above it.

@@ -71,23 +71,23 @@ def start_session(
         )
 
 
-def ask_job(attempt: Attempt) -> None:
+def stop_job(attempt: Attempt) -> None:
     """Have the job save and stop: by a file that its worker looks for, and SIGTERM.
 
     Where torchrun is above the worker it gets no signal: it would kill what has not saved within
     half a minute. Before there is a worker, and after it, there is nothing to save: all get it.
     """
-    attempt.ask_to_stop("cancelled")
+    attempt.request_stop("cancelled")
     owner = attempt.owner or {}
     if is_alive(owner):
         if owner["leader"] == owner["pid"]:
-            send(owner["pid"], signal.SIGTERM)
+            send_signal(owner["pid"], signal.SIGTERM)
         return
     for pid in find_marked(attempt.mark):
-        send(pid, signal.SIGTERM)
+        send_signal(pid, signal.SIGTERM)
 
 
-def end_job(attempt: Attempt) -> None:
+def kill_job(attempt: Attempt) -> None:
     """SIGKILL for everything that belongs to an attempt."""
     if kill_container(attempt.job):
         return  # the engine's client ends by itself, and tidies up
@@ -97,12 +97,12 @@ def end_job(attempt: Attempt) -> None:
     for _ in range(ROUNDS_OF_KILLING):  # what was just being born is found the next time
         marked = find_marked(attempt.mark)
         for pid in marked:
-            send(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL)
         if not marked:
             return
 
 
-def send(pid: int, number: int) -> None:
+def send_signal(pid: int, number: int) -> None:
     """Signal a process that may be gone already."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)

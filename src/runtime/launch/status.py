@@ -9,7 +9,7 @@ from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FINAL, PENDING, JobState
 
 
-def ask(folder: RunFolder) -> JobState:
+def read_status(folder: RunFolder) -> JobState:
     """The state of a run's newest attempt, or COMPLETED once its outputs stand. Reads only."""
     if folder.outputs is not None:
         return JobState(COMPLETED, 0)
@@ -22,12 +22,12 @@ def ask(folder: RunFolder) -> JobState:
     return find_launcher(last.executor).state(handle_of(last))
 
 
-def settle(folder: RunFolder) -> JobState:
+def refresh_status(folder: RunFolder) -> JobState:
     """The same; an end that nobody could write down is written down now.
 
     Not that of a run whose outputs stand: they say it, and the worker may be about to.
     """
-    state = ask(folder)
+    state = read_status(folder)
     last = folder.last_attempt if folder.outputs is None else None
     if last and state.is_final and last.record.get("state") not in FINAL:
         last.close(state.state, exit_code=state.exit_code, error=state.reason)

@@ -19,9 +19,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_style.runtime.launch.local import SECONDS_OF_GRACE, close_unsaid
-from nemotron_style.runtime.launch.session import ask_job, end_job, start_child
-from nemotron_style.runtime.launch.status import ask
+from nemotron_style.runtime.launch.local import SECONDS_OF_GRACE, close_unreported
+from nemotron_style.runtime.launch.session import kill_job, start_child, stop_job
+from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder
@@ -59,18 +59,18 @@ class Supervisor:
     def stop(self, *_: object) -> None:
         """Ask the job to save and stop, for as long as the grace lasts."""
         if not self.asked:
-            self.attempt.note_cancel()
+            self.attempt.record_cancel()
         self.asked = True
         if self.started:
-            ask_job(self.attempt)
+            stop_job(self.attempt)
             signal.alarm(self.grace)
 
     def kill(self, *_: object) -> None:
         """End the job at once."""
-        self.attempt.note_cancel()
+        self.attempt.record_cancel()
         self.asked = self.forced = True
         if self.started:
-            end_job(self.attempt)
+            kill_job(self.attempt)
 
     def carry_out(self, command: Sequence[str]) -> None:
         """From waiting to the end of the job; how it ended is written down."""
@@ -88,7 +88,7 @@ class Supervisor:
     def await_run(self, folder: RunFolder) -> JobState:
         """The end of a run that this one needs; what nobody ever began is not waited for."""
         for pause in grow_pauses():
-            state = ask(folder)
+            state = read_status(folder)
             if state.is_final or self.asked:
                 return state
             if not folder.attempts:  # the worker finds the input elsewhere, or says that it is gone
@@ -115,8 +115,8 @@ class Supervisor:
             time.sleep(SECONDS_BETWEEN_LOOKS)
         signal.alarm(0)
         if self.asked:
-            end_job(self.attempt)
-        return close_unsaid(self.attempt, code)
+            kill_job(self.attempt)
+        return close_unreported(self.attempt, code)
 
 
 def grow_pauses() -> Iterator[float]:

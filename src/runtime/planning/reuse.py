@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.runtime.launch.status import ask
+from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.attempt import LOCAL
 from nemotron_style.runtime.run.folder import RunFolder, list_runs
 from nemotron_style.runtime.run.plan import Plan, describe_difference
@@ -47,7 +47,7 @@ def decide(
     if fresh:
         reason = f"--fresh: generation {generation + 1}, whatever was made before"
         return following, Decision("run", reason)
-    if plan.is_service and ask(folder).state == COMPLETED:
+    if plan.is_service and read_status(folder).state == COMPLETED:
         return following, Decision("run", f"the service was stopped; generation {generation + 1}")
     if folder.outputs is None:
         return plan, consider_unfinished(folder, plan)
@@ -63,7 +63,7 @@ def consider_unfinished(folder: RunFolder, plan: Plan) -> Decision:
     last = folder.last_attempt
     if last is None:
         return Decision("run", "planned before and never started")
-    told = ask(folder)
+    told = read_status(folder)
     if not told.is_final:
         place = "" if last.executor == LOCAL else f" on {last.executor}"
         reason = f"attempt {last.number} is under way{place}: {told.state}"

@@ -19,7 +19,7 @@ from nemotron_style.runtime.errors import (
 )
 from nemotron_style.runtime.launch.base import JobHandle, Launcher
 from nemotron_style.runtime.launch.registry import find_launcher
-from nemotron_style.runtime.launch.status import ask, settle
+from nemotron_style.runtime.launch.status import read_status, refresh_status
 from nemotron_style.runtime.planning.planner import Pipeline, PlannedRun
 from nemotron_style.runtime.planning.preflight import check_plan
 from nemotron_style.runtime.run.folder import RunFolder
@@ -132,7 +132,7 @@ def record_decision(run: PlannedRun) -> None:
 def start(run: PlannedRun, launcher: Launcher, *, after: Sequence[JobHandle] = ()) -> JobHandle:
     """Submit a run, or take hold of the attempt that lives."""
     folder = RunFolder(run.plan.record_dir)
-    settle(folder)
+    refresh_status(folder)
     request = launcher.compile(run.plan, attempt=folder.next_attempt)
     return launcher.submit(request, after=after)
 
@@ -146,7 +146,7 @@ def wait(handle: JobHandle, interruption: Interruption) -> JobState:
     for text in launcher.logs(handle):
         interruption.watcher.follow(text, handle)
     interruption.handle = None
-    return settle(RunFolder(handle.run_dir))
+    return refresh_status(RunFolder(handle.run_dir))
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def submit_pipeline(pipeline: Pipeline, *, launcher: Launcher) -> list[Submissio
         own += [handle] if run.decision.action != "attach" else []
     folders = [RunFolder(run.plan.record_dir) for run in pipeline.runs]
     return [
-        Submission(run, handles.get(run.plan.run_id), ask(folder))
+        Submission(run, handles.get(run.plan.run_id), read_status(folder))
         for run, folder in zip(pipeline.runs, folders, strict=True)
     ]
 

@@ -135,11 +135,11 @@ class Attempt:
         """Somebody asked for its end; whatever exit code follows, that is what ended it."""
         return (self.path / "cancel.json").is_file()
 
-    def ask_to_stop(self, reason: str) -> None:
+    def request_stop(self, reason: str) -> None:
         """Have the worker save and stop; it works from any machine that sees the folder."""
         write_text(self.path / STOP, reason + "\n")
 
-    def note_cancel(self) -> None:
+    def record_cancel(self) -> None:
         """Write down that its end was asked for."""
         write_json(self.path / "cancel.json", {"asked": time.time()})
 
@@ -157,13 +157,13 @@ class Attempt:
         known = {name: record[name] for name in names if record.get(name)}
         return {"number": self.number, "state": self.state, **known}
 
-    def take_up(self) -> bool:
+    def take_ownership(self) -> bool:
         """Make this process its worker; False when it was buried or taken up before."""
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         leader = os.getppid() if under_torchrun else os.getpid()
         return self._own(identify_process(os.getpid()) | {"leader": leader})
 
-    def bury(self) -> bool:
+    def abandon(self) -> bool:
         """Make sure that it never comes alive; False when a worker has it."""
         return self._own({"buried": True})
 

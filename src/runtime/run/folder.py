@@ -111,7 +111,7 @@ class RunFolder:
         last = self.last_attempt
         if last and (last.state not in FINAL or last.is_live):
             return None
-        if last and last.owner is None and not last.bury():
+        if last and last.owner is None and not last.abandon():
             return None  # its worker came up after all
         if last and last.record.get("state") not in FINAL:
             failure = last.rank_failure

@@ -117,7 +117,7 @@ def enter_attempt(folder: RunFolder, seat: Seat) -> Attempt:
     """
     number = os.environ.get(ATTEMPT_VARIABLE)
     known = Attempt(folder.path / "attempts" / number) if number else folder.claim_attempt()
-    if known is None or (seat.rank == 0 and not known.take_up()):
+    if known is None or (seat.rank == 0 and not known.take_ownership()):
         raise StepFailed(f"another attempt of {folder.run_id} is under way; this one gives way")
     if seat.rank == 0:
         known.update(state=RUNNING, begun=time.time(), processes=seat.world_size)

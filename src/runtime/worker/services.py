@@ -71,7 +71,7 @@ def end_services(plan: Plan, attempt: int) -> None:
     seats = [_seat(service, attempt) for service in plan.services.values()]
     begun = [seat for seat in seats if seat.owner]  # the others see that their parent is gone
     for seat in begun:
-        seat.ask_to_stop("the step is over")
+        seat.request_stop("the step is over")
     end = time.monotonic() + SECONDS_TO_END
     for seat in begun:
         while not is_over(seat) and time.monotonic() < end:

@@ -29,7 +29,7 @@ from nemotron_style.runtime.launch.base import (
     Request,
     attach,
     attempt_of,
-    begin,
+    begin_attempt,
     render_files,
 )
 from nemotron_style.runtime.launch.bundle import Bundle, locate, pack, read_sources, upload
@@ -118,14 +118,14 @@ class LeptonLauncher:
         if after:
             raise UsageError(refuse_after(plan, after))
         workspace = self.connect()
-        attempt = begin(request)
+        attempt = begin_attempt(request)
         if attempt is None:
             return attach(plan)
         try:
             self._deliver(request)
             post(workspace, request.body, begun=attempt.record["started"])
         except StepsError as error:
-            attempt.bury()  # should the job come up after all, its worker gives way
+            attempt.abandon()  # should the job come up after all, its worker gives way
             attempt.close(FAILED, error=str(error))
             raise
         write_json(attempt.path / "job.json", {"executor": EXECUTOR, "id": request.name})
@@ -181,8 +181,8 @@ class LeptonLauncher:
         attempt = attempt_of(handle)
         if attempt.record.get("state") in FINAL:
             return
-        attempt.note_cancel()
-        attempt.ask_to_stop("cancelled")
+        attempt.record_cancel()
+        attempt.request_stop("cancelled")
         name = name_job(RunFolder(handle.run_dir).plan, attempt.number)
         workspace = self.connect()
         end = workspace.delete if force else workspace.stop

@@ -19,7 +19,7 @@ from nemotron_style.runtime.launch.base import (
     JobHandle,
     Request,
     attach,
-    begin,
+    begin_attempt,
     record_exit,
     render_files,
     write_script,
@@ -92,7 +92,7 @@ class SlurmLauncher:
         secret that the profile names is not in the environment.
         """
         plan = request.plan
-        attempt = begin(request)
+        attempt = begin_attempt(request)
         if attempt is None:
             return attach(plan)
         try:
@@ -120,7 +120,7 @@ class SlurmLauncher:
         attempt = find_current(handle)
         if tell_state(handle).is_final:
             return
-        attempt.note_cancel()
+        attempt.record_cancel()
         job_id = find_job(attempt)
         if job_id:
             end_job(job_id, force=force)

@@ -15,7 +15,7 @@ import pytest
 
 from nemotron_style.runtime.errors import ProfileError
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of, write_command, write_script
-from nemotron_style.runtime.launch.local import LocalLauncher, close_unsaid
+from nemotron_style.runtime.launch.local import LocalLauncher, close_unreported
 from nemotron_style.runtime.planning.planner import compile_pipeline
 from nemotron_style.runtime.planning.request import RunRequest
 from nemotron_style.runtime.process import find_marked
@@ -386,7 +386,7 @@ def test_every_end_has_its_words(
 ) -> None:
     attempt = RunFolder(tmp_path / "run").claim_attempt()
     assert attempt is not None
-    close_unsaid(attempt, code)
+    close_unreported(attempt, code)
     told = attempt.record
     assert (told["state"], told["exit_code"], told["error"]) == (state, exit_code, error)
 
@@ -394,8 +394,8 @@ def test_every_end_has_its_words(
 def test_whatever_ends_a_cancelled_one_it_is_cancelled(tmp_path: Path) -> None:
     attempt = RunFolder(tmp_path / "run").claim_attempt()
     assert attempt is not None
-    attempt.note_cancel()
-    close_unsaid(attempt, 0)
+    attempt.record_cancel()
+    close_unreported(attempt, 0)
     assert (attempt.record["state"], attempt.record["exit_code"]) == ("CANCELLED", 0)
 
 
@@ -403,9 +403,9 @@ def test_what_others_called_lost_is_put_right_by_who_knows(tmp_path: Path) -> No
     attempt = RunFolder(tmp_path / "run").claim_attempt()
     assert attempt is not None
     attempt.close("LOST")
-    close_unsaid(attempt, 3)
+    close_unreported(attempt, 3)
     assert attempt.record["state"] == "FAILED"
-    close_unsaid(attempt, 4)
+    close_unreported(attempt, 4)
     assert attempt.record["exit_code"] == 3
 
 
@@ -413,16 +413,16 @@ def test_committed_outputs_stand_whatever_the_exit_code(tmp_path: Path) -> None:
     attempt = RunFolder(tmp_path / "run").claim_attempt()
     assert attempt is not None
     (tmp_path / "run/outputs.json").write_text("{}")
-    attempt.note_cancel()
-    close_unsaid(attempt, -9)
+    attempt.record_cancel()
+    close_unreported(attempt, -9)
     assert attempt.record["state"] == "COMPLETED"
 
 
 def test_a_worker_that_outlives_its_parent_is_not_closed(tmp_path: Path) -> None:
     attempt = RunFolder(tmp_path / "run").claim_attempt()
     assert attempt is not None
-    assert attempt.take_up()
-    close_unsaid(attempt, -9)
+    assert attempt.take_ownership()
+    close_unreported(attempt, -9)
     assert attempt.record["state"] == "PENDING"
     assert attempt.state == "RUNNING"
 

@@ -75,7 +75,7 @@ def test_what_the_worker_wrote_stands(attempt: Attempt) -> None:
 @pytest.mark.usefixtures("handlers")
 def test_an_order_from_before_it_listened_is_carried_out(attempt: Attempt) -> None:
     """As that of a cancel whose signal was ignored while the interpreter started."""
-    attempt.note_cancel()
+    attempt.record_cancel()
     late = Supervisor(attempt)
     late.listen()
     late.carry_out(["touch", str(attempt.path / "ran")])

@@ -234,7 +234,7 @@ def test_a_worker_that_was_given_up_does_nothing(
     folder = write_plan(mill.compile("mill/grow").target.plan)
     attempt = folder.claim_attempt()
     assert attempt is not None
-    assert attempt.bury()
+    assert attempt.abandon()
     monkeypatch.setenv(ATTEMPT_VARIABLE, "1")
     assert main([str(folder.path / "plan.json")]) == 1
     assert "this one gives way" in capsys.readouterr().err
@@ -247,8 +247,8 @@ def test_a_live_attempt_is_alone(mill: Any) -> None:
     assert first is not None
     assert first.state == "PENDING"
     assert folder.claim_attempt() is None
-    assert first.take_up()
-    assert not first.bury()
+    assert first.take_ownership()
+    assert not first.abandon()
     assert first.state == "RUNNING"
     assert folder.claim_attempt() is None
 
@@ -264,7 +264,7 @@ def test_a_dead_launcher_is_buried_and_followed(mill: Any) -> None:
     second = folder.claim_attempt()
     assert second is not None
     assert second.number == 2
-    assert not first.take_up()  # its worker comes too late
+    assert not first.take_ownership()  # its worker comes too late
 
 
 def worker_identity(pid: int) -> dict[str, object]:
