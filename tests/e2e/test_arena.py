@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import arena_judge
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.context import StepContext, Stop
 from nemotron_style.runtime.store.store import Store
@@ -28,15 +28,6 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
 from nemotron_style.steps.blocks.data.toy_truth import load_truth
 from nemotron_style.steps.eval.arena.config import Config
 from nemotron_style.steps.eval.arena.recipe import run
-
-_spec = importlib.util.spec_from_file_location(
-    "arena_judge", Path(__file__).with_name("arena_judge.py")
-)
-assert _spec
-assert _spec.loader
-arena_judge: Any = importlib.util.module_from_spec(_spec)
-sys.modules["arena_judge"] = arena_judge
-_spec.loader.exec_module(arena_judge)
 
 FILES = ("arena.png", "results.json", "samples.jsonl", "samples.md")
 NOBODY = "http://127.0.0.1:9"

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from division_job import divide_checkpoint
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.context import StepContext, Stop
 from nemotron_style.steps.blocks.checkpoint import logit_parity
@@ -29,11 +30,12 @@ from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, describe, open
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import Sampling
 from nemotron_style.steps.blocks.model.language_model import build_model
-from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.convert.hf_to_megatron import config as import_config
 from nemotron_style.steps.convert.hf_to_megatron import recipe as import_recipe
 from nemotron_style.steps.convert.megatron_to_hf import config as export_config
 from nemotron_style.steps.convert.megatron_to_hf import recipe as export_recipe
+from ranks import run_ranks
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -211,39 +213,14 @@ def test_bfloat16_keeps_its_bits_and_float32_is_rounded_on_demand(
     assert contents(tight.path) == contents(half.path)
 
 
-JOB = """
-import sys
-from pathlib import Path
-from nemotron_style.steps.blocks import parallel
-from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
-    TOKENIZER,
-    load_model,
-    save_model,
-)
-
-source, target, division = sys.argv[1:]
-parallel.initialize(parallel.Parallel(**{division: 2}))
-model, config = load_model(Path(source))
-save_model(model, Path(target), config=config, tokenizer=Path(source) / TOKENIZER)
-"""
-
-
 @pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("division", ["tensor", "pipeline"])
 def test_a_divided_checkpoint_gives_the_same_bytes(
     start: Path, folder: Path, tmp_path: Path, division: str
 ) -> None:
-    job, divided = tmp_path / "job.py", tmp_path / "divided"
-    job.write_text(JOB)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(job), str(start), str(divided), division],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    divided = tmp_path / "divided"
+    run_ranks(divide_checkpoint, start, divided, Parallel(**{division: 2}), log=tmp_path / "log")
     assert len(list((divided / "weights").glob("*.distcp"))) == 2
     found = export(divided, tmp_path / "again").output("model").path
     assert contents(found) == contents(folder)

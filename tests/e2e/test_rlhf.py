@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
+import rlhf_world as world_of
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.context import Stop
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
 from nemotron_style.steps.blocks.judge.client import JudgeUnavailable
-
-_spec = importlib.util.spec_from_file_location(
-    "rlhf_world", Path(__file__).with_name("rlhf_world.py")
-)
-world_of = importlib.util.module_from_spec(_spec)
-sys.modules["rlhf_world"] = world_of
-_spec.loader.exec_module(world_of)
 
 COMPARE = "env.nemo_gym.genrm_compare.resources_servers.genrm_compare"
 QUICK = f"{COMPARE}.genrm_parse_retry_sleep_s=0.001"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -15,17 +14,12 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+import rlhf_world as world_of
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.store.store import Store
 
 pytestmark = pytest.mark.slow
 
-_spec = importlib.util.spec_from_file_location(
-    "rlhf_world", Path(__file__).with_name("rlhf_world.py")
-)
-world_of = importlib.util.module_from_spec(_spec)
-sys.modules["rlhf_world"] = world_of
-_spec.loader.exec_module(world_of)
 
 STEPS = 8
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+import steerlm2_world
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.metrics import read_metrics
 from nemotron_style.runtime.store.store import Store
@@ -20,13 +19,6 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WEIGHTS, wei
 from nemotron_style.steps.blocks.checkpoint.torch_dist import read_full
 from nemotron_style.steps.blocks.data.steerlm2_row import LOG_Q
 from nemotron_style.steps.sft.steerlm2 import recipe
-
-_spec = importlib.util.spec_from_file_location(
-    "steerlm2_world", Path(__file__).with_name("steerlm2_world.py")
-)
-steerlm2_world = importlib.util.module_from_spec(_spec)
-sys.modules["steerlm2_world"] = steerlm2_world
-_spec.loader.exec_module(steerlm2_world)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -15,15 +14,9 @@ from pathlib import Path
 
 import pytest
 
+import steerlm2_world
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.store.store import Store
-
-_spec = importlib.util.spec_from_file_location(
-    "steerlm2_world", Path(__file__).with_name("steerlm2_world.py")
-)
-steerlm2_world = importlib.util.module_from_spec(_spec)
-sys.modules["steerlm2_world"] = steerlm2_world
-_spec.loader.exec_module(steerlm2_world)
 
 COMMAND = [
     *("steps", "run", "sft/steerlm2", "-c", "tiny", "--json"),

@@ -1,40 +1,24 @@
 """Two processes give what one gives: gradients, scores, updates, digests, files."""
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import training_job as job
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import load_model, weights_digest
 from nemotron_style.steps.blocks.model import parallel
+from ranks import run_ranks
 
-pytestmark = pytest.mark.slow
-
-JOB = Path(__file__).with_name("training_job.py")
-_spec = importlib.util.spec_from_file_location("training_job", JOB)
-job = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(job)
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """The folder in which two processes left their results, one folder per division."""
     out = tmp_path_factory.mktemp("two")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run = subprocess.run(
-        [*launch, str(JOB), str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
+    run_ranks(job.main, out, log=out / "log.txt")
     return out
 
 

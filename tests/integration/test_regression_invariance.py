@@ -1,26 +1,19 @@
 """A reward model's gradients, losses and predictions do not depend on how the work is divided."""
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import regression_job as job
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
+from ranks import run_ranks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 
-JOB = Path(__file__).with_name("regression_job.py")
-_spec = importlib.util.spec_from_file_location("regression_job", JOB)
-job = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(job)
 SIZES = (1, 3, 16)
 
 
@@ -48,15 +41,7 @@ def one(start, tmp_path_factory):
 def two(start, tmp_path_factory):
     """The folder in which two processes left their results, one folder per division."""
     out = tmp_path_factory.mktemp("two")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run = subprocess.run(
-        [*launch, str(JOB), str(start), str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
+    run_ranks(job.main, start, out, log=out / "log.txt")
     return out
 
 

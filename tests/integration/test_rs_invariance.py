@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import rs_job as job
 from nemotron_style.steps.blocks.model import parallel
+from ranks import run_ranks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 
-JOB = Path(__file__).with_name("rs_job.py")
-_spec = importlib.util.spec_from_file_location("rs_job", JOB)
-job = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(job)
 GOLDEN = {
     "long": 2.980198,
     "one prompt": 2.980198,
@@ -43,15 +36,7 @@ def one(tmp_path_factory):
 def two(tmp_path_factory):
     """What two processes compute together."""
     out = tmp_path_factory.mktemp("two")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run = subprocess.run(
-        [*launch, str(JOB), str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
+    run_ranks(job.main, out, log=out / "log.txt")
     return out
 
 

@@ -1,20 +1,15 @@
-"""Log-probs, losses and gradients of rl/rlhf for each number of processes: run by ``torchrun``.
-
-torchrun --nproc-per-node 2 rlhf_job.py OUT
-"""
+"""Log-probs, losses and gradients of rl/rlhf for each number of processes."""
 
 import json
 import random
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from gradient import full_gradient
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
 from nemotron_style.steps.blocks.judge.client import JudgeUnavailable
 from nemotron_style.steps.blocks.loss.clipped_pg_config import LossOptions
 from nemotron_style.steps.blocks.model import parallel
@@ -77,13 +72,6 @@ def lessons():
     return found
 
 
-def full_gradient(model):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.main_grad)
-    return {name: whole.clone() for name, whole in full_weights(model)}
-
-
 def told(rank_zero):
     """What every rank hears of the first one's work, and of what goes wrong with it."""
 
@@ -126,11 +114,8 @@ def measure(out):
         save_file(tensors, out / "tensors")
 
 
-def main():
+def main(out):
+    """What a rank does."""
     parallel.initialize(seed=1)
-    measure(Path(sys.argv[1]))
+    measure(out)
     parallel.finish()
-
-
-if __name__ == "__main__":
-    main()

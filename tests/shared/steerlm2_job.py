@@ -1,13 +1,9 @@
-"""The gradient of one global batch, written as a checkpoint; run under torchrun or imported.
-
-torchrun --nproc-per-node 2 steerlm2_gradient.py TENSOR PIPELINE MICRO FORWARD TARGET
-"""
+"""The gradient of one global batch, written as a checkpoint."""
 
 from __future__ import annotations
 
 import json
 import random
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,6 +27,12 @@ MODEL = ModelConfig(
     max_sequence_length=64,
 )
 GROUPS, WIDTH = 5, 4
+DIVISIONS = {
+    "data2": (Parallel(), Sizes(8, 8)),
+    "tensor2": (Parallel(tensor=2), Sizes(8, 8)),
+    "pipeline2": (Parallel(pipeline=2), Sizes(4, 4)),
+    "pipeline2-parts": (Parallel(pipeline=2), Sizes(3, 2)),
+}
 
 
 def groups(seed: int = 0) -> list[EncodedGroup]:
@@ -74,9 +76,10 @@ def gradient(parallel: Parallel, sizes: Sizes, target: Path) -> dict[str, float]
     return asdict(figures_of(table, log_q_theta))
 
 
-if __name__ == "__main__":
-    tensor, pipeline, micro, forward = (int(word) for word in sys.argv[1:5])
-    figures = gradient(Parallel(tensor, pipeline), Sizes(micro, forward), Path(sys.argv[5]))
-    if is_rank_zero():
-        Path(sys.argv[5], "figures.json").write_text(json.dumps(figures))
+def main(out: Path) -> None:
+    """What a rank does."""
+    for name, (parallel, sizes) in DIVISIONS.items():
+        figures = gradient(parallel, sizes, out / name)
+        if is_rank_zero():
+            (out / name / "figures.json").write_text(json.dumps(figures))
     finish()

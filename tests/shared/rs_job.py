@@ -1,19 +1,14 @@
-"""Losses, gradients and rollouts of rs/actor for each number of processes: run by ``torchrun``.
-
-torchrun --nproc-per-node 2 rs_job.py OUT
-"""
+"""Losses, gradients and rollouts of rs/actor for each number of processes."""
 
 import json
 import random
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
+from gradient import full_gradient
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import Sampling
 from nemotron_style.steps.blocks.model import parallel
@@ -95,13 +90,6 @@ def groups():
     return [Group(text(9), [text(20) for _ in range(n)]) for n in (1, 3, 2, 3, 1, 3, 2)]
 
 
-def full_gradient(model):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.main_grad)
-    return {name: whole.clone() for name, whole in full_weights(model)}
-
-
 class Counts:
     """Stands in for the client: a score is how much a text holds."""
 
@@ -172,11 +160,8 @@ def measure(out):
         save_file({name: value.contiguous() for name, value in tensors.items()}, out / "tensors")
 
 
-def main():
+def main(out):
+    """What a rank does."""
     parallel.initialize(seed=1)
-    measure(Path(sys.argv[1]))
+    measure(out)
     parallel.finish()
-
-
-if __name__ == "__main__":
-    main()

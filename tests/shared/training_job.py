@@ -1,19 +1,14 @@
-"""What two processes compute, for each way of dividing: run by ``torchrun``, read by the test.
-
-torchrun --nproc-per-node 2 training_job.py OUT
-"""
+"""What two processes compute, for each way of dividing."""
 
 import json
 import random
-import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from gradient import full_gradient
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
-    full_weights,
     save_model,
     weights_digest,
 )
@@ -63,18 +58,6 @@ def gradient_of(model, groups, *, size):
     accumulate_gradients(model, [(p, None) for p in mine], lambda lp, _: (-lp.sum() / total, None))
 
 
-def full_gradient(model):
-    """Every gradient whole, by the way that weights are gathered."""
-    kept = [parameter.detach().clone() for parameter in model.parameters()]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.main_grad)
-        found = {name: whole.clone() for name, whole in full_weights(model)}
-        for parameter, weights in zip(model.parameters(), kept, strict=True):
-            parameter.copy_(weights)
-    return found
-
-
 def measure(config, out, *, sizes=(1, 2, 8)):
     """Gradients for several micro-batch sizes, scores, three updates, a resume in between."""
     model = build_model(config, seed=11)
@@ -112,14 +95,10 @@ def update(model, optimizer):
     return norms
 
 
-def main():
+def main(out):
+    """What a rank does."""
     for name, (config, division) in DIVISIONS.items():
         parallel.initialize(division, seed=1)
-        out = Path(sys.argv[1]) / name
-        out.mkdir(parents=True, exist_ok=True)
-        measure(config, out)
+        (out / name).mkdir(parents=True, exist_ok=True)
+        measure(config, out / name)
     parallel.finish()
-
-
-if __name__ == "__main__":
-    main()

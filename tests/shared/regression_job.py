@@ -1,18 +1,14 @@
-"""Gradients and predictions of a reward model for each way of dividing: run by ``torchrun``.
-
-torchrun --nproc-per-node 2 regression_job.py START OUT
-"""
+"""Gradients and predictions of a reward model for each way of dividing."""
 
 import json
 import random
-import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights, weights_digest
+from gradient import full_gradient
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import unwrap
@@ -58,18 +54,6 @@ def rows():
     return made + [EncodedRow((text(), text()), {}, margin=0.5 * n) for n in range(3)]
 
 
-def full_gradient(model):
-    """Every gradient whole, by the way that weights are gathered."""
-    kept = [parameter.detach().clone() for parameter in model.parameters()]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.main_grad)
-        found = {name: whole.clone() for name, whole in full_weights(model)}
-        for parameter, weights in zip(model.parameters(), kept, strict=True):
-            parameter.copy_(weights)
-    return found
-
-
 def load(start):
     """The model with a head that is not zero, so that the trunk has a gradient."""
     model, _ = load_trunk(start, outputs=2)
@@ -109,14 +93,10 @@ def update(model, optimizer):
     return norms
 
 
-def main():
+def main(start, out):
+    """What a rank does."""
     for name, division in DIVISIONS.items():
         parallel.initialize(division, seed=1)
-        out = Path(sys.argv[2]) / name
-        out.mkdir(parents=True, exist_ok=True)
-        measure(Path(sys.argv[1]), out)
+        (out / name).mkdir(parents=True, exist_ok=True)
+        measure(start, out / name)
     parallel.finish()
-
-
-if __name__ == "__main__":
-    main()
