@@ -68,7 +68,7 @@ def run_steerlm2(case: Case) -> Mapping[str, Any]:
             part = piece.index
             log_q_theta[part] = steerlm2.response_logprob(-token_nll[part], mask[part])
     current = steerlm2.baseline(log_q_theta, log_q)
-    coefficients = steerlm2.coefficients(target, current)
+    coefficients = target - current
     scales = steerlm2.response_scales(coefficients, mask.sum(-1), groups=count)
 
     total = 0.0

@@ -14,16 +14,10 @@ import torch
 from torch import Tensor
 
 from nemotron_style.steps.blocks.loss import advantage, kl, sample_mask
-from nemotron_style.steps.blocks.loss.clipped_pg import PolicyBatch, policy_loss
-from nemotron_style.steps.blocks.loss.clipped_pg_config import LossOptions
-from nemotron_style.steps.blocks.loss.dynamic_sampling import fill_batch
+from nemotron_style.steps.blocks.loss.clipped_pg import PolicyBatch, clipped_pg_loss
+from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
 from nemotron_style.steps.blocks.loss.loss_metrics import loss_metrics
-from nemotron_style.steps.blocks.loss.masked_mean import Counts, count
-from nemotron_style.steps.blocks.loss.message_penalty import (
-    SpokenMessage,
-    penalise_messages,
-    penalty_metrics,
-)
+from nemotron_style.steps.blocks.loss.masked_mean import Counts
 from nemotron_style.steps.blocks.loss.reward_shaping import (
     RewardScaling,
     RewardShaping,
@@ -121,10 +115,9 @@ def run_dynamic_sampling(case: Case) -> Outcome:
     if inputs["cache_from"] is not None:
         earlier = run_dynamic_sampling(_first_round(case))
         cache = list(zip(earlier["kept_idx"], earlier["filtered_reward"], strict=True))
-    filled = fill_batch(
+    filled = sample_mask.fill_batch(
         cache,
-        samples,
-        baseline.std_B.tolist(),
+        list(zip(samples, baseline.std_B.tolist(), strict=True)),
         size=config["num_prompts_per_step"] * config["num_generations_per_prompt"],
         batch=inputs["num_gen_batches"],
         most_batches=config["dynamic_sampling_max_gen_batches"],
@@ -152,14 +145,14 @@ def _first_round(case: Case) -> Case:
 def run_sequence_error(case: Case) -> Outcome:
     inputs = case["inputs"]
     mask_B = tensor(inputs["sample_mask"])
-    errors = sample_mask.sequence_errors(
+    errors = sample_mask.sequence_logprob_errors(
         tensor(inputs["prev_logprobs"]),
         tensor(inputs["generation_logprobs"]),
         tensor(inputs["token_mask"]),
         mask_B,
     )
     threshold = case["config"]["seq_logprob_error_threshold"]
-    kept_B, metrics = sample_mask.mask_by_error(
+    kept_B, metrics = sample_mask.mask_by_logprob_error(
         mask_B, errors, threshold=threshold, rewards_B=tensor(inputs["rewards"])
     )
     return {"sample_mask": kept_B.tolist(), "metrics": metrics}
@@ -168,7 +161,7 @@ def run_sequence_error(case: Case) -> Outcome:
 def run_message_penalty(case: Case) -> Outcome:
     config, inputs = case["config"], case["inputs"]
     messages = [
-        SpokenMessage(
+        advantage.Message(
             message["role"],
             message["num_tokens"],
             message["is_invalid_tool_call"],
@@ -177,13 +170,13 @@ def run_message_penalty(case: Case) -> Outcome:
         for message in inputs["messages"]
     ]
     (row,) = inputs["advantages"]
-    changed = penalise_messages(
+    changed = advantage.penalise_messages(
         tensor(row),
         messages,
         invalid_tool_call=config["invalid_tool_call_advantage"],
         malformed_thinking=config["malformed_thinking_advantage"],
     )
-    return {"advantages": [changed.tolist()], "metrics": penalty_metrics(messages)}
+    return {"advantages": [changed.tolist()], "metrics": advantage.penalty_metrics(messages)}
 
 
 def run_kl(case: Case) -> Outcome:
@@ -200,11 +193,11 @@ def run_kl(case: Case) -> Outcome:
 
 def run_loss(case: Case) -> Outcome:
     inputs = case["inputs"]
-    options = LossOptions(**case["config"], compat=case.get("compat", "head"))
+    options = ClippedPGConfig(**case["config"], compat=case.get("compat", "head"))
     return loss_of(inputs, inputs["sample_mask"], inputs["advantages"], options)
 
 
-def loss_of(inputs: Case, mask: Any, advantages: Any, options: LossOptions) -> Outcome:
+def loss_of(inputs: Case, mask: Any, advantages: Any, options: ClippedPGConfig) -> Outcome:
     """Loss, metrics, gradient; what is ``[B, S]`` loses its first column."""
     current_BT = tensor(inputs["curr_logprobs"]).requires_grad_()
     given = inputs.get("rewards", inputs.get("total_reward"))
@@ -218,13 +211,13 @@ def loss_of(inputs: Case, mask: Any, advantages: Any, options: LossOptions) -> O
         sample_mask_B=tensor(mask),
         rewards_B=None if given is None else tensor(given),
     )
-    local = count(batch.token_mask_BT, batch.sample_mask_B, batch.rewards_B)
+    local = Counts.of(batch.token_mask_BT, batch.sample_mask_B, batch.rewards_B)
     counts = Counts(
         inputs.get("global_valid_toks", local.tokens),
         inputs.get("global_valid_seqs", local.sequences),
         local.positive_tokens,
     )
-    done = policy_loss(batch, options, counts)
+    done = clipped_pg_loss(batch, options, counts)
     done.loss.backward()
     assert current_BT.grad is not None
     return {
@@ -255,7 +248,7 @@ def run_pipeline(case: Case) -> Outcome:
     found_B = advantage.clip_advantages(found_B, low=low, high=high)
     width = len(inputs["token_mask"][0])
     spread = found_B[:, None].expand(-1, width).tolist()
-    options = LossOptions(**config["loss_fn"])
+    options = ClippedPGConfig(**config["loss_fn"])
     return {
         "total_reward_after": rewards_B.tolist(),
         "sample_mask": mask_B.tolist(),

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from gradient import full_gradient
 from nemotron_style.runtime.errors import Problem
 from nemotron_style.steps.blocks.judge.client import JudgeUnavailable
-from nemotron_style.steps.blocks.loss.clipped_pg_config import LossOptions
+from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
@@ -30,9 +30,9 @@ SIZES = ModelConfig(
 PASSES = (1, 2, 3, 16)
 TEMPERATURE = 0.8
 OPTIONS = {
-    "ppo": LossOptions(),
-    "sequence": LossOptions(token_level_loss=False, use_importance_sampling_correction=True),
-    "recipe": LossOptions(
+    "ppo": ClippedPGConfig(),
+    "sequence": ClippedPGConfig(token_level_loss=False, use_importance_sampling_correction=True),
+    "recipe": ClippedPGConfig(
         reference_policy_kl_penalty=0.1,
         ratio_clip_max=0.28,
         kl_input_clamp_value=None,

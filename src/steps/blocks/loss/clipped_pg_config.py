@@ -1,53 +1,47 @@
-"""The options of the policy loss, under the names that NeMo-RL's ``loss_fn`` gives them; no torch.
+"""Settings of the clipped policy-gradient loss, named as in NeMo-RL's ``loss_fn``; no torch.
 
 ``compat`` chooses between two behaviours of the reference. ``head`` (v0.7.0 and after): the
 gradient of the KL penalty is unbiased, ``force_on_policy_ratio`` also replaces the log-probs of
-the step before, and all options exist. ``v0.6.0``: see :func:`kl.weighted_kl`; the log-probs of
-the step before are used as they were computed, and the options of :data:`NEWER` are refused.
+the step before, and all settings exist. ``v0.6.0``: see :func:`kl.weighted_kl`; the log-probs of
+the step before are used as they were computed, and the settings of :data:`NEWER` are refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
-TRUNCATIONS = ("tis", "icepop", "seq-mask-tis")
-KL_KINDS = ("k1", "k2", "k3")
-COMPATS = ("head", "v0.6.0")
+from pydantic import Field, model_validator
+
+from nemotron_style.runtime.config.model import Section
+
 NEWER = ("use_cispo", "use_kl_in_reward", "positive_example_nll_weight")
 """What NeMo-RL v0.6.0 does not have, besides a lower bound for ``tis``."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossOptions:
-    """Every option of the loss; ``ValueError`` names all that do not go together."""
+class ClippedPGConfig(Section):
+    """``loss_fn``; refuses settings that do not go together."""
 
     disable_ppo_ratio: bool = False
     token_level_loss: bool = True
     sequence_level_importance_ratios: bool = False
-    ratio_clip_min: float = 0.2
-    ratio_clip_max: float = 0.2
-    ratio_clip_c: float | None = None
-    reference_policy_kl_penalty: float = 0.01
-    reference_policy_kl_type: str = "k3"
-    kl_input_clamp_value: float | None = 20.0
-    kl_output_clamp_value: float | None = 10.0
+    ratio_clip_min: float = Field(default=0.2, ge=0)
+    ratio_clip_max: float = Field(default=0.2, ge=0)
+    ratio_clip_c: float | None = Field(default=None, gt=1)
+    reference_policy_kl_penalty: float = Field(default=0.01, ge=0)
+    reference_policy_kl_type: Literal["k1", "k2", "k3"] = "k3"
+    kl_input_clamp_value: float | None = Field(default=20.0, gt=0)
+    kl_output_clamp_value: float | None = Field(default=10.0, gt=0)
     use_kl_in_reward: bool = False
     use_importance_sampling_correction: bool = False
-    truncated_importance_sampling_type: str | None = None
-    truncated_importance_sampling_ratio: float | None = None
+    truncated_importance_sampling_type: Literal["tis", "icepop", "seq-mask-tis"] | None = None
+    truncated_importance_sampling_ratio: float | None = Field(default=None, gt=0)
     truncated_importance_sampling_ratio_min: float | None = None
     use_on_policy_kl_approximation: bool = False
     force_on_policy_ratio: bool = False
     use_cispo: bool = False
-    positive_example_nll_weight: float = 0.0
+    positive_example_nll_weight: float = Field(default=0.0, ge=0)
     compat: Literal["head", "v0.6.0"] = "head"
-
-    def __post_init__(self) -> None:
-        problems = [*self._wrong_values(), *self._wrong_truncation(), *self._wrong_pairs()]
-        if problems:
-            raise ValueError("; ".join(problems))
 
     @property
     def kl_weight(self) -> float:
@@ -58,44 +52,28 @@ class LossOptions:
     def is_head(self) -> bool:
         return self.compat == "head"
 
-    def _wrong_values(self) -> Iterator[str]:
-        if self.compat not in COMPATS:
-            yield f"compat must be one of {', '.join(COMPATS)}, not {self.compat!r}"
-        if self.reference_policy_kl_type not in KL_KINDS:
-            allowed = ", ".join(KL_KINDS)
-            yield f"reference_policy_kl_type {self.reference_policy_kl_type!r} is none of {allowed}"
-        if self.ratio_clip_c is not None and not self.ratio_clip_c > 1:
-            yield f"ratio_clip_c ({self.ratio_clip_c}) must exceed 1"
-        for name in ("kl_input_clamp_value", "kl_output_clamp_value"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                yield f"{name} ({value}) must be positive"
-        for name in ("ratio_clip_min", "ratio_clip_max", *NEWER[2:], "reference_policy_kl_penalty"):
-            if not getattr(self, name) >= 0:
-                yield f"{name} ({getattr(self, name)}) must not be negative"
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if problems := [*self._wrong_truncation(), *self._wrong_pairs(), *self._too_new()]:
+            raise ValueError("; ".join(problems))
+        return self
 
     def _wrong_truncation(self) -> Iterator[str]:
-        kind, high = self.truncated_importance_sampling_type, self._high
+        kind = self.truncated_importance_sampling_type
+        high = self.truncated_importance_sampling_ratio
         low = self.truncated_importance_sampling_ratio_min
         if kind is None:
             if high is not None or low is not None:
                 yield "truncated_importance_sampling_ratio needs truncated_importance_sampling_type"
             return
-        if kind not in TRUNCATIONS:
-            allowed = ", ".join(TRUNCATIONS)
-            yield f"truncated_importance_sampling_type {kind!r} is none of {allowed}"
         if not self.use_importance_sampling_correction:
             yield f"{kind} needs use_importance_sampling_correction"
-        if high is None or not high > 0:
-            yield f"{kind} needs a positive truncated_importance_sampling_ratio"
-        if kind in ("icepop", "seq-mask-tis") and low is None:
+        if high is None:
+            yield f"{kind} needs truncated_importance_sampling_ratio"
+        if kind != "tis" and low is None:
             yield f"{kind} needs truncated_importance_sampling_ratio_min"
-        if None not in (low, high) and low > high:  # type: ignore[operator]
+        if low is not None and high is not None and low > high:
             yield f"truncated_importance_sampling_ratio_min ({low}) exceeds the ratio ({high})"
-
-    @property
-    def _high(self) -> float | None:
-        return self.truncated_importance_sampling_ratio
 
     def _wrong_pairs(self) -> Iterator[str]:
         by_sequence = self.sequence_level_importance_ratios
@@ -112,8 +90,11 @@ class LossOptions:
                 "token_level_loss false": not self.token_level_loss,
             }
             yield from (f"use_cispo does not go with {name}" for name, on in excluded.items() if on)
-        if not self.is_head:
-            yield from (f"{name} is not in v0.6.0" for name in NEWER if getattr(self, name))
-            low = self.truncated_importance_sampling_ratio_min
-            if self.truncated_importance_sampling_type == "tis" and low is not None:
-                yield "tis has no truncated_importance_sampling_ratio_min in v0.6.0"
+
+    def _too_new(self) -> Iterator[str]:
+        if self.is_head:
+            return
+        yield from (f"{name} is not in v0.6.0" for name in NEWER if getattr(self, name))
+        low = self.truncated_importance_sampling_ratio_min
+        if self.truncated_importance_sampling_type == "tis" and low is not None:
+            yield "tis has no truncated_importance_sampling_ratio_min in v0.6.0"

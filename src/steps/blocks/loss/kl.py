@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nemotron_style.steps.blocks.loss.clipped_pg_config import KL_KINDS, LossOptions
+from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
 
 
 def estimate_kl(
@@ -23,54 +23,52 @@ def estimate_kl(
 ) -> Tensor:
     """``KL(policy || reference)`` of each token, in the shape of ``logprobs``.
 
-    ``r`` is clamped to ``+-input_clamp`` and the estimate to ``+-output_clamp``. Without clamps
-    k3 overflows float32 where the reference finds a token more than ``e^88`` times likelier.
-    Raises ValueError for an unknown ``kind``.
+    ``r`` is clamped to ``+-input_clamp`` and the estimate to ``+-output_clamp``. Raises ValueError
+    for an unknown ``kind``.
     """
-    ratio = _bound(reference - logprobs, input_clamp)
-    return _bound(_estimate(ratio, kind), output_clamp)
+    # Without the clamp, k3 overflows float32 where the reference finds a token e^88 times likelier.
+    r = _bound(reference - logprobs, input_clamp)
+    match kind:
+        case "k1":
+            estimate = -r
+        case "k2":
+            estimate = r.square() / 2
+        case "k3":
+            estimate = r.exp() - 1 - r
+        case _:
+            raise ValueError(f"unknown kind of KL estimate {kind!r}; allowed: k1, k2, k3")
+    return _bound(estimate, output_clamp)
 
 
 def weighted_kl(
-    current: Tensor, reference: Tensor, generation: Tensor, options: LossOptions
+    current: Tensor, reference: Tensor, generation: Tensor, config: ClippedPGConfig
 ) -> Tensor:
-    """The estimate under the policy of now, for tokens that another policy may have drawn.
+    """The estimate under the current policy, for tokens that another policy may have drawn.
 
     ``w * k`` with ``w = e^(current - generation)`` under ``use_on_policy_kl_approximation``, else
-    ``e^(current - sg(current))``, which is 1. The gradient of an expectation under the policy
-    also moves the policy: it flows through ``w``, except where the input clamp acts, and
-    ``w * k`` is what the output clamp bounds. With ``compat: v0.6.0``, ``w`` is a constant and
-    the clamp bounds ``k`` alone: the value is the same where no clamp acts, the gradient of k1
-    and k3 is biased. A weight that is not finite counts as 0.
+    ``e^(current - sg(current))``, which is 1. The gradient of an expectation under the policy also
+    moves the policy: it flows through ``w``, except where the input clamp acts, and the output
+    clamp bounds ``w * k``. With ``compat: v0.6.0``, ``w`` is a constant and the clamp bounds ``k``
+    alone: the same value where no clamp acts, but the gradient of k1 and k3 is biased.
     """
-    kind = options.reference_policy_kl_type
-    input_clamp, most = options.kl_input_clamp_value, options.kl_output_clamp_value
-    base = generation if options.use_on_policy_kl_approximation else current.detach()
+    kind = config.reference_policy_kl_type
+    input_clamp, output_clamp = config.kl_input_clamp_value, config.kl_output_clamp_value
+    base = generation if config.use_on_policy_kl_approximation else current.detach()
     weight = (current - base).exp().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     estimate = estimate_kl(current, reference, kind=kind, input_clamp=input_clamp)
-    if not options.is_head:
-        return weight.detach() * _bound(estimate, most)
+    if not config.is_head:
+        return weight.detach() * _bound(estimate, output_clamp)
     if input_clamp is not None:
-        acts = (reference - current).abs() > input_clamp
-        weight = torch.where(acts, weight.detach(), weight)
-    return _bound(weight * estimate, most)
+        # A clamped estimate is a constant; the weight must not go on pulling at its token.
+        clamped = (reference - current).abs() > input_clamp
+        weight = torch.where(clamped, weight.detach(), weight)
+    return _bound(weight * estimate, output_clamp)
 
 
 def estimate_js(one: Tensor, other: Tensor) -> Tensor:
     """Jensen-Shannon divergence of each token: the mean k3 of both towards their mixture."""
     mixture = (0.5 * one.exp() + 0.5 * other.exp()).log()
-    towards = [estimate_kl(mixture, each, kind="k3") for each in (one, other)]
-    return 0.5 * (towards[0] + towards[1])
-
-
-def _estimate(ratio: Tensor, kind: str) -> Tensor:
-    if kind == "k1":
-        return -ratio
-    if kind == "k2":
-        return ratio.square() / 2
-    if kind == "k3":
-        return ratio.exp() - 1 - ratio
-    raise ValueError(f"unknown kind of KL estimate {kind!r}; allowed: {', '.join(KL_KINDS)}")
+    return 0.5 * (estimate_kl(mixture, one) + estimate_kl(mixture, other))
 
 
 def _bound(values: Tensor, most: float | None) -> Tensor:

@@ -6,6 +6,7 @@ Shape legend: ``_B`` sequences, ``_T`` tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 
@@ -15,16 +16,25 @@ EPSILON = 1e-8
 
 @dataclass(frozen=True)
 class Counts:
-    """The denominators of one optimizer step, over all micro-batches and data-parallel ranks.
+    """The denominators of one optimizer step, over all its micro-batches and data-parallel ranks.
 
-    ``tokens`` is the sum of token mask times sample mask, ``sequences`` the sum of the sample
-    mask, ``positive_tokens`` the tokens of sequences with a positive reward. With these every
-    micro-batch contributes a part, and the parts add up to the same loss however it is cut.
+    ``tokens`` is the sum of token mask times sample mask, ``sequences`` that of the sample mask,
+    ``positive_tokens`` the tokens of sequences with a positive reward. Divided by these, the parts
+    of micro-batches add up to the same loss however the batch is cut.
     """
 
     tokens: float
     sequences: float
     positive_tokens: float = 0.0
+
+    @classmethod
+    def of(
+        cls, token_mask_BT: Tensor, sample_mask_B: Tensor, rewards_B: Tensor | None = None
+    ) -> Self:
+        """One batch's part of the denominators; add them up over micro-batches and ranks."""
+        tokens_B = token_mask_BT.double().sum(-1) * sample_mask_B
+        positive = 0.0 if rewards_B is None else (tokens_B * (rewards_B > 0)).sum().item()
+        return cls(tokens_B.sum().item(), sample_mask_B.double().sum().item(), positive)
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -34,22 +44,12 @@ class Counts:
         )
 
 
-def count(token_mask_BT: Tensor, sample_mask_B: Tensor, rewards_B: Tensor | None = None) -> Counts:
-    """This batch's part of the denominators; sum them over micro-batches and ranks."""
-    tokens_B = (token_mask_BT.double() * sample_mask_B.double()[:, None]).sum(-1)
-    positive = 0.0 if rewards_B is None else (tokens_B * (rewards_B > 0)).sum().item()
-    return Counts(tokens_B.sum().item(), sample_mask_B.double().sum().item(), positive)
-
-
 def masked_mean(
     values: Tensor, mask: Tensor, *, denominator: float | None = None, dim: int | None = None
 ) -> Tensor:
-    """``sum(values * mask) / (denominator + 1e-8)``; the denominator is ``sum(mask)`` if not given.
+    """``sum(values * mask) / (denominator + 1e-8)``, over all dimensions or over ``dim``.
 
-    Over all dimensions, or over ``dim``. Values that the mask drops must be finite all the same.
+    The denominator is ``sum(mask)`` if not given. Values that the mask drops must be finite too.
     """
-    kept = values * mask
-    total = kept.sum() if dim is None else kept.sum(dim)
-    if denominator is not None:
-        return total / (denominator + EPSILON)
-    return total / ((mask.sum() if dim is None else mask.sum(dim)) + EPSILON)
+    total = (values * mask).sum(dim)
+    return total / ((mask.sum(dim) if denominator is None else denominator) + EPSILON)

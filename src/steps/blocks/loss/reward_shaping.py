@@ -1,17 +1,20 @@
-"""What happens to a reward before it is compared: a linear map, and a price on length.
+"""What happens to a reward before it is compared: a linear map, and a price on length; no torch.
 
-Plain floats, no torch. Source: NeMo-RL's ``reward_scaling`` and ``reward_shaping``; the soft
-overlong punishment is DAPO's (arXiv 2503.14476, section 3.4).
+Source: NeMo-RL's ``reward_scaling`` and ``reward_shaping``; the soft overlong punishment is DAPO's
+(arXiv 2503.14476, section 3.4).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Self
+
+from pydantic import model_validator
+
+from nemotron_style.runtime.config.model import Section
 
 
-@dataclass(frozen=True, kw_only=True)
-class RewardScaling:
-    """From the band ``[source_min, source_max]`` to ``[target_min, target_max]``."""
+class RewardScaling(Section):
+    """``grpo.reward_scaling``: ``[source_min, source_max]`` to ``[target_min, target_max]``."""
 
     enabled: bool = False
     source_min: float = 0.0
@@ -19,14 +22,15 @@ class RewardScaling:
     target_min: float = 0.0
     target_max: float = 1.0
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if self.source_min >= self.source_max:
             raise ValueError(f"source_max ({self.source_max}) must exceed source_min")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class RewardShaping:
-    """Either a factor on truncated samples, or DAPO's punishment of long ones."""
+class RewardShaping(Section):
+    """``grpo.reward_shaping``: a factor on truncated samples, or DAPO's punishment of long ones."""
 
     enabled: bool = False
     overlong_buffer_length: int | None = 128
@@ -34,25 +38,26 @@ class RewardShaping:
     max_response_length: int | None = None
     stop_properly_penalty_coef: float | None = None
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         coefficient, penalty = self.stop_properly_penalty_coef, self.overlong_buffer_penalty
         length, most = self.overlong_buffer_length, self.max_response_length
         if not self.enabled:
-            return
+            return self
         if coefficient is not None:
             if not 0 <= coefficient <= 1:
                 raise ValueError(f"stop_properly_penalty_coef ({coefficient}) must be 0 to 1")
-            return
-        if penalty is None or length is None or most is None:
+        elif penalty is None or length is None or most is None:
             raise ValueError(
                 "shaping needs overlong_buffer_length, overlong_buffer_penalty and "
                 "max_response_length, or stop_properly_penalty_coef"
             )
-        if penalty < 0 or length <= 0 or most < length:
+        elif penalty < 0 or length <= 0 or most < length:
             raise ValueError(
                 f"overlong_buffer_penalty ({penalty}) must not be negative and "
                 f"overlong_buffer_length ({length}) lie between 1 and max_response_length ({most})"
             )
+        return self
 
 
 def scale_reward(reward: float, scaling: RewardScaling) -> float:
@@ -63,17 +68,18 @@ def scale_reward(reward: float, scaling: RewardScaling) -> float:
     if not scaling.enabled:
         return reward
     low, high = scaling.source_min, scaling.source_max
+    # In this order of arguments min and max hand a NaN through.
     share = (min(max(reward, low), high) - low) / (high - low)
     return scaling.target_min + share * (scaling.target_max - scaling.target_min)
 
 
 def shape_reward(reward: float, shaping: RewardShaping, *, length: int, truncated: bool) -> float:
-    """The reward after the price on length; ``length`` counts the tokens of the response.
+    """The reward after the price on its response's ``length`` in tokens.
 
     With ``stop_properly_penalty_coef`` c, a truncated sample gets ``c * r`` (which *raises* a
-    negative reward) and nothing else happens. Otherwise, with the length allowed
-    ``max_response_length - overlong_buffer_length``, every token beyond it costs
-    ``overlong_buffer_penalty / overlong_buffer_length``, without an end.
+    negative reward) and nothing else happens. Otherwise every token beyond ``max_response_length -
+    overlong_buffer_length`` costs ``overlong_buffer_penalty / overlong_buffer_length``, without an
+    end.
     """
     if not shaping.enabled:
         return reward

@@ -1,16 +1,14 @@
-"""The arithmetic of SteerLM 2.0, apart from any model, file or device.
+"""The arithmetic of SteerLM 2.0: weights, baseline, loss; tensors alone.
 
 A group is one prompt ``x`` with an attribute label ``a`` and ``n`` responses ``y_i`` drawn from
-``Q'(y|a,x)``.  Importance sampling says how a model that follows the label would spread its
-probability over those responses: in proportion to ``P(a|x,y_i) P(y_i|x) / Q'(y_i|a,x)``.  These
-are the *target weights* ``w``.  The model being trained spreads it in proportion to
-``Qtheta(y_i|a,x) / Q'(y_i|a,x)``: the *baseline* ``b``.  The gradient of the divergence between
-the two is the plain gradient of ``sum_i (w_i - b_i) nll_i`` with the coefficients held fixed, and
-that is all the training there is.
+``Q'(y|a,x)``. A model that follows the label would spread its probability over them in proportion
+to ``P(a|x,y_i) P(y_i|x) / Q'(y_i|a,x)``: the *target weights* ``w``. The model being trained
+spreads it in proportion to ``Qtheta(y_i|a,x) / Q'(y_i|a,x)``: the *baseline* ``b``. The gradient of
+the divergence between the two is that of ``sum_i (w_i - b_i) nll_i`` with ``w - b`` held fixed.
 
-Shapes: ``_P`` groups (one prompt each), ``_G`` responses of a group, ``_T`` tokens of a response.
-Everything that is exponentiated is float64, because log-probabilities of whole responses are in
-the hundreds while their differences decide.
+Shape legend: ``_P`` groups (one prompt each), ``_G`` responses of a group, ``_T`` tokens of a
+response. Whatever is exponentiated is float64, because log-probs of whole responses are in the
+hundreds while their differences decide.
 
 Source: HelpSteer2 (arXiv 2406.08673), section on SteerLM 2.0.
 """
@@ -41,24 +39,19 @@ def baseline(log_q_theta_PG: Tensor, log_q_PG: Tensor) -> Tensor:
     return torch.softmax(log_q_theta_PG.detach().double() - log_q_PG.double(), dim=-1)
 
 
-def coefficients(target_PG: Tensor, baseline_PG: Tensor) -> Tensor:
-    """``w - b``: positive for a response to be made likelier; rows sum to 0."""
-    return target_PG - baseline_PG
-
-
 def response_scales(coefficients_PG: Tensor, token_counts_PG: Tensor, *, groups: int) -> Tensor:
     """The factor of each response's summed nll in the loss of a global batch of ``groups``.
 
-    ``(w_i - b_i) / (groups * T_g)`` where ``T_g`` is the mean number of loss tokens of the
-    *whole* group.  Since nothing in it depends on which other responses share a pass, the sum of
-    all passes is the same however the batch is cut.
+    ``c_i / (groups * T_g)`` where ``c`` is ``w - b`` and ``T_g`` the mean number of loss tokens of
+    the *whole* group. Nothing in it depends on which responses share a pass, so the sum of all
+    passes is the same however the batch is cut.
     """
     mean_tokens_P1 = token_counts_PG.double().mean(-1, keepdim=True)
     return coefficients_PG / (groups * mean_tokens_P1)
 
 
 def group_loss(token_logprobs_PGT: Tensor, mask_PGT: Tensor, scales_PG: Tensor) -> Tensor:
-    """This pass's part of ``(1/G) sum_g (1/T_g) sum_i (w_i - b_i) nll_i``; a float64 scalar.
+    """This pass's part of ``(1/P) sum_g (1/T_g) sum_i (w_i - b_i) nll_i``; a float64 scalar.
 
     Gradients reach ``token_logprobs_PGT`` alone; ``scales_PG`` come from :func:`response_scales`.
     """
@@ -72,7 +65,7 @@ def distance(target_PG: Tensor, baseline_PG: Tensor) -> Tensor:
 
 
 def effective_sample_size(target_PG: Tensor) -> Tensor:
-    """``1 / sum_i w_i^2`` for each group: how many of its ``n`` responses really count."""
+    """``1 / sum_i w_i^2`` of each group: how many of its ``n`` responses really count."""
     return 1.0 / target_PG.double().square().sum(-1)
 
 
@@ -101,14 +94,12 @@ def cut(group_count: int, response_count: int, *, size: int) -> list[Piece]:
     ``size`` counts responses, as in NeMo-Aligner: a pass holds whole groups when at least one
     fits, and otherwise a part of a single group.
     """
-    together = size // response_count
-    if together:
-        return [
-            Piece(range(first, min(first + together, group_count)), range(response_count))
-            for first in range(0, group_count, together)
-        ]
+    groups, responses = max(size // response_count, 1), min(size, response_count)
     return [
-        Piece(range(group, group + 1), range(first, min(first + size, response_count)))
-        for group in range(group_count)
-        for first in range(0, response_count, size)
+        Piece(
+            range(first, min(first + groups, group_count)),
+            range(start, min(start + responses, response_count)),
+        )
+        for first in range(0, group_count, groups)
+        for start in range(0, response_count, responses)
     ]

@@ -20,8 +20,6 @@ from nemotron_style.steps.blocks.loss.advantage import (
     group_baseline,
 )
 from nemotron_style.steps.blocks.loss.reward_shaping import (
-    RewardScaling,
-    RewardShaping,
     scale_reward,
     shape_reward,
 )
@@ -103,10 +101,8 @@ def teach(
 
 
 def _shape(reward: float, config: Config, *, length: int, truncated: bool) -> float:
-    scaling = RewardScaling(**config.grpo.reward_scaling.model_dump())
-    shaping = RewardShaping(**config.grpo.reward_shaping.model_dump())
-    scaled = reward if math.isnan(reward) else scale_reward(reward, scaling)
-    return shape_reward(scaled, shaping, length=length, truncated=truncated)
+    scaled = scale_reward(reward, config.grpo.reward_scaling)
+    return shape_reward(scaled, config.grpo.reward_shaping, length=length, truncated=truncated)
 
 
 def _advantage_metrics(lessons: Sequence[Lesson]) -> dict[str, float]:

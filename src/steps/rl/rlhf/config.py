@@ -16,6 +16,7 @@ from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.http.endpoint import read_address
 from nemotron_style.steps.blocks.judge.group_judge import ComparisonPlan
+from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
 from nemotron_style.steps.rl.rlhf.fixed_values import (
     HELD,
     Checkpointing,
@@ -25,7 +26,7 @@ from nemotron_style.steps.rl.rlhf.fixed_values import (
     Run,
 )
 from nemotron_style.steps.rl.rlhf.gym import Env
-from nemotron_style.steps.rl.rlhf.nemo_rl import Count, Grpo, LossFn, Policy
+from nemotron_style.steps.rl.rlhf.nemo_rl import Count, Grpo, Policy
 
 GYM = "nemo_gym"
 """What ``judge.url`` says where NeMo-Gym serves the judge itself."""
@@ -80,7 +81,7 @@ class Config(StepConfig):
     backend: Literal["embedded", "nemo_rl"] = "embedded"
     processes: Count = cosmetic(default=1, description="on each machine, of the embedded loop")
     grpo: Grpo = Grpo()
-    loss_fn: LossFn = LossFn()
+    loss_fn: ClippedPGConfig = ClippedPGConfig()
     policy: Policy
     data: Data = Data()
     env: Env = Env()
@@ -167,7 +168,7 @@ def _sizes(config: Config) -> Iterator[Problem]:
             got=f"{config.updates_per_step} updates",
             allowed=f"policy.train_global_batch_size={config.samples_per_step}",
         )
-    if grpo.skip_reference_policy_logprobs_calculation and config.loss_fn.options.kl_weight:
+    if grpo.skip_reference_policy_logprobs_calculation and config.loss_fn.kl_weight:
         yield Problem(
             key="grpo.skip_reference_policy_logprobs_calculation",
             what="the KL penalty needs them",

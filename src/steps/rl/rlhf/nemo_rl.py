@@ -1,13 +1,12 @@
-"""``grpo``, ``loss_fn`` and ``policy``: what is drawn and learnt, under the names of NeMo-RL."""
+"""``grpo`` and ``policy``: what is drawn and learnt, under the names of NeMo-RL."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from nemotron_style.runtime.config.model import Section, cosmetic
-from nemotron_style.steps.blocks.loss.clipped_pg_config import LossOptions
 from nemotron_style.steps.blocks.loss.reward_shaping import RewardScaling, RewardShaping
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.rl.rlhf.fixed_values import (
@@ -19,36 +18,6 @@ from nemotron_style.steps.rl.rlhf.fixed_values import (
 )
 
 Count = Annotated[int, Field(ge=1)]
-
-
-class Scaling(Section):
-    """``grpo.reward_scaling``; see ``reward_shaping.RewardScaling``."""
-
-    enabled: bool = False
-    source_min: float = 0.0
-    source_max: float = 1.0
-    target_min: float = 0.0
-    target_max: float = 1.0
-
-    @model_validator(mode="after")
-    def _check(self) -> Scaling:
-        RewardScaling(**self.model_dump())
-        return self
-
-
-class Shaping(Section):
-    """``grpo.reward_shaping``; see ``reward_shaping.RewardShaping``."""
-
-    enabled: bool = False
-    overlong_buffer_length: int | None = 128
-    overlong_buffer_penalty: float | None = 1.0
-    max_response_length: int | None = None
-    stop_properly_penalty_coef: float | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Shaping:
-        RewardShaping(**self.model_dump())
-        return self
 
 
 class AdvEstimator(Section):
@@ -81,45 +50,10 @@ class Grpo(GrpoRest):
     num_val_generations_per_prompt: Count | None = cosmetic(default=None)
     overlong_filtering: bool = False
     skip_reference_policy_logprobs_calculation: bool = False
-    reward_shaping: Shaping = Shaping()
-    reward_scaling: Scaling = Scaling()
+    reward_shaping: RewardShaping = RewardShaping()
+    reward_scaling: RewardScaling = RewardScaling()
     seq_logprob_error_threshold: float | None = Field(default=None, gt=1)
     seed: int | None = cosmetic(default=None)
-
-
-class LossFn(Section):
-    """``loss_fn``; see ``loss_option.LossOptions``. ``compat`` is the NeMo-RL that is followed."""
-
-    disable_ppo_ratio: bool = False
-    token_level_loss: bool = True
-    sequence_level_importance_ratios: bool = False
-    ratio_clip_min: float = 0.2
-    ratio_clip_max: float = 0.2
-    ratio_clip_c: float | None = None
-    reference_policy_kl_penalty: float = 0.01
-    reference_policy_kl_type: str = "k3"
-    kl_input_clamp_value: float | None = 20.0
-    kl_output_clamp_value: float | None = 10.0
-    use_kl_in_reward: bool = False
-    use_importance_sampling_correction: bool = False
-    truncated_importance_sampling_type: str | None = None
-    truncated_importance_sampling_ratio: float | None = None
-    truncated_importance_sampling_ratio_min: float | None = None
-    use_on_policy_kl_approximation: bool = False
-    force_on_policy_ratio: bool = False
-    use_cispo: bool = False
-    positive_example_nll_weight: float = 0.0
-    compat: Literal["head", "v0.6.0"] = "head"
-
-    @property
-    def options(self) -> LossOptions:
-        """Raises ValueError for what does not go together."""
-        return LossOptions(**self.model_dump())
-
-    @model_validator(mode="after")
-    def _check(self) -> LossFn:
-        assert self.options
-        return self
 
 
 class Optimizer(Section):

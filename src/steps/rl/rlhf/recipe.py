@@ -135,7 +135,7 @@ def run(config: Config, ctx: StepContext) -> None:
     model, sizes = load_model(source.path, dtype=dtype, distributed_optimizer=policy.half)
     reference, _ = load_model(source.path, dtype=dtype, ddp=False)
     optimizer = build_optimizer(model, policy.optim, gradient_clip=policy.max_grad_norm)
-    rank_zero, options = RankZero(), config.loss_fn.options
+    rank_zero, options = RankZero(), config.loss_fn
     roller = Roller(Engine(model, sizes), rank_zero, tokenizer, chat, sampling)
     seen_as = {"rank_zero": rank_zero, "temperature": temperature}
     with open_referee(config, ctx, rank_zero) as referee:

@@ -19,11 +19,14 @@ from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from nemotron_style.steps.blocks.loss.clipped_pg import PolicyBatch, policy_loss
-from nemotron_style.steps.blocks.loss.clipped_pg_config import LossOptions
+from nemotron_style.steps.blocks.loss.clipped_pg import PolicyBatch, clipped_pg_loss
+from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
 from nemotron_style.steps.blocks.loss.loss_metrics import loss_metrics, merge_metrics
 from nemotron_style.steps.blocks.loss.masked_mean import Counts
-from nemotron_style.steps.blocks.loss.sample_mask import mask_by_error, sequence_errors
+from nemotron_style.steps.blocks.loss.sample_mask import (
+    mask_by_logprob_error,
+    sequence_logprob_errors,
+)
 from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
 from nemotron_style.steps.blocks.model.prefix_packing import Group, Packed, pack
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
@@ -74,7 +77,7 @@ def look(
 def learn(
     model: DistributedDataParallel,
     lessons: Sequence[Lesson],
-    options: LossOptions,
+    options: ClippedPGConfig,
     *,
     size: int,
     rank_zero: RankZero,
@@ -88,7 +91,7 @@ def learn(
 
     def loss(logprobs_BNR: Tensor, batch: PolicyBatch) -> tuple[Tensor, dict[str, float]]:
         current_BT = logprobs_BNR.flatten(0, 1)
-        done = policy_loss(_with_current(batch, current_BT), options, counts)
+        done = clipped_pg_loss(_with_current(batch, current_BT), options, counts)
         return done.loss, loss_metrics(done, options, counts)
 
     work = []
@@ -104,18 +107,20 @@ def drop_strange(
 ) -> tuple[list[Lesson], dict[str, float]]:
     """The lessons, without weight where sampler and trainer disagree by more than ``threshold``.
 
-    See :func:`sample_mask.sequence_errors`; every lesson needs ``previous_T``.
+    See :func:`sample_mask.sequence_logprob_errors`; every lesson needs ``previous_T``.
     """
     previous = [one.previous_T for one in lessons if one.previous_T is not None]
     weight_B = torch.tensor([one.weight for one in lessons])
-    errors = sequence_errors(
+    errors = sequence_logprob_errors(
         pad_sequence(previous, batch_first=True),
         pad_sequence([one.generation_T for one in lessons], batch_first=True),
         pad_sequence([torch.ones(len(one.tokens)) for one in lessons], batch_first=True),
         weight_B,
     )
     rewards_B = torch.tensor([one.reward for one in lessons])
-    kept_B, metrics = mask_by_error(weight_B, errors, threshold=threshold, rewards_B=rewards_B)
+    kept_B, metrics = mask_by_logprob_error(
+        weight_B, errors, threshold=threshold, rewards_B=rewards_B
+    )
     weights = kept_B.tolist()
     return [replace(one, weight=w) for one, w in zip(lessons, weights, strict=True)], metrics
 

@@ -67,8 +67,7 @@ class Table:
     def scales(self, log_q_theta_PG: Tensor, *, groups: int) -> Tensor:
         """The factor of each response's nll in the loss of a global batch of ``groups``."""
         current = steerlm2.baseline(log_q_theta_PG, self.log_q)
-        coefficients = steerlm2.coefficients(self.target, current)
-        return steerlm2.response_scales(coefficients, self.token_counts, groups=groups)
+        return steerlm2.response_scales(self.target - current, self.token_counts, groups=groups)
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ from nemotron_style.steps.blocks.judge.group_judge import (
 )
 from nemotron_style.steps.blocks.judge.prompt import split_reasoning
 from nemotron_style.steps.blocks.loss.advantage import group_advantages, group_baseline
-from nemotron_style.steps.blocks.loss.clipped_pg import PolicyBatch, policy_loss
-from nemotron_style.steps.blocks.loss.clipped_pg_config import LossOptions
+from nemotron_style.steps.blocks.loss.clipped_pg import PolicyBatch, clipped_pg_loss
+from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
 from nemotron_style.steps.blocks.loss.loss_metrics import loss_metrics, merge_metrics
-from nemotron_style.steps.blocks.loss.masked_mean import Counts, count
+from nemotron_style.steps.blocks.loss.masked_mean import Counts
 from nemotron_style.steps.blocks.loss.reward_shaping import RewardScaling, scale_reward
-from nemotron_style.steps.blocks.loss.sample_mask import mask_flagged, missing_logprobs
+from nemotron_style.steps.blocks.loss.sample_mask import mask_flagged
 
 GROUP, WIDTH = 4, 6
-OPTIONS = LossOptions(
+OPTIONS = ClippedPGConfig(
     use_on_policy_kl_approximation=True,
     use_importance_sampling_correction=True,
     truncated_importance_sampling_type="tis",
@@ -92,12 +92,12 @@ def step(prompts, *, cuts=1, lost=()):
     current_BT, previous_BT, generation_BT, reference_BT = logprobs(prompts)
     generation_BT[list(lost)] = float("nan")
     token_mask_BT = (torch.arange(WIDTH) < 4).double().expand(len(groups), -1)
-    valid_B = judged_B & ~missing_logprobs(generation_BT, token_mask_BT)
+    valid_B = judged_B & (generation_BT.isfinite() | (token_mask_BT == 0)).all(-1)
 
     baseline = group_baseline(rewards_B, groups, valid_B=valid_B)
     advantages_B = group_advantages(rewards_B, baseline, valid_B=valid_B)
     sample_mask_B = mask_flagged(torch.ones(len(groups)), ~valid_B)
-    counts = count(token_mask_BT, sample_mask_B)
+    counts = Counts.of(token_mask_BT, sample_mask_B)
 
     current_BT.requires_grad_()
     loss, metrics, local = 0.0, [], Counts(0, 0)
@@ -111,8 +111,8 @@ def step(prompts, *, cuts=1, lost=()):
             token_mask_BT=token_mask_BT[rows],
             sample_mask_B=sample_mask_B[rows],
         )
-        local = local + count(batch.token_mask_BT, batch.sample_mask_B)
-        done = policy_loss(batch, OPTIONS, counts)
+        local = local + Counts.of(batch.token_mask_BT, batch.sample_mask_B)
+        done = clipped_pg_loss(batch, OPTIONS, counts)
         done.loss.backward()
         loss += done.loss.item()
         metrics.append(loss_metrics(done, OPTIONS, counts))

@@ -149,7 +149,7 @@ def test_every_key_that_is_held_exists_and_says_why(held):
         ("+run.env.container_image=x", "profile"),
         ("judge.url=nemo_gym", "NeMo-Gym serves the judge"),
         ("judge.url=ftp://there:1", "judge.url"),
-        ("loss_fn.ratio_clip_c=0.5", "must exceed 1"),
+        ("loss_fn.ratio_clip_c=0.5", "allowed: a number > 1.0"),
         ("grpo.reward_scaling.source_max=-1.0", "must exceed source_min"),
         ("grpo.seed=7", "repeats seed"),
         ("grpo.skip_reference_policy_logprobs_calculation=true", "KL penalty needs them"),
@@ -162,7 +162,7 @@ def test_what_cannot_be_meant_is_told_in_one_message(manifest, override, word):
 
 def test_the_loss_of_the_seed_is_the_seed_s(manifest):
     for name in ("default", "tiny"):
-        options = parse(manifest, name=name).loss_fn.options
+        options = parse(manifest, name=name).loss_fn
         assert (options.ratio_clip_min, options.ratio_clip_max) == (0.2, 0.28)
         assert options.force_on_policy_ratio
         assert options.use_on_policy_kl_approximation

@@ -12,11 +12,7 @@ from nemotron_style.steps.blocks.loss.advantage import (
     clip_advantages,
     group_advantages,
     group_baseline,
-    spread_moments,
-    subtract_kl,
-    whiten,
 )
-from nemotron_style.steps.blocks.loss.dynamic_sampling import fill_batch
 from nemotron_style.steps.blocks.loss.kl import estimate_kl
 from nemotron_style.steps.blocks.loss.reward_shaping import (
     RewardScaling,
@@ -25,16 +21,15 @@ from nemotron_style.steps.blocks.loss.reward_shaping import (
     shape_reward,
 )
 from nemotron_style.steps.blocks.loss.rollout_metrics import (
-    advantage_metrics,
-    describe,
+    distribution_metrics,
     length_metrics,
     reward_metrics,
 )
 from nemotron_style.steps.blocks.loss.sample_mask import (
-    mask_by_error,
+    fill_batch,
+    mask_by_logprob_error,
     mask_flagged,
-    missing_logprobs,
-    sequence_errors,
+    sequence_logprob_errors,
 )
 
 NAN = float("nan")
@@ -117,28 +112,6 @@ def test_either_bound_may_be_left_out():
     assert clip_advantages(given, low=-1.0, high=None).tolist() == [-1.0, 0.5, 9.0]
 
 
-def test_whitening_is_over_the_whole_batch_and_its_tokens():
-    values = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    mask = (torch.arange(5) < torch.tensor([[5], [1], [3], [2], [4], [0]])).double()
-    whole = spread_moments(values, mask)
-    parts = spread_moments(values[:2], mask[:2]) + spread_moments(values[2:], mask[2:])
-    assert torch.allclose(whole, parts)
-    white = whiten(values, whole)[mask > 0]
-    assert white.mean().item() == pytest.approx(0, abs=1e-12)
-    assert white.square().mean().item() == pytest.approx(1, abs=1e-12)
-    assert whiten(torch.full((1, 2), 0.3), spread_moments(torch.full((1, 2), 0.3), mask[:1, :2]))[
-        0
-    ].tolist() == pytest.approx([0, 0], abs=1e-6)
-    with pytest.raises(ValueError, match="no token"):
-        whiten(values, spread_moments(values, mask * 0))
-
-
-def test_kl_as_a_part_of_the_reward():
-    policy, reference = tensor(-1.0, -2.0), tensor(-1.0, -1.0)
-    found = subtract_kl(tensor(0.5, 0.5), policy, reference, coefficient=0.1)
-    assert found.tolist() == pytest.approx([0.5, 0.5 - 0.1 * (math.e - 2)])
-
-
 # --- rewards -------------------------------------------------------------------------------------
 
 
@@ -181,12 +154,6 @@ def test_a_band_has_two_ends():
 # --- masks ---------------------------------------------------------------------------------------
 
 
-def test_a_missing_logprob_makes_its_sample_invalid():
-    logprobs = torch.tensor([[-1.0, NAN], [-1.0, NAN], [-math.inf, -1.0], [0.0, -1.0]])
-    mask = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 1]])
-    assert missing_logprobs(logprobs, mask).tolist() == [True, False, True, False]
-
-
 def test_flags_only_take_away():
     mask = mask_flagged(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([True, False, False]))
     assert mask.tolist() == [0.0, 1.0, 0.0]
@@ -195,16 +162,18 @@ def test_flags_only_take_away():
 def test_engine_and_trainer_that_agree_have_an_error_of_one():
     logprobs = tensor([-1.0, -2.0], [-0.5, -0.1])
     token_mask, sample_mask = torch.ones(2, 2), torch.ones(2)
-    errors = sequence_errors(logprobs, logprobs, token_mask, sample_mask)
-    kept, metrics = mask_by_error(sample_mask, errors, threshold=1.001, rewards_B=tensor(1.0, 1.0))
+    errors = sequence_logprob_errors(logprobs, logprobs, token_mask, sample_mask)
+    kept, metrics = mask_by_logprob_error(
+        sample_mask, errors, threshold=1.001, rewards_B=tensor(1.0, 1.0)
+    )
     assert kept.tolist() == [1.0, 1.0]
     assert metrics["max_seq_mult_prob_error"] == 1.0
 
 
 def test_the_right_answers_among_the_masked_are_counted():
     off = tensor([0.0, 0.0], [-1.0, -1.0], [-1.0, -1.0])
-    errors = sequence_errors(off, off * 3, torch.ones(3, 2), torch.ones(3))
-    kept, metrics = mask_by_error(
+    errors = sequence_logprob_errors(off, off * 3, torch.ones(3, 2), torch.ones(3))
+    kept, metrics = mask_by_logprob_error(
         torch.ones(3), errors, threshold=2.0, rewards_B=tensor(1.0, 1.0, 0.0)
     )
     assert kept.tolist() == [1.0, 0.0, 0.0]
@@ -213,8 +182,8 @@ def test_the_right_answers_among_the_masked_are_counted():
 
 def test_a_batch_that_never_fills_ends():
     with pytest.raises(ValueError, match="3 batches gave 1 samples"):
-        fill_batch([], ["a", "b"], [0.0, 1.0], size=4, batch=3, most_batches=2)
-    filled = fill_batch(["x"], ["a", "b"], [1.0, 1.0], size=2, batch=9, most_batches=2)
+        fill_batch([], [("a", 0.0), ("b", 1.0)], size=4, batch=3, most_batches=2)
+    filled = fill_batch(["x"], [("a", 1.0), ("b", 1.0)], size=2, batch=9, most_batches=2)
     assert (filled.samples, filled.discarded) == (["x", "a"], 1)
 
 
@@ -222,9 +191,8 @@ def test_a_batch_that_never_fills_ends():
 
 
 def test_what_has_no_value_is_no_metric():
-    assert describe("x", []) == {}
-    assert describe("x", [2.0])["x/stddev"] == 0.0
-    assert advantage_metrics(torch.zeros(1, 2), torch.zeros(1, 2)) == {}
+    assert distribution_metrics("x", []) == {}
+    assert distribution_metrics("x", [2.0])["x/stddev"] == 0.0
     assert length_metrics([], [], []) == {}
     nothing = Baseline(tensor(NAN), tensor(0.0))
     assert reward_metrics(tensor(NAN), nothing, [0], valid_B=torch.tensor([False])) == {}
@@ -243,13 +211,11 @@ def test_reward_metrics_leave_out_what_is_invalid_and_show_dead_groups():
     assert found["baseline_reward/pct_mixed"] == 0.75
 
 
-def test_length_and_advantage_metrics():
+def test_length_metrics():
     found = length_metrics([4, 8], [10, 20], [False, True])
     assert found["truncation_rate"] == found["natural_termination_rate"] == 0.5
     assert found["total_num_tokens"] == 42
     assert found["mean_prompt_length"] == 15
-    spread = advantage_metrics(tensor([1.0, 5.0]), tensor([1.0, 0.0]))
-    assert spread == {"advantages/mean": 1.0, "advantages/max": 1.0, "advantages/min": 1.0}
 
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from nemotron_style.steps.blocks.loss.clipped_pg import PolicyBatch, policy_loss
-from nemotron_style.steps.blocks.loss.clipped_pg_config import LossOptions
-from nemotron_style.steps.blocks.loss.importance_sampling import correct_sampling
+from nemotron_style.steps.blocks.loss.clipped_pg import PolicyBatch, clipped_pg_loss
+from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
+from nemotron_style.steps.blocks.loss.importance_sampling import importance_weights
 from nemotron_style.steps.blocks.loss.loss_metrics import loss_metrics, merge_metrics
-from nemotron_style.steps.blocks.loss.masked_mean import Counts, count
+from nemotron_style.steps.blocks.loss.masked_mean import Counts
 
 GOLDEN = Path(__file__).parents[4] / "golden" / "grpo.json"
 CASES = {case["id"]: case for case in json.loads(GOLDEN.read_text())["cases"]}
@@ -62,13 +63,13 @@ def batch_of(name="loss_default_ppo_k3", *, dtype=torch.float64, **changes):
 
 
 def counts_of(batch):
-    return count(batch.token_mask_BT, batch.sample_mask_B, batch.rewards_B)
+    return Counts.of(batch.token_mask_BT, batch.sample_mask_B, batch.rewards_B)
 
 
 def compute(batch, counts=None, **options):
-    options = LossOptions(**options)
+    options = ClippedPGConfig(**options)
     counts = counts or counts_of(batch)
-    done = policy_loss(batch, options, counts)
+    done = clipped_pg_loss(batch, options, counts)
     return done, loss_metrics(done, options, counts)
 
 
@@ -237,10 +238,10 @@ def test_every_gradient_is_that_of_the_loss():
         {"ratio_clip_min": 0.9, "ratio_clip_max": 3.0, **NO_KL},
         GSPO | CORRECTED | {"positive_example_nll_weight": 0.3},
     ):
-        choice, counts = LossOptions(**options), counts_of(batch)
+        choice, counts = ClippedPGConfig(**options), counts_of(batch)
 
         def loss(current, choice=choice, counts=counts):
-            return policy_loss(replace(batch, current_BT=current), choice, counts).loss
+            return clipped_pg_loss(replace(batch, current_BT=current), choice, counts).loss
 
         assert torch.autograd.gradcheck(loss, batch.current_BT)
 
@@ -368,35 +369,38 @@ def test_half_precision_is_widened():
     [
         ({"sequence_level_importance_ratios": True}, "token_level_loss"),
         ({"truncated_importance_sampling_type": "tis"}, "use_importance_sampling_correction"),
-        (truncated("clip", None, 2.0), "'clip' is none of"),
+        (truncated("clip", None, 2.0), "Input should be 'tis', 'icepop' or 'seq-mask-tis'"),
         (truncated("icepop", None, 2.0), "icepop needs .*_min"),
         (truncated("seq-mask-tis", None, 2.0), "seq-mask-tis needs .*_min"),
         (truncated("seq-mask-tis", 0.5, 2.0) | GSPO, "does not go with sequence_level"),
         (truncated("tis", 3.0, 2.0), "exceeds"),
-        (truncated("tis", None, None), "positive truncated_importance_sampling_ratio"),
+        (truncated("tis", None, None), "tis needs truncated_importance_sampling_ratio"),
         (truncated(None, None, 2.0), "needs truncated_importance_sampling_type"),
-        ({"ratio_clip_c": 1.0}, "exceed 1"),
-        ({"reference_policy_kl_type": "k4"}, "none of k1, k2, k3"),
-        ({"reference_policy_kl_penalty": float("nan")}, "must not be negative"),
-        ({"kl_output_clamp_value": 0.0}, "must be positive"),
+        ({"ratio_clip_c": 1.0}, "greater than 1"),
+        ({"reference_policy_kl_type": "k4"}, "Input should be 'k1', 'k2' or 'k3'"),
+        ({"reference_policy_kl_penalty": float("nan")}, "finite number"),
+        ({"kl_output_clamp_value": 0.0}, "greater than 0"),
         ({"use_cispo": True, "disable_ppo_ratio": True}, "disable_ppo_ratio"),
         ({"use_cispo": True, "force_on_policy_ratio": True}, "force_on_policy_ratio"),
         ({"use_cispo": True, "ratio_clip_c": 3.0}, "ratio_clip_c"),
         ({"use_cispo": True, "token_level_loss": False}, "token_level_loss"),
         ({"use_cispo": True, "compat": "v0.6.0"}, "not in v0.6.0"),
         (truncated("tis", 0.9, 2.0) | {"compat": "v0.6.0"}, "in v0.6.0"),
-        ({"compat": "v0.5"}, "compat must be"),
+        ({"compat": "v0.5"}, "compat\n  Input should be"),
     ],
     ids=str,
 )
 def test_options_that_do_not_go_together_are_refused(options, what):
     with pytest.raises(ValueError, match=what):
-        LossOptions(**options)
+        ClippedPGConfig(**options)
 
 
 def test_all_that_is_wrong_is_told_at_once():
-    with pytest.raises(ValueError, match="ratio_clip_c") as caught:
-        LossOptions(ratio_clip_c=0.5, reference_policy_kl_type="k9", ratio_clip_min=-1)
+    with pytest.raises(ValidationError, match="ratio_clip_c") as caught:
+        ClippedPGConfig(ratio_clip_c=0.5, reference_policy_kl_type="k9", ratio_clip_min=-1)
+    assert caught.value.error_count() == 3
+    with pytest.raises(ValidationError) as caught:
+        ClippedPGConfig(use_cispo=True, ratio_clip_c=3, truncated_importance_sampling_type="tis")
     assert str(caught.value).count(";") == 2
 
 
@@ -405,8 +409,8 @@ def test_truncations_differ_in_what_they_do_outside():
     ones = torch.ones(1, 3, dtype=torch.float64)
 
     def weights(kind):
-        options = LossOptions(**truncated(kind, 0.9, 2.0))
-        return correct_sampling(previous, torch.zeros_like(previous), ones, options).weights_BW
+        options = ClippedPGConfig(**truncated(kind, 0.9, 2.0))
+        return importance_weights(previous, torch.zeros_like(previous), ones, options).values_BW
 
     assert weights("tis").tolist() == [[0.9, 1.0, 2.0]]
     assert weights("icepop").tolist() == [[0.0, 1.0, 0.0]]
