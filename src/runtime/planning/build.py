@@ -14,6 +14,7 @@ from nemotron_style.runtime.config.resolve import ResolvedConfig
 from nemotron_style.runtime.errors import ConfigError, Problem, UsageError
 from nemotron_style.runtime.planning.inputs import Offer
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest
+from nemotron_style.runtime.profiles.keys import select_site
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.code import digest_code
 from nemotron_style.runtime.run.plan import (
@@ -26,21 +27,6 @@ from nemotron_style.runtime.run.plan import (
     put_key,
 )
 from nemotron_style.runtime.run.snapshot import plan_snapshot
-
-# Keys of a profile that only its executor understands.
-SITE = {
-    "local": ("engine", "gpus_per_node", "tasks_per_node", "grace_seconds", "secrets_file"),
-    "slurm": (
-        *("account", "partition", "qos", "gres", "constraint", "reservation", "exclusive"),
-        *("nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "memory", "time"),
-        *("max_requeues", "grace_seconds", "secrets_file", "tunnel"),
-    ),
-    "lepton": (
-        *("resource_shape", "node_group", "node_reservation", "gpus_per_node", "tasks_per_node"),
-        *("shared_memory_mb", "image_pull_secrets", "priority", "custom_spec", "upload"),
-        *("nodes", "max_requeues"),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -186,12 +172,13 @@ def plan_site(context: PlanContext, *, gpus: int | None = None) -> dict[str, Any
     Raises ``UsageError`` for ``--force-squash`` where no image is ever squashed.
     """
     profile = context.profile
-    told = profile.model_dump(mode="json", exclude_unset=True)
-    site = {key: told[key] for key in SITE[profile.executor] if told.get(key) is not None}
+    settings = profile.model_dump(mode="json", exclude_unset=True)
+    site = select_site(profile.executor, settings)
     if gpus is not None and "gpus_per_node" in site and profile.executor != "lepton":
         site["gpus_per_node"] = min(gpus, site["gpus_per_node"])
     if profile.executor == "slurm":
-        own = profile.detached_partition if context.detached else profile.attached_partition
+        attached, detached = site.pop("attached_partition", ""), site.pop("detached_partition", "")
+        own = detached if context.detached else attached
         site |= {"partition": own} if own else {}
     if context.force_squash and profile.executor != "slurm":
         what = "only a Slurm profile has a squashed image"

@@ -129,9 +129,6 @@ class Profile(BaseModel):
     reservation: str | None = None
     exclusive: bool | None = None
     tunnel: Literal["ssh", "local"] | None = None
-    host: str | None = None
-    user: str | None = None
-    identity: str | None = None
 
     resource_shape: str | None = None
     node_group: str | None = None

@@ -39,6 +39,8 @@ IGNORED = frozenset(
         "build_partition",
         "build_time",
         "can_be_preempted",
+        "host",
+        "identity",
         "launcher",
         "nemo_run_dir",
         "packager",
@@ -48,6 +50,7 @@ IGNORED = frozenset(
         "pip_extras",
         "ray_version",
         "run_command",
+        "user",
         "workspace",
     }
 )

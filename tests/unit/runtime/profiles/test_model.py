@@ -77,14 +77,13 @@ def test_nemotrons_dialect_is_read_as_it_is(project):
     assert profile.executor == "slurm"
     assert profile.image == "nvcr.io/nvidia/nemo:25.04"
     assert profile.workdir == "/lustre/jobs"
-    assert profile.host == "login.example.com"
     assert [str(mount) for mount in profile.mounts] == ["/lustre:/lustre:ro", "/home:/home"]
     assert profile.tasks_per_node == 8
     assert profile.memory == "0"
     assert profile.setup == ("echo hello",)
     assert profile.env == {"HF_HOME": "/lustre/me/hf", "OMP_NUM_THREADS": "16"}
     assert profile.secrets == ("HF_TOKEN",)
-    assert profile.ignored == ("build_partition",)
+    assert profile.ignored == ("host", "build_partition")
 
 
 def test_a_child_replaces_lists_and_adds_to_env_and_secrets(project):
@@ -109,7 +108,7 @@ def test_the_value_of_a_secret_never_enters_a_profile(project, monkeypatch):
     text = refusal("x")
     assert "hf_very_secret" not in text
     assert 'secrets = ["MY_TOKEN"]' in text
-    project.write("env.toml", '[x]\nhost = "${oc.env:HF_TOKEN}"\n')
+    project.write("env.toml", '[x]\nstore = "${oc.env:HF_TOKEN}"\n')
     assert "hf_very_secret" not in refusal("x")
     project.write("env.toml", '[x]\nenv = { MY_TOKEN = "${oc.env:HF_TOKEN}" }\n')
     assert "env.MY_TOKEN: looks like a secret" in refusal("x")
