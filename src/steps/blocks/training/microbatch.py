@@ -18,8 +18,14 @@ from torch import Tensor, nn
 
 from nemotron_style.steps.blocks.model.language_model import finish_gradients
 from nemotron_style.steps.blocks.model.logprob import response_logprobs
-from nemotron_style.steps.blocks.model.parallel import data_world, from_last_stage, is_last_stage
+from nemotron_style.steps.blocks.model.parallel import (
+    data_world,
+    from_last_stage,
+    is_last_stage,
+    sum_over_data,
+)
 from nemotron_style.steps.blocks.model.prefix_packing import Packed
+from nemotron_style.steps.blocks.training.microbatch_plan import Prompted, plan_microbatches
 
 Facts = TypeVar("Facts")
 
@@ -50,6 +56,39 @@ def accumulate_gradients(
         return share * scale, figures
 
     return _run(model, microbatches, finish, temperature=temperature, forward_only=False)
+
+
+def accumulate_nll(
+    model: DistributedDataParallel, groups: Sequence[Prompted], *, max_responses: int
+) -> float:
+    """Gradients of the mean ``-log p`` of a response token into ``main_grad``; the sum of them.
+
+    ``groups`` are a whole global batch, so it has one denominator. The sum, on every rank, is
+    over all response tokens of the batch.
+    """
+    tokens = count_tokens(groups)
+    assert tokens > 0, "a batch without a response token has no loss"
+
+    def loss(logprobs_BNR: Tensor, _facts: None) -> tuple[Tensor, Tensor]:
+        nll = -logprobs_BNR.sum()  # a log-prob is 0 where there is no token
+        return nll / tokens, nll.detach().double()
+
+    plan = plan_microbatches(groups, max_responses=max_responses)
+    parts = accumulate_gradients(model, [(batch.pack(groups), None) for batch in plan], loss)
+    return float(sum_over_ranks(parts, torch.zeros((), dtype=torch.float64)))
+
+
+def count_tokens(groups: Sequence[Prompted]) -> int:
+    """Response tokens of ``groups``."""
+    return sum(len(ids) for group in groups for ids in group.responses_ids)
+
+
+def sum_over_ranks(values: Sequence[Tensor], zero: Tensor) -> Tensor:
+    """The sum of what the micro-batches of all data ranks report, on every rank.
+
+    ``values`` are those of this rank; before the last pipeline stage there are none.
+    """
+    return sum_over_data(from_last_stage(sum(values, zero)))
 
 
 @torch.no_grad()

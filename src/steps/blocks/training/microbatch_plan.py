@@ -1,0 +1,121 @@
+"""How a global batch is dealt over data ranks and cut into micro-batches.
+
+A micro-batch is what goes through the model in one pass. Its size bounds memory and never changes
+the result: losses are divided by counts of the whole global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
+from nemotron_style.steps.blocks.model.prefix_packing import Group, Packed, pack
+
+
+class Prompted(Protocol):
+    """Token ids of a prompt and of its responses."""
+
+    @property
+    def prompt_ids(self) -> Sequence[int]: ...
+
+    @property
+    def responses_ids(self) -> Sequence[Sequence[int]]: ...
+
+
+class Part(NamedTuple):
+    """Responses of one group of a batch: the group's index, and which of its responses."""
+
+    group: int
+    responses: range
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Parts of groups that share a pass; all have the same number of responses."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def index(self) -> tuple[Tensor, Tensor]:
+        """Where ``[B, N]`` of this micro-batch stands in a table ``[groups, responses]``."""
+        groups_B1 = torch.tensor([[part.group] for part in self.parts])
+        return groups_B1, torch.tensor([list(part.responses) for part in self.parts])
+
+    def pack(self, groups: Sequence[Prompted]) -> Packed:
+        """Its tensors, with ``groups`` the batch; a prompt stands once for its responses."""
+        return pack([_take(groups[part.group], part.responses) for part in self.parts])
+
+
+def plan_microbatches(
+    groups: Sequence[Prompted],
+    *,
+    max_responses: int | None = None,
+    max_tokens: int | None = None,
+    deal: bool = True,
+) -> list[MicroBatch]:
+    """Micro-batches of groups of like lengths, so that little of them is padding.
+
+    Each has at most ``max_responses`` responses and ``max_tokens`` tokens, padding included. A
+    group of more responses is divided, and its prompt is computed again for each part; a part
+    that has more tokens alone has a micro-batch of its own. With ``deal`` they are the share of
+    this data rank, which may be none.
+    """
+    sized = [
+        each for number in range(len(groups)) for each in _split(groups, number, max_responses)
+    ]
+    sized.sort(key=_key)
+    if deal:  # after sorting, so that every rank has short and long ones alike
+        sized = sized[data_rank() :: data_world()]
+    batches: list[list[tuple[_Size, Part]]] = []
+    for each in sized:
+        if batches and _fit([size for size, _ in [*batches[-1], each]], max_responses, max_tokens):
+            batches[-1].append(each)
+        else:
+            batches.append([each])
+    return [MicroBatch(tuple(part for _, part in batch)) for batch in batches]
+
+
+class _Size(NamedTuple):
+    """Responses of a part, tokens of its prompt, and tokens of its longest response."""
+
+    responses: int
+    prompt: int
+    longest: int
+
+
+def _split(
+    groups: Sequence[Prompted], number: int, most: int | None
+) -> Iterator[tuple[_Size, Part]]:
+    """The parts of a group, of at most ``most`` responses."""
+    group, count = groups[number], len(groups[number].responses_ids)
+    for first in range(0, count, most or count or 1):
+        part = Part(number, range(first, min(first + (most or count), count)))
+        longest = max(len(group.responses_ids[n]) for n in part.responses)
+        yield _Size(len(part.responses), len(group.prompt_ids), longest), part
+
+
+def _take(group: Prompted, responses: range) -> Group:
+    return Group(group.prompt_ids, [group.responses_ids[number] for number in responses])
+
+
+def _key(sized: tuple[_Size, Part]) -> tuple[int, int, int]:
+    # A lone response continues its prompt, and the whole row is padded. Several responses stand
+    # behind a padded prompt, each of them padded, so there the longest response counts most.
+    count, prompt, longest = sized[0]
+    return (count, prompt + longest, longest) if count == 1 else (count, longest, prompt)
+
+
+def _fit(sizes: Sequence[_Size], max_responses: int | None, max_tokens: int | None) -> bool:
+    """Whether parts of these sizes may share a micro-batch."""
+    count = sizes[0].responses
+    width = max(size.prompt for size in sizes) + count * max(size.longest for size in sizes)
+    return (
+        all(size.responses == count for size in sizes)
+        and (max_responses is None or len(sizes) * count <= max_responses)
+        and (max_tokens is None or len(sizes) * width <= max_tokens)
+    )
