@@ -13,7 +13,7 @@ SHOWN = 4
 WIDTH = 70
 
 Row = dict[str, Any]
-"""A sample: its ``reward``, its prompt's index ``group`` in the step, its index ``sample`` in it."""
+"""A sample: its ``reward``, the index ``group`` of its prompt, its index ``sample`` there, ..."""
 
 
 def best_and_worst(rows: Sequence[Row]) -> list[Row]:

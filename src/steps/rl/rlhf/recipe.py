@@ -46,6 +46,7 @@ from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.training.launch_check import is_due
 from nemotron_style.steps.blocks.training.lr_schedule import megatron_decay
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
+from nemotron_style.steps.blocks.training.sample_table import describe_samples, write_samples
 from nemotron_style.steps.blocks.training.training_state import load_state, save_state
 from nemotron_style.steps.rl.rlhf import plot
 from nemotron_style.steps.rl.rlhf.advantages import teach
@@ -64,7 +65,7 @@ from nemotron_style.steps.rl.rlhf.hacking_alert import find_signs
 from nemotron_style.steps.rl.rlhf.pairwise_judge import find_judge, open_referee, read_card
 from nemotron_style.steps.rl.rlhf.prompt import Prompt, read_prompts
 from nemotron_style.steps.rl.rlhf.rollout import Roller, mean_tokens
-from nemotron_style.steps.rl.rlhf.samples import sample_table, tell, write_table
+from nemotron_style.steps.rl.rlhf.samples import sample_table
 from nemotron_style.steps.rl.rlhf.train_sample import count_lessons, drop_strange, learn, look
 from nemotron_style.steps.rl.rlhf.validation import (
     Looked,
@@ -280,8 +281,8 @@ def run(config: Config, ctx: StepContext) -> None:
             ctx.metrics.log(step + 1, **figures | (gate if step == 0 else {}))
             rows = sample_table(rollouts, judged, lessons)
             if ctx.is_first:
-                write_table(ctx.run_dir, step + 1, rows)
-            ctx.say(f"step {step + 1}: {tell(rows)}")
+                write_samples(ctx.run_dir, step + 1, rows)
+            ctx.say(f"step {step + 1}: {describe_samples(rows, text='answer')}")
             ctx.progress(
                 step + 1,
                 steps,

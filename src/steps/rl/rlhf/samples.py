@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from nemotron_style.steps.blocks.data.jsonl import write_rows
 from nemotron_style.steps.blocks.judge.group_judge import JudgedGroups
 from nemotron_style.steps.blocks.judge.verdict import Verdict
+from nemotron_style.steps.blocks.training.sample_table import best_and_worst
 from nemotron_style.steps.rl.rlhf.rollout import Rollout
 from nemotron_style.steps.rl.rlhf.train_sample import Lesson
-
-FOLDER = "samples"
-SHOWN = 4
-WIDTH = 70
 
 
 def sample_table(
@@ -45,25 +40,7 @@ def sample_table(
                     "verdicts": _verdicts_on(judged, group, place),
                 }
             )
-    rows.sort(key=lambda row: (-row["reward"], row["group"], row["sample"]))
-    return rows if len(rows) <= 2 * SHOWN else rows[:SHOWN] + rows[-SHOWN:]
-
-
-def write_table(run_dir: Path, step: int, rows: Sequence[dict[str, Any]]) -> None:
-    """Write ``samples/step-00000001.jsonl``; a step that is done again writes the same."""
-    folder = run_dir / FOLDER
-    folder.mkdir(exist_ok=True)
-    write_rows(folder / f"step-{step:08d}.jsonl", rows)
-
-
-def tell(rows: Sequence[dict[str, Any]]) -> str:
-    """The best and the worst of them in one line."""
-    if not rows:
-        return "no sample has a reward"
-    return "; ".join(
-        f"{word} {row['reward']:.3g} {_shorten(row['answer'])}"
-        for word, row in (("best", rows[0]), ("worst", rows[-1]))
-    )
+    return best_and_worst(rows)
 
 
 def _verdicts_on(judged: JudgedGroups, group: int, place: int) -> list[list[float]]:
@@ -72,8 +49,3 @@ def _verdicts_on(judged: JudgedGroups, group: int, place: int) -> list[list[floa
         for pair, verdict in judged.verdicts[group]
         if isinstance(verdict, Verdict) and place in (pair.first, pair.second)
     ]
-
-
-def _shorten(text: str) -> str:
-    plain = " ".join(text.split())
-    return plain if len(plain) <= WIDTH else plain[: WIDTH - 3] + "..."

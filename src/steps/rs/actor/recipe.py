@@ -46,6 +46,7 @@ from nemotron_style.steps.blocks.training.launch_check import is_due
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
 from nemotron_style.steps.blocks.training.metric_plot import copy_logs
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
+from nemotron_style.steps.blocks.training.sample_table import describe_samples, write_samples
 from nemotron_style.steps.blocks.training.training_state import load_state, save_state
 from nemotron_style.steps.rs.actor import plot
 from nemotron_style.steps.rs.actor.batch import accumulate, count_tokens, measure_kl
@@ -66,7 +67,7 @@ from nemotron_style.steps.rs.actor.metrics import (
 from nemotron_style.steps.rs.actor.prompt import Prompt, read_prompts
 from nemotron_style.steps.rs.actor.reward_pool import Judge
 from nemotron_style.steps.rs.actor.rollout import Roller, name_groups
-from nemotron_style.steps.rs.actor.samples import sample_table, tell, write_table
+from nemotron_style.steps.rs.actor.samples import sample_table
 from nemotron_style.steps.rs.actor.setup import open_client, plan_sampling
 
 
@@ -238,8 +239,8 @@ def run(config: Config, ctx: StepContext) -> None:
             )
             rows = sample_table(rollouts, choices)
             if ctx.is_first:
-                write_table(ctx.run_dir, step + 1, rows)
-            ctx.say(f"step {step + 1}: {tell(rows)}")
+                write_samples(ctx.run_dir, step + 1, rows)
+            ctx.say(f"step {step + 1}: {describe_samples(rows, text='response')}")
             ctx.progress(
                 step + 1,
                 steps,

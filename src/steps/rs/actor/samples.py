@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from nemotron_style.steps.blocks.data.jsonl import write_rows
+from nemotron_style.steps.blocks.training.sample_table import best_and_worst
 from nemotron_style.steps.rs.actor.best_of_n import Choice
 from nemotron_style.steps.rs.actor.rollout import Rollout
-
-FOLDER = "samples"
-SHOWN = 4
-WIDTH = 70
 
 
 def sample_table(rollouts: Sequence[Rollout], choices: Sequence[Choice]) -> list[dict[str, Any]]:
@@ -37,25 +32,4 @@ def sample_table(rollouts: Sequence[Rollout], choices: Sequence[Choice]) -> list
         for place, scored in enumerate(rollout.scores)
         if scored is not None
     ]
-    rows.sort(key=lambda row: (-row["reward"], row["group"], row["sample"]))
-    return rows if len(rows) <= 2 * SHOWN else rows[:SHOWN] + rows[-SHOWN:]
-
-
-def write_table(run_dir: Path, step: int, rows: Sequence[dict[str, Any]]) -> None:
-    """Write ``samples/step-00000001.jsonl``; a step that is done again writes the same."""
-    folder = run_dir / FOLDER
-    folder.mkdir(exist_ok=True)
-    write_rows(folder / f"step-{step:08d}.jsonl", rows)
-
-
-def tell(rows: Sequence[dict[str, Any]]) -> str:
-    """The best and the worst of them in one line."""
-    return "; ".join(
-        f"{word} {row['reward']:.3g} {_shorten(row['response'])}"
-        for word, row in (("best", rows[0]), ("worst", rows[-1]))
-    )
-
-
-def _shorten(text: str) -> str:
-    plain = " ".join(text.split())
-    return plain if len(plain) <= WIDTH else plain[: WIDTH - 3] + "..."
+    return best_and_worst(rows)
