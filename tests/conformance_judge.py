@@ -19,12 +19,8 @@ from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.judge import aggregation as judge_aggregation
 from nemotron_style.steps.blocks.judge.aggregation import Aggregation, Answer
 from nemotron_style.steps.blocks.judge.client import JudgeClient, JudgeFailure
-from nemotron_style.steps.blocks.judge.group_judge import (
-    AnswerGroup,
-    ComparisonPlan,
-    name_question,
-)
-from nemotron_style.steps.blocks.judge.pairing import Pair, choose_pairs
+from nemotron_style.steps.blocks.judge.group_judge import AnswerGroup, name_question
+from nemotron_style.steps.blocks.judge.pairing import ComparisonPlan, Pair, choose_pairs
 from nemotron_style.steps.blocks.judge.prompt import Question, ask_messages, shown
 from nemotron_style.steps.blocks.judge.verdict import Verdict, read_gym_verdict
 
@@ -161,7 +157,8 @@ def run_compare(case: Case) -> Outcome:
     )
     pairs = plan.pairs(len(answers))
     questions = [
-        name_question(contest, pair, step=0, principle=plan.principle(contest)) for pair in pairs
+        name_question(contest, pair, step=0, principle=plan.principle(contest.principle))
+        for pair in pairs
     ]
     with JudgeClient(
         "http://127.0.0.1:1", retry_policy=patience, at_once=1, form="genrm", sleep=sleeps.append

@@ -21,6 +21,11 @@ HEAVY = (
     "submitit",
     "numpy",
     "scipy",
+    "httpx",
+    "tenacity",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
 )
 # What `steps list` can do without, and would pay for.
 SLOW = (*HEAVY, "omegaconf", "yaml", "fsspec", "rich")

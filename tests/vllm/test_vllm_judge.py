@@ -30,13 +30,8 @@ from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.tokenizer import train_tokenizer
 from nemotron_style.steps.blocks.http.endpoint import read_address
 from nemotron_style.steps.blocks.http.retry import RetryPolicy
-from nemotron_style.steps.blocks.judge.client import (
-    JudgeClient,
-    JudgeFailure,
-    JudgeSampling,
-    NamedQuestion,
-)
-from nemotron_style.steps.blocks.judge.prompt import Question, ask_messages
+from nemotron_style.steps.blocks.judge.client import JudgeClient, JudgeFailure, NamedQuestion
+from nemotron_style.steps.blocks.judge.prompt import JudgeSampling, Question, ask_messages
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.serving.local_chat_model import load_chat_model

@@ -31,7 +31,12 @@ from nemotron_style.steps.blocks.http.retry import (
     last_messages,
 )
 from nemotron_style.steps.blocks.judge.cache import VerdictCache, question_digest
-from nemotron_style.steps.blocks.judge.prompt import Question, ask_messages, split_reasoning
+from nemotron_style.steps.blocks.judge.prompt import (
+    JudgeSampling,
+    Question,
+    ask_messages,
+    split_reasoning,
+)
 from nemotron_style.steps.blocks.judge.verdict import Verdict, read_verdict
 
 UNLISTED = ("http_404", "http_405")
@@ -64,15 +69,6 @@ class JudgeFailure:
 
 
 @dataclass(frozen=True)
-class JudgeSampling:
-    """How the judge's answer is drawn; ``max_tokens`` covers its reasoning too."""
-
-    temperature: float = 0.6
-    top_p: float = 0.95
-    max_tokens: int = 4096
-
-
-@dataclass(frozen=True)
 class NamedQuestion:
     """A question and its name, of which its seed is made: step, prompt, pair, judge."""
 
@@ -91,7 +87,7 @@ class JudgeClient(RetryingClient):
 
     model: str = ""
     form: str = "instruct"
-    sampling: JudgeSampling = JudgeSampling()
+    sampling: JudgeSampling = field(default_factory=JudgeSampling)
     principle_role: bool = True
     response_format: Mapping[str, Any] | None = None
     identity: str = ""

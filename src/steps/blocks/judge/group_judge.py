@@ -20,11 +20,14 @@ from nemotron_style.steps.blocks.judge.aggregation import (
     verdict_metrics,
 )
 from nemotron_style.steps.blocks.judge.client import JudgeClient, JudgeFailure, NamedQuestion
-from nemotron_style.steps.blocks.judge.pairing import Pair, choose_pairs, swap_agreement
+from nemotron_style.steps.blocks.judge.pairing import (
+    ComparisonPlan,
+    Pair,
+    swap_agreement,
+)
 from nemotron_style.steps.blocks.judge.prompt import Message, Question
 from nemotron_style.steps.blocks.judge.verdict import Verdict
 
-FAILURE_BUDGET = 0.2
 ROUNDING = 1e-9
 """0.29 of 100 judgements are 29, not 28."""
 
@@ -45,39 +48,6 @@ class AnswerGroup:
     history: tuple[Message, ...]
     answers: Sequence[Answer]
     principle: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonPlan:
-    """What is compared, by NeMo-Gym's names; ``failure_budget`` is a share of a step's judgements.
-
-    With ``use_principle`` a prompt's own principle is sent, or ``default_principle``.
-    """
-
-    comparison_strategy: str = "circular"
-    both_orders: bool = False
-    num_judges_per_comparison: int = 1
-    use_principle: bool = False
-    default_principle: str | None = None
-    failure_budget: float = FAILURE_BUDGET
-
-    def __post_init__(self) -> None:
-        self.pairs(2)  # refuses a strategy that does not exist
-        if not 0 <= self.failure_budget <= 1:
-            raise ValueError(f"failure_budget ({self.failure_budget}) must be from 0 to 1")
-
-    def pairs(self, count: int) -> list[Pair]:
-        """The comparisons of ``count`` answers."""
-        return choose_pairs(
-            count,
-            strategy=self.comparison_strategy,
-            both_orders=self.both_orders,
-            judges=self.num_judges_per_comparison,
-        )
-
-    def principle(self, contest: AnswerGroup) -> str | None:
-        """The principle to judge a prompt by."""
-        return (contest.principle or self.default_principle) if self.use_principle else None
 
 
 @dataclass(frozen=True)
@@ -109,7 +79,7 @@ def judge_groups(
     before = client.counts
     pairs = [plan.pairs(len(one.answers)) if len(one.answers) > 1 else [] for one in contests]
     asked = [
-        name_question(contest, pair, step=step, principle=plan.principle(contest))
+        name_question(contest, pair, step=step, principle=plan.principle(contest.principle))
         for contest, chosen in zip(contests, pairs, strict=True)
         for pair in chosen
     ]

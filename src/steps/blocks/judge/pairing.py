@@ -53,6 +53,39 @@ def choose_pairs(
     return [Pair(*pair, judge) for judge in range(judges) for pair in found]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComparisonPlan:
+    """What is compared, by NeMo-Gym's names; ``failure_budget`` is a share of a step's judgements.
+
+    With ``use_principle`` a prompt's own principle is sent, or ``default_principle``.
+    """
+
+    comparison_strategy: str = "circular"
+    both_orders: bool = False
+    num_judges_per_comparison: int = 1
+    use_principle: bool = False
+    default_principle: str | None = None
+    failure_budget: float = 0.2
+
+    def __post_init__(self) -> None:
+        self.pairs(2)  # refuses a strategy that does not exist
+        if not 0 <= self.failure_budget <= 1:
+            raise ValueError(f"failure_budget ({self.failure_budget}) must be from 0 to 1")
+
+    def pairs(self, count: int) -> list[Pair]:
+        """The comparisons of ``count`` answers."""
+        return choose_pairs(
+            count,
+            strategy=self.comparison_strategy,
+            both_orders=self.both_orders,
+            judges=self.num_judges_per_comparison,
+        )
+
+    def principle(self, own: str | None) -> str | None:
+        """The principle to judge a prompt by that has an ``own`` one, or None."""
+        return (own or self.default_principle) if self.use_principle else None
+
+
 def swap_agreement(pairs: Sequence[Pair], preferences: Sequence[float]) -> float | None:
     """The share of pairs seen in both orders in which the same answer was preferred.
 

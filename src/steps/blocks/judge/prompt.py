@@ -33,6 +33,15 @@ class Question:
     principle: str | None = None
 
 
+@dataclass(frozen=True)
+class JudgeSampling:
+    """How the judge's answer is drawn; ``max_tokens`` covers its reasoning too."""
+
+    temperature: float = 0.6
+    top_p: float = 0.95
+    max_tokens: int = 4096
+
+
 def split_reasoning(text: str) -> tuple[str, str]:
     """Reasoning and final answer of what a model said.
 

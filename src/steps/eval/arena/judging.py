@@ -15,12 +15,8 @@ from nemotron_style.steps.blocks.http.client import Fault, HttpClient
 from nemotron_style.steps.blocks.http.endpoint import Address, read_address, read_token
 from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.judge.cache import VerdictCache
-from nemotron_style.steps.blocks.judge.client import (
-    JudgeClient,
-    JudgeFailure,
-    JudgeSampling,
-    NamedQuestion,
-)
+from nemotron_style.steps.blocks.judge.client import JudgeClient, JudgeFailure, NamedQuestion
+from nemotron_style.steps.blocks.judge.prompt import JudgeSampling
 from nemotron_style.steps.blocks.judge.verdict import Verdict
 from nemotron_style.steps.eval.arena.config import Config
 from nemotron_style.steps.eval.arena.match import Ruling

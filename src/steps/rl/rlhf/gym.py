@@ -18,8 +18,8 @@ from pydantic import Field, model_validator
 from nemotron_style.runtime.config.model import Section, cosmetic, flatten
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.judge.aggregation import Aggregation
-from nemotron_style.steps.blocks.judge.client import JudgeSampling
-from nemotron_style.steps.blocks.judge.group_judge import ComparisonPlan
+from nemotron_style.steps.blocks.judge.pairing import ComparisonPlan
+from nemotron_style.steps.blocks.judge.prompt import JudgeSampling
 from nemotron_style.steps.blocks.settings.fixed_value import only
 from nemotron_style.steps.rl.rlhf.fixed_values import (
     EnvRest,

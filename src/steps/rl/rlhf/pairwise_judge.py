@@ -13,12 +13,8 @@ from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.judge.aggregation import Aggregation
 from nemotron_style.steps.blocks.judge.cache import VerdictCache
 from nemotron_style.steps.blocks.judge.client import JudgeClient
-from nemotron_style.steps.blocks.judge.group_judge import (
-    AnswerGroup,
-    ComparisonPlan,
-    JudgedGroups,
-    judge_groups,
-)
+from nemotron_style.steps.blocks.judge.group_judge import AnswerGroup, JudgedGroups, judge_groups
+from nemotron_style.steps.blocks.judge.pairing import ComparisonPlan
 from nemotron_style.steps.blocks.model.rank_zero import RankZero, is_rank_zero
 from nemotron_style.steps.rl.rlhf.config import Config
 

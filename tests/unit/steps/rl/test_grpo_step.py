@@ -11,11 +11,8 @@ from nemotron_style.steps.blocks.http.client import Fault
 from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.judge.aggregation import Aggregation, Answer
 from nemotron_style.steps.blocks.judge.client import JudgeClient
-from nemotron_style.steps.blocks.judge.group_judge import (
-    AnswerGroup,
-    ComparisonPlan,
-    judge_groups,
-)
+from nemotron_style.steps.blocks.judge.group_judge import AnswerGroup, judge_groups
+from nemotron_style.steps.blocks.judge.pairing import ComparisonPlan
 from nemotron_style.steps.blocks.judge.prompt import split_reasoning
 from nemotron_style.steps.blocks.loss.advantage import group_advantages, group_baseline
 from nemotron_style.steps.blocks.loss.clipped_pg import PolicyBatch, clipped_pg_loss

@@ -25,18 +25,12 @@ from nemotron_style.steps.blocks.judge.cache import VerdictCache
 from nemotron_style.steps.blocks.judge.client import (
     JudgeClient,
     JudgeFailure,
-    JudgeSampling,
     JudgeUnavailable,
     NamedQuestion,
 )
-from nemotron_style.steps.blocks.judge.group_judge import (
-    AnswerGroup,
-    ComparisonPlan,
-    judge_groups,
-    name_question,
-)
-from nemotron_style.steps.blocks.judge.pairing import Pair
-from nemotron_style.steps.blocks.judge.prompt import Question
+from nemotron_style.steps.blocks.judge.group_judge import AnswerGroup, judge_groups, name_question
+from nemotron_style.steps.blocks.judge.pairing import ComparisonPlan, Pair
+from nemotron_style.steps.blocks.judge.prompt import JudgeSampling, Question
 from nemotron_style.steps.blocks.judge.verdict import Verdict
 
 QUICK = RetryPolicy(tries=3, timeout=20, first_pause=0.001, longest_pause=0.01)

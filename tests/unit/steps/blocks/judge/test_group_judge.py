@@ -19,13 +19,13 @@ from nemotron_style.steps.blocks.judge.aggregation import (
     centred_weights,
     verdict_metrics,
 )
-from nemotron_style.steps.blocks.judge.group_judge import (
-    AnswerGroup,
+from nemotron_style.steps.blocks.judge.group_judge import AnswerGroup, name_question, sum_failures
+from nemotron_style.steps.blocks.judge.pairing import (
     ComparisonPlan,
-    name_question,
-    sum_failures,
+    Pair,
+    choose_pairs,
+    swap_agreement,
 )
-from nemotron_style.steps.blocks.judge.pairing import Pair, choose_pairs, swap_agreement
 from nemotron_style.steps.blocks.judge.prompt import Question, ask_messages, split_reasoning
 from nemotron_style.steps.blocks.judge.verdict import Verdict, read_gym_verdict, read_verdict
 
@@ -153,8 +153,8 @@ def test_the_principle_is_the_prompts_own_or_the_default() -> None:
     own = AnswerGroup("p", HISTORY, [Answer("a"), Answer("b")], "own")
     none = AnswerGroup("p", HISTORY, own.answers)
     plan = ComparisonPlan(use_principle=True, default_principle="default")
-    assert [plan.principle(each) for each in (own, none)] == ["own", "default"]
-    assert ComparisonPlan(default_principle="default").principle(own) is None
+    assert [plan.principle(each.principle) for each in (own, none)] == ["own", "default"]
+    assert ComparisonPlan(default_principle="default").principle("own") is None
     asked = name_question(own, Pair(1, 0, 2), step=7, principle="own")
     assert asked.name == (7, "p", 1, 0, 2)
     assert (asked.question.response_1, asked.question.response_2) == ("b", "a")
