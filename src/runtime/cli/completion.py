@@ -54,7 +54,7 @@ def complete_category(incomplete: str) -> list[str]:
 
 def complete_profile(incomplete: str) -> list[str]:
     """Profiles, those of the package and of the project."""
-    from nemotron_style.runtime.profiles.model import read_profiles
+    from nemotron_style.runtime.profiles.files import read_profiles
 
     try:
         return _matching(sorted(read_profiles()), incomplete)

@@ -11,7 +11,8 @@ from nemotron_style.runtime.cli.completion import complete_profile
 from nemotron_style.runtime.cli.table import print_json, render_pairs, render_table, tell
 from nemotron_style.runtime.errors import Problem, ProfileError
 from nemotron_style.runtime.paths import show_path
-from nemotron_style.runtime.profiles.model import Profile, is_base, load_profile, read_profiles
+from nemotron_style.runtime.profiles.files import is_base, read_profiles
+from nemotron_style.runtime.profiles.model import Profile, load_profile
 
 app = typer.Typer(
     help="See where runs can take place.",

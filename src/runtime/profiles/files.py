@@ -1,4 +1,4 @@
-"""The files in which profiles stand, and the chain of what a profile extends."""
+"""The TOML files that hold profiles, and the chain of what a profile extends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class ProfileTable:
 
 
 def read_profiles(*, project_root: Path | None = None) -> dict[str, ProfileTable]:
-    """Every profile there is, by name; the project's own win over those of the package.
+    """Every profile by name; the project's own win over those of the package.
+
+    The project's file is ``$NEMOTRON_ENV_FILE``, or the nearest ``env.toml`` upwards.
 
     Raises:
         ProfileError: a file is no TOML, or has keys outside of any table.
@@ -61,25 +63,29 @@ def _env_files(project_root: Path | None) -> list[Path]:
 
 
 def follow(name: str, tables: Mapping[str, ProfileTable]) -> list[ProfileTable]:
-    """The profile and what it extends, itself first."""
+    """The profile and what it extends, itself first.
+
+    Raises:
+        ProfileError: a name is not known, ``extends`` is no name, or the chain goes round.
+    """
     chain: list[ProfileTable] = []
-    where, wanted = "", name
-    while True:
-        if wanted not in tables:
-            allowed, fix = ", ".join(sorted(tables)), suggest(wanted, tables)
-            what = f"there is no profile {wanted!r}"
+    while name or not chain:
+        where = chain[-1].where if chain else ""
+        if name not in tables:
+            allowed, fix = ", ".join(sorted(tables)), suggest(name, tables)
+            what = f"there is no profile {name!r}"
             raise ProfileError(Problem(where=where, what=what, allowed=allowed, fix=fix))
-        chain.append(tables[wanted])
-        where = chain[-1].where
         names = [each.name for each in chain]
-        wanted = chain[-1].table.get("extends", "")
-        if not wanted:
-            return chain
-        if not isinstance(wanted, str):
-            raise ProfileError(Problem(where=where, key="extends", what="must be one name"))
-        if wanted in names:
-            circle = " -> ".join([*names, wanted])
+        if name in names:
+            circle = " -> ".join([*names, name])
             raise ProfileError(Problem(where=where, key="extends", what=f"circle: {circle}"))
+        chain.append(tables[name])
+        name = chain[-1].table.get("extends", "")
+        if not isinstance(name, str):
+            raise ProfileError(
+                Problem(where=chain[-1].where, key="extends", what="must be one name")
+            )
+    return chain
 
 
 def is_base(name: str, tables: Mapping[str, ProfileTable]) -> bool:

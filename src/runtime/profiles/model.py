@@ -1,8 +1,7 @@
 """Profiles: where and with what a run takes place. They never change what a run computes.
 
-A TOML file holds one profile a table. Found are those that come with the package and those of the
-project's ``env.toml`` (``$NEMOTRON_ENV_FILE``, else the nearest one upwards), which may be written
-in the dialect of NVIDIA Nemotron.
+A TOML file holds one profile a table: those of the package, and those of the project's
+``env.toml``, which may be written in the dialect of NVIDIA Nemotron.
 """
 
 from __future__ import annotations
@@ -11,11 +10,12 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -24,9 +24,9 @@ from pydantic import (
     field_validator,
 )
 
+from nemotron_style.runtime.config.interpolation import leaves, resolve
 from nemotron_style.runtime.errors import Problem, ProfileError, raise_all, suggest
-from nemotron_style.runtime.paths import find_project_root
-from nemotron_style.runtime.profiles.files import ProfileTable, follow, is_base, read_profiles
+from nemotron_style.runtime.profiles.files import ProfileTable, follow, read_profiles
 from nemotron_style.runtime.profiles.keys import LOCAL, sort_keys
 from nemotron_style.runtime.profiles.nemo_env import IGNORED, OURS, translate
 from nemotron_style.runtime.secrets.detect import announce_secrets
@@ -41,34 +41,28 @@ FREE_TEXT = ("env", "setup", "custom_spec", "description")
 SSH_NOTE = 'tunnel = "ssh": commands run where this is typed; type it on the login node'
 
 
+def _check_absolute(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError(f"must be an absolute path, and is {path!r}")
+    return path
+
+
+def _expand_home(path: str) -> str:
+    return _check_absolute(os.path.expanduser(path))
+
+
 class Mount(BaseModel):
     """``source`` of the host (or of a ``volume``, on Lepton) appears as ``target`` in the image."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    source: str = Field(validation_alias="path")
-    target: str = Field(validation_alias="mount_path")
+    source: Annotated[str, AfterValidator(_expand_home)] = Field(validation_alias="path")
+    target: Annotated[str, AfterValidator(_check_absolute)] = Field(validation_alias="mount_path")
     options: tuple[str, ...] = ()
     volume: str | None = Field(default=None, validation_alias="from")
 
-    @field_validator("source")
-    @classmethod
-    def _expand_source(cls, path: str) -> str:
-        return _check_absolute(os.path.expanduser(path))
-
-    @field_validator("target")
-    @classmethod
-    def _check_target(cls, path: str) -> str:
-        return _check_absolute(path)
-
     def __str__(self) -> str:
         return ":".join((self.source, self.target, *self.options[:1]))
-
-
-def _check_absolute(path: str) -> str:
-    if not path.startswith("/"):
-        raise ValueError(f"must be an absolute path, and is {path!r}")
-    return path
 
 
 def _read_mount(value: Any) -> Any:
@@ -147,8 +141,8 @@ class Profile(BaseModel):
     def _write_numbers_out(cls, table: Any) -> Any:
         if not isinstance(table, dict):
             return table
-        whole = {key for key, value in table.items() if type(value) is int}
-        return {key: str(value) if key in whole else value for key, value in table.items()}
+        # Not bool, which is an int to Python: nobody can tell which spelling of it is meant.
+        return {key: str(item) if type(item) is int else item for key, item in table.items()}
 
     @field_validator("env", "secrets")
     @classmethod
@@ -161,7 +155,15 @@ class Profile(BaseModel):
     @field_validator("mounts")
     @classmethod
     def _check_targets(cls, mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
-        raise_all(ProfileError, list(_find_same_targets(mounts)))
+        problems = []
+        taken: dict[str, int] = {}
+        for at, mount in enumerate(mounts):
+            target = posixpath.normpath(mount.target)
+            first = taken.setdefault(target, at)
+            if first != at:
+                what = f"{target} is the target of mounts[{first}] too"
+                problems.append(Problem(key=f"mounts[{at}]", what=what, got=repr(str(mount))))
+        raise_all(ProfileError, problems)
         return mounts
 
     @property
@@ -180,7 +182,9 @@ OWN = tuple(key for key in Profile.model_fields if key not in ("name", "origin",
 def _find_control(table: Mapping[str, Any], where: str) -> Iterator[Problem]:
     """Characters that would begin a new line, or a new option, where a value is written."""
     local = table.get("executor", LOCAL) == LOCAL
-    for path, text in _texts(table):
+    for path, text in leaves(table):
+        if not isinstance(text, str):
+            continue
         free = path[0] in FREE_TEXT
         if "\0" in text:
             what = "holds a null character"
@@ -193,27 +197,6 @@ def _find_control(table: Mapping[str, Any], where: str) -> Iterator[Problem]:
         yield Problem(where=where, key=join_key(path), what=what, got=repr(text))
 
 
-def _texts(values: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, str]]:
-    if isinstance(values, str):
-        yield path, values
-    elif isinstance(values, dict):
-        for key, item in values.items():
-            yield from _texts(item, (*path, key))
-    elif isinstance(values, list):
-        for at, item in enumerate(values):
-            yield from _texts(item, (*path, at))
-
-
-def _find_same_targets(mounts: tuple[Mount, ...]) -> Iterator[Problem]:
-    taken: dict[str, int] = {}
-    for at, mount in enumerate(mounts):
-        target = posixpath.normpath(mount.target)
-        first = taken.setdefault(target, at)
-        if first != at:
-            what = f"{target} is the target of mounts[{first}] too"
-            yield Problem(key=f"mounts[{at}]", what=what, got=repr(str(mount)))
-
-
 def load_profile(name: str | None, *, project_root: Path | None = None) -> Profile:
     """The profile called ``name``, with what it extends; no name means this machine.
 
@@ -222,8 +205,7 @@ def load_profile(name: str | None, *, project_root: Path | None = None) -> Profi
     """
     if name is None:
         return Profile(name="local")
-    tables = read_profiles(project_root=project_root)
-    profile = _assemble(name, follow(name, tables))
+    profile = _assemble(name, follow(name, read_profiles(project_root=project_root)))
     announce_secrets(profile.secrets)
     return profile
 
@@ -231,50 +213,49 @@ def load_profile(name: str | None, *, project_root: Path | None = None) -> Profi
 def _assemble(name: str, chain: list[ProfileTable]) -> Profile:
     problems: list[Problem] = []
     links: list[tuple[str, dict[str, Any]]] = []
-    merged: dict[str, Any] = {}
     for each in chain:
-        ours, found = translate(each.table, each.where)
-        ours, leaked = drop_secrets(ours, where=partial(_say, each.where))
-        links.append((each.where, ours))
-        problems += [*found, *leaked, *_unknown_keys(each, ours)]
-    for _, ours in reversed(links):
-        merged = _overlay(merged, ours)
-    left_out, misplaced = sort_keys(links, OWN)
-    merged = {key: merged[key] for key in merged if key in Profile.model_fields}
-    merged = _leave_out(merged, left_out)
+        table, found = _read_table(each)
+        links.append((each.where, table))
+        problems += found
+    merged: dict[str, Any] = reduce(_overlay, (table for _, table in reversed(links)), {})
+    unusable, misplaced = sort_keys(links, OWN)
+    ignored = list(dict.fromkeys([*merged.get("ignored", ()), *unusable]))
+    merged = {
+        key: value
+        for key, value in merged.items()
+        if key in Profile.model_fields and key not in (*unusable, "ignored")
+    }
     where = chain[0].where
-    merged, found = _resolve_variables(merged, where)
-    problems += [*misplaced, *found, *_find_control(merged, where)]
-    told = {problem.key for problem in problems}
+    if "${" in str(merged):  # ${oc.env:NAME,default}; OmegaConf is slow to import
+        merged, found = resolve(merged, BaseModel, where=lambda _: where)
+        problems += found
+    problems += [*misplaced, *_find_control(merged, where)]
+    refused_already = {problem.key for problem in problems}
+    merged |= {"name": name, "origin": chain[0].path, "ignored": ignored}
     try:
-        profile = Profile.model_validate({**merged, "name": name, "origin": chain[0].path})
+        profile = Profile.model_validate(merged)
     except ValidationError as error:
         refused = read_refusal(error, Profile, merged, where=lambda _: where)
-        problems += [each for each in refused if each.key not in told]
+        problems += [each for each in refused if each.key not in refused_already]
     raise_all(ProfileError, problems)
     return profile
 
 
-def _say(place: str, key: str) -> str:
-    return place
-
-
-def _leave_out(merged: dict[str, Any], keys: list[str]) -> dict[str, Any]:
-    kept = {key: value for key, value in merged.items() if key not in keys}
-    ignored = list(dict.fromkeys([*merged.get("ignored", ()), *keys]))
-    return {**kept, "ignored": ignored} if ignored else kept
-
-
-def _unknown_keys(each: ProfileTable, ours: Mapping[str, Any]) -> list[Problem]:
+def _read_table(each: ProfileTable) -> tuple[dict[str, Any], list[Problem]]:
+    """One table under our key names and without secrets, and what is wrong with it."""
+    table, problems = translate(each.table, each.where)
+    table, leaked = drop_secrets(table, where=lambda _: each.where)
     known = [*OWN, *OURS, *IGNORED]
-    strange = [key for key in each.table if OURS.get(key, key) in ours and key not in known]
-    return [
-        Problem(where=each.where, key=key, what="is not a known key", fix=suggest(key, known))
-        for key in strange
+    unknown = [key for key in each.table if key in table and key not in known]
+    what = "is not a known key"
+    problems += leaked
+    problems += [
+        Problem(where=each.where, key=key, what=what, fix=suggest(key, known)) for key in unknown
     ]
+    return table, problems
 
 
-def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     """Lists are replaced; ``env`` is merged; secrets and ignored keys add up."""
     merged = {**base, **top}
     if isinstance(base.get("env"), dict) and isinstance(top.get("env"), dict):
@@ -283,22 +264,3 @@ def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(base.get(key), list) and isinstance(top.get(key), list):
             merged[key] = list(dict.fromkeys([*base[key], *top[key]]))
     return merged
-
-
-def _resolve_variables(table: dict[str, Any], where: str) -> tuple[dict[str, Any], list[Problem]]:
-    """Replace ``${oc.env:NAME,default}``, as the dialect allows in any text."""
-    if "${" not in str(table):
-        return table, []
-    from nemotron_style.runtime.config.interpolation import resolve
-
-    return resolve(table, BaseModel, where=lambda _: where)
-
-
-__all__ = [
-    "Mount",
-    "Profile",
-    "find_project_root",
-    "is_base",
-    "load_profile",
-    "read_profiles",
-]

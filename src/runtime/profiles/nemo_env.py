@@ -31,38 +31,21 @@ OURS = {
     "startup_commands": "setup",
 }
 
-# Keys that mean something to NeMo-Run only: read, shown, and not acted upon.
-IGNORED = frozenset(
-    {
-        "build_gpus_per_node",
-        "build_include_gpus",
-        "build_partition",
-        "build_time",
-        "can_be_preempted",
-        "host",
-        "identity",
-        "launcher",
-        "nemo_run_dir",
-        "packager",
-        "packager_include_pattern",
-        "packager_relative_path",
-        "persistent_cache",
-        "pip_extras",
-        "ray_version",
-        "run_command",
-        "user",
-        "workspace",
-    }
+# Keys that only NeMo-Run reads: they are shown, and nothing here acts upon them.
+IGNORED = (
+    *("build_gpus_per_node", "build_include_gpus", "build_partition", "build_time"),
+    *("can_be_preempted", "host", "identity", "launcher", "nemo_run_dir", "packager"),
+    *("packager_include_pattern", "packager_relative_path", "persistent_cache", "pip_extras"),
+    *("ray_version", "run_command", "user", "workspace"),
 )
 
 READS_VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?(\w+)['\"]?\s*(?:,[^}]*)?\}")
 
 
 def translate(table: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[Problem]]:
-    """One profile's table under our key names.
+    """One profile's table under our key names, and what is wrong with it.
 
-    A key said twice, in two spellings, is a problem when the values differ. ``env`` entries that
-    only pass a secret on (``HF_TOKEN = "${oc.env:HF_TOKEN,''}"``) become ``secrets``.
+    A key said twice, in two spellings, is a problem when the values differ.
     """
     ours: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -79,28 +62,28 @@ def translate(table: Mapping[str, Any], where: str) -> tuple[dict[str, Any], lis
     if mount:
         ours["mounts"] = [*ours.get("mounts", ()), mount]
     if isinstance(ours.get("env"), dict):
-        problems += _lift_secrets(ours, where)
+        ours["env"] = dict(ours["env"])
+        problems += _move_secrets(ours, where)
     return ours, problems
 
 
-def _lift_secrets(ours: dict[str, Any], where: str) -> list[Problem]:
-    problems = []
-    kept = {}
-    listed = ours.get("secrets", [])
-    secrets = list(listed) if isinstance(listed, list) else []
-    for name, value in ours["env"].items():
-        if not looks_secret(name):
-            kept[name] = value
-            continue
+def _move_secrets(ours: dict[str, Any], where: str) -> list[Problem]:
+    """Move ``env`` entries that only pass a secret on (``${oc.env:NAME,''}``) to ``secrets``.
+
+    An entry with the value of a secret becomes a problem.
+    """
+    problems, names = [], []
+    for name in filter(looks_secret, [*ours["env"]]):
+        value = ours["env"].pop(name)
         passed_on = READS_VARIABLE.fullmatch(value) if isinstance(value, str) else None
         if passed_on and passed_on[1] == name and not [*find_secrets(value)]:
-            secrets.append(name)
+            names.append(name)
             continue
         fix = f"take it out, export {name} where the command is typed, and write "
-        fix += f"secrets = [{name!r}]".replace("'", '"')
+        fix += f'secrets = ["{name}"]'
         what = "looks like a secret, and values of secrets have no place in a profile"
         problems.append(Problem(where=where, key=f"env.{name}", what=what, fix=fix))
-    ours["env"] = kept
-    if secrets and isinstance(listed, list):
-        ours["secrets"] = list(dict.fromkeys(secrets))
+    listed = ours.get("secrets", [])
+    if names and isinstance(listed, list):  # what is no list, the schema refuses
+        ours["secrets"] = list(dict.fromkeys([*listed, *names]))
     return problems

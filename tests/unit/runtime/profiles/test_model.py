@@ -5,13 +5,9 @@ import json
 import pytest
 
 from nemotron_style.runtime.errors import ProfileError
-from nemotron_style.runtime.profiles.model import (
-    Profile,
-    find_project_root,
-    is_base,
-    load_profile,
-    read_profiles,
-)
+from nemotron_style.runtime.paths import find_project_root
+from nemotron_style.runtime.profiles.files import is_base, read_profiles
+from nemotron_style.runtime.profiles.model import Profile, load_profile
 from nemotron_style.runtime.secrets.names import looks_secret
 
 DIALECT = """
