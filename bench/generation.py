@@ -20,7 +20,11 @@ from twin import NEW_TOKENS, PROMPT_TOKENS, PROMPTS, ROUNDS, SAMPLES, hugging_fa
 
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.kv_decoder import Decoder
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling, adjust, draw
+from nemotron_style.steps.blocks.generation.sampling_params import (
+    SamplingParams,
+    adjust_logits,
+    sample_tokens,
+)
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
 
@@ -38,7 +42,7 @@ def bench(name: str, dtype: torch.dtype) -> None:
         return other.generate(input_ids=repeated, attention_mask=mask, **options, **more)
 
     def ours(temperature: float = 1.0) -> list[list[int]]:
-        sampling = Sampling(max_new_tokens=NEW_TOKENS, temperature=temperature)
+        sampling = SamplingParams(max_new_tokens=NEW_TOKENS, temperature=temperature)
         drawn = engine.generate(prompts.tolist(), sampling, samples_per_prompt=SAMPLES, seed=1)
         return [sample.tokens for group in drawn for sample in group]
 
@@ -62,7 +66,7 @@ def bench_parts(name: str, dtype: torch.dtype) -> None:
     decoder.read_weights(rows=PROMPTS * SAMPLES)
     rows, at = PROMPTS * SAMPLES, PROMPT_TOKENS + NEW_TOKENS // 2
     cache = decoder.cache(rows, PROMPT_TOKENS + NEW_TOKENS)
-    sampling = Sampling(max_new_tokens=NEW_TOKENS)
+    sampling = SamplingParams(max_new_tokens=NEW_TOKENS)
     tokens, numbers = list(range(rows)), torch.rand(rows, dtype=torch.float64)
     logits = decoder.advance(tokens, [at] * rows, cache)
     prompts = torch.randint(3, config.vocab_size, (PROMPTS, PROMPT_TOKENS))
@@ -77,7 +81,9 @@ def bench_parts(name: str, dtype: torch.dtype) -> None:
         decoder.head(narrow)
 
     def sample() -> None:
-        draw(adjust(logits, sampling, seen_BV=None, short_B=None), sampling, numbers)
+        sample_tokens(
+            adjust_logits(logits, sampling, seen_BV=None, short_B=None), sampling, numbers
+        )
 
     ragged = [at - row % 7 for row in range(rows)]
     variants = {

@@ -45,7 +45,7 @@ from nemotron_style.steps.blocks.data.tokenizer import (
     write_settings,
 )
 from nemotron_style.steps.blocks.generation.engine import Engine
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.judge.aggregation import Answer
 from nemotron_style.steps.blocks.loss.kl import estimate_kl
 from nemotron_style.steps.blocks.loss.loss_metrics import merge_metrics
@@ -116,7 +116,7 @@ class Ours:
             self.model, policy.optim, gradient_clip=policy.max_grad_norm
         )
         chat = open_chat(tokenizer)
-        sampling = Sampling(max_new_tokens=NEW_TOKENS, stop_ids=[stop_id(tokenizer, chat)])
+        sampling = SamplingParams(max_new_tokens=NEW_TOKENS, stop_ids=[stop_id(tokenizer, chat)])
         self.rank_zero, self.steps = RankZero(), 0
         engine = Engine(self.model, sizes_of_model)
         self.roller = Roller(engine, self.rank_zero, tokenizer, chat, sampling)

@@ -33,7 +33,13 @@ from torch import Tensor, nn
 from nemotron_style.steps.blocks.checkpoint.hf_config import build_settings
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model, transformer_config
-from nemotron_style.steps.blocks.model.prefix_packing import Group, Packed, Row, pack, pack_rows
+from nemotron_style.steps.blocks.model.prefix_packing import (
+    Group,
+    PackedBatch,
+    Row,
+    pack,
+    pack_rows,
+)
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients
@@ -62,7 +68,7 @@ def bench_step(batch: int, length: int) -> None:
     model = build_model(CONFIG)
     optimizer = build_optimizer(model, OptimConfig(lr=1e-4))
 
-    def mean_nll(logprobs: Tensor, batch: Packed) -> tuple[Tensor, Tensor]:
+    def mean_nll(logprobs: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         loss = -logprobs.sum() / batch.label_tokens
         return loss, loss.detach()
 

@@ -25,7 +25,7 @@ from nemotron_style.steps.blocks.generation.backend import (
     open_engine,
 )
 from nemotron_style.steps.blocks.generation.logprob_gap import measure_sample_gap
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.generation.vllm_engine import VllmEngine
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
@@ -47,7 +47,7 @@ def bench_sampling() -> None:
         name: open_engine(name, model, config, max_rows=PROMPTS * SAMPLES) for name in ENGINES
     }
     prompts = torch.randint(3, config.vocab_size, (PROMPTS, PROMPT_TOKENS)).tolist()
-    sampling = Sampling(max_new_tokens=NEW_TOKENS)
+    sampling = SamplingParams(max_new_tokens=NEW_TOKENS)
 
     def draw(engine: GenerationEngine) -> object:
         return engine.generate(prompts, sampling, samples_per_prompt=SAMPLES, seed=1)
@@ -71,7 +71,7 @@ def start(name: EngineName) -> None:
     parallel.initialize(seed=0)
     config = sizes("1M")
     engine = open_engine(name, build_model(config, ddp=False), config, max_rows=32)
-    engine.generate([[3, 4, 5]], Sampling(max_new_tokens=1), seed=1)
+    engine.generate([[3, 4, 5]], SamplingParams(max_new_tokens=1), seed=1)
     print(cpu_seconds(), time.time(), flush=True)
     if isinstance(engine, VllmEngine):
         engine.close()

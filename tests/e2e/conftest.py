@@ -14,7 +14,8 @@ import torch
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model
-from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens, Conversation, Turn
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.conversation import Conversation, Turn
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, train_tokenizer
 from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.model.language_model import build_model

@@ -26,9 +26,10 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     save_model,
     weights_digest,
 )
+from nemotron_style.steps.blocks.data.conversation import parse_messages
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, describe, open_chat, stop_id
 from nemotron_style.steps.blocks.generation.engine import Engine
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.convert.hf_to_megatron import config as import_config
@@ -124,7 +125,7 @@ def test_the_same_64_tokens_are_generated(start: Path, theirs: tuple[Any, Any]) 
             asked, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
         ids = given["input_ids"]
-        greedy = Sampling(max_new_tokens=64, temperature=0.0)
+        greedy = SamplingParams(max_new_tokens=64, temperature=0.0)
         [[ours]] = engine.generate([ids[0].tolist()], greedy, seed=0)
         other.generation_config.eos_token_id = None
         found = other.generate(**given, do_sample=False, max_new_tokens=64)
@@ -138,7 +139,7 @@ def test_an_answer_ends_where_it_ends_here(start: Path, theirs: tuple[Any, Any])
     chat = open_chat(tokenizer)
     stop = stop_id(tokenizer, chat)
     assert words.eos_token_id == other.generation_config.eos_token_id == stop
-    prompt = tokenizer.encode(chat.plain_prompt(MESSAGES[1:2]), control=True)
+    prompt = tokenizer.encode(chat.prompt(parse_messages(MESSAGES[1:2])), control=True)
     found = other.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=64)[0]
     assert found[-1] == stop
     assert len(found) < len(prompt) + 64
@@ -151,7 +152,7 @@ def test_the_template_renders_what_the_steps_write(
     words = theirs[1]
     tokenizer = Tokenizer(start / TOKENIZER)
     chat = open_chat(tokenizer)
-    text = chat.labelled_prompt(MESSAGES, label) if label else chat.plain_prompt(MESSAGES)
+    text = chat.prompt(parse_messages(MESSAGES), label=label)
     more = {"label": label} if label else {}
     options = {"add_generation_prompt": True, **more}
     assert words.apply_chat_template(MESSAGES, tokenize=False, **options) == text

@@ -19,7 +19,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER, l
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
 from nemotron_style.steps.blocks.generation.engine import Engine
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.serving.completion import CompletionTask
 from nemotron_style.steps.blocks.serving.local_chat_model import load_chat_model
@@ -85,7 +85,7 @@ def test_it_says_the_same_64_tokens(smollm2: Path, brought: Any) -> None:
     found = theirs.generate(**given, do_sample=False, max_new_tokens=64)
     prompt = given["input_ids"][0].tolist()
     model, sizes = load_model(brought.path, ddp=False)
-    greedy = Sampling(max_new_tokens=64, temperature=0.0)
+    greedy = SamplingParams(max_new_tokens=64, temperature=0.0)
     [[ours]] = Engine(model, sizes).generate([prompt], greedy, seed=0)
     text = Tokenizer(brought.path / TOKENIZER).decode(ours.tokens)
     assert len(ours.tokens) == 64

@@ -34,11 +34,17 @@ from nemotron_style.steps.blocks.checkpoint.logit_parity import model_logits, sa
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
 from nemotron_style.steps.blocks.checkpoint.reference_llama import llama_logits
 from nemotron_style.steps.blocks.generation.engine import Engine
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model import parallel
-from nemotron_style.steps.blocks.model.device import prepare
+from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.language_model import build_model, unwrap
-from nemotron_style.steps.blocks.model.prefix_packing import Group, Packed, Row, pack, pack_rows
+from nemotron_style.steps.blocks.model.prefix_packing import (
+    Group,
+    PackedBatch,
+    Row,
+    pack,
+    pack_rows,
+)
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
@@ -110,7 +116,7 @@ def random_ids(config: ModelConfig, length: int, *, seed: int) -> list[int]:
     return torch.randint(3, config.vocab_size, (length,), generator=draw).tolist()
 
 
-def mean_nll(logprobs: Tensor, batch: Packed) -> tuple[Tensor, Tensor]:
+def mean_nll(logprobs: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     loss = -logprobs.sum() / batch.label_tokens
     return loss, loss.detach()
 
@@ -238,7 +244,7 @@ def sampling(scale: Scale) -> dict[str, Any]:
     prompts = [random_ids(scale.config, 128, seed=i) for i in range(scale.prompts)]
     if scale.config is TINY:
         prompts = [prompt[:16] for prompt in prompts]
-    settings = Sampling(max_new_tokens=scale.new_tokens)
+    settings = SamplingParams(max_new_tokens=scale.new_tokens)
 
     def draw(seed: int = 1) -> list[list[int]]:
         drawn = engine.generate(prompts, settings, samples_per_prompt=1, seed=seed)
@@ -360,7 +366,7 @@ def main() -> int:
     scale = SMALL if words.device == "cpu" else LARGE
     card = torch.cuda.get_device_name() if words.device == "cuda" else "CPU"
     result: dict[str, Any] = {"device": card, "torch": torch.__version__, "dtype": str(scale.dtype)}
-    print(f"{card}, torch {torch.__version__}, {prepare()}", flush=True)
+    print(f"{card}, torch {torch.__version__}, {prepare_device()}", flush=True)
     failed = 0
     for name in words.sections or SECTIONS:
         begin = time.perf_counter()

@@ -27,10 +27,11 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import write_tensors
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.chat_template import ChatTemplate
+from nemotron_style.steps.blocks.data.conversation import parse_messages
 from nemotron_style.steps.blocks.data.tokenizer import TEMPLATE_FILE, open_chat, train_tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import export_tokenizer
 from nemotron_style.steps.blocks.generation.engine import Engine
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.serving.chat_service import ChatService
@@ -100,7 +101,7 @@ def with_template(model: LocalChatModel, source: str) -> ChatTemplate:
 
 
 def test_a_prompt_is_what_the_model_was_trained_on(model: LocalChatModel) -> None:
-    text = open_chat(model.tokenizer).plain_prompt(ASK)
+    text = open_chat(model.tokenizer).prompt(parse_messages(ASK))
     assert model.encode(ASK) == model.tokenizer.encode(text, control=True)
 
 
@@ -171,7 +172,7 @@ def test_an_answer_is_what_the_engine_says_without_what_ends_it(model: LocalChat
     asked = task(model, 3, n=8, pieces=True, max_tokens=120)
     [choices] = model.draw([asked])
     engine = Engine(model.model, model.config)
-    sampling = Sampling(max_new_tokens=120, stop_ids=model.stop_ids)
+    sampling = SamplingParams(max_new_tokens=120, stop_ids=model.stop_ids)
     [samples] = engine.generate([asked.prompt], sampling, samples_per_prompt=8, seed=[3])
     assert {choice.finish for choice in choices} == {"stop", "length"}
     for choice, sample in zip(choices, samples, strict=True):

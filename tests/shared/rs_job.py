@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from gradient import full_gradient
 from nemotron_style.steps.blocks.generation.engine import Engine
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import (
     LanguageModel,
@@ -113,7 +113,7 @@ def roll(model, judge):
         for n in range(6)
     ]
     roller = Roller(
-        Engine(model, SIZES), judge, tokenizer, chat, Sampling(max_new_tokens=9, stop_ids=[4])
+        Engine(model, SIZES), judge, tokenizer, chat, SamplingParams(max_new_tokens=9, stop_ids=[4])
     )
     asked = name_groups(prompts, [0, 1, 2, 3, 4, 5, 2], "rollout", 1)
     rollouts, _ = roller.roll(asked, samples=2, size=2)

@@ -14,13 +14,14 @@ from nemotron_style.runtime.step.context import StepContext, Stop
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model, weights_digest
-from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens, Conversation, Turn
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.conversation import Conversation, Turn
 from nemotron_style.steps.blocks.data.jsonl import write_rows
 from nemotron_style.steps.blocks.data.steerlm2_row import LOG_P_A, LOG_P_Y, LOG_Q
 from nemotron_style.steps.blocks.data.tokenizer import train_tokenizer
 from nemotron_style.steps.blocks.generation.chat_sampler import (
     Request,
-    load_speaker,
+    load_chat_sampler,
     without_label,
 )
 from nemotron_style.steps.blocks.model.language_model import build_model
@@ -117,14 +118,14 @@ def make_world(root: Path) -> World:
 
 def scored_rows(model: Path, count: int) -> list[dict[str, Any]]:
     """Rows of random answers with what ``model`` says of them; long answers fit the label best."""
-    speaker, draw = load_speaker(model), random.Random(2)
+    sampler, rng = load_chat_sampler(model), random.Random(2)
     asked = [
-        Request(Conversation("", (Turn("User", f"describe {draw.choice(WORDS)}"),)), "v:1", 0)
+        Request(Conversation("", (Turn("User", f"describe {rng.choice(WORDS)}"),)), "v:1", 0)
         for _ in range(count)
     ]
-    said = [[_sentence(draw) for _ in range(4)] for _ in asked]
-    log_q = speaker.weigh(asked, said)
-    log_p_y = speaker.weigh(without_label(asked), said)
+    said = [[_sentence(rng) for _ in range(4)] for _ in asked]
+    log_q = sampler.score_responses(asked, said)
+    log_p_y = sampler.score_responses(without_label(asked), said)
     return [
         {
             "system": "",
@@ -145,5 +146,5 @@ def scored_rows(model: Path, count: int) -> list[dict[str, Any]]:
     ]
 
 
-def _sentence(draw: random.Random) -> str:
-    return " ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 4)))
+def _sentence(rng: random.Random) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 4)))

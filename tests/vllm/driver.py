@@ -27,7 +27,7 @@ from nemotron_style.steps.blocks.data.tokenizer import train_tokenizer
 from nemotron_style.steps.blocks.generation.backend import GenerationEngine, open_engine
 from nemotron_style.steps.blocks.generation.engine import Sample
 from nemotron_style.steps.blocks.generation.logprob_gap import measure_gap, measure_sample_gap
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling, adjust
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams, adjust_logits
 from nemotron_style.steps.blocks.generation.vllm_engine import VllmEngine
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import initialize
@@ -45,7 +45,7 @@ CONFIG = ModelConfig(
 )
 TOKENS = ChatPromptTokens()
 PROMPTS = [[3, 4, 5], [6, 7, 8, 9, 10, 11, 12], list(range(20, 57)), list(range(5, 95))]
-GREEDY = Sampling(max_new_tokens=64, temperature=0.0)
+GREEDY = SamplingParams(max_new_tokens=64, temperature=0.0)
 STOPS = list(range(12))
 
 
@@ -60,7 +60,7 @@ def plain(drawn: Sequence[Sequence[Sample]]) -> list[list[dict[str, Any]]]:
 
 
 def gap_of_filtered(
-    model: nn.Module, drawn: Sequence[Sequence[Sample]], sampling: Sampling
+    model: nn.Module, drawn: Sequence[Sequence[Sample]], sampling: SamplingParams
 ) -> dict[str, Any]:
     """Log-probs of an engine against ``sampling.adjust`` on the logits of a plain forward."""
     engine, trainer = [], []
@@ -72,7 +72,7 @@ def gap_of_filtered(
                 seen_BV = torch.zeros(1, CONFIG.vocab_size, dtype=torch.bool)
                 seen_BV[0, whole[: len(prompt) + at]] = True
                 short_B = torch.tensor([at < sampling.min_new_tokens])
-                adjusted = adjust(
+                adjusted = adjust_logits(
                     logits_TV[at : at + 1], sampling, seen_BV=seen_BV, short_B=short_B
                 )
                 trainer.append(adjusted.log_softmax(-1)[0, token])
@@ -81,7 +81,7 @@ def gap_of_filtered(
 
 
 def sampled(model: nn.Module, engine: GenerationEngine, temperature: float) -> dict[str, Any]:
-    sampling = Sampling(max_new_tokens=48, temperature=temperature, stop_ids=STOPS)
+    sampling = SamplingParams(max_new_tokens=48, temperature=temperature, stop_ids=STOPS)
     drawn = engine.generate(PROMPTS, sampling, samples_per_prompt=8, seed=5)
     gap = measure_sample_gap(model, PROMPTS, drawn, temperature=temperature)
     return {"gap": vars(gap), "drawn": plain(drawn)}
@@ -106,11 +106,11 @@ def main(folder: Path) -> None:
         told[name]["greedy"] = plain(engine.generate(PROMPTS, GREEDY, seed=1))
         told[name] |= {str(warmth): sampled(model, engine, warmth) for warmth in (1.0, 0.7)}
 
-    one = Sampling(max_new_tokens=40)
+    one = SamplingParams(max_new_tokens=40)
     told["together"] = plain(vllm.generate(PROMPTS, one, samples_per_prompt=4, seed=[1, 2, 3, 4]))
     told["alone"] = plain(vllm.generate([PROMPTS[2]], one, samples_per_prompt=2, seed=[3]))
     filters = {"temperature": 0.8, "top_k": 24, "top_p": 0.9, "repetition_penalty": 1.3}
-    filtered = Sampling(max_new_tokens=24, min_new_tokens=4, stop_ids=STOPS * 4, **filters)
+    filtered = SamplingParams(max_new_tokens=24, min_new_tokens=4, stop_ids=STOPS * 4, **filters)
     drawn = vllm.generate(PROMPTS, filtered, samples_per_prompt=4, seed=6)
     told["filtered"] = {"gap": gap_of_filtered(model, drawn, filtered), "drawn": plain(drawn)}
 

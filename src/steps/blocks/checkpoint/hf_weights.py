@@ -127,7 +127,7 @@ def check_shapes(found: Mapping[str, Sequence[int]], config: ModelConfig, *, whe
     raise_all(InputError, missing + reshaped + unknown)
 
 
-def settle_tensors(folder: TensorFolder, config: ModelConfig) -> None:
+def check_tensors(folder: TensorFolder, config: ModelConfig) -> None:
     """Leave out what says nothing new, and see that the rest is a model of these sizes.
 
     That is a head which repeats tied embeddings, and the rotary tables of old checkpoints.

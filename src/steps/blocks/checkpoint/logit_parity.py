@@ -18,13 +18,13 @@ from nemotron_style.runtime.errors import Problem, StepFailed
 from nemotron_style.steps.blocks.checkpoint.hf_config import read_settings
 from nemotron_style.steps.blocks.checkpoint.reference_llama import llama_logits
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
-from nemotron_style.steps.blocks.model.device import prepare
+from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.language_model import unwrap
 from nemotron_style.steps.blocks.model.prefix_packing import Row, pack_rows
 
 
 @dataclass(frozen=True)
-class Agreement:
+class LogitParity:
     """How far the logits of two sides are apart, at most; ``largest`` is the largest logit."""
 
     by: str
@@ -77,9 +77,9 @@ def model_logits(model: nn.Module, tokens_BS: Tensor) -> Tensor:
     return inner.head(inner.hidden(packed)).transpose(0, 1).float().cpu()
 
 
-def compare(
+def compare_logits(
     ours: Tensor, path: Path, tokens_BS: Tensor, *, dtype: torch.dtype | None = None
-) -> Agreement:
+) -> LogitParity:
     """``ours`` against the logits of the Hugging Face files in ``path``, computed in float32.
 
     Where one side has more rows of vocabulary than the other, those that both have count. With
@@ -89,14 +89,14 @@ def compare(
     shared = min(ours.shape[-1], theirs.shape[-1])
     difference = (ours[..., :shared] - theirs[..., :shared]).abs().max()
     rows, tokens = tokens_BS.shape
-    return Agreement(by, rows, tokens, float(difference), float(theirs.abs().max()))
+    return LogitParity(by, rows, tokens, float(difference), float(theirs.abs().max()))
 
 
 def hugging_face_logits(
     path: Path, tokens_BS: Tensor, *, dtype: torch.dtype | None = None
 ) -> tuple[str, Tensor]:
     """Who computed the logits of the files in ``path``, and the logits, in float32 on the CPU."""
-    tokens = tokens_BS.to(prepare())
+    tokens = tokens_BS.to(prepare_device())
     if importlib.util.find_spec("transformers") is None:
         folder = TensorFolder(path)
 

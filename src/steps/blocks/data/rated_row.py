@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nemotron_style.runtime.errors import InputError
-from nemotron_style.steps.blocks.data.chat_format import Conversation, parse_conversation
+from nemotron_style.steps.blocks.data.conversation import Conversation, parse_conversation
 from nemotron_style.steps.blocks.data.jsonl import brief, refuse
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat, Turn
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.conversation import Conversation, Turn
 from nemotron_style.steps.blocks.data.jsonl import brief, read_rows
 
 LOG_P_A = "log(P(a|x,y))"
@@ -118,11 +119,10 @@ def parse_row(row: Mapping[str, Any], *, chat: ChatFormat) -> ScoredGroup:
     problems = _row_problems(row)
     raise_all(InputError, problems)
     responses = row["responses"]
-    turns = [Turn(turn["from"], turn["value"]) for turn in row["prompt_turns"]]
+    turns = tuple(Turn(turn["from"], turn["value"]) for turn in row["prompt_turns"])
+    question = Conversation(row["system"], turns)
     return ScoredGroup(
-        prompt=chat.prompt(
-            turns, system=row["system"], label=row["label"], speaker=responses[0]["from"]
-        ),
+        prompt=chat.prompt(question, label=row["label"], speaker=responses[0]["from"]),
         responses=tuple(chat.response(response["value"]) for response in responses),
         log_p_a=tuple(float(response[LOG_P_A]) for response in responses),
         log_p_y=tuple(float(response[LOG_P_Y]) for response in responses),

@@ -55,11 +55,6 @@ class Tokenizer:
         backend = self._reading if control else self._plain
         return list(backend.encode(text, add_special_tokens=False).ids)
 
-    def encode_many(self, texts: list[str], *, control: bool = False) -> list[list[int]]:
-        """:meth:`encode` of many texts, on all threads the process may use."""
-        backend = self._reading if control else self._plain
-        return [list(found.ids) for found in backend.encode_batch_fast(texts, False, False)]
-
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``, control tokens included: the inverse of :meth:`encode`."""
         return str(self._reading.decode(list(ids), skip_special_tokens=False))

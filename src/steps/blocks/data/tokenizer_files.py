@@ -31,7 +31,7 @@ _ROLES = ("bos_token", "eos_token", "pad_token")
 _CANARY = "Name a river.\n\tThe Rhine. 1234 é ☂ 日本"
 
 
-def carry_tokenizer(source: Path, target: Path) -> None:
+def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the files of a tokenizer from folder to folder, those that are there."""
     target.mkdir(parents=True, exist_ok=True)
     for name in FILES:
@@ -42,7 +42,7 @@ def carry_tokenizer(source: Path, target: Path) -> None:
 def export_tokenizer(source: Path, target: Path) -> dict[str, int | None]:
     """Write a tokenizer as Hugging Face reads it; its token ids, as ``config.json`` has them."""
     tokenizer = Tokenizer(source)
-    carry_tokenizer(source, target)
+    copy_tokenizer(source, target)
     special = special_tokens(tokenizer)
     if not (target / SPECIAL_FILE).is_file():
         _write_json(target / SPECIAL_FILE, special)
@@ -65,7 +65,7 @@ def import_tokenizer(source: Path, target: Path, *, tokens: ChatPromptTokens | N
         raise InputError(Problem(where=str(source), key="tokenizer.json", what=what, fix=fix))
     if tokens:
         open_chat(Tokenizer(source), tokens)
-    carry_tokenizer(source, target)
+    copy_tokenizer(source, target)
     if tokens:
         write_settings(target, tokens)
     return Tokenizer(target)

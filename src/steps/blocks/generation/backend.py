@@ -11,7 +11,7 @@ from torch import nn
 
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.generation.engine import Engine, Sample
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.generation.vllm_engine import VllmEngine
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
@@ -27,7 +27,7 @@ class GenerationEngine(Protocol):
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         samples_per_prompt: int = 1,
         seed: int | Sequence[int],

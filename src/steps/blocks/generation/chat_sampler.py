@@ -1,8 +1,8 @@
-"""A model with its words: it answers prompts, weighs answers, and names their attributes.
+"""A model with its tokenizer: it samples responses, scores them, and predicts their labels.
 
 This is the seam between text and tokens for everything that samples. Prompt and response are
-tokenised apart, as in training, and what is weighed is always the *text* of a response, tokenised
-anew: that is what a trainer will see, whatever tokens the sampler happened to say it with.
+tokenised apart, as in training, and what is scored is always the *text* of a response, tokenised
+anew: a trainer will see those tokens, whatever tokens the sampler happened to write it with.
 """
 
 from __future__ import annotations
@@ -18,26 +18,23 @@ from torch import nn
 
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER, load_model
-from nemotron_style.steps.blocks.data.chat_format import (
-    ChatFormat,
-    ChatPromptTokens,
-    Conversation,
-)
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
+from nemotron_style.steps.blocks.data.conversation import Conversation
 from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, stop_id
 from nemotron_style.steps.blocks.generation.engine import Engine, Sample
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model.prefix_packing import Group
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.training.sequence_logprob import score_groups
 
 LABEL_TOKENS = 64
-"""The longest label that is read from an attribute model; a longer one counts as it stands."""
+"""The most tokens of a predicted label; a longer one counts as it stands."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, the label that its answers are asked to have, and the name of their randomness."""
+    """A prompt, the label that its responses should have, and the seed of their randomness."""
 
     conversation: Conversation
     label: str | None
@@ -45,11 +42,11 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What was said: a finished response without control tokens in it.
+class Response:
+    """A finished response without control tokens in it.
 
-    ``retokenised`` tells that the tokenizer writes this text with other tokens than were sampled;
-    ``attempts`` how many draws it took.
+    ``retokenised`` says that the tokenizer writes this text with other tokens than were sampled;
+    ``attempts`` is how many samples it took.
     """
 
     text: str
@@ -57,20 +54,11 @@ class Answer:
     attempts: int
 
 
-@dataclass(frozen=True)
-class Draw:
-    """How answers are drawn."""
-
-    max_new_tokens: int
-    temperature: float = 1.0
-    max_attempts: int = 1
-
-
 @dataclass
-class Speaker:
+class ChatSampler:
     """A model that is held for sampling and scoring, its tokenizer and its chat format.
 
-    ``max_rows`` bounds what is decoded side by side, ``micro_batch_tokens`` what is weighed in
+    ``max_rows`` bounds the rows decoded side by side, ``micro_batch_tokens`` the tokens scored in
     one pass.
     """
 
@@ -85,27 +73,46 @@ class Speaker:
     def engine(self) -> Engine:
         return Engine(self.model, self.config, max_rows=self.max_rows)
 
-    def answer(
-        self, requests: Sequence[Request], *, samples: int, draw: Draw
-    ) -> list[list[Answer | None]]:
-        """``samples`` answers to each request; None where no attempt gave a usable one.
+    def sample(
+        self,
+        requests: Sequence[Request],
+        *,
+        samples: int,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        max_attempts: int = 1,
+    ) -> list[list[Response | None]]:
+        """``samples`` responses to each request; None where no attempt gave a usable one.
 
-        An answer is usable when the model stopped by itself, said something, and used no control
-        token but those that end it. Others are drawn again, never cut or mended: that samples
-        from the model *given* that it finishes, which changes every log-prob of a group alike.
+        A response is usable when the model stopped by itself, the text is not empty, and it holds
+        no control token but those that end it. Others are sampled again, never cut or mended: that
+        samples from the model *given* that it finishes, which changes every log-prob of a group
+        by the same amount.
         """
-        answers: list[list[Answer | None]] = [[None] * samples for _ in requests]
-        for attempt in range(1, draw.max_attempts + 1):
-            open_places = [i for i, group in enumerate(answers) if None in group]
-            drawn = self._sample([requests[i] for i in open_places], attempt, samples, draw)
-            for place, fresh in zip(open_places, drawn, strict=True):
-                found = iter([self._read(sample, attempt) for sample in fresh])
-                answers[place] = [
-                    answer if answer is not None else next(found) for answer in answers[place]
-                ]
-        return answers
+        params = SamplingParams(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            stop_ids=[stop_id(self.tokenizer, self.chat)],
+        )
+        responses: list[list[Response | None]] = [[None] * samples for _ in requests]
+        for attempt in range(1, max_attempts + 1):
+            incomplete = [i for i, group in enumerate(responses) if None in group]
+            if not incomplete:
+                break
+            # The whole group is sampled again, as one seed names all of its samples; those that
+            # are not needed are dropped.
+            groups = self.engine.generate(
+                [self._prompt_ids(requests[i]) for i in incomplete],
+                params,
+                samples_per_prompt=samples,
+                seed=[seed_of(requests[i].seed, attempt) for i in incomplete],
+            )
+            for i, group in zip(incomplete, groups, strict=True):
+                fresh = iter([self._read(sample, attempt) for sample in group])
+                responses[i] = [kept if kept is not None else next(fresh) for kept in responses[i]]
+        return responses
 
-    def weigh(
+    def score_responses(
         self, requests: Sequence[Request], texts: Sequence[Sequence[str]]
     ) -> list[list[float]]:
         """``log p(response | prompt, label)`` of the responses ``texts[i]`` to request i.
@@ -113,86 +120,70 @@ class Speaker:
         The sum is over the tokens of ``{text}{end_of_turn}{turn_start}``.
         """
         groups = [
-            Group(self._prompt(request), [self._encode(self.chat.response(text)) for text in said])
-            for request, said in zip(requests, texts, strict=True)
+            Group(
+                self._prompt_ids(request),
+                [self._encode(self.chat.response(text)) for text in group],
+            )
+            for request, group in zip(requests, texts, strict=True)
         ]
         self._refuse_long(groups)
         return score_groups(self.model, groups, micro_batch_tokens=self.micro_batch_tokens)
 
-    def weigh_labels(
+    def score_labels(
         self, requests: Sequence[Request], texts: Sequence[Sequence[str]]
     ) -> list[list[float]]:
         """``log p(label | prompt, response)`` of each request's label, for each response to it.
 
         The sum is over the tokens of ``{label}{end_of_turn}`` after ``{label_start}``.
         """
-        groups, last = [], []
-        for request, said in zip(requests, texts, strict=True):
+        groups, label_lengths = [], []
+        for request, responses in zip(requests, texts, strict=True):
             label = self._encode(self.chat.label_text(request.label or ""))
-            given = [self._asking(request.conversation, text) for text in said]
-            # What the texts begin with alike is computed once; the label alone is counted.
-            shared = _shared_length(given)
-            tails = [ids[shared:] + label for ids in given]
-            groups.append(Group(given[0][:shared], tails))
-            last.append(len(label))
+            asked = [self._attribute_ids(request.conversation, text) for text in responses]
+            # The tokens that all prompts begin with are computed once, as the group's prompt. The
+            # rest of each prompt is part of its "response", of which only the label is summed.
+            shared = _shared_length(asked)
+            groups.append(Group(asked[0][:shared], [ids[shared:] + label for ids in asked]))
+            label_lengths.append(len(label))
         self._refuse_long(groups)
         return score_groups(
-            self.model, groups, micro_batch_tokens=self.micro_batch_tokens, last=last
+            self.model, groups, micro_batch_tokens=self.micro_batch_tokens, last=label_lengths
         )
 
-    def name_label(self, pairs: Sequence[tuple[Conversation, str]]) -> list[str]:
-        """The likeliest label of each answered conversation, token by token."""
-        asking = [self._asking(conversation, text) for conversation, text in pairs]
-        longest = max((len(ids) for ids in asking), default=0)
-        drawn = self.engine.generate(
-            asking,
-            Sampling(
-                max_new_tokens=max(1, min(LABEL_TOKENS, self.config.max_sequence_length - longest)),
-                temperature=0.0,
-                stop_ids=[self._encode(self.chat.tokens.end_of_turn)[-1]],
-            ),
-            seed=0,
+    def predict_labels(self, pairs: Sequence[tuple[Conversation, str]]) -> list[str]:
+        """The likeliest label of each conversation with its response, token by token."""
+        prompts = [self._attribute_ids(conversation, text) for conversation, text in pairs]
+        longest = max((len(ids) for ids in prompts), default=0)
+        params = SamplingParams(
+            max_new_tokens=max(1, min(LABEL_TOKENS, self.config.max_sequence_length - longest)),
+            temperature=0.0,
+            stop_ids=[self._encode(self.chat.tokens.end_of_turn)[-1]],
         )
-        texts = [self.tokenizer.decode(samples[0].tokens) for samples in drawn]
-        return [text.removesuffix(self.chat.tokens.end_of_turn) for text in texts]
+        groups = self.engine.generate(prompts, params, seed=0)
+        labels = [self.tokenizer.decode(group[0].tokens) for group in groups]
+        return [label.removesuffix(self.chat.tokens.end_of_turn) for label in labels]
 
-    def _sample(
-        self, requests: Sequence[Request], attempt: int, samples: int, draw: Draw
-    ) -> list[list[Sample]]:
-        return self.engine.generate(
-            [self._prompt(request) for request in requests],
-            Sampling(
-                max_new_tokens=draw.max_new_tokens,
-                temperature=draw.temperature,
-                stop_ids=[stop_id(self.tokenizer, self.chat)],
-            ),
-            samples_per_prompt=samples,
-            seed=[seed_of(request.seed, attempt) for request in requests],
-        )
-
-    def _read(self, sample: Sample, attempt: int) -> Answer | None:
-        """The answer that a sample holds, or None when it is not usable."""
-        known = self.tokenizer.vocab_size  # rows of the embedding beyond it only pad it
-        if not sample.finished or max(sample.tokens) >= known:
+    def _read(self, sample: Sample, attempt: int) -> Response | None:
+        """The response that a sample holds, or None when it is not usable."""
+        # Rows of the embedding beyond the tokenizer's ids only pad it: such an id has no text.
+        if not sample.finished or max(sample.tokens) >= self.tokenizer.vocab_size:
             return None
-        said = self.tokenizer.decode(sample.tokens)
-        text = self.chat.read_response(said)
+        generated = self.tokenizer.decode(sample.tokens)
+        text = self.chat.read_response(generated)
         try:
             whole = self.chat.response(text)
         except InputError:  # a control token in the middle
             return None
-        if whole != said or not text:
+        if whole != generated or not text:
             return None
-        return Answer(text, self._encode(whole) != sample.tokens, attempt)
+        return Response(text, self._encode(whole) != sample.tokens, attempt)
 
-    def _prompt(self, request: Request) -> list[int]:
-        asked = request.conversation
-        return self._encode(self.chat.prompt(asked.turns, system=asked.system, label=request.label))
+    def _prompt_ids(self, request: Request) -> list[int]:
+        return self._encode(self.chat.prompt(request.conversation, label=request.label))
 
-    def _asking(self, conversation: Conversation, text: str) -> list[int]:
-        """The prompt of P(a|x,y): the answered conversation, asking for its label."""
-        plain = self.chat.prompt(conversation.turns, system=conversation.system)
-        return self._encode(self.chat.score(plain, text))
+    def _attribute_ids(self, conversation: Conversation, response: str) -> list[int]:
+        """The prompt of P(a|x,y)."""
+        return self._encode(self.chat.attribute_prompt(conversation, response))
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, control=True)
@@ -209,9 +200,9 @@ class Speaker:
             )
 
 
-def _shared_length(texts: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all ``texts`` have in common."""
-    columns = zip(*texts, strict=False)
+def _shared_length(rows: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all ``rows`` have in common."""
+    columns = zip(*rows, strict=False)
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
@@ -220,13 +211,13 @@ def without_label(requests: Sequence[Request]) -> list[Request]:
     return [replace(request, label=None) for request in requests]
 
 
-def load_speaker(
+def load_chat_sampler(
     path: Path, *, tokens: ChatPromptTokens | None = None, half: bool = False
-) -> Speaker:
-    """The model of a checkpoint directory, ready to speak; ``half`` runs it in bfloat16.
+) -> ChatSampler:
+    """The model of a checkpoint directory, ready to sample; ``half`` runs it in bfloat16.
 
     Raises InputError when the checkpoint was made for other chat ``tokens`` than are given.
     """
     model, config = load_model(path, dtype=torch.bfloat16 if half else torch.float32, ddp=False)
     tokenizer = Tokenizer(path / TOKENIZER)
-    return Speaker(model.eval(), config, tokenizer, open_chat(tokenizer, tokens))
+    return ChatSampler(model.eval(), config, tokenizer, open_chat(tokenizer, tokens))

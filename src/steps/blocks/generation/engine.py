@@ -24,7 +24,11 @@ from torch import Tensor, nn
 from nemotron_style.runtime.errors import InputError, Problem, StepFailed, raise_all
 from nemotron_style.steps.blocks.generation.kv_decoder import Decoder, Prefix
 from nemotron_style.steps.blocks.generation.random_stream import sample_keys, uniforms
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling, adjust, draw
+from nemotron_style.steps.blocks.generation.sampling_params import (
+    SamplingParams,
+    adjust_logits,
+    sample_tokens,
+)
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 PREFILL_TOKENS = 16384
@@ -101,7 +105,7 @@ class Engine:
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         samples_per_prompt: int = 1,
         seed: int | Sequence[int],
@@ -129,7 +133,7 @@ class Engine:
         """Nothing to give back."""
 
 
-def refuse_unfit(prompts: Sequence[Sequence[int]], sampling: Sampling, *, room: int) -> None:
+def refuse_unfit(prompts: Sequence[Sequence[int]], sampling: SamplingParams, *, room: int) -> None:
     """Raise InputError naming every prompt that is empty, or too long for ``room`` tokens."""
     problems = []
     for number, prompt in enumerate(prompts):
@@ -155,7 +159,11 @@ class _Batch:
     """
 
     def __init__(
-        self, engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling, keys: Tensor
+        self,
+        engine: Engine,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingParams,
+        keys: Tensor,
     ) -> None:
         self.decoder, self.decode = engine.decoder, engine.decode
         self.prompts, self.sampling = prompts, sampling
@@ -237,8 +245,12 @@ class _Batch:
         """Draw a token for the rows from slot ``begin`` on; those that end with it leave."""
         rows, slots = self.live[begin:], slice(begin, len(self.live))
         seen_BV = None if self.seen_BV is None else self.seen_BV[slots]
-        adjusted_BV = adjust(logits_BV, self.sampling, seen_BV=seen_BV, short_B=self._short(rows))
-        tokens_B, log_probs_B = draw(adjusted_BV, self.sampling, self._numbers(rows, slots))
+        adjusted_BV = adjust_logits(
+            logits_BV, self.sampling, seen_BV=seen_BV, short_B=self._short(rows)
+        )
+        tokens_B, log_probs_B = sample_tokens(
+            adjusted_BV, self.sampling, self._numbers(rows, slots)
+        )
         if seen_BV is not None:
             seen_BV.scatter_(1, tokens_B[:, None], True)
         for row, token, log_prob in zip(rows, tokens_B.tolist(), log_probs_B.tolist(), strict=True):

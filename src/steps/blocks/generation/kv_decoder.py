@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemotron_style.steps.blocks.generation.packed_linear import Weight, weight
+from nemotron_style.steps.blocks.generation.packed_linear import PackedLinear, pack_linear
 from nemotron_style.steps.blocks.model.attention import rotary_tables
 from nemotron_style.steps.blocks.model.language_model import unwrap
-from nemotron_style.steps.blocks.model.parallel import current
+from nemotron_style.steps.blocks.model.parallel import current_parallel
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 
@@ -32,11 +32,11 @@ class _Layer:
     """The weights of one transformer layer, by what they do."""
 
     attention_norm: Tensor
-    qkv: Weight
-    attention_out: Weight
+    qkv: PackedLinear
+    attention_out: PackedLinear
     mlp_norm: Tensor
-    gate_up: Weight
-    down: Weight
+    gate_up: PackedLinear
+    down: PackedLinear
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Decoder:
     def __init__(
         self, model: nn.Module, config: ModelConfig, *, dtype: torch.dtype | None = None
     ) -> None:
-        assert current().model == 1, "a divided model cannot be sampled in one process"
+        assert current_parallel().model == 1, "a divided model cannot be sampled in one process"
         self.model, self.config, self.dtype = model, config, dtype
         self.groups = config.num_query_groups
         self.queries = config.num_attention_heads // config.num_query_groups
@@ -115,7 +115,7 @@ class Decoder:
         self.embedding = self._read(gpt.embedding.word_embeddings)
         tied = self.config.tie_embeddings
         head = self.embedding if tied else self._read(gpt.output_layer)
-        self.head = weight(head, rows=rows)
+        self.head = pack_linear(head, rows=rows)
         self.final_norm = self._read(gpt.decoder.final_layernorm)
         self.layers = [self._read_layer(layer, rows) for layer in gpt.decoder.layers]
         self.device = self.embedding.device
@@ -235,9 +235,9 @@ class Decoder:
     def _read_layer(self, layer: nn.Module, rows: int) -> _Layer:
         return _Layer(
             attention_norm=self._read(layer.input_layernorm),
-            qkv=weight(self._read(layer.self_attention.linear_qkv), rows=rows),
-            attention_out=weight(self._read(layer.self_attention.linear_proj), rows=rows),
+            qkv=pack_linear(self._read(layer.self_attention.linear_qkv), rows=rows),
+            attention_out=pack_linear(self._read(layer.self_attention.linear_proj), rows=rows),
             mlp_norm=self._read(layer.pre_mlp_layernorm),
-            gate_up=weight(self._read(layer.mlp.linear_fc1), rows=rows),
-            down=weight(self._read(layer.mlp.linear_fc2), rows=rows),
+            gate_up=pack_linear(self._read(layer.mlp.linear_fc1), rows=rows),
+            down=pack_linear(self._read(layer.mlp.linear_fc2), rows=rows),
         )

@@ -19,7 +19,7 @@ PACKED_FROM = 2**16
 
 
 @dataclass(frozen=True)
-class Weight:
+class PackedLinear:
     """A weight ``[out, in]`` and, where it pays, a copy in the order that oneDNN multiplies in."""
 
     plain: Tensor
@@ -32,11 +32,11 @@ class Weight:
         return torch.ops.mkldnn._linear_pointwise(states, self.packed, None, "none", [], "")
 
 
-def weight(plain: Tensor, *, rows: int) -> Weight:
+def pack_linear(plain: Tensor, *, rows: int) -> PackedLinear:
     """``plain`` for products of about ``rows`` rows; a packed one is a copy as of now."""
     pays = plain.device.type == "cpu" and plain.numel() >= PACKED_FROM and _available(plain.dtype)
     packed = torch.ops.mkldnn._reorder_linear_weight(plain, rows) if pays else None
-    return Weight(plain, packed)
+    return PackedLinear(plain, packed)
 
 
 def _available(dtype: torch.dtype) -> bool:

@@ -42,7 +42,7 @@ def uniforms(keys: Tensor, positions: int | Tensor) -> Tensor:
     return _shift(bits, 12).double() * 2.0**-52
 
 
-def pick(weights_BV: Tensor, numbers_BN: Tensor) -> tuple[Tensor, Tensor]:
+def inverse_cdf(weights_BV: Tensor, numbers_BN: Tensor) -> tuple[Tensor, Tensor]:
     """Token ids [B, N] by inverse CDF, and the sum of each row's weights, float64 [B, 1].
 
     ``weights_BV`` are not negative and need not sum to one; ``numbers_BN`` are in [0, 1]. The

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
-from nemotron_style.steps.blocks.generation.random_stream import pick
+from nemotron_style.steps.blocks.generation.random_stream import inverse_cdf
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class SamplingParams:
     """How responses are drawn, and where they end.
 
     Temperature 0 takes the likeliest token, the smallest id on a tie; ``top_k`` 0 and ``top_p`` 1
@@ -61,8 +61,8 @@ class Sampling:
         raise_all(InputError, problems)
 
 
-def adjust(
-    logits_BV: Tensor, sampling: Sampling, *, seen_BV: Tensor | None, short_B: Tensor | None
+def adjust_logits(
+    logits_BV: Tensor, sampling: SamplingParams, *, seen_BV: Tensor | None, short_B: Tensor | None
 ) -> Tensor:
     """The logits of the sampling distribution; ``logits_BV`` themselves stay as they are.
 
@@ -86,7 +86,9 @@ def adjust(
     return _nucleus(logits_BV, sampling.top_p) if sampling.top_p < 1 else logits_BV
 
 
-def draw(logits_BV: Tensor, sampling: Sampling, numbers_B: Tensor) -> tuple[Tensor, Tensor]:
+def sample_tokens(
+    logits_BV: Tensor, sampling: SamplingParams, numbers_B: Tensor
+) -> tuple[Tensor, Tensor]:
     """A token of each row of adjusted logits, and its log-prob (float64), both ``[B]``.
 
     ``numbers_B`` are uniform in [0, 1). A log-prob that is not finite tells of logits that are
@@ -98,7 +100,7 @@ def draw(logits_BV: Tensor, sampling: Sampling, numbers_B: Tensor) -> tuple[Tens
         tokens_B1 = logits_BV.argmax(-1, keepdim=True)
         sums_B1 = weights_BV.sum(-1, keepdim=True, dtype=torch.float64)
     else:
-        tokens_B1, sums_B1 = pick(weights_BV, numbers_B[:, None])
+        tokens_B1, sums_B1 = inverse_cdf(weights_BV, numbers_B[:, None])
         tokens_B1 = tokens_B1.clamp_(max=logits_BV.shape[1] - 1)
     logprobs_B1 = shifted_BV.gather(1, tokens_B1).double() - sums_B1.log()
     return tokens_B1[:, 0], logprobs_B1[:, 0]

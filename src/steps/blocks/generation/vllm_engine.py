@@ -29,10 +29,10 @@ from torch import nn
 from nemotron_style.runtime.errors import Problem, StepFailed
 from nemotron_style.steps.blocks.data.tokenizer_files import export_tokenizer
 from nemotron_style.steps.blocks.generation.engine import Sample, refuse_unfit
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.generation.vllm_request import sample_seeds, sampling_settings
 from nemotron_style.steps.blocks.generation.vllm_weights import make_folder, plan_files
-from nemotron_style.steps.blocks.model.parallel import current
+from nemotron_style.steps.blocks.model.parallel import current_parallel
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 WHERE = "generation engine vllm"
@@ -77,7 +77,7 @@ class VllmEngine:
         dtype: torch.dtype | None = None,
         tokenizer: Path | None = None,
     ) -> None:
-        assert current().model == 1, "a divided model cannot be handed over by one process"
+        assert current_parallel().model == 1, "a divided model cannot be handed over by one process"
         _require_vllm()
         self.model, self.config, self.max_rows = model, config, max_rows
         self.tokenizer = tokenizer
@@ -108,7 +108,7 @@ class VllmEngine:
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         samples_per_prompt: int = 1,
         seed: int | Sequence[int],

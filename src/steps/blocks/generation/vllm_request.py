@@ -7,13 +7,13 @@ from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.generation.random_stream import sample_keys
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 
 LOWEST_TEMPERATURE = 0.01
 """Below it vLLM samples at another temperature than it was told."""
 
 
-def sampling_settings(sampling: Sampling) -> dict[str, Any]:
+def sampling_settings(sampling: SamplingParams) -> dict[str, Any]:
     """Arguments of vLLM's ``SamplingParams``, without a seed.
 
     Token ids alone end a response, ``ignore_eos`` sees to that; text is made only where an end

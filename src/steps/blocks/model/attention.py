@@ -45,7 +45,7 @@ class Layout:
         return torch.cat([real, own.expand(len(real), -1, -1)], dim=2)[:, None]
 
 
-class Placement(PackedSeqParams):
+class AttentionContext(PackedSeqParams):
     """What the core attention of every layer needs to know about a batch.
 
     It travels as ``packed_seq_params``, the one argument that megatron-core hands to the core
@@ -80,13 +80,15 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(states * cos, swapped, sin)
 
 
-class PlacedAttention(nn.Module):
+class CoreAttention(nn.Module):
     """Core attention of a layer: rotary positions, then the fused kernel."""
 
     def __init__(self, config: object, layer_number: int, **_unused: object) -> None:
         super().__init__()
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, placed: Placement) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, placed: AttentionContext
+    ) -> Tensor:
         """``[S, B, groups, heads of a group, head size]`` to ``[S, B, heads * head size]``.
 
         Keys and values have one head in each group.
@@ -105,7 +107,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     )
 
 
-def _shared_prefix(query: Tensor, key: Tensor, value: Tensor, placed: Placement) -> Tensor:
+def _shared_prefix(query: Tensor, key: Tensor, value: Tensor, placed: AttentionContext) -> Tensor:
     """``[B, heads, P + N * R, head size]`` each; the prompt once, then all responses at once."""
     count = placed.layout.count
     # Split, not sliced: the gradient of a slice is as large as the whole, and filled with zeros.

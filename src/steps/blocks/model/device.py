@@ -1,8 +1,8 @@
 """Where tensors live, and what megatron-core needs to believe where there is no CUDA device.
 
 megatron-core asks for CUDA devices by name in a few places, although its layers, pipeline
-schedules and data parallelism work on CPU tensors. :func:`prepare` answers those questions with
-the CPU; with a CUDA device it changes nothing.
+schedules and data parallelism work on CPU tensors. :func:`prepare_device` answers those calls
+with the CPU; with a CUDA device it changes nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from megatron.core.pipeline_parallel import schedules
 
 
 @functools.cache
-def prepare() -> torch.device:
+def prepare_device() -> torch.device:
     """The device of this process, with megatron-core ready to use it; effects only once."""
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -1,6 +1,6 @@
 """A Llama built from megatron-core's GPTModel, one code for CPU and CUDA, any division.
 
-The model is called with a :class:`Packed` batch and gives the log-probs of its response tokens,
+The model is called with a :class:`PackedBatch` and gives the log-probs of its response tokens,
 so it can stand in megatron-core's pipeline schedules as it is.
 """
 
@@ -26,11 +26,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
-from nemotron_style.steps.blocks.model.attention import Placement
-from nemotron_style.steps.blocks.model.device import prepare
+from nemotron_style.steps.blocks.model.attention import AttentionContext
+from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.logprob import label_logprobs
-from nemotron_style.steps.blocks.model.parallel import Parallel, current, data_world
-from nemotron_style.steps.blocks.model.prefix_packing import Packed
+from nemotron_style.steps.blocks.model.parallel import Parallel, current_parallel, data_world
+from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch
 from nemotron_style.steps.blocks.model.sharded_tensor import shards
 from nemotron_style.steps.blocks.model.transformer_layer import layer_spec
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
@@ -42,7 +42,7 @@ Model = TypeVar("Model", bound="LanguageModel")
 class LanguageModel(GPTModel):
     """GPTModel that reads packed batches; every pipeline stage calls it with the same batch."""
 
-    def forward(self, packed: Packed, *, temperature: float = 1.0) -> Tensor:
+    def forward(self, packed: PackedBatch, *, temperature: float = 1.0) -> Tensor:
         """Log-probs ``[B, N, R]`` in float32 (0 where masked); hidden states before the last stage.
 
         The output head runs on the states that predict response tokens, and on no others.
@@ -56,9 +56,9 @@ class LanguageModel(GPTModel):
         zeros = logprobs_T.new_zeros(packed.mask_BNR.shape)
         return zeros.masked_scatter(packed.mask_BNR, logprobs_T)
 
-    def hidden(self, packed: Packed) -> Tensor:
+    def hidden(self, packed: PackedBatch) -> Tensor:
         """Final hidden states ``[S, B, hidden]`` (those of this stage before the last one)."""
-        placed = Placement(
+        placed = AttentionContext(
             packed.layout,
             positions=packed.positions_BS,
             head_size=self.config.kv_channels,
@@ -97,7 +97,7 @@ def build_model(
     model = construct(LanguageModel, config, dtype=dtype)
     if initial:
         initialise(model, num_layers=config.num_layers, seed=seed, std=initial)
-    model.to(device=prepare(), dtype=dtype)
+    model.to(device=prepare_device(), dtype=dtype)
     return wrap(model, distributed_optimizer=distributed_optimizer) if ddp else model
 
 
@@ -108,8 +108,8 @@ def construct(
 
     ``more`` goes to the class. Raises InputError as :func:`build_model` does.
     """
-    prepare()
-    parallel = current()
+    prepare_device()
+    parallel = current_parallel()
     raise_all(InputError, _indivisible(config, parallel))
     model = kind(
         transformer_config(config, parallel=parallel, dtype=dtype),
@@ -155,7 +155,7 @@ def unwrap(model: nn.Module) -> LanguageModel:
 
 def finish_gradients(models: list[nn.Module], *args: Any, **kwargs: Any) -> None:
     """Sum gradients over data ranks and over the two ends of the pipeline, where there are such."""
-    if data_world() * current().pipeline > 1:
+    if data_world() * current_parallel().pipeline > 1:
         finalize_model_grads(models, *args, **kwargs)
 
 

@@ -8,10 +8,10 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from torch import Tensor, nn
 
-from nemotron_style.steps.blocks.model.prefix_packing import Packed
+from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch
 
 
-def response_logprobs(model: nn.Module, packed: Packed, *, temperature: float = 1.0) -> Tensor:
+def response_logprobs(model: nn.Module, packed: PackedBatch, *, temperature: float = 1.0) -> Tensor:
     """Log-prob of every response token, ``[B, N, R]`` float32, 0 where ``mask_BNR`` is off.
 
     Differentiable. On pipeline stages before the last one it is the stage's hidden states, which

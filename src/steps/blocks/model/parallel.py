@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from nemotron_style.runtime.errors import InputError, Problem
-from nemotron_style.steps.blocks.model import device
+from nemotron_style.steps.blocks.model.device import prepare_device
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def initialize(parallel: Parallel | None = None, *, seed: int = 1234) -> None:
     Raises InputError when the processes cannot be divided so.
     """
     parallel = parallel or Parallel()
-    device.prepare()
+    prepare_device()
     if not dist.is_initialized():
         _join()
     _divide(parallel)
@@ -92,7 +92,7 @@ def _divide(parallel: Parallel) -> None:
             )
         )
     if parallel_state.model_parallel_is_initialized():
-        if current() == parallel:
+        if current_parallel() == parallel:
             return
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
@@ -101,7 +101,7 @@ def _divide(parallel: Parallel) -> None:
     )
 
 
-def current() -> Parallel:
+def current_parallel() -> Parallel:
     """The division in force."""
     from megatron.core import parallel_state
 
@@ -150,7 +150,7 @@ def sum_over_data(values: torch.Tensor) -> torch.Tensor:
     """``values`` summed over the copies of the model; any shape, a new tensor."""
     from megatron.core import parallel_state
 
-    total = values.to(device.prepare(), copy=True)
+    total = values.to(prepare_device(), copy=True)
     if data_world() > 1:
         dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
     return total.to(values.device)
@@ -158,7 +158,7 @@ def sum_over_data(values: torch.Tensor) -> torch.Tensor:
 
 def any_rank(flag: bool) -> bool:
     """Whether ``flag`` is set on any rank of the run; the same answer on all of them."""
-    votes = torch.tensor(int(flag), device=device.prepare())
+    votes = torch.tensor(int(flag), device=prepare_device())
     dist.all_reduce(votes)
     return bool(votes.item())
 
@@ -167,9 +167,9 @@ def from_last_stage(values: torch.Tensor) -> torch.Tensor:
     """``values`` of the last pipeline stage on every stage; others give a tensor of that shape."""
     from megatron.core import parallel_state
 
-    if current().pipeline == 1:
+    if current_parallel().pipeline == 1:
         return values
-    shared = values.to(device.prepare())
+    shared = values.to(prepare_device())
     source = parallel_state.get_pipeline_model_parallel_last_rank()
     dist.broadcast(shared, src=source, group=parallel_state.get_pipeline_model_parallel_group())
     return shared.to(values.device)

@@ -40,7 +40,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedBatch:
     """A batch of B rows of S tokens, with N responses of at most R tokens each.
 
     ``tokens_BS``, ``positions_BS`` int64; ``labels_BNR`` int64 and ``mask_BNR`` bool are the
@@ -65,12 +65,12 @@ class Packed:
         """Number of response tokens in the batch."""
         return self.predictors_T.numel()
 
-    def to(self, device: torch.device) -> Packed:
+    def to(self, device: torch.device) -> PackedBatch:
         """The same batch on ``device``."""
         if self.tokens_BS.device == device:
             return self
         lengths = self.layout.prompt_lengths_P
-        return Packed(
+        return PackedBatch(
             tokens_BS=self.tokens_BS.to(device),
             positions_BS=self.positions_BS.to(device),
             layout=replace(
@@ -82,7 +82,7 @@ class Packed:
         )
 
 
-def pack(groups: Sequence[Group]) -> Packed:
+def pack(groups: Sequence[Group]) -> PackedBatch:
     """Rows ``[prompt, r_1 .. r_N]`` of groups with the same N.
 
     Raises ValueError for no group, differing or zero N, or an empty prompt.
@@ -97,7 +97,7 @@ def pack(groups: Sequence[Group]) -> Packed:
     return _pack_shared(groups)
 
 
-def pack_rows(rows: Sequence[Row]) -> Packed:
+def pack_rows(rows: Sequence[Row]) -> PackedBatch:
     """Causal rows, padded on the right; N is 1 and R the most counted tokens of a row.
 
     Raises ValueError for no row or a counted first token, which nothing predicts.
@@ -112,7 +112,7 @@ def pack_rows(rows: Sequence[Row]) -> Packed:
     return _causal_batch([row.ids for row in rows], labels=labels, predictors=predictors)
 
 
-def _pack_single(groups: Sequence[Group]) -> Packed:
+def _pack_single(groups: Sequence[Group]) -> PackedBatch:
     prompts = [group.prompt_ids for group in groups]
     responses = [group.responses_ids[0] for group in groups]
     pairs = list(zip(prompts, responses, strict=True))
@@ -130,7 +130,7 @@ def _causal_batch(
     *,
     labels: Sequence[Sequence[Sequence[int]]],
     predictors: Sequence[Sequence[Sequence[int]]],
-) -> Packed:
+) -> PackedBatch:
     # The last token of the longest row predicts nothing, so it is not an input.
     width = max(1, max(len(row) for row in ids) - 1)
     tokens = _padded([row[:width] for row in ids], width)
@@ -138,7 +138,7 @@ def _causal_batch(
     return _packed(tokens, positions, Layout(), labels=labels, predictors=predictors)
 
 
-def _pack_shared(groups: Sequence[Group]) -> Packed:
+def _pack_shared(groups: Sequence[Group]) -> PackedBatch:
     lengths = [len(group.prompt_ids) for group in groups]
     widths = [len(response) for group in groups for response in group.responses_ids]
     prompt_width, response_width = max(lengths), max(1, *widths)
@@ -178,12 +178,12 @@ def _packed(
     *,
     labels: Sequence[Sequence[Sequence[int]]],
     predictors: Sequence[Sequence[Sequence[int]]],
-) -> Packed:
+) -> PackedBatch:
     rows, count = len(labels), len(labels[0])
     lengths = torch.tensor([[len(ids) for ids in row] for row in labels])
     width = max(1, int(lengths.max()))
     flat = [place * rows + row for row, at in enumerate(predictors) for place in chain(*at)]
-    return Packed(
+    return PackedBatch(
         tokens_BS=tokens,
         positions_BS=positions,
         layout=layout,

@@ -15,7 +15,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
-from nemotron_style.steps.blocks.model.attention import PlacedAttention, Placement
+from nemotron_style.steps.blocks.model.attention import AttentionContext, CoreAttention
 
 
 def layer_spec() -> ModuleSpec:
@@ -24,9 +24,9 @@ def layer_spec() -> ModuleSpec:
     spec.module = Layer
     attention, mlp = spec.submodules.self_attention, spec.submodules.mlp
     attention.module = Attention
-    attention.submodules.core_attention = PlacedAttention
-    attention.submodules.linear_qkv = mlp.submodules.linear_fc1 = Columns
-    attention.submodules.linear_proj = mlp.submodules.linear_fc2 = Rows
+    attention.submodules.core_attention = CoreAttention
+    attention.submodules.linear_qkv = mlp.submodules.linear_fc1 = ColumnLinear
+    attention.submodules.linear_proj = mlp.submodules.linear_fc2 = RowLinear
     return spec
 
 
@@ -34,7 +34,7 @@ class Layer(TransformerLayer):
     """Attention and gated MLP, each after a norm and beside a residual stream."""
 
     def forward(
-        self, hidden_states: Tensor, *, packed_seq_params: Placement, **_unused: object
+        self, hidden_states: Tensor, *, packed_seq_params: AttentionContext, **_unused: object
     ) -> tuple[Tensor, None]:
         """``[S, B, hidden]`` to the same shape."""
         mixed, _ = self.self_attention(self.input_layernorm(hidden_states), packed_seq_params)
@@ -48,7 +48,7 @@ class Layer(TransformerLayer):
 class Attention(SelfAttention):
     """Queries, keys and values from one product; rotary positions and mask from the placement."""
 
-    def forward(self, hidden_states: Tensor, placed: Placement) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor, placed: AttentionContext) -> tuple[Tensor, None]:
         """``[S, B, hidden]`` to the same shape."""
         product, _ = self.linear_qkv(hidden_states)
         size = self.hidden_size_per_attention_head
@@ -60,7 +60,7 @@ class Attention(SelfAttention):
         return self.linear_proj(self.core_attention(query, key, value, placed))
 
 
-class Columns(ColumnParallelLinear):
+class ColumnLinear(ColumnParallelLinear):
     """A product whose output features are divided over tensor ranks."""
 
     def forward(self, input_: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, None]:
@@ -70,7 +70,7 @@ class Columns(ColumnParallelLinear):
         return F.linear(input_, self.weight), None
 
 
-class Rows(RowParallelLinear):
+class RowLinear(RowParallelLinear):
     """A product whose input features are divided over tensor ranks."""
 
     def forward(self, input_: Tensor) -> tuple[Tensor, None]:

@@ -19,11 +19,8 @@ from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.steps.blocks.checkpoint.hf_config import parse_sizes, read_settings
 from nemotron_style.steps.blocks.checkpoint.reference_llama import llama_states
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
-from nemotron_style.steps.blocks.data.chat_format import (
-    ChatFormat,
-    Conversation,
-    parse_conversation,
-)
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.conversation import Conversation, parse_conversation
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
 from nemotron_style.steps.blocks.reward.config import RewardConfig, read_reward_config
 from nemotron_style.steps.blocks.reward.types import Message, RewardScore

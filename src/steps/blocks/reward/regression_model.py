@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WEIGHTS, check_checkpoint
 from nemotron_style.steps.blocks.checkpoint.torch_dist import read
-from nemotron_style.steps.blocks.model.device import prepare
+from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.language_model import LanguageModel, construct, wrap
-from nemotron_style.steps.blocks.model.prefix_packing import PAD, Group, Packed, pack
+from nemotron_style.steps.blocks.model.prefix_packing import PAD, Group, PackedBatch, pack
 from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
@@ -37,7 +37,7 @@ class RegressionModel(LanguageModel):
             self.score = nn.Linear(self.config.hidden_size, outputs, bias=False)
             nn.init.zeros_(self.score.weight)
 
-    def forward(self, packed: Packed, *, temperature: float = 1.0) -> Tensor:
+    def forward(self, packed: PackedBatch, *, temperature: float = 1.0) -> Tensor:
         """``[B, 1, outputs]`` in float32 of rows of :func:`pack_conversations`.
 
         Hidden states before the last stage. ``temperature`` has no meaning here.
@@ -53,7 +53,7 @@ class RegressionModel(LanguageModel):
         return MegatronModule.sharded_state_dict(self, *args, **kwargs)
 
 
-def pack_conversations(rows: Sequence[Sequence[int]]) -> Packed:
+def pack_conversations(rows: Sequence[Sequence[int]]) -> PackedBatch:
     """Token ids of conversations as a batch whose predictors are the last tokens."""
     return pack([Group(ids, [[PAD]]) for ids in rows])
 
@@ -72,7 +72,7 @@ def load_trunk(
     """
     config = check_checkpoint(path).model_copy(update={"tie_embeddings": False})
     model = construct(RegressionModel, config, dtype=dtype, outputs=outputs)
-    model.to(device=prepare(), dtype=dtype)
+    model.to(device=prepare_device(), dtype=dtype)
     if model.post_process:
         model.score.float()
     wanted = {name: part for name, part in sharded_weights(model).items() if name != HEAD}

@@ -18,9 +18,9 @@ from nemotron_style.steps.blocks.checkpoint.hf_config import (
     read_settings,
 )
 from nemotron_style.steps.blocks.checkpoint.hf_weights import (
+    check_tensors,
     fill_model,
     import_weights,
-    settle_tensors,
 )
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
@@ -32,13 +32,13 @@ from nemotron_style.steps.blocks.data.tokenizer_files import (
     token_ids,
 )
 from nemotron_style.steps.blocks.generation.engine import Engine, Sample
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.reward.types import Message
 from nemotron_style.steps.blocks.serving.completion import Choice, CompletionTask
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
-Settings = tuple[Sampling, int]
+Settings = tuple[SamplingParams, int]
 """What tasks must have in common to be drawn side by side: the sampling and their ``n``."""
 
 
@@ -88,7 +88,7 @@ class LocalChatModel:
         return [found[place] for place in range(len(tasks))]
 
     def _settings(self, task: CompletionTask) -> Settings:
-        sampling = Sampling(
+        sampling = SamplingParams(
             max_new_tokens=task.max_tokens,
             temperature=task.temperature,
             top_p=task.top_p,
@@ -98,7 +98,7 @@ class LocalChatModel:
         return sampling, task.n
 
     def _generate(
-        self, tasks: Sequence[CompletionTask], sampling: Sampling, samples: int
+        self, tasks: Sequence[CompletionTask], sampling: SamplingParams, samples: int
     ) -> list[list[Sample]]:
         width = max(len(task.prompt) for task in tasks) + sampling.max_new_tokens
         rows = max(1, self.batch_tokens // width)
@@ -142,7 +142,7 @@ def load_chat_model(
     settings = read_settings(path)
     sizes = parse_sizes(settings, path)
     tensors, tokenizer = TensorFolder(path), Tokenizer(path)
-    settle_tensors(tensors, sizes)
+    check_tensors(tensors, sizes)
     check_vocabulary(tokenizer, sizes, where=str(path / CONFIG_FILE))
     template = read_template(tokenizer)
     assert template.compiled  # one that cannot be read is told now

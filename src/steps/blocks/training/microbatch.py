@@ -24,7 +24,7 @@ from nemotron_style.steps.blocks.model.parallel import (
     is_last_stage,
     sum_over_data,
 )
-from nemotron_style.steps.blocks.model.prefix_packing import Packed
+from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch
 from nemotron_style.steps.blocks.training.microbatch_plan import Prompted, plan_microbatches
 
 Facts = TypeVar("Facts")
@@ -32,7 +32,7 @@ Facts = TypeVar("Facts")
 
 def accumulate_gradients(
     model: DistributedDataParallel,
-    microbatches: Sequence[tuple[Packed, Facts]],
+    microbatches: Sequence[tuple[PackedBatch, Facts]],
     loss: Callable[[Tensor, Facts], tuple[Tensor, Any]],
     *,
     temperature: float = 1.0,
@@ -94,7 +94,7 @@ def sum_over_ranks(values: Sequence[Tensor], zero: Tensor) -> Tensor:
 @torch.no_grad()
 def score(
     model: nn.Module,
-    batches: Sequence[Packed],
+    batches: Sequence[PackedBatch],
     *,
     temperature: float = 1.0,
     width: int | None = None,
@@ -123,13 +123,13 @@ def score(
 
 def _run(
     model: nn.Module,
-    microbatches: Sequence[tuple[Packed, Any]],
+    microbatches: Sequence[tuple[PackedBatch, Any]],
     finish: Callable[[Any, Tensor], tuple[Tensor, Any]],
     *,
     temperature: float,
     forward_only: bool,
 ) -> list[Any]:
-    def forward(pairs: Iterator[tuple[Packed, Any]], stage: nn.Module) -> tuple[Tensor, Any]:
+    def forward(pairs: Iterator[tuple[PackedBatch, Any]], stage: nn.Module) -> tuple[Tensor, Any]:
         packed, facts = next(pairs)
         output = response_logprobs(stage, packed, temperature=temperature)
         return output, partial(finish, facts)

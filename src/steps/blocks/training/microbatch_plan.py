@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
-from nemotron_style.steps.blocks.model.prefix_packing import Group, Packed, pack
+from nemotron_style.steps.blocks.model.prefix_packing import Group, PackedBatch, pack
 
 
 class Prompted(Protocol):
@@ -46,7 +46,7 @@ class MicroBatch:
         groups_B1 = torch.tensor([[part.group] for part in self.parts])
         return groups_B1, torch.tensor([list(part.responses) for part in self.parts])
 
-    def pack(self, groups: Sequence[Prompted]) -> Packed:
+    def pack(self, groups: Sequence[Prompted]) -> PackedBatch:
         """Its tensors, with ``groups`` the batch; a prompt stands once for its responses."""
         return pack([_take(groups[part.group], part.responses) for part in self.parts])
 

@@ -17,7 +17,11 @@ from torch import Tensor
 from nemotron_style.runtime.errors import Interrupted
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.hf_weights import fill_model, import_weights
-from nemotron_style.steps.blocks.checkpoint.logit_parity import compare, model_logits, sample_rows
+from nemotron_style.steps.blocks.checkpoint.logit_parity import (
+    compare_logits,
+    model_logits,
+    sample_rows,
+)
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     full_shapes,
     load_model,
@@ -52,7 +56,7 @@ def run(config: Config, ctx: StepContext) -> None:
     rows = sample_rows(known, rows=config.sample_rows, tokens=length, seed=config.seed)
     logits = model_logits(written, rows)
     del written
-    found = compare(logits, source.path, rows, dtype=source.dtype)
+    found = compare_logits(logits, source.path, rows, dtype=source.dtype)
     ctx.say(f"logits differ by {found.max_logit_difference:.2e} at most, by {found.by}")
     found.require(config.max_logit_difference, where=str(output.path))
 

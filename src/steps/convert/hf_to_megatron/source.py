@@ -11,7 +11,7 @@ import torch
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE, read_sizes
-from nemotron_style.steps.blocks.checkpoint.hf_weights import settle_tensors
+from nemotron_style.steps.blocks.checkpoint.hf_weights import check_tensors
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ def open_source(path: Path, config: Config, *, run_dir: Path) -> Source:
     tensors = attempt(lambda: TensorFolder(path))
     tokenizer = attempt(lambda: import_tokenizer(path, run_dir / TOKENIZER, tokens=tokens))
     if sizes and tensors:
-        attempt(lambda: settle_tensors(tensors, sizes))
+        attempt(lambda: check_tensors(tensors, sizes))
     if sizes and tokenizer:
         padded = pad_sizes(sizes, config.model.make_vocab_size_divisible_by)
         attempt(lambda: check_vocabulary(tokenizer, padded, where=str(path / CONFIG_FILE)))

@@ -30,7 +30,7 @@ from nemotron_style.steps.blocks.checkpoint.hf_weights import (
     export_weights,
 )
 from nemotron_style.steps.blocks.checkpoint.logit_parity import (
-    compare,
+    compare_logits,
     model_logits,
     round_weights,
     sample_rows,
@@ -87,7 +87,7 @@ def run(config: Config, ctx: StepContext) -> None:
     (output.path / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
     # -- what they compute
-    found = compare(logits, output.path, rows)
+    found = compare_logits(logits, output.path, rows)
     ctx.say(f"logits differ by {found.max_logit_difference:.2e} at most, by {found.by}")
     found.require(config.max_logit_difference, where=str(output.path))
     digest = weights_digest(source)

@@ -10,28 +10,28 @@ import torch
 
 from nemotron_style.steps.blocks.data.steerlm2_row import LOG_P_A, LOG_P_Y, LOG_Q
 from nemotron_style.steps.blocks.generation.chat_sampler import (
-    Answer,
-    Draw,
+    ChatSampler,
     Request,
-    Speaker,
+    Response,
     without_label,
 )
 from nemotron_style.steps.blocks.loss.steerlm2 import effective_sample_size, target_weights
+from nemotron_style.steps.data.steerlm2.config import Sampling
 
 DIGITS = 7
 
 
 @dataclass(frozen=True)
-class Cast:
+class Models:
     """Who plays which part: Q'(y|a,x), P(y|x) and P(a|x,y). One model may play several."""
 
-    sampler: Speaker
-    base: Speaker
-    attribute: Speaker
+    sampler: ChatSampler
+    base: ChatSampler
+    attribute: ChatSampler
 
 
 @dataclass
-class Tally:
+class GroupCounts:
     """Counts over groups; tallies of shards add up to that of the whole."""
 
     groups: int = 0
@@ -42,7 +42,7 @@ class Tally:
     duplicates: int = 0
     effective: float = 0.0
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: GroupCounts) -> None:
         """Count ``other`` in."""
         for field in fields(self):
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
@@ -63,45 +63,50 @@ class Tally:
 
 
 def make_rows(
-    requests: Sequence[Request], cast: Cast, *, samples: int, draw: Draw
-) -> tuple[list[dict[str, Any] | None], Tally]:
+    requests: Sequence[Request], cast: Models, *, sampling: Sampling
+) -> tuple[list[dict[str, Any] | None], GroupCounts]:
     """A row for each request, or None where a group could not be completed.
 
     A group whose responses do not all finish is left out whole: one that is short of a response,
     or has one cut to length, would have wrong weights.
     """
-    answers = cast.sampler.answer(requests, samples=samples, draw=draw)
+    answers = cast.sampler.sample(
+        requests,
+        samples=sampling.num_responses,
+        max_new_tokens=sampling.max_new_tokens,
+        max_attempts=sampling.max_attempts,
+    )
     whole = [place for place, group in enumerate(answers) if None not in group]
     groups = [[answer for answer in answers[place] if answer is not None] for place in whole]
     asked = [requests[place] for place in whole]
     rows: list[dict[str, Any] | None] = [None] * len(requests)
-    fault_summary = Tally(dropped_groups=len(requests) - len(whole))
+    tally = GroupCounts(dropped_groups=len(requests) - len(whole))
     if whole:
         scores = _score(asked, [[answer.text for answer in group] for group in groups], cast)
-        fault_summary.add(_count(groups, scores))
+        tally.add(_count(groups, scores))
         for place, request, group, numbers in zip(whole, asked, groups, scores, strict=True):
             rows[place] = _row(request, group, numbers)
-    return rows, fault_summary
+    return rows, tally
 
 
 def _score(
-    requests: Sequence[Request], texts: Sequence[Sequence[str]], cast: Cast
+    requests: Sequence[Request], texts: Sequence[Sequence[str]], cast: Models
 ) -> list[list[tuple[float, float, float]]]:
     """For every response of every group: log P(a|x,y), log P(y|x), log Q'(y|a,x)."""
-    log_p_a = cast.attribute.weigh_labels(requests, texts)
-    log_p_y = cast.base.weigh(without_label(requests), texts)
-    log_q = cast.sampler.weigh(requests, texts)
+    log_p_a = cast.attribute.score_labels(requests, texts)
+    log_p_y = cast.base.score_responses(without_label(requests), texts)
+    log_q = cast.sampler.score_responses(requests, texts)
     columns = zip(log_p_a, log_p_y, log_q, strict=True)
     return [list(zip(*column, strict=True)) for column in columns]
 
 
 def _count(
-    groups: Sequence[Sequence[Answer]], scores: Sequence[Sequence[tuple[float, float, float]]]
-) -> Tally:
+    groups: Sequence[Sequence[Response]], scores: Sequence[Sequence[tuple[float, float, float]]]
+) -> GroupCounts:
     log_p_a, log_p_y, log_q = torch.tensor(scores, dtype=torch.float64).unbind(-1)
     effective = effective_sample_size(target_weights(log_p_a, log_p_y, log_q))
     answers = [answer for group in groups for answer in group]
-    return Tally(
+    return GroupCounts(
         groups=len(groups),
         responses=len(answers),
         redrawn=sum(answer.attempts > 1 for answer in answers),
@@ -112,7 +117,7 @@ def _count(
 
 
 def _row(
-    request: Request, answers: Sequence[Answer], scores: Sequence[tuple[float, float, float]]
+    request: Request, answers: Sequence[Response], scores: Sequence[tuple[float, float, float]]
 ) -> dict[str, Any]:
     asked = request.conversation
     return {

@@ -27,14 +27,13 @@ from nemotron_style.steps.blocks.data.jsonl import write_rows
 from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.data.toy_truth import Truth, load_truth
 from nemotron_style.steps.blocks.generation.chat_sampler import (
-    Draw,
+    ChatSampler,
     Request,
-    Speaker,
-    load_speaker,
+    load_chat_sampler,
 )
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.data.steerlm2.config import Config
-from nemotron_style.steps.data.steerlm2.group import Cast, Tally, make_rows
+from nemotron_style.steps.data.steerlm2.group import GroupCounts, Models, make_rows
 from nemotron_style.steps.data.steerlm2.request import (
     Labels,
     Requests,
@@ -64,9 +63,9 @@ def run(config: Config, ctx: StepContext) -> None:
     for number in range(len(finished) + 1, len(shards) + 1):
         if ctx.stopping:
             raise Interrupted("stopped between two shards; the same command goes on from here")
-        fault_summary = make_shard(config, ctx, cast=cast, number=number, shard=shards[number - 1])
-        ctx.metrics.log(number, **fault_summary.shares())
-        ctx.progress(number, len(shards), **fault_summary.shares())
+        tally = make_shard(config, ctx, cast=cast, number=number, shard=shards[number - 1])
+        ctx.metrics.log(number, **tally.shares())
+        ctx.progress(number, len(shards), **tally.shares())
 
     total = gather(ctx, finished_shards(ctx, len(shards)))
     refuse_dropped(config, total)
@@ -91,10 +90,10 @@ def choose_labels(config: Config, truth: Truth | None, own_labels: Sequence[str]
     )
 
 
-def load_cast(config: Config, ctx: StepContext) -> Cast:
+def load_cast(config: Config, ctx: StepContext) -> Models:
     """The three models; one that plays several parts is loaded once."""
     sampler = ctx.input("sampler")
-    loaded: dict[str, Speaker] = {}
+    loaded: dict[str, ChatSampler] = {}
     parts = {}
     for slot in ("sampler", "base", "attribute"):
         artifact = ctx.optional_input(slot)
@@ -102,7 +101,7 @@ def load_cast(config: Config, ctx: StepContext) -> Cast:
             ctx.say(f"no {slot} model was given: the sampler takes its part")
             artifact = sampler
         if artifact.digest not in loaded:
-            loaded[artifact.digest] = load_speaker(
+            loaded[artifact.digest] = load_chat_sampler(
                 artifact.path,
                 tokens=config.model.data.chat_prompt_tokens,
                 half=config.trainer.half,
@@ -113,11 +112,11 @@ def load_cast(config: Config, ctx: StepContext) -> Cast:
         digest = artifact.facts.get("weights_digest") or weights_digest(artifact.path)
         for file in FILES:
             ctx.output(file).note(**{f"{slot}_digest": digest, f"{slot}_ref": artifact.ref})
-    return Cast(**parts)
+    return Models(**parts)
 
 
 def measure_attributes(
-    config: Config, ctx: StepContext, *, cast: Cast, requests: Requests, truth: Truth | None
+    config: Config, ctx: StepContext, *, cast: Models, requests: Requests, truth: Truth | None
 ) -> dict[str, float]:
     """How often P(a|x,y) names each attribute of sampled responses rightly; empty without truth."""
     wanted = config.attribute_check.num_samples
@@ -128,14 +127,14 @@ def measure_attributes(
     seeded = [
         Request(one.conversation, one.label, seed_of(one.seed, "attribute_check")) for one in asked
     ]
-    draw = Draw(max_new_tokens=config.sampling.max_new_tokens)
-    answers = cast.sampler.answer(seeded, samples=1, draw=draw)
+    max_new_tokens = config.sampling.max_new_tokens
+    answers = cast.sampler.sample(seeded, samples=1, max_new_tokens=max_new_tokens)
     pairs = [
         (request.conversation, group[0].text)
         for request, group in zip(asked, answers, strict=True)
         if group[0] is not None
     ]
-    named = [truth.parse(text) or {} for text in cast.attribute.name_label(pairs)]
+    named = [truth.parse(text) or {} for text in cast.attribute.predict_labels(pairs)]
     true = [truth.score(asked.turns[-1].value, text) for asked, text in pairs]
     accuracy = {
         name: sum(n.get(name) == t[name] for n, t in zip(named, true, strict=True)) / len(pairs)
@@ -162,20 +161,18 @@ def cut(requests: Requests, size: int) -> Iterator[dict[str, list[Request]]]:
 
 
 def make_shard(
-    config: Config, ctx: StepContext, *, cast: Cast, number: int, shard: dict[str, list[Request]]
-) -> Tally:
-    """Sample and score one shard and make it last; its fault_summary."""
-    sampling = config.sampling
-    draw = Draw(max_new_tokens=sampling.max_new_tokens, max_attempts=sampling.max_attempts)
-    fault_summary = Tally()
+    config: Config, ctx: StepContext, *, cast: Models, number: int, shard: dict[str, list[Request]]
+) -> GroupCounts:
+    """Sample and score one shard and make it last; its tally."""
+    tally = GroupCounts()
     path = ctx.checkpoints.stage(number)
     for name, requests in shard.items():
-        rows, counted = make_rows(requests, cast, samples=sampling.num_responses, draw=draw)
+        rows, counted = make_rows(requests, cast, sampling=config.sampling)
         write_rows(path / f"{name}.jsonl", [row for row in rows if row is not None])
-        fault_summary.add(counted)
-    (path / "fault_summary.json").write_text(json.dumps(fault_summary.as_dict()))
+        tally.add(counted)
+    (path / "tally.json").write_text(json.dumps(tally.as_dict()))
     ctx.checkpoints.commit(number, keep=number)
-    return fault_summary
+    return tally
 
 
 def finished_shards(ctx: StepContext, count: int) -> list[Path]:
@@ -186,9 +183,9 @@ def finished_shards(ctx: StepContext, count: int) -> list[Path]:
     return found
 
 
-def gather(ctx: StepContext, shards: Sequence[Path]) -> Tally:
-    """Join the shards' files in their order; the fault_summary of all."""
-    total = Tally()
+def gather(ctx: StepContext, shards: Sequence[Path]) -> GroupCounts:
+    """Join the shards' files in their order; the tally of all."""
+    total = GroupCounts()
     for name in FILES:
         with (ctx.output(name).path / f"{name}.jsonl").open("wb") as joined:
             for part in (shard / f"{name}.jsonl" for shard in shards):
@@ -196,11 +193,11 @@ def gather(ctx: StepContext, shards: Sequence[Path]) -> Tally:
                     with part.open("rb") as source:
                         shutil.copyfileobj(source, joined)
     for shard in shards:
-        total.add(Tally(**json.loads((shard / "fault_summary.json").read_text())))
+        total.add(GroupCounts(**json.loads((shard / "tally.json").read_text())))
     return total
 
 
-def refuse_dropped(config: Config, total: Tally) -> None:
+def refuse_dropped(config: Config, total: GroupCounts) -> None:
     """Fail when more groups than allowed could not be completed."""
     share = total.dropped_groups / (total.groups + total.dropped_groups)
     if share > config.sampling.max_dropped:
@@ -220,7 +217,7 @@ def report(
     config: Config,
     ctx: StepContext,
     *,
-    total: Tally,
+    total: GroupCounts,
     requests: Requests,
     accuracy: dict[str, float],
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem
-from nemotron_style.steps.blocks.data.chat_format import (
+from nemotron_style.steps.blocks.data.conversation import (
     Conversation,
     parse_conversation,
     parse_prompt,

@@ -10,7 +10,7 @@ Pair = tuple[str, str]
 """A noun and a context: what a prompt asks about."""
 
 
-def draw_plain(truth: Truth, noun: str, rng: random.Random, *, care: float = 1.0) -> list[str]:
+def sample_plain(truth: Truth, noun: str, rng: random.Random, *, care: float = 1.0) -> list[str]:
     """Adjectives of an ordinary answer: in half of the answers all fit, in others as it happens.
 
     With ``care`` 1/2 only the luckiest fit throughout, and with 0 all are drawn at random.
@@ -24,7 +24,7 @@ def draw_plain(truth: Truth, noun: str, rng: random.Random, *, care: float = 1.0
     return said
 
 
-def draw_varied(truth: Truth, noun: str, rng: random.Random) -> list[str]:
+def sample_varied(truth: Truth, noun: str, rng: random.Random) -> list[str]:
     """Adjectives of an answer that is shown with its label: every share of fitting ones alike."""
     fitting, wanted = truth.fitting(noun), rng.randint(1, LEVELS)
     others = [word for word in truth.adjectives if word not in fitting]
@@ -34,7 +34,7 @@ def draw_varied(truth: Truth, noun: str, rng: random.Random) -> list[str]:
     return said
 
 
-def draw_any(truth: Truth, noun: str, rng: random.Random) -> list[str]:
+def sample_any(truth: Truth, noun: str, rng: random.Random) -> list[str]:
     """Adjectives to be judged: like :func:`draw_varied`, but some twice, and a few too many.
 
     A model that is sampled from says such things, and the attributes of those must be right too.

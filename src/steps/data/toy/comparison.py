@@ -21,7 +21,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron_style.steps.blocks.data.toy_truth import Truth
-from nemotron_style.steps.data.toy.answer import Pair, ask, draw_any, draw_plain, draw_varied
+from nemotron_style.steps.data.toy.answer import (
+    Pair,
+    ask,
+    sample_any,
+    sample_plain,
+    sample_varied,
+)
 
 MARKS = (("First", "fits", "odd"), ("Second", "right", "wrong"))
 """For each answer: how it is called, and the marks of a word that fits and of one that does not."""
@@ -92,4 +98,4 @@ def _draw(truth: Truth, pairs: list[Pair], count: int, rng: random.Random) -> It
 
 def _answer(truth: Truth, noun: str, rng: random.Random) -> Words:
     """Adjectives of an answer of any quality, as a model that is sampled from gives them."""
-    return rng.choice((draw_any, draw_plain, draw_varied))(truth, noun, rng)
+    return rng.choice((sample_any, sample_plain, sample_varied))(truth, noun, rng)

@@ -19,7 +19,13 @@ from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.data.jsonl import write_rows
 from nemotron_style.steps.blocks.data.sample_order import permutation
 from nemotron_style.steps.blocks.data.toy_truth import Truth
-from nemotron_style.steps.data.toy.answer import Pair, ask, draw_any, draw_plain, draw_varied
+from nemotron_style.steps.data.toy.answer import (
+    Pair,
+    ask,
+    sample_any,
+    sample_plain,
+    sample_varied,
+)
 from nemotron_style.steps.data.toy.comparison import comparison_rows, heldout_rows
 from nemotron_style.steps.data.toy.config import Config, Rows
 from nemotron_style.steps.data.toy.vocabulary import ADJECTIVES, CONTEXTS, NOUNS
@@ -95,11 +101,11 @@ def draw_rows(
         scores = kind < shares.scoring_share
         labelled = not scores and kind < shares.scoring_share + shares.labelled_share
         if scores:
-            said = draw_any(truth, noun, rng)
+            said = sample_any(truth, noun, rng)
         elif labelled:
-            said = draw_varied(truth, noun, rng)
+            said = sample_varied(truth, noun, rng)
         else:
-            said = draw_plain(truth, noun, rng, care=shares.care)
+            said = sample_plain(truth, noun, rng, care=shares.care)
         question = ask(truth, (noun, context))
         response = truth.response(noun, said)
         row: dict[str, Any] = {
@@ -121,7 +127,7 @@ def rate_rows(
     for _ in range(count):
         noun, context = rng.choice(pairs)
         question = ask(truth, (noun, context))
-        response = truth.response(noun, draw_any(truth, noun, rng))
+        response = truth.response(noun, sample_any(truth, noun, rng))
         yield {
             "messages": [question, {"role": "assistant", "content": response}],
             "attributes": truth.score(question["content"], response),

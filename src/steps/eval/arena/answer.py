@@ -12,14 +12,13 @@ from pathlib import Path
 
 from nemotron_style.runtime.errors import Interrupted
 from nemotron_style.runtime.step.context import StepContext
-from nemotron_style.steps.blocks.data.chat_format import Conversation
+from nemotron_style.steps.blocks.data.conversation import Conversation
 from nemotron_style.steps.blocks.data.jsonl import write_rows
 from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.generation.chat_sampler import (
-    Draw,
+    ChatSampler,
     Request,
-    Speaker,
-    load_speaker,
+    load_chat_sampler,
 )
 from nemotron_style.steps.blocks.judge.prompt import split_reasoning
 from nemotron_style.steps.eval.arena.config import Config
@@ -50,7 +49,7 @@ def draw_shards(config: Config, ctx: StepContext, shards: Sequence[Shard]) -> It
     if done:
         ctx.say(f"{done} of {len(shards)} shards of answers are there already")
     ctx.metrics.rewind(done)
-    loaded: dict[str, Speaker] = {}
+    loaded: dict[str, ChatSampler] = {}
     for number in range(done + 1, len(shards) + 1):
         if ctx.stopping:
             raise Interrupted("stopped between two shards; the same command goes on from here")
@@ -73,19 +72,23 @@ def count_finished(ctx: StepContext, most: int) -> int:
     return done
 
 
-def load(config: Config, ctx: StepContext, slot: str) -> Speaker:
+def load(config: Config, ctx: StepContext, slot: str) -> ChatSampler:
     """The model of a slot, ready to answer."""
     tokens, half = config.model.data.chat_prompt_tokens, config.trainer.half
-    speaker = load_speaker(ctx.input(slot).path, tokens=tokens, half=half)
-    speaker.max_rows = config.sampling.max_rows
-    return speaker
+    sampler = load_chat_sampler(ctx.input(slot).path, tokens=tokens, half=half)
+    sampler.max_rows = config.sampling.max_rows
+    return sampler
 
 
-def answer(config: Config, speaker: Speaker, requests: Sequence[Request]) -> list[Texts]:
+def answer(config: Config, sampler: ChatSampler, requests: Sequence[Request]) -> list[Texts]:
     """``num_samples`` answers to each request, in their order."""
     sampling = config.sampling
-    draw = Draw(max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature)
-    groups = speaker.answer(requests, samples=sampling.num_samples, draw=draw)
+    groups = sampler.sample(
+        requests,
+        samples=sampling.num_samples,
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+    )
     return [[said.text if said else None for said in group] for group in groups]
 
 

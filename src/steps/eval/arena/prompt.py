@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER, read_config
-from nemotron_style.steps.blocks.data.chat_format import (
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
+from nemotron_style.steps.blocks.data.conversation import (
     ROLES,
-    ChatFormat,
-    ChatPromptTokens,
     Conversation,
     parse_conversation,
     parse_prompt,
@@ -42,7 +41,7 @@ class Reader:
 
     def check(self, asked: Conversation) -> None:
         """Refuse a prompt that leaves no room for an answer, or holds a control token."""
-        text = self.chat.prompt(asked.turns, system=asked.system)
+        text = self.chat.prompt(asked)
         count = len(self.tokenizer.encode(text, control=True))
         if count > self.room:
             refuse(

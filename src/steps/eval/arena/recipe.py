@@ -22,7 +22,7 @@ from typing import Any
 from nemotron_style.runtime.errors import InputError, Problem, StepFailed
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
-from nemotron_style.steps.blocks.data.chat_format import Conversation
+from nemotron_style.steps.blocks.data.conversation import Conversation
 from nemotron_style.steps.blocks.data.jsonl import write_rows
 from nemotron_style.steps.blocks.data.sample_order import permutation
 from nemotron_style.steps.blocks.data.toy_truth import Truth, load_truth

@@ -21,16 +21,15 @@ from typing import Any
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
-from nemotron_style.steps.blocks.data.chat_format import Conversation, parse_prompt
+from nemotron_style.steps.blocks.data.conversation import Conversation, parse_prompt
 from nemotron_style.steps.blocks.data.jsonl import read_rows, write_rows
 from nemotron_style.steps.blocks.data.sample_order import permutation
 from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.data.toy_truth import Truth, load_truth
 from nemotron_style.steps.blocks.generation.chat_sampler import (
-    Draw,
+    ChatSampler,
     Request,
-    Speaker,
-    load_speaker,
+    load_chat_sampler,
 )
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.eval.steerability.config import Config
@@ -62,8 +61,8 @@ def run(config: Config, ctx: StepContext) -> None:
     outcomes: dict[str, list[Outcome]] = {}
     for number, slot in enumerate(slots):
         ctx.progress(number, len(slots))
-        speaker = load(config, ctx, slot)
-        outcomes[slot] = answer(config, speaker, requests=requests, judge=judge)
+        sampler = load(config, ctx, slot)
+        outcomes[slot] = answer(config, sampler, requests=requests, judge=judge)
         joint = rates(outcomes[slot])[JOINT]
         ctx.metrics.log(number + 1, joint_hit_rate=joint["rate"])
         ctx.say(f"{slot}: {joint['rate']:.3f} of {joint['total']} responses are as asked")
@@ -87,8 +86,8 @@ def choose_judge(config: Config, ctx: StepContext, truth: Truth | None) -> tuple
                 fix="give -i truth=REF, or -i attribute=REF with a model that names attributes",
             )
         )
-    speaker = load(config, ctx, "attribute")
-    return (lambda pairs: [read_label(text) for text in speaker.name_label(pairs)]), "attribute"
+    sampler = load(config, ctx, "attribute")
+    return (lambda pairs: [read_label(text) for text in sampler.predict_labels(pairs)]), "attribute"
 
 
 def plan_requests(config: Config, ctx: StepContext, truth: Truth | None) -> list[Request]:
@@ -118,27 +117,32 @@ def reachable_labels(truth: Truth | None) -> list[str]:
     return [truth.format(label) for label in truth.reachable_labels()] if truth else []
 
 
-def load(config: Config, ctx: StepContext, slot: str) -> Speaker:
+def load(config: Config, ctx: StepContext, slot: str) -> ChatSampler:
     """The model of a slot; its digest goes with the results."""
     artifact = ctx.input(slot)
-    speaker = load_speaker(
+    sampler = load_chat_sampler(
         artifact.path,
         tokens=config.model.data.chat_prompt_tokens,
         half=config.trainer.half,
     )
-    speaker.max_rows = config.sampling.max_rows
+    sampler.max_rows = config.sampling.max_rows
     digest = artifact.facts.get("weights_digest") or weights_digest(artifact.path)
     ctx.output("results").note(**{f"{slot}_digest": digest, f"{slot}_ref": artifact.ref})
-    return speaker
+    return sampler
 
 
 def answer(
-    config: Config, speaker: Speaker, *, requests: Sequence[Request], judge: Judge
+    config: Config, sampler: ChatSampler, *, requests: Sequence[Request], judge: Judge
 ) -> list[Outcome]:
     """One outcome for each request, in their order."""
     sampling = config.sampling
-    draw = Draw(max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature)
-    answers = [group[0] for group in speaker.answer(requests, samples=1, draw=draw)]
+    groups = sampler.sample(
+        requests,
+        samples=1,
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+    )
+    answers = [group[0] for group in groups]
     pairs = [
         (request.conversation, said.text)
         for request, said in zip(requests, answers, strict=True)

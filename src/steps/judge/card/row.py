@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nemotron_style.steps.blocks.data.chat_format import JUDGED, split_messages
+from nemotron_style.steps.blocks.data.conversation import PAIR_ROLES, parse_messages
 from nemotron_style.steps.blocks.data.jsonl import brief, refuse
 from nemotron_style.steps.blocks.judge.prompt import Question
 
@@ -57,9 +57,9 @@ def parse_comparison(row: Mapping[str, Any]) -> Comparison:
     if extra := sorted(set(row) - {"messages", "truth"}):
         refuse("unknown key", key=extra[0], allowed="messages, truth")
     messages = _without_judgement(row["messages"])
-    split_messages(messages)
+    parse_messages(messages)
     roles = [message["role"] for message in messages]
-    if roles[-2:] != JUDGED:
+    if roles[-2:] != PAIR_ROLES:
         refuse("nothing is compared", key="messages", got=", ".join(roles), allowed=_ENDS)
     said = {message["role"]: message["content"] for message in messages[-3:]}
     history = [message for message in messages if message["role"] not in _ASKED]
@@ -69,7 +69,7 @@ def parse_comparison(row: Mapping[str, Any]) -> Comparison:
     return Comparison(question, _truth(row["truth"]))
 
 
-_ASKED = {"principle", *JUDGED}
+_ASKED = {"principle", *PAIR_ROLES}
 _ENDS = "messages that end with response_1 and response_2"
 
 

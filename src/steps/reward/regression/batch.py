@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemotron_style.steps.blocks.model.device import prepare
+from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.parallel import (
     data_rank,
     data_world,
     from_last_stage,
     sum_over_data,
 )
-from nemotron_style.steps.blocks.model.prefix_packing import Packed
+from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch
 from nemotron_style.steps.blocks.reward.config import RewardConfig
 from nemotron_style.steps.blocks.reward.regression_model import pack_conversations
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
@@ -89,7 +89,7 @@ def accumulate(
         parts = losses(outputs_C1K[:, 0], facts, config=config, over=over)
         return sum(parts), torch.stack(parts).detach()
 
-    device = prepare()
+    device = prepare_device()
     batches = [(pack_rows(part).to(device), facts_of(part, config)) for part in deal(rows, size)]
     shares = accumulate_gradients(model, batches, loss)
     total = sum(shares, torch.zeros(2, dtype=torch.float64))
@@ -103,7 +103,7 @@ def predict(
     model: nn.Module, rows: Sequence[EncodedRow], *, outputs: int, size: int
 ) -> list[Tensor]:
     """The head's outputs ``[conversations of the row, K]`` in float64 of each row, on all ranks."""
-    device = prepare()
+    device = prepare_device()
     ends = [0]
     for row in rows:
         ends.append(ends[-1] + len(row.texts))
@@ -124,7 +124,7 @@ def deal(rows: Sequence[EncodedRow], size: int) -> list[list[EncodedRow]]:
     return [mine[start : start + size] for start in range(0, len(mine), size)]
 
 
-def pack_rows(rows: Sequence[EncodedRow]) -> Packed:
+def pack_rows(rows: Sequence[EncodedRow]) -> PackedBatch:
     """The conversations of ``rows``, one after the other."""
     return pack_conversations([text for row in rows for text in row.texts])
 

@@ -10,7 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem, suggest
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat, Conversation
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.conversation import Conversation
 from nemotron_style.steps.blocks.data.jsonl import read_rows, refuse
 from nemotron_style.steps.blocks.data.rated_row import PairRow, RatedRow, parse_rated
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from torch import nn
 from nemotron_style.runtime.errors import InputError, Problem, StepFailed, raise_all
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.runtime.store.record import Artifact
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.loss.kl import estimate_kl
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.pairwise_judge import Referee, find_judge, read_card
@@ -120,7 +120,7 @@ def _no_card(what: str) -> Problem:
     )
 
 
-def check_room(config: Config, sampling: Sampling, limit: int) -> int:
+def check_room(config: Config, sampling: SamplingParams, limit: int) -> int:
     """The tokens that are left for a prompt. Raises InputError when there are none."""
     room = config.context(limit) - sampling.max_new_tokens
     if room < 1:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat, split_messages
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.conversation import parse_messages
 from nemotron_style.steps.blocks.data.jsonl import brief, read_rows, refuse
 from nemotron_style.steps.blocks.data.responses_api import read_history
 
@@ -46,8 +47,7 @@ def read_prompts(path: Path, *, chat: ChatFormat, encode: Encode, room: int) -> 
 
     def parse(row: Mapping[str, Any]) -> Prompt:
         messages = read_messages(row)
-        system, turns = split_messages(messages)
-        ids = encode(chat.prompt(turns, system=system))
+        ids = encode(chat.prompt(parse_messages(messages)))
         if len(ids) > room:
             refuse(
                 "the prompt leaves no room for the answer, and it is not cut",

@@ -35,12 +35,12 @@ from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, describe, open_chat, stop_id
 from nemotron_style.steps.blocks.data.toy_truth import load_truth
 from nemotron_style.steps.blocks.generation.engine import Engine
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.judge.client import JudgeUnavailable
 from nemotron_style.steps.blocks.judge.group_judge import sum_failures
 from nemotron_style.steps.blocks.loss.kl import estimate_kl
 from nemotron_style.steps.blocks.loss.loss_metrics import merge_metrics
-from nemotron_style.steps.blocks.model.device import prepare
+from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.parallel import any_rank, initialize
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.training.launch_check import is_due
@@ -97,7 +97,7 @@ def run(config: Config, ctx: StepContext) -> None:
     """Align ``model`` on ``prompts`` by the verdicts of the judge; produce the last weights."""
     # -- what is trained, and its words
     check_backend(config)
-    prepare()
+    prepare_device()
     check_job(config, ctx)
     initialize(seed=config.seed)
     source = ctx.input("model")
@@ -106,7 +106,7 @@ def run(config: Config, ctx: StepContext) -> None:
     limit = read_config(source.path).max_sequence_length
     grpo, policy = config.grpo, config.policy
     temperature = policy.generation.temperature
-    sampling = Sampling(
+    sampling = SamplingParams(
         max_new_tokens=config.max_new_tokens(limit),
         temperature=temperature,
         stop_ids=[stop_id(tokenizer, chat)],

@@ -14,7 +14,7 @@ from nemotron_style.steps.blocks.data.chat_format import ChatFormat
 from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.generation.engine import Sample as Drawn
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.judge.aggregation import Answer
 from nemotron_style.steps.blocks.judge.group_judge import AnswerGroup
 from nemotron_style.steps.blocks.judge.prompt import split_reasoning
@@ -29,7 +29,7 @@ class Sampler(Protocol):
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         samples_per_prompt: int,
         seed: Sequence[int],
@@ -70,7 +70,7 @@ class Roller:
     rank_zero: RankZero
     tokenizer: Tokenizer
     chat: ChatFormat
-    sampling: Sampling
+    sampling: SamplingParams
 
     def roll(
         self, prompts: Sequence[Prompt], places: Sequence[int], *, samples: int, name: str

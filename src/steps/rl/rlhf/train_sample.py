@@ -28,7 +28,7 @@ from nemotron_style.steps.blocks.loss.sample_mask import (
     sequence_logprob_errors,
 )
 from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
-from nemotron_style.steps.blocks.model.prefix_packing import Group, Packed, pack
+from nemotron_style.steps.blocks.model.prefix_packing import Group, PackedBatch, pack
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
 
@@ -153,7 +153,7 @@ def cut(lessons: Sequence[Lesson], size: int) -> Iterator[list[list[int]]]:
         yield from (members[at : at + together] for at in range(0, len(members), together))
 
 
-def pack_pass(lessons: Sequence[Lesson], places: Sequence[Sequence[int]]) -> Packed:
+def pack_pass(lessons: Sequence[Lesson], places: Sequence[Sequence[int]]) -> PackedBatch:
     """The tensors of one pass."""
     return pack(
         [
@@ -163,7 +163,7 @@ def pack_pass(lessons: Sequence[Lesson], places: Sequence[Sequence[int]]) -> Pac
     )
 
 
-def _facts(packed: Packed, lessons: Sequence[Lesson]) -> PolicyBatch:
+def _facts(packed: PackedBatch, lessons: Sequence[Lesson]) -> PolicyBatch:
     """Everything about the samples of a pass but their log-probs of now, in the packed order."""
     mask_BT = packed.mask_BNR.flatten(0, 1)
     rewards_B = torch.tensor([one.reward for one in lessons])

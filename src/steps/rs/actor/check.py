@@ -11,7 +11,7 @@ from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.generation.backend import GenerationEngine
 from nemotron_style.steps.blocks.generation.logprob_gap import EngineGap, measure_sample_gap
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.training.launch_check import find_disagreements
 from nemotron_style.steps.rs.actor.config import Config
 from nemotron_style.steps.rs.actor.rollout import Asked
@@ -76,7 +76,7 @@ def check_sampler(
     prompts = [one.prompt.ids for one in asked[:PROBED_PROMPTS]]
     drawn = sampler.generate(
         prompts,
-        Sampling(max_new_tokens=room, temperature=temperature),
+        SamplingParams(max_new_tokens=room, temperature=temperature),
         samples_per_prompt=PROBED_SAMPLES,
         seed=[one.seed for one in asked[:PROBED_PROMPTS]],
     )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat, parse_prompt
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.conversation import parse_prompt
 from nemotron_style.steps.blocks.data.jsonl import read_rows, refuse
 from nemotron_style.steps.blocks.reward.types import Message
 
@@ -39,7 +40,7 @@ def read_prompts(path: Path, *, chat: ChatFormat, encode: Encode, room: int) -> 
 
     def parse(row: Mapping[str, Any]) -> Prompt:
         asked = parse_prompt(row)
-        ids = encode(chat.prompt(asked.turns, system=asked.system))
+        ids = encode(chat.prompt(asked))
         if len(ids) > room:
             refuse(
                 "the prompt leaves no room for the response, and it is not cut",

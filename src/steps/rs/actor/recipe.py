@@ -39,7 +39,7 @@ from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, describe, open_chat, stop_id
 from nemotron_style.steps.blocks.data.toy_truth import load_truth
 from nemotron_style.steps.blocks.generation.backend import open_engine
-from nemotron_style.steps.blocks.model.device import prepare
+from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.parallel import any_rank, initialize
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
 from nemotron_style.steps.blocks.training.launch_check import is_due
@@ -74,7 +74,7 @@ from nemotron_style.steps.rs.actor.setup import open_client, plan_sampling
 def run(config: Config, ctx: StepContext) -> None:
     """Train ``model`` on the best of its own responses to ``prompts``; produce the last weights."""
     # -- what is trained, and its words
-    device = prepare()
+    device = prepare_device()
     check_machine(config, ctx, device)
     initialize(seed=config.seed)
     source = ctx.input("model")

@@ -15,7 +15,7 @@ from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.generation.backend import GenerationEngine
 from nemotron_style.steps.blocks.generation.engine import Sample
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
 from nemotron_style.steps.blocks.model.prefix_packing import Group
 from nemotron_style.steps.blocks.reward.types import RewardScore
@@ -86,7 +86,7 @@ class Roller:
     judge: Judge
     tokenizer: Tokenizer
     chat: ChatFormat
-    sampling: Sampling
+    sampling: SamplingParams
 
     def roll(
         self, asked: Sequence[Asked], *, samples: int, size: int

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.step.context import StepContext
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.http.endpoint import Address, read_address, read_token
 from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.reward.client import RewardClient
 from nemotron_style.steps.rs.actor.config import Config
 
 
-def plan_sampling(config: Config, limit: int, *, stop: int) -> Sampling:
+def plan_sampling(config: Config, limit: int, *, stop: int) -> SamplingParams:
     """How responses are drawn from a model that holds ``limit`` tokens."""
     given, lengths = config.model.rs.sampling_params, config.model.rs.length_params
     longest, context = config.max_new_tokens(limit), config.context(limit)
@@ -24,7 +24,7 @@ def plan_sampling(config: Config, limit: int, *, stop: int) -> Sampling:
                 allowed=f"1 to {context - 1}: the context is {context} tokens",
             )
         )
-    return Sampling(
+    return SamplingParams(
         max_new_tokens=longest,
         min_new_tokens=min(lengths.min_length, longest),
         temperature=0.0 if given.use_greedy else given.temperature,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nemotron_style.steps.blocks.model.device import prepare
+from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.parallel import (
     data_rank,
     data_world,
@@ -30,7 +30,7 @@ def accumulate(model: nn.Module, rows: Sequence[EncodedRow], *, size: int) -> fl
         nll = -logprobs_BNR.sum()
         return nll / tokens, nll.detach().double()
 
-    device = prepare()
+    device = prepare_device()
     mine = deal(rows, size=size, part=data_rank(), parts=data_world())
     sums = accumulate_gradients(model, [(pack_batch(part).to(device), None) for part in mine], loss)
     total = sum(sums, torch.zeros((), dtype=torch.float64, device=device))
@@ -39,7 +39,7 @@ def accumulate(model: nn.Module, rows: Sequence[EncodedRow], *, size: int) -> fl
 
 def measure(model: nn.Module, rows: Sequence[EncodedRow], *, size: int) -> dict[str, float]:
     """Mean NLL per target token: ``loss`` over all rows, and ``loss_<type>`` over each type's."""
-    device = prepare()
+    device = prepare_device()
     mine = deal(rows, size=size, part=data_rank(), parts=data_world())
     found = score(model, [pack_batch(part).to(device) for part in mine])
     types = sorted({row.type for row in rows})

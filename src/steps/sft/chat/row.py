@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.steps.blocks.data.chat_format import (
-    ChatFormat,
-    Conversation,
-    parse_conversation,
-)
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.conversation import Conversation, parse_conversation
 from nemotron_style.steps.blocks.data.jsonl import read_rows, refuse
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
-from nemotron_style.steps.blocks.model.prefix_packing import Group, Packed, pack
+from nemotron_style.steps.blocks.model.prefix_packing import Group, PackedBatch, pack
 
 PLAIN = "PLAIN"
 
@@ -80,7 +77,7 @@ def deal(rows: Sequence[EncodedRow], *, size: int, part: int, parts: int) -> lis
     return [mine[start : start + size] for start in range(0, len(mine), size)]
 
 
-def pack_batch(rows: Sequence[EncodedRow]) -> Packed:
+def pack_batch(rows: Sequence[EncodedRow]) -> PackedBatch:
     """The tensors of one micro-batch, one response a row."""
     return pack([Group(row.prompt_ids, [row.target_ids]) for row in rows])
 

@@ -23,7 +23,7 @@ from nemotron_style.steps.blocks.model.parallel import (
     from_last_stage,
     sum_over_data,
 )
-from nemotron_style.steps.blocks.model.prefix_packing import Group, Packed, pack
+from nemotron_style.steps.blocks.model.prefix_packing import Group, PackedBatch, pack
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
 
 
@@ -126,7 +126,9 @@ def accumulate(
         size = sizes.forward_micro_batch_size
         known = numbers.scales(_score(own, numbers.log_q, size=size, model=model), groups=total)
 
-    def loss(logprobs_BNR: Tensor, work: tuple[steerlm2.Piece, Packed]) -> tuple[Tensor, Tensor]:
+    def loss(
+        logprobs_BNR: Tensor, work: tuple[steerlm2.Piece, PackedBatch]
+    ) -> tuple[Tensor, Tensor]:
         piece, packed = work
         log_q_theta = steerlm2.response_logprob(logprobs_BNR, packed.mask_BNR).detach()
         if known is None:
@@ -158,7 +160,7 @@ def _length(group: EncodedGroup) -> tuple[int, int]:
 
 def _packed(
     groups: Sequence[EncodedGroup], pieces: Sequence[steerlm2.Piece], device: torch.device
-) -> list[Packed]:
+) -> list[PackedBatch]:
     return [
         pack(
             [

@@ -40,7 +40,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.steerlm2_row import EncodedGroup, read_groups
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, describe, open_chat
-from nemotron_style.steps.blocks.model.device import prepare
+from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.parallel import Parallel, any_rank, initialize
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
 from nemotron_style.steps.blocks.training.metric_plot import copy_logs
@@ -67,7 +67,7 @@ from nemotron_style.steps.sft.steerlm2.plot import draw
 def run(config: Config, ctx: StepContext) -> None:
     """Train ``model`` on ``data`` and produce the model at the smallest validation distance."""
     # -- what is trained, and whether it is what the data was made with
-    device = prepare()
+    device = prepare_device()
     check_machine(config, ctx, device)
     parallel = Parallel(
         tensor=config.model.tensor_model_parallel_size,

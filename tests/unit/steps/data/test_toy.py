@@ -12,7 +12,7 @@ import pytest
 
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.runtime.store.digest import digest_tree
-from nemotron_style.steps.blocks.data.chat_format import parse_conversation, parse_prompt
+from nemotron_style.steps.blocks.data.conversation import parse_conversation, parse_prompt
 from nemotron_style.steps.blocks.data.jsonl import read_rows
 from nemotron_style.steps.blocks.data.toy_truth import Truth, load_truth
 from nemotron_style.steps.blocks.judge.verdict import read_verdict

@@ -16,7 +16,8 @@ from nemotron_style.runtime.planning.request import PlanContext, RunRequest
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.store.store import Store
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat, parse_prompt
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.conversation import parse_prompt
 from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.judge.client import JudgeFailure
 from nemotron_style.steps.blocks.judge.verdict import Verdict

@@ -12,7 +12,7 @@ import pytest
 
 from nemotron_style.runtime.errors import InputError, Interrupted
 from nemotron_style.steps.blocks.generation.engine import Sample
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
 from nemotron_style.steps.blocks.reward.types import RewardScore
@@ -84,7 +84,7 @@ def roll(groups: Sequence[Any], client: Any, *, during: Any = lambda n: None, si
         Prompt(({"role": "user", "content": str(number)},), [1]) for number in range(len(groups))
     ]
     asked = name_groups(prompts, range(len(groups)), "x")
-    sampling = Sampling(max_new_tokens=9, stop_ids=[STOP], end_strings=["END"])
+    sampling = SamplingParams(max_new_tokens=9, stop_ids=[STOP], end_strings=["END"])
     with Judge(client) as judge:
         roller = Roller(Script(groups, during), judge, Words(), Chat(), sampling)  # type: ignore[arg-type]
         return roller.roll(asked, samples=len(groups[0]), size=size)[0]

@@ -16,16 +16,16 @@ from nemotron_style.runtime.errors import InputError, StepFailed
 from nemotron_style.steps.blocks.checkpoint import logit_parity
 from nemotron_style.steps.blocks.checkpoint.hf_config import build_settings, read_sizes
 from nemotron_style.steps.blocks.checkpoint.hf_weights import (
+    check_tensors,
     expected_shapes,
     export_tensor,
     export_weights,
     fill_model,
     import_weights,
-    settle_tensors,
 )
 from nemotron_style.steps.blocks.checkpoint.logit_parity import (
-    Agreement,
-    compare,
+    LogitParity,
+    compare_logits,
     model_logits,
     round_weights,
     sample_rows,
@@ -112,7 +112,7 @@ def test_every_bit_comes_back(tmp_path, groups, tied, dtype):
     folder = write(model, config, tmp_path / "hf")
     assert read_sizes(folder) == config
     tensors = TensorFolder(folder)
-    settle_tensors(tensors, config)
+    check_tensors(tensors, config)
     assert set(tensors.types.values()) == {dtype}
     back = build_model(config, dtype=dtype, ddp=False, initial=None)
     fill_model(back, import_weights(tensors.read, config))
@@ -161,7 +161,7 @@ def test_what_transformers_saves_is_read(tmp_path):
     assert (tmp_path / INDEX).is_file()
     assert read_sizes(tmp_path) == config
     tensors = TensorFolder(tmp_path)
-    settle_tensors(tensors, config)
+    check_tensors(tensors, config)
     model = build_model(config, ddp=False, initial=None)
     fill_model(model, import_weights(tensors.read, config))
     rows = sample_rows(50, rows=2, tokens=20, seed=1)
@@ -191,7 +191,7 @@ def test_missing_reshaped_and_unknown_tensors_are_told_at_once(folder):
         tensors["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(48)
 
     tensors = rewrite(folder, spoil)
-    said = refused(lambda: settle_tensors(tensors, sizes()))
+    said = refused(lambda: check_tensors(tensors, sizes()))
     assert "model.layers.1.mlp.up_proj.weight: a tensor is missing" in said
     assert "model.embed_tokens.weight: a tensor has another shape" in said
     assert "got [49, 48]; allowed: [50, 48]" in said
@@ -205,7 +205,7 @@ def test_rotary_tables_of_old_checkpoints_are_left_out(folder):
             {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(3)}
         ),
     )
-    settle_tensors(tensors, sizes())
+    check_tensors(tensors, sizes())
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -219,12 +219,10 @@ def test_a_tied_head_may_stand_twice_but_not_differ(tmp_path, same):
         ),
     )
     if same:
-        settle_tensors(tensors, config)
+        check_tensors(tensors, config)
         assert "lm_head.weight" not in tensors.shapes
     else:
-        assert "lm_head.weight: config.json ties" in refused(
-            lambda: settle_tensors(tensors, config)
-        )
+        assert "lm_head.weight: config.json ties" in refused(lambda: check_tensors(tensors, config))
 
 
 def test_a_larger_vocabulary_is_filled_up_with_the_mean_row(folder):
@@ -240,7 +238,7 @@ def test_a_larger_vocabulary_is_filled_up_with_the_mean_row(folder):
         assert torch.equal(weight[:50], whole)
         torch.testing.assert_close(weight[50:], whole.mean(0).expand(6, -1))
     rows = sample_rows(50, rows=2, tokens=16, seed=0)
-    assert compare(model_logits(model, rows), folder, rows).max_logit_difference < 1e-4
+    assert compare_logits(model_logits(model, rows), folder, rows).max_logit_difference < 1e-4
 
 
 # -- logits
@@ -263,7 +261,7 @@ def test_logits_are_those_of_the_files(tmp_path, side, groups, tied):
     model = make_model(config)
     folder = write(model, config, tmp_path / "hf")
     rows = sample_rows(config.vocab_size, rows=3, tokens=64, seed=5)
-    found = compare(model_logits(model, rows), folder, rows)
+    found = compare_logits(model_logits(model, rows), folder, rows)
     assert found.by.startswith(side)
     assert found.largest > 5
     assert found.max_logit_difference < 1e-4
@@ -281,9 +279,9 @@ def test_half_precision_is_compared_with_what_it_rounds_to(tmp_path, side, dtype
     round_weights(model, dtype)
     rounded = model_logits(model, rows)
     assert (exact - rounded).abs().max() > 1e-3
-    assert compare(rounded, whole, rows, dtype=dtype).max_logit_difference < 1e-4
+    assert compare_logits(rounded, whole, rows, dtype=dtype).max_logit_difference < 1e-4
     half = write(model.to(dtype), config, tmp_path / "half")
-    assert compare(rounded, half, rows).max_logit_difference < 1e-4
+    assert compare_logits(rounded, half, rows).max_logit_difference < 1e-4
 
 
 def swap(one: str, other: str) -> Callable[[dict[str, Tensor]], object]:
@@ -325,10 +323,10 @@ def test_the_check_finds_every_mistake(tmp_path, side, mistake):
     folder = write(model, sizes(), tmp_path / "hf")
     rows = sample_rows(50, rows=2, tokens=64, seed=5)
     logits = model_logits(model, rows)
-    compare(logits, folder, rows).require(1e-4, where="x")
+    compare_logits(logits, folder, rows).require(1e-4, where="x")
     change(folder, **mistake) if isinstance(mistake, dict) else rewrite(folder, mistake)
     with pytest.raises(StepFailed, match="max_logit_difference: the converted model computes"):
-        compare(logits, folder, rows).require(1e-4, where="x")
+        compare_logits(logits, folder, rows).require(1e-4, where="x")
 
 
 def test_both_other_sides_agree(folder):
@@ -353,7 +351,7 @@ def test_both_other_sides_agree(folder):
     ],
 )
 def test_the_limit_grows_with_logits_beyond_ten(difference, largest, passes):
-    found = Agreement("x", 1, 1, difference, largest)
+    found = LogitParity("x", 1, 1, difference, largest)
     if passes:
         found.require(1e-4, where="x")
         return

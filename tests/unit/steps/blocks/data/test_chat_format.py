@@ -6,10 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from nemotron_style.runtime.errors import InputError
-from nemotron_style.steps.blocks.data.chat_format import (
-    ChatFormat,
-    ChatPromptTokens,
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
+from nemotron_style.steps.blocks.data.conversation import (
     parse_conversation,
+    parse_messages,
     parse_prompt,
 )
 
@@ -21,12 +21,14 @@ PLAIN = "\x00System\n\n\x11User\nHi\nthere\n\x11Assistant\n"
 
 
 def test_prompts_are_nemo_aligners() -> None:
-    assert CHAT.plain_prompt([USER]) == PLAIN
-    assert CHAT.labelled_prompt([USER], LABEL) == f"{PLAIN}\x12{LABEL}\n"
-    assert CHAT.scoring_prompt([USER], "Yes.") == f"{PLAIN}Yes.\n\x12"
+    assert CHAT.prompt(parse_messages([USER])) == PLAIN
+    assert CHAT.prompt(parse_messages([USER]), label=LABEL) == f"{PLAIN}\x12{LABEL}\n"
+    assert CHAT.attribute_prompt(parse_messages([USER]), "Yes.") == f"{PLAIN}Yes.\n\x12"
     system = {"role": "system", "content": "Be brief."}
-    assert CHAT.plain_prompt([system, USER]).startswith("\x00System\nBe brief.\n\x11User\n")
-    assert CHAT.plain_prompt([USER, ANSWER, USER]) == (
+    assert CHAT.prompt(parse_messages([system, USER])).startswith(
+        "\x00System\nBe brief.\n\x11User\n"
+    )
+    assert CHAT.prompt(parse_messages([USER, ANSWER, USER])) == (
         "\x00System\n\n\x11User\nHi\nthere\n\x11Assistant\nYes.\n"
         "\x11User\nHi\nthere\n\x11Assistant\n"
     )
@@ -39,8 +41,11 @@ def test_a_judge_is_asked_in_roles_of_their_own() -> None:
     )
     asked = "\x00System\n\n\x11User\nHi\nthere\n"
     told = "\x11Response 1\nA\n\x11Response 2\nB\n\x11Assistant\n"
-    assert CHAT.plain_prompt([USER, *pair]) == asked + told
-    assert CHAT.plain_prompt([USER, rule, *pair]) == f"{asked}\x11Principle\nBe true.\n{told}"
+    assert CHAT.prompt(parse_messages([USER, *pair])) == asked + told
+    assert (
+        CHAT.prompt(parse_messages([USER, rule, *pair]))
+        == f"{asked}\x11Principle\nBe true.\n{told}"
+    )
     row = parse_conversation({"messages": [USER, *pair, ANSWER]})
     assert CHAT.example(row) == (asked + told, "Yes.\n\x11")
 
@@ -61,7 +66,7 @@ def test_a_judge_is_asked_in_roles_of_their_own() -> None:
 def test_what_is_judged_stands_behind_the_user_and_whole(roles: tuple[str, ...]) -> None:
     messages = [{"role": role, "content": "a"} for role in roles]
     with pytest.raises(InputError, match="alternate"):
-        CHAT.plain_prompt(messages)
+        CHAT.prompt(parse_messages(messages))
 
 
 def test_a_response_ends_with_the_stop_token_and_reads_back() -> None:
@@ -86,10 +91,10 @@ def test_what_a_row_teaches(extra: dict, prompt: str, target: str) -> None:
 def test_a_value_may_not_hold_a_control_token(token: str) -> None:
     chat = ChatFormat(reserved=("<eos>",))
     texts = [
-        lambda: chat.plain_prompt([{"role": "user", "content": f"a{token}b"}]),
+        lambda: chat.prompt(parse_messages([{"role": "user", "content": f"a{token}b"}])),
         lambda: chat.response(f"a{token}"),
         lambda: chat.label_text(f"{token}a"),
-        lambda: chat.plain_prompt([{"role": "system", "content": token}, USER]),
+        lambda: chat.prompt(parse_messages([{"role": "system", "content": token}, USER])),
     ]
     for text in texts:
         with pytest.raises(InputError, match="control token"):

@@ -10,6 +10,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
+from nemotron_style.steps.blocks.data.conversation import parse_messages
 from nemotron_style.steps.blocks.data.tokenizer import (
     TEMPLATE_FILE,
     Tokenizer,
@@ -60,12 +61,6 @@ def test_control_tokens_are_whole_only_where_asked(tokenizer: Tokenizer) -> None
     assert stop_id(tokenizer, open_chat(tokenizer)) == turn
 
 
-def test_batches_are_encoded_like_single_texts(tokenizer: Tokenizer) -> None:
-    texts = ["a\x11b", *TEXTS]
-    singly = [tokenizer.encode(text, control=True) for text in texts]
-    assert tokenizer.encode_many(texts, control=True) == singly
-
-
 def test_training_is_deterministic(tokenizer: Tokenizer, tmp_path: Path) -> None:
     again = train_tokenizer(TEXTS, 600, tmp_path / "again", tokens=ChatPromptTokens())
     assert again.digest == tokenizer.digest
@@ -87,11 +82,11 @@ def test_the_template_renders_what_the_code_builds(
     def render(rows: list, **options: object) -> str:
         return template.render(messages=rows, **options)
 
-    plain, label = chat.plain_prompt(messages), "helpfulness:4"
+    plain, label = chat.prompt(parse_messages(messages)), "helpfulness:4"
     answered = [*messages, {"role": "assistant", "content": "So."}]
     assert render(messages, add_generation_prompt=True) == plain
     labelled = render(messages, add_generation_prompt=True, label=label)
-    assert labelled == chat.labelled_prompt(messages, label)
+    assert labelled == chat.prompt(parse_messages(messages), label=label)
     assert render(answered) == plain + chat.response("So.")
     assert render(answered, label=label) == labelled + chat.response("So.")
 

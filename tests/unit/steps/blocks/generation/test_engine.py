@@ -12,7 +12,7 @@ from nemotron_style.steps.blocks.checkpoint.hf_config import build_settings
 from nemotron_style.steps.blocks.checkpoint.hf_weights import export_weights
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
 from nemotron_style.steps.blocks.generation.engine import Engine, Sample
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model.language_model import build_model, unwrap
 from nemotron_style.steps.blocks.model.logprob import response_logprobs
 from nemotron_style.steps.blocks.model.parallel import initialize
@@ -63,7 +63,7 @@ def test_greedy_is_a_plain_forward_token_by_token(model: torch.nn.Module, engine
     prompts = PROMPTS[:3]
     drawn = engine.generate(
         prompts,
-        Sampling(max_new_tokens=9, temperature=0.0, stop_ids=[STOP]),
+        SamplingParams(max_new_tokens=9, temperature=0.0, stop_ids=[STOP]),
         samples_per_prompt=2,
         seed=1,
     )
@@ -95,7 +95,7 @@ def test_greedy_is_hugging_face_over_64_tokens() -> None:
     other.load_state_dict({name: part for parts in weights for name, part in parts.items()})
     other.generation_config.eos_token_id = None
     drawn = Engine(model, config, max_rows=3).generate(
-        PROMPTS, Sampling(max_new_tokens=64, temperature=0.0), seed=0
+        PROMPTS, SamplingParams(max_new_tokens=64, temperature=0.0), seed=0
     )
     for prompt, [sample] in zip(PROMPTS, drawn, strict=True):
         given = torch.tensor([prompt])
@@ -109,7 +109,7 @@ def test_greedy_is_hugging_face_over_64_tokens() -> None:
 def test_log_probs_are_those_of_training(
     model: torch.nn.Module, engine: Engine, temperature: float
 ) -> None:
-    sampling = Sampling(max_new_tokens=12, temperature=temperature, stop_ids=[STOP])
+    sampling = SamplingParams(max_new_tokens=12, temperature=temperature, stop_ids=[STOP])
     drawn = engine.generate(PROMPTS, sampling, samples_per_prompt=5, seed=5)
     packed = pack(
         [
@@ -128,7 +128,7 @@ def test_log_probs_are_those_of_training(
 
 def test_a_sample_ends_with_its_first_stop_token_or_is_unfinished(engine: Engine) -> None:
     drawn = engine.generate(
-        PROMPTS, Sampling(max_new_tokens=8, stop_ids=[STOP, 5]), samples_per_prompt=16, seed=3
+        PROMPTS, SamplingParams(max_new_tokens=8, stop_ids=[STOP, 5]), samples_per_prompt=16, seed=3
     )
     samples = [sample for group in drawn for sample in group]
     assert {sample.finish for sample in samples} == {"stop", "length"}
@@ -155,7 +155,7 @@ def test_samples_do_not_depend_on_their_neighbours(
 
     With few slots rows of different lengths stand side by side, in slots that others left.
     """
-    sampling = Sampling(**{"max_new_tokens": 10, "stop_ids": [STOP, 5], **settings})
+    sampling = SamplingParams(**{"max_new_tokens": 10, "stop_ids": [STOP, 5], **settings})
     seeds = [101, 202, 303, 404]
     alone = [
         Engine(model, CONFIG).generate([prompt], sampling, samples_per_prompt=7, seed=[seed])[0]
@@ -173,7 +173,7 @@ def test_samples_do_not_depend_on_their_neighbours(
 
 def test_a_freed_slot_is_used_at_once(model: torch.nn.Module) -> None:
     """As many steps as a perfect packing of the rows needs, not one round per longest row."""
-    sampling = Sampling(max_new_tokens=30, stop_ids=[STOP, 5, 7])
+    sampling = SamplingParams(max_new_tokens=30, stop_ids=[STOP, 5, 7])
     engine = Engine(model, CONFIG, max_rows=4)
     live: list[int] = []
     advance = engine.decoder.advance
@@ -199,14 +199,14 @@ def test_each_prompt_is_computed_once(model: torch.nn.Module) -> None:
         return prefill(tokens)
 
     engine.decoder.prefill = counted  # type: ignore[method-assign]
-    engine.generate(PROMPTS, Sampling(max_new_tokens=4), samples_per_prompt=5, seed=1)
+    engine.generate(PROMPTS, SamplingParams(max_new_tokens=4), samples_per_prompt=5, seed=1)
     assert sorted(seen) == sorted(PROMPTS)
 
 
 def test_the_seed_names_the_samples(engine: Engine) -> None:
     def draw(seed: int) -> list[list[int]]:
         same = [PROMPTS[0], PROMPTS[0]]
-        sampling = Sampling(max_new_tokens=10, stop_ids=[STOP])
+        sampling = SamplingParams(max_new_tokens=10, stop_ids=[STOP])
         drawn = engine.generate(same, sampling, samples_per_prompt=4, seed=seed)
         return [sample.tokens for group in drawn for sample in group]
 
@@ -220,7 +220,7 @@ def test_first_tokens_follow_the_softmax(
     model: torch.nn.Module, engine: Engine, temperature: float
 ) -> None:
     count = 20_000
-    sampling = Sampling(max_new_tokens=1, temperature=temperature)
+    sampling = SamplingParams(max_new_tokens=1, temperature=temperature)
     drawn = engine.generate([PROMPTS[0]], sampling, samples_per_prompt=count, seed=9)
     observed = torch.bincount(
         torch.tensor([sample.tokens[0] for sample in drawn[0]]), minlength=CONFIG.vocab_size
@@ -237,7 +237,7 @@ def test_first_tokens_follow_the_softmax(
 
 def test_weights_are_read_as_they_are_now(model: torch.nn.Module) -> None:
     engine = Engine(model, CONFIG)
-    greedy = Sampling(max_new_tokens=1, temperature=0.0)
+    greedy = SamplingParams(max_new_tokens=1, temperature=0.0)
     before = engine.generate([[3, 4]], greedy, seed=0)[0][0].tokens[0]
     wanted = (before + 1) % CONFIG.vocab_size
     head = unwrap(model).output_layer.weight
@@ -253,7 +253,7 @@ def test_tied_embeddings_are_the_head() -> None:
     initialize(seed=1)
     config = CONFIG.model_copy(update={"tie_embeddings": True})
     model = build_model(config, ddp=False)
-    sampling = Sampling(max_new_tokens=6)
+    sampling = SamplingParams(max_new_tokens=6)
     [[sample]] = Engine(model, config).generate([[3, 4, 5]], sampling, seed=4)
     with torch.no_grad():
         trained = response_logprobs(model, pack([Group([3, 4, 5], [sample.tokens])])).sum().item()
@@ -262,17 +262,17 @@ def test_tied_embeddings_are_the_head() -> None:
 
 def test_every_prompt_that_does_not_fit_is_named(engine: Engine) -> None:
     with pytest.raises(InputError) as caught:
-        engine.generate([[3] * 40, [3], [], [4] * 41], Sampling(max_new_tokens=9), seed=1)
+        engine.generate([[3] * 40, [3], [], [4] * 41], SamplingParams(max_new_tokens=9), seed=1)
     problems = caught.value.problems
     assert [problem.where for problem in problems] == ["prompt 0", "prompt 2", "prompt 3"]
     assert problems[0].got == "40 prompt tokens + 9 new ones"
     assert problems[2].got == "41 prompt tokens + 9 new ones"
-    full = engine.generate([[3] * 39], Sampling(max_new_tokens=9), seed=1)
+    full = engine.generate([[3] * 39], SamplingParams(max_new_tokens=9), seed=1)
     assert len(full[0][0].tokens) == 9
 
 
 def test_no_prompts_give_no_samples(engine: Engine) -> None:
-    assert engine.generate([], Sampling(max_new_tokens=3), seed=1) == []
+    assert engine.generate([], SamplingParams(max_new_tokens=3), seed=1) == []
 
 
 def test_broken_weights_are_told(model: torch.nn.Module, engine: Engine) -> None:
@@ -281,12 +281,14 @@ def test_broken_weights_are_told(model: torch.nn.Module, engine: Engine) -> None
     with torch.no_grad():
         norm.fill_(float("nan"))
         with pytest.raises(StepFailed, match="not finite"):
-            engine.generate([[3]], Sampling(max_new_tokens=2), seed=1)
+            engine.generate([[3]], SamplingParams(max_new_tokens=2), seed=1)
         norm.copy_(kept)
 
 
 def test_no_row_stops_before_its_minimum(engine: Engine) -> None:
-    sampling = Sampling(max_new_tokens=9, min_new_tokens=5, stop_ids=[STOP, 5, 7], temperature=2.0)
+    sampling = SamplingParams(
+        max_new_tokens=9, min_new_tokens=5, stop_ids=[STOP, 5, 7], temperature=2.0
+    )
     drawn = engine.generate(PROMPTS, sampling, samples_per_prompt=20, seed=2)
     lengths = [len(sample.tokens) for group in drawn for sample in group]
     assert min(lengths) == 6  # five tokens, and then the stop token
@@ -301,8 +303,8 @@ def test_end_strings_are_found_across_tokens(model: torch.nn.Module) -> None:
         return "".join(pieces[i] for i in ids)
 
     engine = Engine(model, CONFIG, decode=text)
-    sampling = Sampling(max_new_tokens=12, end_strings=["ab", "zx"], temperature=1.5)
-    free = Sampling(max_new_tokens=12, temperature=1.5)
+    sampling = SamplingParams(max_new_tokens=12, end_strings=["ab", "zx"], temperature=1.5)
+    free = SamplingParams(max_new_tokens=12, temperature=1.5)
     options: dict[str, Any] = {"samples_per_prompt": 40, "seed": 8}
     ended = flat(engine.generate(PROMPTS, sampling, **options))
     whole = flat(engine.generate(PROMPTS, free, **options))
@@ -321,14 +323,14 @@ def test_end_strings_are_found_across_tokens(model: torch.nn.Module) -> None:
 
 def test_an_end_string_counts_from_the_minimum_on(model: torch.nn.Module) -> None:
     engine = Engine(model, CONFIG, decode=lambda ids: "." * len(ids))
-    sampling = Sampling(max_new_tokens=9, min_new_tokens=4, end_strings=["."])
+    sampling = SamplingParams(max_new_tokens=9, min_new_tokens=4, end_strings=["."])
     [[sample]] = engine.generate([[3]], sampling, seed=1)
     assert (len(sample.tokens), sample.finish) == (4, "stop")
 
 
 def test_bfloat16_decodes_with_the_rounded_weights(model: torch.nn.Module) -> None:
     half = Engine(model, CONFIG, dtype=torch.bfloat16)
-    drawn = half.generate(PROMPTS, Sampling(max_new_tokens=12), samples_per_prompt=8, seed=4)
+    drawn = half.generate(PROMPTS, SamplingParams(max_new_tokens=12), samples_per_prompt=8, seed=4)
     groups = [
         Group(prompt, [sample.tokens for sample in samples])
         for prompt, samples in zip(PROMPTS, drawn, strict=True)

@@ -74,7 +74,7 @@ def test_packed_products_are_plain_products(dtype: torch.dtype, shape: tuple[int
     draw = torch.Generator().manual_seed(1)
     plain = torch.randn(300, 256, generator=draw).to(dtype)
     states = torch.randn(*shape, 256, generator=draw).to(dtype)
-    weight = packed_linear.weight(plain, rows=32)
+    weight = packed_linear.pack_linear(plain, rows=32)
     wanted = states.double() @ plain.double().T
     slack = 1e-4 if dtype is torch.float32 else 0.3
     torch.testing.assert_close(weight(states).double(), wanted, atol=slack, rtol=0)
@@ -82,4 +82,4 @@ def test_packed_products_are_plain_products(dtype: torch.dtype, shape: tuple[int
 
 
 def test_small_weights_stay_as_they_are() -> None:
-    assert packed_linear.weight(torch.randn(8, 8), rows=32).packed is None
+    assert packed_linear.pack_linear(torch.randn(8, 8), rows=32).packed is None

@@ -15,7 +15,7 @@ from nemotron_style.steps.blocks.generation.logprob_gap import (
     measure_gap,
     measure_sample_gap,
 )
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
@@ -68,7 +68,7 @@ def test_samples_of_another_temperature_or_of_other_weights_are_seen() -> None:
     engine = Engine(model, CONFIG)
     drawn = engine.generate(
         prompts,
-        Sampling(max_new_tokens=12, temperature=0.7, stop_ids=[2]),
+        SamplingParams(max_new_tokens=12, temperature=0.7, stop_ids=[2]),
         samples_per_prompt=4,
         seed=5,
     )

@@ -7,7 +7,7 @@ import torch
 
 from nemotron_style.steps.blocks.generation.random_stream import (
     BLOCK,
-    pick,
+    inverse_cdf,
     sample_keys,
     uniforms,
 )
@@ -42,7 +42,7 @@ def test_a_large_vocabulary_is_drawn_from_exactly() -> None:
     """Chi-square of 200 000 draws from 128 256 tokens, binned into 500 of like probability."""
     weights = peaked(128_256)
     numbers = uniforms(sample_keys(11, 200_000, 1).flatten(), 0)
-    tokens = pick(weights, numbers[None])[0][0]
+    tokens = inverse_cdf(weights, numbers[None])[0][0]
     order = weights[0].argsort(descending=True)
     share = weights[0].double()[order] / weights.double().sum()
     bins = torch.empty_like(order)
@@ -64,7 +64,7 @@ def test_the_token_is_that_of_one_cumulative_sum(vocabulary: int) -> None:
     """Drawing in two steps gives the token of the plain float64 sum, except within its rounding."""
     weights = peaked(vocabulary)
     numbers = uniforms(sample_keys(2, 5000, 1).flatten(), 0)
-    tokens, total = pick(weights, numbers[None])
+    tokens, total = inverse_cdf(weights, numbers[None])
     cumulative = weights[0].double().cumsum(0)
     assert total.item() == pytest.approx(cumulative[-1].item(), rel=1e-12)
     targets = numbers * cumulative[-1]
@@ -79,7 +79,7 @@ def test_both_ends_of_the_numbers_reach_tokens_with_weight() -> None:
     weights[1, BLOCK] = 1e-30
     weights[2, [0, 70, 130]] = torch.tensor([1e-38, 3.0, 1e-38])
     numbers = torch.tensor([0.0, 2.0**-52, 0.5, LARGEST, 1.0], dtype=torch.float64)
-    tokens = pick(weights, numbers.expand(3, -1).contiguous())[0].tolist()
+    tokens = inverse_cdf(weights, numbers.expand(3, -1).contiguous())[0].tolist()
     assert tokens[0] == [5, 5, 100, 100, 100]
     assert tokens[1] == [BLOCK] * 5
     assert tokens[2][0] == 0
@@ -94,7 +94,7 @@ def test_the_largest_number_never_rounds_past_the_last_token() -> None:
         weights = torch.rand(20, size, generator=draw)
         weights[:, -7:] = 0
         numbers = torch.tensor([LARGEST, 1.0], dtype=torch.float64).expand(20, -1).contiguous()
-        assert (pick(weights, numbers)[0] == size - 8).all()
+        assert (inverse_cdf(weights, numbers)[0] == size - 8).all()
 
 
 def test_no_token_without_weight_is_drawn() -> None:
@@ -102,13 +102,13 @@ def test_no_token_without_weight_is_drawn() -> None:
     weights = torch.rand(4, 700, generator=draw)
     weights[torch.rand(4, 700, generator=draw) < 0.9] = 0
     numbers = uniforms(sample_keys(5, 4, 4000), 0)
-    tokens = pick(weights, numbers)[0]
+    tokens = inverse_cdf(weights, numbers)[0]
     assert (weights.gather(1, tokens) > 0).all()
 
 
 def test_weights_that_are_no_numbers_are_told_by_their_sum() -> None:
     weights = torch.ones(2, 100)
     weights[0, 3] = float("nan")
-    tokens, sums = pick(weights, torch.full((2, 1), 0.5, dtype=torch.float64))
+    tokens, sums = inverse_cdf(weights, torch.full((2, 1), 0.5, dtype=torch.float64))
     assert sums.isnan().flatten().tolist() == [True, False]
     assert tokens[1].item() == 50

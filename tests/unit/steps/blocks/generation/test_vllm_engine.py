@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from nemotron_style.runtime.errors import InputError, StepFailed
 from nemotron_style.steps.blocks.generation.backend import open_engine
 from nemotron_style.steps.blocks.generation.engine import Engine, Sample
-from nemotron_style.steps.blocks.generation.sampling_params import Sampling
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.generation.vllm_engine import VllmEngine
 from nemotron_style.steps.blocks.generation.vllm_request import sample_seeds, sampling_settings
 from nemotron_style.steps.blocks.generation.vllm_weights import CPU_HEAD_SIZES, Files, plan_files
@@ -80,7 +80,7 @@ CONFIG = ModelConfig(
     vocab_size=24,
     max_sequence_length=48,
 )
-SAMPLING = Sampling(max_new_tokens=9, stop_ids=[2])
+SAMPLING = SamplingParams(max_new_tokens=9, stop_ids=[2])
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_prompts_are_refused_as_in_process(engine: VllmEngine) -> None:
 
 
 def test_settings_are_told_in_vllms_words() -> None:
-    sampling = Sampling(
+    sampling = SamplingParams(
         max_new_tokens=9,
         min_new_tokens=2,
         temperature=0.7,
@@ -235,9 +235,9 @@ def test_settings_are_told_in_vllms_words() -> None:
 
 def test_a_temperature_that_vllm_would_raise_is_refused() -> None:
     with pytest.raises(InputError, match=r"temperature: .*got 0\.005; allowed: 0, or 0\.01"):
-        sampling_settings(Sampling(max_new_tokens=1, temperature=0.005))
+        sampling_settings(SamplingParams(max_new_tokens=1, temperature=0.005))
     for temperature in (0.0, 0.01):
-        sampling_settings(Sampling(max_new_tokens=1, temperature=temperature))
+        sampling_settings(SamplingParams(max_new_tokens=1, temperature=temperature))
 
 
 def test_seeds_belong_to_samples_and_fit_vllm() -> None:
