@@ -25,6 +25,7 @@ from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nemotron_style.runtime.config.model import Section
 from nemotron_style.steps.blocks.data.conversation import ROLES, Conversation, Turn
 from nemotron_style.steps.blocks.data.jsonl import brief, refuse
 
@@ -60,6 +61,12 @@ class ChatPromptTokens(BaseModel):
         """
         ends = [end for end in (self.end_of_turn, self.end_of_name) if end.strip()]
         return tuple(dict.fromkeys([*self.starts, *ends]))
+
+
+class ModelData(Section):
+    """``model.data``: how a conversation is written as text; null: as the checkpoint says."""
+
+    chat_prompt_tokens: ChatPromptTokens | None = None
 
 
 class Example(NamedTuple):

@@ -1,4 +1,4 @@
-"""Settings that are understood and held to the values that mean what is done.
+"""Keys that are understood but not free: held to one value, or to the value of another key.
 
 Steps take the keys of the systems that their users come from. A key that asks for something that
 is not done must not be swallowed: it is refused unless it asks for what happens anyway.
@@ -7,6 +7,7 @@ is not done must not be swallowed: it is refused unless it asks for what happens
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import AfterValidator
@@ -24,3 +25,19 @@ def only(*allowed: Any, why: str, fix: str = "") -> AfterValidator:
         raise ConfigError(Problem(what=why, got=json.dumps(value), allowed=words, fix=fix))
 
     return AfterValidator(check)
+
+
+def find_conflicts(pairs: Iterable[tuple[str, Any, str, Any]]) -> Iterator[Problem]:
+    """Problems of keys that repeat another key and say something else.
+
+    ``pairs`` are ``(key, its value or None, the key it repeats, that value)``.
+    """
+    for key, value, source, wanted in pairs:
+        if value is not None and value != wanted:
+            yield Problem(
+                key=key,
+                what=f"repeats {source} and must agree with it",
+                got=str(value),
+                allowed=str(wanted),
+                fix=f"set {source}",
+            )

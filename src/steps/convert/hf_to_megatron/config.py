@@ -7,20 +7,15 @@ from typing import Literal
 from pydantic import Field
 
 from nemotron_style.runtime.config.model import Section, StepConfig
-from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
-
-
-class ModelData(Section):
-    """``model.data``: how the training steps will write a conversation for this model.
-
-    null: as its tokenizer says, when it was made by them; else it is not known yet.
-    """
-
-    chat_prompt_tokens: ChatPromptTokens | None = None
+from nemotron_style.steps.blocks.data.chat_format import ModelData
 
 
 class Model(Section):
-    """``model``: the folder to convert, and what is settled about it on the way."""
+    """``model``: the folder to convert, and what is settled about it on the way.
+
+    ``data`` says how the training steps will write a conversation for this model; null: as its
+    tokenizer says, when it was made by them; else it is not known yet.
+    """
 
     restore_from_path: str | None = None
     make_vocab_size_divisible_by: int = Field(

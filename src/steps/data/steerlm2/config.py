@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from nemotron_style.runtime.config.model import Section, StepConfig
-from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.chat_format import ModelData
+from nemotron_style.steps.blocks.settings.training_config import CheckpointPath, Precision
 
 
-class Trainer(Section):
+class Trainer(Precision):
     """``trainer.precision`` must be that of the training that will read the log-probs."""
-
-    precision: Literal["bf16", "bf16-mixed", "32", "32-true", 32] = "bf16"
-
-    @property
-    def half(self) -> bool:
-        """Whether weights and activations are bfloat16."""
-        return str(self.precision).startswith("bf16")
-
-
-class CheckpointPath(Section):
-    """One checkpoint, named as NeMo-Aligner names it."""
-
-    restore_from_path: str | None = None
-
-
-class ModelData(Section):
-    """``model.data``: how a conversation is written as text; null: as the checkpoint says."""
-
-    chat_prompt_tokens: ChatPromptTokens | None = None
 
 
 class Models(Section):

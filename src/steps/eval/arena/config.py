@@ -7,31 +7,9 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
-from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.chat_format import ModelData
 from nemotron_style.steps.blocks.http.endpoint import read_address
-
-
-class Trainer(Section):
-    """``trainer.precision``: what the models are run in."""
-
-    precision: Literal["bf16", "bf16-mixed", "32", "32-true", 32] = "bf16"
-
-    @property
-    def half(self) -> bool:
-        """Whether weights and activations are bfloat16."""
-        return str(self.precision).startswith("bf16")
-
-
-class CheckpointPath(Section):
-    """One checkpoint, named as NeMo-Aligner names it."""
-
-    restore_from_path: str | None = None
-
-
-class ModelData(Section):
-    """``model.data``: how a conversation is written as text; null: as the checkpoint says."""
-
-    chat_prompt_tokens: ChatPromptTokens | None = None
+from nemotron_style.steps.blocks.settings.training_config import CheckpointPath, Precision
 
 
 class Models(Section):
@@ -108,7 +86,7 @@ class Judge(Section):
 class Config(StepConfig):
     """``eval/arena``: which of two models gives the better answers, by a judge."""
 
-    trainer: Trainer = Trainer()
+    trainer: Precision = Precision()
     model: Models = Models()
     data: Data = Data()
     sampling: Sampling

@@ -2,35 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from nemotron_style.runtime.config.model import Section, StepConfig
-from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
-
-
-class Trainer(Section):
-    """``trainer.precision``: what the models are run in."""
-
-    precision: Literal["bf16", "bf16-mixed", "32", "32-true", 32] = "bf16"
-
-    @property
-    def half(self) -> bool:
-        """Whether weights and activations are bfloat16."""
-        return str(self.precision).startswith("bf16")
-
-
-class CheckpointPath(Section):
-    """One checkpoint, named as NeMo-Aligner names it."""
-
-    restore_from_path: str | None = None
-
-
-class ModelData(Section):
-    """``model.data``: how a conversation is written as text; null: as the checkpoint says."""
-
-    chat_prompt_tokens: ChatPromptTokens | None = None
+from nemotron_style.steps.blocks.data.chat_format import ModelData
+from nemotron_style.steps.blocks.settings.training_config import CheckpointPath, Precision
 
 
 class Models(Section):
@@ -65,7 +41,7 @@ class Sampling(Section):
 class Config(StepConfig):
     """``eval/steerability``: how often a response has the attributes that were asked for."""
 
-    trainer: Trainer = Trainer()
+    trainer: Precision = Precision()
     model: Models = Models()
     data: Data
     sampling: Sampling

@@ -7,40 +7,31 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
-from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
+from nemotron_style.runtime.errors import ConfigError, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.settings.training_config import (
+    Count,
+    Job,
+    Length,
+    ValidationLimit,
+    limit_validation,
+)
 
-Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Rm(Section):
-    """``trainer.rm``: when to stop, to validate and to save; intervals in steps, 0 for never.
+class Rm(Length):
+    """``trainer.rm``: where training ends, and how often it validates and saves."""
 
-    The last step is always validated and saved.
-    """
-
-    max_epochs: Annotated[int, Field(ge=-1)] | None = 1
-    max_steps: int = Field(default=-1, ge=-1)
-    val_check_interval: int = cosmetic(default=100, ge=0)
     save_interval: int = cosmetic(default=100, ge=0)
-    limit_val_batches: Count | Annotated[float, Field(gt=0, le=1)] = cosmetic(default=1.0)
-    gradient_clip_val: float = Field(default=1.0, ge=0)
+    limit_val_batches: ValidationLimit = cosmetic(default=1.0)
 
 
-class Trainer(Section):
-    """``trainer``: processes, precision and length of the run."""
+class Trainer(Job):
+    """``trainer``: processes, precision (of the trunk; the head is float32) and length."""
 
-    num_nodes: int = cosmetic(default=1, ge=1)
-    devices: int = cosmetic(default=1, ge=1, description="processes on each node")
-    precision: Literal["bf16", "bf16-mixed", "32", "32-true", 32] = "bf16"
     rm: Rm = Rm()
-
-    @property
-    def half(self) -> bool:
-        """Whether the trunk is bfloat16; the head never is."""
-        return str(self.precision).startswith("bf16")
 
 
 class Regression(Section):
@@ -113,21 +104,12 @@ class Config(StepConfig):
     model: Model = Model()
 
     def validation_rows(self, available: int) -> int:
-        """How many validation rows are used, the first ones: a number of batches or a share."""
-        limit = self.trainer.rm.limit_val_batches
-        if isinstance(limit, float):
-            return max(1, int(limit * available))
-        return min(available, limit * self.model.global_batch_size)
+        """How many of ``available`` validation rows are used, the first ones."""
+        limit, batch_size = self.trainer.rm.limit_val_batches, self.model.global_batch_size
+        return limit_validation(limit, available, batch_size=batch_size)
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:
-        rm, problems = self.trainer.rm, []
-        if rm.max_steps < 0 and (rm.max_epochs is None or rm.max_epochs < 0):
-            fix = "set trainer.rm.max_steps or trainer.rm.max_epochs"
-            problems.append(Problem(key="trainer.rm", what="no end is given", fix=fix))
-        if self.model.data.sample and rm.max_steps < 0:
-            fix = "set trainer.rm.max_steps"
-            what = "samples are repeated without end, so the number of steps must be said"
-            problems.append(Problem(key="model.data.sample", what=what, fix=fix))
+        problems = self.trainer.rm.find_missing_end("trainer.rm", sample=self.model.data.sample)
         raise_all(ConfigError, problems)
         return self

@@ -17,6 +17,8 @@ from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.http.endpoint import read_address
 from nemotron_style.steps.blocks.judge.pairing import ComparisonPlan
 from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
+from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts
+from nemotron_style.steps.blocks.settings.training_config import Count
 from nemotron_style.steps.rl.rlhf.fixed_values import (
     HELD,
     Checkpointing,
@@ -26,7 +28,7 @@ from nemotron_style.steps.rl.rlhf.fixed_values import (
     Run,
 )
 from nemotron_style.steps.rl.rlhf.gym import Env
-from nemotron_style.steps.rl.rlhf.nemo_rl import Count, Grpo, Policy
+from nemotron_style.steps.rl.rlhf.nemo_rl import Grpo, Policy
 
 GYM = "nemo_gym"
 """What ``judge.url`` says where NeMo-Gym serves the judge itself."""
@@ -136,7 +138,7 @@ class Config(StepConfig):
 
     @model_validator(mode="after")
     def _agree(self) -> Config:
-        problems = [*_sizes(self), *_mirrors(self), *_judge(self)]
+        problems = [*_sizes(self), *find_conflicts(_mirrors(self)), *_judge(self)]
         problems += _held(self) if self.backend == "embedded" else []
         raise_all(ConfigError, problems)
         return self
@@ -176,14 +178,14 @@ def _sizes(config: Config) -> Iterator[Problem]:
         )
 
 
-def _mirrors(config: Config) -> Iterator[Problem]:
-    """Keys that repeat another one and say something else."""
+def _mirrors(config: Config) -> list[tuple[str, Any, str, Any]]:
+    """Keys that repeat another one: ``(key, value, the other key, its value)``."""
     grpo, optimizer = config.grpo, config.policy.megatron_cfg.optimizer
     rollouts = config.env.compare.num_rollouts_per_prompt
     size = grpo.num_generations_per_prompt
     looked = grpo.val_num_generations_per_prompt
     norm = config.policy.max_grad_norm
-    pairs: list[tuple[str, Any, str, Any]] = [
+    return [
         ("grpo.seed", grpo.seed, "seed", config.seed),
         (
             "grpo.num_val_generations_per_prompt",
@@ -205,12 +207,6 @@ def _mirrors(config: Config) -> Iterator[Problem]:
             size,
         ),
     ]
-    for key, given, source, value in pairs:
-        if given is not None and given != value:
-            what = f"repeats {source} and must agree with it"
-            yield Problem(
-                key=key, what=what, got=str(given), allowed=str(value), fix=f"set {source}"
-            )
 
 
 def _judge(config: Config) -> Iterator[Problem]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from nemotron_style.runtime.config.model import Section, cosmetic
 from nemotron_style.steps.blocks.loss.reward_shaping import RewardScaling, RewardShaping
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.settings.training_config import Count
 from nemotron_style.steps.rl.rlhf.fixed_values import (
     GenerationRest,
     GrpoRest,
@@ -16,8 +17,6 @@ from nemotron_style.steps.rl.rlhf.fixed_values import (
     PolicyRest,
     TokenizerRest,
 )
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class AdvEstimator(Section):

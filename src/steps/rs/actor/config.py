@@ -16,6 +16,8 @@ from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.http.endpoint import Address, read_address
+from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts
+from nemotron_style.steps.blocks.settings.training_config import AlignerJob, Count, Length
 from nemotron_style.steps.rs.actor.fixed_values import (
     DataRest,
     ExpManager,
@@ -23,42 +25,25 @@ from nemotron_style.steps.rs.actor.fixed_values import (
     Optim,
     RsRest,
     SamplingRest,
-    TrainerRest,
 )
 
-Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 PORT = 5555
 
 
-class Rs(RsRest):
-    """``trainer.rs``: when to stop, to validate and to save; intervals in steps, 0 for never.
+class Rs(Length, RsRest):
+    """``trainer.rs``: where training ends, and how often it validates and saves.
 
-    The last step is always validated and saved, and there is a validation before the first.
+    There is a validation before the first step, too.
     """
 
-    max_epochs: Annotated[int, Field(ge=-1)] | None = 1
-    max_steps: int = Field(default=-1, ge=-1)
     val_check_interval: int = cosmetic(default=10, ge=0)
-    save_interval: Annotated[int, Field(ge=0)] | None = cosmetic(default=None)
-    gradient_clip_val: float = Field(default=1.0, ge=0)
 
 
-class Trainer(TrainerRest):
+class Trainer(AlignerJob):
     """``trainer``: processes, precision and length of the run."""
 
-    num_nodes: int = cosmetic(default=1, ge=1)
-    devices: int = cosmetic(default=1, ge=1, description="processes on each node")
-    accelerator: Literal["auto", "cpu", "gpu"] = cosmetic(default="auto")
-    precision: Literal["bf16", "bf16-mixed", "32", "32-true", 32] = "bf16"
     rs: Rs = Rs()
-    max_epochs: int | None = cosmetic(default=None)
-    max_steps: int | None = cosmetic(default=None)
-
-    @property
-    def half(self) -> bool:
-        """Whether weights and activations are bfloat16."""
-        return str(self.precision).startswith("bf16")
 
 
 class RewardModelAddress(Section):
@@ -192,12 +177,6 @@ class Config(StepConfig):
         return self.model.rs.agreement_limit or (1.1 if self.generation == "vllm" else rounding)
 
     @property
-    def save_interval(self) -> int:
-        """Steps between checkpoints; 0 for none but the last."""
-        given = self.trainer.rs.save_interval
-        return self.trainer.rs.val_check_interval if given is None else given
-
-    @property
     def updates_per_step(self) -> int:
         """Updates of the weights in a step."""
         rs = self.model.rs
@@ -213,7 +192,7 @@ class Config(StepConfig):
 
     @model_validator(mode="after")
     def _agree(self) -> Config:
-        problems = [*_mirrors(self), *_sizes(self), *_rest(self)]
+        problems = [*find_conflicts(_mirrors(self)), *_sizes(self), *_rest(self)]
         raise_all(ConfigError, problems)
         assert self.address is None or self.address.port  # refuses what is no address
         return self
@@ -255,13 +234,8 @@ def _sizes(config: Config) -> Iterator[Problem]:
 
 def _rest(config: Config) -> Iterator[Problem]:
     """An end, an address, and a precision that goes with the weights."""
-    rs, remote = config.trainer.rs, config.remote_rm
-    if rs.max_steps < 0 and (rs.max_epochs is None or rs.max_epochs < 0):
-        fix = "set trainer.rs.max_steps or trainer.rs.max_epochs"
-        yield Problem(key="trainer.rs", what="no end is given", fix=fix)
-    if config.model.data.sample and rs.max_steps < 0:
-        what = "prompts are repeated without end, so the number of steps must be said"
-        yield Problem(key="model.data.sample", what=what, fix="set trainer.rs.max_steps")
+    remote = config.remote_rm
+    yield from config.trainer.rs.find_missing_end("trainer.rs", sample=config.model.data.sample)
     if (remote.port or remote.reward_model.port) and not (remote.host or remote.reward_model.ip):
         what = "a port is given and no host"
         yield Problem(key="remote_rm.port", what=what, fix="set remote_rm.host, e.g. to localhost")
@@ -271,8 +245,8 @@ def _rest(config: Config) -> Iterator[Problem]:
         yield Problem(key="model.megatron_amp_O2", what=what, fix=fix)
 
 
-def _mirrors(config: Config) -> Iterator[Problem]:
-    """Keys that repeat another one and say something else."""
+def _mirrors(config: Config) -> list[tuple[str, Any, str, Any]]:
+    """Keys that repeat another one: ``(key, value, the other key, its value)``."""
     model, trainer, remote = config.model, config.trainer, config.remote_rm
     pairs: list[tuple[str, Any, str, Any]] = [
         ("model.seed", model.seed, "seed", config.seed),
@@ -303,9 +277,4 @@ def _mirrors(config: Config) -> Iterator[Problem]:
         given = model.max_position_embeddings if "." not in key else model.data.seq_length
         wanted = model.encoder_seq_length
         pairs.append((f"model.{key}", given, "model.encoder_seq_length", wanted))
-    for key, given, source, value in pairs:
-        if given is not None and given != value:
-            what = f"repeats {source} and must agree with it"
-            yield Problem(
-                key=key, what=what, got=str(given), allowed=str(value), fix=f"set {source}"
-            )
+    return pairs

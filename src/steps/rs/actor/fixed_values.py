@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from nemotron_style.runtime.config.model import Section, cosmetic
+from nemotron_style.steps.blocks.settings import training_config
 from nemotron_style.steps.blocks.settings.fixed_value import only
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 
@@ -23,92 +24,30 @@ class RsRest(Section):
     rollout_batch_seq_length: int | None = cosmetic(default=None)
 
 
-class TrainerRest(Section):
-    """The part of ``trainer`` that NeMo-Aligner says not to change."""
-
-    logger: Annotated[bool, only(False, why="the run keeps its own logs")] = False
-    enable_checkpointing: Annotated[
-        bool, only(False, why="checkpoints follow trainer.rs.save_interval")
-    ] = False
-    use_distributed_sampler: Annotated[
-        bool, only(False, why="the order of prompts is fixed by the seed alone")
-    ] = False
-    max_time: Annotated[
-        str | None,
-        only(
-            None,
-            why="a run has no clock of its own",
-            fix="set the time limit in the profile: a run that is told to stop saves its state",
-        ),
-    ] = None
-
-
-class CheckpointCallback(Section):
-    """``exp_manager.checkpoint_callback_params``; ``save_top_k`` is how many states stay."""
+class CheckpointCallback(training_config.CheckpointCallback):
+    """``exp_manager.checkpoint_callback_params``; the ``save_top_k`` newest states stay."""
 
     monitor: Annotated[
         str, only("val_global_rewards", why="the last weights are produced, not chosen ones")
     ] = "val_global_rewards"
     mode: Annotated[str, only("max", why="a larger reward is better")] = "max"
-    save_top_k: int = cosmetic(default=2, ge=1)
     always_save_nemo: bool = cosmetic(default=False)
     save_nemo_on_train_end: bool = cosmetic(default=True)
-    filename: str | None = cosmetic(default=None)
-    model_parallel_size: int | None = cosmetic(default=None)
 
 
-class ExpManager(Section):
-    """``exp_manager``: the store keeps runs, logs and models, so little is left to manage."""
+class ExpManager(training_config.ExpManager):
+    """``exp_manager``, with the callback of this step."""
 
-    explicit_log_dir: str | None = cosmetic(default=None)
-    exp_dir: Annotated[
-        str | None,
-        only(
-            None, why="not used", fix="set exp_manager.explicit_log_dir to get a copy of the logs"
-        ),
-    ] = None
-    name: str | None = cosmetic(default=None)
-    create_wandb_logger: Annotated[
-        bool,
-        only(
-            False,
-            why="no outside service is told about a run",
-            fix="read metrics.jsonl or the TensorBoard files of the run",
-        ),
-    ] = False
-    wandb_logger_kwargs: dict[str, Any] = cosmetic(default={})
     resume_from_checkpoint: Annotated[
         str | None, only(None, why="a run continues from its own checkpoints")
     ] = None
-    resume_if_exists: Annotated[
-        bool,
-        only(True, why="a run always continues from its checkpoint", fix="start anew with --fresh"),
-    ] = True
-    resume_ignore_no_checkpoint: Annotated[
-        bool, only(True, why="a run without a checkpoint starts at the beginning")
-    ] = True
-    create_checkpoint_callback: Annotated[
-        bool, only(True, why="checkpoints are always written", fix="set trainer.rs.save_interval=0")
-    ] = True
     checkpoint_callback_params: CheckpointCallback = CheckpointCallback()
 
 
-class Peft(Section):
-    """``model.peft``: low-rank adapters are not built yet; their settings are read and unused."""
+class Peft(training_config.Peft):
+    """``model.peft``, with one more key that has no effect."""
 
-    peft_scheme: Annotated[
-        str,
-        only(
-            "none",
-            why="low-rank adapters are not supported by this step",
-            fix="train all weights with model.peft.peft_scheme=none",
-        ),
-    ] = "none"
-    restore_from_path: Annotated[str | None, only(None, why="there are no adapters to restore")] = (
-        None
-    )
     restore_from_ckpt: dict[str, Any] = cosmetic(default={})
-    lora_tuning: dict[str, Any] = cosmetic(default={})
 
 
 class SamplingRest(Section):

@@ -169,7 +169,7 @@ def run(config: Config, ctx: StepContext) -> None:
                     seen = validate(step)
                     before = before if step else seen
                 stopping = any_rank(ctx.stopping) and step < steps
-                due = is_due(step, config.save_interval, last=steps) or stopping
+                due = is_due(step, config.trainer.rs.steps_between_saves, last=steps) or stopping
                 if due and step > saved:
                     save(step)
                     saved = step

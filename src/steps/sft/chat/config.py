@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
-from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
+from nemotron_style.runtime.errors import ConfigError, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
-
-Count = Annotated[int, Field(ge=1)]
-
-
-class Sft(Section):
-    """``trainer.sft``: when to stop, to validate and to save; intervals in steps, 0 for never.
-
-    The last step is always validated and saved.
-    """
-
-    max_epochs: Annotated[int, Field(ge=-1)] | None = 1
-    max_steps: int = Field(default=-1, ge=-1)
-    val_check_interval: int = cosmetic(default=100, ge=0)
-    save_interval: Annotated[int, Field(ge=0)] | None = cosmetic(
-        default=None, description="null: as val_check_interval"
-    )
-    limit_val_batches: Count | Annotated[float, Field(gt=0, le=1)] = cosmetic(default=1.0)
-    gradient_clip_val: float = Field(default=1.0, ge=0)
+from nemotron_style.steps.blocks.settings.training_config import (
+    Count,
+    Job,
+    Length,
+    ValidationLimit,
+    limit_validation,
+)
 
 
-class Trainer(Section):
+class Sft(Length):
+    """``trainer.sft``: where training ends, and how often it validates and saves."""
+
+    limit_val_batches: ValidationLimit = cosmetic(default=1.0)
+
+
+class Trainer(Job):
     """``trainer``: processes, precision and length of the run."""
 
-    num_nodes: int = cosmetic(default=1, ge=1)
-    devices: int = cosmetic(default=1, ge=1, description="processes on each node")
-    precision: Literal["bf16", "bf16-mixed", "32", "32-true", 32] = "bf16"
     sft: Sft = Sft()
-
-    @property
-    def half(self) -> bool:
-        """Whether weights and activations are bfloat16."""
-        return str(self.precision).startswith("bf16")
 
 
 class TrainData(Section):
@@ -130,34 +117,19 @@ class Config(StepConfig):
     model: Model = Model()
 
     @property
-    def save_interval(self) -> int:
-        """Steps between checkpoints; 0 for none but the last."""
-        given = self.trainer.sft.save_interval
-        return self.trainer.sft.val_check_interval if given is None else given
-
-    @property
     def validation_micro_batch_size(self) -> int:
         """Rows of one pass of validation."""
         data = self.model.data
         return data.validation_ds.micro_batch_size or data.train_ds.micro_batch_size
 
     def validation_rows(self, available: int) -> int:
-        """How many validation rows are used, the first ones: a number of batches or a share."""
+        """How many of ``available`` validation rows are used, the first ones."""
         limit, data = self.trainer.sft.limit_val_batches, self.model.data
-        if isinstance(limit, float):
-            return max(1, int(limit * available))
-        batch = data.validation_ds.global_batch_size or data.train_ds.global_batch_size
-        return min(available, limit * batch)
+        batch_size = data.validation_ds.global_batch_size or data.train_ds.global_batch_size
+        return limit_validation(limit, available, batch_size=batch_size)
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:
-        sft, problems = self.trainer.sft, []
-        if sft.max_steps < 0 and (sft.max_epochs is None or sft.max_epochs < 0):
-            fix = "set trainer.sft.max_steps or trainer.sft.max_epochs"
-            problems.append(Problem(key="trainer.sft", what="no end is given", fix=fix))
-        if self.model.data.sample and sft.max_steps < 0:
-            fix = "set trainer.sft.max_steps"
-            what = "samples are repeated without end, so the number of steps must be said"
-            problems.append(Problem(key="model.data.sample", what=what, fix=fix))
+        problems = self.trainer.sft.find_missing_end("trainer.sft", sample=self.model.data.sample)
         raise_all(ConfigError, problems)
         return self

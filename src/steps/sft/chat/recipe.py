@@ -122,7 +122,7 @@ def run(config: Config, ctx: StepContext) -> None:
         if validation and is_due(step, sft.val_check_interval, last=steps):
             figures = validate(step)
         stopping = any_rank(ctx.stopping) and step < steps
-        if stopping or is_due(step, config.save_interval, last=steps):
+        if stopping or is_due(step, config.trainer.sft.steps_between_saves, last=steps):
             save(step)
         if stopping:
             raise Interrupted(f"stopped after step {step} of {steps}; the same command continues")

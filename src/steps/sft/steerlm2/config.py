@@ -7,55 +7,46 @@ left out or must agree with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
-from nemotron_style.steps.blocks.settings.fixed_value import only
+from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts, only
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.settings.training_config import (
+    AlignerJob,
+    Count,
+    Length,
+    ValidationLimit,
+    limit_validation,
+)
 from nemotron_style.steps.sft.steerlm2.fixed_values import (
     DatasetRest,
     ExpManager,
     ModelRest,
-    TrainerRest,
 )
 
-Count = Annotated[int, Field(ge=1)]
 
+class Sft(Length):
+    """``trainer.sft``: where training ends, and how often it validates and saves.
 
-class Sft(Section):
-    """``trainer.sft``: when to stop, to validate and to save; all intervals in steps."""
+    The interval of validation and its rows change the result, since the best model is produced.
+    """
 
-    max_epochs: Annotated[int, Field(ge=-1)] | None = 1
-    max_steps: int = Field(default=-1, ge=-1)
     val_check_interval: int = Field(default=100, ge=0)
-    save_interval: Annotated[int, Field(ge=0)] | None = cosmetic(default=None)
     limit_train_batches: Annotated[
         float, only(1.0, why="all batches are used", fix="set trainer.sft.max_steps")
     ] = 1.0
-    limit_val_batches: Count | Annotated[float, Field(gt=0, le=1)] = 1.0
-    gradient_clip_val: float = Field(default=1.0, ge=0)
+    limit_val_batches: ValidationLimit = 1.0
 
 
-class Trainer(TrainerRest):
+class Trainer(AlignerJob):
     """``trainer``: processes, precision and length of the run."""
 
-    num_nodes: Count = cosmetic(default=1)
-    devices: Count = cosmetic(default=1)
-    accelerator: Literal["auto", "cpu", "gpu"] = cosmetic(default="auto")
-    precision: Literal["bf16", "bf16-mixed", "32", "32-true", 32] = "bf16"
     sft: Sft = Sft()
-    max_epochs: int | None = cosmetic(default=None)
-    max_steps: int | None = cosmetic(default=None)
-
-    @property
-    def half(self) -> bool:
-        """Whether weights and activations are bfloat16."""
-        return str(self.precision).startswith("bf16")
 
 
 class TrainData(DatasetRest):
@@ -151,19 +142,11 @@ class Config(StepConfig):
             return given
         return 1e-2 if self.trainer.half else 1e-4
 
-    @property
-    def save_interval(self) -> int:
-        """Steps between checkpoints; 0 for none but the last."""
-        given = self.trainer.sft.save_interval
-        return self.trainer.sft.val_check_interval if given is None else given
-
     def validation_rows(self, available: int) -> int:
-        """How many validation rows are used: a number of batches, or a share of all."""
+        """How many of ``available`` validation rows are used, the first ones."""
         limit, data = self.trainer.sft.limit_val_batches, self.model.data
-        if isinstance(limit, float):
-            return max(1, int(limit * available))
-        batch = data.validation_ds.global_batch_size or data.train_ds.global_batch_size
-        return min(available, limit * batch)
+        batch_size = data.validation_ds.global_batch_size or data.train_ds.global_batch_size
+        return limit_validation(limit, available, batch_size=batch_size)
 
     def longest(self, model_limit: int) -> int:
         """The most tokens of a prompt with a response, for a model that holds ``model_limit``."""
@@ -177,24 +160,20 @@ class Config(StepConfig):
 
     @model_validator(mode="after")
     def _agree(self) -> Config:
-        problems = list(_mirrors(self))
+        problems = [*find_conflicts(_mirrors(self))]
+        problems += self.trainer.sft.find_missing_end("trainer.sft")
         if self.model.megatron_amp_O2 and not self.trainer.half:
             what = "asks for bfloat16 weights"
             fix = "set trainer.precision=bf16 or model.megatron_amp_O2=false"
             problems.append(Problem(key="model.megatron_amp_O2", what=what, fix=fix))
-        sft = self.trainer.sft
-        if sft.max_steps < 0 and (sft.max_epochs is None or sft.max_epochs < 0):
-            what, fix = "no end is given", "set trainer.sft.max_steps or trainer.sft.max_epochs"
-            problems.append(Problem(key="trainer.sft", what=what, fix=fix))
         raise_all(ConfigError, problems)
         return self
 
 
-def _mirrors(config: Config) -> Iterator[Problem]:
-    """Keys that repeat another one and say something else."""
-    model, train = config.model, config.model.data.train_ds
-    sft = config.trainer.sft
-    pairs: list[tuple[str, Any, str, Any]] = [
+def _mirrors(config: Config) -> list[tuple[str, Any, str, Any]]:
+    """Keys that repeat another one: ``(key, value, the other key, its value)``."""
+    model, train, sft = config.model, config.model.data.train_ds, config.trainer.sft
+    return [
         ("model.seed", model.seed, "seed", config.seed),
         (
             "model.global_batch_size",
@@ -205,9 +184,3 @@ def _mirrors(config: Config) -> Iterator[Problem]:
         ("trainer.max_epochs", config.trainer.max_epochs, "trainer.sft.max_epochs", sft.max_epochs),
         ("trainer.max_steps", config.trainer.max_steps, "trainer.sft.max_steps", sft.max_steps),
     ]
-    for key, given, source, value in pairs:
-        if given is not None and given != value:
-            what = f"repeats {source} and must agree with it"
-            yield Problem(
-                key=key, what=what, got=str(given), allowed=str(value), fix=f"set {source}"
-            )

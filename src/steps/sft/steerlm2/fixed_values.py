@@ -7,95 +7,28 @@ message says why and what to do instead).  The page ``docs/steps/sft-steerlm2.md
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from nemotron_style.runtime.config.model import Section, cosmetic
+from nemotron_style.steps.blocks.settings import training_config
 from nemotron_style.steps.blocks.settings.fixed_value import only
 
 
-class Peft(Section):
-    """``model.peft``: low-rank adapters are not built yet; their settings are read and unused."""
-
-    peft_scheme: Annotated[
-        str,
-        only(
-            "none",
-            why="low-rank adapters are not supported by this step yet",
-            fix="train all weights with model.peft.peft_scheme=none",
-        ),
-    ] = "none"
-    restore_from_path: Annotated[
-        str | None, only(None, why="there are no adapters to restore without model.peft")
-    ] = None
-    lora_tuning: dict[str, Any] = cosmetic(default={})
-
-
-class CheckpointCallback(Section):
-    """``exp_manager.checkpoint_callback_params``; ``save_top_k`` is how many checkpoints stay."""
+class CheckpointCallback(training_config.CheckpointCallback):
+    """``exp_manager.checkpoint_callback_params``; the ``save_top_k`` newest states stay."""
 
     monitor: Annotated[
         str, only("val_loss", why="the produced model is chosen by the validation distance")
     ] = "val_loss"
     mode: Annotated[str, only("min", why="a smaller distance is better")] = "min"
-    save_top_k: int = cosmetic(default=2, ge=1)
     save_nemo_on_train_end: bool = cosmetic(default=False)
     save_best_model: bool = cosmetic(default=False)
-    filename: str | None = cosmetic(default=None)
-    model_parallel_size: int | None = cosmetic(default=None)
 
 
-class ExpManager(Section):
-    """``exp_manager``: the store keeps runs, logs and models, so little is left to manage."""
+class ExpManager(training_config.ExpManager):
+    """``exp_manager``, with the callback of this step."""
 
-    explicit_log_dir: str | None = cosmetic(default=None)
-    exp_dir: Annotated[
-        str | None,
-        only(
-            None, why="not used", fix="set exp_manager.explicit_log_dir to get a copy of the logs"
-        ),
-    ] = None
-    name: str | None = cosmetic(default=None)
-    create_wandb_logger: Annotated[
-        bool,
-        only(
-            False,
-            why="no outside service is called while training",
-            fix="read metrics.jsonl or the TensorBoard files of the run",
-        ),
-    ] = False
-    wandb_logger_kwargs: dict[str, Any] = cosmetic(default={})
-    resume_if_exists: Annotated[
-        bool,
-        only(True, why="a run always continues from its checkpoint", fix="start anew with --fresh"),
-    ] = True
-    resume_ignore_no_checkpoint: Annotated[
-        bool, only(True, why="a run without a checkpoint starts at the beginning")
-    ] = True
-    create_checkpoint_callback: Annotated[
-        bool,
-        only(True, why="checkpoints are always written", fix="set trainer.sft.save_interval=0"),
-    ] = True
     checkpoint_callback_params: CheckpointCallback = CheckpointCallback()
-
-
-class TrainerRest(Section):
-    """The part of ``trainer`` marked "do not change these" in NeMo-Aligner."""
-
-    logger: Annotated[bool, only(False, why="the run keeps its own logs")] = False
-    enable_checkpointing: Annotated[
-        bool, only(False, why="checkpoints follow trainer.sft.save_interval")
-    ] = False
-    use_distributed_sampler: Annotated[
-        bool, only(False, why="the order of samples is fixed by the seed alone")
-    ] = False
-    max_time: Annotated[
-        str | None,
-        only(
-            None,
-            why="a run has no clock of its own",
-            fix="set the time limit in the profile: a run that is told to stop saves its state",
-        ),
-    ] = None
 
 
 _CUT = "responses are never cut and prompts never rewritten, so there is nothing to choose"
@@ -166,4 +99,4 @@ class ModelRest(Section):
     hidden_dropout: Annotated[float, _NO_DROPOUT] = 0.0
     attention_dropout: Annotated[float, _NO_DROPOUT] = 0.0
     ffn_dropout: Annotated[float, _NO_DROPOUT] = 0.0
-    peft: Peft = Peft()
+    peft: training_config.Peft = training_config.Peft()

@@ -185,7 +185,10 @@ def run(config: Config, ctx: StepContext) -> None:
                 best, best_step = now, step
                 save_best(step)
         stopping = any_rank(ctx.stopping) and step < steps
-        due = config.save_interval and step % config.save_interval == 0
+        due = (
+            config.trainer.sft.steps_between_saves
+            and step % config.trainer.sft.steps_between_saves == 0
+        )
         if found_better or due or stopping or step == steps:
             save(step)
         if stopping:

@@ -180,8 +180,9 @@ def test_validation_rows_by_share_or_by_batches(manifest):
 
 
 def test_save_interval_follows_validation_unless_given(manifest):
-    assert config(manifest).save_interval == config(manifest).trainer.sft.val_check_interval
-    assert config(manifest, "trainer.sft.save_interval=3").save_interval == 3
+    sft = config(manifest).trainer.sft
+    assert sft.steps_between_saves == sft.val_check_interval
+    assert config(manifest, "trainer.sft.save_interval=3").trainer.sft.steps_between_saves == 3
 
 
 def test_every_key_is_told_on_the_page():

@@ -1,0 +1,170 @@
+"""Config sections that training steps share, under NeMo-Aligner's names; readable without torch.
+
+A step derives its own section where its keys or defaults differ.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from nemotron_style.runtime.config.model import Section, cosmetic
+from nemotron_style.runtime.errors import Problem
+from nemotron_style.steps.blocks.settings.fixed_value import only
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Precision(Section):
+    """``trainer.precision``: the type of weights and activations."""
+
+    precision: Literal["bf16", "bf16-mixed", "32", "32-true", 32] = "bf16"
+
+    @property
+    def half(self) -> bool:
+        """Whether weights and activations are bfloat16."""
+        return str(self.precision).startswith("bf16")
+
+
+class Job(Precision):
+    """``trainer``: processes and precision."""
+
+    num_nodes: Count = cosmetic(default=1)
+    devices: Count = cosmetic(default=1, description="processes on each node")
+
+
+class AlignerJob(Job):
+    """``trainer`` as NeMo-Aligner's commands give it, with its part "do not change these"."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = cosmetic(default="auto")
+    max_epochs: int | None = cosmetic(default=None)
+    max_steps: int | None = cosmetic(default=None)
+    logger: Annotated[bool, only(False, why="the run keeps its own logs")] = False
+    enable_checkpointing: Annotated[
+        bool, only(False, why="checkpoints follow save_interval of the step's own section")
+    ] = False
+    use_distributed_sampler: Annotated[
+        bool, only(False, why="the order of rows is fixed by the seed alone")
+    ] = False
+    max_time: Annotated[
+        str | None,
+        only(
+            None,
+            why="a run has no clock of its own",
+            fix="set the time limit in the profile: a run that is told to stop saves its state",
+        ),
+    ] = None
+
+
+class Length(Section):
+    """Where training ends, and how often it validates and saves.
+
+    Intervals count steps; 0 means at no other time than the end, which is always validated and
+    saved.
+    """
+
+    max_epochs: Annotated[int, Field(ge=-1)] | None = 1
+    max_steps: int = Field(default=-1, ge=-1)
+    val_check_interval: int = cosmetic(default=100, ge=0)
+    save_interval: Annotated[int, Field(ge=0)] | None = cosmetic(
+        default=None, description="null: as val_check_interval"
+    )
+    gradient_clip_val: float = Field(default=1.0, ge=0)
+
+    @property
+    def steps_between_saves(self) -> int:
+        """Steps between two saves of the state; 0 for none but the last."""
+        return self.val_check_interval if self.save_interval is None else self.save_interval
+
+    def find_missing_end(self, key: str, *, sample: bool = False) -> list[Problem]:
+        """Problems of a section ``key`` that never ends; ``sample`` repeats the data endlessly."""
+        problems = []
+        if self.max_steps < 0 and (self.max_epochs is None or self.max_epochs < 0):
+            fix = f"set {key}.max_steps or {key}.max_epochs"
+            problems.append(Problem(key=key, what="no end is given", fix=fix))
+        if sample and self.max_steps < 0:
+            what = "the data are repeated without end, so the number of steps must be said"
+            fix = f"set {key}.max_steps"
+            problems.append(Problem(key="model.data.sample", what=what, fix=fix))
+        return problems
+
+
+ValidationLimit = Count | Annotated[float, Field(gt=0, le=1)]
+"""``limit_val_batches``: a number of batches, or a share of the rows."""
+
+
+def limit_validation(limit: int | float, available: int, *, batch_size: int) -> int:
+    """How many validation rows are used, the first ones."""
+    if isinstance(limit, float):
+        return max(1, int(limit * available))
+    return min(available, limit * batch_size)
+
+
+class CheckpointCallback(Section):
+    """``exp_manager.checkpoint_callback_params``; the ``save_top_k`` newest states stay."""
+
+    save_top_k: int = cosmetic(default=2, ge=1)
+    filename: str | None = cosmetic(default=None)
+    model_parallel_size: int | None = cosmetic(default=None)
+
+
+class ExpManager(Section):
+    """``exp_manager``: the store keeps runs, logs and models, so little is left to manage."""
+
+    explicit_log_dir: str | None = cosmetic(default=None)
+    exp_dir: Annotated[
+        str | None,
+        only(
+            None, why="not used", fix="set exp_manager.explicit_log_dir to get a copy of the logs"
+        ),
+    ] = None
+    name: str | None = cosmetic(default=None)
+    create_wandb_logger: Annotated[
+        bool,
+        only(
+            False,
+            why="no outside service is told about a run",
+            fix="read metrics.jsonl or the TensorBoard files of the run",
+        ),
+    ] = False
+    wandb_logger_kwargs: dict[str, Any] = cosmetic(default={})
+    resume_if_exists: Annotated[
+        bool,
+        only(True, why="a run always continues from its checkpoint", fix="start anew with --fresh"),
+    ] = True
+    resume_ignore_no_checkpoint: Annotated[
+        bool, only(True, why="a run without a checkpoint starts at the beginning")
+    ] = True
+    create_checkpoint_callback: Annotated[
+        bool,
+        only(
+            True,
+            why="checkpoints are always written",
+            fix="set save_interval=0 for none but the last",
+        ),
+    ] = True
+    checkpoint_callback_params: CheckpointCallback = CheckpointCallback()
+
+
+class Peft(Section):
+    """``model.peft``: low-rank adapters are not built yet; their settings are read and unused."""
+
+    peft_scheme: Annotated[
+        str,
+        only(
+            "none",
+            why="low-rank adapters are not supported by this step yet",
+            fix="train all weights with model.peft.peft_scheme=none",
+        ),
+    ] = "none"
+    restore_from_path: Annotated[
+        str | None, only(None, why="there are no adapters to restore without model.peft")
+    ] = None
+    lora_tuning: dict[str, Any] = cosmetic(default={})
+
+
+class CheckpointPath(Section):
+    """One checkpoint, named as NeMo-Aligner names it."""
+
+    restore_from_path: str | None = None
