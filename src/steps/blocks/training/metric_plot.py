@@ -33,23 +33,31 @@ def draw_metrics(
     return draw_panels(path, dict.fromkeys(panels, draw))
 
 
-def draw_panels(path: Path, panels: Mapping[str, Callable[[Any, str], None]]) -> Path | None:
+def draw_panels(
+    path: Path,
+    panels: Mapping[str, Callable[[Any, str], None]],
+    *,
+    size: tuple[float, float] = (4, 3.6),
+) -> Path | None:
     """Draw panels side by side into the PNG ``path``; each gets its axes and its name.
 
-    None where matplotlib is not installed.
+    ``size`` is that of a panel in inches. None where matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+    width, height = size
+    figure = Figure(figsize=(width * len(panels), height), layout="constrained")
     FigureCanvasAgg(figure)
     columns = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (name, draw) in zip(columns, panels.items(), strict=True):
         draw(axes, name)
+        axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=110)
+    # Without the software's version in it the same figures give the same bytes.
+    figure.savefig(path, dpi=110, metadata={"Software": None})
     return path
 
 

@@ -1,12 +1,12 @@
-"""Bouts: both models' answers to a prompt, and what a judge or the truth makes of them; no torch.
+"""Matches: both models' answers to a prompt, and who wins by a judge or by the truth; no torch.
 
-A judge is asked in both orders, because most favour a place. What it says counts only as a whole:
-a bout in which one order got no verdict has none. Three kinds of bouts need no judge. Equal answers
-tie. An answer that the model did not finish loses to one that it did, and two of them tie: that is
-what users would get, and truncated text would have the judge guess.
+A judge sees the answers of a match as two pairs, one in each order, because most judges favour a
+position. A match in which one order got no verdict is not decided. Three kinds of matches need no
+judge. Equal answers tie. An unfinished answer loses to a finished one, and two of them tie: that is
+what users would get, and about a truncated text the judge could only guess.
 
-Source: two orders as in MT-Bench (Zheng et al. 2023, arXiv 2306.05685), where a contradiction is a
-tie too.
+Source: MT-Bench (Zheng et al. 2023, arXiv 2306.05685), where orders that contradict each other are
+a tie too.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from nemotron_style.steps.blocks.judge.client import JudgeFailure, NamedQuestion
 from nemotron_style.steps.blocks.judge.prompt import Message, Question
 from nemotron_style.steps.blocks.judge.verdict import Verdict
 
+SLOTS = ("model", "baseline")
 ORDERS = ("model_first", "baseline_first")
 How = Literal["judged", "equal", "unfinished", "failed"]
+Judgement = Verdict | JudgeFailure
 
 
 @dataclass(frozen=True)
-class Bout:
-    """The ``number``-th answers to prompt ``prompt``; None for one that did not finish."""
+class Match:
+    """The ``number``-th answers to prompt ``prompt``; None for an unfinished one."""
 
     prompt: int
     number: int
@@ -36,33 +38,30 @@ class Bout:
     baseline: str | None
 
     @property
-    def question(self) -> str:
-        """What the user said last."""
-        return self.history[-1]["content"]
-
-    @property
-    def known(self) -> tuple[How, float] | None:
-        """How it ends without a judge, and the margin of the model; None where one is needed."""
+    def outcome_without_judge(self) -> tuple[How, float] | None:
+        """How the match ends and the model's margin; None where a judge has to decide."""
         if self.model is None or self.baseline is None:
             return "unfinished", float((self.baseline is None) - (self.model is None))
         return ("equal", 0.0) if self.model == self.baseline else None
 
-    def ask(self, seed: int) -> list[NamedQuestion]:
-        """The questions to a judge, one an order; none where none is needed."""
-        if self.known:
+    def pairs(self, seed: int) -> list[NamedQuestion]:
+        """Both orders as questions to a judge; none where no judge is needed."""
+        if self.outcome_without_judge:
             return []
         answers = (self.model or "", self.baseline or "")
         return [
             NamedQuestion(
-                ("arena", seed, self.prompt, self.number, order), Question(self.history, *shown)
+                # The name seeds the judge's sampling, so it tells matches and orders apart.
+                ("arena", seed, self.prompt, self.number, order),
+                Question(self.history, *shown),
             )
             for order, shown in zip(ORDERS, (answers, answers[::-1]), strict=True)
         ]
 
 
 @dataclass(frozen=True)
-class Ruling:
-    """What came of a bout: the model's margin in each order, above 0 where it is preferred."""
+class Decision:
+    """How a match ended, and the model's margin in each order: above 0 where it is preferred."""
 
     how: How
     margins: tuple[float, ...]
@@ -76,10 +75,6 @@ class Ruling:
     def score(self) -> float:
         """The mean over both orders."""
         return fmean(self.scores)
-
-    @property
-    def margin(self) -> float:
-        return fmean(self.margins)
 
     @property
     def is_consistent(self) -> bool:
@@ -97,28 +92,32 @@ def as_score(margin: float) -> float:
     return 0.5 if margin == 0 else float(margin > 0)
 
 
-def rule(bout: Bout, found: Sequence[Verdict | JudgeFailure]) -> Ruling:
-    """The ruling of a bout from the verdicts of its questions."""
-    if bout.known:
-        how, margin = bout.known
-        return Ruling(how, (margin, margin))
-    verdicts = [one for one in found if isinstance(one, Verdict)]
+def decide(match: Match, judgements: Sequence[Judgement]) -> Decision:
+    """The decision of a match from the judgements of its pairs."""
+    if outcome := match.outcome_without_judge:
+        how, margin = outcome
+        return Decision(how, (margin, margin))
+    verdicts = [each for each in judgements if isinstance(each, Verdict)]
     if len(verdicts) < len(ORDERS):
-        return Ruling("failed", ())
-    first, second = verdicts
-    return Ruling("judged", (first.preference, -second.preference))
+        return Decision("failed", ())
+    model_first, baseline_first = verdicts
+    # A verdict prefers what stood first; in the second order that is the baseline.
+    return Decision("judged", (model_first.preference, -baseline_first.preference))
 
 
-def helpfulness(truth: Truth, bout: Bout) -> tuple[int | None, int | None]:
+def true_helpfulness(truth: Truth, match: Match) -> tuple[int | None, int | None]:
     """How helpful the answers of model and baseline truly are; None for no answer."""
-    said = (bout.model, bout.baseline)
-    told = [None if text is None else truth.score(bout.question, text) for text in said]
-    first, second = (label["helpfulness"] if label else None for label in told)
-    return first, second
+    question = match.history[-1]["content"]
+    answers = (match.model, match.baseline)
+    model, baseline = (
+        None if answer is None else truth.score(question, answer)["helpfulness"]
+        for answer in answers
+    )
+    return model, baseline
 
 
-def true_margin(bout: Bout, levels: tuple[int | None, int | None]) -> float:
-    """The model's margin by the truth, with the same rule for answers that did not finish."""
+def true_margin(levels: tuple[int | None, int | None]) -> float:
+    """The model's margin by the truth, with the same rule for unfinished answers."""
     model, baseline = levels
     if model is None or baseline is None:
         return float((baseline is None) - (model is None))

@@ -22,8 +22,8 @@ from nemotron_style.steps.blocks.judge.prompt import Message
 
 
 @dataclass(frozen=True)
-class Reader:
-    """A model as far as prompts are concerned; ``room`` is what its context leaves to them."""
+class PromptLimit:
+    """How a model writes prompts, and how many tokens of one its context holds (``room``)."""
 
     slot: str
     tokenizer: Tokenizer
@@ -34,14 +34,14 @@ class Reader:
     def of(
         cls, slot: str, path: Path, *, tokens: ChatPromptTokens | None, max_new_tokens: int
     ) -> Self:
-        """That of a checkpoint; its weights stay where they are."""
+        """The limit of a checkpoint, whose weights are not loaded."""
         tokenizer = Tokenizer(path / TOKENIZER)
         room = read_config(path).max_sequence_length - max_new_tokens
         return cls(slot, tokenizer, open_chat(tokenizer, tokens), room)
 
-    def check(self, asked: Conversation) -> None:
+    def check(self, prompt: Conversation) -> None:
         """Refuse a prompt that leaves no room for an answer, or holds a control token."""
-        text = self.chat.prompt(asked)
+        text = self.chat.prompt(prompt)
         count = len(self.tokenizer.encode(text, control=True))
         if count > self.room:
             refuse(
@@ -54,7 +54,7 @@ class Reader:
 
 
 def read_prompts(
-    path: Path, readers: Sequence[Reader], *, truth: Truth | None
+    path: Path, limits: Sequence[PromptLimit], *, truth: Truth | None
 ) -> list[Conversation]:
     """The different prompts of a file, in its order; of a row with an answer, what comes before.
 
@@ -63,29 +63,29 @@ def read_prompts(
     """
 
     def parse(row: Mapping[str, Any]) -> Conversation:
-        asked = parse_asked(row)
-        for reader in readers:
-            reader.check(asked)
+        prompt = parse_prompt_row(row)
+        for limit in limits:
+            limit.check(prompt)
         if truth is not None:
-            truth.noun_of(asked.turns[-1].value)
-        return asked
+            truth.noun_of(prompt.turns[-1].value)
+        return prompt
 
     return list(dict.fromkeys(read_rows(path, parse)))
 
 
-def parse_asked(row: Mapping[str, Any]) -> Conversation:
+def parse_prompt_row(row: Mapping[str, Any]) -> Conversation:
     """The prompt of a row of prompts_jsonl or training_jsonl."""
     messages = row.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else None
     if isinstance(last, Mapping) and last.get("role") == "assistant":
-        whole = parse_conversation(row)
-        return Conversation(whole.system, whole.turns)
+        answered = parse_conversation(row)
+        return Conversation(answered.system, answered.turns)
     return parse_prompt(row)
 
 
-def as_messages(asked: Conversation) -> tuple[Message, ...]:
+def as_messages(prompt: Conversation) -> tuple[Message, ...]:
     """A prompt as a judge is shown it."""
     names = {speaker: role for role, speaker in ROLES.items()}
-    system = [{"role": "system", "content": asked.system}] if asked.system else []
-    turns = [{"role": names[turn.speaker], "content": turn.value} for turn in asked.turns]
+    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    turns = [{"role": names[turn.speaker], "content": turn.value} for turn in prompt.turns]
     return (*system, *turns)

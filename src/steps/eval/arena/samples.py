@@ -1,37 +1,38 @@
-"""The bouts themselves: every one as a row, and the clearest wins and losses as a table to read."""
+"""The matches themselves: every one as a row, and the clearest wins and losses as a table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemotron_style.steps.eval.arena.match import Bout, Ruling
+from nemotron_style.steps.blocks.data.markdown_table import markdown_table
+from nemotron_style.steps.eval.arena.match import SLOTS, Decision, Match
 from nemotron_style.steps.eval.arena.metrics import Levels
 
 Row = dict[str, Any]
 
 
 def sample_rows(
-    bouts: Sequence[Bout], rulings: Sequence[Ruling], levels: Sequence[Levels] | None
+    matches: Sequence[Match], decisions: Sequence[Decision], levels: Sequence[Levels] | None
 ) -> list[Row]:
-    """One row a bout: what was asked and said, and who was preferred by how much.
+    """One row a match: the prompt, both answers, and who was preferred by how much.
 
     ``margins`` are the model's in both orders, in the judge's points; ``score`` is its share of
     the win, null where the judge failed.
     """
     rows = []
-    for place, (bout, ruling) in enumerate(zip(bouts, rulings, strict=True)):
+    for index, (match, decision) in enumerate(zip(matches, decisions, strict=True)):
         row: Row = {
-            "messages": [dict(message) for message in bout.history],
-            "number": bout.number,
-            "model": bout.model,
-            "baseline": bout.baseline,
-            "decided": ruling.how,
-            "margins": list(ruling.margins),
-            "score": ruling.score if ruling.margins else None,
+            "messages": [dict(message) for message in match.history],
+            "number": match.number,
+            "model": match.model,
+            "baseline": match.baseline,
+            "decided": decision.how,
+            "margins": list(decision.margins),
+            "score": decision.score if decision.margins else None,
         }
         if levels is not None:
-            row["helpfulness"] = dict(zip(("model", "baseline"), levels[place], strict=True))
+            row["helpfulness"] = dict(zip(SLOTS, levels[index], strict=True))
         rows.append(row)
     return rows
 
@@ -41,31 +42,22 @@ def sample_table(rows: Sequence[Row], *, shown: int) -> str:
     judged = [row for row in rows if row["decided"] == "judged"]
     wins = sorted((row for row in judged if row["score"] > 0.5), key=_margin, reverse=True)
     losses = sorted((row for row in judged if row["score"] < 0.5), key=_margin)
-    parts = ["# Samples"]
-    for title, found in (("Best wins", wins), ("Worst losses", losses)):
-        parts += ["", f"## {title} ({len(found)} in all)", "", *_table(found[:shown])]
-    return "\n".join(parts) + "\n"
+    lines = ["# Samples"]
+    for title, chosen in (("Best wins", wins), ("Worst losses", losses)):
+        table = markdown_table(["margins", "prompt", *SLOTS], map(_cells, chosen[:shown]))
+        lines += ["", f"## {title} ({len(chosen)} in all)", "", *table]
+    return "\n".join(lines) + "\n"
 
 
 def _margin(row: Mapping[str, Any]) -> float:
     return float(sum(row["margins"]))
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
-    heads = ["margins", "prompt", "model", "baseline"]
-    lines = [_line(heads), _line(["---"] * len(heads))]
-    for row in rows:
-        margins = ", ".join(f"{margin:+g}" for margin in row["margins"])
-        said = [_said(row, slot) for slot in ("model", "baseline")]
-        lines.append(_line([margins, row["messages"][-1]["content"], *said]))
-    return lines
-
-
-def _said(row: Row, slot: str) -> str:
-    level = row.get("helpfulness", {}).get(slot)
-    return f"{row[slot]} (helpfulness {level})" if level is not None else str(row[slot])
-
-
-def _line(cells: Sequence[str]) -> str:
-    safe = [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
-    return "| " + " | ".join(safe) + " |"
+def _cells(row: Row) -> list[str]:
+    margins = ", ".join(f"{margin:+g}" for margin in row["margins"])
+    levels = row.get("helpfulness", {})
+    answers = [
+        str(row[slot]) if levels.get(slot) is None else f"{row[slot]} (helpfulness {levels[slot]})"
+        for slot in SLOTS
+    ]
+    return [margins, row["messages"][-1]["content"], *answers]

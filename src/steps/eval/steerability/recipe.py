@@ -1,14 +1,12 @@
-"""``eval/steerability``: does a response have the attributes that were asked for?
+"""``eval/steerability``: does a response have the attributes that were requested?
 
 Every held-out prompt is combined with every label, the model answers, and the attributes of the
-answer are looked up in the truth, or else named by an attribute model. A baseline answers the
-same requests with the same random streams, so the difference is one of pairs. A response that
-does not finish is a miss: it is what a user would get.
+answer come from the truth, or else from an attribute model. A baseline answers the same requests
+with the same random streams, so the difference is one of pairs. An unfinished response is a miss:
+it is what a user would get.
 
 Source: SteerLM 2.0 (HelpSteer2) judges by benchmarks with an LLM; here the question is narrower
 and has an answer that can be counted, with an interval.
-
-Shape legend: ``_P`` prompts (requests), ``_G`` samples of a request.
 """
 
 from __future__ import annotations
@@ -37,44 +35,44 @@ from nemotron_style.steps.eval.steerability.metrics import (
     JOINT,
     Attributes,
     Outcome,
-    differences,
-    rates,
-    rates_by_label,
-    read_label,
+    count_outcomes,
+    hit_rate,
+    parse_label,
 )
 from nemotron_style.steps.eval.steerability.plot import draw_labels
 from nemotron_style.steps.eval.steerability.samples import sample_rows, sample_table
 
-Judge = Callable[[Sequence[tuple[Conversation, str]]], list[Attributes]]
-"""The attributes of answered conversations."""
+Labeller = Callable[[Sequence[tuple[Conversation, str]]], list[Attributes]]
+"""Names the attributes of answered conversations."""
 
 
 def run(config: Config, ctx: StepContext) -> None:
-    """Sample from the model and the baseline, judge, count, and write figures and samples."""
+    """Sample from the baseline and the model, count hits, and write figures and samples."""
     initialize(seed=config.seed)
     truth_input = ctx.optional_input("truth")
     truth = load_truth(truth_input.path) if truth_input else None
-    judge, judged_by = choose_judge(config, ctx, truth)
+    labeller, judged_by = choose_labeller(config, ctx, truth)
     requests = plan_requests(config, ctx, truth)
 
     slots = [slot for slot in ("baseline", "model") if ctx.optional_input(slot)]
     outcomes: dict[str, list[Outcome]] = {}
     for number, slot in enumerate(slots):
         ctx.progress(number, len(slots))
-        sampler = load(config, ctx, slot)
-        outcomes[slot] = answer(config, sampler, requests=requests, judge=judge)
-        joint = rates(outcomes[slot])[JOINT]
+        sampler = load_sampler(config, ctx, slot)
+        outcomes[slot] = sample_outcomes(config, sampler, requests=requests, labeller=labeller)
+        joint = hit_rate([outcome.hit(JOINT) for outcome in outcomes[slot]])
         ctx.metrics.log(number + 1, joint_hit_rate=joint["rate"])
-        ctx.say(f"{slot}: {joint['rate']:.3f} of {joint['total']} responses are as asked")
+        ctx.say(f"{slot}: {joint['rate']:.3f} of {joint['total']} responses are as requested")
     ctx.progress(len(slots), len(slots))
 
-    results = count(outcomes) | {"judged_by": judged_by}
-    write(config, ctx.output("results").path, requests=requests, outcomes=outcomes, results=results)
+    results = count_outcomes(outcomes) | {"judged_by": judged_by}
+    path = ctx.output("results").path
+    write_results(config, path, requests=requests, outcomes=outcomes, results=results)
     summarise(ctx, results)
 
 
-def choose_judge(config: Config, ctx: StepContext, truth: Truth | None) -> tuple[Judge, str]:
-    """The truth where it is given; else an attribute model names what it sees."""
+def choose_labeller(config: Config, ctx: StepContext, truth: Truth | None) -> tuple[Labeller, str]:
+    """The truth where there is one, else an attribute model; and its name in the results."""
     if truth is not None:
         return (lambda pairs: [truth.score(x.turns[-1].value, y) for x, y in pairs]), "truth"
     if ctx.optional_input("attribute") is None:
@@ -86,16 +84,19 @@ def choose_judge(config: Config, ctx: StepContext, truth: Truth | None) -> tuple
                 fix="give -i truth=REF, or -i attribute=REF with a model that names attributes",
             )
         )
-    sampler = load(config, ctx, "attribute")
-    return (lambda pairs: [read_label(text) for text in sampler.predict_labels(pairs)]), "attribute"
+    sampler = load_sampler(config, ctx, "attribute")
+    return (
+        lambda pairs: [parse_label(text) for text in sampler.predict_labels(pairs)]
+    ), "attribute"
 
 
 def plan_requests(config: Config, ctx: StepContext, truth: Truth | None) -> list[Request]:
-    """Every prompt with every label that is asked of it, ``num_samples`` times."""
-    rows = read_rows(ctx.input("prompts").path, parse_prompt)
-    prompts = list(dict.fromkeys(rows))
+    """Every prompt with every label, ``num_samples`` times."""
+    prompts = list(dict.fromkeys(read_rows(ctx.input("prompts").path, parse_prompt)))
     order = permutation(len(prompts), config.seed, 0)[: config.data.max_prompts]
-    labels = config.data.labels or reachable_labels(truth)
+    labels: Sequence[str] = config.data.labels
+    if not labels and truth is not None:
+        labels = [truth.format(label) for label in truth.reachable_labels()]
     if not labels:
         raise InputError(
             Problem(
@@ -112,70 +113,47 @@ def plan_requests(config: Config, ctx: StepContext, truth: Truth | None) -> list
     ]
 
 
-def reachable_labels(truth: Truth | None) -> list[str]:
-    """The labels that some response can have, as text; none without a truth."""
-    return [truth.format(label) for label in truth.reachable_labels()] if truth else []
-
-
-def load(config: Config, ctx: StepContext, slot: str) -> ChatSampler:
-    """The model of a slot; its digest goes with the results."""
+def load_sampler(config: Config, ctx: StepContext, slot: str) -> ChatSampler:
+    """The model of a slot, ready to answer; its digest goes with the results."""
     artifact = ctx.input(slot)
-    sampler = load_chat_sampler(
-        artifact.path,
-        tokens=config.model.data.chat_prompt_tokens,
-        half=config.trainer.half,
-    )
+    tokens, half = config.model.data.chat_prompt_tokens, config.trainer.half
+    sampler = load_chat_sampler(artifact.path, tokens=tokens, half=half)
     sampler.max_rows = config.sampling.max_rows
     digest = artifact.facts.get("weights_digest") or weights_digest(artifact.path)
     ctx.output("results").note(**{f"{slot}_digest": digest, f"{slot}_ref": artifact.ref})
     return sampler
 
 
-def answer(
-    config: Config, sampler: ChatSampler, *, requests: Sequence[Request], judge: Judge
+def sample_outcomes(
+    config: Config, sampler: ChatSampler, *, requests: Sequence[Request], labeller: Labeller
 ) -> list[Outcome]:
     """One outcome for each request, in their order."""
     sampling = config.sampling
     groups = sampler.sample(
         requests,
-        samples=1,
+        samples=1,  # those of a prompt are requests with seeds of their own
         max_new_tokens=sampling.max_new_tokens,
         temperature=sampling.temperature,
     )
-    answers = [group[0] for group in groups]
-    pairs = [
-        (request.conversation, said.text)
-        for request, said in zip(requests, answers, strict=True)
-        if said is not None
+    texts = [answer.text if answer else None for (answer,) in groups]
+    finished = [
+        (request.conversation, text)
+        for request, text in zip(requests, texts, strict=True)
+        if text is not None
     ]
-    judged = iter(judge(pairs))
+    actual = iter(labeller(finished))
     return [
         Outcome(
             label=request.label or "",
-            wanted=read_label(request.label or ""),
-            text=said.text if said else None,
-            got=next(judged) if said else None,
+            requested=parse_label(request.label or ""),
+            text=text,
+            actual=None if text is None else next(actual),
         )
-        for request, said in zip(requests, answers, strict=True)
+        for request, text in zip(requests, texts, strict=True)
     ]
 
 
-def count(outcomes: dict[str, list[Outcome]]) -> dict[str, Any]:
-    """Everything of ``results.json`` that is counted."""
-    results: dict[str, Any] = {
-        "responses": len(outcomes["model"]),
-        "rates": {slot: rates(found) for slot, found in outcomes.items()},
-        "labels": {slot: rates_by_label(found) for slot, found in outcomes.items()},
-        "unfinished": {
-            slot: sum(outcome.got is None for outcome in found) for slot, found in outcomes.items()
-        },
-    }
-    if "baseline" in outcomes:
-        results["differences"] = differences(outcomes["baseline"], outcomes["model"])
-    return results
-
-
-def write(
+def write_results(
     config: Config,
     path: Path,
     *,
@@ -199,22 +177,20 @@ def write(
 
 def summarise(ctx: StepContext, results: dict[str, Any]) -> None:
     """The figures that are looked for, into the summary."""
-    rates_by_slot = results["rates"]
-    figures: dict[str, Any] = {
-        f"{name}_hit_rate_{slot}": found[name]["rate"]
-        for name in sorted(rates_by_slot["model"], key=lambda name: name != JOINT)
-        for slot, found in rates_by_slot.items()
-    }
-    figures["responses"] = results["responses"]
+    figures: dict[str, Any] = {}
     if "differences" in results:
         joint = results["differences"][JOINT]
         figures = {
             "joint_difference": joint["difference"],
             "joint_difference_low": joint["low"],
             "joint_difference_high": joint["high"],
-        } | figures
+        }
         ctx.say(
             f"joint hit rate: {joint['difference']:+.3f} over the baseline "
             f"(95%: {joint['low']:+.3f} to {joint['high']:+.3f})"
         )
-    ctx.summarise(**figures)
+    # The joint rate comes first in each slot's rates.
+    for name in results["rates"]["model"]:
+        for slot, rates in results["rates"].items():
+            figures[f"{name}_hit_rate_{slot}"] = rates[name]["rate"]
+    ctx.summarise(**figures, responses=results["responses"])

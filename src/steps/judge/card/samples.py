@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from nemotron_style.steps.blocks.data.markdown_table import markdown_table
 from nemotron_style.steps.judge.card.metrics import Judgement, Pair
 
 SORTS = ("unreadable", "wrong", "right")
@@ -30,9 +31,7 @@ def sample_table(pairs: Sequence[Pair], *, shown: int) -> str:
         found = [one for one in every if sort_of(one) == sort]
         lines += [f"## {sort} ({len(found)} of {len(every)})", ""]
         if found[:shown]:
-            lines += [_line(_HEADS), _line(["---"] * len(_HEADS))]
-            lines += [_line(_cells(one)) for one in found[:shown]]
-            lines.append("")
+            lines += [*markdown_table(_HEADS, map(_cells, found[:shown])), ""]
     return "\n".join(lines)
 
 
@@ -60,8 +59,3 @@ def _cells(one: Judgement) -> list[str]:
     problem = f" ({one.problem})" if one.problem else ""
     said = [asked.history[-1]["content"], asked.response_1, asked.response_2]
     return [*said, truth, one.text + problem]
-
-
-def _line(cells: Sequence[str]) -> str:
-    safe = [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
-    return "| " + " | ".join(safe) + " |"

@@ -1,4 +1,4 @@
-"""eval/arena's rules, counted by hand: bouts, rulings, rates, prompts and settings."""
+"""eval/arena's rules, counted by hand: matches, decisions, rates, prompts and settings."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.judge.client import JudgeFailure
 from nemotron_style.steps.blocks.judge.verdict import Verdict
 from nemotron_style.steps.blocks.stats.confidence_interval import wilson_interval
-from nemotron_style.steps.eval.arena.answer import final
+from nemotron_style.steps.eval.arena.answer import final_answer
 from nemotron_style.steps.eval.arena.config import Config
 from nemotron_style.steps.eval.arena.judging import refuse_undecided
-from nemotron_style.steps.eval.arena.match import Bout, Ruling, helpfulness, rule
+from nemotron_style.steps.eval.arena.match import Decision, Match, decide, true_helpfulness
 from nemotron_style.steps.eval.arena.metrics import (
     conclude,
     count_answers,
@@ -33,7 +33,12 @@ from nemotron_style.steps.eval.arena.metrics import (
     count_truth,
     win_rate,
 )
-from nemotron_style.steps.eval.arena.prompt import Reader, as_messages, parse_asked, read_prompts
+from nemotron_style.steps.eval.arena.prompt import (
+    PromptLimit,
+    as_messages,
+    parse_prompt_row,
+    read_prompts,
+)
 from nemotron_style.steps.eval.arena.samples import sample_rows, sample_table
 
 TRUTH = Truth(
@@ -45,10 +50,10 @@ FIRST, SECOND, TIED = Verdict(4, 2, 3.5), Verdict(2, 4, 3.5), Verdict(3, 3, 3.5)
 FAILURE = JudgeFailure(("arena",), ("http_500", "unparseable"), "no verdict")
 
 
-def bout(
+def match_of(
     model: str | None = "long answer", baseline: str | None = "short", prompt: int = 0
-) -> Bout:
-    return Bout(prompt, 0, HISTORY, model, baseline)
+) -> Match:
+    return Match(prompt, 0, HISTORY, model, baseline)
 
 
 @pytest.mark.parametrize(
@@ -64,23 +69,23 @@ def bout(
         ((Verdict(3, 3, 1), Verdict(3, 3, 6)), 1.0, True, False),  # the ranking decides
     ],
 )
-def test_both_orders_make_one_ruling(
+def test_both_orders_make_one_decision(
     found: Any, score: float, consistent: bool, contradictory: bool
 ) -> None:
-    ruling = rule(bout(), found)
-    assert ruling.how == "judged"
-    assert ruling.score == score
-    assert ruling.is_consistent == consistent
-    assert ruling.is_contradictory == contradictory
+    decision = decide(match_of(), found)
+    assert decision.how == "judged"
+    assert decision.score == score
+    assert decision.is_consistent == consistent
+    assert decision.is_contradictory == contradictory
 
 
 def test_margins_are_the_models_in_both_orders() -> None:
-    assert rule(bout(), (Verdict(5, 2, 3.5), Verdict(1, 4.5, 3.5))).margins == (3.0, 3.5)
+    assert decide(match_of(), (Verdict(5, 2, 3.5), Verdict(1, 4.5, 3.5))).margins == (3.0, 3.5)
 
 
 @pytest.mark.parametrize("found", [(FIRST, FAILURE), (FAILURE, SECOND), (FAILURE, FAILURE)])
-def test_a_failed_order_leaves_no_ruling(found: Any) -> None:
-    assert rule(bout(), found) == Ruling("failed", ())
+def test_a_failed_order_leaves_no_decision(found: Any) -> None:
+    assert decide(match_of(), found) == Decision("failed", ())
 
 
 @pytest.mark.parametrize(
@@ -95,25 +100,27 @@ def test_a_failed_order_leaves_no_ruling(found: Any) -> None:
 def test_what_needs_no_judge_is_not_asked(
     model: Any, baseline: Any, how: str, score: float
 ) -> None:
-    one = bout(model, baseline)
-    assert one.ask(seed=1) == []
-    assert (rule(one, ()).how, rule(one, ()).score) == (how, score)
+    one = match_of(model, baseline)
+    assert one.pairs(seed=1) == []
+    assert (decide(one, ()).how, decide(one, ()).score) == (how, score)
 
 
 def test_a_pair_is_asked_in_both_orders_under_names_of_their_own() -> None:
-    first, second = bout().ask(seed=7)
+    first, second = match_of().pairs(seed=7)
     assert (first.question.response_1, first.question.response_2) == ("long answer", "short")
     assert (second.question.response_1, second.question.response_2) == ("short", "long answer")
     assert first.question.history == second.question.history == HISTORY
     assert first.name != second.name
-    assert not {first.name, second.name} & {asked.name for asked in bout(prompt=1).ask(seed=7)}
+    assert not {first.name, second.name} & {
+        asked.name for asked in match_of(prompt=1).pairs(seed=7)
+    }
 
 
 def test_reasoning_is_no_part_of_an_answer() -> None:
-    assert final("<think>so</think>It is deep.") == "It is deep."
-    assert final("plain") == "plain"
-    assert final("<think>never closed") is None
-    assert final(None) is None
+    assert final_answer("<think>so</think>It is deep.") == "It is deep."
+    assert final_answer("plain") == "plain"
+    assert final_answer("<think>never closed") is None
+    assert final_answer(None) is None
 
 
 def test_a_win_rate_counts_ties_as_halves_and_prompts_as_clusters() -> None:
@@ -134,23 +141,23 @@ def test_the_conclusion_needs_the_whole_interval() -> None:
 
 
 def test_the_judges_figures_by_hand() -> None:
-    bouts = [
-        bout("longer", "short", 0),
-        bout("short", "longer", 1),
-        bout("abc", "xyz", 2),
-        bout("same", "same", 3),
-        bout(None, "said", 4),
-        bout("lost", "to a failure", 5),
+    matches = [
+        match_of("longer", "short", 0),
+        match_of("short", "longer", 1),
+        match_of("abc", "xyz", 2),
+        match_of("same", "same", 3),
+        match_of(None, "said", 4),
+        match_of("lost", "to a failure", 5),
     ]
-    rulings = [
-        rule(bouts[0], (FIRST, SECOND)),
-        rule(bouts[1], (SECOND, FIRST)),
-        rule(bouts[2], (FIRST, FIRST)),
-        rule(bouts[3], ()),
-        rule(bouts[4], ()),
-        rule(bouts[5], (FIRST, FAILURE)),
+    decisions = [
+        decide(matches[0], (FIRST, SECOND)),
+        decide(matches[1], (SECOND, FIRST)),
+        decide(matches[2], (FIRST, FIRST)),
+        decide(matches[3], ()),
+        decide(matches[4], ()),
+        decide(matches[5], (FIRST, FAILURE)),
     ]
-    found = count_judge(bouts, rulings, [FAILURE])
+    found = count_judge(matches, decisions, [FAILURE])
     total = found["win_rate"]
     assert total["rate"] == pytest.approx((1 + 0 + 0.5 + 0.5 + 0) / 5)  # without the failed one
     assert (total["wins"], total["ties"], total["losses"]) == (1, 2, 2)
@@ -161,23 +168,28 @@ def test_the_judges_figures_by_hand() -> None:
     rates = {name: part["rate"] for name, part in found["by_length"].items()}
     assert rates == {"model_longer": 1.0, "model_shorter": 0.0, "same_length": 0.5}
     assert found["failures"] == {"judgements": 1, "kinds": {"unparseable": 1}}
-    told = count_answers(bouts)
+    told = count_answers(matches)
     assert told["unfinished"] == {"model": 1, "baseline": 0}
     assert told["lengths"]["model"] == pytest.approx((6 + 5 + 3 + 4 + 4) / 5)
 
 
-def test_the_truth_rules_every_bout_and_marks_the_judge() -> None:
+def test_the_truth_decides_every_match_and_marks_the_judge() -> None:
     good, bad = "The river is deep.", "The river is red."
-    bouts = [bout(good, bad, 0), bout(bad, good, 1), bout(bad, None, 2), bout(good, "no", 3)]
-    rulings = [
-        rule(bouts[0], (FIRST, SECOND)),  # right
-        rule(bouts[1], (FIRST, FIRST)),  # undecided
-        rule(bouts[2], ()),  # not asked
-        rule(bouts[3], (FAILURE, FAILURE)),
+    matches = [
+        match_of(good, bad, 0),
+        match_of(bad, good, 1),
+        match_of(bad, None, 2),
+        match_of(good, "no", 3),
     ]
-    levels = [helpfulness(TRUTH, one) for one in bouts]
+    decisions = [
+        decide(matches[0], (FIRST, SECOND)),  # right
+        decide(matches[1], (FIRST, FIRST)),  # undecided
+        decide(matches[2], ()),  # not asked
+        decide(matches[3], (FAILURE, FAILURE)),
+    ]
+    levels = [true_helpfulness(TRUTH, one) for one in matches]
     assert levels == [(4, 0), (0, 4), (0, None), (4, 0)]
-    found = count_truth(bouts, rulings, levels)
+    found = count_truth(matches, decisions, levels)
     assert found["win_rate"]["rate"] == 0.75
     assert found["helpfulness"] == {"model": 2.0, "baseline": pytest.approx(4 / 3)}
     agreement = found["judge_agreement"]
@@ -195,27 +207,27 @@ def test_the_interval_is_wilsons_of_the_effective_number() -> None:
 @pytest.mark.parametrize(
     ("found", "told"),
     [
-        ((TIED, TIED), "2 ties, 0 times a place"),
-        ((FIRST, FIRST), "0 ties, 2 times a place"),
+        ((TIED, TIED), "2 ties, 0 times the same position"),
+        ((FIRST, FIRST), "0 ties, 2 times the same position"),
         ((FAILURE, FIRST), "none of 0 pairs.*1 failed"),
     ],
 )
 def test_a_judge_that_decides_nothing_is_refused(found: Any, told: str) -> None:
     failures = [one for one in found if isinstance(one, JudgeFailure)]
     with pytest.raises(StepFailed, match=told):
-        refuse_undecided([rule(bout(), found)] * 2, failures)
-    refuse_undecided([rule(bout(), found), rule(bout(), (FIRST, SECOND))], failures)
-    refuse_undecided([rule(bout("same", "same"), ())], [])  # nothing was asked of it
+        refuse_undecided([decide(match_of(), found)] * 2, failures)
+    refuse_undecided([decide(match_of(), found), decide(match_of(), (FIRST, SECOND))], failures)
+    refuse_undecided([decide(match_of("same", "same"), ())], [])  # nothing was asked of it
 
 
 def test_the_table_shows_the_clearest_first() -> None:
-    bouts = [bout(f"answer {n}", "a | b\nc", n) for n in range(4)]
+    matches = [match_of(f"answer {n}", "a | b\nc", n) for n in range(4)]
     wide, narrow = (Verdict(5, 1, 3.5), Verdict(1, 5, 3.5)), (FIRST, SECOND)
-    rulings = [
-        rule(one, found)
-        for one, found in zip(bouts, [narrow, wide, narrow[::-1], (TIED, TIED)], strict=True)
+    decisions = [
+        decide(one, found)
+        for one, found in zip(matches, [narrow, wide, narrow[::-1], (TIED, TIED)], strict=True)
     ]
-    rows = sample_rows(bouts, rulings, [(4, None)] * 4)
+    rows = sample_rows(matches, decisions, [(4, None)] * 4)
     assert [row["score"] for row in rows] == [1.0, 1.0, 0.0, 0.5]
     table = sample_table(rows, shown=1)
     assert "## Best wins (2 in all)" in table
@@ -246,7 +258,7 @@ def test_every_row_that_cannot_be_asked_is_named_with_its_line(tmp_path: Path) -
     ]
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    reader = Reader("model", Words(), ChatFormat(), room=30)  # type: ignore[arg-type]
+    reader = PromptLimit("model", Words(), ChatFormat(), room=30)  # type: ignore[arg-type]
     with pytest.raises(InputError) as caught:
         read_prompts(file, [reader], truth=TRUTH)
     told = {
@@ -268,7 +280,7 @@ def test_prompts_are_asked_once_and_answers_left_out(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"messages": m}) + "\n" for m in (messages, answered)))
     (asked,) = read_prompts(file, [], truth=TRUTH)
-    assert asked == parse_prompt({"messages": messages}) == parse_asked({"messages": answered})
+    assert asked == parse_prompt({"messages": messages}) == parse_prompt_row({"messages": answered})
     assert list(as_messages(asked)) == messages
 
 

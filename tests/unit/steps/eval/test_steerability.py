@@ -14,8 +14,8 @@ from nemotron_style.steps.blocks.stats.confidence_interval import (
 from nemotron_style.steps.eval.steerability.metrics import (
     JOINT,
     Outcome,
-    differences,
-    rates,
+    rate_differences,
+    rates_by_attribute,
     rates_by_label,
 )
 from nemotron_style.steps.eval.steerability.samples import sample_table
@@ -84,7 +84,7 @@ OUTCOMES = [
 
 
 def test_rates_one_by_one_and_jointly() -> None:
-    found = rates(OUTCOMES)
+    found = rates_by_attribute(OUTCOMES)
     assert {name: (rate["hits"], rate["total"]) for name, rate in found.items()} == {
         JOINT: (2, 4),
         "helpfulness": (3, 4),
@@ -101,7 +101,7 @@ def test_an_unfinished_response_misses_everything() -> None:
 
 def test_differences_are_paired() -> None:
     better = [OUTCOMES[0], OUTCOMES[0], *OUTCOMES[2:]]
-    change = differences(OUTCOMES, better)
+    change = rate_differences(OUTCOMES, better)
     assert change[JOINT]["difference"] == pytest.approx(0.25)
     assert change["helpfulness"]["difference"] == 0
     assert change["verbosity"]["difference"] == pytest.approx(0.5)
