@@ -22,10 +22,12 @@ from nemotron_style.steps.blocks.generation.chat_sampler import (
 )
 from nemotron_style.steps.blocks.judge.prompt import split_reasoning
 from nemotron_style.steps.eval.arena.config import Config
-from nemotron_style.steps.eval.arena.match import SLOTS, Match
+from nemotron_style.steps.eval.arena.match import Match
 from nemotron_style.steps.eval.arena.prompt import as_messages
 
 FILE = "answers.jsonl"
+SAMPLED = ("baseline", "model")
+"""The slots in the order in which their models answer, which numbers the checkpoints of a run."""
 
 Shard = tuple[str, Sequence[Request]]
 """A slot, and the prompts that its model answers in one go."""
@@ -41,7 +43,7 @@ def plan_shards(config: Config, prompts: Sequence[Conversation]) -> list[Shard]:
     ]
     size = config.shard_prompts
     starts = range(0, len(requests), size)
-    return [(slot, requests[start : start + size]) for slot in SLOTS for start in starts]
+    return [(slot, requests[start : start + size]) for slot in SAMPLED for start in starts]
 
 
 def sample_shards(config: Config, ctx: StepContext, shards: Sequence[Shard]) -> Iterator[int]:
@@ -95,7 +97,7 @@ def read_matches(
     ctx: StepContext, shards: Sequence[Shard], prompts: Sequence[Conversation]
 ) -> list[Match]:
     """Every match, by prompt and number."""
-    answers: dict[str, list[Answers]] = {slot: [] for slot in SLOTS}
+    answers: dict[str, list[Answers]] = {slot: [] for slot in SAMPLED}
     for number, (slot, _) in enumerate(shards, start=1):
         checkpoint = ctx.checkpoints.at(number)
         assert checkpoint is not None, "a shard that was sampled is gone"

@@ -27,7 +27,7 @@ from nemotron_style.steps.blocks.data.sample_order import permutation
 from nemotron_style.steps.blocks.data.toy_truth import Truth, load_truth
 from nemotron_style.steps.blocks.judge.client import JudgeClient, JudgeFailure
 from nemotron_style.steps.blocks.model.parallel import initialize
-from nemotron_style.steps.eval.arena.answer import plan_shards, read_matches, sample_shards
+from nemotron_style.steps.eval.arena.answer import SAMPLED, plan_shards, read_matches, sample_shards
 from nemotron_style.steps.eval.arena.config import Config
 from nemotron_style.steps.eval.arena.judging import (
     Digests,
@@ -89,7 +89,7 @@ def identify_models(ctx: StepContext) -> dict[str, Digests]:
     Raises InputError where both models are the same.
     """
     weights, digests = {}, {}
-    for slot in SLOTS:
+    for slot in SAMPLED:
         artifact = ctx.input(slot)
         weights[slot] = artifact.facts.get("weights_digest") or weights_digest(artifact.path)
         digests[slot] = artifact_digests(artifact) | {weights[slot]}
@@ -115,7 +115,7 @@ def choose_prompts(config: Config, ctx: StepContext, truth: Truth | None) -> lis
             tokens=config.model.data.chat_prompt_tokens,
             max_new_tokens=config.sampling.max_new_tokens,
         )
-        for slot in SLOTS
+        for slot in SAMPLED
     ]
     prompts = read_prompts(ctx.input("prompts").path, limits, truth=truth)
     order = permutation(len(prompts), config.seed, 0)[: config.data.max_prompts]
