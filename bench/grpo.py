@@ -47,18 +47,24 @@ from nemotron_style.steps.blocks.data.tokenizer import (
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.judge.aggregation import Answer
-from nemotron_style.steps.blocks.loss.kl import estimate_kl
+from nemotron_style.steps.blocks.loss.advantage import group_advantages
 from nemotron_style.steps.blocks.loss.loss_metrics import merge_metrics
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer, gradient_norm
-from nemotron_style.steps.rl.rlhf.advantages import teach
+from nemotron_style.steps.rl.rlhf.advantages import build_samples, shape_rewards
 from nemotron_style.steps.rl.rlhf.config import Config
-from nemotron_style.steps.rl.rlhf.hacking_alert import find_signs
+from nemotron_style.steps.rl.rlhf.hacking_alert import find_alerts
+from nemotron_style.steps.rl.rlhf.metrics import rollout_metrics
 from nemotron_style.steps.rl.rlhf.prompt import Prompt
-from nemotron_style.steps.rl.rlhf.rollout import Roller, Rollout, Sample
-from nemotron_style.steps.rl.rlhf.train_sample import Lesson, learn, look
+from nemotron_style.steps.rl.rlhf.rollout import Rollout, RolloutSampler, Sample
+from nemotron_style.steps.rl.rlhf.train_sample import (
+    TrainSample,
+    accumulate_policy_loss,
+    add_reference,
+    compute_logprobs,
+)
 
 ROWS = PROMPTS * SAMPLES
 LR, BETA, CLIP, MAX_NORM = 1e-6, 0.05, 0.2, 1.0
@@ -117,50 +123,56 @@ class Ours:
         )
         chat = open_chat(tokenizer)
         sampling = SamplingParams(max_new_tokens=NEW_TOKENS, stop_ids=[stop_id(tokenizer, chat)])
-        self.rank_zero, self.steps = RankZero(), 0
+        self.steps = 0
         engine = Engine(self.model, sizes_of_model)
-        self.roller = Roller(engine, self.rank_zero, tokenizer, chat, sampling)
+        self.sampler = RolloutSampler(engine, RankZero(), tokenizer, chat, sampling)
         self.prompts = [
             Prompt(({"role": "user", "content": text},), tokenizer.encode(text)) for text in texts
         ]
 
-    def roll(self) -> list[Rollout]:
+    def sample(self) -> list[Rollout]:
         self.steps += 1
-        places = range(len(self.prompts))
-        return self.roller.roll(self.prompts, places, samples=SAMPLES, name=f"0/{self.steps}")
+        indices = range(len(self.prompts))
+        return self.sampler.sample(self.prompts, indices, samples=SAMPLES, name=f"0/{self.steps}")
 
-    def teach(self, rollouts: Sequence[Rollout]) -> tuple[list[Lesson], dict[str, float]]:
+    def reward(self, rollouts: Sequence[Rollout]) -> tuple[list[TrainSample], dict[str, float]]:
+        """Samples with rewards and advantages, and their metrics."""
         rewards = [reward([one.answer.text for one in each.samples]) for each in rollouts]
-        taught = teach(rollouts, rewards, self.config)
-        return taught.lessons, taught.metrics
+        shaped = shape_rewards(rollouts, rewards, self.config.grpo)
+        baseline = shaped.baseline(leave_one_out=self.config.leave_one_out)
+        advantages_B = group_advantages(shaped.rewards_B, baseline)
+        samples = build_samples(rollouts, shaped, advantages_B)
+        return samples, rollout_metrics(rollouts, shaped, baseline, samples)
 
-    def weigh(self, lessons: Sequence[Lesson]) -> tuple[list[Lesson], dict[str, float]]:
-        """Lessons with the log-probs of the reference, and how far the policy is from it."""
-        found = look(self.reference, lessons, size=ROWS, rank_zero=self.rank_zero)
-        drawn = torch.cat([one.generation_T for one in lessons])
-        distance = float(estimate_kl(drawn, torch.cat(found)).double().mean())
-        weighed = [replace(x, reference_T=y) for x, y in zip(lessons, found, strict=True)]
-        return weighed, {"hacking/kl_to_start": distance}
+    def add_reference(
+        self, samples: Sequence[TrainSample]
+    ) -> tuple[list[TrainSample], dict[str, float]]:
+        """Samples with the log-probs of the reference, and how far the policy is from it."""
+        logprobs = compute_logprobs(self.reference, samples, micro_batch_size=ROWS)
+        return add_reference(samples, logprobs)
 
-    def look_back(self, lessons: Sequence[Lesson]) -> list[Lesson]:
-        """Lessons with the policy's own log-probs before the update; off-policy losses need it."""
-        found = look(self.model, lessons, size=ROWS, rank_zero=self.rank_zero)
-        return [replace(x, previous_T=y) for x, y in zip(lessons, found, strict=True)]
+    def add_previous(self, samples: Sequence[TrainSample]) -> list[TrainSample]:
+        """Samples with the policy's own log-probs before the update; off-policy losses need it."""
+        logprobs = compute_logprobs(self.model, samples, micro_batch_size=ROWS)
+        return [
+            replace(one, previous_T=own_T) for one, own_T in zip(samples, logprobs, strict=True)
+        ]
 
-    def learn(self, lessons: Sequence[Lesson]) -> dict[str, float]:
-        options = self.config.loss_fn.options
-        return learn(self.model, lessons, options, size=ROWS, rank_zero=self.rank_zero)
+    def accumulate(self, samples: Sequence[TrainSample]) -> dict[str, float]:
+        return accumulate_policy_loss(
+            self.model, samples, loss_config=self.config.loss_fn, micro_batch_size=ROWS
+        )
 
-    def step(self, *, look_back: bool = False) -> dict[str, float]:
-        lessons, figures = self.teach(self.roll())
-        if look_back:
-            lessons = self.look_back(lessons)
-        lessons, distance = self.weigh(lessons)
-        part = self.learn(lessons)
-        part |= {"lr": LR, "grad_norm": self.optimizer.step(LR)}
-        figures |= distance | merge_metrics([part]) | {"start_tokens": float(NEW_TOKENS)}
-        find_signs(figures)
-        return figures
+    def step(self, *, off_policy: bool = False) -> dict[str, float]:
+        samples, metrics = self.reward(self.sample())
+        if off_policy:
+            samples = self.add_previous(samples)
+        samples, distance = self.add_reference(samples)
+        update = self.accumulate(samples)
+        update |= {"lr": LR, "grad_norm": self.optimizer.step(LR)}
+        metrics |= distance | merge_metrics([update]) | {"start_tokens": float(NEW_TOKENS)}
+        find_alerts(metrics)
+        return metrics
 
 
 class Theirs:
@@ -203,7 +215,7 @@ class Theirs:
             reward_funcs=reward,
             args=settings,
             train_dataset=Dataset.from_list([{"prompt": text} for text in texts]),
-            processing_class=AutoTokenizer.from_pretrained(ours.roller.tokenizer.path),
+            processing_class=AutoTokenizer.from_pretrained(ours.sampler.tokenizer.path),
         )
         self.trainer.remove_callback(PrinterCallback)
         self.trainer.remove_callback(ProgressCallback)
@@ -222,7 +234,7 @@ class Theirs:
 
 
 def show_agreement(ours: Ours, theirs: Theirs) -> None:
-    """Learn from the samples that TRL drew, on both sides."""
+    """Compute the loss of the samples that TRL drew, on both sides."""
     trainer = theirs.trainer
     inputs = trainer._generate_and_score_completions(theirs.batch)
     loss = trainer.compute_loss(theirs.model, inputs)
@@ -230,25 +242,25 @@ def show_agreement(ours: Ours, theirs: Theirs) -> None:
     norm = nn.utils.get_total_norm([one.grad for one in theirs.model.parameters()])
     theirs.model.zero_grad()
     tokens = inputs["completion_ids"].view(PROMPTS, SAMPLES, -1).tolist()
-    lessons, _ = ours.teach(
+    samples, _ = ours.reward(
         [_as_rollout(ours, *pair) for pair in zip(ours.prompts, tokens, strict=True)]
     )
-    lessons, _ = ours.weigh(ours.look_back(lessons))
-    figures = ours.learn(lessons)
-    apart = torch.stack([one.reference_T for one in lessons]) - inputs["ref_per_token_logps"]
+    samples, _ = ours.add_reference(ours.add_previous(samples))
+    metrics = ours.accumulate(samples)
+    apart = torch.stack([one.reference_T for one in samples]) - inputs["ref_per_token_logps"]
     own_norm = gradient_norm(ours.optimizer.parameters)
-    advantages = torch.tensor([one.advantage for one in lessons]) - inputs["advantages"]
-    drawn = sum(len(one.tokens) for one in ours.teach(ours.roll())[0])
+    advantages = torch.tensor([one.advantage for one in samples]) - inputs["advantages"]
+    drawn = sum(len(one.tokens) for one in ours.reward(ours.sample())[0])
     print(
         f"  tokens drawn: ours {drawn}, TRL {int(inputs['completion_mask'].sum())}\n"
-        f"  on the same samples: loss {figures['loss']:.8f} and {loss.item():.8f}, gradient norm "
+        f"  on the same samples: loss {metrics['loss']:.8f} and {loss.item():.8f}, gradient norm "
         f"{own_norm:.7f} and {norm.item():.7f},\n  advantages apart by at most "
         f"{advantages.abs().max():.1e}, log-probs under the reference {apart.abs().max():.1e}"
     )
 
 
 def _as_rollout(ours: Ours, prompt: Prompt, group: Sequence[list[int]]) -> Rollout:
-    decode = ours.roller.tokenizer.decode
+    decode = ours.sampler.tokenizer.decode
     return Rollout(
         "", prompt, [Sample(ids, [0.0] * len(ids), Answer(decode(ids), ""), True) for ids in group]
     )
@@ -258,7 +270,7 @@ def bench(ours: Ours, theirs: Theirs, name: str) -> None:
     parameters = sum(weight.numel() for weight in ours.model.parameters()) / 1e6
     variants: dict[str, Callable[[], object]] = {
         "ours": ours.step,
-        "ours, with log-probs before the update": lambda: ours.step(look_back=True),
+        "ours, with log-probs before the update": lambda: ours.step(off_policy=True),
         "TRL's GRPOTrainer": theirs.step,
     }
     title = (
@@ -268,15 +280,15 @@ def bench(ours: Ours, theirs: Theirs, name: str) -> None:
 
 
 def bench_parts(ours: Ours, name: str) -> None:
-    rollouts = ours.roll()
-    lessons = ours.teach(rollouts)[0]
-    weighed = ours.weigh(lessons)[0]
+    rollouts = ours.sample()
+    samples = ours.reward(rollouts)[0]
+    complete = ours.add_reference(samples)[0]
     variants: dict[str, Callable[[], object]] = {
         "a step": ours.step,
-        "rollout": ours.roll,
-        "reward, advantages and their metrics": lambda: ours.teach(rollouts),
-        "reference": lambda: ours.weigh(lessons),
-        "gradients and metrics": lambda: ours.learn(weighed),
+        "rollout": ours.sample,
+        "reward, advantages and their metrics": lambda: ours.reward(rollouts),
+        "reference": lambda: ours.add_reference(samples),
+        "gradients and metrics": lambda: ours.accumulate(complete),
         "clipping and AdamW": lambda: ours.optimizer.step(LR),
     }
     compare(f"our step, {name}", variants, rounds=ROUNDS[name])

@@ -1,4 +1,4 @@
-"""What rl/rlhf learns from a step does not depend on passes and processes."""
+"""The loss and gradients of rl/rlhf do not depend on micro-batches and processes."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ def test_loss_and_metrics_are_those_of_one_pass_in_one_process(one, processes, n
 
 
 def test_log_probs_are_the_same_everywhere(one, processes):
-    expected = facts(one)["looks"][-1]
-    for looks in facts(processes)["looks"]:
-        assert looks == pytest.approx(expected, rel=1e-5)
+    expected = facts(one)["logprobs"][-1]
+    for logprobs in facts(processes)["logprobs"]:
+        assert logprobs == pytest.approx(expected, rel=1e-5)
 
 
-def test_what_the_sampler_saw_otherwise_is_dropped_alike(one, two):
-    weights = facts(one)["dropped"]
-    assert facts(two)["dropped"] == weights
-    assert 0 < sum(weights) < sum(lesson.weight for lesson in job.lessons())
+def test_samples_that_the_sampler_saw_otherwise_are_masked_alike(one, two):
+    masks = facts(one)["masks"]
+    assert facts(two)["masks"] == masks
+    assert 0 < sum(masks) < sum(sample.mask for sample in job.samples())
 
 
-def test_every_process_hears_what_the_first_one_hears(one, two):
-    heard = [[0, "first"], "0: gone"]
-    assert facts(one)["told"] == [heard]
-    assert facts(two)["told"] == [heard, heard]
+def test_every_process_gets_what_rank_zero_gets(one, two):
+    shared = [[0, "first"], "0: gone"]
+    assert facts(one)["shared"] == [shared]
+    assert facts(two)["shared"] == [shared, shared]

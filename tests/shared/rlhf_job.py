@@ -2,7 +2,6 @@
 
 import json
 import random
-from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -16,7 +15,13 @@ from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
-from nemotron_style.steps.rl.rlhf.train_sample import Lesson, drop_strange, learn, look
+from nemotron_style.steps.rl.rlhf.train_sample import (
+    TrainSample,
+    accumulate_policy_loss,
+    add_previous,
+    add_reference,
+    compute_logprobs,
+)
 
 SIZES = ModelConfig(
     num_layers=2,
@@ -46,66 +51,68 @@ OPTIONS = {
 }
 
 
-def lessons():
-    """Groups of two to four samples of many lengths; one sample of each group teaches nothing."""
+def samples():
+    """Groups of two to four samples of many lengths; one sample of each group is masked."""
     draw = random.Random(5)
 
     def text(most):
         return [draw.randrange(SIZES.vocab_size) for _ in range(draw.randint(1, most))]
 
-    found = []
+    made = []
     for group, count in enumerate((2, 4, 3, 4, 2, 4, 3)):
         prompt = text(9)
         for number in range(count):
             tokens = text(20)
-            found.append(
-                Lesson(
+            made.append(
+                TrainSample(
                     group=group,
                     prompt_ids=prompt,
                     tokens=tokens,
                     generation_T=torch.tensor([-4.0 - draw.random() for _ in tokens]),
                     advantage=draw.gauss(0, 1),
                     reward=draw.gauss(0, 1),
-                    weight=float(number > 0),
+                    mask=float(number > 0),
                 )
             )
-    return found
+    return made
 
 
-def told(rank_zero):
-    """What every rank hears of the first one's work, and of what goes wrong with it."""
+def share(rank_zero):
+    """What every rank gets of the work of rank zero, and of the error it ends with."""
 
     def fail():
         raise JudgeUnavailable(Problem(what="gone", where=str(dist.get_rank())))
 
-    heard = [rank_zero.run(lambda: [dist.get_rank(), "first"])]
+    shared = [rank_zero.run(lambda: [dist.get_rank(), "first"])]
     try:
         rank_zero.run(fail)
     except JudgeUnavailable as error:
-        heard.append(str(error))
-    return rank_zero.gather(heard)
+        shared.append(str(error))
+    return rank_zero.gather(shared)
 
 
 def measure(out):
-    seen_as = {"rank_zero": RankZero(), "temperature": TEMPERATURE}
-    facts, tensors = {"looks": [], "metrics": {}}, {}
+    facts, tensors = {"logprobs": [], "metrics": {}}, {}
     model, other = build_model(SIZES, seed=11), build_model(SIZES, seed=12, ddp=False)
-    plain = lessons()
+    plain = samples()
     for size in PASSES:
-        found = look(other, plain, size=size, **seen_as)
-        facts["looks"].append([each.double().sum().item() for each in found])
-    previous = look(model, plain, size=16, **seen_as)
-    reference = look(other, plain, size=16, **seen_as)
-    taught = [
-        replace(one, previous_T=then + 0.05, reference_T=start)
-        for one, then, start in zip(plain, previous, reference, strict=True)
-    ]
-    facts["told"] = told(seen_as["rank_zero"])
-    facts["dropped"] = [one.weight for one in drop_strange(taught, 1.5)[0]]
+        logprobs = compute_logprobs(other, plain, micro_batch_size=size, temperature=TEMPERATURE)
+        facts["logprobs"].append([each.double().sum().item() for each in logprobs])
+    previous, reference = (
+        compute_logprobs(each, plain, micro_batch_size=16, temperature=TEMPERATURE)
+        for each in (model, other)
+    )
+    previous = [each + 0.05 for each in previous]
+    facts["shared"] = share(RankZero())
+    facts["masks"] = [one.mask for one in add_previous(plain, previous, 1.5)[0]]
+    complete, _ = add_previous(plain, previous, None)
+    complete, _ = add_reference(complete, reference)
     for name, options in OPTIONS.items():
         for size in PASSES:
             model = build_model(SIZES, seed=11)
-            metrics = learn(model, taught, options, size=size, **seen_as)
+            metrics = accumulate_policy_loss(
+                model, complete, loss_config=options, micro_batch_size=size, temperature=TEMPERATURE
+            )
             facts["metrics"].setdefault(name, []).append(metrics)
             kept = full_gradient(model).items()
             tensors |= {f"{name}/{size}/{key}": value.contiguous() for key, value in kept}

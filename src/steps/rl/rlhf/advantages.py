@@ -1,7 +1,7 @@
-"""From verdicts to what each sample teaches: scaling, shaping, masks, advantages.
+"""What a step gives to the loss: shaped rewards, and samples with their advantages and masks.
 
-Order as in NeMo-RL: rewards are scaled, then shaped, then compared within their group; advantages
-are clipped last.
+In the order of NeMo-RL: rewards are scaled, then shaped, then compared within their group, and
+advantages are clipped last.
 
 Shape legend: ``_B`` samples of the step.
 """
@@ -10,109 +10,86 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from nemotron_style.steps.blocks.loss.advantage import (
-    clip_advantages,
-    group_advantages,
-    group_baseline,
-)
+from nemotron_style.steps.blocks.loss.advantage import Baseline, group_baseline
 from nemotron_style.steps.blocks.loss.reward_shaping import (
     scale_reward,
     shape_reward,
 )
-from nemotron_style.steps.blocks.loss.rollout_metrics import length_metrics, reward_metrics
-from nemotron_style.steps.rl.rlhf.config import Config
+from nemotron_style.steps.rl.rlhf.nemo_rl import Grpo
 from nemotron_style.steps.rl.rlhf.rollout import Rollout
-from nemotron_style.steps.rl.rlhf.train_sample import Lesson
+from nemotron_style.steps.rl.rlhf.train_sample import TrainSample, to_samples
 
 
 @dataclass(frozen=True)
-class Taught:
-    """The lessons of a step in the order of its samples, and what to log about them.
+class ShapedRewards:
+    """Rewards of a step's samples after scaling and shaping, float64 ``[B]``.
 
-    ``flat`` tells that no group that was judged has a difference in its rewards.
+    ``groups`` has the index of each sample's prompt. ``valid_B`` is False for a sample that takes
+    part in nothing: its group was not judged, or one of its log-probs is missing. ``mask_B`` is
+    False for one that is not trained on; its reward may still take part in its group's baseline.
     """
 
-    lessons: list[Lesson]
-    metrics: dict[str, float]
-    flat: bool
+    rewards_B: Tensor
+    groups: list[int]
+    valid_B: Tensor
+    mask_B: Tensor
+
+    def baseline(self, *, leave_one_out: bool) -> Baseline:
+        """Mean and deviation of each sample's group, or of the others in it."""
+        return group_baseline(
+            self.rewards_B, self.groups, valid_B=self.valid_B, leave_one_out=leave_one_out
+        )
 
 
-def teach(
-    rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float] | None], config: Config
-) -> Taught:
-    """What the samples of a step teach; ``rewards`` has None for a group that was not judged.
+def shape_rewards(
+    rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float] | None], config: Grpo
+) -> ShapedRewards:
+    """Scale and shape the rewards of the groups; None stands for a group that was not judged.
 
-    Samples of such a group, and those with a log-prob missing, take part in nothing. A truncated
-    sample takes part in its group's mean even where ``grpo.overlong_filtering`` masks it.
+    Truncated samples are masked where ``grpo.overlong_filtering`` says so.
     """
     samples = [sample for rollout in rollouts for sample in rollout.samples]
-    groups = [place for place, rollout in enumerate(rollouts) for _ in rollout.samples]
-    given = [
-        math.nan if own is None else own[number]
-        for rollout, own in zip(rollouts, rewards, strict=True)
-        for number in range(len(rollout.samples))
-    ]
-    rewards_B = torch.tensor(
-        [
-            _shape(reward, config, length=len(sample.tokens), truncated=sample.truncated)
-            for reward, sample in zip(given, samples, strict=True)
-        ],
-        dtype=torch.float64,
-    )
-    sound = [all(map(math.isfinite, sample.log_probs)) for sample in samples]
-    valid_B = rewards_B.isfinite() & torch.tensor(sound)
-    baseline = group_baseline(
-        rewards_B, groups, valid_B=valid_B, leave_one_out=config.leave_one_out
-    )
-    advantages_B = clip_advantages(
-        group_advantages(rewards_B, baseline, valid_B=valid_B, normalize=config.normalize),
-        low=config.grpo.advantage_clip_low,
-        high=config.grpo.advantage_clip_high,
-    )
-    truncated_B = torch.tensor([sample.truncated for sample in samples])
-    masked_B = ~valid_B | (truncated_B & config.grpo.overlong_filtering)
-    lessons = [
-        Lesson(
-            group=group,
-            prompt_ids=rollouts[group].prompt.ids,
-            tokens=sample.tokens,
-            generation_T=torch.tensor(sample.log_probs),
-            advantage=float(advantages_B[place]) if valid_B[place] else 0.0,
-            reward=float(rewards_B[place]) if valid_B[place] else 0.0,
-            weight=0.0 if masked_B[place] else 1.0,
+    raw: list[float] = []
+    for rollout, judged in zip(rollouts, rewards, strict=True):
+        raw += [math.nan] * len(rollout.samples) if judged is None else judged
+    shaped = [
+        shape_reward(
+            scale_reward(reward, config.reward_scaling),
+            config.reward_shaping,
+            length=len(sample.tokens),
+            truncated=sample.truncated,
         )
-        for place, (group, sample) in enumerate(zip(groups, samples, strict=True))
+        for reward, sample in zip(raw, samples, strict=True)
     ]
-    metrics = {
-        **reward_metrics(rewards_B, baseline, groups, valid_B=valid_B),
-        **length_metrics(
-            [len(sample.tokens) for sample in samples],
-            [len(rollouts[group].prompt.ids) for group in groups],
-            [sample.truncated for sample in samples],
-        ),
-        **_advantage_metrics(lessons),
-        "num_mask_sample_filtered": float(masked_B.sum()),
-    }
-    return Taught(lessons, metrics, flat=metrics.get("hacking/zero_std_groups", 0.0) == 1.0)
+    rewards_B = torch.tensor(shaped, dtype=torch.float64)
+    has_logprobs = [all(map(math.isfinite, sample.log_probs)) for sample in samples]
+    valid_B = rewards_B.isfinite() & torch.tensor(has_logprobs)
+    truncated_B = torch.tensor([sample.truncated for sample in samples])
+    return ShapedRewards(
+        rewards_B=rewards_B,
+        groups=[index for index, rollout in enumerate(rollouts) for _ in rollout.samples],
+        valid_B=valid_B,
+        mask_B=valid_B & ~(truncated_B & config.overlong_filtering),
+    )
 
 
-def _shape(reward: float, config: Config, *, length: int, truncated: bool) -> float:
-    scaled = scale_reward(reward, config.grpo.reward_scaling)
-    return shape_reward(scaled, config.grpo.reward_shaping, length=length, truncated=truncated)
-
-
-def _advantage_metrics(lessons: Sequence[Lesson]) -> dict[str, float]:
-    """``advantages/mean``, ``max`` and ``min`` over the tokens that count."""
-    kept = [one for one in lessons if one.weight]
-    if not kept:
-        return {}
-    tokens = sum(len(one.tokens) for one in kept)
-    return {
-        "advantages/mean": math.fsum(one.advantage * len(one.tokens) for one in kept) / tokens,
-        "advantages/max": max(one.advantage for one in kept),
-        "advantages/min": min(one.advantage for one in kept),
-    }
+def build_samples(
+    rollouts: Sequence[Rollout], shaped: ShapedRewards, advantages_B: Tensor
+) -> list[TrainSample]:
+    """The samples that the step trains on; one that is not valid has reward and advantage 0."""
+    rows = zip(
+        to_samples(rollouts),
+        shaped.rewards_B.where(shaped.valid_B, 0.0).tolist(),
+        advantages_B.where(shaped.valid_B, 0.0).tolist(),
+        shaped.mask_B.tolist(),
+        strict=True,
+    )
+    return [
+        replace(sample, reward=reward, advantage=advantage, mask=float(mask))
+        for sample, reward, advantage, mask in rows
+    ]

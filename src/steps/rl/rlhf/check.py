@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nemotron_style.runtime.errors import InputError, Problem, StepFailed, raise_all
 from nemotron_style.runtime.step.context import StepContext
@@ -13,12 +13,12 @@ from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.loss.kl import estimate_kl
 from nemotron_style.steps.rl.rlhf.config import Config
-from nemotron_style.steps.rl.rlhf.pairwise_judge import Referee, find_judge, read_card
+from nemotron_style.steps.rl.rlhf.pairwise_judge import PairwiseJudge, find_judge, read_card
 from nemotron_style.steps.rl.rlhf.rollout import Rollout
-from nemotron_style.steps.rl.rlhf.train_sample import Lesson, look
+from nemotron_style.steps.rl.rlhf.train_sample import compute_logprobs, to_samples
 
 PROBED = 4
-"""Prompts of the first step that are answered and judged before anything is learnt."""
+"""Prompts of the first step that are answered and judged before the first update."""
 
 SAME = 1e-6
 """Nats a token that rounding may put between a model and its copy."""
@@ -149,17 +149,40 @@ def check_same_judge(before: str, now: str) -> None:
         )
 
 
-def check_sampler(
-    config: Config, model: nn.Module, lessons: Sequence[Lesson], referee: Referee
-) -> float:
-    """Refuse to train on samples whose log-probs the trainer does not see as the sampler does.
+def run_gate(
+    config: Config,
+    policy: nn.Module,
+    reference: nn.Module | None,
+    judge: PairwiseJudge,
+    probes: Sequence[Rollout],
+) -> dict[str, float]:
+    """Refuse to train where sampler, trainer, reference and judge disagree; the gate's metrics.
 
-    The figure is NeMo-RL's ``token_mult_prob_error``: the mean of ``exp(|difference|)`` over
+    ``probes`` are rollouts of the policy. ``reference`` is None in a run that goes on: its policy
+    is not the reference any more, and its judge was checked at the start.
+    """
+    samples = to_samples(probes)
+    settings = {
+        "micro_batch_size": config.policy.logprob_batch_size,
+        "temperature": config.policy.generation.temperature,
+    }
+    generation = torch.cat([one.generation_T for one in samples]).double()
+    trainer = torch.cat(compute_logprobs(policy, samples, **settings)).double()
+    gate = {"gate/token_mult_prob_error": check_sampler(config, trainer, generation)}
+    if reference is not None:
+        frozen = torch.cat(compute_logprobs(reference, samples, **settings)).double()
+        gate["gate/kl_to_start"] = check_reference(trainer, frozen)
+        gate |= check_judge(config, judge, probes)
+    return gate
+
+
+def check_sampler(config: Config, trainer: Tensor, generation: Tensor) -> float:
+    """Refuse to train on samples to which the trainer gives other log-probs than the sampler.
+
+    The result is NeMo-RL's ``token_mult_prob_error``: the mean of ``exp(|difference|)`` over
     tokens, 1 where all agree.
     """
-    seen = _look(config, model, lessons, referee)
-    gaps = [x.double() - y.generation_T.double() for x, y in zip(seen, lessons, strict=True)]
-    error = float(torch.cat(gaps).abs().exp().mean())
+    error = float((trainer - generation).abs().exp().mean())
     if not error <= config.gate:
         raise StepFailed(
             Problem(
@@ -174,15 +197,9 @@ def check_sampler(
     return error
 
 
-def check_reference(
-    config: Config,
-    models: tuple[nn.Module, nn.Module],
-    lessons: Sequence[Lesson],
-    referee: Referee,
-) -> float:
+def check_reference(policy: Tensor, reference: Tensor) -> float:
     """Refuse a reference that is not the policy before its first update: KL of a token, about 0."""
-    policy, reference = (torch.cat(_look(config, one, lessons, referee)) for one in models)
-    kl = float(estimate_kl(policy.double(), reference.double()).mean())
+    kl = float(estimate_kl(policy, reference).mean())
     if not abs(kl) <= SAME:
         raise StepFailed(
             Problem(
@@ -195,13 +212,14 @@ def check_reference(
     return kl
 
 
-def check_judge(config: Config, referee: Referee, probes: Sequence[Rollout]) -> dict[str, float]:
+def check_judge(
+    config: Config, judge: PairwiseJudge, probes: Sequence[Rollout]
+) -> dict[str, float]:
     """Refuse a judge whose answers cannot be read, or that contradicts itself in the other order.
 
     Raises ``JudgeUnavailable`` for the first, ``StepFailed`` for the second.
     """
-    contests = [one.contest for one in probes]
-    metrics = referee.judge(contests, step=0, both_orders=True).metrics
+    metrics = judge.compare([one.answer_group for one in probes], step=0, both_orders=True).metrics
     share = metrics.get("judge/swap_agreement", 1.0)
     if share < config.judge.min_swap_agreement:
         raise StepFailed(
@@ -217,13 +235,15 @@ def check_judge(config: Config, referee: Referee, probes: Sequence[Rollout]) -> 
     return {f"gate/{name.partition('/')[2]}": value for name, value in metrics.items()}
 
 
-def _look(
-    config: Config, model: nn.Module, lessons: Sequence[Lesson], referee: Referee
-) -> list[torch.Tensor]:
-    return look(
-        model,
-        lessons,
-        size=config.policy.logprob_batch_size,
-        rank_zero=referee.rank_zero,
-        temperature=config.policy.generation.temperature,
-    )
+def check_difference(config: Config, step: int, flat_steps: int) -> None:
+    """Stop a run in which all answers of every group have had one reward for too many steps."""
+    if flat_steps >= config.judge.flat_steps:
+        raise StepFailed(
+            Problem(
+                where=f"step {step}",
+                key="judge.flat_steps",
+                what=f"there was no difference in any group of answers for {flat_steps} steps",
+                fix="see what the judge says of the samples in samples/, and how different they "
+                "are",
+            )
+        )

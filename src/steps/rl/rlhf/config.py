@@ -122,6 +122,12 @@ class Config(StepConfig):
         return self.grpo.use_leave_one_out_baseline if own is None else own
 
     @property
+    def needs_previous_logprobs(self) -> bool:
+        """Whether the log-probs of the policy before a step's first update are computed."""
+        on_policy = self.loss_fn.force_on_policy_ratio
+        return not on_policy or bool(self.grpo.seq_logprob_error_threshold)
+
+    @property
     def judge_plan(self) -> ComparisonPlan:
         """What is compared in a step."""
         return self.env.compare.plan(

@@ -1,4 +1,4 @@
-"""The judge behind its endpoint, asked by the first rank; every rank gets what it says."""
+"""The judge behind its endpoint: rank zero asks it to compare answers, every rank gets rewards."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from nemotron_style.steps.blocks.model.rank_zero import RankZero, is_rank_zero
 from nemotron_style.steps.rl.rlhf.config import Config
 
 VERDICTS = "verdicts.jsonl"
-"""In the run's folder: a run that is killed does not ask the same things again."""
+"""In the run's folder: a run that is killed does not pay for the same verdicts again."""
 
 SERVICE = "judge"
-SERVED = "judge"
+SERVED_NAME = "judge"
 """What judge/serve calls its model."""
 
 LONGEST_PAUSE = 30.0
 
 
 @dataclass
-class Referee:
-    """Who compares answers. A context manager; ``client`` is None on all but the first rank.
+class PairwiseJudge:
+    """Compares the answers of a group in pairs. A context manager.
 
-    ``identity`` is the digest of the judge's weights where its artifact is known, or else its
-    name.
+    ``client`` is None on all ranks but zero. ``identity`` is the digest of the judge's weights
+    where its artifact is known, else its name at the endpoint.
     """
 
     client: JudgeClient | None
@@ -49,52 +49,51 @@ class Referee:
         if self.client is not None:
             self.client.close()
 
-    def judge(
-        self, contests: Sequence[AnswerGroup], *, step: int, both_orders: bool | None = None
+    def compare(
+        self, groups: Sequence[AnswerGroup], *, step: int, both_orders: bool | None = None
     ) -> JudgedGroups:
         """The rewards of groups. Raises what :func:`judge_groups` raises, on every rank."""
         plan = self.plan if both_orders is None else replace(self.plan, both_orders=both_orders)
 
-        def ask() -> JudgedGroups:
+        def judge() -> JudgedGroups:
             assert self.client is not None
             return judge_groups(
-                self.client, contests, step=step, plan=plan, aggregation=self.aggregation
+                self.client, groups, step=step, plan=plan, aggregation=self.aggregation
             )
 
-        return self.rank_zero.run(ask)
+        return self.rank_zero.run(judge)
 
 
 def find_judge(ctx: StepContext) -> Artifact | None:
-    """The artifact that the judge beside the step serves; None where the config names a URL."""
+    """The artifact of the judge that is served beside the step; None for ``judge.url``."""
     return ctx.optional_input(f"{SERVICE}.model")
 
 
-def open_referee(config: Config, ctx: StepContext, rank_zero: RankZero) -> Referee:
+def open_judge(config: Config, ctx: StepContext, rank_zero: RankZero) -> PairwiseJudge:
     """The judge of the config, once it answers.
 
     Raises ``JudgeUnavailable`` when it does not within ``judge.ready_seconds``.
     """
     artifact = find_judge(ctx)
-    card = read_card(artifact)
-    known = str(artifact.facts.get("weights_digest") or artifact.digest) if artifact else ""
-    client = None
-    if is_rank_zero():
-        client = _open_client(config, ctx, form=config.judge.form or card.get("form") or "genrm")
+    identity = served_name(config)
+    if artifact:
+        identity = str(artifact.facts.get("weights_digest") or artifact.digest)
+    client = _open_client(config, ctx, artifact, identity=identity) if is_rank_zero() else None
+    judge = PairwiseJudge(
+        client, rank_zero, config.judge_plan, config.env.compare.aggregation, identity
+    )
 
-    def meet() -> None:
+    def wait() -> None:
         assert client is not None
         client.wait_ready(config.judge.ready_seconds)
 
     try:
-        rank_zero.run(meet)
+        rank_zero.run(wait)
     except BaseException:
         if client is not None:
             client.close()
         raise
-    identity = known or name_judge(config)
-    if client is not None:
-        client.identity = identity
-    return Referee(client, rank_zero, config.judge_plan, config.env.compare.aggregation, identity)
+    return judge
 
 
 def read_card(artifact: Artifact | None) -> Mapping[str, Any]:
@@ -103,12 +102,14 @@ def read_card(artifact: Artifact | None) -> Mapping[str, Any]:
     return card if isinstance(card, Mapping) else {}
 
 
-def name_judge(config: Config) -> str:
-    """The judge's name at its endpoint. The service beside the step has one for whatever it is."""
-    return config.env.judge_name or SERVED if config.judge.url else SERVED
+def served_name(config: Config) -> str:
+    """The judge's name at its endpoint; judge/serve has one name for whatever it serves."""
+    return config.env.judge_name or SERVED_NAME if config.judge.url else SERVED_NAME
 
 
-def _open_client(config: Config, ctx: StepContext, *, form: str) -> JudgeClient:
+def _open_client(
+    config: Config, ctx: StepContext, artifact: Artifact | None, *, identity: str
+) -> JudgeClient:
     compare, judge = config.env.compare, config.judge
     url = judge.url or ctx.service(SERVICE)
     assert url is not None
@@ -124,8 +125,9 @@ def _open_client(config: Config, ctx: StepContext, *, form: str) -> JudgeClient:
         at_once=judge.at_once,
         seed=config.seed,
         stopping=lambda: ctx.stopping,
-        model=name_judge(config),
-        form=form,
+        model=served_name(config),
+        identity=identity,
+        form=judge.form or read_card(artifact).get("form") or "genrm",
         sampling=compare.sampling,
         principle_role=config.env.judge.supports_principle_role,
         response_format=judge.response_format,

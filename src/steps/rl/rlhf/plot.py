@@ -1,12 +1,6 @@
-"""A picture of a run: rewards, win rates, how far the policy moved, and how long it speaks."""
+"""What is drawn over the steps of a run: rewards, win rates, KL to the start, lengths."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from nemotron_style.steps.blocks.training.metric_plot import draw_metrics
 
 PANELS = {
     "reward": {"reward": "all samples", "validation/total_reward/mean": "held-out prompts"},
@@ -20,8 +14,3 @@ PANELS = {
         "validation/tokens": "held-out prompts",
     },
 }
-
-
-def draw(lines: Sequence[Mapping[str, Any]], run_dir: Path) -> Path | None:
-    """Draw the lines of ``metrics.jsonl`` into ``plots/rlhf.png``; None without matplotlib."""
-    return draw_metrics(lines, PANELS, run_dir / "plots" / "rlhf.png")

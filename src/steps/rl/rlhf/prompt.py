@@ -8,7 +8,7 @@ A row says what is asked in one of the forms of NeMo-RL's data: ``responses_crea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from nemotron_style.steps.blocks.data.chat_format import ChatFormat
 from nemotron_style.steps.blocks.data.conversation import parse_messages
 from nemotron_style.steps.blocks.data.jsonl import brief, read_rows, refuse
 from nemotron_style.steps.blocks.data.responses_api import read_history
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 
-Encode = Callable[[str], list[int]]
 TURNS = ("messages", "prompt")
 TEXTS = ("question", "problem", "input")
 SPEAKERS = {"human": "user", "gpt": "assistant", "model": "assistant"}
@@ -38,7 +38,7 @@ class Prompt:
         return self.messages[-1]["content"]
 
 
-def read_prompts(path: Path, *, chat: ChatFormat, encode: Encode, room: int) -> list[Prompt]:
+def read_prompts(path: Path, tokenizer: Tokenizer, chat: ChatFormat, *, room: int) -> list[Prompt]:
     """The prompts of a file, each of at most ``room`` tokens.
 
     Raises InputError naming file and line of every row without a prompt, or with one that breaks
@@ -47,7 +47,7 @@ def read_prompts(path: Path, *, chat: ChatFormat, encode: Encode, room: int) -> 
 
     def parse(row: Mapping[str, Any]) -> Prompt:
         messages = read_messages(row)
-        ids = encode(chat.prompt(parse_messages(messages)))
+        ids = tokenizer.encode(chat.prompt(parse_messages(messages)), control=True)
         if len(ids) > room:
             refuse(
                 "the prompt leaves no room for the answer, and it is not cut",

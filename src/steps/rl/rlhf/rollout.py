@@ -1,4 +1,4 @@
-"""Groups of answers to prompts, drawn in this process with the weights of now.
+"""Rollouts: groups of answers to prompts, sampled in this process from the current weights.
 
 Shape legend: ``_P`` prompts, ``_G`` samples of a group.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Protocol
 
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat
 from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
-from nemotron_style.steps.blocks.generation.engine import Sample as Drawn
+from nemotron_style.steps.blocks.generation.engine import Engine
+from nemotron_style.steps.blocks.generation.engine import Sample as EngineSample
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.judge.aggregation import Answer
 from nemotron_style.steps.blocks.judge.group_judge import AnswerGroup
@@ -23,23 +23,9 @@ from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.rl.rlhf.prompt import Prompt
 
 
-class Sampler(Protocol):
-    """Whatever draws answers with the policy's weights."""
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingParams,
-        *,
-        samples_per_prompt: int,
-        seed: Sequence[int],
-    ) -> list[list[Drawn]]:
-        """``samples_per_prompt`` answers to each prompt, one seed for each."""
-
-
 @dataclass(frozen=True)
 class Sample:
-    """One answer: its tokens, their log-probs as they were drawn, and what the judge reads."""
+    """One answer: its tokens, the log-probs they were sampled with, and what the judge reads."""
 
     tokens: list[int]
     log_probs: list[float]
@@ -49,60 +35,60 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A group: a prompt and its samples, in the order drawn. ``name`` tells it from all others."""
+    """A group: a prompt and its samples. ``name`` is unique in the run."""
 
     name: str
     prompt: Prompt
     samples: list[Sample]
 
     @property
-    def contest(self) -> AnswerGroup:
-        """The group as the judge is asked about it."""
+    def answer_group(self) -> AnswerGroup:
+        """The group as the judge compares it."""
         answers = [sample.answer for sample in self.samples]
         return AnswerGroup(self.name, self.prompt.messages, answers, self.prompt.principle)
 
 
 @dataclass(frozen=True)
-class Roller:
-    """Draws groups. Every rank draws a part of them, and gets all."""
+class RolloutSampler:
+    """Samples groups of answers. Every rank samples its share of them, and gets them all."""
 
-    sampler: Sampler
+    engine: Engine
     rank_zero: RankZero
     tokenizer: Tokenizer
     chat: ChatFormat
     sampling: SamplingParams
 
-    def roll(
-        self, prompts: Sequence[Prompt], places: Sequence[int], *, samples: int, name: str
+    def sample(
+        self, prompts: Sequence[Prompt], indices: Sequence[int], *, samples: int, name: str
     ) -> list[Rollout]:
-        """``samples`` answers to the prompt at each of ``places``.
+        """``samples`` answers to the prompt at each of ``indices``.
 
-        A group is named by ``name`` and its place in the step, and its randomness by that, so
-        that a prompt that comes twice is drawn twice.
+        The name of a group, and with it its random numbers, are ``name`` and its number in
+        ``indices``: a prompt that comes twice is answered twice.
         """
-        names = [f"{name}/{number}" for number in range(len(places))]
-        mine = range(data_rank(), len(places), data_world())
-        drawn = self.sampler.generate(
-            [prompts[places[number]].ids for number in mine],
+        names = [f"{name}/{number}" for number in range(len(indices))]
+        own = range(data_rank(), len(indices), data_world())
+        groups = self.engine.generate(
+            [prompts[indices[number]].ids for number in own],
             self.sampling,
             samples_per_prompt=samples,
-            seed=[seed_of(names[number]) for number in mine],
+            seed=[seed_of(names[number]) for number in own],
         )
-        own = [[self._read(each) for each in group] for group in drawn]
-        parts = self.rank_zero.gather(own)
+        parts = self.rank_zero.gather([[self._read(one) for one in group] for group in groups])
         return [
-            Rollout(names[number], prompts[place], parts[number % len(parts)][number // len(parts)])
-            for number, place in enumerate(places)
+            # rank r sampled groups r, r + world, r + 2 world ...
+            Rollout(names[number], prompts[index], parts[number % len(parts)][number // len(parts)])
+            for number, index in enumerate(indices)
         ]
 
-    def _read(self, drawn: Drawn) -> Sample:
-        """A sample with what it says, less control tokens: servers do not show them either."""
-        said = self.chat.read_response(self.tokenizer.decode(drawn.tokens))
+    def _read(self, sample: EngineSample) -> Sample:
+        """A sample with its text, without control tokens: servers do not show them either."""
+        text = self.chat.read_response(self.tokenizer.decode(sample.tokens))
         for token in self.tokenizer.control_ids:
-            said = said.replace(token, "") if token.strip() else said
-        reasoning, answer = split_reasoning(said)
+            text = text.replace(token, "") if token.strip() else text
+        reasoning, answer = split_reasoning(text)
         return Sample(
-            drawn.tokens, drawn.log_probs, Answer(answer, reasoning), truncated=not drawn.finished
+            sample.tokens, sample.log_probs, Answer(answer, reasoning), not sample.finished
         )
 
 

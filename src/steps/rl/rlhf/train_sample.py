@@ -1,11 +1,11 @@
-"""Samples as they are trained on: their log-probs under three policies, and what they teach.
+"""Samples of a step as the policy is trained on them: log-probs, rewards, advantages, masks.
 
-The samples of a prompt share its computation (:mod:`packing`).  Groups are dealt out to data
-ranks; losses and gradients depend on neither ranks nor passes, because every part is divided by
-the counts of the whole global batch.
+The samples of a prompt share its computation (:mod:`prefix_packing`).  Groups are dealt out to
+data ranks.  Neither the number of ranks nor the size of micro-batches changes losses and
+gradients, because every part is divided by the counts of the whole global batch.
 
-Shape legend: ``_B`` groups of a pass, ``_N`` samples of a group, ``_R`` tokens; for the loss the
-samples are rows ``_B`` of ``_T`` tokens.
+Shape legend: ``_B`` groups of a micro-batch, ``_N`` samples of a group, ``_R`` tokens; for the
+loss the samples are rows ``_B`` of ``_T`` tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nemotron_style.steps.blocks.loss.clipped_pg import PolicyBatch, clipped_pg_loss
 from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
+from nemotron_style.steps.blocks.loss.kl import estimate_kl
 from nemotron_style.steps.blocks.loss.loss_metrics import loss_metrics, merge_metrics
 from nemotron_style.steps.blocks.loss.masked_mean import Counts
 from nemotron_style.steps.blocks.loss.sample_mask import (
@@ -29,170 +30,196 @@ from nemotron_style.steps.blocks.loss.sample_mask import (
 )
 from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
 from nemotron_style.steps.blocks.model.prefix_packing import Group, PackedBatch, pack
-from nemotron_style.steps.blocks.model.rank_zero import RankZero
+from nemotron_style.steps.blocks.model.rank_zero import gather
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
+from nemotron_style.steps.rl.rlhf.rollout import Rollout
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """One sample of a step. ``group`` is the place of its prompt.
+class TrainSample:
+    """One sample of a step; ``group`` is the index of its prompt in the step.
 
-    ``generation_T``, ``previous_T`` and ``reference_T`` are log-probs of its tokens when it was
-    drawn, before the first update of this step, and under the frozen start; the last two may be
-    missing where the loss has no use for them.  ``weight`` is 1 where it teaches, or 0.
+    The log-probs of its tokens are those it was sampled with (``generation_T``), those of the
+    policy before the first update of the step (``previous_T``), and those of the frozen reference
+    (``reference_T``); the last two are None where the loss does not need them.  ``mask`` is 1
+    where the sample is trained on, else 0.
     """
 
     group: int
     prompt_ids: Sequence[int]
     tokens: Sequence[int]
     generation_T: Tensor
-    advantage: float
-    reward: float
-    weight: float
+    reward: float = 0.0
+    advantage: float = 0.0
+    mask: float = 1.0
     previous_T: Tensor | None = None
     reference_T: Tensor | None = None
 
 
-def look(
+def to_samples(rollouts: Sequence[Rollout]) -> list[TrainSample]:
+    """The samples of all groups in their order, with neither reward nor advantage yet."""
+    return [
+        TrainSample(group, rollout.prompt.ids, sample.tokens, torch.tensor(sample.log_probs))
+        for group, rollout in enumerate(rollouts)
+        for sample in rollout.samples
+    ]
+
+
+def compute_logprobs(
     model: nn.Module,
-    lessons: Sequence[Lesson],
+    samples: Sequence[TrainSample],
     *,
-    size: int,
-    rank_zero: RankZero,
+    micro_batch_size: int,
     temperature: float = 1.0,
 ) -> list[Tensor]:
-    """The log-probs of each lesson's tokens under ``model``, float32 ``[T]``, on every rank."""
-    passes = list(cut(lessons, size))
-    found = score(model, [pack_pass(lessons, each) for each in passes], temperature=temperature)
-    mine = {
-        place: logprobs_BNR[row, number, : len(lessons[place].tokens)].clone()
-        for each, logprobs_BNR in zip(passes, found, strict=True)
-        for row, places in enumerate(each)
-        for number, place in enumerate(places)
+    """The log-probs of each sample's tokens under ``model``, float32 ``[T]``, on every rank."""
+    plan = list(plan_micro_batches(samples, micro_batch_size))
+    packed = [pack_micro_batch(samples, parts) for parts in plan]
+    scored = score(model, packed, temperature=temperature)
+    own = {
+        index: logprobs_BNR[row, number, : len(samples[index].tokens)].clone()
+        for parts, logprobs_BNR in zip(plan, scored, strict=True)
+        for row, indices in enumerate(parts)
+        for number, index in enumerate(indices)
     }
-    everywhere = {place: one for part in rank_zero.gather(mine) for place, one in part.items()}
-    return [everywhere[place] for place in range(len(lessons))]
+    logprobs = {index: value_T for part in gather(own) for index, value_T in part.items()}
+    return [logprobs[index] for index in range(len(samples))]
 
 
-def learn(
+def accumulate_policy_loss(
     model: DistributedDataParallel,
-    lessons: Sequence[Lesson],
-    options: ClippedPGConfig,
+    samples: Sequence[TrainSample],
     *,
-    size: int,
-    rank_zero: RankZero,
+    loss_config: ClippedPGConfig,
+    micro_batch_size: int,
     temperature: float = 1.0,
 ) -> dict[str, float]:
-    """Gradients of the loss of a global batch into ``main_grad``; the loss's metrics, everywhere.
-
-    ``size`` samples are in a pass, or fewer.
-    """
-    counts = count_lessons(lessons)
+    """Gradients of the loss of a global batch into ``main_grad``; its metrics, on every rank."""
+    counts = count_batch(samples)
 
     def loss(logprobs_BNR: Tensor, batch: PolicyBatch) -> tuple[Tensor, dict[str, float]]:
-        current_BT = logprobs_BNR.flatten(0, 1)
-        done = clipped_pg_loss(_with_current(batch, current_BT), options, counts)
-        return done.loss, loss_metrics(done, options, counts)
+        result = clipped_pg_loss(
+            replace(batch, current_BT=logprobs_BNR.flatten(0, 1)), loss_config, counts
+        )
+        return result.loss, loss_metrics(result, loss_config, counts)
 
-    work = []
-    for each in cut(lessons, size):
-        packed = pack_pass(lessons, each)
-        work.append((packed, _facts(packed, [lessons[place] for one in each for place in one])))
-    parts = accumulate_gradients(model, work, loss, temperature=temperature)
-    return merge_metrics([one for part in rank_zero.gather(parts) for one in part])
+    micro_batches = []
+    for parts in plan_micro_batches(samples, micro_batch_size):
+        packed = pack_micro_batch(samples, parts)
+        rows = [samples[index] for indices in parts for index in indices]
+        micro_batches.append((packed, _to_batch(packed, rows)))
+    metrics = accumulate_gradients(model, micro_batches, loss, temperature=temperature)
+    return merge_metrics([one for part in gather(metrics) for one in part])
 
 
-def drop_strange(
-    lessons: Sequence[Lesson], threshold: float | None
-) -> tuple[list[Lesson], dict[str, float]]:
-    """The lessons, without weight where sampler and trainer disagree by more than ``threshold``.
+def split_batches(
+    samples: Sequence[TrainSample], size: int
+) -> Iterator[tuple[int, Sequence[TrainSample]]]:
+    """The global batches of a step's updates, with their numbers from 0.
 
-    See :func:`sample_mask.sequence_logprob_errors`; every lesson needs ``previous_T``.
+    A batch in which every sample is masked is left out: there is nothing to divide its loss by.
     """
-    previous = [one.previous_T for one in lessons if one.previous_T is not None]
-    weight_B = torch.tensor([one.weight for one in lessons])
-    errors = sequence_logprob_errors(
-        pad_sequence(previous, batch_first=True),
-        pad_sequence([one.generation_T for one in lessons], batch_first=True),
-        pad_sequence([torch.ones(len(one.tokens)) for one in lessons], batch_first=True),
-        weight_B,
-    )
-    rewards_B = torch.tensor([one.reward for one in lessons])
-    kept_B, metrics = mask_by_logprob_error(
-        weight_B, errors, threshold=threshold, rewards_B=rewards_B
-    )
-    weights = kept_B.tolist()
-    return [replace(one, weight=w) for one, w in zip(lessons, weights, strict=True)], metrics
+    for number, first in enumerate(range(0, len(samples), size)):
+        batch = samples[first : first + size]
+        if count_batch(batch).tokens:
+            yield number, batch
 
 
-def count_lessons(lessons: Sequence[Lesson]) -> Counts:
-    """The denominators of a global batch."""
+def count_batch(samples: Sequence[TrainSample]) -> Counts:
+    """The denominators of the loss of a global batch."""
     return Counts(
-        tokens=sum(one.weight * len(one.tokens) for one in lessons),
-        sequences=sum(one.weight for one in lessons),
-        positive_tokens=sum(one.weight * len(one.tokens) for one in lessons if one.reward > 0),
+        tokens=sum(one.mask * len(one.tokens) for one in samples),
+        sequences=sum(one.mask for one in samples),
+        positive_tokens=sum(one.mask * len(one.tokens) for one in samples if one.reward > 0),
     )
 
 
-def cut(lessons: Sequence[Lesson], size: int) -> Iterator[list[list[int]]]:
-    """This rank's part as passes of at most ``size`` samples: places, by group.
+def add_previous(
+    samples: Sequence[TrainSample], previous: Sequence[Tensor], threshold: float | None
+) -> tuple[list[TrainSample], dict[str, float]]:
+    """The samples with ``previous_T``, masked where it is too far from ``generation_T``; metrics.
 
-    Groups of a pass are alike in number and length; a group of more than ``size`` samples is
-    divided, and its prompt computed again for each part.
+    Too far is a mean of ``e^|generation - previous|`` over the sample's tokens above
+    ``threshold``, which says that sampler and trainer are not one policy; None masks nothing.
     """
-    places = sorted(range(len(lessons)), key=lambda place: lessons[place].group)
-    groups = [list(each) for _, each in groupby(places, key=lambda place: lessons[place].group)]
+    mask_B = torch.tensor([one.mask for one in samples])
+    errors = sequence_logprob_errors(
+        pad_sequence(list(previous), batch_first=True),
+        pad_sequence([one.generation_T for one in samples], batch_first=True),
+        pad_sequence([torch.ones(len(one.tokens)) for one in samples], batch_first=True),
+        mask_B,
+    )
+    rewards_B = torch.tensor([one.reward for one in samples])
+    mask_B, metrics = mask_by_logprob_error(
+        mask_B, errors, threshold=threshold, rewards_B=rewards_B
+    )
+    rows = zip(samples, previous, mask_B.tolist(), strict=True)
+    return [replace(one, previous_T=own_T, mask=mask) for one, own_T, mask in rows], metrics
+
+
+def add_reference(
+    samples: Sequence[TrainSample], reference: Sequence[Tensor]
+) -> tuple[list[TrainSample], dict[str, float]]:
+    """The samples with ``reference_T``, and the mean KL of a token to the reference (k3, nats)."""
+    kl_T = estimate_kl(torch.cat([one.generation_T for one in samples]), torch.cat(list(reference)))
+    rows = zip(samples, reference, strict=True)
+    metrics = {"hacking/kl_to_start": float(kl_T.double().mean())}
+    return [replace(one, reference_T=own_T) for one, own_T in rows], metrics
+
+
+def plan_micro_batches(samples: Sequence[TrainSample], size: int) -> Iterator[list[list[int]]]:
+    """This rank's micro-batches of at most ``size`` samples: indices of samples, by group.
+
+    Groups of a micro-batch are alike in number and length; a group of more than ``size`` samples
+    is divided, and its prompt computed again for each part.
+    """
+    order = sorted(range(len(samples)), key=lambda index: samples[index].group)
+    groups = [list(each) for _, each in groupby(order, key=lambda index: samples[index].group)]
     parts = [
         group[first : first + size]
         for group in groups[data_rank() :: data_world()]
         for first in range(0, len(group), size)
     ]
-    parts.sort(key=lambda part: (len(part), *_length(lessons, part)))
+    parts.sort(key=lambda part: (len(part), *_length(samples, part)))
     for count, same in groupby(parts, key=len):
         members, together = list(same), max(1, size // count)
         yield from (members[at : at + together] for at in range(0, len(members), together))
 
 
-def pack_pass(lessons: Sequence[Lesson], places: Sequence[Sequence[int]]) -> PackedBatch:
-    """The tensors of one pass."""
+def pack_micro_batch(samples: Sequence[TrainSample], parts: Sequence[Sequence[int]]) -> PackedBatch:
+    """The tensors of one micro-batch."""
     return pack(
         [
-            Group(lessons[each[0]].prompt_ids, [lessons[place].tokens for place in each])
-            for each in places
+            Group(samples[part[0]].prompt_ids, [samples[index].tokens for index in part])
+            for part in parts
         ]
     )
 
 
-def _facts(packed: PackedBatch, lessons: Sequence[Lesson]) -> PolicyBatch:
-    """Everything about the samples of a pass but their log-probs of now, in the packed order."""
+def _length(samples: Sequence[TrainSample], part: Sequence[int]) -> tuple[int, int]:
+    return max(len(samples[index].tokens) for index in part), len(samples[part[0]].prompt_ids)
+
+
+def _to_batch(packed: PackedBatch, samples: Sequence[TrainSample]) -> PolicyBatch:
+    """What the loss needs to know of a micro-batch; the log-probs of now are put in later."""
     mask_BT = packed.mask_BNR.flatten(0, 1)
-    rewards_B = torch.tensor([one.reward for one in lessons])
-    generation_BT = _rows([one.generation_T for one in lessons], mask_BT)
-    given = [one.previous_T for one in lessons if one.previous_T is not None]
-    reference = [one.reference_T for one in lessons if one.reference_T is not None]
+    generation_BT = _rows([one.generation_T for one in samples], mask_BT)
+    previous = [one.previous_T for one in samples if one.previous_T is not None]
+    reference = [one.reference_T for one in samples if one.reference_T is not None]
+    advantages_B = torch.tensor([one.advantage for one in samples])
     return PolicyBatch(
-        current_BT=generation_BT,  # takes the place of those of now, see _with_current
-        previous_BT=_rows(given, mask_BT) if given else generation_BT,
+        current_BT=generation_BT,  # a placeholder until the forward pass is done
+        previous_BT=_rows(previous, mask_BT) if previous else generation_BT,
         generation_BT=generation_BT,
-        advantages_BT=torch.tensor([one.advantage for one in lessons])[:, None].expand(
-            mask_BT.shape
-        ),
+        advantages_BT=advantages_B[:, None].expand(mask_BT.shape),
         token_mask_BT=mask_BT.float(),
-        sample_mask_B=torch.tensor([one.weight for one in lessons]),
+        sample_mask_B=torch.tensor([one.mask for one in samples]),
         reference_BT=_rows(reference, mask_BT) if reference else None,
-        rewards_B=rewards_B,
+        rewards_B=torch.tensor([one.reward for one in samples]),
     )
-
-
-def _with_current(batch: PolicyBatch, current_BT: Tensor) -> PolicyBatch:
-    return PolicyBatch(**{**vars(batch), "current_BT": current_BT})
 
 
 def _rows(values: Sequence[Tensor], mask_BT: Tensor) -> Tensor:
     rows_BT = torch.zeros(mask_BT.shape, dtype=values[0].dtype)
     rows_BT[mask_BT] = torch.cat([each.flatten() for each in values])
     return rows_BT
-
-
-def _length(lessons: Sequence[Lesson], part: Sequence[int]) -> tuple[int, int]:
-    return max(len(lessons[place].tokens) for place in part), len(lessons[part[0]].prompt_ids)

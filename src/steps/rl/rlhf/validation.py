@@ -1,7 +1,7 @@
-"""Held-out prompts, answered by the policy of now and by the one that it started from.
+"""Held-out prompts, answered by the current policy and by the policy at the start of the run.
 
-The two answers are drawn independently and laid before the judge in both orders.  Where the data
-are a toy's, its truth judges them too: that is the only judge that the policy cannot talk to.
+The answers of the two are sampled independently and shown to the judge in both orders.  Where a
+toy's truth is given, it scores them too: the only judge that the policy cannot talk to.
 """
 
 from __future__ import annotations
@@ -13,117 +13,155 @@ from statistics import fmean
 
 from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.judge.aggregation import Answer
+from nemotron_style.steps.blocks.judge.client import JudgeFailure
 from nemotron_style.steps.blocks.judge.group_judge import AnswerGroup, JudgedGroups
+from nemotron_style.steps.blocks.judge.pairing import Pair
 from nemotron_style.steps.blocks.judge.verdict import Verdict
 from nemotron_style.steps.blocks.stats.confidence_interval import clustered_interval
+from nemotron_style.steps.rl.rlhf.config import Config
+from nemotron_style.steps.rl.rlhf.pairwise_judge import PairwiseJudge
 from nemotron_style.steps.rl.rlhf.prompt import Prompt
-from nemotron_style.steps.rl.rlhf.rollout import Rollout, mean_tokens
+from nemotron_style.steps.rl.rlhf.rollout import RolloutSampler, mean_tokens
 
 
 @dataclass(frozen=True)
-class Looked:
-    """The answers of one look; a group of answers to each prompt, in the order of prompts."""
+class Answers:
+    """The answers to the held-out prompts after ``step`` steps, in the order of the prompts."""
 
     step: int = -1
     answers: list[list[str]] = field(default_factory=list)
     tokens: float = math.nan
 
-    @staticmethod
-    def of(step: int, rollouts: Sequence[Rollout]) -> Looked:
-        """What was said at ``step``."""
-        answers = [[sample.answer.text for sample in each.samples] for each in rollouts]
-        return Looked(step, answers, mean_tokens(rollouts))
+
+@dataclass(frozen=True)
+class Validation:
+    """Answers the held-out prompts and has the answers compared with those of the start."""
+
+    config: Config
+    prompts: Sequence[Prompt]
+    sampler: RolloutSampler
+    judge: PairwiseJudge
+    truth: Truth | None
+
+    def answer(self, step: int, name: str) -> Answers:
+        """The policy's answers as it is now; ``name`` names their random numbers."""
+        if not self.prompts:
+            return Answers()
+        rollouts = self.sampler.sample(
+            self.prompts,
+            range(len(self.prompts)),
+            samples=self.config.grpo.val_num_generations_per_prompt,
+            name=f"{self.config.seed}/validation/{name}",
+        )
+        texts = [[sample.answer.text for sample in each.samples] for each in rollouts]
+        return Answers(step, texts, mean_tokens(rollouts))
+
+    def run(self, step: int, start: Answers) -> dict[str, float]:
+        """The metrics of the policy after ``step`` steps.
+
+        Raises ``JudgeUnavailable`` when too many judgements fail.
+        """
+        now = self.answer(step, "now")
+        groups = pair_answers(start, now, self.prompts, name=f"{self.config.seed}/validation")
+        judged = self.judge.compare(groups, step=step, both_orders=True)
+        samples = self.config.grpo.val_num_generations_per_prompt
+        metrics = {"validation/tokens": now.tokens, **judge_metrics(judged, samples=samples)}
+        if self.truth is not None:
+            questions = [prompt.question for prompt in self.prompts]
+            metrics |= truth_metrics(self.truth, start, now, questions)
+        return metrics
 
 
-def pair_up(
-    before: Looked, now: Looked, prompts: Sequence[Prompt], *, name: str
+def pair_answers(
+    start: Answers, now: Answers, prompts: Sequence[Prompt], *, name: str
 ) -> list[AnswerGroup]:
-    """A contest for each pair of answers: that of the start stands first, that of now second."""
+    """Groups of two answers each: that of the start is first, that of now second."""
     return [
         AnswerGroup(
-            f"{name}/{place}/{number}",
+            f"{name}/{index}/{number}",
             prompt.messages,
-            [Answer(then), Answer(today)],
+            [Answer(old), Answer(new)],
             prompt.principle,
         )
-        for place, (prompt, old, new) in enumerate(
-            zip(prompts, before.answers, now.answers, strict=True)
+        for index, (prompt, before, after) in enumerate(
+            zip(prompts, start.answers, now.answers, strict=True)
         )
-        for number, (then, today) in enumerate(zip(old, new, strict=True))
+        for number, (old, new) in enumerate(zip(before, after, strict=True))
     ]
 
 
-def read_judged(judged: JudgedGroups, *, samples: int) -> dict[str, float]:
-    """Mean reward of the answers of now, and how often the judge prefers them, both orders alike.
+def judge_metrics(judged: JudgedGroups, *, samples: int) -> dict[str, float]:
+    """Mean reward of the answers of now, and their win rate over both orders, ties one half.
 
     A pair of which a judgement failed is left out.
     """
-    rewards = [own[1] for own in judged.rewards if own is not None]
-    wins = [
-        fmean(
-            _win(-verdict.preference if pair.first == 0 else verdict.preference)
-            for pair, verdict in told
-            if isinstance(verdict, Verdict)
-        )
-        if own is not None
-        else None
-        for own, told in zip(judged.rewards, judged.verdicts, strict=True)
-    ]
+    rewards = [pair[1] for pair in judged.rewards if pair is not None]
     if not rewards:
         return {}
-    rate, low, high = rate_of(wins, samples=samples)
+    wins = [
+        _win_share(verdicts) if pair is not None else None
+        for pair, verdicts in zip(judged.rewards, judged.verdicts, strict=True)
+    ]
     return {
         "validation/total_reward/mean": fmean(rewards),
-        "validation/judge_win_rate": rate,
-        "validation/judge_win_rate_low": low,
-        "validation/judge_win_rate_high": high,
+        **_named_rate("judge_win_rate", wins, samples=samples),
     }
 
 
-def read_truth(
-    truth: Truth, before: Looked, now: Looked, questions: Sequence[str]
+def truth_metrics(
+    truth: Truth, start: Answers, now: Answers, questions: Sequence[str]
 ) -> dict[str, float]:
-    """True helpfulness of the answers of now, and how often they are better, ties one half."""
-    then, today = (
+    """True helpfulness of the answers of now, and how often it is better, ties one half."""
+    old, new = (
         [
             truth.score(question, text)["helpfulness"]
-            for question, own in zip(questions, one.answers, strict=True)
-            for text in own
+            for question, texts in zip(questions, answers.answers, strict=True)
+            for text in texts
         ]
-        for one in (before, now)
+        for answers in (start, now)
     )
-    samples = len(now.answers[0])
-    wins = [_win(new - old) for old, new in zip(then, today, strict=True)]
-    rate, low, high = rate_of(wins, samples=samples)
+    wins = [_win(after - before) for before, after in zip(old, new, strict=True)]
     return {
-        "validation/truth_before": fmean(then),
-        "validation/truth": fmean(today),
-        "validation/truth_win_rate": rate,
-        "validation/truth_win_rate_low": low,
-        "validation/truth_win_rate_high": high,
+        "validation/truth_before": fmean(old),
+        "validation/truth": fmean(new),
+        **_named_rate("truth_win_rate", wins, samples=len(now.answers[0])),
     }
 
 
-def rate_of(values: Sequence[float | None], *, samples: int) -> tuple[float, float, float]:
-    """Mean and its 95% interval; each prompt has ``samples`` values in a row, None is left out.
+def clustered_rate(values: Sequence[float | None], *, samples: int) -> tuple[float, float, float]:
+    """Mean and 95% interval; each prompt has ``samples`` values in a row, None is left out.
 
     The samples of a prompt depend on each other, so they count as one cluster.
     """
-    parts = [values[first : first + samples] for first in range(0, len(values), samples)]
-    clusters = [[one for one in part if one is not None] for part in parts]
-    clusters = [part for part in clusters if part]
-    mean = fmean([one for part in clusters for one in part]) if clusters else math.nan
+    rows = [values[first : first + samples] for first in range(0, len(values), samples)]
+    clusters = [[one for one in row if one is not None] for row in rows]
+    clusters = [cluster for cluster in clusters if cluster]
+    mean = fmean([one for cluster in clusters for one in cluster]) if clusters else math.nan
     return (mean, *clustered_interval(clusters))
 
 
-def summary(figures: Mapping[str, float]) -> dict[str, float]:
-    """The figures of the last look, as they stand in the record."""
+def summarise(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of the last validation, under the names that the record has them."""
     return {
         name.removeprefix("validation/").replace("/", "_"): value
-        for name, value in figures.items()
+        for name, value in metrics.items()
         if name.startswith("validation/")
     }
 
 
-def _win(gap: float) -> float:
-    return 1.0 if gap > 0 else 0.5 if gap == 0 else 0.0
+def _named_rate(name: str, wins: Sequence[float | None], *, samples: int) -> dict[str, float]:
+    names = (f"validation/{name}{end}" for end in ("", "_low", "_high"))
+    return dict(zip(names, clustered_rate(wins, samples=samples), strict=True))
+
+
+def _win_share(verdicts: Sequence[tuple[Pair, Verdict | JudgeFailure]]) -> float:
+    """How often the second answer of a pair wins; a preference is for what was shown first."""
+    return fmean(
+        _win(-verdict.preference if pair.first == 0 else verdict.preference)
+        for pair, verdict in verdicts
+        if isinstance(verdict, Verdict)
+    )
+
+
+def _win(difference: float) -> float:
+    return 1.0 if difference > 0 else 0.5 if difference == 0 else 0.0

@@ -1,12 +1,6 @@
-"""A picture of a run: rewards, the held-out ones apart, and how far the policy moved."""
+"""What is drawn over the steps of a run: rewards, KL to the start, lengths."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from nemotron_style.steps.blocks.training.metric_plot import draw_metrics
 
 PANELS = {
     "reward": {
@@ -20,8 +14,3 @@ PANELS = {
     },
     "tokens of a response": {"response_tokens_mean": "all samples", "kept_tokens_mean": "kept"},
 }
-
-
-def draw(lines: Sequence[Mapping[str, Any]], run_dir: Path) -> Path | None:
-    """Draw the lines of ``metrics.jsonl`` into ``plots/rs.png``; None without matplotlib."""
-    return draw_metrics(lines, PANELS, run_dir / "plots" / "rs.png")

@@ -44,11 +44,10 @@ from nemotron_style.steps.blocks.model.parallel import any_rank, initialize
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
 from nemotron_style.steps.blocks.training.launch_check import is_due
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
-from nemotron_style.steps.blocks.training.metric_plot import copy_logs
+from nemotron_style.steps.blocks.training.metric_plot import copy_logs, draw_metrics
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.sample_table import describe_samples, write_samples
 from nemotron_style.steps.blocks.training.training_state import load_state, save_state
-from nemotron_style.steps.rs.actor import plot
 from nemotron_style.steps.rs.actor.batch import accumulate, count_tokens, measure_kl
 from nemotron_style.steps.rs.actor.best_of_n import bound_kl, bound_win_rate
 from nemotron_style.steps.rs.actor.check import (
@@ -64,6 +63,7 @@ from nemotron_style.steps.rs.actor.metrics import (
     difference,
     summarise_gain,
 )
+from nemotron_style.steps.rs.actor.plot import PANELS
 from nemotron_style.steps.rs.actor.prompt import Prompt, read_prompts
 from nemotron_style.steps.rs.actor.reward_pool import Judge
 from nemotron_style.steps.rs.actor.rollout import Roller, name_groups
@@ -254,7 +254,7 @@ def run(config: Config, ctx: StepContext) -> None:
     save_model(model, output.path, config=sizes, tokenizer=source.path / TOKENIZER)
     dist.barrier()
     if ctx.is_first:
-        plot.draw(ctx.metrics.history(), ctx.run_dir)
+        draw_metrics(ctx.metrics.history(), PANELS, ctx.run_dir / "plots" / "rs.png")
         if config.exp_manager.explicit_log_dir:
             copy_logs(ctx.run_dir, Path(config.exp_manager.explicit_log_dir))
     output.note(

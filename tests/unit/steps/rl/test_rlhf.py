@@ -1,4 +1,4 @@
-"""The parts of rl/rlhf: rows of prompts, rewards, signs of hacking, looks at held-out prompts."""
+"""The parts of rl/rlhf: rows of prompts, rewards, alerts of hacking, validation."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from nemotron_style.steps.blocks.judge.aggregation import Answer
 from nemotron_style.steps.blocks.judge.group_judge import JudgedGroups
 from nemotron_style.steps.blocks.judge.pairing import Pair
 from nemotron_style.steps.blocks.judge.verdict import Verdict
+from nemotron_style.steps.blocks.loss.advantage import clip_advantages, group_advantages
 from nemotron_style.steps.blocks.model.parallel import initialize
-from nemotron_style.steps.rl.rlhf.advantages import teach
+from nemotron_style.steps.rl.rlhf.advantages import build_samples, shape_rewards
 from nemotron_style.steps.rl.rlhf.config import Config
-from nemotron_style.steps.rl.rlhf.hacking_alert import find_signs
+from nemotron_style.steps.rl.rlhf.hacking_alert import find_alerts
+from nemotron_style.steps.rl.rlhf.metrics import has_no_difference, rollout_metrics
 from nemotron_style.steps.rl.rlhf.prompt import Prompt, read_messages
-from nemotron_style.steps.rl.rlhf.recipe import wants_look
+from nemotron_style.steps.rl.rlhf.recipe import plan_schedule
 from nemotron_style.steps.rl.rlhf.rollout import Rollout, Sample
-from nemotron_style.steps.rl.rlhf.train_sample import Lesson, count_lessons, cut
+from nemotron_style.steps.rl.rlhf.train_sample import (
+    TrainSample,
+    count_batch,
+    plan_micro_batches,
+    split_batches,
+)
 from nemotron_style.steps.rl.rlhf.validation import (
-    Looked,
-    pair_up,
-    rate_of,
-    read_judged,
-    read_truth,
+    Answers,
+    clustered_rate,
+    judge_metrics,
+    pair_answers,
+    truth_metrics,
 )
 
 USER = {"role": "user", "content": "Hi"}
@@ -98,42 +105,56 @@ def group(name, samples):
     return Rollout(name, Prompt((USER,), [1, 2]), samples)
 
 
+def train_on(rollouts, rewards, config):
+    """The samples that a step trains on, and its metrics: what the recipe does with rewards."""
+    grpo = config.grpo
+    shaped = shape_rewards(rollouts, rewards, grpo)
+    baseline = shaped.baseline(leave_one_out=config.leave_one_out)
+    advantages_B = group_advantages(shaped.rewards_B, baseline, normalize=config.normalize)
+    advantages_B = clip_advantages(
+        advantages_B, low=grpo.advantage_clip_low, high=grpo.advantage_clip_high
+    )
+    samples = build_samples(rollouts, shaped, advantages_B)
+    return samples, rollout_metrics(rollouts, shaped, baseline, samples)
+
+
 def test_advantages_are_those_of_leave_one_out():
     rollouts = [group("a", [sample() for _ in range(4)]), group("b", [sample() for _ in range(4)])]
-    taught = teach(rollouts, [[1.0, 0.0, 0.0, 1.0], [3.3] * 4], config())
-    found = [one.advantage for one in taught.lessons]
-    assert found[:4] == pytest.approx([1.154698, -1.154699, -1.154699, 1.154698], abs=1e-5)
-    assert found[4:] == [0.0] * 4
-    assert taught.metrics["hacking/zero_std_groups"] == 0.5
-    assert not taught.flat
+    samples, metrics = train_on(rollouts, [[1.0, 0.0, 0.0, 1.0], [3.3] * 4], config())
+    advantages = [one.advantage for one in samples]
+    assert advantages[:4] == pytest.approx([1.154698, -1.154699, -1.154699, 1.154698], abs=1e-5)
+    assert advantages[4:] == [0.0] * 4
+    assert metrics["hacking/zero_std_groups"] == 0.5
+    assert not has_no_difference(metrics)
 
 
 def test_a_group_that_was_not_judged_takes_part_in_nothing():
     rollouts = [group("a", [sample() for _ in range(4)]), group("b", [sample() for _ in range(4)])]
-    taught = teach(rollouts, [[1.0, 0.0, 0.0, 1.0], None], config())
-    assert [one.weight for one in taught.lessons] == [1.0] * 4 + [0.0] * 4
-    assert taught.metrics["reward"] == 0.5
-    assert count_lessons(taught.lessons).sequences == 4
-    nothing = teach(rollouts, [None, None], config())
-    assert not nothing.flat
-    assert count_lessons(nothing.lessons).tokens == 0
+    samples, metrics = train_on(rollouts, [[1.0, 0.0, 0.0, 1.0], None], config())
+    assert [one.mask for one in samples] == [1.0] * 4 + [0.0] * 4
+    assert metrics["reward"] == 0.5
+    assert count_batch(samples).sequences == 4
+    samples, metrics = train_on(rollouts, [None, None], config())
+    assert not has_no_difference(metrics)
+    assert count_batch(samples).tokens == 0
+    assert list(split_batches(samples, 4)) == []
 
 
 def test_a_sample_without_a_log_prob_leaves_its_group():
     samples = [sample(), sample(log_prob=math.nan), sample(), sample()]
     rollouts = [group("a", samples), group("b", [sample() for _ in range(4)])]
-    taught = teach(rollouts, [[1.0, 99.0, 0.0, 0.0], [2.0] * 4], config())
-    assert [one.weight for one in taught.lessons][:4] == [1.0, 0.0, 1.0, 1.0]
-    assert taught.metrics["total_reward/max"] == 2.0
+    samples, metrics = train_on(rollouts, [[1.0, 99.0, 0.0, 0.0], [2.0] * 4], config())
+    assert [one.mask for one in samples][:4] == [1.0, 0.0, 1.0, 1.0]
+    assert metrics["total_reward/max"] == 2.0
 
 
 def test_a_truncated_sample_is_masked_and_compared_all_the_same():
     samples = [sample(truncated=True), sample(), sample(), sample()]
     rollouts = [group("a", samples), group("b", [sample() for _ in range(4)])]
     rewards = [[4.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]]
-    masked = teach(rollouts, rewards, config(overlong_filtering=True)).lessons
-    plain = teach(rollouts, rewards, config()).lessons
-    assert [one.weight for one in masked][:4] == [0.0, 1.0, 1.0, 1.0]
+    masked, _ = train_on(rollouts, rewards, config(overlong_filtering=True))
+    plain, _ = train_on(rollouts, rewards, config())
+    assert [one.mask for one in masked][:4] == [0.0, 1.0, 1.0, 1.0]
     assert [one.advantage for one in masked] == [one.advantage for one in plain]
 
 
@@ -161,23 +182,23 @@ def test_rewards_are_scaled_then_shaped_and_advantages_clipped():
         group("a", [sample(8), sample(12), sample(14), sample(16)]),
         group("b", [sample() for _ in range(4)]),
     ]
-    lessons = teach(rollouts, [[6.0, 5.0, 3.0, 2.0], [3.0] * 4], settings).lessons
-    assert [one.reward for one in lessons][:4] == pytest.approx([1.0, 1.0, -0.5, -1.5])
-    assert min(one.advantage for one in lessons) == -0.5
+    samples, _ = train_on(rollouts, [[6.0, 5.0, 3.0, 2.0], [3.0] * 4], settings)
+    assert [one.reward for one in samples][:4] == pytest.approx([1.0, 1.0, -0.5, -1.5])
+    assert min(one.advantage for one in samples) == -0.5
 
 
-def test_passes_hold_whole_groups_where_they_fit():
+def test_micro_batches_hold_whole_groups_where_they_fit():
     initialize(seed=1)
 
-    def lesson(place, length):
-        return Lesson(place, [1], [2] * length, torch.zeros(length), 0.0, 0.0, 1.0)
+    def train_sample(group, length):
+        return TrainSample(group, [1], [2] * length, torch.zeros(length))
 
-    lessons = [lesson(0, 3), lesson(1, 2), lesson(0, 4), lesson(1, 9), lesson(2, 1)]
-    passes = list(cut(lessons, 4))
-    assert sorted(place for each in passes for one in each for place in one) == [0, 1, 2, 3, 4]
-    assert [[0, 2], [1, 3]] in passes
-    assert all(sum(map(len, each)) <= 2 for each in cut(lessons, 2))
-    assert all(sum(map(len, each)) == 1 for each in cut(lessons, 1))
+    samples = [train_sample(*each) for each in ((0, 3), (1, 2), (0, 4), (1, 9), (2, 1))]
+    plan = list(plan_micro_batches(samples, 4))
+    assert sorted(index for each in plan for part in each for index in part) == [0, 1, 2, 3, 4]
+    assert [[0, 2], [1, 3]] in plan
+    assert all(sum(map(len, each)) <= 2 for each in plan_micro_batches(samples, 2))
+    assert all(sum(map(len, each)) == 1 for each in plan_micro_batches(samples, 1))
 
 
 CALM = {
@@ -204,35 +225,37 @@ CALM = {
         ),
     ],
 )
-def test_signs_show_where_their_figures_do(change, names):
-    assert [sign.name for sign in find_signs(CALM | change)] == names
+def test_alerts_are_raised_where_their_metrics_say_so(change, names):
+    assert [alert.name for alert in find_alerts(CALM | change)] == names
 
 
-def test_looks_come_when_they_are_asked_for():
-    settings = config(val_period=4, val_at_end=True)
-    assert [step for step in range(11) if wants_look(settings, step, 10)] == [4, 8, 10]
-    settings = config(val_period=0, val_at_start=True)
-    assert [step for step in range(11) if wants_look(settings, step, 10)] == [0]
-    settings = config(val_period=4, val_start_at=8)
-    assert [step for step in range(11) if wants_look(settings, step, 10)] == [8]
+def validated(config):
+    """The steps of ten after which the run validates."""
+    return [step for step in range(11) if plan_schedule(config, 10).validates(step)]
+
+
+def test_validation_comes_when_it_is_asked_for():
+    assert validated(config(val_period=4, val_at_end=True)) == [4, 8, 10]
+    assert validated(config(val_period=0, val_at_start=True)) == [0]
+    assert validated(config(val_period=4, val_start_at=8)) == [8]
 
 
 def test_both_orders_decide_who_wins():
     prompts = [Prompt((USER,), [1])] * 2
-    before = Looked(0, [["old"], ["old"]], 1.0)
-    now = Looked(3, [["new"], ["new"]], 1.0)
-    contests = pair_up(before, now, prompts, name="v")
-    assert [one.prompt for one in contests] == ["v/0/0", "v/1/0"]
-    assert [answer.text for answer in contests[0].answers] == ["old", "new"]
-    told = [
+    start = Answers(0, [["old"], ["old"]], 1.0)
+    now = Answers(3, [["new"], ["new"]], 1.0)
+    groups = pair_answers(start, now, prompts, name="v")
+    assert [one.prompt for one in groups] == ["v/0/0", "v/1/0"]
+    assert [answer.text for answer in groups[0].answers] == ["old", "new"]
+    verdicts = [
         [(Pair(0, 1), Verdict(2, 4, 5)), (Pair(1, 0), Verdict(4, 2, 2))],  # new, twice
         [(Pair(0, 1), Verdict(3, 3, 3.5)), (Pair(1, 0), Verdict(2, 4, 5))],  # even, then old
     ]
-    judged = JudgedGroups([[2.0, 4.0], [3.5, 2.5]], [], {}, told)
-    found = read_judged(judged, samples=1)
-    assert found["validation/judge_win_rate"] == pytest.approx((1 + 0.25) / 2)
-    assert found["validation/total_reward/mean"] == 3.25
-    assert read_judged(JudgedGroups([None, None], [], {}, told), samples=1) == {}
+    judged = JudgedGroups([[2.0, 4.0], [3.5, 2.5]], [], {}, verdicts)
+    metrics = judge_metrics(judged, samples=1)
+    assert metrics["validation/judge_win_rate"] == pytest.approx((1 + 0.25) / 2)
+    assert metrics["validation/total_reward/mean"] == 3.25
+    assert judge_metrics(JudgedGroups([None, None], [], {}, verdicts), samples=1) == {}
 
 
 def test_the_truth_counts_ties_as_one_half():
@@ -240,18 +263,18 @@ def test_the_truth_counts_ties_as_one_half():
         nouns={"owl": "bird"}, classes={"bird": ("shy", "tame"), "lake": ("deep",)}, contexts=("",)
     )
     question = "Describe the owl here."
-    before = Looked(0, [["The owl is shy.", "The owl is deep."]], 5.0)
-    now = Looked(3, [["The owl is tame.", "The owl is shy."]], 5.0)
-    found = read_truth(truth, before, now, [question])
-    assert found["validation/truth_before"] == 2
-    assert found["validation/truth"] == 4
-    assert found["validation/truth_win_rate"] == 0.75
+    start = Answers(0, [["The owl is shy.", "The owl is deep."]], 5.0)
+    now = Answers(3, [["The owl is tame.", "The owl is shy."]], 5.0)
+    metrics = truth_metrics(truth, start, now, [question])
+    assert metrics["validation/truth_before"] == 2
+    assert metrics["validation/truth"] == 4
+    assert metrics["validation/truth_win_rate"] == 0.75
 
 
 def test_samples_of_a_prompt_are_one_cluster():
-    same = rate_of([1.0] * 10 + [0.0] * 10, samples=10)
-    apart = rate_of([1.0, 0.0] * 10, samples=10)
+    same = clustered_rate([1.0] * 10 + [0.0] * 10, samples=10)
+    apart = clustered_rate([1.0, 0.0] * 10, samples=10)
     assert same[0] == apart[0] == 0.5
     assert same[2] - same[1] > apart[2] - apart[1]
-    assert rate_of([None, 1.0, 1.0, None], samples=2)[0] == 1.0
-    assert math.isnan(rate_of([None], samples=1)[0])
+    assert clustered_rate([None, 1.0, 1.0, None], samples=2)[0] == 1.0
+    assert math.isnan(clustered_rate([None], samples=1)[0])

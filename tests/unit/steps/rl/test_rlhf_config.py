@@ -14,7 +14,7 @@ from nemotron_style.runtime.validation import locate, split_key
 from nemotron_style.steps.blocks.training.lr_schedule import megatron_decay
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.fixed_values import HELD
-from nemotron_style.steps.rl.rlhf.hacking_alert import SIGNS
+from nemotron_style.steps.rl.rlhf.hacking_alert import ALERTS
 from nemotron_style.steps.rl.rlhf.nemo_rl import MegatronCfg
 
 ROOT = Path(__file__).parents[4]
@@ -168,12 +168,12 @@ def test_the_loss_of_the_seed_is_the_seed_s(manifest):
         assert options.use_on_policy_kl_approximation
 
 
-def test_words_about_signs_are_those_of_the_manifest(manifest):
+def test_words_of_alerts_are_those_of_the_manifest(manifest):
     folder = manifest.folder / "step.toml"
     strategies = tomllib.loads(folder.read_text())["strategies"]
     advice = {each["when"]: each["then"] for each in strategies}
-    for sign in SIGNS:
-        assert advice[sign.when] == sign.then
+    for alert in ALERTS:
+        assert advice[alert.when] == alert.then
 
 
 def rates(**scheduler):
