@@ -10,6 +10,7 @@ import pytest
 
 from nemotron_style.runtime.errors import StepFailed, UsageError
 from nemotron_style.runtime.launch.base import JobHandle
+from nemotron_style.runtime.launch.lepton import launcher as lepton_launcher
 from nemotron_style.runtime.launch.lepton import logs
 from nemotron_style.runtime.launch.lepton import submit as submission
 from nemotron_style.runtime.launch.lepton.client import (
@@ -22,7 +23,6 @@ from nemotron_style.runtime.launch.lepton.client import (
     Unreachable,
 )
 from nemotron_style.runtime.launch.lepton.launcher import LeptonLauncher
-from nemotron_style.runtime.launch.lepton.logs import read_from
 from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder
@@ -46,8 +46,9 @@ TOLD = {
 
 @pytest.fixture(autouse=True)
 def _in_a_hurry(monkeypatch):
-    monkeypatch.setattr(logs, "SECONDS_BETWEEN_LOOKS", 0.001)
-    monkeypatch.setattr(logs, "SECONDS_BETWEEN_QUESTIONS", 0.0)
+    for module in (logs, lepton_launcher):
+        monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.001)
+        monkeypatch.setattr(module, "SECONDS_BETWEEN_QUESTIONS", 0.0)
     monkeypatch.setattr(submission, "SECONDS_BETWEEN_LOOKS", 0.001)
 
 
@@ -464,18 +465,6 @@ def test_a_disk_with_another_name_in_the_pod_gets_the_code_too(launcher, plan_of
     code = records / Path(snapshot.path).relative_to(store)
     assert (code / "nemotron_style/runtime/worker/main.py").is_file()
     assert str(store) in (handle.run_dir / "launch.sh").read_text()
-
-
-@pytest.mark.parametrize("character", ["a", "ü", "€", "𝄞"])
-def test_a_character_that_is_half_written_waits_for_the_rest(tmp_path, character):
-    path, data = tmp_path / "log", character.encode()
-    for cut in range(len(data)):
-        path.write_bytes(b"x" + data[:cut])
-        assert read_from(path, 0) == ("x", 1)
-    path.write_bytes(b"x" + data)
-    assert read_from(path, 0) == (f"x{character}", 1 + len(data))
-    path.write_bytes(b"x\xff\xffy")
-    assert read_from(path, 0) == ("x\ufffd\ufffdy", 4)
 
 
 def test_pods_without_a_number_in_their_names_go_by_their_order(launcher, workspace, away):

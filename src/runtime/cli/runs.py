@@ -79,8 +79,8 @@ def logs(
     node: Annotated[int, typer.Option(help="Of this machine of the job.", min=0)] = 0,
 ) -> None:
     """Print the log of a run's last attempt."""
+    from nemotron_style.runtime.launch.base import handle_of
     from nemotron_style.runtime.launch.registry import find_launcher
-    from nemotron_style.runtime.launch.status import handle_of
 
     found = _choose_attempt(_find(context, run), attempt)
     if follow:
@@ -131,8 +131,9 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """End a run that is pending or under way; what it saved, the same command continues from."""
+    from nemotron_style.runtime.launch.base import handle_of
     from nemotron_style.runtime.launch.registry import find_launcher
-    from nemotron_style.runtime.launch.status import handle_of, refresh_status
+    from nemotron_style.runtime.launch.status import refresh_status
 
     found = _find(context, run)
     last, state = found.last_attempt, refresh_status(found)

@@ -16,8 +16,7 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nemotron_style.runtime.atomic import write_json
@@ -28,8 +27,7 @@ from nemotron_style.runtime.launch.base import (
     attach,
     attempt_of,
     begin_attempt,
-    render_files,
-    write_script,
+    handle_of,
 )
 from nemotron_style.runtime.launch.container import (
     check_container,
@@ -37,6 +35,8 @@ from nemotron_style.runtime.launch.container import (
     name_container,
     write_run,
 )
+from nemotron_style.runtime.launch.launch_sh import write_script
+from nemotron_style.runtime.launch.log import follow_file
 from nemotron_style.runtime.launch.session import (
     SUPERVISOR_LOG,
     kill_job,
@@ -46,34 +46,24 @@ from nemotron_style.runtime.launch.session import (
     stop_job,
 )
 from nemotron_style.runtime.process import is_alive
-from nemotron_style.runtime.run.attempt import Attempt
-from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.attempt import LOCAL, Attempt
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, FINAL, LOST, JobState
 
-EXECUTOR = "local"
 SUPERVISOR = "nemotron_style.runtime.launch.supervisor"
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_OF_GRACE = 120
 LAST_SIGNAL = 64
 
 
-@dataclass(frozen=True)
-class LocalRequest:
+class LocalRequest(Request):
     """A plan as a shell script and the command that runs it."""
 
-    plan: Plan
-    attempt: int
-    files: Mapping[str, str]
-    argv: tuple[str, ...]
-
-    def render(self) -> str:
-        text = render_files(self.files, self.argv, run_id=self.plan.run_id)
+    def show_command(self) -> str:
         if not (self.plan.detached and self.plan.snapshot):
-            return text
+            return super().show_command()
         code = f'PYTHONPATH={shlex.quote(self.plan.snapshot.path)}"${{PYTHONPATH:+:$PYTHONPATH}}"'
-        command = shlex.join(self.argv)
-        return text.removesuffix(f"$ {command}\n") + f"$ {code} {command}\n"
+        return f"$ {code} {shlex.join(self.argv)}\n"
 
 
 @dataclass
@@ -108,7 +98,7 @@ class LocalLauncher:
             yield Problem(where=f"profile {plan.profile}", key="python", what=what, got=plan.python)
 
     def submit(self, request: Request, *, after: Sequence[JobHandle] = ()) -> JobHandle:
-        """Start an attempt, or take hold of the one that lives.
+        """Start an attempt, or follow the one that lives.
 
         What a detached one waits for stands in its command already, so ``after`` adds nothing.
 
@@ -118,12 +108,11 @@ class LocalLauncher:
         attempt = begin_attempt(request)
         if attempt is None:
             return attach(request.plan)
-        plan = request.plan
-        handle = JobHandle(EXECUTOR, plan.record_dir, attempt.number)
+        plan, handle = request.plan, handle_of(attempt)
         if plan.image is not None:
             name = name_container(plan, attempt.number)
-            told = {"executor": EXECUTOR, "id": name, "engine": choose_engine(plan)}
-            write_json(attempt.path / "job.json", told)
+            job = {"executor": LOCAL, "id": name, "engine": choose_engine(plan)}
+            write_json(attempt.path / "job.json", job)
         start = start_supervisor if plan.detached else start_child
         try:
             self.children[handle] = start(request.argv, attempt, plan)
@@ -133,7 +122,7 @@ class LocalLauncher:
         return handle
 
     def state(self, handle: JobHandle) -> JobState:
-        """How the attempt stands; one that ended without a word is closed by its parent."""
+        """The state of the attempt; one that ended without a word is closed by its parent."""
         child = self.children.get(handle)
         code = child.poll() if child else None  # first: what a dead worker wrote is there by then
         attempt = attempt_of(handle)
@@ -147,15 +136,11 @@ class LocalLauncher:
         if not path.is_file():
             what, fix = "a run of this machine has one log", "leave --node out"
             raise UsageError(Problem(where=str(path.name), what=what, fix=fix))
-        with open(path, encoding="utf-8", errors="replace") as log:
-            while True:
-                over = self.state(handle).is_final  # before reading: what is written is read
-                text = log.read()
-                yield text
-                if over and not text:
-                    return
-                if not text:
-                    time.sleep(SECONDS_BETWEEN_LOOKS)
+
+        def over() -> bool:
+            return self.state(handle).is_final
+
+        yield from follow_file(path, over=over, pause=SECONDS_BETWEEN_LOOKS)
 
     def cancel(self, handle: JobHandle, *, force: bool = False) -> None:
         """Ask it to save and stop, through its supervisor if it has one; ``force`` kills it all."""
@@ -173,7 +158,7 @@ class LocalLauncher:
 
 
 def supervise(plan: Plan, command: Sequence[str], attempt: int) -> tuple[str, ...]:
-    """The supervisor's command line; it waits for whatever makes the inputs.
+    """The command line of the supervisor, which waits for the runs that make the inputs.
 
     A run that is complete by then is simply found complete, so this is final before any began.
     """
@@ -185,17 +170,16 @@ def supervise(plan: Plan, command: Sequence[str], attempt: int) -> tuple[str, ..
 
 
 def describe_attempt(attempt: Attempt) -> JobState:
-    """How an attempt stands as its folder and the processes of this machine tell."""
+    """The state of an attempt by its folder and the processes of this machine."""
     state, record = attempt.state, attempt.record
-    reason = str(record.get("error") or record.get("reason") or "")
     if state != LOST or record.get("state") == LOST:
+        reason = str(record.get("error") or record.get("reason") or "")
         return JobState(state, record.get("exit_code"), reason)
     if attempt.is_live:
-        run_id = attempt.path.parent.parent.name
         reason = "whoever watched it is gone and it still runs; "
-        reason += f"`nemotron-style runs cancel {run_id}` ends it"
+        reason += f"`nemotron-style runs cancel {attempt.run_dir.name}` ends it"
         return JobState(LOST, reason=reason, live=True)
-    if attempt.record.get("state") in FINAL:  # it ended between the looks
+    if attempt.recorded_end:  # it ended since its state was read
         return describe_attempt(attempt)
     if attempt.is_cancelled:
         return JobState(CANCELLED, reason="cancelled")
@@ -203,38 +187,37 @@ def describe_attempt(attempt: Attempt) -> JobState:
 
 
 def explain_loss(attempt: Attempt) -> str:
-    """Why nobody is left, as far as the supervisor's last words tell."""
+    """Why no process is left, as far as the last line of the supervisor says."""
     if not attempt.record.get("detached"):
         return "its processes ended without a word"
     log = attempt.path / SUPERVISOR_LOG
-    told = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    *_, last = told.strip().splitlines() or [""]
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    *_, last = text.strip().splitlines() or [""]
     return "its supervisor ended without a word" + (f": {last}" if last else "")
 
 
 def close_unreported(attempt: Attempt, code: int) -> None:
-    """Write down an end that the worker itself could not; ``code`` is the child's.
+    """Record an end that the worker itself could not; ``code`` is the child's exit code.
 
     Nothing is written while the worker lives on without the process above it.
     """
     if attempt.record.get("state") in FINAL - {LOST} or is_alive(attempt.owner or {}):
         return
-    number = -code if code < 0 else code - 128  # shells and engines add 128
-    if RunFolder(attempt.path.parent.parent).outputs is not None:
+    number = -code if code < 0 else code - 128  # shells and engines add 128 to a signal
+    if attempt.is_run_complete:
         attempt.close(COMPLETED, exit_code=0)
     elif attempt.rank_failure:
         attempt.close(FAILED, **attempt.rank_failure)
     elif number in (signal.SIGTERM, signal.SIGINT):
         attempt.close(CANCELLED, exit_code=130, error="stopped before the step began")
     elif 0 < number <= LAST_SIGNAL:
-        hint = (
-            "" if attempt.is_cancelled or number != signal.SIGKILL else "; was there enough memory?"
-        )
+        killed = number == signal.SIGKILL and not attempt.is_cancelled
+        hint = "; was there enough memory?" if killed else ""
         error = f"ended by {name_signal(number)}{hint}"
         attempt.close(FAILED, exit_code=128 + number, error=error)
     else:
-        told = f"ended with exit code {code} before its time"
-        error = "cancelled" if attempt.is_cancelled else told
+        error = f"ended with exit code {code} before its time"
+        error = "cancelled" if attempt.is_cancelled else error
         attempt.close(FAILED, exit_code=code, error=error)
 
 

@@ -1,7 +1,7 @@
-"""The processes of a job on this machine: how they are started, asked to stop, and ended.
+"""The processes of a job on this machine: how they are started, asked to stop, and killed.
 
-A job runs in a session of its own, and whatever it starts carries its mark, a variable that names
-the attempt's folder.
+A job runs in a session of its own, and every process that it starts inherits its mark, a variable
+that names the attempt's folder.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ ROUNDS_OF_KILLING = 5
 
 
 def start_supervisor(argv: Sequence[str], attempt: Attempt, plan: Plan) -> subprocess.Popen[bytes]:
-    """Start it, from the copy of the code if there is one; nothing of this process hangs on it."""
+    """Start a detached attempt's supervisor, from the copy of the code if there is one."""
     environment = dict(os.environ)
-    environment.pop(MARK, None)  # handed over by another job, it is no part of that one
+    environment.pop(MARK, None)  # of another job, when that is what submits this one
     if plan.snapshot:
         paths = [plan.snapshot.path, environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -34,30 +34,30 @@ def start_supervisor(argv: Sequence[str], attempt: Attempt, plan: Plan) -> subpr
         argv,
         log=attempt.path / SUPERVISOR_LOG,
         environment=environment,
-        name=lambda: attempt.update(launcher=identify_process(os.getpid())),
+        register=lambda: attempt.update(launcher=identify_process(os.getpid())),
     )
 
 
 def start_child(
     argv: Sequence[str], attempt: Attempt, plan: Plan | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start the job itself."""
+    """Start the job itself, with the variables that identify its attempt."""
     variable, _, value = attempt.mark.partition("=")
     return start_session(
         argv,
         log=attempt.log,
         environment={**os.environ, ATTEMPT_VARIABLE: str(attempt.number), variable: value},
-        name=lambda: write_json(attempt.path / CHILD, identify_process(os.getpid())),
+        register=lambda: write_json(attempt.path / CHILD, identify_process(os.getpid())),
     )
 
 
 def start_session(
-    argv: Sequence[str], *, log: Path, environment: Mapping[str, str], name: Callable[[], None]
+    argv: Sequence[str], *, log: Path, environment: Mapping[str, str], register: Callable[[], None]
 ) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own; ``name`` is called by the new process.
+    """Start a command in a session of its own.
 
-    It writes itself down before it becomes the command, so that nothing ever runs that nobody
-    knows of, wherever this process is killed.
+    The new process calls ``register``, which records its id, before it becomes the command: so
+    nothing runs unknown, wherever this process is killed.
     """
     with open(log, "ab") as output:
         return subprocess.Popen(
@@ -67,23 +67,21 @@ def start_session(
             stderr=subprocess.STDOUT,
             start_new_session=True,
             env=environment,
-            preexec_fn=name,
+            preexec_fn=register,
         )
 
 
 def stop_job(attempt: Attempt) -> None:
-    """Have the job save and stop: by a file that its worker looks for, and SIGTERM.
-
-    Where torchrun is above the worker it gets no signal: it would kill what has not saved within
-    half a minute. Before there is a worker, and after it, there is nothing to save: all get it.
-    """
+    """Have the job save and stop: by a file that its worker looks for, and SIGTERM."""
     attempt.request_stop("cancelled")
     owner = attempt.owner or {}
-    if is_alive(owner):
-        if owner["leader"] == owner["pid"]:
-            send_signal(owner["pid"], signal.SIGTERM)
-        return
-    for pid in find_marked(attempt.mark):
+    if not is_alive(owner):  # before there is a worker, and after it, there is nothing to save
+        pids = find_marked(attempt.mark)
+    elif owner["leader"] == owner["pid"]:
+        pids = [owner["pid"]]
+    else:  # torchrun is above the worker, and would kill what has not saved in half a minute
+        pids = []
+    for pid in pids:
         send_signal(pid, signal.SIGTERM)
 
 
@@ -91,10 +89,10 @@ def kill_job(attempt: Attempt) -> None:
     """SIGKILL for everything that belongs to an attempt."""
     if kill_container(attempt.job):
         return  # the engine's client ends by itself, and tidies up
-    for one in (attempt.child, attempt.owner or {}):
-        if is_alive(one):
-            kill_family(one["pid"])
-    for _ in range(ROUNDS_OF_KILLING):  # what was just being born is found the next time
+    for process in (attempt.child, attempt.owner or {}):
+        if is_alive(process):
+            kill_family(process["pid"])
+    for _ in range(ROUNDS_OF_KILLING):  # a process that was just being born is found next time
         marked = find_marked(attempt.mark)
         for pid in marked:
             send_signal(pid, signal.SIGKILL)

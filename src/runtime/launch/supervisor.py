@@ -1,12 +1,12 @@
-"""Whoever stays with a detached job of this machine.
+"""The process that stays with a detached job of this machine.
 
     python -m nemotron_style.runtime.launch.supervisor ATTEMPT [--grace SECONDS] [--after RUN]...
         -- ARGV
 
 It waits until the runs that this one needs have completed, starts the command in a session of its
-own, waits for its end, and writes down what the worker itself could not. SIGTERM cancels: the job
-is asked to save and stop, and killed after the grace; SIGQUIT kills it at once. Nothing else that
-a terminal or a departing shell sends ends it.
+own, waits for its end, and records an end that the worker itself could not. SIGTERM cancels: the
+job is asked to save and stop, and killed after the grace; SIGQUIT kills it at once. No other
+signal of a terminal or a departing shell ends it.
 """
 
 from __future__ import annotations
@@ -34,33 +34,30 @@ STOPPED = 130
 
 @dataclass
 class Supervisor:
-    """One detached attempt, the runs that it needs, and how long it may take to stop."""
+    """One detached attempt, the runs that it needs, and the seconds that it may take to stop."""
 
     attempt: Attempt
     needed: Sequence[RunFolder] = ()
     grace: int = SECONDS_OF_GRACE
-    asked: bool = False
-    forced: bool = False
+    cancelled: bool = False
+    killed: bool = False
     started: bool = False
 
     def listen(self) -> None:
-        """Take SIGTERM, SIGQUIT and the end of the grace as orders; nothing else ends it.
-
-        The others get a handler and are not ignored: what is ignored stays so in the job. An
-        order from before is found written: a shell's background jobs ignore SIGQUIT until then.
-        """
+        """Cancel on SIGTERM, kill on SIGQUIT and at the end of the grace; nothing else ends it."""
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGQUIT, self.kill)
         signal.signal(signal.SIGALRM, self.kill)
-        for number in (signal.SIGHUP, signal.SIGINT):
+        for number in (signal.SIGHUP, signal.SIGINT):  # SIG_IGN would be inherited by the job
             signal.signal(number, lambda *_: None)
-        self.asked = self.attempt.is_cancelled
+        # A cancel that came before these handlers is found in the folder.
+        self.cancelled = self.attempt.is_cancelled
 
     def stop(self, *_: object) -> None:
-        """Ask the job to save and stop, for as long as the grace lasts."""
-        if not self.asked:
+        """Ask the job to save and stop, and kill it after the grace."""
+        if not self.cancelled:
             self.attempt.record_cancel()
-        self.asked = True
+        self.cancelled = True
         if self.started:
             stop_job(self.attempt)
             signal.alarm(self.grace)
@@ -68,28 +65,28 @@ class Supervisor:
     def kill(self, *_: object) -> None:
         """End the job at once."""
         self.attempt.record_cancel()
-        self.asked = self.forced = True
+        self.cancelled = self.killed = True
         if self.started:
             kill_job(self.attempt)
 
-    def carry_out(self, command: Sequence[str]) -> None:
-        """From waiting to the end of the job; how it ended is written down."""
+    def execute(self, command: Sequence[str]) -> None:
+        """Wait for the needed runs, run the command, and record how the attempt ended."""
         for folder in self.needed:
             state = self.await_run(folder)
-            if self.asked:
-                return self.attempt.close(CANCELLED, exit_code=STOPPED, error="cancelled")
+            if self.cancelled:
+                break
             if state.state != COMPLETED:
-                told = f"needs {folder.run_id}, which is {state.state}"
-                error = f"{told}: {state.reason}" if state.reason else told
+                error = f"needs {folder.run_id}, which is {state.state}"
+                error += f": {state.reason}" if state.reason else ""
                 return self.attempt.close(CANCELLED, exit_code=1, error=error)
         self.attempt.update(reason="")
         return self.run(command)
 
     def await_run(self, folder: RunFolder) -> JobState:
-        """The end of a run that this one needs; what nobody ever began is not waited for."""
+        """The end of a run that this one needs; a run that never began is not waited for."""
         for pause in grow_pauses():
             state = read_status(folder)
-            if state.is_final or self.asked:
+            if state.is_final or self.cancelled:
                 return state
             if not folder.attempts:  # the worker finds the input elsewhere, or says that it is gone
                 return JobState(COMPLETED)
@@ -101,20 +98,20 @@ class Supervisor:
 
     def run(self, command: Sequence[str]) -> None:
         """Start the job and stay until nothing of it is left."""
-        if self.asked:
+        if self.cancelled:
             return self.attempt.close(CANCELLED, exit_code=STOPPED, error="cancelled")
         try:
             child = start_child(command, self.attempt)
         except OSError as error:
             return self.attempt.close(FAILED, error=f"could not be started: {error}")
         self.started = True
-        if self.asked:  # while it was being started
-            (self.kill if self.forced else self.stop)()
+        if self.cancelled:  # while it was being started
+            (self.kill if self.killed else self.stop)()
         code = child.wait()
-        while is_alive(self.attempt.owner or {}):  # the worker outlived what was above it
+        while is_alive(self.attempt.owner or {}):  # the worker outlived its parent
             time.sleep(SECONDS_BETWEEN_LOOKS)
         signal.alarm(0)
-        if self.asked:
+        if self.cancelled:
             kill_job(self.attempt)
         return close_unreported(self.attempt, code)
 
@@ -128,17 +125,17 @@ def grow_pauses() -> Iterator[float]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Watch over one attempt; always 0, for what became of the job stands in its folder."""
+    """Supervise one attempt; always 0, since how the job ended is in its folder."""
     parser = argparse.ArgumentParser(prog="supervisor", description=__doc__)
     parser.add_argument("attempt", type=Path)
     parser.add_argument("--grace", type=int, default=SECONDS_OF_GRACE)
     parser.add_argument("--after", type=Path, action="append", default=[])
     parser.add_argument("command", nargs="+")
-    told = parser.parse_args(arguments)
-    needed = [RunFolder(path) for path in told.after]
-    supervisor = Supervisor(Attempt(told.attempt), needed, told.grace)
+    options = parser.parse_args(arguments)
+    needed = [RunFolder(path) for path in options.after]
+    supervisor = Supervisor(Attempt(options.attempt), needed, options.grace)
     supervisor.listen()
-    supervisor.carry_out(told.command)
+    supervisor.execute(options.command)
     return 0
 
 

@@ -1,19 +1,19 @@
-"""One try at a run, as its folder tells of it.
+"""One try at a run, as the files of its folder describe it.
 
 ::
 
     attempts/<n>/attempt.json    state, times, exit code, error; worker and launcher write it
-                 owner.json      the process that took it up, created once
-                 job.json        the handle that a backend gave out
+                 owner.json      the worker process that owns it; created once
+                 job.json        the backend's handle (its ``id``)
                  child.json      the process that was started on this machine
-                 batch.json      what a batch script saw of it
-                 cancel.json     somebody asked for its end
+                 batch.json      the state that a batch script reports
+                 cancel.json     a user asked for its end
                  stop            asks the worker to save and stop
                  log-<node>.txt progress.json
 
-Whoever creates ``owner.json`` first decides its fate: the worker that takes it up, or a later
-launch that finds the launcher dead and buries it. So an attempt whose launcher was killed between
-claiming and starting can never come alive afterwards.
+Whoever creates ``owner.json`` first decides: the worker that takes ownership, or a later launch
+that finds the launcher dead and abandons the attempt. So an attempt whose launcher was killed
+between claiming and starting can never come alive afterwards.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from nemotron_style.runtime.run.state import (
     REQUEUED,
     RUNNING,
     TIMEOUT,
+    JobState,
 )
 from nemotron_style.runtime.secrets.redact import redact_leaves
 
@@ -59,6 +60,15 @@ class Attempt:
         return int(self.path.name)
 
     @property
+    def run_dir(self) -> Path:
+        return self.path.parent.parent
+
+    @property
+    def is_run_complete(self) -> bool:
+        """Whether the run has its outputs, from this attempt or from another."""
+        return read_json(self.run_dir / "outputs.json") is not None
+
+    @property
     def log(self) -> Path:
         """What the first machine wrote; the others have ``log-<node>.txt`` beside it."""
         return self.log_of(0)
@@ -68,16 +78,27 @@ class Attempt:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What is written about it so far: state, times, exit code, error.
+        """What is written about it so far: state, times, exit code, error."""
+        record = read_json(self.path / "attempt.json") or {}
+        batch = read_json(self.path / "batch.json") or {}
+        if record.get("state") == COMPLETED or batch.get("state") not in (REQUEUED, TIMEOUT):
+            return record
+        # A worker that was stopped cannot know that its job goes on, or ran out of time; the
+        # batch script around it does.
+        return record | {"state": batch["state"], "error": batch.get("reason", "")}
 
-        A worker that was stopped cannot know that its job goes on or ran out of time; the script
-        around it does.
-        """
-        told = read_json(self.path / "attempt.json") or {}
-        around = read_json(self.path / "batch.json") or {}
-        if told.get("state") == COMPLETED or around.get("state") not in (REQUEUED, TIMEOUT):
-            return told
-        return told | {"state": around["state"], "error": around.get("reason", "")}
+    @property
+    def recorded_end(self) -> JobState | None:
+        """How it ended, as far as that is written; None while no final state is."""
+        record = self.record
+        if record.get("state") not in FINAL:
+            return None
+        return JobState(record["state"], record.get("exit_code"), str(record.get("error", "")))
+
+    @property
+    def recorded_state(self) -> str:
+        """The state that is written; what has no record yet is PENDING."""
+        return str(self.record.get("state", PENDING))
 
     @property
     def executor(self) -> str:
@@ -86,18 +107,18 @@ class Attempt:
 
     @property
     def job(self) -> dict[str, Any]:
-        """The handle that the backend gave out (``id``), as far as there is one yet."""
+        """The backend's handle (``id``), empty while there is none."""
         return read_json(self.path / "job.json") or {}
 
     @property
     def owner(self) -> dict[str, Any] | None:
-        """The worker that took it up, ``{"buried": true}``, or None while neither happened."""
+        """The worker process that owns it, ``{"buried": true}`` when abandoned, else None."""
         return read_json(self.path / "owner.json")
 
     @property
     def state(self) -> str:
-        """As files and processes of this machine tell it; what is dead here is said to be LOST."""
-        owner = self.owner  # read before the record: it is written after, and changed before
+        """The state by files and processes of this machine; what died without a word is LOST."""
+        owner = self.owner  # before the record: a worker writes it first, and its record after
         record = self.record
         written = str(record.get("state", LOST))
         if written in FINAL or self.executor != LOCAL:
@@ -106,24 +127,24 @@ class Attempt:
         watched = (detached or owner is None) and is_alive(record.get("launcher", {}))
         if watched or (not detached and any(map(is_alive, self._processes))):
             return PENDING if owner is None else RUNNING
-        after = self.record  # it may have ended between the two looks
-        return str(after["state"]) if after.get("state") in FINAL else LOST
+        ended = self.recorded_end  # it may have ended since the record was read
+        return ended.state if ended else LOST
 
     @property
     def is_live(self) -> bool:
-        """Whether something of it still runs here although nobody wrote, or could, how it ended."""
+        """Whether a process of it still runs on this machine although no end is recorded."""
         if self.executor != LOCAL or self.record.get("state") in FINAL:
             return False
         return any(map(is_alive, self._processes)) or bool(find_marked(self.mark))
 
     @property
     def mark(self) -> str:
-        """The variable by which the processes of this attempt are known on this machine."""
+        """The variable that identifies the processes of this attempt on this machine."""
         return f"{MARK}={os.path.realpath(self.path)}"
 
     @property
     def child(self) -> dict[str, Any]:
-        """The process that was started on this machine, if one was; it becomes the worker."""
+        """The process that was started on this machine; it becomes the worker, or its parent."""
         return read_json(self.path / CHILD) or {}
 
     @property
@@ -132,22 +153,22 @@ class Attempt:
 
     @property
     def is_cancelled(self) -> bool:
-        """Somebody asked for its end; whatever exit code follows, that is what ended it."""
+        """Whether a user asked for its end; whatever exit code follows, that is the reason."""
         return (self.path / "cancel.json").is_file()
 
     def request_stop(self, reason: str) -> None:
-        """Have the worker save and stop; it works from any machine that sees the folder."""
+        """Ask the worker to save and stop, from any machine that sees the folder."""
         write_text(self.path / STOP, reason + "\n")
 
     def record_cancel(self) -> None:
-        """Write down that its end was asked for."""
+        """Record that a user asked for its end."""
         write_json(self.path / "cancel.json", {"asked": time.time()})
 
     @property
     def rank_failure(self) -> dict[str, Any] | None:
-        """What a rank other than the first failed with (``error``, ``exit_code``), if any did."""
-        told = (read_json(path) for path in sorted(self.path.glob("failure-*.json")))
-        return next((failure for failure in told if failure), None)
+        """The failure (``error``, ``exit_code``) of a rank other than the first, or None."""
+        failures = (read_json(path) for path in sorted(self.path.glob("failure-*.json")))
+        return next(filter(None, failures), None)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -158,21 +179,22 @@ class Attempt:
         return {"number": self.number, "state": self.state, **known}
 
     def take_ownership(self) -> bool:
-        """Make this process its worker; False when it was buried or taken up before."""
+        """Make this process its worker; False when it has an owner or was abandoned."""
+        # Whoever stops the job must know torchrun's agent from a worker: the agent gets no signal.
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         leader = os.getppid() if under_torchrun else os.getpid()
         return self._own(identify_process(os.getpid()) | {"leader": leader})
 
     def abandon(self) -> bool:
-        """Make sure that it never comes alive; False when a worker has it."""
+        """Make sure that no worker ever starts on it; False when one has."""
         return self._own({"buried": True})
 
     def update(self, **facts: Any) -> None:
-        """Add to what is written about it."""
+        """Add facts to its record."""
         write_json(self.path / "attempt.json", self.record | redact_leaves(facts))
 
     def close(self, state: str, **facts: Any) -> None:
-        """Write how it ended; what was cancelled and did not complete is CANCELLED."""
+        """Record how it ended; what was cancelled and did not complete is CANCELLED."""
         if state != COMPLETED and self.is_cancelled:
             state = CANCELLED
         self.update(state=state, ended=time.time(), **facts)

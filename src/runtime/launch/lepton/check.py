@@ -1,8 +1,9 @@
-"""Whether a workspace has what a plan names. Reads only, and says everything that is missing."""
+"""What a plan names and the workspace lacks. Reads only, and finds everything that is missing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from nemotron_style.runtime.errors import Problem, UsageError, suggest
@@ -21,7 +22,7 @@ from nemotron_style.runtime.store.store import Store
 def check_workspace(plan: Plan, connect: Callable[[], Workspace]) -> Iterator[Problem]:
     """SDK, login, node group, shape, volumes, secrets, reservation, inputs, work directory."""
     for problem in (*check_inputs(plan), *check_workdir(plan), *ask_workspace(plan, connect)):
-        yield Problem(**{"where": f"profile {plan.profile}", **problem.as_dict()})
+        yield replace(problem, where=problem.where or f"profile {plan.profile}")
 
 
 def ask_workspace(plan: Plan, connect: Callable[[], Workspace]) -> Iterator[Problem]:
@@ -37,11 +38,11 @@ def ask_workspace(plan: Plan, connect: Callable[[], Workspace]) -> Iterator[Prob
         return
     yield from check_node_group(plan, groups)
     group = next((one for one in groups if one.id == plan.site.get("node_group")), None)
-    for look in (check_shape, check_secrets, check_reservation):
+    for check in (check_shape, check_secrets, check_reservation):
         try:
-            yield from look(plan, workspace, group)
+            yield from check(plan, workspace, group)
         except Refused:
-            continue  # not everybody may ask everything; the post will tell
+            continue  # not every user may ask for everything; the post will show
         except WorkspaceError as error:
             yield Problem(what=f"Lepton was not reached: {error}")
     yield from check_volumes(plan, group)

@@ -1,17 +1,17 @@
-"""A Lepton workspace: everything that touches the SDK, and its answers in words of our own.
+"""A Lepton workspace: everything that touches the SDK, and its answers in small types of our own.
 
-The SDK is imported when the first question is asked. It is an extra, and wants an environment of
-its own (it pins old releases of common packages). No message from here holds the token.
+The SDK is imported at the first call. It is an extra, and needs an environment of its own (it pins
+old releases of common packages). No message from here holds the token.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from nemotron_style.runtime.errors import Problem, UsageError
@@ -22,11 +22,11 @@ LONGEST_EXCERPT = 300
 
 
 class WorkspaceError(Exception):
-    """The workspace did not do what was asked; the text says why, for people."""
+    """The workspace did not do what was asked; the text says why."""
 
 
 class Unreachable(WorkspaceError):
-    """Nothing was sent: nobody answers there."""
+    """Nothing was sent: nobody answers at the address."""
 
 
 class Refused(WorkspaceError):
@@ -34,20 +34,23 @@ class Refused(WorkspaceError):
 
 
 class Absent(Refused):
-    """There is no such thing."""
+    """The workspace has no such thing."""
 
 
 class Taken(Refused):
-    """There is one of this name already."""
+    """The workspace has one of this name already."""
 
 
 class Unclear(WorkspaceError):
-    """Whether it happened is not known: a server error, no sense in the answer, or none."""
+    """Whether it happened is not known: a server error, a senseless answer, or none."""
 
 
 @dataclass(frozen=True)
 class RemoteJob:
-    """What the workspace tells about a job; ``created`` and ``ended`` in seconds since 1970."""
+    """A job as the workspace describes it; ``created`` and ``ended`` in seconds since 1970.
+
+    ``succeeded``, ``failed`` and ``wanted`` count its pods.
+    """
 
     name: str
     state: str
@@ -61,43 +64,15 @@ class RemoteJob:
 
 @dataclass(frozen=True)
 class NodeGroup:
-    """``volumes`` as a mount names them: ``node-nfs:lustre``; None when they are not told."""
+    """``volumes`` as a mount names them: ``node-nfs:lustre``; None when they are not known."""
 
     id: str
     name: str
     volumes: frozenset[str] | None = None
 
 
-class Workspace(Protocol):
-    """What a launcher needs of a workspace. All of it raises ``WorkspaceError``."""
-
-    def create(self, body: Mapping[str, Any]) -> None: ...
-
-    def find(self, name: str) -> RemoteJob: ...
-
-    def replicas(self, name: str) -> list[str]: ...
-
-    def follow(self, name: str, replica: str) -> Iterator[str]:
-        """The log of a replica from its beginning, as it grows, until the connection ends."""
-
-    def recall(self, name: str, replica: str | None, *, since: float, until: float) -> str:
-        """What was stored of the log between two times, in seconds since 1970."""
-
-    def stop(self, name: str) -> None: ...
-
-    def delete(self, name: str) -> None: ...
-
-    def node_groups(self) -> list[NodeGroup]: ...
-
-    def shapes(self, node_group: str | None) -> set[str]: ...
-
-    def secrets(self) -> set[str]: ...
-
-    def reservations(self, node_group: str) -> set[str]: ...
-
-
 def connect(*, seconds: float = SECONDS_PER_CALL) -> Workspace:
-    """The workspace that one is logged in to; nothing is asked of it yet.
+    """The workspace that the user is logged in to; nothing is asked of it yet.
 
     Raises ``UsageError`` when the SDK is not installed or nobody is logged in.
     """
@@ -115,12 +90,15 @@ def connect(*, seconds: float = SECONDS_PER_CALL) -> Workspace:
         fix = "`lep login`, or set LEPTON_WORKSPACE_ID and LEPTON_WORKSPACE_TOKEN"
         raise UsageError(Problem(what="not logged in to a Lepton workspace", fix=fix))
     client._timeout = seconds  # two minutes otherwise
-    return LeptonWorkspace(client)
+    return Workspace(client)
 
 
 @dataclass(frozen=True)
-class LeptonWorkspace:
-    """The real one. ``client`` is the SDK's ``APIClient``."""
+class Workspace:
+    """What a launcher needs of a workspace; every method raises ``WorkspaceError``.
+
+    ``client`` is the SDK's ``APIClient``.
+    """
 
     client: Any
 
@@ -128,7 +106,7 @@ class LeptonWorkspace:
         """Post exactly ``body``; what the SDK would change about it is refused, not sent."""
         from leptonai.api.v2.types.job import LeptonJob
 
-        with self._told("the job"):
+        with self._explained("the job"):
             job = LeptonJob(**body)
             changed = describe_changes(body, self.client.job.safe_json(job))
             if changed:
@@ -136,20 +114,22 @@ class LeptonWorkspace:
             self.client.job.create(job)
 
     def find(self, name: str) -> RemoteJob:
-        with self._told(f"job {name}"):
+        with self._explained(f"job {name}"):
             job = self.client.job.get(name)
         return read_job(name, job)
 
     def replicas(self, name: str) -> list[str]:
-        with self._told(f"replicas of {name}"):
+        with self._explained(f"replicas of {name}"):
             found = self.client.job.get_replicas(name)
         return [replica.metadata.id_ or replica.id_ for replica in found]
 
     def follow(self, name: str, replica: str) -> Iterator[str]:
-        with self._told(f"log of {replica}"):
+        """The log of a replica from its beginning, as it grows, until the connection ends."""
+        with self._explained(f"log of {replica}"):
             yield from self.client.job.get_log(name, replica)
 
     def recall(self, name: str, replica: str | None, *, since: float, until: float) -> str:
+        """The stored log between two times, in seconds since 1970."""
         lines: list[tuple[int, str]] = []
         start, end = (int(second * 1e9) for second in (since, until))
         while True:
@@ -161,8 +141,8 @@ class LeptonWorkspace:
 
     def _page(self, name: str, replica: str | None, span: tuple[int, int]) -> list[tuple[int, str]]:
         """The first stored lines of a span of nanoseconds, with their times."""
-        with self._told(f"stored log of {name}"):
-            told = self.client.log.get_log(
+        with self._explained(f"stored log of {name}"):
+            answer = self.client.log.get_log(
                 name_or_job=name,
                 replica=replica,
                 start=span[0],
@@ -170,40 +150,40 @@ class LeptonWorkspace:
                 limit=LINES_PER_CALL,
                 direction="forward",
             )
-            streams = told["data"]["result"]
+            streams = answer["data"]["result"]
             pairs = [(int(at), text) for stream in streams for at, text in stream["values"]]
         return sorted(pairs, key=lambda pair: pair[0])
 
     def stop(self, name: str) -> None:
-        with self._told(f"job {name}"):
+        with self._explained(f"job {name}"):
             self.client.job.update(name, spec={"spec": {"stopped": True}})
 
     def delete(self, name: str) -> None:
-        with self._told(f"job {name}"):
+        with self._explained(f"job {name}"):
             self.client.job.delete(name)
 
     def node_groups(self) -> list[NodeGroup]:
-        with self._told("node groups"):
+        with self._explained("node groups"):
             found = self.client.nodegroup.list_all()
         return [read_node_group(group) for group in found]
 
     def shapes(self, node_group: str | None) -> set[str]:
-        with self._told("resource shapes"):
+        with self._explained("resource shapes"):
             found = self.client.shapes.list_shapes(node_group=node_group, purpose="job")
         named = ((one.metadata.id_, one.metadata.name, one.spec.name) for one in found)
         return {name for names in named for name in names if name}
 
     def secrets(self) -> set[str]:
-        with self._told("secrets"):
+        with self._explained("secrets"):
             return {secret.name for secret in self.client.secret.list_all()}
 
     def reservations(self, node_group: str) -> set[str]:
-        with self._told(f"reservations of {node_group}"):
+        with self._explained(f"reservations of {node_group}"):
             found = self.client.nodegroup.list_reservations(node_group)
         return {one.metadata.id_ for one in found if one.metadata.id_}
 
     @contextmanager
-    def _told(self, subject: str) -> Iterator[None]:
+    def _explained(self, subject: str) -> Iterator[None]:
         """Turn what the SDK raises into a ``WorkspaceError`` about ``subject``."""
         try:
             yield
@@ -216,7 +196,7 @@ class LeptonWorkspace:
 
 
 def explain(error: Exception, *, host: str) -> tuple[type[WorkspaceError], str]:
-    """What an error of the SDK means, and words for it."""
+    """The kind of an error of the SDK, and words for it."""
     import requests
     from pydantic import ValidationError
 
@@ -224,7 +204,7 @@ def explain(error: Exception, *, host: str) -> tuple[type[WorkspaceError], str]:
     status = getattr(response, "status_code", getattr(error, "status_code", None))
     if status is not None:
         text = response.text if response is not None else ""
-        return judge(status), f"HTTP {status} from {host}{excerpt(text)}"
+        return classify(status), f"HTTP {status} from {host}{excerpt(text)}"
     if isinstance(error, requests.ConnectionError) and never_sent(error):
         return Unreachable, f"nobody answers at {host}"
     if isinstance(error, requests.Timeout) or "timed out" in str(error):
@@ -240,8 +220,8 @@ def explain(error: Exception, *, host: str) -> tuple[type[WorkspaceError], str]:
     return Unclear, f"{host} answered with something that makes no sense"
 
 
-def judge(status: int) -> type[WorkspaceError]:
-    """What a status says about whether the thing was done."""
+def classify(status: int) -> type[WorkspaceError]:
+    """What an HTTP status says about whether the thing was done."""
     known = {404: Absent, 408: Unclear, 409: Taken}
     return known.get(status, Refused if status < 500 else Unclear)
 
@@ -258,32 +238,31 @@ def never_sent(error: Exception) -> bool:
 
 
 def excerpt(text: str) -> str:
-    """The heart of an answer: its message if it is JSON, its words if it is a page."""
+    """The message of an answer in JSON, the words of one in HTML, cut to a readable length."""
     try:
-        told = json.loads(text)
-        text = str(told.get("message") or told.get("error") or text)
+        answer = json.loads(text)
+        text = str(answer.get("message") or answer.get("error") or text)
     except (ValueError, AttributeError):
         text = re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", text, flags=re.S | re.I)
     words = " ".join(text.split())[:LONGEST_EXCERPT]
     return f": {words}" if words else ""
 
 
-def describe_changes(ours: Mapping[str, Any], theirs: Any, *, key: str = "") -> list[str]:
+def describe_changes(ours: Any, theirs: Any, *, key: str = "") -> list[str]:
     """Where two JSON documents differ, one line a key; types count (``1`` is not ``true``)."""
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        names = sorted({*ours, *theirs})
-        below: Callable[[str], str] = lambda name: f"{key}.{name}" if key else name  # noqa: E731
+        prefix = f"{key}." if key else ""
         return [
             line
-            for name in names
-            for line in describe_changes(ours.get(name), theirs.get(name), key=below(name))  # type: ignore[arg-type]
+            for name in sorted({*ours, *theirs})
+            for line in describe_changes(ours.get(name), theirs.get(name), key=f"{prefix}{name}")
         ]
     before, after = (json.dumps(side, sort_keys=True, default=str) for side in (ours, theirs))
     return [] if before == after else [f"{key}: {before} -> {after}"]
 
 
 def read_job(name: str, job: Any) -> RemoteJob:
-    """The SDK's job in our words."""
+    """A job of the SDK as a ``RemoteJob``."""
     status = job.status
     state = getattr(status, "state", None)
     return RemoteJob(
@@ -306,9 +285,9 @@ def as_seconds(moment: int | None) -> float | None:
 
 
 def read_node_group(group: Any) -> NodeGroup:
-    """The SDK's node group in our words."""
-    told = group.spec.volumes if group.spec else None
+    """A node group of the SDK as a ``NodeGroup``."""
+    listed = group.spec.volumes if group.spec else None
     volumes = None
-    if told is not None:
-        volumes = frozenset(f"node-{volume.from_.value}:{volume.name}" for volume in told)
+    if listed is not None:
+        volumes = frozenset(f"node-{volume.from_.value}:{volume.name}" for volume in listed)
     return NodeGroup(group.metadata.id_ or "", group.metadata.name or "", volumes)

@@ -50,12 +50,8 @@ class Volume:
     read_only: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        told: dict[str, Any] = {
-            "path": self.path,
-            "from": self.volume,
-            "mount_path": self.mount_path,
-        }
-        return told | ({"mount_options": {"read_only": True}} if self.read_only else {})
+        options = {"mount_options": {"read_only": True}} if self.read_only else {}
+        return {"path": self.path, "from": self.volume, "mount_path": self.mount_path, **options}
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ class Job:
 
 
 def make_job(plan: Plan, attempt: int, bundle: Bundle | None) -> Job:
-    """A plan in Lepton's words. With a bundle the pod fetches it before anything else."""
+    """A plan as a Lepton job. With a bundle the pod fetches it before anything else."""
     site = plan.site
     command = start_script(plan)
     if bundle:
@@ -196,8 +192,8 @@ def name_job(plan: Plan, attempt: int) -> str:
 
 def label_job(plan: Plan, attempt: int) -> dict[str, str]:
     """What finds the job in the workspace: step, run and attempt."""
-    told = {"step": plan.step.replace("/", "."), "run": plan.run_id, "attempt": str(attempt)}
-    return {f"{LABEL}.{key}": _fit_label(value) for key, value in told.items()}
+    values = {"step": plan.step.replace("/", "."), "run": plan.run_id, "attempt": str(attempt)}
+    return {f"{LABEL}.{key}": _fit_label(value) for key, value in values.items()}
 
 
 def _fit_label(value: str) -> str:

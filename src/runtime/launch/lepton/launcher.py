@@ -1,10 +1,11 @@
 """Runs as batch jobs on DGX Cloud Lepton.
 
 A dry run shows the very body that is posted, and needs no SDK: types of our own write it
-(:mod:`lepton_job`). Plan and code reach the pod through a volume that it shares with this machine,
-or as an archive that is uploaded and fetched (:mod:`bundle`).
+(:mod:`~nemotron_style.runtime.launch.lepton.job`). Plan and code reach the pod through a volume
+that it shares with this machine, or as an archive that is uploaded and fetched
+(:mod:`~nemotron_style.runtime.launch.bundle`).
 
-How a job stands, its own files tell first, where this machine sees them; what Lepton says comes
+The run's own files say first how a job ended, where this machine sees them; Lepton is asked
 second; and a network that is down never makes a job lost.
 """
 
@@ -30,49 +31,46 @@ from nemotron_style.runtime.launch.base import (
     attach,
     attempt_of,
     begin_attempt,
-    render_files,
+    handle_of,
 )
 from nemotron_style.runtime.launch.bundle import Bundle, locate, pack, read_sources, upload
 from nemotron_style.runtime.launch.lepton.check import check_workspace
 from nemotron_style.runtime.launch.lepton.client import Absent, Workspace, WorkspaceError, connect
 from nemotron_style.runtime.launch.lepton.job import is_shared, make_job, name_job, write_body
-from nemotron_style.runtime.launch.lepton.logs import follow_file, follow_workspace
+from nemotron_style.runtime.launch.lepton.logs import SECONDS_BETWEEN_QUESTIONS, follow_workspace
 from nemotron_style.runtime.launch.lepton.pod import write_pod_script
-from nemotron_style.runtime.launch.lepton.state import judge, judge_files
+from nemotron_style.runtime.launch.lepton.state import conclude, read_files
 from nemotron_style.runtime.launch.lepton.submit import post
 from nemotron_style.runtime.launch.lepton.validate import check_command, check_plan
+from nemotron_style.runtime.launch.log import Question, follow_file
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.snapshot import list_sources, write_snapshot
-from nemotron_style.runtime.run.state import FAILED, FINAL, PENDING, JobState
+from nemotron_style.runtime.run.state import FAILED, FINAL, JobState
 
 EXECUTOR = "lepton"
+POST = ("POST", "/jobs", "@lepton.json")
+SECONDS_BETWEEN_LOOKS = 0.25
 
 
 @dataclass(frozen=True)
-class LeptonRequest:
+class LeptonRequest(Request):
     """A plan as the JSON of a Lepton job; ``body`` is what is posted, ``files`` hold its text."""
 
-    plan: Plan
-    attempt: int
     body: Mapping[str, Any]
-    files: Mapping[str, str]
     bundle: Bundle | None = None
-    argv: tuple[str, ...] = ("POST", "/jobs", "@lepton.json")
 
     @property
     def name(self) -> str:
         """The job's name in the workspace."""
         return str(self.body["metadata"]["name"])
 
-    def render(self) -> str:
-        """The files, what is uploaded, and what is posted."""
-        text = render_files(self.files, self.argv, run_id=self.plan.run_id)
+    def show_command(self) -> str:
+        shown = super().show_command()
         if self.bundle is None:
-            return text
+            return shown
         url = locate(self.bundle, self.plan.site["upload"])
-        whole, _, last = text.rstrip().rpartition("\n")
-        return f"{whole}\n$ PUT {url} ({self.bundle.count} files)\n{last}\n"
+        return f"$ PUT {url} ({self.bundle.count} files)\n{shown}"
 
 
 @dataclass
@@ -90,9 +88,8 @@ class LeptonLauncher:
         job = make_job(plan, attempt, bundle)
         raise_all(ProfileError, [*check_command(job.command)])
         body = job.to_json()
-        return LeptonRequest(
-            plan, attempt, body, {**files, "lepton.json": write_body(body)}, bundle
-        )
+        files["lepton.json"] = write_body(body)
+        return LeptonRequest(plan, attempt, files, POST, body, bundle)
 
     def _bundle(self, plan: Plan, files: Mapping[str, str]) -> Bundle:
         """Plan, script and code, laid out as below the store that the pod uses."""
@@ -108,7 +105,7 @@ class LeptonLauncher:
         yield from check_workspace(plan, self.connect)
 
     def submit(self, request: Request, *, after: Sequence[JobHandle] = ()) -> JobHandle:
-        """Deliver and post, or take hold of the attempt that lives.
+        """Deliver the code and post the job, or follow the attempt that lives.
 
         Raises ``UsageError`` for ``after`` (Lepton has no order of jobs), without the SDK, and
         when nobody is logged in; ``StepFailed`` when the job is not there afterwards.
@@ -129,7 +126,7 @@ class LeptonLauncher:
             attempt.close(FAILED, error=str(error))
             raise
         write_json(attempt.path / "job.json", {"executor": EXECUTOR, "id": request.name})
-        return JobHandle(EXECUTOR, plan.record_dir, attempt.number)
+        return handle_of(attempt)
 
     def _deliver(self, request: LeptonRequest) -> None:
         plan = request.plan
@@ -141,20 +138,19 @@ class LeptonLauncher:
             write_snapshot(seen, plan.entrypoint)
 
     def state(self, handle: JobHandle) -> JobState:
-        """Its own files, where they are seen; then Lepton. No answer changes nothing."""
+        """From our files, where they are seen, then from Lepton. No answer changes nothing."""
         attempt = attempt_of(handle)
-        written = judge_files(attempt)
+        written = read_files(attempt)
         if written is not None:
             return written
         plan = RunFolder(handle.run_dir).plan
         try:
-            found = self.connect().find(name_job(plan, attempt.number))
+            job = self.connect().find(name_job(plan, attempt.number))
         except Absent:
-            found = None
+            job = None
         except (WorkspaceError, UsageError) as error:
-            known = str(attempt.record.get("state", PENDING))
-            return JobState(known, reason=f"the last that is known; {error}")
-        return judge(attempt, found, shared=is_shared(plan))
+            return JobState(attempt.recorded_state, reason=f"the last that is known; {error}")
+        return conclude(attempt, job, shared=is_shared(plan))
 
     def logs(self, handle: JobHandle, *, node: int = 0) -> Iterator[str]:
         """The attempt's own log where it is seen, else Lepton's, live and then stored."""
@@ -164,10 +160,12 @@ class LeptonLauncher:
             return self.state(handle).is_final
 
         def written() -> bool:
-            return judge_files(attempt) is not None
+            return read_files(attempt) is not None
 
         if is_shared(plan):
-            yield from follow_file(attempt.log_of(node), over=over, written=written)
+            ended = Question(over, seconds=SECONDS_BETWEEN_QUESTIONS, hint=written)
+            path = attempt.log_of(node)
+            yield from follow_file(path, over=ended, pause=SECONDS_BETWEEN_LOOKS)
             return
         job = (name_job(plan, attempt.number), node)
         since = float(attempt.record.get("started", 1))

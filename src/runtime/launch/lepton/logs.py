@@ -1,4 +1,4 @@
-"""The log of a Lepton job as it appears: from the run's folder, or from the workspace."""
+"""The log of a Lepton job that only the workspace has: live as it grows, and then stored."""
 
 from __future__ import annotations
 
@@ -6,66 +6,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from nemotron_style.runtime.launch.lepton.client import Workspace, WorkspaceError
+from nemotron_style.runtime.launch.log import Question
 
 SECONDS_BETWEEN_LOOKS = 0.25
 SECONDS_BETWEEN_QUESTIONS = 3.0
-
-
-class Question:
-    """Asks ``over`` at most every few seconds: it costs a call over the network."""
-
-    def __init__(self, over: Callable[[], bool], seconds: float) -> None:
-        self.over, self.seconds = over, seconds
-        self.asked = float("-inf")
-        self.answer = False
-
-    def __call__(self, *, now: bool = False) -> bool:
-        due = now or time.monotonic() - self.asked >= self.seconds
-        if not self.answer and due:
-            self.asked = time.monotonic()
-            self.answer = self.over()
-        return self.answer
-
-
-def follow_file(
-    path: Path, *, over: Callable[[], bool], written: Callable[[], bool]
-) -> Iterator[str]:
-    """Text as it is written, and "" while nothing is.
-
-    ``written`` is the cheap look at our own files that says when to ask ``over`` at once.
-    """
-    question = Question(over, SECONDS_BETWEEN_QUESTIONS)
-    position = 0
-    while True:
-        ended = question(now=written())  # before reading: what is written is read
-        text, position = read_from(path, position)
-        yield text
-        if ended and not text:
-            return
-        if not text:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def read_from(path: Path, position: int) -> tuple[str, int]:
-    """What stands behind a position of a file that may not be there yet; whole characters only."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(position)
-            data = file.read()
-    except OSError:
-        return "", position
-    cut = len(data)
-    while cut and len(data) - cut < 4 and data[cut - 1] & 0xC0 == 0x80:
-        cut -= 1  # the continuation of a character, which may not be complete
-    if cut and data[cut - 1] >= 0xC0:
-        width = 2 + (data[cut - 1] >= 0xE0) + (data[cut - 1] >= 0xF0)
-        cut = cut - 1 if len(data) - cut + 1 < width else len(data)
-    else:
-        cut = len(data)
-    return data[:cut].decode("utf-8", errors="replace"), position + cut
 
 
 def follow_workspace(
@@ -73,8 +19,8 @@ def follow_workspace(
 ) -> Iterator[str]:
     """The live log of one node's pod, then, if that gave nothing, what the workspace stored."""
     name, node = job
-    question = Question(over, SECONDS_BETWEEN_QUESTIONS)
-    seen = 0
+    question = Question(over, seconds=SECONDS_BETWEEN_QUESTIONS)
+    seen = 0  # characters; a connection that is made again starts from the beginning
     while True:
         ended = question()
         replica = find_replica(workspace, name, node)
@@ -91,7 +37,7 @@ def follow_workspace(
 
 
 def find_replica(workspace: Workspace, name: str, node: int) -> str | None:
-    """The pod of a node: ``<job>-<node>-<word>``, or by its place where names say nothing."""
+    """The pod of a node: ``<job>-<node>-<word>``, or by its order where names say nothing."""
     try:
         replicas = sorted(workspace.replicas(name))
     except WorkspaceError:
@@ -101,9 +47,9 @@ def find_replica(workspace: Workspace, name: str, node: int) -> str | None:
 
 
 def pump(workspace: Workspace, name: str, replica: str, *, skip: int) -> Iterator[str]:
-    """What a live log gives until its connection ends, behind the first ``skip`` characters.
+    """The live log until its connection ends, without the first ``skip`` characters; "" in pauses.
 
-    The SDK waits for each piece without an end, so it does that in a thread of its own.
+    The SDK waits for each piece without a time limit, so it reads in a thread of its own.
     """
     pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 

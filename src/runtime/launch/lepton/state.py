@@ -1,20 +1,19 @@
-"""How a Lepton job stands, in the words that every launcher shares."""
+"""The state of a Lepton job, in the words that every launcher shares."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
+from dataclasses import replace
 
 from nemotron_style.runtime.launch.lepton.client import RemoteJob
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.attempt import Attempt
-from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.state import (
     CANCELLED,
     COMPLETED,
     FAILED,
-    FINAL,
     LOST,
     PENDING,
     REQUEUED,
@@ -42,42 +41,38 @@ STATES = {
 }
 
 
-def judge(attempt: Attempt, found: RemoteJob | None, *, shared: bool) -> JobState:
-    """The state of an attempt out of its files and of what the workspace tells.
+def conclude(attempt: Attempt, job: RemoteJob | None, *, shared: bool) -> JobState:
+    """The state of an attempt, from its files and from what the workspace says.
 
-    ``found`` is None when the workspace has no such job, or was not asked because the files
-    suffice; ``shared`` when the worker's files can be seen from here.
+    ``job`` is None when the workspace has no such job; ``shared`` when the worker's files can be
+    seen from here.
     """
-    written = judge_files(attempt)
+    written = read_files(attempt)  # it may have ended while the workspace was asked
     if written is not None:
         return written
-    if found is None:
-        return judge_absence(attempt)
-    state, reason = STATES.get(found.state, ("", ""))
-    if found.state == "Archived":
-        state = judge_counts(found)
+    if job is None:
+        return explain_absence(attempt)
+    state, reason = STATES.get(job.state, ("", ""))
+    if job.state == "Archived":
+        state = read_counts(job)
     if state == FAILED:
         return explain_failure(attempt)
     if state == COMPLETED:
-        return judge_completion(attempt, found, shared=shared)
+        return check_completion(attempt, job, shared=shared)
     if not state:
-        written_state = str(attempt.record.get("state", PENDING))
-        return JobState(written_state, reason=f"Lepton calls it {found.state!r}")
+        return JobState(attempt.recorded_state, reason=f"Lepton calls it {job.state!r}")
     return JobState(state, reason=reason)
 
 
-def judge_files(attempt: Attempt) -> JobState | None:
-    """What our own files say about the end, if they say anything yet."""
-    if RunFolder(attempt.path.parent.parent).outputs is not None:
+def read_files(attempt: Attempt) -> JobState | None:
+    """The end of the attempt by our own files; None while they say nothing of it."""
+    if attempt.is_run_complete:
         return JobState(COMPLETED, 0)
-    record = attempt.record
-    state, code = str(record.get("state", PENDING)), record.get("exit_code")
-    if state not in FINAL:
-        return None
-    return JobState(_unless_cancelled(attempt, state), code, str(record.get("error", "")))
+    ended = attempt.recorded_end
+    return replace(ended, state=_unless_cancelled(attempt, ended.state)) if ended else None
 
 
-def judge_absence(attempt: Attempt) -> JobState:
+def explain_absence(attempt: Attempt) -> JobState:
     """The workspace has no such job: not yet, no more, or never."""
     record = attempt.record
     young = time.time() - float(record.get("started", 0)) < SECONDS_TO_SUBMIT
@@ -88,34 +83,34 @@ def judge_absence(attempt: Attempt) -> JobState:
     return JobState(LOST, reason="Lepton knows no such job")
 
 
-def judge_counts(found: RemoteJob) -> str:
-    """How an archived job ended, from the number of its pods that ended well."""
-    if found.succeeded >= found.wanted:
+def read_counts(job: RemoteJob) -> str:
+    """The end of an archived job, from the number of its pods that ended well."""
+    if job.succeeded >= job.wanted:
         return COMPLETED
-    return FAILED if found.failed else LOST
+    return FAILED if job.failed else LOST
 
 
-def judge_completion(attempt: Attempt, found: RemoteJob, *, shared: bool) -> JobState:
-    """Every pod ended well; where its files can be seen, outputs have to be there too."""
+def check_completion(attempt: Attempt, job: RemoteJob, *, shared: bool) -> JobState:
+    """The state when every pod ended well: where its files can be seen, outputs must be there."""
     if not shared:
         return JobState(COMPLETED, 0)
     with contextlib.suppress(OSError):
-        os.listdir(attempt.path.parent.parent)  # makes a network disk look again
-    written = judge_files(attempt)
+        os.listdir(attempt.run_dir)  # makes a network disk look again
+    written = read_files(attempt)
     if written is not None:
         return written
-    if found.ended is not None and time.time() - found.ended < SECONDS_UNTIL_FILES_SHOW:
+    if job.ended is not None and time.time() - job.ended < SECONDS_UNTIL_FILES_SHOW:
         return JobState(RUNNING, reason="has ended in Lepton; its files do not show here yet")
     return JobState(FAILED, reason="its pods ended well, and left no outputs")
 
 
 def explain_failure(attempt: Attempt) -> JobState:
-    """Which pod failed, and with what, as far as the files tell."""
-    culprit = find_culprit(attempt)
+    """The pod that failed, and with what, as far as the files say."""
     state = _unless_cancelled(attempt, FAILED)
     failure = attempt.rank_failure
     if failure:
         return JobState(state, failure.get("exit_code"), str(failure.get("error", "")))
+    culprit = find_culprit(attempt)
     if culprit:
         node, code = culprit
         return JobState(state, code, f"node {node} ended with exit code {code}")
@@ -128,6 +123,7 @@ def find_culprit(attempt: Attempt) -> tuple[int, int] | None:
     for path in attempt.path.glob("exit-*"):
         with contextlib.suppress(OSError, ValueError):
             codes.append((int(path.name.removeprefix("exit-")), int(path.read_text())))
+    # Codes above 128 are signals: those nodes were ended, and come last.
     failed = sorted((code > 128, node, code) for node, code in codes if code)
     return failed[0][1:] if failed else None
 

@@ -39,18 +39,21 @@ def post(workspace: Workspace, body: Mapping[str, Any], *, begun: float) -> None
         doubt: WorkspaceError = error
     except WorkspaceError as error:
         raise StepFailed(Problem(where=name, what=f"Lepton refused it: {error}")) from None
-    found = settle_doubt(workspace, name, doubt)
-    look = f"look at it: lep job get --id {name}"
-    if found is None:
+    job = find_after_doubt(workspace, name, doubt)
+    if job is None:
         fix = "there is no such job now; the same command tries again"
         raise StepFailed(Problem(where=name, what=str(doubt), fix=fix))
-    if not is_ours(found, body, begun=begun):
+    if not is_ours(job, body, begun=begun):
         what = "the workspace has a job of this name already, and it is another one"
-        raise StepFailed(Problem(where=name, what=what, fix=look))
+        fix = f"look at it: lep job get --id {name}"
+        raise StepFailed(Problem(where=name, what=what, fix=fix))
 
 
-def settle_doubt(workspace: Workspace, name: str, doubt: WorkspaceError) -> RemoteJob | None:
-    """Ask for the job by its name, a few times; None when it is certain that there is none."""
+def find_after_doubt(workspace: Workspace, name: str, doubt: WorkspaceError) -> RemoteJob | None:
+    """The job of this name, asked for a few times; None when it is certain that there is none.
+
+    Raises ``StepFailed`` when no answer is to be had.
+    """
     for remaining in reversed(range(LOOKS_AFTER_DOUBT)):
         try:
             return workspace.find(name)
@@ -63,8 +66,8 @@ def settle_doubt(workspace: Workspace, name: str, doubt: WorkspaceError) -> Remo
     raise StepFailed(Problem(where=name, what=what, fix=fix))
 
 
-def is_ours(found: RemoteJob, body: Mapping[str, Any], *, begun: float) -> bool:
+def is_ours(job: RemoteJob, body: Mapping[str, Any], *, begun: float) -> bool:
     """Whether it is the job that was just posted, and not an old one of a store that is gone."""
     key = f"{LABEL}.body"
-    young = found.created is None or found.created > begun - SECONDS_OF_CLOCK_SKEW
-    return young and found.labels.get(key) == body["metadata"]["labels"][key]
+    young = job.created is None or job.created > begun - SECONDS_OF_CLOCK_SKEW
+    return young and job.labels.get(key) == body["metadata"]["labels"][key]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nemotron_style.runtime.errors import Problem, suggest
@@ -83,7 +84,7 @@ def check_plan(plan: Plan) -> Iterator[Problem]:
         *check_variables(plan),
         *check_custom(plan.site.get("custom_spec", {})),
     ):
-        yield Problem(**{"where": where, **problem.as_dict()})
+        yield replace(problem, where=where)
 
 
 def check_needs(plan: Plan) -> Iterator[Problem]:

@@ -9,23 +9,23 @@ from importlib import util
 from pathlib import Path
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.runtime.launch.slurm.client import Silent, ask
+from nemotron_style.runtime.launch.slurm.client import SlurmError, run_command
 from nemotron_style.runtime.run.plan import Plan
 
 PROGRAMS = ("sbatch", "scontrol", "squeue", "scancel")
 
 
 def find_obstacles(plan: Plan, script: str, *, environment: Mapping[str, str]) -> Iterator[Problem]:
-    """All of them. ``script`` is what would be submitted, with this environment."""
+    """All problems. ``script`` is what would be submitted, with this environment."""
     missing = [*find_missing(plan)]
     yield from missing
     yield from find_absent_paths(plan)
     if not missing:
-        yield from try_out(plan, script, environment=environment)
+        yield from ask_slurm(plan, script, environment=environment)
 
 
 def find_missing(plan: Plan) -> Iterator[Problem]:
-    """Programs and packages that this machine lacks, and what a profile hopes for in vain."""
+    """Programs and packages that this machine lacks."""
     where = f"profile {plan.profile}"
     missing = [name for name in PROGRAMS if not shutil.which(name)]
     if missing:
@@ -54,13 +54,13 @@ def find_absent_paths(plan: Plan) -> Iterator[Problem]:
             yield Problem(where=f"profile {plan.profile}", key=key, what=what, got=path)
 
 
-def try_out(plan: Plan, script: str, *, environment: Mapping[str, str]) -> Iterator[Problem]:
+def ask_slurm(plan: Plan, script: str, *, environment: Mapping[str, str]) -> Iterator[Problem]:
     """Ask Slurm whether it would take the job."""
     with tempfile.NamedTemporaryFile("w", suffix=".sbatch", encoding="utf-8") as file:
         file.write(script)
         file.flush()
         try:
-            ask(["sbatch", "--test-only", file.name, "1"], environment=environment)
-        except Silent as error:
+            run_command(["sbatch", "--test-only", file.name, "1"], environment=environment)
+        except SlurmError as error:
             what = "Slurm would not take this job"
             yield Problem(where=f"profile {plan.profile}", what=what, got=str(error))

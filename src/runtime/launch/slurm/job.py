@@ -1,7 +1,7 @@
-"""A plan as a Slurm job: what it asks for, and the container that Pyxis opens for it.
+"""A plan as a Slurm job: the options of sbatch, and the container that Pyxis opens for it.
 
-Whatever cannot be said to Slurm is refused here, before anything is written: a control character
-or a backslash would end or change the line it stands in.
+Values that a batch script cannot hold are refused here, before anything is written: a control
+character or a backslash would end or change the line it stands in.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE
 from nemotron_style.runtime.run.plan import Plan
 
 GRACE_SECONDS = 120
-PLAIN = ("account", "partition", "qos", "constraint", "reservation", "gres")
-# Where a reference to an image says which program keeps it.
+PLAIN_OPTIONS = ("account", "partition", "qos", "constraint", "reservation", "gres")
+# The program that keeps an image, in a reference to it: dockerd://, podman://.
 SCHEME = re.compile(r"[a-z]+://")
 UNREADABLE = re.compile(r"[^A-Za-z0-9._-]+")
-# What our own scripts set in the job's environment, and an image must not replace.
-OURS = (ATTEMPT_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
+# Set by our own scripts in the job's environment; an image must not replace them.
+SCRIPT_VARIABLES = (ATTEMPT_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
 
 
 def plan_job(plan: Plan) -> BatchJob:
-    """The job. Raises ``ProfileError`` with every value that Slurm cannot be told."""
-    raise_all(ProfileError, [*find_unsayable(plan), *find_unmountable(plan)])
+    """The job. Raises ``ProfileError`` with every value that a script or Pyxis cannot hold."""
+    raise_all(ProfileError, [*find_unwritable(plan), *find_unmountable(plan)])
     cpus = plan.site.get("cpus_per_task")
     return BatchJob(
-        directives=tuple(write_wishes(plan)),
+        directives=tuple(list_options(plan)),
         run_dir=str(plan.run_dir),
         nodes=plan.nodes,
         detached=plan.detached,
@@ -42,11 +42,11 @@ def plan_job(plan: Plan) -> BatchJob:
     )
 
 
-def write_wishes(plan: Plan) -> Iterator[tuple[str, str | None]]:
+def list_options(plan: Plan) -> Iterator[tuple[str, str | None]]:
     """sbatch's options, in an order that reads well."""
     site = plan.site
     yield "job-name", plan.run_id
-    yield from ((key, str(site[key])) for key in PLAIN if site.get(key))
+    yield from ((key, str(site[key])) for key in PLAIN_OPTIONS if site.get(key))
     yield "nodes", str(plan.nodes)
     yield "ntasks-per-node", "1"
     if site.get("cpus_per_task"):
@@ -87,14 +87,13 @@ def count_seconds(limit: str) -> int:
 
 
 def plan_container(plan: Plan) -> Container:
-    """The image as a squashed file, what is mounted into it, and which variables win in it."""
+    """The image as a squashed file, what is mounted into it, and the variables that win in it."""
     image = str(plan.image)
     is_path = image.startswith("/")
-    names = {*OURS, *plan.env, *plan.secrets}
     return Container(
         image=image if is_path else str(name_squashed(image, Path(plan.store))),
         mounts=",".join(write_mounts(plan)),
-        variables=tuple(sorted(names)),
+        variables=tuple(sorted({*SCRIPT_VARIABLES, *plan.env, *plan.secrets})),
         workdir=plan.workdir,
         origin=None if is_path else write_uri(image),
         renew=bool(plan.site.get("force_squash")),
@@ -139,24 +138,26 @@ def list_needed(plan: Plan) -> list[str]:
     return needed + ([str(secrets)] if secrets else [])
 
 
-def find_unsayable(plan: Plan) -> Iterator[Problem]:
-    """Values that would not arrive as they are."""
-    values = {key: str(plan.site[key]) for key in (*PLAIN, "memory", "time") if key in plan.site}
+def find_unwritable(plan: Plan) -> Iterator[Problem]:
+    """Values that would not arrive in the job as they are."""
+    where = f"profile {plan.profile}"
+    values = {
+        key: str(plan.site[key]) for key in (*PLAIN_OPTIONS, "memory", "time") if key in plan.site
+    }
     values |= {"store": plan.store, "workdir": plan.workdir, "image": plan.image or ""}
     for index, mount in enumerate(plan.mounts):
         values[f"mounts[{index}]"] = f"{mount.source}:{mount.target}"
     for key, value in values.items():
         if "\\" in value or any(unicodedata.category(each) == "Cc" for each in value):
             what = "holds a control character or a backslash, which a batch script cannot"
-            yield Problem(where=f"profile {plan.profile}", key=key, what=what, got=repr(value))
+            yield Problem(where=where, key=key, what=what, got=repr(value))
     if plan.records is not None:
         what = "a Slurm job and this machine must see the same store"
-        where = f"profile {plan.profile}"
         yield Problem(where=where, key="remote_store", what=what, got=plan.store)
 
 
 def find_unmountable(plan: Plan) -> Iterator[Problem]:
-    """Mounts and images that Pyxis cannot be told."""
+    """Mounts and images that Pyxis cannot mount."""
     where = f"profile {plan.profile}"
     for index, mount in enumerate(plan.mounts):
         key, got = f"mounts[{index}]", f"{mount.source}:{mount.target}"

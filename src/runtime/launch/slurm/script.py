@@ -12,132 +12,25 @@ again, the attempts after it are its own.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
+
+from nemotron_style.runtime.launch.launch_sh import fill
 
 # Below the ports that the system hands out by itself, which begin at 32768.
 FIRST_PORT, PORTS = 20000, 12000
 
-
-@dataclass(frozen=True, kw_only=True)
-class Container:
-    """What Pyxis is told. ``origin`` is set where ``image`` is yet to be imported from there."""
-
-    image: str
-    mounts: str
-    variables: tuple[str, ...]
-    workdir: str
-    origin: str | None = None
-    renew: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchJob:
-    """One job. ``directives`` are sbatch's long options in their order; None for a bare flag.
-
-    ``patience`` are the seconds that workers have to stop in when they are told of the limit.
-    """
-
-    directives: tuple[tuple[str, str | None], ...]
-    run_dir: str
-    nodes: int
-    detached: bool = False
-    max_requeues: int = 0
-    patience: int = 90
-    cpus_per_task: int | None = None
-    container: Container | None = None
-
-
-def write_batch_script(job: BatchJob) -> str:
-    """The whole text. Values must be free of control characters and backslashes."""
-    parts = [
-        "\n".join(["#!/bin/bash", *(write_directive(*each) for each in job.directives)]),
-        "\n".join(_open(job)),
-        BEGIN,
-        RECORD,
-        LISTEN,
-        "\n".join(_meet(job)),
-        "\n".join(_import(job.container)),
-        "\n".join(_step(job)),
-        CONCLUDE,
-    ]
-    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
-
-
-def write_directive(name: str, value: str | None) -> str:
-    """One ``#SBATCH`` line; sbatch reads quotes there as a shell does."""
-    return f"#SBATCH --{name}" if value is None else f"#SBATCH --{name}={shlex.quote(value)}"
-
-
-def escape_pattern(path: str) -> str:
-    """A path where Slurm would replace ``%j`` and the like."""
-    return path.replace("%", "%%")
-
-
-def _open(job: BatchJob) -> Iterator[str]:
-    yield "set -uo pipefail"
-    yield "unset SLURM_EXPORT_ENV  # or srun would pass on less than there is"
-    yield f"run={shlex.quote(job.run_dir)}"
-    yield f"requeues={job.max_requeues}"
-    yield f"patience={job.patience}"
-    yield f"detached={str(job.detached).lower()}"
-    yield "restart=${SLURM_RESTART_COUNT:-0}"
-    yield "number=$(($1 + restart))"
-    yield "attempt=$run/attempts/$number"
-    yield "export NEMOTRON_STYLE_ATTEMPT=$number"
-
-
-def _meet(job: BatchJob) -> Iterator[str]:
-    if job.nodes == 1:
-        return
-    yield "# Addresses, because names need not resolve everywhere."
-    yield 'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
-    yield 'MASTER_ADDR=$(scontrol -o show node "$head" |'
-    yield r"  sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')"
-    yield "export MASTER_ADDR=${MASTER_ADDR:-$head}"
-    yield f"export MASTER_PORT=$(({FIRST_PORT} + SLURM_JOB_ID % {PORTS}))"
-
-
-def _import(container: Container | None) -> Iterator[str]:
-    if container is None or container.origin is None:
-        return
-    again = '[ "$restart" -eq 0 ] || ' if container.renew else ""
-    yield f"image={shlex.quote(container.image)}"
-    yield f'if {again}[ ! -e "$image" ]; then'
-    yield '  mkdir -p "${image%/*}"'
-    yield '  rm -f "$image.$SLURM_JOB_ID"'
-    yield f'  enroot import --output "$image.$SLURM_JOB_ID" {shlex.quote(container.origin)} &&'
-    yield '    mv -f "$image.$SLURM_JOB_ID" "$image" ||'
-    yield "    finish FAILED 1 'enroot could not import the image'"
-    yield "fi"
-
-
-def _step(job: BatchJob) -> Iterator[str]:
-    flags = [f"srun --nodes={job.nodes} --ntasks={job.nodes} --ntasks-per-node=1"]
-    if job.cpus_per_task:
-        flags.append(f"--cpus-per-task={job.cpus_per_task}")  # srun does not take the job's own
-    # A node that fails ends the others. One that is done does not (--wait=0): the first node may
-    # be busy with hashing and committing what all of them made.
-    flags.append("--kill-on-bad-exit=1 --wait=0 --export=ALL")
-    flags.append(r'--output="${attempt//\%/%%}/log-%n.txt"')
-    if job.container:
-        flags += _enter(job.container)
-    yield " \\\n  ".join([*flags, 'bash "$run/launch.sh" &'])
-    yield "step=$!"
-    yield "while :; do  # a signal interrupts the waiting"
-    yield "  interrupted=''"
-    yield '  wait "$step"; code=$?'
-    yield '  [ -n "$interrupted" ] && [ -z "$late" ] || break'
-    yield "done"
-
-
-def _enter(container: Container) -> Iterator[str]:
-    yield f"--container-image={shlex.quote(container.image)}"
-    yield f"--container-mounts={shlex.quote(container.mounts)}"
-    yield f"--container-workdir={shlex.quote(container.workdir)}"
-    yield f"--container-env={','.join(container.variables)}"
-    yield "--no-container-mount-home"
-
+OPEN = """
+set -uo pipefail
+unset SLURM_EXPORT_ENV  # or srun would pass on less than there is
+run=<<run_dir>>
+requeues=<<requeues>>
+patience=<<patience>>
+detached=<<detached>>
+restart=${SLURM_RESTART_COUNT:-0}
+number=$(($1 + restart))
+attempt=$run/attempts/$number
+export NEMOTRON_STYLE_ATTEMPT=$number
+"""
 
 BEGIN = r"""
 put() {  # name, text: a file of the attempt, whole at once
@@ -200,6 +93,37 @@ fi
 record RUNNING null ''
 """
 
+MEET = r"""
+# Addresses, because names need not resolve everywhere.
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_ADDR=$(scontrol -o show node "$head" |
+  sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+export MASTER_ADDR=${MASTER_ADDR:-$head}
+export MASTER_PORT=$((<<first_port>> + SLURM_JOB_ID % <<ports>>))
+"""
+
+IMPORT_IMAGE = """
+image=<<image>>
+if <<again>>[ ! -e "$image" ]; then
+  mkdir -p "${image%/*}"
+  rm -f "$image.$SLURM_JOB_ID"
+  enroot import --output "$image.$SLURM_JOB_ID" <<origin>> &&
+    mv -f "$image.$SLURM_JOB_ID" "$image" ||
+    finish FAILED 1 'enroot could not import the image'
+fi
+"""
+
+STEP = """
+<<srun>> \\
+  bash "$run/launch.sh" &
+step=$!
+while :; do  # a signal interrupts the waiting
+  interrupted=''
+  wait "$step"; code=$?
+  [ -n "$interrupted" ] && [ -z "$late" ] || break
+done
+"""
+
 CONCLUDE = r"""
 if [ -e "$run/outputs.json" ]; then finish COMPLETED 0 ''; fi
 if [ -e "$attempt/cancel.json" ]; then finish CANCELLED 130 'cancelled'; fi
@@ -222,3 +146,96 @@ if [ "$(worker)" = COMPLETED ]; then finish COMPLETED 0 ''; fi
 if [ "$code" -eq 0 ]; then finish FAILED 1 'ended without its outputs'; fi
 finish FAILED "$(culprit "$code")" ''
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """What Pyxis is told. ``origin`` is set where ``image`` is yet to be imported from there."""
+
+    image: str
+    mounts: str
+    variables: tuple[str, ...]
+    workdir: str
+    origin: str | None = None
+    renew: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchJob:
+    """One job. ``directives`` are sbatch's long options in their order; None for a bare flag.
+
+    ``patience`` are the seconds that workers have to stop in when they are told of the limit.
+    """
+
+    directives: tuple[tuple[str, str | None], ...]
+    run_dir: str
+    nodes: int
+    detached: bool = False
+    max_requeues: int = 0
+    patience: int = 90
+    cpus_per_task: int | None = None
+    container: Container | None = None
+
+
+def write_batch_script(job: BatchJob) -> str:
+    """The whole text. Values must be free of control characters and backslashes."""
+    opening = {
+        "run_dir": shlex.quote(job.run_dir),
+        "requeues": job.max_requeues,
+        "patience": job.patience,
+        "detached": str(job.detached).lower(),
+    }
+    parts = [
+        "\n".join(["#!/bin/bash", *(write_directive(*each) for each in job.directives)]),
+        fill(OPEN, opening),
+        BEGIN,
+        RECORD,
+        LISTEN,
+        fill(MEET, {"first_port": FIRST_PORT, "ports": PORTS}) if job.nodes > 1 else "",
+        write_import(job.container) if job.container else "",
+        fill(STEP, {"srun": write_srun(job)}),
+        CONCLUDE,
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+def write_directive(name: str, value: str | None) -> str:
+    """One ``#SBATCH`` line; sbatch reads quotes there as a shell does."""
+    return f"#SBATCH --{name}" if value is None else f"#SBATCH --{name}={shlex.quote(value)}"
+
+
+def escape_pattern(path: str) -> str:
+    """A path where Slurm would replace ``%j`` and the like."""
+    return path.replace("%", "%%")
+
+
+def write_import(container: Container) -> str:
+    """Lines that import the image where it has an ``origin`` and is not there yet."""
+    if container.origin is None:
+        return ""
+    values = {
+        "image": shlex.quote(container.image),
+        "again": '[ "$restart" -eq 0 ] || ' if container.renew else "",
+        "origin": shlex.quote(container.origin),
+    }
+    return fill(IMPORT_IMAGE, values)
+
+
+def write_srun(job: BatchJob) -> str:
+    """The command that starts one task on every node, over several lines."""
+    flags = [f"srun --nodes={job.nodes} --ntasks={job.nodes} --ntasks-per-node=1"]
+    if job.cpus_per_task:
+        flags.append(f"--cpus-per-task={job.cpus_per_task}")  # srun does not take the job's own
+    # A node that fails ends the others. One that is done does not (--wait=0): the first node may
+    # be busy with hashing and committing what all of them made.
+    flags.append("--kill-on-bad-exit=1 --wait=0 --export=ALL")
+    flags.append(r'--output="${attempt//\%/%%}/log-%n.txt"')
+    if job.container:
+        flags += [
+            f"--container-image={shlex.quote(job.container.image)}",
+            f"--container-mounts={shlex.quote(job.container.mounts)}",
+            f"--container-workdir={shlex.quote(job.container.workdir)}",
+            f"--container-env={','.join(job.container.variables)}",
+            "--no-container-mount-home",
+        ]
+    return " \\\n  ".join(flags)

@@ -1,81 +1,68 @@
-"""How a Slurm job stands, and its log as it grows: first from our own files, then from Slurm."""
+"""The state of a Slurm job, and its log as it grows: first from our own files, then from Slurm."""
 
 from __future__ import annotations
 
-import codecs
 import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
-from nemotron_style.runtime.launch.slurm.client import Seen, Silent, find_jobs, look_up
+from nemotron_style.runtime.launch.log import LogReader, Question
+from nemotron_style.runtime.launch.slurm.client import SlurmError, find_jobs, query_job
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder
-from nemotron_style.runtime.run.state import (
-    CANCELLED,
-    COMPLETED,
-    FAILED,
-    FINAL,
-    LOST,
-    PENDING,
-    JobState,
-)
+from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, FINAL, LOST, JobState
 
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_BETWEEN_QUESTIONS = 2.0
-# Files of another machine may show up this much later.
-SECONDS_OF_PATIENCE = 60
+SECONDS_UNTIL_FILES_SHOW = 60  # those of another machine may show up this much later
 EXIT_OF_A_STOP = 130
 
 
-def tell_state(handle: JobHandle) -> JobState:
-    """The state of the run: COMPLETED as soon as its outputs stand, else that of its job."""
+def read_state(handle: JobHandle) -> JobState:
+    """The state of the run: COMPLETED as soon as its outputs exist, else that of its job."""
     if RunFolder(handle.run_dir).outputs is not None:
         return JobState(COMPLETED, 0)
-    return tell_job(handle)
+    return read_job_state(handle)
 
 
-def tell_job(handle: JobHandle) -> JobState:
-    """The state of the job, through all the times that Slurm started it. Reads only."""
+def read_job_state(handle: JobHandle) -> JobState:
+    """The state of the job, across all the times that Slurm started it. Reads only."""
     attempt = find_current(handle)
-    told = read_end(attempt)
-    if told is not None:
-        return told
+    ended = read_end(attempt)
+    if ended:
+        return ended
     try:
         job_id = find_job(attempt)
-        seen = look_up(job_id) if job_id else None
-    except Silent as error:
-        return JobState(as_written(attempt), reason=f"no news from Slurm: {error}")
-    if seen is not None and seen.state not in FINAL:
-        return JobState(seen.state, reason=seen.reason)
-    told = read_end(attempt)  # it may have ended between the two looks
-    if told is not None:
-        return told
-    if attempt.record.get("state") in FINAL:
-        return tell_record(attempt)
-    return conclude(attempt, seen, job_id=job_id)
+        state = query_job(job_id) if job_id else None
+    except SlurmError as error:
+        return JobState(attempt.recorded_state, reason=f"no news from Slurm: {error}")
+    if state and state.state not in FINAL:
+        return JobState(state.state, reason=state.reason)
+    # The job may have ended while Slurm was asked.
+    return read_end(attempt) or attempt.recorded_end or conclude(attempt, state, job_id=job_id)
 
 
-def conclude(attempt: Attempt, seen: Seen | None, *, job_id: str) -> JobState:
-    """The end of a job whose script could not write it down."""
-    if RunFolder(attempt.path.parent.parent).outputs is not None:
+def conclude(attempt: Attempt, state: JobState | None, *, job_id: str) -> JobState:
+    """The end of a job whose script could not record it; ``state`` is what Slurm says."""
+    if attempt.is_run_complete:
         return JobState(COMPLETED, 0)
-    if seen is None:
-        if is_young(attempt):
-            return JobState(as_written(attempt), reason="being submitted" if not job_id else "")
+    if state is None and is_young(attempt):
+        reason = "" if job_id else "being submitted"
+        return JobState(attempt.recorded_state, reason=reason)
+    if state is None:
         return JobState(LOST, reason="Slurm knows no such job" if job_id else "never submitted")
-    if seen.state == FAILED and attempt.is_cancelled:
+    if state.state == FAILED and attempt.is_cancelled:
         return JobState(CANCELLED, EXIT_OF_A_STOP, "cancelled")
-    if seen.state == CANCELLED and seen.reason.startswith("Dependency"):
+    if state.state == CANCELLED and state.reason.startswith("Dependency"):
         return JobState(CANCELLED, None, "a job that it waited for did not complete")
-    reason = seen.reason
-    if seen.state == FAILED and reason in ("", "NonZeroExitCode"):
+    reason = state.reason
+    if state.state == FAILED and reason in ("", "NonZeroExitCode"):
         reason = read_last_line(attempt, job_id) or reason
-    return JobState(seen.state, seen.exit_code, reason)
+    return JobState(state.state, state.exit_code, reason)
 
 
 def read_end(attempt: Attempt) -> JobState | None:
@@ -85,24 +72,18 @@ def read_end(attempt: Attempt) -> JobState | None:
         return None
     reason = str(batch.get("reason") or "")
     if batch["state"] == FAILED:
-        reason = explain_failure(attempt, reason)
+        failure = attempt.rank_failure or {}
+        reason = attempt.record.get("error") or failure.get("error") or reason
+        reason = str(reason or read_last_line(attempt, str(attempt.job.get("id", ""))))
     return JobState(batch["state"], batch.get("exit_code"), reason)
-
-
-def explain_failure(attempt: Attempt, given: str) -> str:
-    """What the workers say, else what the script says, else the last line of its output."""
-    failure = attempt.rank_failure or {}
-    worker = attempt.record.get("error") or failure.get("error")
-    return str(worker or given or read_last_line(attempt, str(attempt.job.get("id", ""))))
 
 
 def read_last_line(attempt: Attempt, job_id: str) -> str:
     """The last line that any machine of the job wrote; Slurm's own complaints stand last."""
-    for path in (attempt.path.parent.parent / f"job-{job_id}.txt", attempt.log):
-        lines = read_tail(path).splitlines()
-        spoken = [line.strip() for line in lines if line.strip()]
-        if spoken and not spoken[-1].startswith("attempt "):
-            return spoken[-1]
+    for path in (attempt.run_dir / f"job-{job_id}.txt", attempt.log):
+        lines = [line.strip() for line in read_tail(path).splitlines() if line.strip()]
+        if lines and not lines[-1].startswith("attempt "):  # the script's own first line
+            return lines[-1]
     return ""
 
 
@@ -131,89 +112,61 @@ def find_current(handle: JobHandle) -> Attempt:
 def find_job(attempt: Attempt) -> str:
     """The number of its job, "" when there is none: who submitted it may have died right after.
 
-    Raises ``Silent`` when Slurm has to be asked and does not answer.
+    Raises ``SlurmError`` when Slurm has to be asked and does not answer.
     """
     known = str(attempt.job.get("id", ""))
     if known:
         return known
-    folder = attempt.path.parent.parent
-    others = {str(other.job.get("id", "")) for other in RunFolder(folder).attempts}
-    unknown = [job for job in find_jobs(folder.name, folder) if job not in others]
+    folder = RunFolder(attempt.run_dir)
+    others = {str(other.job.get("id", "")) for other in folder.attempts}
+    unknown = [job for job in find_jobs(folder.run_id, folder.path) if job not in others]
     return unknown[-1] if unknown else ""
-
-
-def as_written(attempt: Attempt) -> str:
-    return str(attempt.record.get("state", PENDING))
-
-
-def tell_record(attempt: Attempt) -> JobState:
-    record = attempt.record
-    return JobState(record["state"], record.get("exit_code"), str(record.get("error", "")))
 
 
 def is_young(attempt: Attempt) -> bool:
     """Whether something happened here so lately that there may be more to come."""
-    record: dict[str, Any] = attempt.record
-    if "id" not in attempt.job and is_alive(record.get("launcher", {})):
+    if "id" not in attempt.job and is_alive(attempt.record.get("launcher", {})):
         return True
     newest = max((each.stat().st_mtime for each in attempt.path.iterdir()), default=0.0)
-    return time.time() - newest < SECONDS_OF_PATIENCE
+    return time.time() - newest < SECONDS_UNTIL_FILES_SHOW
 
 
 def follow_log(handle: JobHandle, *, node: int) -> Iterator[str]:
     """What a machine writes, across the times that Slurm starts the job; "" when nothing is new.
 
-    A job that ends before any machine wrote something leaves only Slurm's words; they are given.
+    A job that ends before any machine wrote something has only Slurm's output; it is given.
     """
-    number, spoke, asked, over = handle.attempt, False, 0.0, False
-    reader = Reader(attempt_of(handle).log_of(node))
+    number, spoke = handle.attempt, False
+    reader = LogReader(attempt_of(handle).log_of(node))
+    over = Question(
+        lambda: read_job_state(handle).is_final,
+        seconds=SECONDS_BETWEEN_QUESTIONS,
+        hint=lambda: read_end(find_current(handle)) is not None,
+    )
     while True:
-        if not over and time.monotonic() - asked > SECONDS_BETWEEN_QUESTIONS:
-            over, asked = tell_job(handle).is_final, time.monotonic()
-        elif not over:
-            over = read_end(find_current(handle)) is not None
+        ended = over()  # before reading, so that everything written by then is read
         text = reader.read()
         if text:
             spoke = True
             yield text
-            continue
-        if find_current(handle).number > number:
+        elif find_current(handle).number > number:
             number += 1
-            reader = Reader(handle.run_dir / "attempts" / str(number) / f"log-{node}.txt")
+            reader = LogReader(handle.run_dir / "attempts" / str(number) / f"log-{node}.txt")
             yield f"--- attempt {number}: Slurm started the job again ---\n"
-            continue
-        if over:
+        elif ended:
             break
-        yield ""
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        else:
+            yield ""
+            time.sleep(SECONDS_BETWEEN_LOOKS)
     if not spoke:
         yield read_tail(handle.run_dir / f"job-{attempt_of(handle).job.get('id')}.txt")
-
-
-class Reader:
-    """A file that grows, may not be there yet, and may be on another machine's disk."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.offset = path, 0
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def read(self) -> str:
-        """What was written since the last time."""
-        try:
-            with open(self.path, "rb") as file:  # opened anew: a shared disk would show old content
-                file.seek(self.offset)
-                new = file.read()
-        except FileNotFoundError:
-            return ""
-        self.offset += len(new)
-        return self.decoder.decode(new)
 
 
 def describe_unmet(handles: Sequence[JobHandle]) -> tuple[list[str], list[str]]:
     """Numbers of the jobs to wait for, and words about those that will never complete."""
     waited, failed = [], []
     for handle in handles:
-        state = tell_state(handle)
+        state = read_state(handle)
         job_id = str(find_current(handle).job.get("id", ""))
         if state.state == COMPLETED:
             continue

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.errors import ProfileError
-from nemotron_style.runtime.launch.base import JobHandle, attempt_of, write_command, write_script
+from nemotron_style.runtime.launch.base import JobHandle, attempt_of
+from nemotron_style.runtime.launch.launch_sh import write_command, write_script
 from nemotron_style.runtime.launch.local import LocalLauncher, close_unreported
 from nemotron_style.runtime.planning.planner import compile_pipeline
 from nemotron_style.runtime.planning.request import RunRequest

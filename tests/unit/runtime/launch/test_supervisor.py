@@ -52,14 +52,14 @@ def end(folder: RunFolder, state: str, **facts: Any) -> None:
 
 
 def test_a_command_that_says_nothing_is_closed_with_its_code(attempt: Attempt) -> None:
-    Supervisor(attempt).carry_out(["bash", "-c", "echo hello; exit 3"])
+    Supervisor(attempt).execute(["bash", "-c", "echo hello; exit 3"])
     assert (attempt.record["state"], attempt.record["exit_code"]) == ("FAILED", 3)
     assert attempt.log.read_text() == "hello\n"
 
 
 def test_the_child_is_written_down_and_marked(attempt: Attempt) -> None:
     script = f'cat {attempt.path}/child.json; echo "$NEMOTRON_STYLE_JOB $NEMOTRON_STYLE_ATTEMPT"'
-    Supervisor(attempt).carry_out(["bash", "-c", f"echo $$; {script}"])
+    Supervisor(attempt).execute(["bash", "-c", f"echo $$; {script}"])
     own, *written, variables = attempt.log.read_text().splitlines()
     assert f'"pid": {own},' in "\n".join(written)
     assert variables == f"{os.path.realpath(attempt.path)} 1"
@@ -68,23 +68,23 @@ def test_the_child_is_written_down_and_marked(attempt: Attempt) -> None:
 
 def test_what_the_worker_wrote_stands(attempt: Attempt) -> None:
     text = '{"state": "COMPLETED", "exit_code": 0}'
-    Supervisor(attempt).carry_out(["bash", "-c", f"echo '{text}' > {attempt.path}/attempt.json"])
+    Supervisor(attempt).execute(["bash", "-c", f"echo '{text}' > {attempt.path}/attempt.json"])
     assert attempt.record == {"state": "COMPLETED", "exit_code": 0}
 
 
 @pytest.mark.usefixtures("handlers")
-def test_an_order_from_before_it_listened_is_carried_out(attempt: Attempt) -> None:
+def test_an_order_from_before_it_listened_is_executed(attempt: Attempt) -> None:
     """As that of a cancel whose signal was ignored while the interpreter started."""
     attempt.record_cancel()
     late = Supervisor(attempt)
     late.listen()
-    late.carry_out(["touch", str(attempt.path / "ran")])
+    late.execute(["touch", str(attempt.path / "ran")])
     assert attempt.record["state"] == "CANCELLED"
     assert not (attempt.path / "ran").exists()
 
 
 def test_a_command_that_is_not_there(attempt: Attempt) -> None:
-    Supervisor(attempt).carry_out(["/nowhere/bash"])
+    Supervisor(attempt).execute(["/nowhere/bash"])
     assert attempt.record["state"] == "FAILED"
     assert "could not be started" in attempt.record["error"]
 
@@ -94,7 +94,7 @@ def test_a_needed_run_that_did_not_complete_cancels(
     attempt: Attempt, upstream: RunFolder, state: str
 ) -> None:
     end(upstream, state, error="the stone broke")
-    Supervisor(attempt, [upstream]).carry_out(["false"])
+    Supervisor(attempt, [upstream]).execute(["false"])
     assert attempt.record["state"] == "CANCELLED"
     assert attempt.record["error"] == f"needs b-2, which is {state}: the stone broke"
     assert attempt.child == {}
@@ -111,14 +111,14 @@ def test_it_waits_and_says_for_whom(
             write_text(upstream.path / "outputs.json", "{}")
 
     monkeypatch.setattr(supervisor.time, "sleep", pause)
-    Supervisor(attempt, [upstream]).carry_out(["bash", "-c", "exit 5"])
+    Supervisor(attempt, [upstream]).execute(["bash", "-c", "exit 5"])
     assert said == ["waits for b-2"] * 3
     assert attempt.record["reason"] == ""
     assert attempt.record["exit_code"] == 5
 
 
 def test_a_run_that_nobody_began_is_not_waited_for(attempt: Attempt, tmp_path: Path) -> None:
-    Supervisor(attempt, [RunFolder(tmp_path / "runs/c-3")]).carry_out(["bash", "-c", "exit 5"])
+    Supervisor(attempt, [RunFolder(tmp_path / "runs/c-3")]).execute(["bash", "-c", "exit 5"])
     assert attempt.record["exit_code"] == 5
 
 
@@ -128,7 +128,7 @@ def test_cancelled_while_it_waits(
 ) -> None:
     watch = Supervisor(attempt, [upstream])
     monkeypatch.setattr(supervisor.time, "sleep", lambda _: getattr(watch, order)())
-    watch.carry_out(["false"])
+    watch.execute(["false"])
     assert attempt.record["state"] == "CANCELLED"
     assert attempt.is_cancelled
     assert attempt.child == {}
@@ -137,7 +137,7 @@ def test_cancelled_while_it_waits(
 def test_cancelled_before_it_began(attempt: Attempt) -> None:
     watch = Supervisor(attempt)
     watch.stop()
-    watch.carry_out(["false"])
+    watch.execute(["false"])
     assert (attempt.record["state"], attempt.child) == ("CANCELLED", {})
 
 
@@ -153,7 +153,7 @@ def test_cancelled_just_while_it_is_being_started(
         return child
 
     monkeypatch.setattr(supervisor, "start_child", interrupted)
-    watch.carry_out(["sleep", "1000"])
+    watch.execute(["sleep", "1000"])
     signal.alarm(0)
     assert (attempt.record["state"], attempt.record["exit_code"]) == ("CANCELLED", code)
 

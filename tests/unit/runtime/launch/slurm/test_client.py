@@ -15,10 +15,16 @@ import pytest
 from nemotron_style.runtime.errors import StepFailed
 from nemotron_style.runtime.launch.base import JobHandle
 from nemotron_style.runtime.launch.slurm import client, state
-from nemotron_style.runtime.launch.slurm.client import Seen, Silent, find_jobs, look_up, parse_job
+from nemotron_style.runtime.launch.slurm.client import (
+    SlurmError,
+    find_jobs,
+    parse_job,
+    query_job,
+)
 from nemotron_style.runtime.launch.slurm.launcher import SlurmLauncher
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.state import JobState
 
 UNKNOWN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
 DEAD = "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1"
@@ -99,36 +105,40 @@ def job(tmp_path: Path, commands: Commands) -> Iterator[Job]:
 @pytest.mark.parametrize(
     ("word", "fields", "seen"),
     [
-        ("PENDING", {"Reason": "Priority"}, Seen("PENDING", None, "Priority")),
-        ("PENDING", {"Reason": "BeginTime", "Restarts": 1}, Seen("REQUEUED", None, "BeginTime")),
-        ("CONFIGURING", {}, Seen("PENDING")),
-        ("RUNNING", {}, Seen("RUNNING")),
-        ("COMPLETING", {}, Seen("RUNNING")),
-        ("SUSPENDED", {}, Seen("RUNNING")),
-        ("A_NEW_WORD", {}, Seen("RUNNING")),
-        ("REQUEUE_HOLD", {}, Seen("REQUEUED")),
-        ("COMPLETED", {}, Seen("COMPLETED", 0)),
-        ("FAILED", {"ExitCode": "3:0"}, Seen("FAILED", 3)),
-        ("FAILED", {"ExitCode": "0:9"}, Seen("FAILED", 137)),
-        ("NODE_FAIL", {}, Seen("FAILED", None, "a node failed")),
-        ("BOOT_FAIL", {}, Seen("FAILED", None, "a node did not boot")),
-        ("OUT_OF_MEMORY", {"ExitCode": "0:125"}, Seen("FAILED", None, "out of memory")),
-        ("CANCELLED", {}, Seen("CANCELLED")),
-        ("PREEMPTED", {}, Seen("CANCELLED", None, "another job took its place")),
-        ("TIMEOUT", {}, Seen("TIMEOUT", None, "reached its time limit")),
-        ("DEADLINE", {}, Seen("TIMEOUT", None, "reached its deadline")),
+        ("PENDING", {"Reason": "Priority"}, JobState("PENDING", None, "Priority")),
+        (
+            "PENDING",
+            {"Reason": "BeginTime", "Restarts": 1},
+            JobState("REQUEUED", None, "BeginTime"),
+        ),
+        ("CONFIGURING", {}, JobState("PENDING")),
+        ("RUNNING", {}, JobState("RUNNING")),
+        ("COMPLETING", {}, JobState("RUNNING")),
+        ("SUSPENDED", {}, JobState("RUNNING")),
+        ("A_NEW_WORD", {}, JobState("RUNNING")),
+        ("REQUEUE_HOLD", {}, JobState("REQUEUED")),
+        ("COMPLETED", {}, JobState("COMPLETED", 0)),
+        ("FAILED", {"ExitCode": "3:0"}, JobState("FAILED", 3)),
+        ("FAILED", {"ExitCode": "0:9"}, JobState("FAILED", 137)),
+        ("NODE_FAIL", {}, JobState("FAILED", None, "a node failed")),
+        ("BOOT_FAIL", {}, JobState("FAILED", None, "a node did not boot")),
+        ("OUT_OF_MEMORY", {"ExitCode": "0:125"}, JobState("FAILED", None, "out of memory")),
+        ("CANCELLED", {}, JobState("CANCELLED")),
+        ("PREEMPTED", {}, JobState("CANCELLED", None, "another job took its place")),
+        ("TIMEOUT", {}, JobState("TIMEOUT", None, "reached its time limit")),
+        ("DEADLINE", {}, JobState("TIMEOUT", None, "reached its deadline")),
     ],
 )
 def test_every_word_of_slurm_is_one_of_ours(
-    commands: Commands, word: str, fields: dict[str, Any], seen: Seen
+    commands: Commands, word: str, fields: dict[str, Any], seen: JobState
 ) -> None:
     commands.show(state=word, **fields)
-    assert look_up("7") == seen
+    assert query_job("7") == seen
 
 
 def test_a_job_that_could_not_write_its_log_says_so(commands: Commands) -> None:
     commands.show(state="FAILED", ExitCode="0:53", Reason="NonZeroExitCode")
-    seen = look_up("7")
+    seen = query_job("7")
     assert seen is not None
     assert "could not open the job's log" in seen.reason
 
@@ -140,38 +150,38 @@ def test_what_is_no_job_is_none() -> None:
 @pytest.mark.parametrize(
     ("lines", "seen"),
     [
-        ("CANCELLED by 1000|0:15", Seen("CANCELLED")),
-        ("NODE_FAIL|1:0\nFAILED|4:0", Seen("FAILED", 4)),
+        ("CANCELLED by 1000|0:15", JobState("CANCELLED")),
+        ("NODE_FAIL|1:0\nFAILED|4:0", JobState("FAILED", 4)),
         ("UNHEARD|0:0", None),
         ("", None),
     ],
 )
 def test_the_accounting_is_asked_for_what_the_queue_forgot(
-    commands: Commands, lines: str, seen: Seen | None
+    commands: Commands, lines: str, seen: JobState | None
 ) -> None:
     commands.set("scontrol", UNKNOWN)
     commands.set("sacct", f"printf '{lines}'")
-    assert look_up("7") == seen
+    assert query_job("7") == seen
 
 
 def test_no_accounting_and_no_job_is_none(commands: Commands) -> None:
     commands.set("scontrol", UNKNOWN)
-    assert look_up("7") is None
+    assert query_job("7") is None
 
 
 def test_silence_is_told_in_slurms_words(
     commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands.set("scontrol", DEAD)
-    with pytest.raises(Silent, match="Unable to contact slurm controller"):
-        look_up("7")
+    with pytest.raises(SlurmError, match="Unable to contact slurm controller"):
+        query_job("7")
     commands.set("scontrol", "exit 4")
-    with pytest.raises(Silent, match="scontrol: exit code 4"):
-        look_up("7")
+    with pytest.raises(SlurmError, match="scontrol: exit code 4"):
+        query_job("7")
     (commands.folder / "scontrol").unlink()
     monkeypatch.setenv("PATH", str(commands.folder))
-    with pytest.raises(Silent, match="scontrol is not installed"):
-        look_up("7")
+    with pytest.raises(SlurmError, match="scontrol is not installed"):
+        query_job("7")
 
 
 def test_a_command_that_hangs_is_given_up(
@@ -179,8 +189,8 @@ def test_a_command_that_hangs_is_given_up(
 ) -> None:
     monkeypatch.setattr(client, "SECONDS_TO_ANSWER", 0.1)
     commands.set("scontrol", "exec sleep 30")
-    with pytest.raises(Silent, match=r"gave no answer in 0\.1 seconds"):
-        look_up("7")
+    with pytest.raises(SlurmError, match=r"gave no answer in 0\.1 seconds"):
+        query_job("7")
 
 
 def test_jobs_are_found_by_name_and_place(commands: Commands) -> None:

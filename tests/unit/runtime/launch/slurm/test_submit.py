@@ -1,4 +1,4 @@
-"""Submission by way of submitit, and what stands in its way; Slurm's commands are stand-ins."""
+"""Submission through submitit, and what stands in its way; Slurm's commands are stand-ins."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 from nemotron_style.runtime.errors import StepFailed
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
 from nemotron_style.runtime.launch.slurm import check
+from nemotron_style.runtime.launch.slurm.client import SlurmError, submit
 from nemotron_style.runtime.launch.slurm.launcher import SlurmLauncher
-from nemotron_style.runtime.launch.slurm.submit import Refused, hand_over, make_executor, replaced
 from nemotron_style.runtime.planning.planner import compile_pipeline
 from nemotron_style.runtime.planning.request import RunRequest
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.plan import Plan
 
-submitit = pytest.importorskip("submitit")
+pytest.importorskip("submitit")
 
 
 class Commands:
@@ -66,22 +66,13 @@ def plan_grow(mill: Any, *overrides: str, **profile: Any) -> Plan:
     return plan.model_copy(update={"executor": "slurm", "site": profile})
 
 
-def test_the_private_hooks_of_submitit_are_there(tmp_path: Path, commands: Commands) -> None:
-    from submitit.core.core import PicklingExecutor
+def test_submitit_offers_publicly_what_is_used_of_it() -> None:
+    from submitit.helpers import CommandFunction
 
-    executor = make_executor("text\n", ["sbatch", "x"], tmp_path)
-    for name, given in {
-        "_make_submission_file_text": ["self", "command", "uid"],
-        "_make_submission_command": ["self", "submission_file_path"],
-        "_get_job_id_from_submission_command": ["string"],
-    }.items():
-        assert name in vars(type(executor))
-        hook = getattr(submitit.SlurmExecutor, name)
-        assert list(inspect.signature(hook).parameters) == given
-    assert list(inspect.signature(PicklingExecutor._submit_command).parameters) == [
-        "self",
-        "command",
-    ]
+    parameters = inspect.signature(CommandFunction).parameters
+    assert {"command", "verbose", "env"} <= set(parameters)
+    with pytest.raises(RuntimeError, match="no such account"):
+        CommandFunction(["sh", "-c", "echo no such account >&2; exit 1"], verbose=False)()
 
 
 def test_sbatch_gets_the_command_as_it_is_and_only_the_chosen_environment(
@@ -90,7 +81,7 @@ def test_sbatch_gets_the_command_as_it_is_and_only_the_chosen_environment(
     monkeypatch.setenv("LEFT_OUT", "1")
     before = dict(os.environ)
     chosen = {"PATH": os.environ["PATH"], "TAKEN": "2"}
-    job_id = hand_over("text\n", ["sbatch", "--parsable", "a b", "1"], environment=chosen)
+    job_id = submit(["sbatch", "--parsable", "a b", "1"], environment=chosen)
     assert job_id == "41"
     assert commands.said == ["sbatch --parsable a b 1"]
     given = (commands.folder / "environment").read_text()
@@ -102,28 +93,21 @@ def test_sbatch_gets_the_command_as_it_is_and_only_the_chosen_environment(
 @pytest.mark.parametrize(("told", "job_id"), [("41", "41"), ("42;cluster", "42"), (" 43 ", "43")])
 def test_the_number_of_the_job(commands: Commands, told: str, job_id: str) -> None:
     commands.set("sbatch", f"echo '{told}'")
-    assert hand_over("", ["sbatch"], environment=os.environ.copy()) == job_id
+    assert submit(["sbatch"], environment=os.environ.copy()) == job_id
 
 
 def test_nonsense_is_a_refusal(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
-    commands.set("sbatch", "echo Submitted batch job 41")
-    with pytest.raises(Refused, match="gave no number of a job but 'Submitted batch job 41'"):
-        hand_over("", ["sbatch"], environment=os.environ.copy())
-    commands.set("sbatch", "echo 'sbatch: error: no such account' >&2; exit 1")
-    with pytest.raises(Refused, match="sbatch: error: no such account"):
-        hand_over("", ["sbatch"], environment=os.environ.copy())
-    (commands.folder / "sbatch").unlink()
-    with pytest.raises(Refused):
-        hand_over("", ["sbatch-that-is-nowhere"], environment=os.environ.copy())
-    assert capsys.readouterr() == ("", "")
-
-
-def test_the_environment_is_put_back_after_an_error() -> None:
     before = dict(os.environ)
-    context = replaced({"A": "1"})
-    context.__enter__()
-    assert dict(os.environ) == {"A": "1"}
-    assert not context.__exit__(KeyError, KeyError(), None)
+    commands.set("sbatch", "echo Submitted batch job 41")
+    with pytest.raises(SlurmError, match="gave no number of a job but 'Submitted batch job 41'"):
+        submit(["sbatch"], environment=os.environ.copy())
+    commands.set("sbatch", "echo 'sbatch: error: no such account' >&2; exit 1")
+    with pytest.raises(SlurmError, match="sbatch: error: no such account"):
+        submit(["sbatch"], environment=os.environ.copy())
+    (commands.folder / "sbatch").unlink()
+    with pytest.raises(SlurmError):
+        submit(["sbatch-that-is-nowhere"], environment=os.environ.copy())
+    assert capsys.readouterr() == ("", "")
     assert dict(os.environ) == before
 
 
@@ -180,8 +164,7 @@ def test_a_refusal_closes_the_attempt_and_the_next_one_is_free(
 def test_a_missing_submitit_closes_the_attempt_too(
     mill: Any, commands: Commands, launcher: SlurmLauncher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    monkeypatch.setitem(sys.modules, "submitit.core.utils", None)
+    monkeypatch.setitem(sys.modules, "submitit.helpers", None)
     with pytest.raises(StepFailed, match="submitit"):
         launcher.submit(launcher.compile(plan_grow(mill)))
 
