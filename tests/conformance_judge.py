@@ -8,7 +8,6 @@ the defaults are put in here (:func:`run_compare`) and nowhere in the project.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,14 +115,12 @@ class Script:
     replies: Mapping[str, list[Any]]
     bodies: list[Case] = field(default_factory=list)
     asked: dict[str, int] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def request(self, method: str, path: str, body: Case, *, timeout: float) -> Outcome:
+    async def request(self, method: str, path: str, body: Case, *, timeout: float) -> Outcome:
         shown = {message["role"]: message["content"] for message in body["messages"]}
         pair = f"{shown['response_1']}|{shown['response_2']}"
-        with self.lock:
-            self.bodies.append(body)
-            number = self.asked[pair] = self.asked.get(pair, 0) + 1
+        self.bodies.append(body)
+        number = self.asked[pair] = self.asked.get(pair, 0) + 1
         replies = self.replies[pair]
         reply = replies[min(number, len(replies)) - 1]
         if isinstance(reply, int):
@@ -133,7 +130,7 @@ class Script:
         text = responses_api.read_output(reply)[1]
         return completion(text, "stop" if reply.get("status") == "completed" else "length")
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         pass
 
 

@@ -1,223 +1,184 @@
-"""One question over HTTP and its answer, within a deadline that nothing outlasts.
+"""One request over HTTP and its answer, by httpx, within a deadline that nothing outlasts.
 
-Whatever goes wrong is a :class:`Fault` with a word for its kind; an answer is only what came
-whole, in time, with status 200, as a JSON object. Redirects are not followed.
+An answer is a JSON object that came whole, in time, with status 200. Everything else is a
+:class:`Fault` with a word for its kind. Redirects are not followed, since a token would go with
+them, and proxies of the environment are not used.
 """
 
 from __future__ import annotations
 
-import contextlib
-import http.client
+import asyncio
+import functools
 import json
-import socket
+import logging
+import os
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from collections.abc import Coroutine, Mapping
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, NoReturn, TypeVar
+
+import httpx
 
 from nemotron_style.steps.blocks.http.endpoint import Address
 from nemotron_style.steps.blocks.http.error import shorten
 
 MAX_ANSWER_BYTES = 64 * 2**20
 PERMANENT_STATUSES = (400, 401, 403, 404, 405, 411, 413, 415, 422)
+KEEPALIVE_SECONDS = 4.0
+"""Below the 5 s after which uvicorn (and so vLLM) closes a connection that nobody uses."""
+
+Answer = TypeVar("Answer")
+
+logging.getLogger("httpx").setLevel(logging.WARNING)  # else one line a request
 
 
 class Fault(Exception):
-    """One try that brought no answer. ``permanent``: the same question would fail again."""
+    """One try that brought no answer. ``permanent``: the same request would fail again."""
 
-    def __init__(self, kind: str, message: str, *, permanent: bool = False) -> None:
+    def __init__(
+        self, kind: str, message: str, *, permanent: bool = False, retry_after: float | None = None
+    ) -> None:
         super().__init__(f"{kind}: {message}")
         self.kind, self.message, self.permanent = kind, message, permanent
-        self.retry_after: float | None = None
+        self.retry_after = retry_after
 
 
-class Stale(Exception):
-    """A kept connection that the other side had closed meanwhile."""
-
-
-@dataclass
 class HttpClient:
-    """Asks ``address``; up to as many connections are kept as were ever in use at once."""
+    """Asks ``address``, and keeps connections for later. To be used within :func:`run` alone."""
 
-    address: Address
-    token: str | None = field(default=None, repr=False)
-    idle: list[http.client.HTTPConnection] = field(default_factory=list, repr=False)
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    def __init__(self, address: Address, token: str | None = None) -> None:
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        tls = (
+            ssl.create_default_context()
+            if address.scheme == "https"
+            else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used, and made in no time
+        )
+        self._url = str(address)
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            verify=tls,
+            trust_env=False,
+            timeout=None,  # httpx's own begin anew with every byte
+            limits=httpx.Limits(keepalive_expiry=KEEPALIVE_SECONDS),
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        )
 
-    def request(
+    async def request(
         self, method: str, path: str, body: Any = None, *, timeout: float
     ) -> dict[str, Any]:
-        """The JSON object that answers. Raises ``Fault``."""
-        data = None if body is None else json.dumps(body).encode()
+        """The JSON object that answers within ``timeout`` seconds. Raises ``Fault``."""
+        content = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"} if content else {}
+        stream = self._client.stream(method, self._url + path, content=content, headers=headers)
         try:
-            return self._request(method, path, data, timeout)
-        except Stale:
-            return self._request(method, path, data, timeout, fresh=True)
+            async with asyncio.timeout(timeout), stream as response:
+                return await _receive(response)
+        except TimeoutError:
+            raise Fault("timeout", f"no whole answer within {timeout:g} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _explain(error) from None
 
-    def close(self) -> None:
-        with self.lock:
-            kept, self.idle = self.idle, []
-        for connection in kept:
-            connection.close()
-
-    def _request(
-        self, method: str, path: str, data: bytes | None, timeout: float, fresh: bool = False
-    ) -> dict[str, Any]:
-        connection, used = self._take(timeout, fresh)
-        try:
-            with Deadline.of(timeout) as limit:
-                try:
-                    response, text = self._talk(connection, limit, method, path, data)
-                except (OSError, http.client.HTTPException, ValueError) as error:
-                    gone = isinstance(error, ConnectionError)  # RemoteDisconnected is one too
-                    if used and gone and not limit.is_over:
-                        raise Stale from None
-                    raise explain(error, late=limit.is_over, timeout=timeout) from None
-            if limit.is_over:  # what was shut half way may look like an end
-                raise explain(TimeoutError(), late=True, timeout=timeout)
-            answer = read_answer(response, text)
-        except BaseException:
-            connection.close()
-            raise
-        if response.will_close:
-            connection.close()
-        else:
-            with self.lock:
-                self.idle.append(connection)
-        return answer
-
-    def _take(self, timeout: float, fresh: bool) -> tuple[http.client.HTTPConnection, bool]:
-        with self.lock:
-            if self.idle and not fresh:
-                return self.idle.pop(), True
-        if self.address.scheme == "https":
-            context = ssl.create_default_context()
-            return http.client.HTTPSConnection(
-                self.address.host, self.address.port, timeout=timeout, context=context
-            ), False
-        return http.client.HTTPConnection(
-            self.address.host, self.address.port, timeout=timeout
-        ), False
-
-    def _talk(
-        self,
-        connection: http.client.HTTPConnection,
-        limit: Deadline,
-        method: str,
-        path: str,
-        data: bytes | None,
-    ) -> tuple[http.client.HTTPResponse, bytes]:
-        headers = {"Accept": "application/json"}
-        if data is not None:
-            headers["Content-Type"] = "application/json"
-        if self.token:
-            headers["Authorization"] = f"Bearer {self.token}"
-        if connection.sock is None:
-            connection.connect()
-        limit.watch(connection.sock)
-        connection.request(method, self.address.path + path, body=data, headers=headers)
-        response = connection.getresponse()
-        text = response.read(MAX_ANSWER_BYTES + 1)
-        if len(text) > MAX_ANSWER_BYTES:
-            raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
-        if response.length:  # http.client does not say so where a size was asked for
-            raise http.client.IncompleteRead(text, response.length)
-        return response, text
+    async def aclose(self) -> None:
+        """Close the connections that were kept."""
+        await self._client.aclose()
 
 
-@dataclass
-class Deadline:
-    """Shuts a socket once the time is over, whatever is being waited for.
+def run(work: Coroutine[Any, Any, Answer]) -> Answer:
+    """What ``work`` returns; may be called from many threads at once.
 
-    The socket's own timeout begins anew with every byte; this one does not.
+    All of it runs in one event loop in a thread of its own, where connections can be shared.
     """
-
-    socket: socket.socket | None = None
-    is_over: bool = False
-
-    @classmethod
-    @contextlib.contextmanager
-    def of(cls, seconds: float) -> Iterator[Deadline]:
-        """One that is over after ``seconds``, or with the block."""
-        limit = cls()
-        timer = threading.Timer(seconds, limit.end)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield limit
-        finally:
-            timer.cancel()
-
-    def watch(self, connected: socket.socket) -> None:
-        """The socket to shut. Raises ``TimeoutError`` when connecting took all the time."""
-        self.socket = connected
-        if self.is_over:
-            raise TimeoutError
-
-    def end(self) -> None:
-        self.is_over = True
-        if self.socket is not None:
-            with contextlib.suppress(OSError):
-                self.socket.shutdown(socket.SHUT_RDWR)
-
-
-def explain(error: Exception, *, late: bool, timeout: float) -> Fault:
-    """The fault behind an exception of the standard library."""
-    if late or isinstance(error, TimeoutError):
-        return Fault("timeout", f"no whole answer within {timeout:g} s")
-    if isinstance(error, ConnectionRefusedError | socket.gaierror):
-        return Fault("unreachable", str(error))
-    if isinstance(error, http.client.IncompleteRead):
-        return Fault("cut_short", f"the answer ended early: {error}")
-    if isinstance(error, ssl.SSLError):
-        return Fault("tls", str(error))
-    if isinstance(error, OSError):
-        return Fault("disconnected", str(error) or type(error).__name__)
-    return Fault("malformed", f"no HTTP answer: {shorten(str(error))}")
-
-
-def read_answer(response: http.client.HTTPResponse, text: bytes) -> dict[str, Any]:
-    """The JSON object of a good answer. Raises ``Fault`` for every other."""
-    if response.status != 200:
-        raise read_refusal(response, text)
+    future = asyncio.run_coroutine_threadsafe(work, _event_loop())
     try:
-        told = json.loads(text, parse_constant=_refuse_constant)
+        return future.result()
+    finally:
+        future.cancel()  # matters only where Ctrl-C ended the waiting
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="http", daemon=True).start()
+    return loop
+
+
+# A forked process has the loop, but not the thread that runs it.
+os.register_at_fork(after_in_child=_event_loop.cache_clear)
+
+
+async def _receive(response: httpx.Response) -> dict[str, Any]:
+    """The answer behind a status line. Raises ``Fault``."""
+    text = bytearray()
+    try:
+        async for part in response.aiter_raw():
+            text += part
+            if len(text) > MAX_ANSWER_BYTES:
+                raise Fault("malformed", f"more than {MAX_ANSWER_BYTES} bytes")
+    except httpx.RemoteProtocolError as error:
+        raise Fault("cut_short", f"the answer ended early: {error}") from None
+    try:
+        return _parse(response, bytes(text))
+    except Fault:
+        # What may follow this answer would be taken for the next one.
+        await response.extensions["network_stream"].aclose()
+        raise
+
+
+def _explain(error: Exception) -> Fault:
+    """The fault behind an exception of httpx."""
+    if isinstance(error, httpx.ConnectError):
+        cause: BaseException = error
+        while inner := cause.__cause__ or cause.__context__:  # httpx, httpcore, anyio, the system
+            cause = inner
+        return Fault("tls" if isinstance(cause, ssl.SSLError) else "unreachable", str(cause))
+    message = str(error) or type(error).__name__
+    if isinstance(error, httpx.NetworkError) or message.startswith("Server disconnected"):
+        return Fault("disconnected", message)
+    return Fault("malformed", f"no HTTP answer: {shorten(message)}")
+
+
+def _parse(response: httpx.Response, text: bytes) -> dict[str, Any]:
+    """The JSON object of an answer that came whole. Raises ``Fault`` for every other."""
+    if response.status_code != 200:
+        raise _read_error(response, text)
+    try:
+        answer = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise Fault("malformed", f"no JSON: {error}: {shorten(text[:60])}") from None
-    if not isinstance(told, dict):
-        raise Fault("malformed", f"no JSON object: {shorten(told)}")
-    return told
+    if not isinstance(answer, dict):
+        raise Fault("malformed", f"no JSON object: {shorten(answer)}")
+    return answer
 
 
-def read_refusal(response: http.client.HTTPResponse, text: bytes) -> Fault:
+def _read_error(response: httpx.Response, text: bytes) -> Fault:
     """What a status other than 200 means."""
-    status = response.status
-    kind = "redirect" if 300 <= status < 400 else f"http_{status}"
-    permanent = status in PERMANENT_STATUSES
-    fault = Fault(kind, _say(text) or response.reason or "no reason given", permanent=permanent)
-    with contextlib.suppress(ValueError):
-        seconds = float(response.headers.get("Retry-After", ""))
-        fault.retry_after = max(seconds, 0.0) if seconds == seconds else None
-    return fault
-
-
-def _say(text: bytes) -> str:
-    """The message of a service that speaks as ours does."""
+    status = response.status_code
     try:
-        told = json.loads(text)
-        return str(told["error"]["message"])[:500]
+        message = str(json.loads(text)["error"]["message"])[:500]  # as our own services say it
     except (ValueError, RecursionError, KeyError, TypeError):
-        return ""
+        message = ""
+    try:
+        seconds = float(response.headers.get("Retry-After", ""))
+    except ValueError:  # absent, or a date
+        seconds = float("nan")
+    return Fault(
+        "redirect" if 300 <= status < 400 else f"http_{status}",
+        message or response.reason_phrase or "no reason given",
+        permanent=status in PERMANENT_STATUSES,
+        retry_after=max(seconds, 0.0) if seconds == seconds else None,
+    )
 
 
 def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is no JSON value")
 
 
-def as_list(told: Mapping[str, Any], key: str) -> list[Any]:
+def as_list(answer: Mapping[str, Any], key: str) -> list[Any]:
     """A list of the answer. Raises ``Fault`` when it is none."""
-    value = told.get(key)
+    value = answer.get(key)
     if not isinstance(value, list):
         raise Fault("malformed", f"{key} is no list: {shorten(value)}")
     return value

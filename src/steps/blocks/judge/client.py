@@ -13,7 +13,7 @@ Source: NeMo-Gym's ``genrm_compare``, which after its retries gives (3.0, 3.0, 3
 
 from __future__ import annotations
 
-import threading
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ from nemotron_style.steps.blocks.http.client import Fault, as_list
 from nemotron_style.steps.blocks.http.endpoint import Address
 from nemotron_style.steps.blocks.http.error import shorten
 from nemotron_style.steps.blocks.http.retry import (
-    REFUSALS,
+    UNAUTHORIZED,
     RetriesExhausted,
     RetryingClient,
     fault_summary,
@@ -39,15 +39,15 @@ from nemotron_style.steps.blocks.judge.prompt import (
 )
 from nemotron_style.steps.blocks.judge.verdict import Verdict, read_verdict
 
-UNLISTED = ("http_404", "http_405")
-CLOSED = (*REFUSALS, *UNLISTED)
+NO_SUCH_PATH = ("http_404", "http_405")
+CLOSED = (*UNAUTHORIZED, *NO_SUCH_PATH)
 """Faults that every other question would meet too."""
 
 FINISHED = (None, "stop", "eos", "eos_token", "end_turn")
 SEED_BITS = 31
 """Seeds that every engine takes, and that survive a reader of JSON without integers."""
 
-NAMED = 5
+SHOWN_NAMES = 5
 
 
 class JudgeUnavailable(StepFailed):
@@ -98,7 +98,7 @@ class JudgeClient(RetryingClient):
     def __post_init__(self) -> None:
         super().__post_init__()
         assert isinstance(self.address, Address)
-        self._below = "" if self.address.path.endswith("/v1") else "/v1"
+        self._root = "" if self.address.path.endswith("/v1") else "/v1"
 
     def wait_ready(self, seconds: float) -> None:
         """Ask for its models until ours is among them; an endpoint without a list is ready.
@@ -106,20 +106,20 @@ class JudgeClient(RetryingClient):
         Raises ``JudgeUnavailable`` after ``seconds``, or at once when the token is refused.
         """
         try:
-            self.wait_until(self._look, seconds)
-        except RetriesExhausted as spent:
-            what = "refused the token" if spent.is_refused else f"not ready within {seconds:g} s"
-            words = last_messages(spent.faults)
-            raise self.unavailable(f"{what}{fault_summary(spent.faults)}", got=words) from None
+            self.wait_until(self._find_model, seconds)
+        except RetriesExhausted as error:
+            refused = error.is_unauthorized
+            what = "refused the token" if refused else f"not ready within {seconds:g} s"
+            raise self._unavailable(error.faults, what) from None
 
-    def _look(self, timeout: float) -> None:
+    async def _find_model(self, timeout: float) -> None:
         try:
-            told = self._http.request("GET", f"{self._below}/models", timeout=timeout)
+            answer = await self._http.request("GET", f"{self._root}/models", timeout=timeout)
         except Fault as fault:
-            if fault.kind in UNLISTED:
+            if fault.kind in NO_SUCH_PATH:
                 return
             raise
-        names = [each.get("id") for each in as_list(told, "data") if isinstance(each, dict)]
+        names = [each.get("id") for each in as_list(answer, "data") if isinstance(each, dict)]
         if self.model not in names:
             raise Fault("other_model", f"{self.model!r} is not among {shorten(names)}")
 
@@ -131,52 +131,77 @@ class JudgeClient(RetryingClient):
         Raises ``JudgeUnavailable`` as soon as more than ``most_failures`` have failed, or the
         endpoint refuses the token or has no such address.
         """
-        stop, failures = threading.Event(), _Failures(most_failures, len(questions))
-        jobs = [lambda asked=asked: self._judge_one(asked, stop, failures) for asked in questions]
-        return self.gather(jobs, stop)
+        failures: list[JudgeFailure] = []
+
+        async def judge_one(question: NamedQuestion) -> Verdict | JudgeFailure:
+            judgement = await self._judge_one(question)
+            if isinstance(judgement, JudgeFailure):
+                failures.append(judgement)
+                if len(failures) > most_failures:
+                    raise self._too_many(failures, of=len(questions), allowed=most_failures)
+            return judgement
+
+        return self.run_all([functools.partial(judge_one, each) for each in questions])
 
     def body(self, question: Question, seed: int) -> dict[str, Any]:
-        """The request of a chat completion. A judge that draws nothing gets no seed."""
-        how = self.sampling
+        """The request of a chat completion. A judge that samples nothing gets no seed."""
+        sampling = self.sampling
         body = {
             "model": self.model,
             "messages": ask_messages(question, form=self.form, principle_role=self.principle_role),
-            "temperature": how.temperature,
-            "top_p": how.top_p,
-            "max_tokens": how.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
         }
-        if how.temperature > 0:
+        if sampling.temperature > 0:
             body["seed"] = seed
         if self.response_format is not None:
             body["response_format"] = self.response_format
         return body
 
-    def _judge_one(
-        self, asked: NamedQuestion, stop: threading.Event, failures: _Failures
-    ) -> Verdict | JudgeFailure:
-        key = question_digest(self.identity, self.body(asked.question, seed_for(asked, 0)))
+    async def _judge_one(self, question: NamedQuestion) -> Verdict | JudgeFailure:
+        key = question_digest(self.identity, self.body(question.question, seed_for(question, 0)))
         known = self.cache.get(key)
         if known is not None:
-            self._count("cached")
+            self.count("cached")
             return known
-        attempt = _Attempt(self, asked)
+        unusable = 0  # answers that came whole: after each, another seed may do better
+
+        async def ask() -> Verdict:
+            nonlocal unusable
+            body = self.body(question.question, seed_for(question, unusable))
+            path, timeout = f"{self._root}/chat/completions", self.retry_policy.timeout
+            self.count("requests")
+            answer = await self._http.request("POST", path, body, timeout=timeout)
+            self.count("answers")
+            unusable += 1
+            return read_answer(answer)
+
         try:
-            verdict = self.retry(attempt, stop)
-        except RetriesExhausted as spent:
-            self._count("given_up")
-            return failures.add(self._fail(asked, spent), self)
-        self._count("verdicts")
+            verdict = await self.retry(ask)
+        except RetriesExhausted as error:
+            self.count("given_up")
+            kinds = tuple(fault.kind for fault in error.faults)
+            if kinds[-1] in CLOSED:
+                raise self._unavailable(error.faults, "refused") from None
+            return JudgeFailure(question.name, kinds, last_messages(error.faults))
+        self.count("verdicts")
         self.cache.put(key, verdict)
         return verdict
 
-    def _fail(self, asked: NamedQuestion, spent: RetriesExhausted) -> JudgeFailure:
-        kinds = tuple(fault.kind for fault in spent.faults)
-        words = last_messages(spent.faults)
-        if kinds[-1] in CLOSED:
-            raise self.unavailable(f"refused{fault_summary(spent.faults)}", got=words)
-        return JudgeFailure(asked.name, kinds, words)
+    def _too_many(
+        self, failures: Sequence[JudgeFailure], *, of: int, allowed: int
+    ) -> JudgeUnavailable:
+        names = sorted({"/".join(map(str, each.name)) for each in failures})
+        shown = ", ".join(names[:SHOWN_NAMES]) + (" ..." if len(names) > SHOWN_NAMES else "")
+        what = f"{len(failures)} of {of} judgements failed and {allowed} may: {shown}"
+        last = failures[-1]
+        return self._problem(what, got=f"{', '.join(last.kinds)}: {last.message}")
 
-    def unavailable(self, what: str, *, got: str) -> JudgeUnavailable:
+    def _unavailable(self, faults: Sequence[Fault], what: str) -> JudgeUnavailable:
+        return self._problem(f"{what}{fault_summary(faults)}", got=last_messages(faults))
+
+    def _problem(self, what: str, *, got: str) -> JudgeUnavailable:
         """The error that ends a run because of this judge."""
         fix = "see the judge's log and its answers; the same command resumes the run"
         return JudgeUnavailable(
@@ -184,58 +209,14 @@ class JudgeClient(RetryingClient):
         )
 
 
-@dataclass
-class _Attempt:
-    """One question, asked again with another seed once an answer was of no use."""
-
-    client: JudgeClient
-    asked: NamedQuestion
-    answered: int = 0
-
-    def __call__(self) -> Verdict:
-        client = self.client
-        body = client.body(self.asked.question, seed_for(self.asked, self.answered))
-        client._count("requests")
-        path = f"{client._below}/chat/completions"
-        told = client._http.request("POST", path, body, timeout=client.retry_policy.timeout)
-        self.answered += 1
-        client._count("answers")
-        text = read_completion(told)
-        try:
-            return read_verdict(text)
-        except ValueError as error:
-            raise Fault("unparseable", f"{error}: {shorten(text)}") from None
+def seed_for(question: NamedQuestion, unusable: int) -> int:
+    """The seed of a question after ``unusable`` answers of no use."""
+    return seed_of(*question.name, unusable) >> (64 - SEED_BITS)
 
 
-@dataclass
-class _Failures:
-    """Counts failures over threads, and ends the run at one too many."""
-
-    most: int
-    total: int
-    found: list[JudgeFailure] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, failure: JudgeFailure, client: JudgeClient) -> JudgeFailure:
-        with self.lock:
-            self.found.append(failure)
-            if len(self.found) <= self.most:
-                return failure
-            names = sorted({"/".join(map(str, each.name)) for each in self.found})
-            shown = ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
-            count = len(self.found)
-        what = f"{count} of {self.total} judgements failed and {self.most} may: {shown}"
-        raise client.unavailable(what, got=f"{', '.join(failure.kinds)}: {failure.message}")
-
-
-def seed_for(asked: NamedQuestion, answered: int) -> int:
-    """The seed of a question after ``answered`` answers of no use."""
-    return seed_of(*asked.name, answered) >> (64 - SEED_BITS)
-
-
-def read_completion(told: Mapping[str, Any]) -> str:
-    """The final answer of a chat completion. Raises ``Fault`` when there is none."""
-    choices = as_list(told, "choices")
+def read_answer(completion: Mapping[str, Any]) -> Verdict:
+    """The verdict in a chat completion. Raises ``Fault`` when there is none."""
+    choices = as_list(completion, "choices")
     if len(choices) != 1:
         raise Fault("malformed", f"{len(choices)} choices and one was asked for")
     choice = choices[0] if isinstance(choices[0], dict) else {}
@@ -249,4 +230,7 @@ def read_completion(told: Mapping[str, Any]) -> str:
     answer = split_reasoning(content or "")[1]
     if not answer.strip():
         raise Fault("empty", "there is no final answer")
-    return answer
+    try:
+        return read_verdict(answer)
+    except ValueError as error:
+        raise Fault("unparseable", f"{error}: {shorten(answer)}") from None

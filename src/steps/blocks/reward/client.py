@@ -11,7 +11,7 @@ and begins with a sleep.
 
 from __future__ import annotations
 
-import threading
+import functools
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,11 +42,11 @@ class RewardUnavailable(StepFailed):
 
 @dataclass(frozen=True)
 class Health:
-    """A reward model that is ready: its digest, its outputs, how much it takes at once."""
+    """A reward model that is ready: its digest, its outputs, how much it takes in one request."""
 
     model: str
     outputs: tuple[str, ...]
-    most: int | None = None
+    max_conversations: int | None = None
 
 
 @dataclass
@@ -67,15 +67,16 @@ class RewardClient(RetryingClient):
         Raises ``RewardUnavailable`` after ``seconds``, or at once when the token is refused.
         """
 
-        def look(timeout: float) -> Health:
-            return read_health(self._http.request("GET", "/health", timeout=timeout), self.health)
+        async def look(timeout: float) -> Health:
+            answer = await self._http.request("GET", "/health", timeout=timeout)
+            return read_health(answer, self.health)
 
         try:
             self.health = self.wait_until(look, seconds)
-        except RetriesExhausted as spent:
-            refused = spent.is_refused
+        except RetriesExhausted as error:
+            refused = error.is_unauthorized
             what = "refused the token" if refused else f"was not ready within {seconds:g} s"
-            raise self._give_up(spent.faults, what, permanent=refused) from None
+            raise self._unavailable(error, what, permanent=refused) from None
         return self.health
 
     def score(self, conversations: Sequence[Sequence[Message]]) -> list[RewardScore]:
@@ -86,87 +87,85 @@ class RewardClient(RetryingClient):
         if not conversations:
             return []
         health = self.health or self.wait_ready(self.retry_policy.timeout)
-        size = min(self.batch, health.most or self.batch)
-        parts = [conversations[at : at + size] for at in range(0, len(conversations), size)]
-        stop = threading.Event()
+        size = min(self.batch, health.max_conversations or self.batch)
         jobs = [
-            lambda part=part, first=number * size: self._score_part(part, health, stop, first=first)
-            for number, part in enumerate(parts)
+            functools.partial(self._score_part, conversations[at : at + size], health, first=at)
+            for at in range(0, len(conversations), size)
         ]
-        return [scored for scores in self.gather(jobs, stop) for scored in scores]
+        return [score for scores in self.run_all(jobs) for score in scores]
 
-    def _score_part(
-        self,
-        part: Sequence[Sequence[Message]],
-        health: Health,
-        stop: threading.Event,
-        *,
-        first: int,
+    async def _score_part(
+        self, part: Sequence[Sequence[Message]], health: Health, *, first: int
     ) -> list[RewardScore]:
-        """Ask until there is a good answer, or no more tries."""
+        """The scores of one request's conversations, of which ``first`` is the first's number."""
         texts = [[dict(message) for message in conversation] for conversation in part]
         try:
-            scores = self.retry(lambda: self._try(texts, health), stop)
-        except RetriesExhausted as spent:
-            told = "gave no usable answer"
-            if spent.permanent:
-                told = f"refused conversations {first} to {first + len(part) - 1}"
-            raise self._give_up(spent.faults, told, permanent=spent.permanent) from None
-        self._count("conversations", len(scores))
+            scores = await self.retry(lambda: self._try(texts, health))
+        except RetriesExhausted as error:
+            what = "gave no usable answer"
+            if error.permanent:
+                what = f"refused conversations {first} to {first + len(part) - 1}"
+            raise self._unavailable(error, what, permanent=error.permanent) from None
+        self.count("conversations", len(scores))
         return scores
 
-    def _try(self, texts: Sequence[Any], health: Health) -> list[RewardScore]:
-        self._count("requests")
+    async def _try(self, texts: Sequence[Any], health: Health) -> list[RewardScore]:
+        self.count("requests")
+        # fresh ids for every try: an answer that belongs to another request cannot have them
         name = uuid.uuid4().hex
         ids = [f"{name}-{index}" for index in range(len(texts))]
         body = {"conversations": texts, "ids": ids}
-        told = self._http.request("POST", "/v1/score", body, timeout=self.retry_policy.timeout)
-        return list(read_results(told, ids, health))
+        timeout = self.retry_policy.timeout
+        answer = await self._http.request("POST", "/v1/score", body, timeout=timeout)
+        return list(read_results(answer, ids, health))
 
-    def _give_up(
-        self, faults: Sequence[Fault], what: str, *, permanent: bool = False
+    def _unavailable(
+        self, error: RetriesExhausted, what: str, *, permanent: bool
     ) -> RewardUnavailable:
-        """What was tried: how often, what came of it, and the last words."""
-        self._count("given_up")
+        """The error that ends a run: what was tried, what came of it, and the last messages."""
+        self.count("given_up")
         fix = "see the service's log; the same command resumes the run"
-        fix = "mend what it names: asking again would not help" if permanent else fix
-        told = Problem(
+        if permanent:
+            fix = "mend what it names: asking again would not help"
+        problem = Problem(
             where=f"reward model at {self.address}",
-            what=f"{what}{fault_summary(faults)}",
-            got=last_messages(faults),
+            what=f"{what}{fault_summary(error.faults)}",
+            got=last_messages(error.faults),
             fix=fix,
         )
-        return RewardUnavailable(told, permanent=permanent)
+        return RewardUnavailable(problem, permanent=permanent)
 
 
-def read_health(told: Mapping[str, Any], before: Health | None) -> Health:
-    """A service that is ready. Raises ``Fault`` for every other answer."""
-    if told.get("status") != "ready":
-        raise Fault("not_ready", f"status is {shorten(told.get('status'))}")
-    model = told.get("model")
-    if "model" not in told:  # ours keeps that from those who bring no token
+def read_health(answer: Mapping[str, Any], before: Health | None) -> Health:
+    """The health of a service that is ready, and serves the model that it served ``before``.
+
+    Raises ``Fault`` for every other answer.
+    """
+    if answer.get("status") != "ready":
+        raise Fault("not_ready", f"status is {shorten(answer.get('status'))}")
+    model = answer.get("model")
+    if "model" not in answer:  # ours keeps that from those who bring no token
         raise Fault("http_401", "it does not say its model without a token")
     if not isinstance(model, str) or not model:
         raise Fault("malformed", f"model is no name: {shorten(model)}")
-    outputs = as_list(told, "outputs")
+    outputs = as_list(answer, "outputs")
     if not outputs or not all(isinstance(name, str) for name in outputs):
         raise Fault("malformed", f"outputs are no names: {shorten(outputs)}")
-    most = told.get("max_conversations")
-    most = most if type(most) is int and most > 0 else None
-    found = Health(model, tuple(outputs), most)
-    if before is not None and (before.model, before.outputs) != (model, found.outputs):
+    most = answer.get("max_conversations")
+    health = Health(model, tuple(outputs), most if type(most) is int and most > 0 else None)
+    if before is not None and (before.model, before.outputs) != (model, health.outputs):
         raise Fault("other_model", f"it is {shorten(model)} and was {shorten(before.model)}")
-    return found
+    return health
 
 
 def read_results(
-    told: Mapping[str, Any], ids: Sequence[str], health: Health
+    answer: Mapping[str, Any], ids: Sequence[str], health: Health
 ) -> Iterator[RewardScore]:
     """The scores of an answer, in the order of ``ids``. Raises ``Fault`` when it is not that."""
-    if told.get("model") != health.model:
-        what = f"it is {shorten(told.get('model'))} and was {shorten(health.model)}"
+    if answer.get("model") != health.model:
+        what = f"it is {shorten(answer.get('model'))} and was {shorten(health.model)}"
         raise Fault("other_model", what)
-    results = as_list(told, "results")
+    results = as_list(answer, "results")
     if len(results) != len(ids):
         raise Fault("wrong_length", f"{len(results)} results for {len(ids)} conversations")
     for index, (result, name) in enumerate(zip(results, ids, strict=True)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from math import floor
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from nemotron_style.runtime.errors import InputError, Interrupted, Problem, StepFailed, raise_all
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.runtime.store.record import Artifact
-from nemotron_style.steps.blocks.http.client import Fault, HttpClient
+from nemotron_style.steps.blocks.http.client import Fault, HttpClient, run
 from nemotron_style.steps.blocks.http.endpoint import Address, read_address, read_token
 from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.judge.cache import VerdictCache
@@ -116,9 +116,14 @@ def ask_digest(client: JudgeClient) -> str | None:
     """The digest that ``/health`` names, as this project's services do; None elsewhere."""
     assert isinstance(client.address, Address)
     root = replace(client.address, path=client.address.path.removesuffix("/v1"))
+
+    async def ask_health() -> dict[str, Any]:
+        async with aclosing(HttpClient(root, client.token)) as http:
+            return await http.request("GET", "/health", timeout=client.retry_policy.timeout)
+
     digest: Any = None
-    with closing(HttpClient(root, client.token)) as http, suppress(Fault):
-        digest = http.request("GET", "/health", timeout=client.retry_policy.timeout).get("model")
+    with suppress(Fault):
+        digest = run(ask_health()).get("model")
     return digest if isinstance(digest, str) else None
 
 

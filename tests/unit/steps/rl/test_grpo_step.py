@@ -35,7 +35,7 @@ OPTIONS = ClippedPGConfig(
 class FakeJudge:
     """Prefers the longer answer; has no word for the prompt ``broken``; sees no reasoning."""
 
-    def request(self, method, path, body, *, timeout):
+    async def request(self, method, path, body, *, timeout):
         told = {message["role"]: message["content"] for message in body["messages"]}
         assert "secret" not in str(body)
         if told["user"] == "broken":
@@ -44,7 +44,7 @@ class FakeJudge:
         content = json.dumps({"score_1": scores[0], "score_2": scores[1], "ranking": 3.5})
         return {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}
 
-    def close(self):
+    async def aclose(self):
         pass
 
 
