@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.cli.table import render_pairs, render_table
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
-from nemotron_style.runtime.planning.dry_run import describe_planned
+from nemotron_style.runtime.planning.dry_run import describe_run
 from nemotron_style.runtime.planning.planner import PlannedRun
 from nemotron_style.runtime.planning.runner import Outcome, Submission
 from nemotron_style.runtime.step.context import show
@@ -86,7 +86,7 @@ def describe_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The same facts as plain data."""
     runs = [
         {
-            **describe_planned(outcome.run),
+            **describe_run(outcome.run),
             "seconds": outcome.seconds,
             "outputs": outcome.outputs,
             "figures": outcome.figures,
@@ -116,7 +116,7 @@ def describe_submissions(submissions: Sequence[Submission]) -> dict[str, Any]:
     """The same facts as plain data."""
     runs = [
         {
-            **describe_planned(each.run),
+            **describe_run(each.run),
             "executor": each.handle.executor if each.handle else None,
             "attempt": each.handle.attempt if each.handle else None,
             "job": attempt_of(each.handle).job.get("id") if each.handle else None,

@@ -6,16 +6,86 @@ import errno
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.cli.completion import complete_config, complete_profile, complete_step
+from nemotron_style.runtime.cli.progress import (
+    Screen,
+    describe_outcomes,
+    describe_submissions,
+    output_stream,
+    render_submissions,
+    render_summary,
+)
+from nemotron_style.runtime.cli.table import print_json
 from nemotron_style.runtime.errors import Problem, StepFailed, UsageError, raise_all, suggest
+from nemotron_style.runtime.launch.registry import find_launcher
+from nemotron_style.runtime.planning.dry_run import describe_pipeline, render_pipeline
+from nemotron_style.runtime.planning.planner import Pipeline, compile_pipeline
+from nemotron_style.runtime.planning.request import PlanContext, RunRequest, open_context
+from nemotron_style.runtime.planning.runner import execute_pipeline, submit_pipeline
+from nemotron_style.runtime.profiles.model import Profile, load_profile
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.secrets.reject import refuse_secrets
 
 UNUSABLE_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR)
+
+StepWord = Annotated[
+    str, typer.Argument(help="A step's id, an alias, or its tail.", autocompletion=complete_step)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="key=value, +key=value, ++key=value or ~key."),
+]
+Config = Annotated[
+    str,
+    typer.Option(
+        "-c",
+        "--config",
+        help="A config of the step, or a YAML file.",
+        autocompletion=complete_config,
+    ),
+]
+Attached = Annotated[
+    str | None,
+    typer.Option(
+        "-r",
+        "--run",
+        metavar="PROFILE",
+        help="Run with a profile and wait.",
+        autocompletion=complete_profile,
+    ),
+]
+Detached = Annotated[
+    str | None,
+    typer.Option(
+        "-b",
+        "--batch",
+        metavar="PROFILE",
+        help="Submit with a profile and return.",
+        autocompletion=complete_profile,
+    ),
+]
+DryRun = Annotated[bool, typer.Option("-d", "--dry-run", help="Show everything, do nothing.")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option("-i", "--input", metavar="SLOT=REF", help="What fills an input."),
+]
+Name = Annotated[str | None, typer.Option(help="Name of the artifacts made.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Run even if it was run before.")]
+NoUpstream = Annotated[
+    bool, typer.Option("--no-upstream", help="Do not run steps that make inputs.")
+]
+ForceSquash = Annotated[
+    bool, typer.Option("--force-squash", help="Make a new squashed image (Slurm).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 class RunCommand(TyperCommand):
@@ -42,89 +112,43 @@ Examples:
 )
 def run_step(
     invocation: typer.Context,
-    step: Annotated[
-        str,
-        typer.Argument(help="A step's id, an alias, or its tail.", autocompletion=complete_step),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="key=value, +key=value, ++key=value or ~key."
-        ),
-    ] = None,
+    step: StepWord,
+    overrides: Overrides = None,
     *,
-    config: Annotated[
-        str,
-        typer.Option(
-            "-c",
-            "--config",
-            help="A config of the step, or a YAML file.",
-            autocompletion=complete_config,
-        ),
-    ] = "default",
-    attached: Annotated[
-        str | None,
-        typer.Option(
-            "-r",
-            "--run",
-            metavar="PROFILE",
-            help="Run with a profile and wait.",
-            autocompletion=complete_profile,
-        ),
-    ] = None,
-    detached: Annotated[
-        str | None,
-        typer.Option(
-            "-b",
-            "--batch",
-            metavar="PROFILE",
-            help="Hand over to a profile and return.",
-            autocompletion=complete_profile,
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("-d", "--dry-run", help="Show everything, do nothing.")
-    ] = False,
-    given: Annotated[
-        list[str] | None,
-        typer.Option("-i", "--input", metavar="SLOT=REF", help="What fills an input."),
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the artifacts made.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run even if it was run before.")] = False,
-    no_upstream: Annotated[
-        bool, typer.Option("--no-upstream", help="Do not run steps that make inputs.")
-    ] = False,
-    force_squash: Annotated[
-        bool, typer.Option("--force-squash", help="Make the squashed image anew (Slurm).")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    config: Config = "default",
+    attached: Attached = None,
+    detached: Detached = None,
+    dry_run: DryRun = False,
+    inputs: Inputs = None,
+    name: Name = None,
+    fresh: Fresh = False,
+    no_upstream: NoUpstream = False,
+    force_squash: ForceSquash = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a step, and first whatever makes its inputs; what was made before is used again."""
-    from nemotron_style.runtime.planning.request import RunRequest
-
-    words = tuple(overrides or ())
-    check_words(words, options=invocation.command.params)
+    check_words(overrides or (), options=invocation.command.params)
     request = RunRequest(
         step,
         config,
-        overrides=words,
-        inputs=tuple(given or ()),
+        overrides=tuple(overrides or ()),
+        inputs=tuple(inputs or ()),
         arguments=invocation.obj or (),
         name=name,
         fresh=fresh,
     )
-    context = open_world(
-        choose_profile(attached, detached),
+    context = replace(
+        open_context(choose_profile(attached, detached), load_catalog()),
         upstream=not no_upstream,
         detached=detached is not None,
         force_squash=force_squash,
     )
     if dry_run:
-        preview(request, context, as_json=as_json)
+        show_dry_run(request, context, as_json=as_json)
     elif context.detached:
         submit(request, context, as_json=as_json)
     else:
-        launch(request, context, as_json=as_json)
+        execute(request, context, as_json=as_json)
 
 
 def check_words(words: Sequence[str], *, options: Sequence[Any] = ()) -> None:
@@ -143,63 +167,28 @@ def check_words(words: Sequence[str], *, options: Sequence[Any] = ()) -> None:
     raise_all(UsageError, problems)
 
 
-def choose_profile(attached: str | None, detached: str | None) -> Any:
-    """The profile that was asked for. Raises ``UsageError`` when both ways were."""
-    from nemotron_style.runtime.profiles.model import load_profile
-
+def choose_profile(attached: str | None, detached: str | None) -> Profile:
+    """The profile of ``-r`` or ``-b``. Raises ``UsageError`` when both are given."""
     if attached and detached:
-        what = "-r and -b exclude each other: wait for the run, or hand it over"
+        what = "-r and -b exclude each other: wait for the run, or submit it and return"
         raise UsageError(Problem(where="steps run", what=what))
     return load_profile(attached or detached)
 
 
-def open_world(profile: Any, **how: bool) -> Any:
-    """Catalog, store and project of the current directory."""
-    from nemotron_style.runtime.catalog.catalog import load_catalog
-    from nemotron_style.runtime.paths import find_project_root
-    from nemotron_style.runtime.planning.request import PlanContext
-    from nemotron_style.runtime.store.store import Store, default_root
-
-    workdir = Path(profile.workdir).absolute() if profile.workdir else None
-    return PlanContext(
-        catalog=load_catalog(),
-        store=Store(default_root(profile.store)),
-        profile=profile,
-        workdir=workdir or find_project_root(Path.cwd()),
-        **how,
-    )
-
-
-def preview(request: Any, context: Any, *, as_json: bool) -> None:
-    """Print the dry run."""
-    from nemotron_style.runtime.cli.table import print_json
-    from nemotron_style.runtime.launch.registry import find_launcher
-    from nemotron_style.runtime.planning.dry_run import describe_pipeline, render_pipeline
-    from nemotron_style.runtime.planning.planner import compile_pipeline
-    from nemotron_style.runtime.secrets.reject import refuse_secrets
-
+def show_dry_run(request: RunRequest, context: PlanContext, *, as_json: bool) -> None:
+    """Print what would be done."""
     pipeline = compile_pipeline(request, context=context)
-    compile_plan = find_launcher(context.profile.executor).compile
-    text = render_pipeline(pipeline, compile_plan)
+    launcher = find_launcher(context.profile.executor)
+    text = render_pipeline(pipeline, launcher)
     refuse_secrets(text, "the dry run")
     if as_json:
-        print_json(describe_pipeline(pipeline, compile_plan))
+        print_json(describe_pipeline(pipeline, launcher))
     else:
         sys.stdout.write(text)
 
 
-def launch(request: Any, context: Any, *, as_json: bool) -> None:
-    """Run, attached, and print the summary."""
-    from nemotron_style.runtime.cli.progress import (
-        Screen,
-        describe_outcomes,
-        output_stream,
-        render_summary,
-    )
-    from nemotron_style.runtime.cli.table import print_json
-    from nemotron_style.runtime.launch.registry import find_launcher
-    from nemotron_style.runtime.planning.runner import execute_pipeline
-
+def execute(request: RunRequest, context: PlanContext, *, as_json: bool) -> None:
+    """Run everything, show its progress, and print the summary."""
     screen = Screen(output_stream(as_json=as_json))
     with explain_disk(context.store.root):
         pipeline = compile_reserved(request, context)
@@ -211,27 +200,23 @@ def launch(request: Any, context: Any, *, as_json: bool) -> None:
         sys.stdout.write("\n" + render_summary(outcomes))
 
 
-def submit(request: Any, context: Any, *, as_json: bool) -> None:
-    """Hand everything over, print what was submitted and how to watch it, and return."""
-    from nemotron_style.runtime.cli.progress import describe_submissions, render_submissions
-    from nemotron_style.runtime.cli.table import print_json
-    from nemotron_style.runtime.launch.registry import find_launcher
-    from nemotron_style.runtime.planning.runner import submit_pipeline
-
+def submit(request: RunRequest, context: PlanContext, *, as_json: bool) -> None:
+    """Submit everything, print what was submitted and how to watch it, and return."""
     with explain_disk(context.store.root):
         pipeline = compile_reserved(request, context)
-        submissions = submit_pipeline(pipeline, launcher=find_launcher(context.profile.executor))
+        launcher = find_launcher(context.profile.executor)
+        submissions = submit_pipeline(pipeline, launcher=launcher)
     if as_json:
         print_json(describe_submissions(submissions))
     else:
         sys.stdout.write(render_submissions(submissions))
 
 
-def compile_reserved(request: Any, context: Any) -> Any:
-    """The pipeline; with ``--fresh``, its folder is made here, so that no two get the same one."""
-    from nemotron_style.runtime.planning.planner import compile_pipeline
-    from nemotron_style.runtime.run.folder import RunFolder
+def compile_reserved(request: RunRequest, context: PlanContext) -> Pipeline:
+    """The pipeline; with ``--fresh``, the folder of the new generation is made here.
 
+    Two commands at the same time must not get the same one, so a taken folder means plan again.
+    """
     while True:
         pipeline = compile_pipeline(request, context=context)
         plan = pipeline.target.plan
@@ -241,7 +226,7 @@ def compile_reserved(request: Any, context: Any) -> Any:
 
 @contextmanager
 def explain_disk(store: Path) -> Iterator[None]:
-    """Turn what a disk refuses into a message about the store."""
+    """Turn an error of the disk into a message about the store."""
     try:
         yield
     except OSError as error:

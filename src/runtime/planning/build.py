@@ -1,18 +1,18 @@
-"""A plan out of a request, its config and what fills its inputs."""
+"""The plan of a step, from its manifest, its resolved config and what fills its inputs."""
 
 from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.catalog.manifest import Manifest
+from nemotron_style.runtime.catalog.manifest import Manifest, Run
 from nemotron_style.runtime.config.resolve import ResolvedConfig
 from nemotron_style.runtime.errors import ConfigError, Problem, UsageError
-from nemotron_style.runtime.planning.inputs import Offer
+from nemotron_style.runtime.planning.inputs import ResolvedInput
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest
 from nemotron_style.runtime.profiles.keys import select_site
 from nemotron_style.runtime.profiles.model import Profile
@@ -28,81 +28,121 @@ from nemotron_style.runtime.run.plan import (
 )
 from nemotron_style.runtime.run.snapshot import plan_snapshot
 
+# The resources that a manifest may count, and the profile's key for each.
+COUNTED = {"nodes": "nodes", "processes": "tasks_per_node", "gpus": "gpus_per_node"}
+
 
 @dataclass(frozen=True)
-class PlannedService:
-    """A service that will run beside a step, and what fills its inputs."""
+class ResolvedStep:
+    """A step, or a service that runs beside one, with its config and what fills its inputs."""
 
     manifest: Manifest
     config: ResolvedConfig
-    offers: Mapping[str, Offer]
+    inputs: Mapping[str, ResolvedInput]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything of this step that can change its result."""
+        return {
+            "step": self.manifest.id,
+            "manifest_version": self.manifest.version,
+            "config": self.config.semantic,
+            "inputs": {slot: one.source for slot, one in self.inputs.items()},
+            "code": digest_code(self.manifest.run.entrypoint),
+        }
+
+    @property
+    def planned_inputs(self) -> tuple[PlannedInput, ...]:
+        """The filled slots, in the order of the manifest."""
+        pairs = ((slot, self.inputs.get(slot.name)) for slot in self.manifest.consumes)
+        return tuple(
+            PlannedInput(
+                slot=slot.name, kind=one.kind, source=one.source, config_key=slot.config_key
+            )
+            for slot, one in pairs
+            if one
+        )
+
+
+@dataclass(frozen=True)
+class PlanDraft:
+    """A plan that lacks only its generation; ``services`` are (fields, identity) by name."""
+
+    fields: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    services: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
+
+    def seal(self, generation: int) -> Plan:
+        """The plan of a generation, under its fingerprint."""
+        identity = {**self.identity, "generation": generation}
+        # A service is found below the run that it belongs to, so its plan names that run.
+        run_id = name_run(self.fields["step"], identify(identity))
+        services = {
+            name: seal_plan({**fields, "beside": f"{run_id}/services/{name}"}, own_identity)
+            for name, (fields, own_identity) in self.services.items()
+        }
+        return seal_plan({**self.fields, "services": services}, identity)
+
+
+def seal_plan(fields: Mapping[str, Any], identity: Mapping[str, Any]) -> Plan:
+    """The plan of an identity, named and sealed by its fingerprint."""
+    fingerprint = identify(identity)
+    run_id = name_run(fields["step"], fingerprint)
+    return Plan(**fields, run_id=run_id, identity=dict(identity), fingerprint=fingerprint)
 
 
 def draft_plan(
     request: RunRequest,
-    manifest: Manifest,
-    config: ResolvedConfig,
-    offers: Mapping[str, Offer],
+    step: ResolvedStep,
     *,
-    services: Mapping[str, PlannedService],
+    services: Mapping[str, ResolvedStep],
     context: PlanContext,
-) -> Callable[[int], Plan]:
-    """A function that gives the plan of a generation."""
-    identity = describe_work(manifest, config, offers)
+) -> PlanDraft:
+    """Everything about a run except which generation it is."""
+    manifest = step.manifest
+    identity = step.identity
     if request.arguments:
         identity["arguments"] = list(request.arguments)
-    beside = {name: describe_work(**vars(service)) for name, service in services.items()}
+    beside = {name: service.identity for name, service in services.items()}
     if services:
         identity["services"] = beside
-    base = request.name or f"{manifest.id.replace('/', '-').replace('_', '-')}-{config.name}"
-    resources, notes = plan_resources(manifest, config.values, context.profile)
-    around = {**place(manifest, context, resources, notes), "workdir": str(context.workdir)}
-    fixed = {
-        **plan_work(manifest, config, offers),
-        **around,
-        "inputs": (*plan_inputs(manifest, offers), *plan_their_inputs(services)),
+    resources, notes = plan_resources(manifest, step.config.values, context.profile)
+    placement = plan_placement(manifest.run, context, resources=resources, notes=notes)
+    base = request.name or f"{manifest.id.replace('/', '-').replace('_', '-')}-{step.config.name}"
+    # The step waits for the inputs of its services too; they have no key in its own config.
+    service_inputs = [
+        planned.model_copy(update={"slot": f"{name}.{planned.slot}", "config_key": None})
+        for name, service in services.items()
+        for planned in service.planned_inputs
+    ]
+    own_fields = {
+        "inputs": (*step.planned_inputs, *service_inputs),
         "outputs": plan_outputs(manifest, base),
         "resources": resources,
         "arguments": request.arguments,
     }
-
-    def at_generation(generation: int) -> Plan:
-        whole = {**identity, "generation": generation}
-        run_id = name_run(manifest.id, identify(whole))
-        plans = {
-            name: seal_plan(
-                {**plan_work(**vars(service)), **around, "beside": f"{run_id}/services/{name}"},
-                beside[name],
-            )
+    return PlanDraft(
+        fields={**plan_work(step), **placement, **own_fields},
+        identity=identity,
+        services={
+            name: ({**plan_work(service), **placement}, beside[name])
             for name, service in services.items()
-        }
-        return seal_plan({**fixed, "services": plans}, whole)
-
-    return at_generation
+        },
+    )
 
 
-def describe_work(
-    manifest: Manifest, config: ResolvedConfig, offers: Mapping[str, Offer]
-) -> dict[str, Any]:
-    """What can change the result of a step: the part of an identity that it brings itself."""
+def plan_work(step: ResolvedStep) -> dict[str, Any]:
+    """The fields of a plan that say what is done, as one process without outputs."""
+    manifest = step.manifest
+    values = copy.deepcopy(step.config.values)
+    for planned in step.planned_inputs:
+        if planned.config_key:
+            put_key(values, planned.config_key, planned.source)
     return {
         "step": manifest.id,
-        "manifest_version": manifest.version,
-        "config": config.semantic,
-        "inputs": {slot: offer.source for slot, offer in offers.items()},
-        "code": digest_code(manifest.run.entrypoint),
-    }
-
-
-def plan_work(
-    manifest: Manifest, config: ResolvedConfig, offers: Mapping[str, Offer]
-) -> dict[str, Any]:
-    """The part of a plan that says what is done, as one process that makes nothing."""
-    return {
-        "step": manifest.id,
-        "config_name": config.name,
-        "config": fill_keys(config.values, manifest, offers),
-        "inputs": plan_inputs(manifest, offers),
+        "config_name": step.config.name,
+        "config": values,
+        "inputs": step.planned_inputs,
         "outputs": (),
         "entrypoint": manifest.run.entrypoint,
         "config_class": manifest.run.config,
@@ -112,34 +152,30 @@ def plan_work(
     }
 
 
-def seal_plan(parts: Mapping[str, Any], identity: Mapping[str, Any]) -> Plan:
-    """A plan under its fingerprint."""
-    fingerprint = identify(identity)
-    run_id = name_run(parts["step"], fingerprint)
-    return Plan(**parts, run_id=run_id, identity=dict(identity), fingerprint=fingerprint)
+def plan_outputs(manifest: Manifest, base: str) -> tuple[PlannedOutput, ...]:
+    """The artifacts to be made: the first is called ``base``, the others ``base.<slot>``."""
+    names = [f"{base}.{slot.name}" if at else base for at, slot in enumerate(manifest.produces)]
+    return tuple(
+        PlannedOutput(slot=slot.name, kind=slot.kind, name=name, required=slot.required)
+        for name, slot in zip(names, manifest.produces, strict=True)
+    )
 
 
-def plan_their_inputs(services: Mapping[str, PlannedService]) -> Iterator[PlannedInput]:
-    """What services consume, as inputs of the step that they run beside."""
-    for name, service in services.items():
-        for each in plan_inputs(service.manifest, service.offers):
-            yield each.model_copy(update={"slot": f"{name}.{each.slot}", "config_key": None})
-
-
-def place(
-    manifest: Manifest, context: PlanContext, resources: Mapping[str, Any], notes: list[str]
+def plan_placement(
+    run: Run, context: PlanContext, *, resources: Mapping[str, Any], notes: list[str]
 ) -> dict[str, Any]:
-    """The part of a plan that says where and with what; none of it enters the fingerprint."""
+    """The fields of a plan that say where it runs and with what; none enters the fingerprint."""
     profile = context.profile
-    image = choose_image(manifest, profile, notes)
+    image = choose_image(run, profile, notes)
     home = context.store.root
     store = Path(profile.remote_store) if profile.remote_store else home
-    away = context.detached or image is not None or profile.executor != "local"
+    # A job that starts later, or elsewhere, must not see edits made to the sources meanwhile.
+    needs_snapshot = context.detached or image is not None or profile.executor != "local"
     return {
         "python": profile.python or ("python3" if image else sys.executable),
         "image": image,
         "mounts": tuple(mount.model_dump() for mount in profile.mounts),
-        "snapshot": plan_snapshot(manifest.run.entrypoint, store) if away else None,
+        "snapshot": plan_snapshot(run.entrypoint, store) if needs_snapshot else None,
         "env": dict(profile.env),
         "secrets": profile.secrets,
         "setup": profile.setup,
@@ -150,26 +186,24 @@ def place(
         "store": str(store),
         "records": str(home) if store != home else None,
         "notes": (*profile.notes, *notes),
+        "workdir": str(context.workdir),
     }
 
 
-def choose_image(manifest: Manifest, profile: Profile, notes: list[str]) -> str | None:
-    """The step's image before the profile's; on this machine only where a profile asks for one."""
-    own = manifest.run.image
+def choose_image(run: Run, profile: Profile, notes: list[str]) -> str | None:
+    """The image of the step, else of the profile; on this machine only if the profile has one."""
     if profile.executor == "local" and profile.image is None:
         return None
-    if own and profile.image and own != profile.image:
-        notes.append(f"image: {own} of the step stands before {profile.image} of the profile")
-    return own or profile.image
+    if run.image and profile.image and run.image != profile.image:
+        notes.append(f"image: the step's {run.image} instead of the profile's {profile.image}")
+    return run.image or profile.image
 
 
 def plan_site(context: PlanContext, *, gpus: int | None = None) -> dict[str, Any]:
-    """What only the executor understands, of the profile: what is set, under the profile's names.
+    """The settings that only the executor understands, under the profile's names.
 
-    A step that says how many GPUs it uses on each machine takes no more of the profile's; what
-    Lepton gives is one shape, whole.
-
-    Raises ``UsageError`` for ``--force-squash`` where no image is ever squashed.
+    A step that says how many GPUs it uses on each machine takes no more of the profile's (a shape
+    of Lepton cannot be divided). Raises ``UsageError`` for ``--force-squash`` outside Slurm.
     """
     profile = context.profile
     settings = profile.model_dump(mode="json", exclude_unset=True)
@@ -186,87 +220,49 @@ def plan_site(context: PlanContext, *, gpus: int | None = None) -> dict[str, Any
     return site | ({"force_squash": True} if context.force_squash else {})
 
 
-def fill_keys(
-    values: Mapping[str, Any], manifest: Manifest, offers: Mapping[str, Offer]
-) -> dict[str, Any]:
-    """The config with the identity of each input at the key that is bound to its slot."""
-    filled = copy.deepcopy(dict(values))
-    for slot in manifest.consumes:
-        if slot.config_key and slot.name in offers:
-            put_key(filled, slot.config_key, offers[slot.name].source)
-    return filled
-
-
-def plan_inputs(manifest: Manifest, offers: Mapping[str, Offer]) -> tuple[PlannedInput, ...]:
-    return tuple(
-        PlannedInput(
-            slot=slot.name,
-            kind=offers[slot.name].kind,
-            source=offers[slot.name].source,
-            config_key=slot.config_key,
-        )
-        for slot in manifest.consumes
-        if slot.name in offers
-    )
-
-
-def plan_outputs(manifest: Manifest, base: str) -> tuple[PlannedOutput, ...]:
-    """The first output is called ``base``, the others ``base.<slot>``."""
-    return tuple(
-        PlannedOutput(
-            slot=slot.name,
-            kind=slot.kind,
-            name=f"{base}.{slot.name}" if number else base,
-            required=slot.required,
-        )
-        for number, slot in enumerate(manifest.produces)
-    )
-
-
 def plan_resources(
     manifest: Manifest, values: Mapping[str, Any], profile: Profile
 ) -> tuple[dict[str, Any], list[str]]:
-    """The manifest's resources as numbers, and notes on what they override of the profile.
+    """The manifest's resources as numbers, and a note for each that replaces a profile's value.
 
     ``processes`` and ``gpus`` (on each machine) and ``nodes`` may be a number, a config key, or a
-    list of config keys whose product is meant: NeMo's ``trainer.devices`` and
-    ``trainer.num_nodes``. A step that starts as one process takes one machine.
+    list of config keys whose product is meant, as NeMo has ``trainer.devices`` and
+    ``trainer.num_nodes``. A step that starts as one process runs on one machine.
     """
-    wanted = dict(manifest.run.resources)
+    launch, resources = manifest.run.launch, dict(manifest.run.resources)
+    if launch != "torchrun":
+        resources["processes"] = 1
+    offered = {
+        "nodes": None if launch == "python" else profile.nodes,
+        "processes": profile.tasks_per_node if launch == "torchrun" else None,
+        "gpus": None if profile.executor == "lepton" else profile.gpus_per_node,
+    }
     notes: list[str] = []
-    alone = manifest.run.launch == "python"
-    offered = {"nodes": 1 if alone else profile.nodes, "processes": profile.tasks_per_node}
-    if manifest.run.launch != "torchrun":
-        wanted["processes"] = 1
-        offered["processes"] = None
-    counted = {}
-    for name, offer in offered.items():
-        source = wanted.get(name, offer or 1)
-        counted[name] = count(source, values, manifest, name)
-        if offer not in (None, counted[name]) and not alone:
-            key = "tasks_per_node" if name == "processes" else name
-            told = f"{key}: {counted[name]}, by {show_source(source)} of the step"
-            notes.append(f"{told}, stands before {offer} of the profile")
-    if "gpus" in wanted:
-        source, offer = wanted["gpus"], profile.gpus_per_node
-        counted["gpus"] = 0 if source == 0 else count(source, values, manifest, "gpus")
-        if offer is not None and counted["gpus"] < offer and profile.executor != "lepton":
-            told = f"gpus_per_node: {counted['gpus']}, by {show_source(source)} of the step"
-            notes.append(f"{told}, stands before {offer} of the profile")
-    return {**wanted, **counted}, notes
+    for name, key in COUNTED.items():
+        offer, source = offered[name], resources.get(name)
+        if source is None:
+            resources |= {} if name == "gpus" else {name: offer or 1}
+            continue
+        number = 0 if name == "gpus" and source == 0 else count(source, values, manifest, name)
+        resources[name] = number
+        # A wish for more GPUs than there are changes nothing: plan_site takes the smaller number.
+        if offer is not None and (number < offer or (number > offer and name != "gpus")):
+            told = f"{key}: {number} ({describe_count(source)} of the step)"
+            notes.append(f"{told} instead of the profile's {offer}")
+    return resources, notes
 
 
-def show_source(source: Any) -> str:
-    """Where a count comes from: a number of the manifest, or config keys."""
-    if isinstance(source, int):
-        return "the manifest"
-    return " x ".join(map(str, source)) if isinstance(source, list | tuple) else str(source)
+def describe_count(source: Any) -> str:
+    """Where a count comes from: config keys, or the manifest for a plain number."""
+    if isinstance(source, list | tuple):
+        return " x ".join(map(str, source))
+    return source if isinstance(source, str) else "the manifest"
 
 
-def count(wanted: Any, values: Mapping[str, Any], manifest: Manifest, name: str) -> int:
-    """A positive product of numbers and config keys. Raises ``ConfigError`` for anything else."""
+def count(source: Any, values: Mapping[str, Any], manifest: Manifest, name: str) -> int:
+    """The product of numbers and config keys. Raises ``ConfigError`` unless all are positive."""
     product = 1
-    for factor in wanted if isinstance(wanted, list | tuple) else [wanted]:
+    for factor in source if isinstance(source, list | tuple) else [source]:
         value = get_key(values, factor) if isinstance(factor, str) else factor
         if type(value) is not int or value < 1:
             what = f"the manifest counts {name} with it, so it must be a positive integer"

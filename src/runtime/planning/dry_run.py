@@ -1,52 +1,51 @@
-"""The dry run: everything that a submission would do, in words and byte for byte.
+"""The dry run: everything that a submission would do, described and shown byte for byte.
 
-The text holds no time and nothing random: the same order on the same store gives the same text,
-and what it shows for a run is exactly what submitting that run writes and executes.
+The text holds no time and nothing random: the same request on the same store gives the same
+text, and what it shows for a run is exactly what submitting that run writes and executes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from nemotron_style.runtime.launch.base import Request
-from nemotron_style.runtime.planning.inputs import Offer
+from nemotron_style.runtime.launch.base import Launcher, Request
+from nemotron_style.runtime.planning.inputs import ResolvedInput
 from nemotron_style.runtime.planning.planner import Pipeline, PlannedRun
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.plan import Plan
 
-PLAN = "plan.json"
-Compile = Callable[..., Request]
 
-
-def render_pipeline(pipeline: Pipeline, compile_plan: Compile) -> str:
+def render_pipeline(pipeline: Pipeline, launcher: Launcher) -> str:
     """An overview of all runs, then each one that would be submitted in full."""
-    parts = ["\n".join(_overview(pipeline))]
+    parts = ["\n".join(_render_overview(pipeline))]
     for run in pipeline.runs:
         if run.decision.action != "reuse" or run is pipeline.target:
-            parts.append("\n".join(_headline(run)))
-            parts.append(_compile(run.plan, compile_plan).render().rstrip())
+            parts.append("\n".join(_render_plan(run)))
+            parts.append(_compile(run.plan, launcher).render().rstrip())
     return "\n\n".join(parts) + "\n"
 
 
-def describe_pipeline(pipeline: Pipeline, compile_plan: Compile) -> dict[str, Any]:
+def describe_pipeline(pipeline: Pipeline, launcher: Launcher) -> dict[str, Any]:
     """The same facts as plain data."""
-    runs = [
-        describe_planned(run) | _describe_job(_compile(run.plan, compile_plan))
-        for run in pipeline.runs
-    ]
+    runs = []
+    for run in pipeline.runs:
+        request = _compile(run.plan, launcher)
+        files = {name: text for name, text in request.files.items() if name != "plan.json"}
+        job = {"plan": request.plan.model_dump(mode="json"), "argv": list(request.argv)}
+        runs.append({**describe_run(run), **job, "files": files})
     adoptions = [vars(adoption) for adoption in pipeline.adoptions]
     return {"dry_run": True, "adoptions": adoptions, "runs": runs}
 
 
-def describe_planned(run: PlannedRun) -> dict[str, Any]:
-    """A run, the decision about it, and its inputs."""
+def describe_run(run: PlannedRun) -> dict[str, Any]:
+    """A planned run, the decision about it, and its inputs, as plain data."""
     plan, decision = run.plan, run.decision
     inputs = {
         planned.slot: {
             "kind": planned.kind,
             "source": planned.source,
-            **_known(run.offers[planned.slot]),
+            **_describe_content(run.inputs[planned.slot]),
         }
         for planned in plan.inputs
     }
@@ -62,23 +61,17 @@ def describe_planned(run: PlannedRun) -> dict[str, Any]:
     }
 
 
-def _compile(plan: Plan, compile_plan: Compile) -> Request:
-    return compile_plan(plan, attempt=RunFolder(plan.record_dir).next_attempt)
+def _compile(plan: Plan, launcher: Launcher) -> Request:
+    return launcher.compile(plan, attempt=RunFolder(plan.record_dir).next_attempt)
 
 
-def _describe_job(request: Request) -> dict[str, Any]:
-    told = {"plan": request.plan.model_dump(mode="json"), "argv": list(request.argv)}
-    return told | {"files": {name: request.files[name] for name in request.files if name != PLAN}}
-
-
-def _known(offer: Offer) -> dict[str, str]:
-    known = {"ref": offer.ref, "digest": offer.digest}
-    if offer.adoption:
-        known["adopted_from"] = offer.adoption.location
+def _describe_content(resolved: ResolvedInput) -> dict[str, str]:
+    location = resolved.adoption.location if resolved.adoption else ""
+    known = {"ref": resolved.ref, "digest": resolved.digest, "adopted_from": location}
     return {name: value for name, value in known.items() if value}
 
 
-def _overview(pipeline: Pipeline) -> Iterator[str]:
+def _render_overview(pipeline: Pipeline) -> Iterator[str]:
     for run in pipeline.runs:
         plan, decision = run.plan, run.decision
         yield f"{decision.action:<7} {plan.step} ({plan.config_name}): {decision.reason}"
@@ -86,7 +79,7 @@ def _overview(pipeline: Pipeline) -> Iterator[str]:
         yield f"adopt   {adoption.location} as {adoption.name} ({adoption.kind})"
 
 
-def _headline(run: PlannedRun) -> Iterator[str]:
+def _render_plan(run: PlannedRun) -> Iterator[str]:
     import yaml
 
     plan = run.plan
@@ -96,7 +89,7 @@ def _headline(run: PlannedRun) -> Iterator[str]:
     yield f"profile   {plan.profile} ({plan.executor}{how})"
     yield from (f"note      {note}" for note in plan.notes)
     for planned in plan.inputs:
-        known = _known(run.offers[planned.slot])
+        known = _describe_content(run.inputs[planned.slot])
         shown = "  ".join(value for value in known.values() if value != planned.source)
         line = f"input     {planned.slot}: {planned.kind}  {planned.source}  {shown}"
         yield line.rstrip()

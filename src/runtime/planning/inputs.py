@@ -1,20 +1,20 @@
 """What fills the input slots of a step.
 
 An input may be named on the command line (``-i slot=REF``, or an override of the config key that
-is bound to the slot: the same thing said twice), at that key in the config file, or in the
-config's ``inputs:`` table, which may name a step that makes it. The first of these that says
-something wins. Nothing here writes: a path is hashed where it lies and adopted at submission.
+is bound to the slot, which means the same), at that key in the config file, or in the config's
+``inputs:`` table, which may name a step that makes it. The first of these that is set wins.
+Nothing here writes: a path is hashed in place and adopted at submission.
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_style.runtime.catalog.manifest import Manifest, Need, Slot
+from nemotron_style.runtime.catalog.manifest import Manifest, Slot
 from nemotron_style.runtime.config.model import InputSource
 from nemotron_style.runtime.config.resolve import ResolvedConfig
 from nemotron_style.runtime.errors import Problem, UsageError, raise_all, suggest
@@ -27,7 +27,7 @@ from nemotron_style.runtime.store.store import Store
 
 @dataclass(frozen=True)
 class Adoption:
-    """Content from outside the store that a run needs in it, and what it will be called."""
+    """Content from outside the store that a run needs, and the artifact name it will get."""
 
     location: str
     kind: str
@@ -36,10 +36,10 @@ class Adoption:
 
 
 @dataclass(frozen=True)
-class Offer:
-    """Something that could fill a slot: its kind and its identity.
+class ResolvedInput:
+    """What fills a slot: its kind and its identity (``source``, as a plan writes it).
 
-    ``ref`` and ``digest`` are known for what exists already.
+    ``ref`` and ``digest`` are known only for content that exists already.
     """
 
     kind: str
@@ -49,81 +49,87 @@ class Offer:
     adoption: Adoption | None = None
 
 
-def read_given(
-    words: Sequence[str], manifest: Manifest, *, beside: Sequence[str] = ()
+def parse_input_options(
+    words: Sequence[str], manifest: Manifest, *, service_slots: Sequence[str] = ()
 ) -> dict[str, str]:
-    """``-i slot=REF`` options as a table; ``beside`` are the slots of services, ``name.slot``.
+    """The ``-i slot=REF`` options as a table of refs by slot.
 
-    Raises ``UsageError`` with every bad one.
+    ``service_slots`` are the inputs of the step's services, written ``name.slot``. Raises
+    ``UsageError`` with every bad option.
     """
-    slots = [*(slot.name for slot in manifest.consumes), *beside]
-    given: dict[str, str] = {}
+    slots = [*(slot.name for slot in manifest.consumes), *service_slots]
+    refs: dict[str, str] = {}
     problems: list[Problem] = []
     for word in words:
         slot, equals, ref = word.partition("=")
         if not (equals and slot and ref):
             problems.append(Problem(where="-i", what="is not slot=REF", got=repr(word)))
         elif slot not in slots:
-            fix = suggest(slot, slots)
-            allowed = ", ".join(slots) or "none"
+            fix, allowed = suggest(slot, slots), ", ".join(slots) or "none"
             what = f"{manifest.id} has no such input"
             problems.append(Problem(where="-i", key=slot, what=what, allowed=allowed, fix=fix))
-        elif given.setdefault(slot, ref) != ref:
-            what = f"is given twice, as {given[slot]!r} and as {ref!r}"
+        elif refs.setdefault(slot, ref) != ref:
+            what = f"is given twice, as {refs[slot]!r} and as {ref!r}"
             problems.append(Problem(where="-i", key=slot, what=what))
     raise_all(UsageError, problems)
-    return given
+    return refs
 
 
 def choose_sources(
     manifest: Manifest,
     config: ResolvedConfig,
     *,
-    given: Mapping[str, str],
-    overrides: Sequence[str],
+    refs: Mapping[str, str],
+    overrides: Sequence[str] = (),
 ) -> dict[str, InputSource]:
-    """Where each slot that is filled comes from.
+    """Where the content of each filled slot comes from; ``refs`` are those of ``-i`` options.
 
-    Raises ``UsageError`` when ``-i`` and an override contradict each other.
+    Raises ``UsageError`` when an option and an override contradict each other.
     """
-    raise_all(UsageError, list(_contradictions(manifest, config, given, overrides)))
-    chosen: dict[str, InputSource] = {}
+    overridden = {word.partition("=")[0].lstrip("+").strip() for word in overrides if "=" in word}
+    sources: dict[str, InputSource] = {}
+    problems: list[Problem] = []
     for slot in manifest.consumes:
-        at_key = get_key(config.values, slot.config_key) if slot.config_key else None
-        if slot.name in given:
-            chosen[slot.name] = InputSource(ref=given[slot.name])
-        elif at_key is not None:
-            chosen[slot.name] = InputSource(ref=str(at_key))
+        key, ref = slot.config_key, refs.get(slot.name)
+        value = get_key(config.values, key) if key else None
+        if ref is not None:
+            sources[slot.name] = InputSource(ref=ref)
+            if key in overridden and str(value) != ref:
+                what = f"{key}={value} says otherwise; they mean the same input"
+                fix = "give one of them"
+                problems.append(Problem(where="-i", key=slot.name, what=what, got=ref, fix=fix))
+        elif value is not None:
+            sources[slot.name] = InputSource(ref=str(value))
         elif slot.name in config.sources:
-            chosen[slot.name] = config.sources[slot.name]
-    return chosen
+            sources[slot.name] = config.sources[slot.name]
+    raise_all(UsageError, problems)
+    return sources
 
 
-def offer_ref(ref: str, slot: Slot, *, store: Store) -> Offer:
-    """The artifact that ``ref`` names, or what lies at the path or URI that it is.
+def resolve_ref(ref: str, slot: Slot, *, store: Store) -> ResolvedInput:
+    """The artifact that ``ref`` names, or the content at the path or URI that it is.
 
-    Raises ``RefError`` or ``InputError`` when there is nothing.
+    Raises ``RefError`` or ``InputError`` when there is none.
     """
     if not is_location(ref):
-        return offer_artifact(store.resolve(ref))
+        return describe_artifact(store.resolve(ref))
     digest = digest_location(ref, kind=slot.kind)
-    copies = store.by_digest(digest)
-    known = next((copy for copy in copies if copy.kind == slot.kind), None)
+    known = next((copy for copy in store.by_digest(digest) if copy.kind == slot.kind), None)
     if known and known.record.producer is None:
-        return offer_artifact(known)
+        return describe_artifact(known)
     adoption = Adoption(ref, slot.kind, name_location(ref), digest)
-    return Offer(slot.kind, digest, digest=digest, adoption=adoption)
+    return ResolvedInput(slot.kind, digest, digest=digest, adoption=adoption)
 
 
-def offer_artifact(artifact: Artifact) -> Offer:
-    """An artifact of the store, identified by the run that made it or else by its content."""
+def describe_artifact(artifact: Artifact) -> ResolvedInput:
+    """An artifact as an input, identified by the run that made it or else by its content."""
     producer = artifact.record.producer
     source = f"run:{producer.run_id}/{producer.slot}" if producer else artifact.digest
-    return Offer(artifact.kind, source, ref=artifact.ref, digest=artifact.digest)
+    return ResolvedInput(artifact.kind, source, ref=artifact.ref, digest=artifact.digest)
 
 
 def digest_location(location: str, *, kind: str) -> str:
-    """The content digest of a path or URI; what is remote is fetched aside and thrown away."""
+    """The content digest of a path or URI; remote content is fetched into a temporary store."""
     if "://" not in location:
         return digest_tree(Path(location).expanduser())[0]
     with tempfile.TemporaryDirectory() as aside:
@@ -131,33 +137,6 @@ def digest_location(location: str, *, kind: str) -> str:
 
 
 def name_location(location: str) -> str:
-    """An artifact name for what is adopted from a path or URI: its last part, in lower case."""
+    """An artifact name for adopted content: the last part of its path or URI, in lower case."""
     last = location.rstrip("/").rpartition("/")[2].partition(".")[0]
     return re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-._")[:80] or "adopted"
-
-
-def explain_missing(
-    slot: Slot, manifest: Manifest, producers: Sequence[str], *, need: Need | None = None
-) -> Problem:
-    """That a required input, of a service where there is a ``need``, has no source; what to do."""
-    fix = f"give -i {need.name}.{slot.name}=REF" if need else f"give -i {slot.name}=REF"
-    if need and need.config_key:
-        fix += f", or {need.config_key} of a service that is there already"
-    if producers:
-        fix += f"; made by: {', '.join(producers)}"
-    what = f"the input ({slot.kind}) is required and nothing fills it"
-    return Problem(where=manifest.id, key=slot.name, what=what, fix=fix)
-
-
-def _contradictions(
-    manifest: Manifest, config: ResolvedConfig, given: Mapping[str, str], overrides: Sequence[str]
-) -> Iterator[Problem]:
-    typed = {word.partition("=")[0].lstrip("+").strip() for word in overrides if "=" in word}
-    for slot in manifest.consumes:
-        if slot.config_key not in typed or slot.name not in given or not slot.config_key:
-            continue
-        value = get_key(config.values, slot.config_key)
-        if str(value) != given[slot.name]:
-            what = f"{slot.config_key}={value} says otherwise; they mean the same input"
-            got = given[slot.name]
-            yield Problem(where="-i", key=slot.name, what=what, got=got, fix="give one of them")

@@ -1,7 +1,7 @@
-"""From what was asked for to everything that has to happen, upstream first.
+"""From a request to every run that it takes, upstream first.
 
-``compile_pipeline`` is pure but for reading: it resolves the config of the step and of every step
-that its inputs come from, plans each run, and decides what to do about it.
+``compile_pipeline`` only reads: it resolves the config of the step and of every step that its
+inputs come from, plans each run, and decides what to do about it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from nemotron_style.runtime.errors import (
     raise_all,
     suggest,
 )
-from nemotron_style.runtime.planning.build import PlannedService, draft_plan
+from nemotron_style.runtime.planning.build import ResolvedStep, draft_plan
 from nemotron_style.runtime.planning.inputs import (
     Adoption,
-    Offer,
+    ResolvedInput,
     choose_sources,
-    explain_missing,
-    offer_artifact,
-    offer_ref,
-    read_given,
+    describe_artifact,
+    parse_input_options,
+    resolve_ref,
 )
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest, check_request
 from nemotron_style.runtime.planning.reuse import Decision, decide
@@ -42,32 +41,33 @@ class PlannedRun:
 
     plan: Plan
     decision: Decision
-    offers: Mapping[str, Offer]
+    inputs: Mapping[str, ResolvedInput]
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Runs in the order in which they can be made; the last one is what was asked for."""
+    """Runs in the order in which they can be made; the last one makes what was requested."""
 
     runs: tuple[PlannedRun, ...]
 
     @property
     def target(self) -> PlannedRun:
+        """The run of the requested step."""
         return self.runs[-1]
 
     @property
     def adoptions(self) -> tuple[Adoption, ...]:
-        """Content to bring into the store first, for runs that will take place."""
+        """Content to bring into the store before the runs that are not reused."""
         needed = [run for run in self.runs if run.decision.action != "reuse"]
-        offers = [offer for run in needed for offer in run.offers.values()]
-        return tuple(dict.fromkeys(offer.adoption for offer in offers if offer.adoption))
+        inputs = [one for run in needed for one in run.inputs.values()]
+        return tuple(dict.fromkeys(one.adoption for one in inputs if one.adoption))
 
 
 def compile_pipeline(request: RunRequest, *, context: PlanContext) -> Pipeline:
-    """Plan a request and all that it needs.
+    """Plan a request and everything upstream of it. Writes nothing.
 
-    Raises ``UsageError`` (or a subclass) for a config, an input or a chain of steps that does
-    not work out; nothing has been written then.
+    Raises ``UsageError`` (or a subclass) for a config, an input or a chain of steps that cannot
+    be used.
     """
     planner = _Planner(context)
     planner.plan(request)
@@ -76,6 +76,8 @@ def compile_pipeline(request: RunRequest, *, context: PlanContext) -> Pipeline:
 
 @dataclass
 class _Planner:
+    """``runs`` are planned so far, by run id; ``chain`` are the requests being planned now."""
+
     context: PlanContext
     runs: dict[str, PlannedRun] = field(default_factory=dict)
     chain: list[RunRequest] = field(default_factory=list)
@@ -84,193 +86,180 @@ class _Planner:
         """Plan one request after everything upstream of it; the same run is kept once."""
         if request in self.chain:
             circle = " -> ".join(str(each) for each in [*self.chain, request])
-            what = "the steps' inputs go round in a circle"
+            what = "the inputs of these steps form a circle"
             raise ConfigError(Problem(key="inputs", what=what, got=circle))
         self.chain.append(request)
-        manifest = self.context.catalog.find(request.step)
+        catalog = self.context.catalog
+        manifest = catalog.find(request.step)
         check_request(request, manifest)
         config = resolve_config(manifest, name=request.config, overrides=request.overrides)
-        beside = list_service_slots(manifest, self.context.catalog)
-        given = read_given(request.inputs, manifest, beside=beside)
-        sources = choose_sources(manifest, config, given=given, overrides=request.overrides)
-        offers = self.fill(manifest, sources)
-        services = self.find_services(manifest, config, given)
-        run = self.settle(request, manifest, config, offers, services=services)
+        service_slots = [
+            f"{need.name}.{slot.name}"
+            for need in manifest.needs
+            for slot in catalog.find(need.step).consumes
+        ]
+        refs = parse_input_options(request.inputs, manifest, service_slots=service_slots)
+        sources = choose_sources(manifest, config, refs=refs, overrides=request.overrides)
+        step = ResolvedStep(manifest, config, self.resolve_inputs(manifest, sources))
+        services = self.resolve_services(manifest, config, refs)
+        run = self.add_run(request, step, services, is_upstream=len(self.chain) > 1)
         self.chain.pop()
-        return self.runs.setdefault(run.plan.run_id, run)
+        return run
 
-    def find_services(
-        self, manifest: Manifest, config: ResolvedConfig, given: Mapping[str, str]
-    ) -> dict[str, PlannedService]:
-        """The services that are started beside a step: those that the config has no address of."""
-        found: dict[str, PlannedService] = {}
+    def add_run(
+        self,
+        request: RunRequest,
+        step: ResolvedStep,
+        services: Mapping[str, ResolvedStep],
+        *,
+        is_upstream: bool,
+    ) -> PlannedRun:
+        """Find the generation to use and decide about it."""
+        draft = draft_plan(request, step, services=services, context=self.context)
+        plan, decision = decide(draft.seal, store=self.context.store, fresh=request.fresh)
+        if is_upstream and not self.context.upstream and decision.action != "reuse":
+            what = f"{self.chain[0].step} needs it, and --no-upstream forbids running it"
+            fix = f"run it first: nemotron-style steps run {request.step} -c {request.config}"
+            raise UsageError(Problem(where=str(request), what=what, got=decision.reason, fix=fix))
+        service_inputs = {
+            f"{name}.{slot}": one
+            for name, service in services.items()
+            for slot, one in service.inputs.items()
+        }
+        run = PlannedRun(plan, decision, {**step.inputs, **service_inputs})
+        return self.runs.setdefault(plan.run_id, run)
+
+    def resolve_services(
+        self, manifest: Manifest, config: ResolvedConfig, refs: Mapping[str, str]
+    ) -> dict[str, ResolvedStep]:
+        """The services to start beside a step: those whose address the config does not give."""
+        services: dict[str, ResolvedStep] = {}
         problems: list[Problem] = []
         for need in manifest.needs:
-            start = f"{need.name}."
-            own = {
-                slot.removeprefix(start): ref
-                for slot, ref in given.items()
-                if slot.startswith(start)
+            prefix = f"{need.name}."
+            own_refs = {
+                slot.removeprefix(prefix): ref
+                for slot, ref in refs.items()
+                if slot.startswith(prefix)
             }
             address = get_key(config.values, need.config_key) if need.config_key else None
             if address is None:
-                source = config.services.get(need.name, ServiceSource())
-                found[need.name] = self.accompany(need, source, own)
-            elif own:
+                started = config.services.get(need.name, ServiceSource())
+                service = self.context.catalog.find(need.step)
+                own = resolve_config(service, name=started.config, overrides=started.as_overrides())
+                sources = choose_sources(service, own, refs=own_refs)
+                inputs = self.resolve_inputs(service, sources, need=need)
+                services[need.name] = ResolvedStep(service, own, inputs)
+            elif own_refs:
                 what = f"{need.config_key}={address} names a service that is there already"
-                key, fix = start + next(iter(own)), "give one of them"
+                key, fix = prefix + next(iter(own_refs)), "give one of them"
                 problems.append(Problem(where="-i", key=key, what=what, fix=fix))
         raise_all(UsageError, problems)
-        return found
+        return services
 
-    def accompany(
-        self, need: Need, source: ServiceSource, given: Mapping[str, str]
-    ) -> PlannedService:
-        """A service with everything upstream of it planned."""
-        manifest = self.context.catalog.find(need.step)
-        config = resolve_config(manifest, name=source.config, overrides=source.as_overrides())
-        sources = choose_sources(manifest, config, given=given, overrides=())
-        return PlannedService(manifest, config, self.fill(manifest, sources, need=need))
-
-    def settle(
+    def resolve_inputs(
         self,
-        request: RunRequest,
         manifest: Manifest,
-        config: ResolvedConfig,
-        offers: dict[str, Offer],
+        sources: Mapping[str, InputSource],
         *,
-        services: Mapping[str, PlannedService] | None = None,
-    ) -> PlannedRun:
-        """Find the generation to use and decide about it."""
-        store = self.context.store
-        beside = services or {}
-        draft = draft_plan(request, manifest, config, offers, services=beside, context=self.context)
-        plan, decision = decide(draft, store=store, fresh=request.fresh)
-        if not self.context.upstream and len(self.chain) > 1 and decision.action != "reuse":
-            what = f"{self.chain[0].step} needs it, and --no-upstream forbids to run it"
-            fix = f"run it first: nemotron-style steps run {request.step} -c {request.config}"
-            raise UsageError(Problem(where=str(request), what=what, got=decision.reason, fix=fix))
-        theirs = {
-            f"{name}.{slot}": offer
-            for name, service in beside.items()
-            for slot, offer in service.offers.items()
-        }
-        return PlannedRun(plan, decision, {**offers, **theirs})
-
-    def fill(
-        self, manifest: Manifest, sources: Mapping[str, InputSource], *, need: Need | None = None
-    ) -> dict[str, Offer]:
-        """An offer for every slot that is filled, of a service where there is a ``need``.
+        known: Mapping[str, ResolvedInput] | None = None,
+        need: Need | None = None,
+    ) -> dict[str, ResolvedInput]:
+        """What fills the slots of a step, or of the service of a ``need``; ``known`` slots stay.
 
         Raises with the problems of all slots.
         """
-        offers: dict[str, Offer] = {}
+        inputs = dict(known or {})
         problems: list[Problem] = []
         for slot in manifest.consumes:
-            try:
-                offer = self.fill_slot(manifest, slot, sources.get(slot.name), need=need)
-            except StepsError as error:
-                place = f"{manifest.id}: {slot.name}"
-                problems += [replace(one, where=one.where or place) for one in error.problems]
+            if slot.name in inputs:
                 continue
-            if offer:
-                offers[slot.name] = offer
+            try:
+                resolved = self.resolve_slot(manifest, slot, sources.get(slot.name), need)
+            except StepsError as error:
+                where = f"{manifest.id}: {slot.name}"
+                problems += [replace(one, where=one.where or where) for one in error.problems]
+                continue
+            if resolved:
+                inputs[slot.name] = resolved
         raise_all(UsageError, problems)
-        return offers
+        return inputs
 
-    def fill_slot(
-        self,
-        manifest: Manifest,
-        slot: Slot,
-        source: InputSource | None,
-        *,
-        need: Need | None = None,
-    ) -> Offer | None:
-        """What fills one slot, made or converted as needed; None for an optional empty one."""
+    def resolve_slot(
+        self, manifest: Manifest, slot: Slot, source: InputSource | None, need: Need | None
+    ) -> ResolvedInput | None:
+        """What fills one slot, made or converted as needed; None for an empty optional one."""
+        catalog = self.context.catalog
         if source is None and slot.required:
-            makers = [step.id for step in self.context.catalog.producers(slot.kind)]
-            raise UsageError(explain_missing(slot, manifest, makers, need=need))
+            fix = f"give -i {need.name}.{slot.name}=REF" if need else f"give -i {slot.name}=REF"
+            if need and need.config_key:
+                fix += f", or {need.config_key} of a service that is there already"
+            makers = ", ".join(step.id for step in catalog.producers(slot.kind))
+            fix += f"; made by: {makers}" if makers else ""
+            what = f"the input ({slot.kind}) is required and nothing fills it"
+            raise UsageError(Problem(where=manifest.id, key=slot.name, what=what, fix=fix))
         if source is None:
             return None
         if source.ref is not None:
-            offer = offer_ref(source.ref, slot, store=self.context.store)
+            resolved = resolve_ref(source.ref, slot, store=self.context.store)
         else:
-            offer = self.make(source, slot, where=f"{manifest.id}: inputs.{slot.name}")
-        kinds = self.context.catalog.kinds
-        if kinds.accepts(slot.kind, offer.kind):
-            return offer
-        return self.convert(offer, slot, where=manifest.id)
+            resolved = self.make(source, slot, where=f"{manifest.id}: inputs.{slot.name}")
+        if catalog.kinds.accepts(slot.kind, resolved.kind):
+            return resolved
+        return self.convert(resolved, slot, where=manifest.id)
 
-    def make(self, source: InputSource, slot: Slot, *, where: str) -> Offer:
+    def make(self, source: InputSource, slot: Slot, *, where: str) -> ResolvedInput:
         """The output of an upstream step."""
         assert source.step is not None
         request = RunRequest(source.step, source.config, overrides=source.as_overrides())
-        maker = self.context.catalog.find(source.step)
-        produced = choose_output(
-            maker, slot, source.slot, where=where, catalog=self.context.catalog
-        )
-        return self.offer_output(self.plan(request), produced)
-
-    def convert(self, offer: Offer, slot: Slot, *, where: str) -> Offer:
-        """The same content in the kind that is wanted, by the step that ``kinds.toml`` names."""
         catalog = self.context.catalog
-        what = f"wants {slot.kind}, and {offer.ref or offer.source} is {offer.kind}"
-        step = catalog.kinds.conversion(offer.kind, slot.kind)
+        maker = catalog.find(source.step)
+        output = choose_output(maker, slot, source.slot, where=where, catalog=catalog)
+        return self.describe_output(self.plan(request), output)
+
+    def convert(self, content: ResolvedInput, slot: Slot, *, where: str) -> ResolvedInput:
+        """The same content in the kind of ``slot``, by the step that ``kinds.toml`` names."""
+        catalog = self.context.catalog
+        what = f"wants {slot.kind}, and {content.ref or content.source} is {content.kind}"
+        step = catalog.kinds.conversion(content.kind, slot.kind)
         if step is None or step not in catalog.steps:
             fix = f"the step {step!r} would convert it and is not there" if step else ""
             raise UsageError(Problem(where=where, key=slot.name, what=what, fix=fix))
         manifest = catalog.find(step)
-        takes = [one for one in manifest.consumes if catalog.kinds.accepts(one.kind, offer.kind)]
-        if not takes:
+        accepts = catalog.kinds.accepts
+        taken = next((one for one in manifest.consumes if accepts(one.kind, content.kind)), None)
+        if taken is None:
             fix = f"{step} is named as its conversion and does not take it"
             raise UsageError(Problem(where=where, key=slot.name, what=what, fix=fix))
         config = resolve_config(manifest)
-        others = {name: one for name, one in config.sources.items() if name != takes[0].name}
-        offers = {takes[0].name: offer, **self.fill_others(manifest, takes[0], others)}
-        request = RunRequest(step)
-        self.chain.append(request)
-        run = self.settle(request, manifest, config, offers)
-        self.chain.pop()
-        run = self.runs.setdefault(run.plan.run_id, run)
-        return self.offer_output(
-            run, choose_output(manifest, slot, None, where=where, catalog=catalog)
-        )
+        inputs = self.resolve_inputs(manifest, config.sources, known={taken.name: content})
+        converter = ResolvedStep(manifest, config, inputs)
+        run = self.add_run(RunRequest(step), converter, {}, is_upstream=True)
+        output = choose_output(manifest, slot, None, where=where, catalog=catalog)
+        return self.describe_output(run, output)
 
-    def fill_others(
-        self, manifest: Manifest, taken: Slot, sources: Mapping[str, InputSource]
-    ) -> dict[str, Offer]:
-        """The other inputs of a conversion, from its own default config."""
-        rest = tuple(slot for slot in manifest.consumes if slot.name != taken.name)
-        return self.fill(manifest.model_copy(update={"consumes": rest}), sources)
-
-    def offer_output(self, run: PlannedRun, slot: Slot) -> Offer:
-        """What a planned run makes or has made in one of its slots."""
+    def describe_output(self, run: PlannedRun, slot: Slot) -> ResolvedInput:
+        """What a planned run makes, or has made, in one of its slots."""
         made = None
         if run.decision.action == "reuse":
             made = self.context.store.output_of(run.plan.run_id, slot.name)
         if made:
-            return offer_artifact(made)
-        return Offer(slot.kind, f"run:{run.plan.run_id}/{slot.name}")
-
-
-def list_service_slots(manifest: Manifest, catalog: Catalog) -> list[str]:
-    """The inputs of the services that a step needs, as ``-i`` calls them: ``<name>.<slot>``."""
-    needs = [(need, catalog.find(need.step)) for need in manifest.needs]
-    return [f"{need.name}.{slot.name}" for need, step in needs for slot in step.consumes]
+            return describe_artifact(made)
+        return ResolvedInput(slot.kind, f"run:{run.plan.run_id}/{slot.name}")
 
 
 def choose_output(
     maker: Manifest, slot: Slot, name: str | None, *, where: str, catalog: Catalog
 ) -> Slot:
-    """Which product of ``maker`` is meant for ``slot``: the named one, or the only fitting one."""
+    """The output of ``maker`` that fills ``slot``: the named one, or the only one that fits."""
     if name is not None:
-        found = maker.produced(name)
-        if found is None:
+        named = maker.produced(name)
+        if named is None:
             names = [one.name for one in maker.produces]
-            what = f"{maker.id} has no output {name!r}"
-            near = suggest(name, names)
-            raise ConfigError(Problem(where=where, what=what, allowed=", ".join(names), fix=near))
-        return found
+            what, allowed = f"{maker.id} has no output {name!r}", ", ".join(names)
+            fix = suggest(name, names)
+            raise ConfigError(Problem(where=where, what=what, allowed=allowed, fix=fix))
+        return named
     kinds = catalog.kinds
     fits = [one for one in maker.produces if kinds.accepts(slot.kind, one.kind)]
     fits = fits or [one for one in maker.produces if kinds.conversion(one.kind, slot.kind)]

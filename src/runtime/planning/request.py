@@ -1,4 +1,4 @@
-"""What somebody wants run, and where."""
+"""What somebody wants run, and the surroundings in which it is planned."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from pathlib import Path
 from nemotron_style.runtime.catalog.catalog import Catalog
 from nemotron_style.runtime.catalog.manifest import Manifest
 from nemotron_style.runtime.errors import Problem, UsageError
+from nemotron_style.runtime.paths import find_project_root
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.store.ref import check_name
-from nemotron_style.runtime.store.store import Store
+from nemotron_style.runtime.store.store import Store, default_root
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What somebody wants run. ``given`` are ``slot=REF`` words."""
+    """One step to run, as a command line or the config of a later step asks for it.
+
+    ``inputs`` are ``slot=REF`` words; ``arguments`` are passed on to the step's own program.
+    """
 
     step: str
     config: str = "default"
@@ -31,9 +35,10 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class PlanContext:
-    """Where and how a request is carried out; ``workdir`` is the project's root.
+    """Where a request is planned: the steps there are, the store, the profile, the project.
 
-    ``detached`` jobs outlive the command line; ``force_squash`` makes a squashed image anew.
+    ``upstream`` allows other steps to run first, ``detached`` jobs outlive the command line,
+    ``force_squash`` makes a new squashed image.
     """
 
     catalog: Catalog
@@ -45,8 +50,15 @@ class PlanContext:
     force_squash: bool = False
 
 
+def open_context(profile: Profile, catalog: Catalog) -> PlanContext:
+    """The context of the current directory, with the profile's store and work directory."""
+    own = Path(profile.workdir).absolute() if profile.workdir else None
+    workdir = own or find_project_root(Path.cwd())
+    return PlanContext(catalog, Store(default_root(profile.store)), profile, workdir)
+
+
 def check_request(request: RunRequest, manifest: Manifest) -> None:
-    """Raise for a bad ``--name``, and for ``-- ARGS`` to a step that passes none on."""
+    """Raise ``UsageError`` for a bad ``--name``, or ``-- ARGS`` that the step does not accept."""
     if request.name is not None:
         check_name(request.name)
     if request.arguments and not manifest.run.passthrough:

@@ -1,12 +1,13 @@
 """Whether a planned run has to run, and why.
 
-``run``: nothing usable is there. ``reuse``: it is complete and its outputs verify. ``resume``: an
-attempt began and ended early. ``attach``: an attempt is under way. A service that was stopped has
-left nothing to reuse, and is started again.
+``run``: nothing usable exists. ``reuse``: the run is complete and its outputs verify. ``resume``:
+an attempt began and ended early. ``attach``: an attempt is under way. A service that was stopped
+left nothing to reuse and is started again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ RUNS_COMPARED = 200
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do about a run. ``details`` are the keys, inputs or files behind the reason."""
+    """What to do about a run, and why; ``details`` are the keys, inputs or files behind it."""
 
     action: str
     reason: str
@@ -32,25 +33,26 @@ class Decision:
 
 
 def decide(
-    plan_generation: Callable[[int], Plan], *, store: Store, fresh: bool = False
+    seal: Callable[[int], Plan], *, store: Store, fresh: bool = False
 ) -> tuple[Plan, Decision]:
     """The plan of the generation to use, and what to do about it.
 
-    A generation that cannot be reused is never written over: the next one takes its place.
+    ``seal`` gives the plan of a generation. One that cannot be reused is never written over: the
+    next generation is used instead.
     """
-    generation, plan = 0, plan_generation(0)
-    while RunFolder((following := plan_generation(generation + 1)).record_dir).exists:
+    generation, plan = 0, seal(0)
+    while RunFolder((following := seal(generation + 1)).record_dir).exists:
         generation, plan = generation + 1, following
     folder = RunFolder(plan.record_dir)
     if not folder.exists:
-        return plan, compare_to_earlier(plan, store)
+        return plan, explain_new_run(plan, store)
     if fresh:
         reason = f"--fresh: generation {generation + 1}, whatever was made before"
         return following, Decision("run", reason)
     if plan.is_service and read_status(folder).state == COMPLETED:
         return following, Decision("run", f"the service was stopped; generation {generation + 1}")
     if folder.outputs is None:
-        return plan, consider_unfinished(folder, plan)
+        return plan, decide_unfinished(folder, plan)
     problems = verify_outputs(folder, store)
     if not problems:
         return plan, Decision("reuse", f"same fingerprint as {plan.run_id}, outputs verified")
@@ -58,20 +60,20 @@ def decide(
     return following, Decision("run", reason, tuple(str(problem) for problem in problems))
 
 
-def consider_unfinished(folder: RunFolder, plan: Plan) -> Decision:
+def decide_unfinished(folder: RunFolder, plan: Plan) -> Decision:
     """What to do about a run that has a plan and no outputs yet."""
     last = folder.last_attempt
     if last is None:
         return Decision("run", "planned before and never started")
-    told = read_status(folder)
-    if not told.is_final:
-        place = "" if last.executor == LOCAL else f" on {last.executor}"
-        reason = f"attempt {last.number} is under way{place}: {told.state}"
-        return Decision("attach", reason)
-    if told.state == COMPLETED and plan.records is not None:
+    status = read_status(folder)
+    if not status.is_final:
+        where = "" if last.executor == LOCAL else f" on {last.executor}"
+        return Decision("attach", f"attempt {last.number} is under way{where}: {status.state}")
+    # A store that this machine does not see keeps the outputs; its records end with the state.
+    if status.state == COMPLETED and plan.records is not None:
         return Decision("reuse", f"completed on {last.executor}; what it made is in {plan.store}")
-    steps = [path.name for path in folder.path.glob("checkpoints/step-*")]
-    step = max((int(re.sub(r"\D", "", name)) for name in steps), default=0)
+    names = [path.name for path in folder.path.glob("checkpoints/step-*")]
+    step = max((int(re.sub(r"\D", "", name)) for name in names), default=0)
     start = f"continues from the checkpoint of step {step}" if step else "starts over"
     how = {
         CANCELLED: "was stopped",
@@ -79,36 +81,31 @@ def consider_unfinished(folder: RunFolder, plan: Plan) -> Decision:
         FAILED: "failed",
         LOST: "was lost",
         TIMEOUT: "ran out of time",
-    }[told.state]
-    details = tuple(f"attempt {last.number}: {line}" for line in told.reason.splitlines()[:3])
+    }[status.state]
+    details = tuple(f"attempt {last.number}: {line}" for line in status.reason.splitlines()[:3])
     return Decision("resume", f"attempt {last.number} {how}; {start}", details)
 
 
 def verify_outputs(folder: RunFolder, store: Store) -> list[Problem]:
-    """Everything in which the committed outputs of a complete run are not as they were."""
+    """Every change to the committed outputs of a complete run since their commit."""
     problems: list[Problem] = []
-    for slot, told in (folder.outputs or {}).get("outputs", {}).items():
+    for slot, output in (folder.outputs or {}).get("outputs", {}).items():
         artifact = store.output_of(folder.run_id, slot)
         if artifact is None:
-            problems.append(Problem(where=told["ref"], what="is gone"))
+            problems.append(Problem(where=output["ref"], what="is gone"))
         else:
             problems += store.verify(artifact, deep=False)
     return problems
 
 
-def compare_to_earlier(plan: Plan, store: Store) -> Decision:
-    """Run, and which earlier run of the same step comes nearest to this one."""
-    nearest: tuple[list[str], str] | None = None
+def explain_new_run(plan: Plan, store: Store) -> Decision:
+    """The decision to run, with what differs from the most similar earlier run of the step."""
+    compared: list[tuple[list[str], str]] = []
     for run in list_runs(store.root, step=plan.step, limit=RUNS_COMPARED):
-        try:
-            differences = describe_difference(run.plan.identity, plan.identity)
-        except ValueError:
-            continue  # a plan that cannot be read says nothing
-        if nearest is None or len(differences) < len(nearest[0]):
-            nearest = (differences, run.run_id)
-    if nearest is None:
+        with contextlib.suppress(ValueError):  # a plan that cannot be read is passed over
+            compared.append((describe_difference(run.plan.identity, plan.identity), run.run_id))
+    if not compared:
         return Decision("run", "first run of this step")
-    differences, run_id = nearest
+    differences, run_id = min(compared, key=lambda pair: len(pair[0]))
     more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
-    reason = f"differs from {run_id}: {differences[0]}{more}"
-    return Decision("run", reason, tuple(differences))
+    return Decision("run", f"differs from {run_id}: {differences[0]}{more}", tuple(differences))

@@ -1,4 +1,4 @@
-"""Carry out a pipeline, one run after the other, and tell a watcher what happens."""
+"""Execute a pipeline and wait for it, or submit all of it and return."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from nemotron_style.runtime.store.store import Store
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run: ``outputs`` by slot (ref, kind, digest), and its figures."""
+    """The result of one run: ``outputs`` by slot (ref, kind, digest), and its final figures."""
 
     run: PlannedRun
     outputs: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -38,20 +38,29 @@ class Outcome:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Submission:
+    """A submitted run; ``handle`` is None where there was nothing to submit."""
+
+    run: PlannedRun
+    handle: JobHandle | None
+    state: JobState
+
+
 class Watcher(Protocol):
-    """Whoever shows a pipeline at work."""
+    """The screen that shows a pipeline at work."""
 
     def begin(self, run: PlannedRun) -> None: ...
 
     def follow(self, text: str, handle: JobHandle) -> None:
-        """More of the log; "" from time to time when there is none."""
+        """Show more of the log; ``text`` is empty from time to time while there is none."""
 
     def warn(self, text: str) -> None: ...
 
 
 @dataclass
 class Interruption:
-    """What Ctrl-C and SIGTERM do: the first asks the job to save and stop, the second kills it."""
+    """Ctrl-C or SIGTERM: the first asks the job to save and stop, the second kills it."""
 
     watcher: Watcher
     handle: JobHandle | None = None
@@ -59,7 +68,7 @@ class Interruption:
 
     @contextmanager
     def listening(self) -> Iterator[Interruption]:
-        """Catch both signals for a while."""
+        """Catch both signals until the end of the block."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self._catch) for number in numbers}
         try:
@@ -71,30 +80,33 @@ class Interruption:
     def _catch(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         if self.handle is None:
-            return  # noticed before the next run is started
+            return  # between two runs; the loop over them looks at the count
         if self.count == 1:
             self.watcher.warn("asked the step to save and stop; once more kills it")
         try:
             find_launcher(self.handle.executor).cancel(self.handle, force=self.count > 1)
         except StepsError as error:  # a cluster that does not answer just now
-            self.watcher.warn(f"could not be asked: {error}")
+            self.watcher.warn(f"the step could not be asked to stop: {error}")
 
 
 def execute_pipeline(pipeline: Pipeline, *, launcher: Launcher, watcher: Watcher) -> list[Outcome]:
-    """Run what has to run. Raises ``StepFailed``, ``UsageError`` or ``Interrupted``."""
-    prepare(pipeline, launcher)
+    """Run what has to run, one after the other, and wait for each.
+
+    Raises ``StepFailed``, ``UsageError`` or ``Interrupted``.
+    """
+    check_and_adopt(pipeline, launcher)
     outcomes = []
     with Interruption(watcher).listening() as interruption:
         for run in pipeline.runs:
             if interruption.count:
                 raise Interrupted("stopped between two steps; the same command goes on from here")
             watcher.begin(run)
-            outcomes.append(carry_out_one(run, launcher, interruption))
+            outcomes.append(execute_run(run, launcher, interruption))
     return outcomes
 
 
-def prepare(pipeline: Pipeline, launcher: Launcher) -> None:
-    """Look for what stands in the way of any run; then bring in what comes from outside."""
+def check_and_adopt(pipeline: Pipeline, launcher: Launcher) -> None:
+    """Raise with all that stands in the way of any run; then bring outside content in."""
     due = [run.plan for run in pipeline.runs if run.decision.action in ("run", "resume")]
     for plan in due:
         refuse_secrets(launcher.compile(plan).render(), f"the job {plan.run_id}")
@@ -106,42 +118,40 @@ def prepare(pipeline: Pipeline, launcher: Launcher) -> None:
         store.adopt(adoption.location, kind=adoption.kind, name=adoption.name)
 
 
-def carry_out_one(run: PlannedRun, launcher: Launcher, interruption: Interruption) -> Outcome:
-    """Reuse, follow or start one run, and wait for its end."""
+def execute_run(run: PlannedRun, launcher: Launcher, interruption: Interruption) -> Outcome:
+    """Reuse a run, or start or attach to it and wait for its end."""
     folder = RunFolder(run.plan.record_dir)
     record_decision(run)
-    if run.decision.action != "reuse":
-        handle = start(run, launcher)
-        state = wait(handle, interruption)
+    reused = run.decision.action == "reuse"
+    if not reused:
+        state = follow_run(start_run(run, launcher), interruption)
         if state.state != COMPLETED:
-            raise describe_failure(run, state, folder)
+            raise explain_failure(run, state, folder)
     complete = folder.outputs or {}
     made = complete.get("outputs", {})
     outputs = {slot.slot: made[slot.slot] for slot in run.plan.outputs if slot.slot in made}
-    seconds = 0.0 if run.decision.action == "reuse" else folder.seconds
-    return Outcome(run, outputs, complete.get("figures", {}), seconds)
+    return Outcome(run, outputs, complete.get("figures", {}), 0.0 if reused else folder.seconds)
 
 
 def record_decision(run: PlannedRun) -> None:
-    """Keep what was decided about a run, for ``runs why``."""
-    decision = run.decision
-    told = {"action": decision.action, "reason": decision.reason, "details": [*decision.details]}
-    RunFolder(run.plan.record_dir).record_decision(told)
+    """Keep the decision about a run, for ``runs why``."""
+    decision = {**vars(run.decision), "details": [*run.decision.details]}
+    RunFolder(run.plan.record_dir).record_decision(decision)
 
 
-def start(run: PlannedRun, launcher: Launcher, *, after: Sequence[JobHandle] = ()) -> JobHandle:
-    """Submit a run, or take hold of the attempt that lives."""
+def start_run(run: PlannedRun, launcher: Launcher, *, after: Sequence[JobHandle] = ()) -> JobHandle:
+    """Submit a run, or attach to its live attempt."""
     folder = RunFolder(run.plan.record_dir)
     refresh_status(folder)
     request = launcher.compile(run.plan, attempt=folder.next_attempt)
     return launcher.submit(request, after=after)
 
 
-def wait(handle: JobHandle, interruption: Interruption) -> JobState:
-    """Follow the log to the end."""
+def follow_run(handle: JobHandle, interruption: Interruption) -> JobState:
+    """Show the log of an attempt until it ends; returns its final state."""
     launcher = find_launcher(handle.executor)
     interruption.handle = handle
-    if interruption.count:  # asked to stop while it was being started
+    if interruption.count:  # the signal came while the run was being started
         launcher.cancel(handle)
     for text in launcher.logs(handle):
         interruption.watcher.follow(text, handle)
@@ -149,22 +159,25 @@ def wait(handle: JobHandle, interruption: Interruption) -> JobState:
     return refresh_status(RunFolder(handle.run_dir))
 
 
-@dataclass(frozen=True)
-class Submission:
-    """A run that was handed over; ``handle`` is None when there was nothing to do about it."""
-
-    run: PlannedRun
-    handle: JobHandle | None
-    state: JobState
+def explain_failure(run: PlannedRun, state: JobState, folder: RunFolder) -> StepsError:
+    """The error that the command line ends with: one line, and where the log is."""
+    where = f"{run.plan.step} ({run.plan.config_name})"
+    if state.state == CANCELLED:
+        what = state.reason or "stopped"
+        return Interrupted(Problem(where=where, what=what, fix="the same command resumes it"))
+    last = folder.last_attempt
+    what = state.reason or f"the step is {state.state}"
+    problem = Problem(where=where, what=what, fix=f"log: {last.log if last else ''}")
+    return UsageError(problem) if state.exit_code == 2 else StepFailed(problem)
 
 
 def submit_pipeline(pipeline: Pipeline, *, launcher: Launcher) -> list[Submission]:
     """Submit every run that has to run, each after those that it needs, and return.
 
-    When one is refused, or Ctrl-C comes between, those submitted before it are ended again, and
-    the error is raised.
+    When one is refused, or Ctrl-C arrives meanwhile, the jobs submitted before it are cancelled
+    and the error is raised.
     """
-    prepare(pipeline, launcher)
+    check_and_adopt(pipeline, launcher)
     handles: dict[str, JobHandle] = {}
     own: list[JobHandle] = []
     for run in pipeline.runs:
@@ -172,45 +185,32 @@ def submit_pipeline(pipeline: Pipeline, *, launcher: Launcher) -> list[Submissio
         if run.decision.action == "reuse":
             continue
         try:
-            handle = start(run, launcher, after=find_needed(run, handles))
+            handle = start_run(run, launcher, after=find_upstream_jobs(run, handles))
         except (Exception, KeyboardInterrupt):
             for submitted in reversed(own):
                 launcher.cancel(submitted, force=True)
             raise
         handles[run.plan.run_id] = handle
         own += [handle] if run.decision.action != "attach" else []
-    folders = [RunFolder(run.plan.record_dir) for run in pipeline.runs]
+    # Only now: a job may have begun, or ended, while later ones were submitted.
     return [
-        Submission(run, handles.get(run.plan.run_id), read_status(folder))
-        for run, folder in zip(pipeline.runs, folders, strict=True)
+        Submission(run, handles.get(run.plan.run_id), read_status(RunFolder(run.plan.record_dir)))
+        for run in pipeline.runs
     ]
 
 
-def find_needed(run: PlannedRun, handles: Mapping[str, JobHandle]) -> list[JobHandle]:
-    """The jobs that make the inputs of a run. Raises ``UsageError`` for one of another place."""
+def find_upstream_jobs(run: PlannedRun, handles: Mapping[str, JobHandle]) -> list[JobHandle]:
+    """The jobs that make a run's inputs. Raises ``UsageError`` for one on another executor."""
     producers = [planned.producer[0] for planned in run.plan.inputs if planned.producer]
-    needed = [handles[run_id] for run_id in dict.fromkeys(producers) if run_id in handles]
+    jobs = [handles[run_id] for run_id in dict.fromkeys(producers) if run_id in handles]
     problems = [
         Problem(
             where=str(run.plan.step),
-            what=f"needs {handle.run_dir.name}, which is under way on {handle.executor}",
-            fix=f"wait for it: nemotron-style runs wait {handle.run_dir.name}",
+            what=f"needs {job.run_dir.name}, which is under way on {job.executor}",
+            fix=f"wait for it: nemotron-style runs wait {job.run_dir.name}",
         )
-        for handle in needed
-        if handle.executor != run.plan.executor
+        for job in jobs
+        if job.executor != run.plan.executor
     ]
     raise_all(UsageError, problems)
-    return needed
-
-
-def describe_failure(run: PlannedRun, state: JobState, folder: RunFolder) -> Exception:
-    """The error that the command line ends with: one line, and where the log is."""
-    last = folder.last_attempt
-    log = str(last.log) if last else ""
-    where = f"{run.plan.step} ({run.plan.config_name})"
-    if state.state == CANCELLED:
-        what = state.reason or "stopped"
-        return Interrupted(Problem(where=where, what=what, fix="the same command resumes it"))
-    what = state.reason or f"the step is {state.state}"
-    problem = Problem(where=where, what=what, fix=f"log: {log}")
-    return UsageError(problem) if state.exit_code == 2 else StepFailed(problem)
+    return jobs

@@ -179,7 +179,7 @@ def test_a_step_takes_no_more_gpus_of_a_profile_than_it_says(
     request = RunRequest("mill/wide", overrides=("devices=3",))
     plan = compile_pipeline(request, context=mill.context(gpus_per_node=8)).target.plan
     assert plan.site["gpus_per_node"] == taken
-    told = f"gpus_per_node: {taken}, by {source} of the step, stands before 8 of the profile"
+    told = f"gpus_per_node: {taken} ({source} of the step) instead of the profile's 8"
     assert plan.notes == ((told,) if source else ())
 
 

@@ -95,7 +95,7 @@ def test_more_machines_than_the_profile_offers_are_told_with_both_numbers(plan: 
     wide = change(plan, launch="torchrun", resources={"nodes": 4, "processes": 1})
     assert told(change(wide, site={"nodes": 4})) == []
     (problem,) = told(change(wide, site={"nodes": 2}))
-    assert "the step wants 4 machines" in problem
+    assert "the step needs 4 machines" in problem
     assert "and the profile offers 2" in problem
 
 
@@ -122,7 +122,7 @@ def test_a_port_that_is_taken_is_told_where_it_would_be_used(plan: Plan) -> None
         assert told(change(plan, executor="slurm", **env)) == []
     assert told(change(plan, **env)) == []
     (problem,) = told(change(plan, env={"MASTER_PORT": "many"}))
-    assert "is no port; got many" in problem
+    assert "is not a port number; got many" in problem
 
 
 def test_everything_is_told_at_once(plan: Plan) -> None:
