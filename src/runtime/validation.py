@@ -14,20 +14,20 @@ from pydantic.fields import FieldInfo
 
 from nemotron_style.runtime.errors import Problem, StepsError, suggest
 
-Standing = Literal["declared", "open", "unknown"]
+KeyStatus = Literal["declared", "open", "unknown"]
 
 
 @dataclass(frozen=True)
-class Place:
+class KeyInfo:
     """Where a dotted key stands in a schema.
 
     ``declared``: a field; ``open``: an entry of a dict, a list item, or an extra key that the
-    model allows; ``unknown``: neither, and ``neighbours`` are the keys that exist at that point.
+    model allows; ``unknown``: neither, and ``siblings`` are the keys that exist at that point.
     """
 
-    standing: Standing
+    status: KeyStatus
     field: FieldInfo | None = None
-    neighbours: tuple[str, ...] = ()
+    siblings: tuple[str, ...] = ()
 
 
 def split_key(key: str) -> list[str]:
@@ -43,12 +43,12 @@ def join_key(parts: Sequence[str | int]) -> str:
     return text.removeprefix(".")
 
 
-def alternatives(annotation: Any) -> list[Any]:
+def union_members(annotation: Any) -> list[Any]:
     """The members of a union, with ``Annotated`` and ``None`` taken away."""
     if get_origin(annotation) is Annotated:
-        return alternatives(get_args(annotation)[0])
+        return union_members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        return [kind for member in get_args(annotation) for kind in alternatives(member)]
+        return [kind for member in get_args(annotation) for kind in union_members(member)]
     return [] if annotation is type(None) else [annotation]
 
 
@@ -60,53 +60,53 @@ def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
     }
 
 
-def locate(annotation: Any, parts: Sequence[str]) -> Place:
+def find_key(annotation: Any, parts: Sequence[str]) -> KeyInfo:
     """Find a key, given in ``parts``, below a type annotation."""
     if not parts:
-        return Place("open")
-    places = [_locate_in(kind, parts) for kind in alternatives(annotation)]
-    known = [place for place in places if place.standing != "unknown"]
+        return KeyInfo("open")
+    places = [_locate_in(kind, parts) for kind in union_members(annotation)]
+    known = [place for place in places if place.status != "unknown"]
     if known:
-        return min(known, key=lambda place: place.standing)
-    return Place("unknown", neighbours=tuple(key for each in places for key in each.neighbours))
+        return min(known, key=lambda place: place.status)
+    return KeyInfo("unknown", siblings=tuple(key for each in places for key in each.siblings))
 
 
-def _locate_in(kind: Any, parts: Sequence[str]) -> Place:
+def _locate_in(kind: Any, parts: Sequence[str]) -> KeyInfo:
     head, rest = parts[0], parts[1:]
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return _locate_in_model(kind, head, rest)
     if kind is Any or kind is dict or kind is object:
-        return Place("open")
+        return KeyInfo("open")
     arguments = get_args(kind)
     if isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Mapping):
-        return locate(arguments[1], rest)
+        return find_key(arguments[1], rest)
     if get_origin(kind) in (list, tuple, Sequence) and head.isdigit():
-        return locate(arguments[0], rest)
-    return Place("unknown")
+        return find_key(arguments[0], rest)
+    return KeyInfo("unknown")
 
 
-def _locate_in_model(model: type[BaseModel], head: str, rest: Sequence[str]) -> Place:
+def _locate_in_model(model: type[BaseModel], head: str, rest: Sequence[str]) -> KeyInfo:
     fields = fields_of(model)
     if head in fields:
         field = fields[head]
-        return locate(field.annotation, rest) if rest else Place("declared", field=field)
+        return find_key(field.annotation, rest) if rest else KeyInfo("declared", field=field)
     if model.model_config.get("extra") == "allow":
-        return Place("open")
-    return Place("unknown", neighbours=tuple(fields))
+        return KeyInfo("open")
+    return KeyInfo("unknown", siblings=tuple(fields))
 
 
-def keys_of(annotation: Any, prefix: str = "", depth: int = 8) -> Iterator[str]:
+def schema_keys(annotation: Any, prefix: str = "", depth: int = 8) -> Iterator[str]:
     """Every dotted key that is declared below ``annotation``, for suggestions and completion."""
-    for kind in alternatives(annotation) if depth else ():
+    for kind in union_members(annotation) if depth else ():
         if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
             continue
         for name, field in fields_of(kind).items():
             yield prefix + name
-            yield from keys_of(field.annotation, f"{prefix}{name}.", depth - 1)
+            yield from schema_keys(field.annotation, f"{prefix}{name}.", depth - 1)
 
 
 def suggest_key(key: str, known: Iterable[str]) -> str:
-    """A did-you-mean for a dotted key, judged by its last part; neighbours come first."""
+    """A did-you-mean for a dotted key, judged by its last part; siblings come first."""
     prefix, _, last = key.rpartition(".")
     tails: dict[str, list[str]] = {}
     for name in sorted(set(known), key=lambda name: (name.rpartition(".")[0] != prefix, name)):
@@ -117,12 +117,12 @@ def suggest_key(key: str, known: Iterable[str]) -> str:
     return "did you mean " + " or ".join(map(repr, names)) + "?" if names else ""
 
 
-def list_neighbours(place: Place) -> str:
+def list_siblings(place: KeyInfo) -> str:
     """The keys that exist where an unknown one was written, as many as one can take in."""
-    return ", ".join(place.neighbours) if len(place.neighbours) <= 20 else ""
+    return ", ".join(place.siblings) if len(place.siblings) <= 20 else ""
 
 
-def read_refusal(
+def explain_errors(
     error: ValidationError,
     model: type[BaseModel],
     data: Any,
@@ -157,10 +157,10 @@ def _read_detail(
     if detail["type"] == "missing":
         yield Problem(where=where(key), key=key, what="is required and was not given")
     elif detail["type"] == "extra_forbidden":
-        place = locate(model, [str(part) for part in parts])
-        siblings = [join_key([*parts[:-1], name]) for name in place.neighbours]
-        fix = suggest_key(key, [*siblings, *keys_of(model)])
-        allowed = "" if fix else list_neighbours(place)
+        place = find_key(model, [str(part) for part in parts])
+        siblings = [join_key([*parts[:-1], name]) for name in place.siblings]
+        fix = suggest_key(key, [*siblings, *schema_keys(model)])
+        allowed = "" if fix else list_siblings(place)
         what = "is not a known key"
         yield Problem(where=where(key), key=key, what=what, allowed=allowed, fix=fix)
     elif cause is not None:
@@ -173,7 +173,7 @@ def _read_detail(
             where=where(key),
             key=key,
             what="does not fit",
-            got=shorten(got),
+            got=show_value(got),
             allowed=allowed,
             fix=fix,
         )
@@ -218,7 +218,7 @@ def _allowed(kind: str, context: Mapping[str, Any]) -> str:
     return names.get(kind, "")
 
 
-def shorten(value: Any) -> str:
+def show_value(value: Any) -> str:
     """A value as YAML users know it, cut to one line."""
     text = {None: "null", True: "true", False: "false"}.get(value) if _is_word(value) else None
     text = repr(value) if text is None else text

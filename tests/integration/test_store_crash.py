@@ -87,7 +87,7 @@ def write_output(place: Path) -> Path:
 def finish_run(store: Store, staged: Path) -> Artifact:
     """What a worker does that finds a sealed output: finish the commit, or make it."""
     producer = Producer(run_id=staged.name, step="a/b", slot="model")
-    settled = store.settle(staged.name, "model")
+    settled = store.finish_commit(staged.name, "model")
     inputs = [store.resolve("data").edge("data")]
     return settled or store.commit(staged, name="m", kind="k", producer=producer, inputs=inputs)
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nemotron_style.runtime.catalog.manifest import read_toml
 from nemotron_style.runtime.errors import ManifestError, Problem, raise_all, suggest
 from nemotron_style.runtime.paths import find_project_root, shipped_folder, show_path
-from nemotron_style.runtime.validation import read_refusal
+from nemotron_style.runtime.validation import explain_errors
 
 
 class Kind(BaseModel):
@@ -109,7 +109,7 @@ def _kind_files() -> tuple[Path, ...]:
 def _read_table_refusal(error: Exception, name: str, table: object, where: str) -> list[Problem]:
     if not isinstance(error, ValidationError):
         return [Problem(where=where, key=name, what="a kind is a table with a description")]
-    problems = read_refusal(error, Kind, table, where=lambda _: where)
+    problems = explain_errors(error, Kind, table, where=lambda _: where)
     return [Problem(**{**vars(each), "key": f"{name}.{each.key}"}) for each in problems]
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, 
 
 from nemotron_style.runtime.errors import ManifestError, Problem, raise_all
 from nemotron_style.runtime.paths import show_path
-from nemotron_style.runtime.validation import read_refusal
+from nemotron_style.runtime.validation import explain_errors
 
 STEP_ID = re.compile(r"[a-z0-9][a-z0-9_]*(/[a-z0-9][a-z0-9_]*)+")
 SLOT_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -203,7 +203,7 @@ def load_manifest(path: Path, *, root: Path | None = None) -> Manifest:
     try:
         document = Document.model_validate(table)
     except ValidationError as error:
-        problems = read_refusal(error, Document, table, where=lambda _: where)
+        problems = explain_errors(error, Document, table, where=lambda _: where)
         raise ManifestError([_teach(problem) for problem in problems]) from None
     parts = {name: getattr(document, name) for name in Document.model_fields if name != "step"}
     manifest = Manifest(path=path, **document.step.model_dump(), **parts)

@@ -19,7 +19,7 @@ from nemotron_style.runtime.cli.lazy import LazyGroup
 from nemotron_style.runtime.cli.table import print_json, tell
 from nemotron_style.runtime.errors import Problem, StepsError, UsageError, raise_all, suggest
 from nemotron_style.runtime.secrets.redact import redacted_output
-from nemotron_style.runtime.secrets.reject import find_given_secrets
+from nemotron_style.runtime.secrets.reject import find_argument_secrets
 
 PROGRAM = "nemotron-style"
 INTERRUPTED = 130
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     as_json = "--json" in (words[: words.index("--")] if "--" in words else words)
     try:
-        raise_all(UsageError, list(find_given_secrets(words)))
+        raise_all(UsageError, list(find_argument_secrets(words)))
         outcome = get_command(app).main(args=words, prog_name=PROGRAM, standalone_mode=False)
     except StepsError as error:
         return _report(error.problems, error.exit_code, as_json)

@@ -32,7 +32,7 @@ from nemotron_style.runtime.planning.request import PlanContext, RunRequest, ope
 from nemotron_style.runtime.planning.runner import execute_pipeline, submit_pipeline
 from nemotron_style.runtime.profiles.model import Profile, load_profile
 from nemotron_style.runtime.run.folder import RunFolder
-from nemotron_style.runtime.secrets.reject import refuse_secrets
+from nemotron_style.runtime.secrets.reject import reject_secrets
 
 UNUSABLE_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR)
 
@@ -180,7 +180,7 @@ def show_dry_run(request: RunRequest, context: PlanContext, *, as_json: bool) ->
     pipeline = compile_pipeline(request, context=context)
     launcher = find_launcher(context.profile.executor)
     text = render_pipeline(pipeline, launcher)
-    refuse_secrets(text, "the dry run")
+    reject_secrets(text, "the dry run")
     if as_json:
         print_json(describe_pipeline(pipeline, launcher))
     else:

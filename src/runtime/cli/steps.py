@@ -22,7 +22,7 @@ from nemotron_style.runtime.cli.table import (
     tell,
 )
 from nemotron_style.runtime.errors import Problem, StepsError, UsageError, suggest
-from nemotron_style.runtime.validation import shorten
+from nemotron_style.runtime.validation import show_value
 
 
 class StepsGroup(LazyGroup):
@@ -225,7 +225,7 @@ def _parameters(step: Manifest) -> Iterator[tuple[str, str]]:
     for parameter in step.parameters:
         default = defaults.get(parameter.name, parameter.default)
         choices = f" One of {', '.join(map(str, parameter.choices))}." if parameter.choices else ""
-        yield parameter.name, f"{parameter.description}{choices} [default: {shorten(default)}]"
+        yield parameter.name, f"{parameter.description}{choices} [default: {show_value(default)}]"
 
 
 def _defaults(step: Manifest) -> dict[str, Any]:

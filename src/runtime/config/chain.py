@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.config.yaml_file import Document, read_document
+from nemotron_style.runtime.config.yaml_file import YamlFile, read_yaml_file
 from nemotron_style.runtime.errors import ConfigError, Problem, suggest
 from nemotron_style.runtime.paths import show_path
 
 MANDATORY = "???"
 
 
-def read_chain(path: Path, *, home: Path, below: tuple[Path, ...] = ()) -> Document:
+def read_chain(path: Path, *, home: Path, below: tuple[Path, ...] = ()) -> YamlFile:
     """Read ``path`` over the files it names in ``defaults:``.
 
     They lie beside the file, or else in ``home``, so that a config of one's own can inherit from
@@ -25,7 +25,7 @@ def read_chain(path: Path, *, home: Path, below: tuple[Path, ...] = ()) -> Docum
     if path.resolve() in below:
         circle = " -> ".join(each.name for each in chain)
         raise ConfigError(Problem(where=show_path(path), key="defaults", what=f"circle: {circle}"))
-    own = read_document(path)
+    own = read_yaml_file(path)
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
     for parent in _parents(own, path, home):
@@ -33,10 +33,10 @@ def read_chain(path: Path, *, home: Path, below: tuple[Path, ...] = ()) -> Docum
         values = overlay(values, inherited.values)
         places |= inherited.places
     own_values = {key: value for key, value in own.values.items() if key != "defaults"}
-    return Document(overlay(values, own_values), {**places, **own.places})
+    return YamlFile(overlay(values, own_values), {**places, **own.places})
 
 
-def _parents(document: Document, path: Path, home: Path) -> list[Path]:
+def _parents(document: YamlFile, path: Path, home: Path) -> list[Path]:
     names = document.values.get("defaults", [])
     names = [names] if isinstance(names, str) else names
     where = document.places.get("defaults", show_path(path))

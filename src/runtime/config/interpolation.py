@@ -14,15 +14,15 @@ from pydantic import BaseModel
 
 from nemotron_style.runtime.config.override import merge
 from nemotron_style.runtime.errors import Problem, suggest
-from nemotron_style.runtime.secrets.names import looks_secret
-from nemotron_style.runtime.secrets.reject import drop_secrets
-from nemotron_style.runtime.validation import alternatives, join_key, keys_of, suggest_key
+from nemotron_style.runtime.secrets.names import is_secret_variable
+from nemotron_style.runtime.secrets.reject import remove_secrets
+from nemotron_style.runtime.validation import join_key, schema_keys, suggest_key, union_members
 
 MANDATORY = "???"
 Path = tuple[str | int, ...]
 
 
-def resolve(
+def resolve_interpolations(
     values: dict[str, Any], schema: type[BaseModel], *, where: Callable[[str], str]
 ) -> tuple[dict[str, Any], list[Problem]]:
     """``values`` with every interpolation replaced, and a problem for each that dangles.
@@ -31,12 +31,12 @@ def resolve(
     """
     _register()
     problems: list[Problem] = []
-    sound, leaked = drop_secrets(_drop_broken(values, problems, where), where=where)
+    sound, leaked = remove_secrets(_drop_broken(values, problems, where), where=where)
     problems += leaked
     from omegaconf import OmegaConf
 
     whole = OmegaConf.create(merge(defaults_of(schema), sound))
-    known = [*keys_of(schema), *(join_key(path) for path, _ in leaves(sound))]
+    known = [*schema_keys(schema), *(join_key(path) for path, _ in leaves(sound))]
 
     def answer(path: Path, text: str) -> Any:
         try:
@@ -46,7 +46,7 @@ def resolve(
             problems.append(_explain(error, text, key, where(key), known=known))
             return _GONE
 
-    resolved, leaked = drop_secrets(_replace_leaves(sound, answer), where=where)
+    resolved, leaked = remove_secrets(_replace_leaves(sound, answer), where=where)
     return resolved, [*problems, *leaked]
 
 
@@ -67,7 +67,7 @@ def defaults_of(schema: type[BaseModel]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, field in schema.model_fields.items():
         if field.is_required():
-            inner = [kind for kind in alternatives(field.annotation) if _is_model(kind)]
+            inner = [kind for kind in union_members(field.annotation) if _is_model(kind)]
             if len(inner) == 1:
                 values[name] = defaults_of(inner[0])
             continue
@@ -113,7 +113,7 @@ def _drop_broken(
     def check(path: Path, text: str) -> Any:
         key = join_key(path)
         names = re.findall(r"oc\.env:\s*['\"]?(\w+)", text)
-        secrets = [name for name in names if looks_secret(name)]
+        secrets = [name for name in names if is_secret_variable(name)]
         if secrets:
             what = f"would write the secret {secrets[0]} into the record of the run"
             fix = f'name it in the profile, secrets = ["{secrets[0]}"], and read it in the step'

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from nemotron_style.runtime.catalog.manifest import Manifest
-from nemotron_style.runtime.config.interpolation import leaves, resolve
+from nemotron_style.runtime.config.interpolation import leaves, resolve_interpolations
 from nemotron_style.runtime.config.model import (
     MANDATORY,
     InputSource,
@@ -18,15 +18,15 @@ from nemotron_style.runtime.config.model import (
     validate,
 )
 from nemotron_style.runtime.config.override import apply_override, read_override
-from nemotron_style.runtime.config.yaml_file import Document
+from nemotron_style.runtime.config.yaml_file import YamlFile
 from nemotron_style.runtime.errors import ConfigError, Problem, suggest
-from nemotron_style.runtime.validation import join_key, locate, read_refusal, split_key
+from nemotron_style.runtime.validation import explain_errors, find_key, join_key, split_key
 
 SOURCES = ("inputs.", "services.")
 Source = TypeVar("Source", bound=ServiceSource)
 
 
-class Draft:
+class MergedConfig:
     """A config on its way: values, where each key stands, and the problems found so far."""
 
     def __init__(self, manifest: Manifest, schema: type[StepConfig], file: str) -> None:
@@ -37,7 +37,7 @@ class Draft:
         self.places: dict[str, str] = {}
         self.problems: list[Problem] = []
 
-    def read(self, document: Document) -> None:
+    def read(self, document: YamlFile) -> None:
         """Begin with what the files say."""
         self.values = document.values
         self.places = dict(document.places)
@@ -64,7 +64,7 @@ class Draft:
 
         They say where inputs come from, and how the services beside the step are started.
         """
-        whole, dangling = resolve(self.values, self.schema, where=self.where)
+        whole, dangling = resolve_interpolations(self.values, self.schema, where=self.where)
         self.problems += [each for each in dangling if each.key.startswith(SOURCES)]
         slots = [slot.name for slot in self.manifest.consumes]
         needs = [need.name for need in self.manifest.needs]
@@ -97,14 +97,14 @@ class Draft:
         try:
             return {name: model.model_validate(value)}
         except ValidationError as error:
-            for each in read_refusal(error, model, value, where=lambda _: self.where(prefix)):
+            for each in explain_errors(error, model, value, where=lambda _: self.where(prefix)):
                 key = f"{prefix}.{each.key}".rstrip(".")
                 self.problems.append(replace(each, key=key, where=self.where(key)))
             return {}
 
     def finish(self) -> tuple[StepConfig, list[str]]:
         """Resolve and validate; the second result are the slot-bound keys that are still open."""
-        values, dangling = resolve(self.values, self.schema, where=self.where)
+        values, dangling = resolve_interpolations(self.values, self.schema, where=self.where)
         self.problems += dangling
         unbound = self._open_slots(values)
         self._refuse_mandatory(values)
@@ -112,7 +112,7 @@ class Draft:
         try:
             config = validate(self.schema, values)
         except ValidationError as error:
-            found = read_refusal(error, self.schema, values, where=self.where)
+            found = explain_errors(error, self.schema, values, where=self.where)
             self.problems += [
                 self._advise(each) for each in found if each.got or each.key not in told
             ]
@@ -137,7 +137,7 @@ class Draft:
         """
         unbound = []
         for key in self.manifest.bound_keys:
-            info = locate(self.schema, split_key(key)).field
+            info = find_key(self.schema, split_key(key)).field
             value = get(values, key)
             if info is None or value not in (None, MANDATORY):
                 continue

@@ -12,12 +12,12 @@ from pydantic import BaseModel
 
 from nemotron_style.runtime.config.yaml_file import parse_value
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
-from nemotron_style.runtime.secrets.reject import drop_secrets
+from nemotron_style.runtime.secrets.reject import remove_secrets
 from nemotron_style.runtime.validation import (
-    Place,
-    keys_of,
-    list_neighbours,
-    locate,
+    KeyInfo,
+    find_key,
+    list_siblings,
+    schema_keys,
     split_key,
     suggest_key,
 )
@@ -79,7 +79,7 @@ def read_override(text: str) -> Override:
     except ValueError as error:
         what, fix = f"the value cannot be read: {error}", f"quote it: {key}='\"...\"'"
         raise ConfigError(Problem(where=where, key=key, what=what, fix=fix)) from None
-    raise_all(ConfigError, drop_secrets({key: meant}, where=lambda _: "override")[1])
+    raise_all(ConfigError, remove_secrets({key: meant}, where=lambda _: "override")[1])
     return Override(text, ACTIONS[sign], key, meant)
 
 
@@ -89,16 +89,16 @@ def apply_override(values: dict[str, Any], override: Override, schema: type[Base
     Raises:
         ConfigError: the key is unknown, cannot be added, or cannot be removed.
     """
-    place = locate(schema, override.parts)
-    if place.standing == "unknown":
-        fix = suggest_key(override.key, keys_of(schema))
-        allowed = "" if fix else list_neighbours(place)
+    place = find_key(schema, override.parts)
+    if place.status == "unknown":
+        fix = suggest_key(override.key, schema_keys(schema))
+        allowed = "" if fix else list_siblings(place)
         raise ConfigError(override.problem("is not a key of this step", allowed=allowed, fix=fix))
     present = _present(values, override.parts)
-    if override.action == "add" and (place.standing == "declared" or present):
+    if override.action == "add" and (place.status == "declared" or present):
         fix = f"drop the plus: {override.text[1:]}"
         raise ConfigError(override.problem("exists already", fix=fix))
-    if override.action == "set" and place.standing == "open" and not present:
+    if override.action == "set" and place.status == "open" and not present:
         fix = f"to add it, write +{override.text}"
         raise ConfigError(override.problem("is not set in the config", fix=fix))
     if override.action == "remove":
@@ -118,11 +118,11 @@ def _present(values: Any, parts: Sequence[str]) -> bool:
     return True
 
 
-def _remove(values: dict[str, Any], override: Override, place: Place) -> None:
+def _remove(values: dict[str, Any], override: Override, place: KeyInfo) -> None:
     if place.field is not None and place.field.is_required():
         raise ConfigError(override.problem("is required and cannot be removed"))
     if not _present(values, override.parts):
-        if place.standing == "open":
+        if place.status == "open":
             raise ConfigError(override.problem("is not set in the config"))
         return
     target = _descend(values, override)

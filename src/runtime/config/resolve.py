@@ -27,9 +27,9 @@ from nemotron_style.runtime.config.model import (
 from nemotron_style.runtime.errors import ConfigError, ManifestError, Problem, suggest
 from nemotron_style.runtime.paths import show_path
 from nemotron_style.runtime.validation import (
-    keys_of,
-    locate,
-    read_refusal,
+    explain_errors,
+    find_key,
+    schema_keys,
     split_key,
     suggest_key,
 )
@@ -72,9 +72,9 @@ def load_config_class(manifest: Manifest) -> type[StepConfig]:
         what = f"{text!r} is not a subclass of StepConfig"
         raise ManifestError(Problem(where=where, key="run.config", what=what))
     keys = [*manifest.bound_keys, *(need.config_key for need in manifest.needs if need.config_key)]
-    strange = [key for key in keys if locate(found, split_key(key)).field is None]
+    strange = [key for key in keys if find_key(found, split_key(key)).field is None]
     if strange:
-        known = list(keys_of(found))
+        known = list(schema_keys(found))
         raise ManifestError(
             Problem(
                 where=where,
@@ -97,7 +97,7 @@ def parse_config(manifest: Manifest, values: Mapping[str, Any]) -> StepConfig:
     try:
         return validate(schema, values)
     except ValidationError as error:
-        problems = read_refusal(error, schema, values, where=lambda _: manifest.id)
+        problems = explain_errors(error, schema, values, where=lambda _: manifest.id)
         raise ConfigError(problems) from None
 
 
@@ -113,10 +113,10 @@ def resolve_config(
         ConfigError: with every problem of the files, the overrides and the values.
     """
     from nemotron_style.runtime.config.chain import read_chain
-    from nemotron_style.runtime.config.merge import Draft, put
+    from nemotron_style.runtime.config.merge import MergedConfig, put
 
     path = find_config(manifest, name)
-    draft = Draft(manifest, load_config_class(manifest), show_path(path))
+    draft = MergedConfig(manifest, load_config_class(manifest), show_path(path))
     draft.read(read_chain(path, home=manifest.folder))
     draft.apply(overrides)
     sources, services = draft.take_sources()
@@ -124,7 +124,7 @@ def resolve_config(
     values = config.model_dump(mode="json")
     for key in unbound:
         put(values, key, None)
-    semantic = flatten(meaning(config))
+    semantic = flatten(semantic_values(config))
     for key in manifest.bound_keys:
         semantic = {known: each for known, each in semantic.items() if not _is_below(known, key)}
     label = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-.")
@@ -145,7 +145,7 @@ def find_config(manifest: Manifest, name: str) -> Path:
     raise ConfigError(Problem(what=what, allowed=allowed, fix=suggest(name, manifest.configs)))
 
 
-def meaning(value: Any) -> Any:
+def semantic_values(value: Any) -> Any:
     """``value`` as plain data without what is cosmetic."""
     if isinstance(value, BaseModel):
         plain = value.model_dump(mode="json")
@@ -157,7 +157,7 @@ def meaning(value: Any) -> Any:
 
 def _meaning_of(value: Any, plain: Any) -> Any:
     if isinstance(value, BaseModel):
-        return meaning(value)
+        return semantic_values(value)
     if isinstance(value, Mapping):
         return {key: _meaning_of(item, plain[str(key)]) for key, item in value.items()}
     if isinstance(value, list | tuple):

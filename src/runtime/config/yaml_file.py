@@ -41,14 +41,14 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+012345678
 
 
 @dataclass(frozen=True)
-class Document:
+class YamlFile:
     """What a YAML file says, and the place (``file:line``) of each dotted key."""
 
     values: dict[str, Any]
     places: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_document(path: Path) -> Document:
+def read_yaml_file(path: Path) -> YamlFile:
     """Read one YAML file whose top level is a table of keys.
 
     Raises:
@@ -61,22 +61,22 @@ def read_document(path: Path) -> Document:
         raise ConfigError(Problem(where=where, what="is not UTF-8 text")) from None
     except OSError as error:
         raise ConfigError(Problem(where=where, what=f"cannot be read: {error.strerror}")) from None
-    return parse_document(text, where=where)
+    return parse_yaml(text, where=where)
 
 
-def parse_document(text: str, *, where: str) -> Document:
+def parse_yaml(text: str, *, where: str) -> YamlFile:
     """Like :func:`read_document`, for text that is called ``where``."""
     loader = Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:
-            return Document({})
+            return YamlFile({})
         if not isinstance(node, yaml.MappingNode):
             what = "must be a table of keys at the top level"
             raise ConfigError(Problem(where=where, what=what))
         places: dict[str, str] = {}
         raise_all(ConfigError, list(_walk(node, where, places)))
-        return Document(loader.construct_document(node), places)
+        return YamlFile(loader.construct_document(node), places)
     except yaml.YAMLError as error:
         raise ConfigError(_syntax_problem(error, where)) from None
     finally:

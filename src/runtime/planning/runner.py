@@ -24,7 +24,7 @@ from nemotron_style.runtime.planning.planner import Pipeline, PlannedRun
 from nemotron_style.runtime.planning.preflight import check_plan
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, JobState
-from nemotron_style.runtime.secrets.reject import refuse_secrets
+from nemotron_style.runtime.secrets.reject import reject_secrets
 from nemotron_style.runtime.store.store import Store
 
 
@@ -109,7 +109,7 @@ def check_and_adopt(pipeline: Pipeline, launcher: Launcher) -> None:
     """Raise with all that stands in the way of any run; then bring outside content in."""
     due = [run.plan for run in pipeline.runs if run.decision.action in ("run", "resume")]
     for plan in due:
-        refuse_secrets(launcher.compile(plan).render(), f"the job {plan.run_id}")
+        reject_secrets(launcher.compile(plan).render(), f"the job {plan.run_id}")
     problems = [one for plan in due for one in check_plan(plan, adoptions=pipeline.adoptions)]
     problems += [one for plan in due for one in launcher.check(plan)]
     raise_all(UsageError, list(dict.fromkeys(problems)))

@@ -24,14 +24,14 @@ from pydantic import (
     field_validator,
 )
 
-from nemotron_style.runtime.config.interpolation import leaves, resolve
+from nemotron_style.runtime.config.interpolation import leaves, resolve_interpolations
 from nemotron_style.runtime.errors import Problem, ProfileError, raise_all, suggest
 from nemotron_style.runtime.profiles.files import ProfileTable, follow, read_profiles
 from nemotron_style.runtime.profiles.keys import LOCAL, sort_keys
 from nemotron_style.runtime.profiles.nemo_env import IGNORED, OURS, translate
 from nemotron_style.runtime.secrets.detect import announce_secrets
-from nemotron_style.runtime.secrets.reject import drop_secrets
-from nemotron_style.runtime.validation import join_key, read_refusal
+from nemotron_style.runtime.secrets.reject import remove_secrets
+from nemotron_style.runtime.validation import explain_errors, join_key
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DURATION = r"^(\d+-)?\d{1,3}(:\d{2}){0,2}$"
@@ -227,7 +227,7 @@ def _assemble(name: str, chain: list[ProfileTable]) -> Profile:
     }
     where = chain[0].where
     if "${" in str(merged):  # ${oc.env:NAME,default}; OmegaConf is slow to import
-        merged, found = resolve(merged, BaseModel, where=lambda _: where)
+        merged, found = resolve_interpolations(merged, BaseModel, where=lambda _: where)
         problems += found
     problems += [*misplaced, *_find_control(merged, where)]
     refused_already = {problem.key for problem in problems}
@@ -235,7 +235,7 @@ def _assemble(name: str, chain: list[ProfileTable]) -> Profile:
     try:
         profile = Profile.model_validate(merged)
     except ValidationError as error:
-        refused = read_refusal(error, Profile, merged, where=lambda _: where)
+        refused = explain_errors(error, Profile, merged, where=lambda _: where)
         problems += [each for each in refused if each.key not in refused_already]
     raise_all(ProfileError, problems)
     return profile
@@ -244,7 +244,7 @@ def _assemble(name: str, chain: list[ProfileTable]) -> Profile:
 def _read_table(each: ProfileTable) -> tuple[dict[str, Any], list[Problem]]:
     """One table under our key names and without secrets, and what is wrong with it."""
     table, problems = translate(each.table, each.where)
-    table, leaked = drop_secrets(table, where=lambda _: each.where)
+    table, leaked = remove_secrets(table, where=lambda _: each.where)
     known = [*OWN, *OURS, *IGNORED]
     unknown = [key for key in each.table if key in table and key not in known]
     what = "is not a known key"

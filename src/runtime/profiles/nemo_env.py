@@ -8,7 +8,7 @@ from typing import Any
 
 from nemotron_style.runtime.errors import Problem
 from nemotron_style.runtime.secrets.detect import find_secrets
-from nemotron_style.runtime.secrets.names import looks_secret
+from nemotron_style.runtime.secrets.names import is_secret_variable
 
 # Tables of an env.toml that are no profiles.
 RESERVED = frozenset({"artifacts", "cache", "cli", "wandb"})
@@ -73,7 +73,7 @@ def _move_secrets(ours: dict[str, Any], where: str) -> list[Problem]:
     An entry with the value of a secret becomes a problem.
     """
     problems, names = [], []
-    for name in filter(looks_secret, [*ours["env"]]):
+    for name in filter(is_secret_variable, [*ours["env"]]):
         value = ours["env"].pop(name)
         passed_on = READS_VARIABLE.fullmatch(value) if isinstance(value, str) else None
         if passed_on and passed_on[1] == name and not [*find_secrets(value)]:

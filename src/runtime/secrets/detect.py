@@ -16,11 +16,11 @@ from functools import lru_cache
 from urllib.parse import quote, unquote
 
 from nemotron_style.runtime.secrets.names import (
+    is_placeholder,
     is_plain_word,
     is_secret_key,
-    is_stand_in,
-    looks_secret,
-    name_variable,
+    is_secret_variable,
+    variable_name,
 )
 
 SHORTEST = 8  # a shorter value would be found in every other word
@@ -94,7 +94,7 @@ def announce_secrets(names: Iterable[str]) -> None:
     _announced.update(names)
 
 
-def known_values() -> Mapping[str, str]:
+def secret_values() -> Mapping[str, str]:
     """The values of secrets in the environment, as they may be written, with their variables.
 
     A value may stand in a text raw, or as JSON, a URL, a shell or Python write it. Of a value of
@@ -109,19 +109,19 @@ def _spell_out(
 ) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for name, value in environment:
-        if (name in announced or looks_secret(name)) and not is_plain_word(value):
+        if (name in announced or is_secret_variable(name)) and not is_plain_word(value):
             for part in (value, value.strip(), *_lines(value)):
                 found |= dict.fromkeys(_spellings(part), name)
         for match in _URL_PASSWORD.finditer(value):
             word = match["secret"]
-            spelled = set() if is_stand_in(word) else {word, unquote(word)}
+            spelled = set() if is_placeholder(word) else {word, unquote(word)}
             found |= dict.fromkeys(spelled, name)
     return {value: name for value, name in found.items() if len(value) >= SHORTEST}
 
 
 def find_secrets(text: str) -> Iterator[Secret]:
     """Every secret in ``text``, by value, by form and by name; they may overlap."""
-    for value, variable in known_values().items():
+    for value, variable in secret_values().items():
         for start in _places(text, value):
             yield Secret(start, start + len(value), f"the value of ${variable}", variable)
     for match in _BY_FORM.finditer(text):
@@ -131,26 +131,26 @@ def find_secrets(text: str) -> Iterator[Secret]:
         yield from _groups(_URL_PASSWORD, text, "a password inside a URL")
         yield from _groups(_URL_TOKEN, text, "a token inside a URL")
         for match in _URL_QUERY.finditer(text):
-            if is_signing(match["name"], match["secret"]):
+            if is_signature(match["name"], match["secret"]):
                 what = f"the part {match['name']!r} of a URL, which authenticates"
                 yield Secret(*match.span("secret"), what)
     for pattern in (_PAIR, _OPTION, _DEFAULT):
-        judge = looks_secret if pattern is _DEFAULT else is_secret_key
+        judge = is_secret_variable if pattern is _DEFAULT else is_secret_key
         for match in pattern.finditer(text):
-            if judge(match["name"]) and not is_stand_in(match["secret"]):
-                variable = name_variable(match["name"])
+            if judge(match["name"]) and not is_placeholder(match["secret"]):
+                variable = variable_name(match["name"])
                 yield Secret(*match.span("secret"), f"the value of {match['name']}", variable)
 
 
-def is_signing(name: str, value: str) -> bool:
+def is_signature(name: str, value: str) -> bool:
     """Whether a part of a URL's query lets its bearer in."""
     known = name.lower() in _SIGNS or (name.lower() == "key" and len(value) >= SHORTEST_LINE)
-    return (known or is_secret_key(name)) and not is_stand_in(value)
+    return (known or is_secret_key(name)) and not is_placeholder(value)
 
 
 def _groups(pattern: re.Pattern[str], text: str, why: str) -> Iterator[Secret]:
     for match in pattern.finditer(text):
-        if not is_stand_in(match["secret"]):
+        if not is_placeholder(match["secret"]):
             yield Secret(*match.span("secret"), why)
 
 

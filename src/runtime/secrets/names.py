@@ -48,7 +48,7 @@ _STAND_IN = re.compile(
 )
 
 
-def looks_secret(name: str) -> bool:
+def is_secret_variable(name: str) -> bool:
     """Whether the name of an environment variable says that it holds a secret."""
     words = name.lower().split("_")
     if name.upper() in _NAMED:
@@ -70,7 +70,7 @@ def is_secret_key(key: str) -> bool:
 
 def _is_secret_part(part: str) -> bool:
     if part.isupper():
-        return looks_secret(part)
+        return is_secret_variable(part)
     split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", part).lower()
     words = [word for word in re.split(r"[_\W]+", split) if word]
     if _says_so(words) or words in (["token"], ["authorization"], ["bearer"]):
@@ -92,7 +92,7 @@ def _says_so(words: list[str]) -> bool:
     return bool(_ALWAYS.intersection(words) or many or together)
 
 
-def is_stand_in(value: str) -> bool:
+def is_placeholder(value: str) -> bool:
     """Whether ``value`` only stands for a secret: ``$HF_TOKEN``, ``...``, ``null``."""
     return any(_STAND_IN.fullmatch(each) for each in (value, value.rstrip(",.;:)]}")))
 
@@ -102,7 +102,7 @@ def is_plain_word(value: str) -> bool:
     return _PLAIN_WORD.fullmatch(value) is not None
 
 
-def name_variable(key: str) -> str:
+def variable_name(key: str) -> str:
     """An environment variable that could be called so: ``model.hf-token`` -> ``HF_TOKEN``."""
     last = re.split(r"[.\[\]]+", key.rstrip("]"))[-1]
     return re.sub(r"\W", "_", last).upper().strip("_")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
-from nemotron_style.runtime.secrets.detect import find_secrets, known_values
+from nemotron_style.runtime.secrets.detect import find_secrets, secret_values
 from nemotron_style.runtime.secrets.names import is_secret_key
 
 MASK = "[secret]"
@@ -45,7 +45,7 @@ def redact_leaves(values: Any) -> Any:
     return values
 
 
-def begun_secret(text: str, *, any_word: bool = False) -> int:
+def unfinished_secret(text: str, *, any_word: bool = False) -> int:
     """How many characters at the end of ``text`` may be the beginning of a secret.
 
     With ``any_word`` the last word may be one, whatever it looks like so far.
@@ -57,7 +57,7 @@ def begun_secret(text: str, *, any_word: bool = False) -> int:
         longest = max(longest, len(text) - word.start())
     if pair and is_secret_key(pair["name"]):
         longest = max(longest, len(text) - pair.start())
-    for value in known_values():
+    for value in secret_values():
         most = min(len(value) - 1, len(text))
         ends = (size for size in range(most, longest, -1) if text.endswith(value[:size]))
         longest = max(longest, next(ends, 0))
@@ -78,7 +78,7 @@ class RedactedStream(io.TextIOBase):
     def write(self, text: str) -> int:
         whole = self.held + text
         # On a terminal somebody waits for the end of a line; elsewhere nobody misses it.
-        cut = len(whole) - begun_secret(whole, any_word=not self.isatty())
+        cut = len(whole) - unfinished_secret(whole, any_word=not self.isatty())
         inside = [each.start for each in find_secrets(whole) if each.start < cut < each.end]
         cut = min([cut, *inside])
         self.held = whole[cut:]

@@ -13,10 +13,10 @@ from typing import Any
 from nemotron_style.runtime.errors import Problem, UsageError, raise_all
 from nemotron_style.runtime.secrets.detect import Secret, find_secrets
 from nemotron_style.runtime.secrets.names import (
+    is_placeholder,
     is_secret_key,
-    is_stand_in,
-    looks_secret,
-    name_variable,
+    is_secret_variable,
+    variable_name,
 )
 from nemotron_style.runtime.validation import join_key
 
@@ -29,7 +29,7 @@ COLON = re.compile(r"(?P<name>[A-Za-z_][\w-]*)\\?[\"']?\s*:\s*\\?[\"']?(?P<secre
 PLACES = ("NEMOTRON_STYLE_HOME", "NEMOTRON_ENV_FILE")
 
 
-def explain_leak(secret: Secret, *, where: str, key: str = "") -> Problem:
+def secret_problem(secret: Secret, *, where: str, key: str = "") -> Problem:
     """What is told about a secret in the wrong place."""
     name = secret.variable or "NAME"
     what = f"holds {secret.why}; what is given here is stored and shown, and no secret may be"
@@ -40,7 +40,7 @@ def explain_leak(secret: Secret, *, where: str, key: str = "") -> Problem:
     return Problem(where=where, key=key, what=what, fix=fix)
 
 
-def refuse_secrets(text: str, where: str) -> None:
+def reject_secrets(text: str, where: str) -> None:
     """Raise ``UsageError`` when ``text``, which is about to be shown or stored, holds a secret.
 
     ``where`` says what the text is; the problem names its line.
@@ -48,11 +48,11 @@ def refuse_secrets(text: str, where: str) -> None:
     problems: dict[str, Problem] = {}
     for secret in find_secrets(text):
         line = text.count("\n", 0, secret.start) + 1
-        problems.setdefault(f"line {line}", explain_leak(secret, where=where, key=f"line {line}"))
+        problems.setdefault(f"line {line}", secret_problem(secret, where=where, key=f"line {line}"))
     raise_all(UsageError, list(problems.values()))
 
 
-def drop_secrets(values: Any, *, where: Callable[[str], str]) -> tuple[Any, list[Problem]]:
+def remove_secrets(values: Any, *, where: Callable[[str], str]) -> tuple[Any, list[Problem]]:
     """Plain data without the leaves that hold a secret, and a problem for each of them."""
     problems: list[Problem] = []
 
@@ -71,25 +71,25 @@ def drop_secrets(values: Any, *, where: Callable[[str], str]) -> tuple[Any, list
         if secret is None:
             return value
         key = join_key(path)
-        problems.append(explain_leak(secret, where=where(key), key=key))
+        problems.append(secret_problem(secret, where=where(key), key=key))
         return DROPPED
 
     return look((), values, named=False), problems
 
 
-def find_given_secrets(words: Sequence[str]) -> Iterator[Problem]:
+def find_argument_secrets(words: Sequence[str]) -> Iterator[Problem]:
     """A problem for every word of a command line, and place named beside it, with a secret."""
     for name in PLACES:
         found = find_secrets(os.environ.get(name, ""))
         if secret := next((each for each in found if each.variable != name), None):
-            yield explain_leak(secret, where=f"${name}")
+            yield secret_problem(secret, where=f"${name}")
     cut = words.index("--") if "--" in words else len(words)
     for at, word in enumerate(words):
         before = words[at - 1] if at else ""
         where = f"argument {at - cut} after --" if at > cut else _name_place(word, before)
         secret = next(find_secrets(word), None) or _judge_option(before, word)
         if secret:
-            yield explain_leak(secret, where=where, key=_name_key(word, before))
+            yield secret_problem(secret, where=where, key=_name_key(word, before))
 
 
 def _judge(path: Path, value: Any, *, named: bool) -> Secret | None:
@@ -98,8 +98,8 @@ def _judge(path: Path, value: Any, *, named: bool) -> Secret | None:
         return None
     text = str(value)
     key = join_key(path)
-    if (named or is_secret_key(key)) and not is_stand_in(text) and "${" not in text:
-        return Secret(0, len(text), "the value of a secret, as its name says", name_variable(key))
+    if (named or is_secret_key(key)) and not is_placeholder(text) and "${" not in text:
+        return Secret(0, len(text), "the value of a secret, as its name says", variable_name(key))
     if not isinstance(value, str):
         return None
     in_script = path[0] in SCRIPTS and next(_find_colons(text), None)
@@ -109,15 +109,15 @@ def _judge(path: Path, value: Any, *, named: bool) -> Secret | None:
 def _find_colons(text: str) -> Iterator[Secret]:
     """``{"password": "..."}`` in a script; in prose a colon says nothing."""
     for match in COLON.finditer(text):
-        if is_secret_key(match["name"]) and not is_stand_in(match["secret"]):
+        if is_secret_key(match["name"]) and not is_placeholder(match["secret"]):
             why = f"the value of {match['name']}"
-            yield Secret(*match.span("secret"), why, name_variable(match["name"]))
+            yield Secret(*match.span("secret"), why, variable_name(match["name"]))
 
 
 def _is_named_pair(table: Mapping[Any, Any]) -> bool:
     """``{name = "HF_TOKEN", value = ...}``, as a list of variables is written for containers."""
     name = table.get("name")
-    return isinstance(name, str) and looks_secret(name)
+    return isinstance(name, str) and is_secret_variable(name)
 
 
 def _judge_option(option: str, word: str) -> Secret | None:
@@ -125,9 +125,9 @@ def _judge_option(option: str, word: str) -> Secret | None:
     name = option.lstrip("-")
     if not option.startswith("-") or "=" in option or word.startswith("-"):
         return None
-    if not is_secret_key(name) or is_stand_in(word):
+    if not is_secret_key(name) or is_placeholder(word):
         return None
-    return Secret(0, len(word), f"the value of {option}", name_variable(name))
+    return Secret(0, len(word), f"the value of {option}", variable_name(name))
 
 
 def _name_place(word: str, before: str) -> str:

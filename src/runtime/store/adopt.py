@@ -19,7 +19,7 @@ from typing import IO, cast
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, InputError, Problem
-from nemotron_style.runtime.store.commit import discard, draft_record, publish, settle
+from nemotron_style.runtime.store.commit import commit_tree, discard, draft_record, finish_commit
 from nemotron_style.runtime.store.digest import (
     RECORD_NAME,
     File,
@@ -54,7 +54,7 @@ def adopt(layout: Layout, location: str, *, kind: str, name: str) -> Artifact:
     layout.adopted("", kind, name)  # refuses a bad name or kind before anything is read
     if not _URI.match(location) and versions_in(layout.name(name)):
         digest, _files = digest_tree(Path(location).expanduser())
-        known = settle(layout, layout.adopted(digest, kind, name))
+        known = finish_commit(layout, layout.adopted(digest, kind, name))
         if known:
             return known
     source = _open_uri(location) if _URI.match(location) else _open_path(location)
@@ -87,7 +87,7 @@ def _commit(
             )
         )
     key = layout.adopted(draft.digest, kind, name)
-    return settle(layout, key) or publish(layout, staged, draft, hashed)
+    return finish_commit(layout, key) or commit_tree(layout, staged, draft, hashed)
 
 
 def _provenance(source: _Source) -> Evidence:

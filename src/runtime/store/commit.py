@@ -46,7 +46,7 @@ from nemotron_style.runtime.store.record import (
     to_plain,
 )
 from nemotron_style.runtime.store.ref import check_word
-from nemotron_style.runtime.store.verify import audit
+from nemotron_style.runtime.store.verify import verify_files
 
 
 def draft_record(
@@ -98,7 +98,7 @@ def seal_tree(staged: Path, scratch: Path) -> list[Hashed]:
     return hashed
 
 
-def publish(layout: Layout, staged: Path, draft: Record, hashed: list[Hashed]) -> Artifact:
+def commit_tree(layout: Layout, staged: Path, draft: Record, hashed: list[Hashed]) -> Artifact:
     """Make a sealed tree an artifact (steps 2 to 6).
 
     ``draft`` is the record but for its version. When its key was used before and what that says
@@ -121,7 +121,7 @@ def publish(layout: Layout, staged: Path, draft: Record, hashed: list[Hashed]) -
     return artifact
 
 
-def settle(layout: Layout, key: Path) -> Artifact | None:
+def finish_commit(layout: Layout, key: Path) -> Artifact | None:
     """The artifact that was committed under ``key``, finished now if that was cut off.
 
     None when there is none, or when its files are no longer what they were.
@@ -194,7 +194,7 @@ def _read_whole(layout: Layout, key: Path) -> tuple[Record, list[Hashed]] | None
         directory = layout.version(record.name, record.version)
         if is_committed(directory):
             record = load_artifact(directory).record
-            whole = not audit(record, directory, times=read_times(layout, record.ref))
+            whole = not verify_files(record, directory, times=read_times(layout, record.ref))
             return (record, []) if whole else None
         hashed = [hash_file(found) for found in find_files(directory)]
     except (FileNotFoundError, ArtifactError):

@@ -15,7 +15,7 @@ from pathlib import Path
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError
 from nemotron_style.runtime.store import resolve
-from nemotron_style.runtime.store.commit import key_of, settle
+from nemotron_style.runtime.store.commit import finish_commit, key_of
 from nemotron_style.runtime.store.digest import directories
 from nemotron_style.runtime.store.index import entries, write_keys
 from nemotron_style.runtime.store.layout import Layout, is_committed, versions_in
@@ -26,7 +26,7 @@ _ASIDE = "half-made"
 
 
 @dataclass
-class Garbage:
+class Collected:
     """What was done: directories removed, commits finished, keys written again."""
 
     removed: list[str] = field(default_factory=list)
@@ -34,9 +34,9 @@ class Garbage:
     keys_written: int = 0
 
 
-def collect_garbage(layout: Layout, *, grace_s: float) -> Garbage:
+def collect_garbage(layout: Layout, *, grace_s: float) -> Collected:
     """Finish decided commits, then remove leftovers older than ``grace_s`` seconds."""
-    done = Garbage()
+    done = Collected()
     before = time.time() - grace_s
     _bring_back(layout, done)
     for intent in entries(layout.index / "intent"):
@@ -53,7 +53,7 @@ def collect_garbage(layout: Layout, *, grace_s: float) -> Garbage:
     return done
 
 
-def _finish(layout: Layout, intent: Path, before: float, done: Garbage) -> None:
+def _finish(layout: Layout, intent: Path, before: float, done: Collected) -> None:
     ref = from_key(intent.name.partition("~")[2])
     try:
         record = parse_record(intent.read_bytes(), where=str(intent))
@@ -61,7 +61,7 @@ def _finish(layout: Layout, intent: Path, before: float, done: Garbage) -> None:
     except (FileNotFoundError, ArtifactError):
         key = None
     if key and resolve.find(layout, ref) is None:
-        settled = settle(layout, key)
+        settled = finish_commit(layout, key)
         done.finished += [ref] if settled and settled.ref == ref else []
     if _touched(intent) < before:
         intent.unlink(missing_ok=True)
@@ -74,7 +74,7 @@ def _half_made(layout: Layout) -> Iterator[Path]:
                 yield name / f"v{version}"
 
 
-def _remove_half_made(layout: Layout, directory: Path, done: Garbage) -> None:
+def _remove_half_made(layout: Layout, directory: Path, done: Collected) -> None:
     atomic.make_dir(layout.staging)
     aside = atomic.unique_path(layout.staging, f"{_ASIDE}-{directory.parent.name}@{directory.name}")
     try:
@@ -88,7 +88,7 @@ def _remove_half_made(layout: Layout, directory: Path, done: Garbage) -> None:
     done.removed.append(str(directory.relative_to(layout.root)))
 
 
-def _bring_back(layout: Layout, done: Garbage) -> None:
+def _bring_back(layout: Layout, done: Collected) -> None:
     for aside in layout.staging.glob(f"{_ASIDE}-*"):
         if is_committed(aside):
             record = load_artifact(aside).record
@@ -117,7 +117,7 @@ def _remove(leftover: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _write_keys(layout: Layout, done: Garbage) -> None:
+def _write_keys(layout: Layout, done: Collected) -> None:
     for name in entries(layout.artifacts):
         for version in versions_in(name):
             directory = name / f"v{version}"

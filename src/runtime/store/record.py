@@ -173,7 +173,7 @@ def parse_record(data: bytes, *, where: str) -> Record:
         raise _broken(where, f"the record has another schema: {error.errors()[0]}") from None
 
 
-def refuse_secrets(text: str, forbidden: Sequence[str], *, where: str) -> None:
+def reject_secret_values(text: str, forbidden: Sequence[str], *, where: str) -> None:
     """Refuse a record in which the value of a secret occurs; the value is not repeated.
 
     Values under six characters are passed over: ``1`` or ``true`` hides nothing and would occur

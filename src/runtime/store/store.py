@@ -10,9 +10,15 @@ from typing import Unpack
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, Problem
 from nemotron_style.runtime.store import adopt, resolve
-from nemotron_style.runtime.store.commit import discard, draft_record, publish, seal_tree, settle
+from nemotron_style.runtime.store.commit import (
+    commit_tree,
+    discard,
+    draft_record,
+    finish_commit,
+    seal_tree,
+)
 from nemotron_style.runtime.store.digest import digest_tree
-from nemotron_style.runtime.store.gc import Garbage, collect_garbage
+from nemotron_style.runtime.store.gc import Collected, collect_garbage
 from nemotron_style.runtime.store.index import entries, keys_of, read_edges, read_times
 from nemotron_style.runtime.store.layout import Layout, is_committed, versions_in
 from nemotron_style.runtime.store.record import (
@@ -21,13 +27,13 @@ from nemotron_style.runtime.store.record import (
     Evidence,
     Producer,
     load_artifact,
-    refuse_secrets,
+    reject_secret_values,
     render_record,
 )
 from nemotron_style.runtime.store.ref import check_word
-from nemotron_style.runtime.store.verify import audit
+from nemotron_style.runtime.store.verify import verify_files
 
-__all__ = ["Garbage", "Store", "default_root", "digest_tree"]
+__all__ = ["Collected", "Store", "default_root", "digest_tree"]
 
 ROOT_VARIABLE = "NEMOTRON_STYLE_HOME"
 
@@ -132,7 +138,7 @@ class Store:
         """
         key = self.layout.output(producer.run_id, producer.slot) if producer else None
         self.layout.name(name)
-        settled = settle(self.layout, key) if key else None
+        settled = finish_commit(self.layout, key) if key else None
         if settled:
             discard(self.layout, staged)
             return settled
@@ -140,12 +146,12 @@ class Store:
         hashed = seal_tree(staged, self.layout.staging)
         draft = draft_record(hashed, name=name, kind=kind, **evidence)
         draft = draft.model_copy(update={"producer": producer, "inputs": tuple(inputs)})
-        refuse_secrets(render_record(draft), forbidden, where=name)
-        return publish(self.layout, staged, draft, hashed)
+        reject_secret_values(render_record(draft), forbidden, where=name)
+        return commit_tree(self.layout, staged, draft, hashed)
 
-    def settle(self, run_id: str, slot: str) -> Artifact | None:
+    def finish_commit(self, run_id: str, slot: str) -> Artifact | None:
         """Like :meth:`output_of`, but first finishes a commit that was cut off when decided."""
-        return settle(self.layout, self.layout.output(run_id, slot))
+        return finish_commit(self.layout, self.layout.output(run_id, slot))
 
     def adopt(self, path_or_uri: str | Path, *, kind: str, name: str) -> Artifact:
         """Copy a file or directory, or what a URI points to, into the store.
@@ -189,7 +195,7 @@ class Store:
         except ArtifactError as error:
             return list(error.problems)
         times = None if deep else read_times(self.layout, record.ref)
-        return audit(record, directory, times=times)
+        return verify_files(record, directory, times=times)
 
     def missing_keys(self, directory: Path) -> list[Problem]:
         """Keys of the index that a version ought to have; without them lineage is cut short."""
@@ -203,6 +209,6 @@ class Store:
             if not key.exists()
         ]
 
-    def collect_garbage(self, *, grace_s: float = 86400.0) -> Garbage:
+    def collect_garbage(self, *, grace_s: float = 86400.0) -> Collected:
         """Remove what no commit will use any more and is older than ``grace_s`` seconds."""
         return collect_garbage(self.layout, grace_s=grace_s)

@@ -17,7 +17,7 @@ from nemotron_style.runtime.store.index import Times
 from nemotron_style.runtime.store.record import Record
 
 
-def audit(record: Record, path: Path, *, times: Times | None = None) -> list[Problem]:
+def verify_files(record: Record, path: Path, *, times: Times | None = None) -> list[Problem]:
     """Everything that differs between the record and the files at ``path``.
 
     ``times`` makes it shallow.

@@ -44,7 +44,7 @@ from nemotron_style.runtime.secrets.redact import redact, redacted_output
 from nemotron_style.runtime.step.context import Seat, StepContext, Stop
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.store import Store
-from nemotron_style.runtime.validation import read_refusal
+from nemotron_style.runtime.validation import explain_errors
 from nemotron_style.runtime.worker.outputs import Task, commit_outputs, find_sealed, seal
 from nemotron_style.runtime.worker.services import await_service, end_services
 
@@ -244,7 +244,7 @@ def parse_config_of(plan: Plan, inputs: Mapping[str, Artifact]) -> Any:
     try:
         return validate(schema, values)
     except ValidationError as error:
-        problems = read_refusal(error, schema, values, where=lambda _: plan.step)
+        problems = explain_errors(error, schema, values, where=lambda _: plan.step)
         raise ConfigError(problems) from None
 
 

@@ -76,7 +76,7 @@ def commit_outputs(task: Task, sealed: Path, inputs: Mapping[str, Artifact]) -> 
     evidence = describe_run(task, told)
     committed: dict[str, Any] = {}
     for output in plan.outputs:
-        artifact = store.settle(plan.run_id, output.slot)
+        artifact = store.finish_commit(plan.run_id, output.slot)
         staged = sealed / output.slot
         if artifact is None and staged.is_dir() and any(staged.iterdir()):
             artifact = store.commit(

@@ -39,7 +39,7 @@ from nemotron_style.runtime.launch.slurm.state import (
 )
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import FAILED, JobState
-from nemotron_style.runtime.secrets.names import looks_secret
+from nemotron_style.runtime.secrets.names import is_secret_variable
 
 EXECUTOR = "slurm"
 SCRIPT = "job.sbatch"
@@ -159,5 +159,5 @@ def choose_environment(plan: Plan, environment: Mapping[str, str]) -> dict[str, 
         name: value
         for name, value in environment.items()
         if (name == KEPT or not name.startswith(("SBATCH_", "SLURM_")))
-        and (name in named or not looks_secret(name))
+        and (name in named or not is_secret_variable(name))
     }

@@ -8,7 +8,7 @@ from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.config.model import InputSource, flatten
 from nemotron_style.runtime.config.resolve import load_config_class, parse_config, resolve_config
 from nemotron_style.runtime.errors import ConfigError, ManifestError
-from nemotron_style.runtime.validation import locate, split_key
+from nemotron_style.runtime.validation import find_key, split_key
 
 
 def resolve(*overrides: str, name: str = "default"):
@@ -353,5 +353,5 @@ def test_every_shipped_config_resolves(tmp_path, monkeypatch):
             resolve_config(step, name=name)
         schema = load_config_class(step)
         for parameter in step.parameters:
-            place = locate(schema, split_key(parameter.name))
-            assert place.standing == "declared", f"{step.id}: {parameter.name}"
+            place = find_key(schema, split_key(parameter.name))
+            assert place.status == "declared", f"{step.id}: {parameter.name}"

@@ -8,7 +8,7 @@ from nemotron_style.runtime.errors import ProfileError
 from nemotron_style.runtime.paths import find_project_root
 from nemotron_style.runtime.profiles.files import is_base, read_profiles
 from nemotron_style.runtime.profiles.model import Profile, load_profile
-from nemotron_style.runtime.secrets.names import looks_secret
+from nemotron_style.runtime.secrets.names import is_secret_variable
 
 DIALECT = """
 [wandb]
@@ -124,7 +124,7 @@ def test_the_value_of_a_secret_never_enters_a_profile(project, monkeypatch):
     ],
 )
 def test_secrets_are_known_by_whole_words(name, secret):
-    assert looks_secret(name) is secret
+    assert is_secret_variable(name) is secret
 
 
 def test_every_problem_of_a_profile_is_told_at_once(project):

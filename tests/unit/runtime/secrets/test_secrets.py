@@ -10,10 +10,14 @@ import pytest
 from nemotron_style.runtime.catalog.manifest import load_manifest
 from nemotron_style.runtime.config.resolve import resolve_config
 from nemotron_style.runtime.errors import ConfigError, UsageError
-from nemotron_style.runtime.secrets.detect import announce_secrets, known_values
-from nemotron_style.runtime.secrets.names import is_secret_key, looks_secret
+from nemotron_style.runtime.secrets.detect import announce_secrets, secret_values
+from nemotron_style.runtime.secrets.names import is_secret_key, is_secret_variable
 from nemotron_style.runtime.secrets.redact import MASK, RedactedStream, redact
-from nemotron_style.runtime.secrets.reject import drop_secrets, find_given_secrets, refuse_secrets
+from nemotron_style.runtime.secrets.reject import (
+    find_argument_secrets,
+    reject_secrets,
+    remove_secrets,
+)
 
 VALUE = "c4n4ry-Zq81/xy+w"
 
@@ -29,7 +33,7 @@ def words(text: str) -> list[str]:
     SECRET_KEY_BASE DOCKER_AUTH_CONFIG AZURE_STORAGE_CONNECTION_STRING NPM_AUTH KEY"""),
 )
 def test_variables_that_are_secret(name):
-    assert looks_secret(name)
+    assert is_secret_variable(name)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +43,7 @@ def test_variables_that_are_secret(name):
     GOOGLE_APPLICATION_CREDENTIALS PARTITION_KEY"""),
 )
 def test_variables_that_are_not(name):
-    assert not looks_secret(name)
+    assert not is_secret_variable(name)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,7 @@ def test_forms_are_found_and_masked(text):
         assert part not in shown
     assert redact(shown) == shown
     with pytest.raises(UsageError) as caught:
-        refuse_secrets(f"first\n{text}\n", "job.sh")
+        reject_secrets(f"first\n{text}\n", "job.sh")
     assert "job.sh: line 2: holds" in str(caught.value)
     assert VALUE not in str(caught.value)
 
@@ -132,7 +136,7 @@ def test_forms_are_found_and_masked(text):
 )
 def test_what_is_no_secret_is_shown_as_it_is(text):
     assert redact(text) == text
-    refuse_secrets(text, "text")
+    reject_secrets(text, "text")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +164,7 @@ def test_short_values_and_plain_variables_are_left_alone(monkeypatch):
 
 def test_a_password_in_a_url_of_the_environment_is_known_by_itself(monkeypatch):
     monkeypatch.setenv("DATABASE_URL", f"postgres://me:{VALUE}@db/x")
-    assert known_values()[VALUE] == "DATABASE_URL"
+    assert secret_values()[VALUE] == "DATABASE_URL"
     assert VALUE not in redact(f"psql: wrong password {VALUE}")
 
 
@@ -223,7 +227,7 @@ def test_leaves_of_a_tree_are_judged_by_key_pair_and_content(monkeypatch):
         "use_auth_token": True,
         "api_key": "${other}",
     }
-    kept, problems = drop_secrets(tree, where=lambda key: "file")
+    kept, problems = remove_secrets(tree, where=lambda key: "file")
     assert {problem.key for problem in problems} == {
         "model.hf_token",
         "model.note",
@@ -257,7 +261,7 @@ def test_leaves_of_a_tree_are_judged_by_key_pair_and_content(monkeypatch):
     ],
 )
 def test_a_command_line_is_refused_with_the_place_and_the_way_out(typed, place):
-    (problem,) = find_given_secrets(typed)
+    (problem,) = find_argument_secrets(typed)
     text = str(problem)
     assert text.startswith(f"{place}: holds ")
     assert "secrets = [" in text
@@ -267,9 +271,9 @@ def test_a_command_line_is_refused_with_the_place_and_the_way_out(typed, place):
 
 def test_ordinary_words_and_a_store_with_a_password(monkeypatch):
     line = "steps run x eos_token=</s> model.key=a -i data=./x.jsonl -- --tokenizer t --key v"
-    assert not [*find_given_secrets(line.split())]
+    assert not [*find_argument_secrets(line.split())]
     monkeypatch.setenv("NEMOTRON_STYLE_HOME", f"s3://a:{VALUE}@b/c")
-    (problem,) = find_given_secrets([])
+    (problem,) = find_argument_secrets([])
     assert problem.where == "$NEMOTRON_STYLE_HOME"
 
 

@@ -18,7 +18,7 @@ from nemotron_style.runtime.store.record import (
     Producer,
     Record,
     parse_record,
-    refuse_secrets,
+    reject_secret_values,
     render_record,
     to_plain,
 )
@@ -72,9 +72,9 @@ def test_secrets_are_found_as_json_writes_them_and_not_repeated() -> None:
     secret = 'pa"ss\\word-ü'
     text = render_record(sample(facts={"note": f"token {secret}!"}))
     with pytest.raises(ArtifactError, match="note: holds a secret's value") as caught:
-        refuse_secrets(text, ["unused-secret", secret], where="m")
+        reject_secret_values(text, ["unused-secret", secret], where="m")
     assert "pa" not in str(caught.value).replace("pass it", "")
-    refuse_secrets(text, ["", "1", "absent-secret"], where="m")
+    reject_secret_values(text, ["", "1", "absent-secret"], where="m")
 
 
 def test_figures_that_are_no_numbers_are_kept_as_text() -> None:

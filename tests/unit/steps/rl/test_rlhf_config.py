@@ -10,7 +10,7 @@ import pytest
 from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.config.resolve import parse_config, resolve_config
 from nemotron_style.runtime.errors import ConfigError
-from nemotron_style.runtime.validation import locate, split_key
+from nemotron_style.runtime.validation import find_key, split_key
 from nemotron_style.steps.blocks.training.lr_schedule import megatron_decay
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.fixed_values import HELD
@@ -54,7 +54,7 @@ def test_the_seed_s_name_is_an_alias(manifest):
 
 
 def test_every_key_of_the_seed_is_known():
-    unknown = [key for key in KEYS if locate(Config, split_key(key)).standing == "unknown"]
+    unknown = [key for key in KEYS if find_key(Config, split_key(key)).status == "unknown"]
     assert not unknown
 
 
@@ -131,7 +131,7 @@ def test_what_our_own_loop_does_not_do_is_refused_with_the_reason(manifest):
 
 @pytest.mark.parametrize("held", HELD, ids=lambda held: held.key)
 def test_every_key_that_is_held_exists_and_says_why(held):
-    assert locate(Config, split_key(held.key)).standing == "declared"
+    assert find_key(Config, split_key(held.key)).status == "declared"
     assert held.why
     assert held.key.rpartition(".")[2] in PAGE.read_text()
 

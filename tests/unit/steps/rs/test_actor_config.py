@@ -15,14 +15,14 @@ from pydantic.fields import FieldInfo
 from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.config.resolve import parse_config, resolve_config
 from nemotron_style.runtime.errors import ConfigError
-from nemotron_style.runtime.validation import keys_of
+from nemotron_style.runtime.validation import schema_keys
 from nemotron_style.steps.rs.actor.config import Config
 
 ROOT = Path(__file__).parents[4]
 PAGE = ROOT / "docs" / "steps" / "rs-actor.md"
 # The keys of gpt_rs_actor.yaml, without their values.
 KEYS = json.loads((ROOT / "tests" / "golden" / "gpt_rs_actor_keys.json").read_text())
-KNOWN = set(keys_of(Config))
+KNOWN = set(schema_keys(Config))
 
 
 @pytest.fixture(scope="module")

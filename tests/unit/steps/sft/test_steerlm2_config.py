@@ -9,7 +9,7 @@ from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.config.model import flatten
 from nemotron_style.runtime.config.resolve import parse_config, resolve_config
 from nemotron_style.runtime.errors import ConfigError
-from nemotron_style.runtime.validation import keys_of
+from nemotron_style.runtime.validation import schema_keys
 from nemotron_style.steps.sft.steerlm2.config import Config
 
 ROOT = Path(__file__).parents[4]
@@ -187,14 +187,14 @@ def test_save_interval_follows_validation_unless_given(manifest):
 
 def test_every_key_is_told_on_the_page():
     page = PAGE.read_text()
-    tables = {key.rpartition(".")[0] for key in keys_of(Config)}
-    leaves = [key for key in keys_of(Config) if key not in tables]
+    tables = {key.rpartition(".")[0] for key in schema_keys(Config)}
+    leaves = [key for key in schema_keys(Config) if key not in tables]
     assert [key for key in leaves if f"`{key}`" not in page] == []
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the reference's config is not at hand")
 def test_every_key_of_the_reference_is_known_or_told():
-    known, page = set(keys_of(Config)), PAGE.read_text()
+    known, page = set(schema_keys(Config)), PAGE.read_text()
     keys = flatten(yaml.safe_load(REFERENCE.read_text()))
     assert len(keys) > 90
     lost = [key for key in keys if key not in known and f"`{key}`" not in page]
