@@ -1,4 +1,4 @@
-"""What rs/actor draws, scores and learns does not depend on passes and processes."""
+"""What rs/actor samples, scores and trains on does not depend on passes and processes."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def facts(folder):
 
 @pytest.mark.parametrize("case", GOLDEN)
 def test_the_loss_is_a_mean_over_all_tokens_of_the_batch(processes, case):
-    found = facts(processes)["golden"][case]
-    assert len(found) == len(job.PASSES)
-    assert found == pytest.approx([GOLDEN[case]] * len(found), abs=1e-6)
+    values = facts(processes)["golden"][case]
+    assert len(values) == len(job.PASSES)
+    assert values == pytest.approx([GOLDEN[case]] * len(values), abs=1e-6)
 
 
 @pytest.mark.parametrize("case", SHARES)
 def test_every_token_has_the_same_share_of_the_gradient(processes, case):
-    found = facts(processes)["golden"][f"{case}: gradient"]
-    assert found == pytest.approx(SHARES[case], rel=1e-5)
+    values = facts(processes)["golden"][f"{case}: gradient"]
+    assert values == pytest.approx(SHARES[case], rel=1e-5)
 
 
 @pytest.mark.parametrize("size", job.PASSES)
@@ -75,23 +75,23 @@ def test_loss_and_gradient_are_those_of_one_pass_in_one_process(one, processes, 
 
 def test_two_processes_draw_what_one_draws(one, two):
     alone, together = facts(one), facts(two)
-    assert together["said"] == alone["said"]
+    assert together["tokens"] == alone["tokens"]
     assert together["rewards"] == alone["rewards"]
     assert together["kl"] == pytest.approx(alone["kl"], rel=1e-5)
 
 
 def test_every_process_hears_that_the_reward_model_is_gone(one, two):
-    assert (facts(one)["heard"], facts(two)["heard"]) == (1, 2)
+    assert (facts(one)["failed ranks"], facts(two)["failed ranks"]) == (1, 2)
 
 
 def test_a_prompt_that_comes_twice_is_two_groups(one):
-    said = facts(one)["said"]
-    assert len(said) == 7
-    assert said[2] != said[6]
+    tokens = facts(one)["tokens"]
+    assert len(tokens) == 7
+    assert tokens[2] != tokens[6]
 
 
 def test_the_distance_of_a_model_from_itself_is_nought(processes):
-    found = facts(processes)
-    assert found["no kl"] == 0.0
-    assert found["kl"] == pytest.approx([found["kl"][0]] * len(found["kl"]), rel=1e-5)
-    assert found["kl"][0] > 0
+    values = facts(processes)
+    assert values["no kl"] == 0.0
+    assert values["kl"] == pytest.approx([values["kl"][0]] * len(values["kl"]), rel=1e-5)
+    assert values["kl"][0] > 0

@@ -22,10 +22,11 @@ from nemotron_style.steps.blocks.model.prefix_packing import Group
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
 from nemotron_style.steps.blocks.reward.types import RewardScore
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
-from nemotron_style.steps.rs.actor.batch import accumulate, measure_kl
+from nemotron_style.steps.blocks.training.microbatch import accumulate_nll, count_tokens
+from nemotron_style.steps.rs.actor.metrics import measure_kl
 from nemotron_style.steps.rs.actor.prompt import Prompt
-from nemotron_style.steps.rs.actor.reward_pool import Judge
-from nemotron_style.steps.rs.actor.rollout import Roller, name_groups
+from nemotron_style.steps.rs.actor.reward_pool import RewardPool
+from nemotron_style.steps.rs.actor.rollout import RolloutSampler, seed_prompts
 
 SIZES = ModelConfig(
     num_layers=2,
@@ -40,7 +41,7 @@ PASSES = (1, 2, 3, 16)
 NLL = {1: 1.0, 3: 3.0}
 
 
-class Told(LanguageModel):
+class FixedNll(LanguageModel):
     """Gives every response token the nll of the token that its row begins with; if ``by_label``,
     of itself. The nll are weights, so that there is something to take a gradient of.
     """
@@ -54,13 +55,18 @@ class Told(LanguageModel):
         return torch.where(packed.mask_BNR, -each, 0.0)
 
 
-def told(by_label):
-    model = construct(Told, SIZES, dtype=torch.float32)
+def fixed_nll(by_label):
+    model = construct(FixedNll, SIZES, dtype=torch.float32)
     model.by_label = by_label
     with torch.no_grad():
         for token, nll in NLL.items():
             model.embedding.word_embeddings.weight[token, 0] = nll
     return wrap(model)
+
+
+def mean_nll(model, groups, size):
+    """The loss of a global batch of ``groups``, with its gradients in ``main_grad``."""
+    return accumulate_nll(model, groups, max_responses=size) / count_tokens(groups)
 
 
 def golden():
@@ -73,15 +79,15 @@ def golden():
     }
     losses = {}
     for name, (by_label, groups) in cases.items():
-        model = told(by_label)
-        losses[name] = [accumulate(model, groups, size=size) for size in PASSES]
+        model = fixed_nll(by_label)
+        losses[name] = [mean_nll(model, groups, size) for size in PASSES]
         weight = model.module.embedding.word_embeddings.weight
         losses[f"{name}: gradient"] = [float(weight.main_grad[token, 0]) for token in NLL]
     return losses
 
 
 def groups():
-    """Groups of one to three kept responses, of many lengths; of one group none is kept."""
+    """Groups of one to three kept responses, of many lengths."""
     draw = random.Random(5)
 
     def text(most):
@@ -103,7 +109,7 @@ class Counts:
         """Nothing is open."""
 
 
-def roll(model, judge):
+def sample(model, pool):
     """Two samples of seven prompts, of which two are the same."""
     tokenizer = SimpleNamespace(vocab_size=60, decode=lambda ids: " ".join(map(str, ids)))
     chat = SimpleNamespace(read_response=str, response=str)
@@ -112,11 +118,10 @@ def roll(model, judge):
         Prompt(({"role": "user", "content": str(n)},), [draw.randrange(60) for _ in range(n + 2)])
         for n in range(6)
     ]
-    roller = Roller(
-        Engine(model, SIZES), judge, tokenizer, chat, SamplingParams(max_new_tokens=9, stop_ids=[4])
-    )
-    asked = name_groups(prompts, [0, 1, 2, 3, 4, 5, 2], "rollout", 1)
-    rollouts, _ = roller.roll(asked, samples=2, size=2)
+    params = SamplingParams(max_new_tokens=9, stop_ids=[4])
+    sampler = RolloutSampler(Engine(model, SIZES), pool, tokenizer, chat, params)
+    seeded = seed_prompts(prompts, [0, 1, 2, 3, 4, 5, 2], "rollout", 1)
+    rollouts, _ = sampler.sample(seeded, samples=2, lot=2)
     return rollouts
 
 
@@ -127,33 +132,33 @@ class Gone(Counts):
         raise RewardUnavailable("nothing answers")
 
 
-def hear_of_the_end(model):
-    """On how many ranks it is heard that the first one's reward model is gone."""
-    with Judge(Gone() if dist.get_rank() == 0 else None) as judge:
+def count_failed_ranks(model):
+    """On how many ranks the error of rank zero's reward model is raised."""
+    with RewardPool(Gone() if dist.get_rank() == 0 else None) as pool:
         try:
-            roll(model, judge)
+            sample(model, pool)
         except RewardUnavailable as error:
-            heard = torch.tensor(int(str(error) == "nothing answers"))
-    dist.all_reduce(heard)
-    return int(heard)
+            failed = torch.tensor(int(str(error) == "nothing answers"))
+    dist.all_reduce(failed)
+    return int(failed)
 
 
 def measure(out):
     facts = {"golden": golden()}
-    with Judge(Counts() if dist.get_rank() == 0 else None) as judge:
+    with RewardPool(Counts() if dist.get_rank() == 0 else None) as pool:
         model = build_model(SIZES, seed=11)
         other = build_model(SIZES, seed=12, ddp=False)
-        rollouts = roll(model, judge)
-        facts["said"] = [[one.tokens for one in each.responses] for each in rollouts]
+        rollouts = sample(model, pool)
+        facts["tokens"] = [[one.tokens for one in each.responses] for each in rollouts]
         facts["rewards"] = [each.rewards for each in rollouts]
-        samples = [each.group(range(2)) for each in rollouts]
-        facts["kl"] = [measure_kl(model, other, samples, size=size) for size in PASSES]
-        facts["heard"] = hear_of_the_end(model)
-        facts["no kl"] = measure_kl(model, model, samples, size=3)
+        samples = [each.group() for each in rollouts]
+        facts["kl"] = [measure_kl(model, other, samples, max_responses=n) for n in PASSES]
+        facts["failed ranks"] = count_failed_ranks(model)
+        facts["no kl"] = measure_kl(model, model, samples, max_responses=3)
     tensors = {}
     for size in PASSES:
         model = build_model(SIZES, seed=11)
-        facts.setdefault("losses", []).append(accumulate(model, groups(), size=size))
+        facts.setdefault("losses", []).append(mean_nll(model, groups(), size))
         tensors |= {f"{size}/{name}": grad for name, grad in full_gradient(model).items()}
     if dist.get_rank() == 0:
         (out / "facts.json").write_text(json.dumps(facts))

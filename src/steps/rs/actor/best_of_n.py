@@ -1,6 +1,6 @@
-"""Which samples of a group are kept, and what choosing can do at most.
+"""Best of n: which samples of a group are kept, and what choosing can do at most.
 
-A group is the samples of one prompt, in the order they were drawn; it is known by its place in the
+A group is the samples of one prompt, in the order they were drawn; it is known by its index in the
 step, so equal prompts stay apart.
 
 Source of the bounds: best-of-n, as in Beirami et al., "Theoretical guarantees on the best-of-n
@@ -21,25 +21,25 @@ PIECES = 400
 
 @dataclass(frozen=True)
 class Choice:
-    """Places of the samples that are kept, best first; whether equal scores met at the cut."""
+    """Indices of the samples that are kept, best first; whether equal scores met at the cut."""
 
     kept: tuple[int, ...]
     tied: bool
 
 
 def choose(scores: Sequence[float | None], top_n: int) -> Choice:
-    """The ``top_n`` best of a group; of equals the earlier. None is a sample that cannot be kept.
+    """The ``top_n`` best of a group; of equal scores the earlier. None is never kept.
 
-    Fewer are kept where fewer have a score. Raises StepFailed for a score that is no finite
-    number: it has no rank.
+    Fewer are kept where fewer have a score. Raises StepFailed for a score that is not finite: it
+    has no rank.
     """
-    usable = [(score, place) for place, score in enumerate(scores) if score is not None]
+    usable = [(score, index) for index, score in enumerate(scores) if score is not None]
     if not all(math.isfinite(score) for score, _ in usable):
         raise StepFailed(f"a reward is no finite number: {[score for score, _ in usable]}")
     ranked = sorted(usable, key=lambda pair: (-pair[0], pair[1]))
     kept, left = ranked[:top_n], ranked[top_n:]
     tied = bool(kept and left and kept[-1][0] == left[0][0])
-    return Choice(tuple(place for _, place in kept), tied)
+    return Choice(tuple(index for _, index in kept), tied)
 
 
 def bound_win_rate(n: int, top_n: int) -> float:
@@ -59,7 +59,7 @@ def bound_kl(n: int, top_n: int) -> float:
     reached when no two samples have the same score.
     """
     pieces = PIECES * n
-    middles = ((place + 0.5) / pieces for place in range(pieces))
+    middles = ((piece + 0.5) / pieces for piece in range(pieces))
     densities = (n / top_n * _at_most(top_n - 1, n - 1, chance=1 - u) for u in middles)
     return math.fsum(q * math.log(q) for q in densities if q > 0) / pieces
 

@@ -14,7 +14,7 @@ from nemotron_style.steps.blocks.generation.logprob_gap import EngineGap, measur
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.training.launch_check import find_disagreements
 from nemotron_style.steps.rs.actor.config import Config
-from nemotron_style.steps.rs.actor.rollout import Asked
+from nemotron_style.steps.rs.actor.rollout import SeededPrompt
 
 PROBED_PROMPTS, PROBED_SAMPLES = 8, 4
 
@@ -62,24 +62,25 @@ def check_reward_model(before: str, now: str) -> None:
 
 def check_sampler(
     config: Config,
-    sampler: GenerationEngine,
+    engine: GenerationEngine,
     model: nn.Module,
+    prompts: Sequence[SeededPrompt],
     *,
-    asked: Sequence[Asked],
-    room: int,
+    max_new_tokens: int,
 ) -> EngineGap:
-    """Refuse to train on samples whose log-probs the trainer does not see as the sampler does.
+    """Refuse to train on samples to which the trainer gives other log-probs than the engine.
 
-    A few prompts are answered for it, with nothing barred from being drawn.
+    A few of ``prompts`` are answered for it, with nothing barred from being sampled.
     """
+    probed = prompts[:PROBED_PROMPTS]
     temperature = config.model.rs.sampling_params.temperature
-    prompts = [one.prompt.ids for one in asked[:PROBED_PROMPTS]]
-    drawn = sampler.generate(
-        prompts,
-        SamplingParams(max_new_tokens=room, temperature=temperature),
+    ids = [one.prompt.ids for one in probed]
+    samples = engine.generate(
+        ids,
+        SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature),
         samples_per_prompt=PROBED_SAMPLES,
-        seed=[one.seed for one in asked[:PROBED_PROMPTS]],
+        seed=[one.seed for one in probed],
     )
-    gap = measure_sample_gap(model, prompts, drawn, temperature=temperature)
+    gap = measure_sample_gap(model, ids, samples, temperature=temperature)
     gap.require(config.agreement_limit, engine=config.generation)
     return gap

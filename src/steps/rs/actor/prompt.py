@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,8 @@ from typing import Any
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat
 from nemotron_style.steps.blocks.data.conversation import parse_prompt
 from nemotron_style.steps.blocks.data.jsonl import read_rows, refuse
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.reward.types import Message
-
-Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,14 @@ class Prompt:
         return [*self.messages, {"role": "assistant", "content": text}]
 
 
-def read_prompts(path: Path, *, chat: ChatFormat, encode: Encode, room: int) -> list[Prompt]:
+def read_prompts(path: Path, tokenizer: Tokenizer, chat: ChatFormat, *, room: int) -> list[Prompt]:
     """The prompts of a file, each of at most ``room`` tokens.
 
     Raises InputError naming file and line of every row that breaks a rule or is too long.
     """
 
     def parse(row: Mapping[str, Any]) -> Prompt:
-        asked = parse_prompt(row)
-        ids = encode(chat.prompt(asked))
+        ids = tokenizer.encode(chat.prompt(parse_prompt(row)), control=True)
         if len(ids) > room:
             refuse(
                 "the prompt leaves no room for the response, and it is not cut",

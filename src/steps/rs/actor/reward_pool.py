@@ -1,44 +1,51 @@
-"""The remote reward model, asked by rank 0 while the next samples are drawn.
-
-All ranks hold a :class:`Judge` and call it alike; what rank 0 is told, and what goes wrong with
-it, comes back on every rank.
-"""
+"""The remote reward model: rank zero asks it in threads, while the next samples are drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self
+from contextlib import contextmanager
+from typing import Self
 
+from nemotron_style.runtime.errors import InputError, Interrupted, Problem
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.runtime.step.metrics import Metrics
+from nemotron_style.steps.blocks.http.endpoint import Address, read_address, read_token
+from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
-from nemotron_style.steps.blocks.reward.client import Health, RewardClient
+from nemotron_style.steps.blocks.reward.client import Health, RewardClient, RewardUnavailable
 from nemotron_style.steps.blocks.reward.types import Message, RewardScore
+from nemotron_style.steps.rs.actor.config import Config
 
 AT_ONCE = 4
 """Lots of conversations that are under way at a time."""
 
 
-class Judge:
-    """Scores in the order of asking, whatever the order of arrival. A context manager."""
+class RewardPool:
+    """Scores conversations in the order they were submitted. A context manager.
+
+    Every rank holds one and calls it alike; scores and errors are the same on all of them.
+    """
 
     def __init__(self, client: RewardClient | None) -> None:
-        """``client`` on rank 0, None on the others; every rank calls it."""
+        """``client`` is None on all ranks but zero."""
         self.client = client
-        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="judge") if client else None
-        self._asked: list[Future[list[RewardScore]]] = []
+        self.rank_zero = RankZero()
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="reward") if client else None
+        self._submitted: list[Future[list[RewardScore]]] = []
+        self._logged: dict[str, int] = {}
         self._is_over = False
         if client:
             stopping = client.stopping
             client.stopping = lambda: self._is_over or stopping()
-        self._rank_zero = RankZero()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._is_over = True  # what is still under way is not repeated
-        if self.client and self._pool:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._is_over = True  # requests that are still under way are not repeated
+        if self.client and self._threads:
+            self._threads.shutdown(wait=False, cancel_futures=True)
             self.client.close()
 
     def wait_ready(self, seconds: float) -> Health:
@@ -48,26 +55,71 @@ class Judge:
             assert self.client
             return self.client.wait_ready(seconds)
 
-        return self._rank_zero.run(wait)
+        health = self.rank_zero.run(wait)
+        self.take_counts()
+        return health
 
-    def ask(self, conversations: Sequence[Sequence[Message]]) -> None:
+    def submit(self, conversations: Sequence[Sequence[Message]]) -> None:
         """Have conversations scored; returns at once."""
-        if self.client and self._pool:
-            self._asked.append(self._pool.submit(self.client.score, conversations))
+        if self.client and self._threads:
+            self._submitted.append(self._threads.submit(self.client.score, conversations))
 
     def collect(self) -> list[RewardScore]:
-        """The scores of everything that was asked since the last call.
+        """The scores of everything that was submitted since the last call.
 
-        Raises RewardUnavailable, or Interrupted when the run was asked to stop.
+        Raises RewardUnavailable, or Interrupted when the run was told to stop.
         """
-        asked, self._asked = self._asked, []
-        return self._rank_zero.run(lambda: [scored for each in asked for scored in each.result()])
+        submitted, self._submitted = self._submitted, []
+        return self.rank_zero.run(
+            lambda: [score for future in submitted for score in future.result()]
+        )
 
-    def gather(self, mine: Any) -> list[Any]:
-        """What every rank gives, in the order of ranks."""
-        return self._rank_zero.gather(mine)
+    def take_counts(self) -> dict[str, int]:
+        """What the client counted since the last call, under the names of metrics."""
+        before, self._logged = self._logged, dict(self.client.counts) if self.client else {}
+        return {f"rm_{name}": number - before.get(name, 0) for name, number in self._logged.items()}
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """What the client has counted so far, retries and faults by kind; empty elsewhere."""
-        return self.client.counts if self.client else {}
+    @contextmanager
+    def log_failure(self, metrics: Metrics, step: int) -> Iterator[None]:
+        """Log what was counted also where the reward model, or a stop, ends ``step`` early."""
+        try:
+            yield
+        except (RewardUnavailable, Interrupted):
+            metrics.log(step, **self.take_counts())
+            raise
+
+
+def open_client(config: Config, ctx: StepContext) -> RewardClient:
+    """The client of the reward model that the config names."""
+    waiting = config.remote_rm.waiting
+    return RewardClient(
+        find_address(config, ctx),
+        token=read_token(config.remote_rm.token_env),
+        retry_policy=RetryPolicy(
+            tries=waiting.tries,
+            timeout=waiting.timeout,
+            first_pause=waiting.first_pause,
+            longest_pause=waiting.longest_pause,
+        ),
+        seed=config.seed,
+        stopping=lambda: ctx.stopping,
+    )
+
+
+def find_address(config: Config, ctx: StepContext) -> Address:
+    """The address that the config names, or that of the service that was started beside the step.
+
+    Raises InputError when there is neither, StepFailed when the service ended instead.
+    """
+    if config.address is not None:
+        return config.address
+    url = ctx.service("reward")
+    if url is not None:
+        return read_address(url)
+    raise InputError(
+        Problem(
+            key="remote_rm.host",
+            what="no reward model is named",
+            fix="start one with reward/serve and set remote_rm.host and remote_rm.port",
+        )
+    )

@@ -1,4 +1,4 @@
-"""Samples of prompts and their scores, drawn and scored at the same time.
+"""Rollouts: groups of responses to prompts, sampled and scored at the same time.
 
 Shape legend: ``_P`` prompts, ``_G`` samples of a group.
 """
@@ -6,37 +6,41 @@ Shape legend: ``_P`` prompts, ``_G`` samples of a group.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nemotron_style.runtime.errors import InputError
+from nemotron_style.runtime.errors import InputError, Problem, StepFailed
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat
 from nemotron_style.steps.blocks.data.seed import seed_of
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, stop_id
 from nemotron_style.steps.blocks.generation.backend import GenerationEngine
 from nemotron_style.steps.blocks.generation.engine import Sample
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
 from nemotron_style.steps.blocks.model.prefix_packing import Group
 from nemotron_style.steps.blocks.reward.types import RewardScore
-from nemotron_style.steps.rs.actor.best_of_n import Choice, choose
+from nemotron_style.steps.rs.actor.config import Config
 from nemotron_style.steps.rs.actor.prompt import Prompt
-from nemotron_style.steps.rs.actor.reward_pool import Judge
+from nemotron_style.steps.rs.actor.reward_pool import RewardPool
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One group to be drawn: a prompt and the name of its randomness."""
+class SeededPrompt:
+    """A prompt, and the seed of the random numbers that its responses are sampled with."""
 
     prompt: Prompt
     seed: int
 
 
-def name_groups(prompts: Sequence[Prompt], places: Sequence[int], *parts: int | str) -> list[Asked]:
-    """Groups of the prompts at ``places``. Each is named by its place in the step and ``parts``,
-    so that a prompt that comes twice is drawn twice.
+def seed_prompts(
+    prompts: Sequence[Prompt], indices: Sequence[int], *name: int | str
+) -> list[SeededPrompt]:
+    """The prompts at ``indices`` with their seeds, which are made of ``name`` and the number in
+    ``indices``: a prompt that comes twice gets other responses.
     """
-    return [Asked(prompts[place], seed_of(*parts, number)) for number, place in enumerate(places)]
+    return [
+        SeededPrompt(prompts[index], seed_of(*name, number)) for number, index in enumerate(indices)
+    ]
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A group: a prompt, its samples in the order drawn, and what each was given."""
+    """A group: a prompt, its responses, and the score of each (None for one without a text)."""
 
     prompt: Prompt
     responses: list[Response]
@@ -60,91 +64,136 @@ class Rollout:
     def rewards(self) -> list[float | None]:
         return [one.score if one else None for one in self.scores]
 
-    def choose(self, top_n: int) -> Choice:
-        """The best of the group."""
-        return choose(self.rewards, top_n)
-
-    def group(self, places: Sequence[int]) -> Group:
-        """Some of the samples with their prompt, to be packed."""
-        return Group(self.prompt.ids, [self.responses[place].tokens for place in places])
+    def group(self, indices: Sequence[int] | None = None) -> Group:
+        """The prompt with the responses at ``indices``, or with all, to be packed."""
+        chosen = range(len(self.responses)) if indices is None else indices
+        return Group(self.prompt.ids, [self.responses[index].tokens for index in chosen])
 
 
 def distinct_texts(responses: Sequence[Response]) -> list[str]:
-    """What was said, each once: the same text has the same score, to the last bit."""
+    """The texts of ``responses``, each once: the same text has the same score, to the last bit."""
     return list(dict.fromkeys(one.text for one in responses if one.text is not None))
 
 
 @dataclass(frozen=True)
-class Roller:
-    """Draws groups and has them scored.
-
-    ``size`` groups are drawn at a time by each rank; the scores of one lot are asked for while the
-    next is drawn. Every rank gets everything.
+class RolloutSampler:
+    """Samples groups of responses and has them scored. Every rank samples its share of each lot,
+    and gets them all; the scores of one lot are asked for while the next is sampled.
     """
 
-    sampler: GenerationEngine
-    judge: Judge
+    engine: GenerationEngine
+    reward_pool: RewardPool
     tokenizer: Tokenizer
     chat: ChatFormat
-    sampling: SamplingParams
+    params: SamplingParams
 
-    def roll(
-        self, asked: Sequence[Asked], *, samples: int, size: int
+    def sample(
+        self, prompts: Sequence[SeededPrompt], *, samples: int, lot: int
     ) -> tuple[list[Rollout], dict[str, float]]:
-        """``samples`` scored responses to each of ``asked``, in their order, and seconds spent.
+        """``samples`` scored responses to each of ``prompts``, and the seconds that took.
 
-        Raises what :meth:`Judge.collect` raises.
+        Each rank samples ``lot`` groups at a time. Raises what :meth:`RewardPool.collect` raises.
         """
-        begun, drawn = time.monotonic(), []
-        for first in range(0, len(asked), size * data_world()):
-            lot = asked[first : first + size * data_world()]
-            fresh = self._draw(lot, samples)
-            drawn += fresh
-            self.judge.ask(
+        started, groups = time.monotonic(), []
+        size = lot * data_world()
+        for first in range(0, len(prompts), size):
+            part = prompts[first : first + size]
+            sampled = self._sample_lot(part, samples)
+            groups += sampled
+            self.reward_pool.submit(
                 [
                     one.prompt.answered(text)
-                    for one, responses in zip(lot, fresh, strict=True)
+                    for one, responses in zip(part, sampled, strict=True)
                     for text in distinct_texts(responses)
                 ]
             )
-        waited = time.monotonic()
-        scores = iter(self.judge.collect())
+        sampled_at = time.monotonic()
+        scores = iter(self.reward_pool.collect())
         rollouts = []
-        for one, responses in zip(asked, drawn, strict=True):
-            found = {text: next(scores) for text in distinct_texts(responses)}
-            given = [found[each.text] if each.text else None for each in responses]
-            rollouts.append(Rollout(one.prompt, responses, given))
+        for one, responses in zip(prompts, groups, strict=True):
+            by_text = {text: next(scores) for text in distinct_texts(responses)}
+            own = [by_text[each.text] if each.text else None for each in responses]
+            rollouts.append(Rollout(one.prompt, responses, own))
         seconds = {
-            "draw_seconds": waited - begun,
-            "score_wait_seconds": time.monotonic() - waited,
+            "draw_seconds": sampled_at - started,
+            "score_wait_seconds": time.monotonic() - sampled_at,
         }
         return rollouts, seconds
 
-    def _draw(self, lot: Sequence[Asked], samples: int) -> list[list[Response]]:
-        """Responses to a lot on every rank; each rank draws every so many-th group of it."""
-        mine = lot[data_rank() :: data_world()]
-        found = self.sampler.generate(
-            [one.prompt.ids for one in mine],
-            self.sampling,
+    def _sample_lot(self, lot: Sequence[SeededPrompt], samples: int) -> list[list[Response]]:
+        own = lot[data_rank() :: data_world()]
+        groups = self.engine.generate(
+            [one.prompt.ids for one in own],
+            self.params,
             samples_per_prompt=samples,
-            seed=[one.seed for one in mine],
+            seed=[one.seed for one in own],
         )
-        parts = self.judge.gather([[self._read(sample) for sample in group] for group in found])
-        return [parts[place % data_world()][place // data_world()] for place in range(len(lot))]
+        responses = [[self._read(sample) for sample in group] for group in groups]
+        parts = self.reward_pool.rank_zero.gather(responses)
+        # rank r sampled groups r, r + world, r + 2 world ...
+        return [parts[number % len(parts)][number // len(parts)] for number in range(len(lot))]
 
     def _read(self, sample: Sample) -> Response:
-        """A sample with the text that is sent, which is what the response says and no more."""
         return Response(sample.tokens, self._text(sample), sample.finished)
 
     def _text(self, sample: Sample) -> str | None:
+        """The text that is sent to be scored; None where there is none, or no valid one."""
         if max(sample.tokens) >= self.tokenizer.vocab_size:  # rows that only pad the embedding
             return None
-        said = self.tokenizer.decode(sample.tokens)
-        for end in self.sampling.end_strings:
-            said = said.partition(end)[0]
-        text = self.chat.read_response(said)
+        text = self.tokenizer.decode(sample.tokens)
+        for end in self.params.end_strings:
+            text = text.partition(end)[0]
+        text = self.chat.read_response(text)
         try:
             self.chat.response(text)
         except InputError:  # a control token in the middle
             return None
         return text or None
+
+
+def split_batches(kept: Sequence[Group], count: int, *, step: int) -> Iterator[list[Group]]:
+    """The kept groups of a step as ``count`` global batches, without groups that kept nothing.
+
+    Raises StepFailed for a batch in which no response was kept.
+    """
+    width = len(kept) // count
+    for first in range(0, count * width, width):
+        batch = [group for group in kept[first : first + width] if group.responses_ids]
+        if not batch:
+            raise StepFailed(
+                Problem(
+                    where=f"step {step}",
+                    what="no sample of a global batch can be said in a conversation, so none has "
+                    "a score",
+                    fix="look at what the model says: empty responses, or control tokens inside "
+                    "them",
+                )
+            )
+        yield batch
+
+
+def plan_sampling(
+    config: Config, tokenizer: Tokenizer, chat: ChatFormat, *, limit: int
+) -> SamplingParams:
+    """How responses are sampled from a model that holds ``limit`` tokens."""
+    given, lengths = config.model.rs.sampling_params, config.model.rs.length_params
+    longest, context = config.max_new_tokens(limit), config.context(limit)
+    if longest >= context:
+        raise InputError(
+            Problem(
+                key="model.rs.length_params.max_length",
+                what="leaves no room for a prompt",
+                got=str(longest),
+                allowed=f"1 to {context - 1}: the context is {context} tokens",
+            )
+        )
+    return SamplingParams(
+        max_new_tokens=longest,
+        min_new_tokens=min(lengths.min_length, longest),
+        temperature=0.0 if given.use_greedy else given.temperature,
+        top_k=given.top_k,
+        top_p=given.top_p,
+        repetition_penalty=given.repetition_penalty,
+        stop_ids=[stop_id(tokenizer, chat)],
+        end_strings=given.end_strings,
+    )

@@ -16,11 +16,16 @@ from nemotron_style.steps.blocks.generation.sampling_params import SamplingParam
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
 from nemotron_style.steps.blocks.reward.types import RewardScore
-from nemotron_style.steps.rs.actor.metrics import Heldout, better_share, paired_gain
+from nemotron_style.steps.rs.actor.best_of_n import choose
 from nemotron_style.steps.rs.actor.prompt import Prompt
-from nemotron_style.steps.rs.actor.reward_pool import Judge
-from nemotron_style.steps.rs.actor.rollout import Roller, name_groups
-from nemotron_style.steps.rs.actor.samples import sample_table
+from nemotron_style.steps.rs.actor.reward_pool import RewardPool
+from nemotron_style.steps.rs.actor.rollout import RolloutSampler, seed_prompts
+from nemotron_style.steps.rs.actor.samples import sample_rows
+from nemotron_style.steps.rs.actor.validation import (
+    ValidationResult,
+    better_share,
+    paired_gain,
+)
 
 STOP = 9
 WORDS = {0: "", 1: "a", 2: " b", 3: "<control>", 4: "\n", 5: " END", 6: " tail", STOP: "<stop>"}
@@ -78,16 +83,18 @@ class Script:
         ]
 
 
-def roll(groups: Sequence[Any], client: Any, *, during: Any = lambda n: None, size: int = 1) -> Any:
+def sample(
+    groups: Sequence[Any], client: Any, *, during: Any = lambda n: None, lot: int = 1
+) -> Any:
     parallel.initialize(seed=1)
     prompts = [
         Prompt(({"role": "user", "content": str(number)},), [1]) for number in range(len(groups))
     ]
-    asked = name_groups(prompts, range(len(groups)), "x")
-    sampling = SamplingParams(max_new_tokens=9, stop_ids=[STOP], end_strings=["END"])
-    with Judge(client) as judge:
-        roller = Roller(Script(groups, during), judge, Words(), Chat(), sampling)  # type: ignore[arg-type]
-        return roller.roll(asked, samples=len(groups[0]), size=size)[0]
+    seeded = seed_prompts(prompts, range(len(groups)), "x")
+    params = SamplingParams(max_new_tokens=9, stop_ids=[STOP], end_strings=["END"])
+    with RewardPool(client) as pool:
+        sampler = RolloutSampler(Script(groups, during), pool, Words(), Chat(), params)  # type: ignore[arg-type]
+        return sampler.sample(seeded, samples=len(groups[0]), lot=lot)[0]
 
 
 def test_the_next_are_drawn_while_these_are_scored() -> None:
@@ -102,15 +109,15 @@ def test_the_next_are_drawn_while_these_are_scored() -> None:
             assert begun.wait(30), "the first scores were not asked for before the second draw"
             drawn.set()
 
-    rollouts = roll([[[1, STOP]], [[1, 2, STOP]]], Client(before), during=during)
+    rollouts = sample([[[1, STOP]], [[1, 2, STOP]]], Client(before), during=during)
     assert [one.rewards for one in rollouts] == [[1.0], [3.0]]
 
 
 def test_the_order_of_arrival_changes_nothing() -> None:
     draw = random.Random(1)
     groups = [[[1] * draw.randint(1, 5), [1, 2] * draw.randint(1, 3)] for _ in range(12)]
-    found = roll(groups, Client(lambda number: time.sleep(draw.random() / 50)), size=1)
-    assert found == roll(groups, Client(), size=12)
+    rollouts = sample(groups, Client(lambda number: time.sleep(draw.random() / 50)), lot=1)
+    assert rollouts == sample(groups, Client(), lot=12)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +135,7 @@ def test_the_order_of_arrival_changes_nothing() -> None:
 )
 def test_what_a_sample_says(tokens: list[int], text: str | None) -> None:
     client = Client()
-    [rollout] = roll([[tokens, [1, STOP]]], client)
+    [rollout] = sample([[tokens, [1, STOP]]], client)
     assert rollout.responses[0].text == text
     sent = [one[-1]["content"] for lot in client.sent for one in lot]
     assert sent == ([text] if text else []) + ["a"]
@@ -138,11 +145,11 @@ def test_what_a_sample_says(tokens: list[int], text: str | None) -> None:
 
 def test_the_same_text_is_sent_once_and_is_tied() -> None:
     client = Client()
-    [rollout] = roll([[[1, 2, STOP], [1, STOP], [1, 2, STOP]]], client)
+    [rollout] = sample([[[1, 2, STOP], [1, STOP], [1, 2, STOP]]], client)
     assert len(client.sent[0]) == 2
-    choice = rollout.choose(1)
+    choice = choose(rollout.rewards, 1)
     assert (choice.kept, choice.tied) == ((0,), True)
-    [row] = [row for row in sample_table([rollout], [choice]) if row["kept"]]
+    [row] = [row for row in sample_rows([rollout], [choice]) if row["kept"]]
     assert (row["sample"], row["tied"], row["response"]) == (0, True, "a b")
 
 
@@ -153,7 +160,7 @@ def test_an_error_of_any_lot_is_raised(error: Exception) -> None:
             raise error
 
     with pytest.raises(type(error), match=str(error)):
-        roll([[[1, STOP]]] * 4, Client(before))
+        sample([[[1, STOP]]] * 4, Client(before))
 
 
 def test_gains_are_paired_and_clustered_by_prompt() -> None:
@@ -167,6 +174,6 @@ def test_gains_are_paired_and_clustered_by_prompt() -> None:
 
 
 def test_what_has_no_reward_is_left_out_of_the_mean() -> None:
-    found = Heldout(step=0, prompts=2, rewards=[1.0, None, 3.0])
-    assert found.reward == 2.0
-    assert found.named(found)["validation_unusable_samples"] == 1
+    result = ValidationResult(step=0, prompts=2, rewards=[1.0, None, 3.0])
+    assert result.reward == 2.0
+    assert result.metrics(result)["validation_unusable_samples"] == 1
