@@ -1,10 +1,10 @@
 """Weights in megatron-core's ``torch_dist`` format, written cheaply and read without trust.
 
 The format keeps its table of contents in a pickle, ``.metadata``. A pickle can run any code, so
-it is read here by an unpickler that knows the few classes such a table is made of and refuses
-everything else; only a directory that passed is handed to megatron-core. The tensors, and the
-objects beside them (``common.pt``), are pickles as well: torch reads them with ``weights_only``,
-which torch's own reader switches off for objects, hence :func:`_weights_only`.
+it is read by an unpickler that allows the few classes of such a table and nothing else; only a
+directory that passed is handed to megatron-core. The tensors, and the objects beside them
+(``common.pt``), are pickles as well: torch reads them with ``weights_only``, which torch's own
+reader switches off for objects, hence :func:`_weights_only`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from enum import Enum, EnumType
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,45 +36,55 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from nemotron_style.runtime.errors import InputError, Problem
-
-Result = TypeVar("Result")
+from nemotron_style.steps.blocks.model.rank_zero import is_rank_zero
 
 _DCP = "torch.distributed.checkpoint"
+_TABLE = (
+    "BytesStorageMetadata",
+    "ChunkStorageMetadata",
+    "Metadata",
+    "MetadataIndex",
+    "StorageMeta",
+    "TensorProperties",
+    "TensorStorageMetadata",
+    "_MEM_FORMAT_ENCODING",
+)
+_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "uint8")
 _ALLOWED = {
-    *(
-        (f"{_DCP}.metadata", name)
-        for name in (
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        )
-    ),
+    *((f"{_DCP}.metadata", name) for name in _TABLE),
+    *(("torch", name) for name in _DTYPES),
     (f"{_DCP}.filesystem", "_StorageInfo"),
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
-    *(("torch", name) for name in ("float64", "float32", "float16", "bfloat16", "int64", "uint8")),
     ("collections", "OrderedDict"),
     ("builtins", "set"),
     ("pathlib", "PosixPath"),
     ("pathlib", "PurePosixPath"),
 }
 
-# Said by torch about calls that megatron-core makes, and about reading in one process.
+# Warnings about calls that megatron-core makes, and about reading in one process.
 _EXPECTED = ("`load_state_dict` is deprecated", "torch.distributed is disabled")
 
 
-class _Contents(pickle.Unpickler):
-    """Reads ``.metadata`` and nothing else."""
+class _TableUnpickler(pickle.Unpickler):
+    """Reads ``.metadata``; refuses every name that is not in :data:`_ALLOWED`."""
 
     def find_class(self, module: str, name: str) -> Any:
+        # Some Pythons (3.11.0 to 3.11.2) pickle the member of an Enum as getattr(Enum, name). The
+        # real getattr would reach any attribute of an allowed class, and code from there.
+        if (module, name) == ("builtins", "getattr"):
+            return _enum_member
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return super().find_class(module, name)
+
+
+def _enum_member(kind: Any, name: Any) -> Enum:
+    """The member ``name`` of an allowed Enum class; any other attribute is refused."""
+    known = isinstance(kind, EnumType) and (kind.__module__, kind.__qualname__) in _ALLOWED
+    if not known or type(name) is not str or name not in kind.__members__:
+        raise pickle.UnpicklingError(f"it names builtins.getattr with {kind!r} and {name!r}")
+    return kind[name]
 
 
 def read_contents(path: Path) -> Metadata:
@@ -86,7 +96,7 @@ def read_contents(path: Path) -> Metadata:
     file = path / ".metadata"
     try:
         with file.open("rb") as stream:
-            contents = _Contents(stream).load()
+            contents = _TableUnpickler(stream).load()
     except OSError as error:
         raise InputError(Problem(what="has no table of contents", where=str(file))) from error
     except Exception as error:  # a damaged pickle can raise anything
@@ -113,9 +123,9 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     }
 
 
-class _InProcess(TorchDistSaveShardedStrategy):
-    """Writes from this process: megatron-core's own way spawns and forks one per save, for
-    overlapping with training, which takes seconds even for a tiny model."""
+class _SaveInProcess(TorchDistSaveShardedStrategy):
+    """Writes from this process. megatron-core's own strategy forks a writer for each save, to
+    overlap it with training; that takes seconds even for a tiny model."""
 
     def __init__(self) -> None:
         super().__init__("torch_dist", 1, thread_count=1)
@@ -130,24 +140,29 @@ class _InProcess(TorchDistSaveShardedStrategy):
 
 
 def write(state: dict[str, Any], path: Path) -> None:
-    """Write sharded ``state`` of all ranks into ``path``; every rank calls it."""
-    if dist.get_rank() == 0:
+    """Write the sharded ``state`` of all ranks into ``path``; every rank calls it."""
+    if is_rank_zero():
         path.mkdir(parents=True, exist_ok=True)
     dist.barrier()
     dist_checkpointing.save(
-        state, str(path), sharded_strategy=_InProcess(), validate_access_integrity=False
+        state, str(path), sharded_strategy=_SaveInProcess(), validate_access_integrity=False
     )
 
 
 def read(state: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The tensors that ``state`` describes, cut to this rank's share; every rank calls it.
+    """This rank's share of the tensors that ``state`` describes; every rank calls it.
 
     Raises InputError when the directory cannot be trusted or lacks something.
     """
     read_contents(path)
-    strategy = TorchDistLoadShardedStrategy()  # whatever metadata.json names
-    load = partial(dist_checkpointing.load, state, str(path), sharded_strategy=strategy)
-    return _reading(path, partial(load, validate_access_integrity=False))
+    with _reading(path):
+        return dist_checkpointing.load(
+            state,
+            str(path),
+            # The strategy that metadata.json names is not asked for: the file is not trusted.
+            sharded_strategy=TorchDistLoadShardedStrategy(),
+            validate_access_integrity=False,
+        )
 
 
 def read_full(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -158,16 +173,19 @@ def read_full(path: Path) -> Iterator[tuple[str, Tensor]]:
         entry = entries[name]
         if isinstance(entry, TensorStorageMetadata):
             part = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
-            _reading(path, partial(dcp.load, part, storage_reader=reader, no_dist=True))
+            with _reading(path):
+                dcp.load(part, storage_reader=reader, no_dist=True)
             yield name, part[name]
 
 
-def _reading(path: Path, load: Callable[[], Result]) -> Result:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while tensors are read into an InputError that names ``path``."""
     try:
         with _weights_only(), warnings.catch_warnings():
             for message in _EXPECTED:
                 warnings.filterwarnings("ignore", message=message)
-            return load()
+            yield
     except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
         raise InputError(
             Problem(what="the weights cannot be read", where=str(path), got=_cause(error))
@@ -183,14 +201,12 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """torch.load refuses pickled code inside, whatever the environment asks for."""
-    asked = {
-        name: os.environ.pop(name, None)
-        for name in ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    }
+    """Make torch.load refuse pickled code, whatever the environment asks for."""
+    names = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
         yield
     finally:
         del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        os.environ.update({name: value for name, value in asked.items() if value is not None})
+        os.environ.update(before)

@@ -4,10 +4,12 @@ import json
 import os
 import pickle
 import random
+from enum import Enum
+from http import HTTPStatus
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.checkpoint import torch_dist
@@ -213,6 +215,60 @@ def test_a_damaged_or_foreign_table_is_an_input_error(saved):
     file.unlink()
     with pytest.raises(InputError, match="no table of contents"):
         load_model(saved)
+
+
+class GetattrPickler(pickle.Pickler):
+    """Pickles members of an Enum as CPython 3.11.2 does: as ``getattr(Enum, name)``."""
+
+    def reducer_override(self, value):
+        if isinstance(value, Enum):
+            return getattr, (type(value), value.name)
+        return NotImplemented
+
+
+def test_a_table_whose_enums_are_pickled_by_getattr_is_read(saved):
+    file = saved / "weights" / ".metadata"
+    contents = torch_dist.read_contents(file.parent)
+    with file.open("wb") as stream:
+        GetattrPickler(stream).dump(contents)
+    assert b"getattr" in file.read_bytes()
+    assert torch_dist.read_contents(file.parent) == contents
+    load_model(saved)
+
+
+class Getattr:
+    """Pickled as ``getattr(owner, name)``."""
+
+    def __init__(self, owner, name):
+        self.owner, self.name = owner, name
+
+    def __reduce__(self):
+        return getattr, (self.owner, self.name)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (_MEM_FORMAT_ENCODING, "__class__"),
+        (_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT.name"),
+        (_MEM_FORMAT_ENCODING, "_member_map_"),
+        (_MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT, "name"),
+        (Metadata, "__init__"),
+        (torch.Size, "numel"),
+        ({}, "pop"),
+        ("text", "format"),
+    ],
+)
+def test_getattr_reaches_nothing_but_members_of_an_enum(saved, owner, name):
+    (saved / "weights" / ".metadata").write_bytes(pickle.dumps(Getattr(owner, name)))
+    with pytest.raises(InputError, match=r"it names builtins\.getattr"):
+        torch_dist.read_contents(saved / "weights")
+
+
+def test_getattr_takes_no_enum_from_outside_the_table(saved):
+    (saved / "weights" / ".metadata").write_bytes(pickle.dumps(Getattr(HTTPStatus, "OK")))
+    with pytest.raises(InputError, match=r"it names http\.HTTPStatus"):
+        torch_dist.read_contents(saved / "weights")
 
 
 def test_an_honest_table_is_read(saved):
