@@ -27,7 +27,12 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     weights_digest,
 )
 from nemotron_style.steps.blocks.data.conversation import parse_messages
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, describe, open_chat, stop_id
+from nemotron_style.steps.blocks.data.tokenizer import (
+    Tokenizer,
+    open_chat,
+    stop_id,
+    tokenizer_facts,
+)
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model.language_model import build_model
@@ -182,7 +187,7 @@ def test_the_way_back_gives_the_same_checkpoint(
     before, after = contents(start / TOKENIZER), contents(back.path / TOKENIZER)
     assert before == {name: after[name] for name in before}
     tokenizer = Tokenizer(start / TOKENIZER)
-    told = describe(tokenizer, open_chat(tokenizer))
+    told = tokenizer_facts(tokenizer, open_chat(tokenizer))
     assert {name: back.facts[name] for name in told} == told
     assert {name: exported.output("model").facts[name] for name in told} == told
 
@@ -299,7 +304,7 @@ def test_a_foreign_model_learns_how_it_will_be_spoken_to(foreign: Path, tmp_path
     chat = open_chat(tokenizer)
     assert chat.tokens.turn_start == "<extra_id_0>"
     assert (tokenizer.path / "chat_template.jinja").read_text() == chat.template()
-    assert output.facts["canary"] == describe(tokenizer, chat)["canary"]
+    assert output.facts["canary"] == tokenizer_facts(tokenizer, chat)["canary"]
 
 
 def test_tokens_that_are_no_ids_or_contradict_are_refused(

@@ -7,16 +7,19 @@ without complaint and compute something else, so each is refused, by its key.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.steps.blocks.settings.json_model import validation_problems
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 CONFIG_FILE = "config.json"
+DEFAULT_THETA = 10000.0
 
 # Our name, Hugging Face's, and what an absent key means to Hugging Face (None: it must be there).
 _SIZES = (
@@ -29,54 +32,33 @@ _SIZES = (
     ("norm_epsilon", "rms_norm_eps", 1e-6),
     ("tie_embeddings", "tie_word_embeddings", False),
 )
-_ROPE_KEYS = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
-DEFAULT_THETA = 10000.0
 
-
-class _Rule(NamedTuple):
-    key: str
-    fits: Callable[[Any], bool]
-    what: str
-    allowed: str
-
-
-def _off(value: Any) -> bool:
-    return not value
-
-
-_RULES = (
-    _Rule("model_type", lambda value: value == "llama", "another architecture", "llama"),
-    _Rule(
+# Key, the values that mean what the model does, what another value asks for, what is allowed.
+_OFF = (None, False, "", [], {})
+_RULES: tuple[tuple[str, tuple[Any, ...], str, str], ...] = (
+    ("model_type", ("llama",), "another architecture", "llama"),
+    (
         "architectures",
-        lambda value: value in (None, ["LlamaForCausalLM"]),
+        (None, ["LlamaForCausalLM"]),
         "another architecture",
         "LlamaForCausalLM",
     ),
-    _Rule(
-        "hidden_act",
-        lambda value: value in (None, "silu", "swish"),
-        "another activation in the gated MLP",
-        "silu",
-    ),
-    _Rule("attention_bias", _off, "biases in attention", "false"),
-    _Rule("mlp_bias", _off, "biases in the MLP", "false"),
-    _Rule("sliding_window", _off, "attention over a window", "null"),
-    _Rule("num_local_experts", _off, "a mixture of experts", "none"),
-    _Rule("num_experts", _off, "a mixture of experts", "none"),
-    _Rule("quantization_config", _off, "quantised weights", "float32, float16 or bfloat16"),
-    _Rule(
-        "partial_rotary_factor",
-        lambda value: value in (None, 1, 1.0),
-        "rotary positions on a part of each head",
-        "1.0",
-    ),
+    ("hidden_act", (None, "silu", "swish"), "another activation in the gated MLP", "silu"),
+    ("attention_bias", _OFF, "biases in attention", "false"),
+    ("mlp_bias", _OFF, "biases in the MLP", "false"),
+    ("sliding_window", _OFF, "attention over a window", "null"),
+    ("num_local_experts", _OFF, "a mixture of experts", "none"),
+    ("num_experts", _OFF, "a mixture of experts", "none"),
+    ("quantization_config", _OFF, "quantised weights", "float32, float16 or bfloat16"),
+    ("partial_rotary_factor", (None, 1), "rotary positions on a part of each head", "1.0"),
 )
+_ROPE_KEYS = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
 
 
 def build_settings(
     config: ModelConfig, *, dtype: str, token_ids: Mapping[str, int | None]
 ) -> dict[str, Any]:
-    """What ``config.json`` says about a model of these sizes.
+    """The ``config.json`` of a model of these sizes.
 
     ``dtype`` is that of the weights; ``token_ids`` holds ``bos_token_id`` and the like. The keys
     are those that every version of transformers since 4.31 reads.
@@ -99,7 +81,7 @@ def build_settings(
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """``config.json`` of a folder as it stands. Raises InputError when there is none to read."""
+    """The ``config.json`` of a folder. Raises InputError when there is none to read."""
     file = path / CONFIG_FILE
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
@@ -122,7 +104,7 @@ def read_sizes(path: Path) -> ModelConfig:
 
 
 def parse_sizes(settings: Mapping[str, Any], path: Path) -> ModelConfig:
-    """:func:`read_sizes` of settings that are read already; ``path`` is the folder they are of."""
+    """:func:`read_sizes` of settings that were read from the folder ``path``."""
     where = str(path / CONFIG_FILE)
     raise_all(InputError, [*_adapters(path), *_misfits(settings, where)])
     heads = settings["num_attention_heads"]
@@ -136,13 +118,8 @@ def parse_sizes(settings: Mapping[str, Any], path: Path) -> ModelConfig:
         names = {name: theirs for name, theirs, _ in _SIZES}
         names["num_query_groups"] = "num_key_value_heads"
         raise InputError(
-            Problem(
-                where=where,
-                key=".".join(names.get(str(part), str(part)) for part in fault["loc"]),
-                what=fault["msg"],
-                got=repr(fault["input"]) if fault["loc"] else "",
-            )
-            for fault in error.errors()
+            replace(problem, key=names.get(problem.key, problem.key))
+            for problem in validation_problems(error, where=where)
         ) from error
 
 
@@ -160,40 +137,37 @@ def _adapters(path: Path) -> Iterator[Problem]:
 
 
 def _misfits(settings: Mapping[str, Any], where: str) -> Iterator[Problem]:
-    for rule in _RULES:
-        value = settings.get(rule.key)
-        if not rule.fits(value):
-            what = f"the model cannot be represented: {rule.what}"
-            got = json.dumps(value)
-            yield Problem(where=where, key=rule.key, what=what, got=got, allowed=rule.allowed)
-    yield from _rope_misfits(settings, where)
+    """Everything in ``config.json`` that asks for another model than a Llama as it is here."""
+
+    def misfit(key: str, what: str, allowed: str) -> Problem:
+        what = f"the model cannot be represented: {what}"
+        got = json.dumps(settings.get(key))
+        return Problem(where=where, key=key, what=what, got=got, allowed=allowed)
+
+    for key, values, what, allowed in _RULES:
+        if settings.get(key) not in values:
+            yield misfit(key, what, allowed)
+    for key in ("rope_scaling", "rope_parameters"):
+        if not _is_plain_rope(settings.get(key) or {}):
+            yield misfit(key, "rotary positions are scaled", "default")
     for name, theirs, default in _SIZES:
         if default is None and not isinstance(settings.get(theirs), int):
             what, got = "a size is missing", json.dumps(settings.get(theirs))
             yield Problem(where=where, key=theirs, what=what, got=got, allowed=f"{name}, a number")
-    yield from _head_misfits(settings, where)
-
-
-def _rope_misfits(settings: Mapping[str, Any], where: str) -> Iterator[Problem]:
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = settings.get(key) or {}
-        table = rope if isinstance(rope, dict) else {"rope_type": rope}
-        plain = table.get("partial_rotary_factor", 1) == 1 and set(table) <= _ROPE_KEYS
-        if table.get("rope_type", table.get("type", "default")) != "default" or not plain:
-            what = "the model cannot be represented: rotary positions are scaled"
-            yield Problem(where=where, key=key, what=what, got=json.dumps(rope), allowed="default")
-
-
-def _head_misfits(settings: Mapping[str, Any], where: str) -> Iterator[Problem]:
     size, hidden = settings.get("head_dim"), settings.get("hidden_size")
     heads = settings.get("num_attention_heads")
     if size is None or not isinstance(hidden, int) or not isinstance(heads, int):
         return
     if size * heads != hidden:
-        yield Problem(
-            where=where,
-            key="head_dim",
-            what="the model cannot be represented: heads are not as wide as hidden_size allows",
-            got=str(size),
-            allowed=f"hidden_size / num_attention_heads = {hidden / heads:g}",
-        )
+        allowed = f"hidden_size / num_attention_heads = {hidden / heads:g}"
+        yield misfit("head_dim", "heads are not as wide as hidden_size allows", allowed)
+
+
+def _is_plain_rope(rope: Any) -> bool:
+    """Whether a table of rotary settings leaves the positions as they are."""
+    if not isinstance(rope, dict):
+        return bool(rope == "default")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    return (
+        kind == "default" and rope.get("partial_rotary_factor", 1) == 1 and set(rope) <= _ROPE_KEYS
+    )

@@ -6,9 +6,9 @@ megatron-core keeps what is multiplied together in one tensor; Hugging Face keep
   value; ``q_proj``, ``k_proj`` and ``v_proj`` hold all heads of one sort, in the same order;
 * ``linear_fc1`` is ``gate_proj`` above ``up_proj``.
 
-Both sides turn the pair ``(x_i, x_{i + half})`` of a head by the same angle, so no row within a
+Both sides rotate the pair ``(x_i, x_{i + half})`` of a head by the same angle, so no row within a
 head moves. Nothing here computes: rows are cut, put in another order and joined, whatever their
-type. Names on megatron's side are those of :func:`checkpoint.full_shapes`.
+type. Names on megatron's side are those of :func:`model_checkpoint.full_shapes`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
-from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_shapes
+from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import compare_shapes, full_shapes
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
 from nemotron_style.steps.blocks.model.language_model import unwrap
 from nemotron_style.steps.blocks.model.sharded_tensor import Shard, shards
@@ -45,8 +46,8 @@ _OF_THE_MODEL = {
 }
 
 
-def names_of(name: str) -> tuple[str, ...]:
-    """What Hugging Face calls the parts of megatron's tensor ``name``."""
+def hf_names(name: str) -> tuple[str, ...]:
+    """Hugging Face's names of the parts of megatron's tensor ``name``."""
     if not name.startswith(_LAYER):
         return _OF_THE_MODEL[name]
     number, _, rest = name.removeprefix(_LAYER).partition(".")
@@ -62,17 +63,15 @@ def export_tensor(name: str, whole: Tensor, config: ModelConfig) -> dict[str, Te
         parts = [part.flatten(0, 2) for part in by_group.split([queries, 1, 1], dim=1)]
     else:
         parts = list(whole.chunk(2)) if name.endswith(_GATE_UP) else [whole]
-    return {key: part.contiguous() for key, part in zip(names_of(name), parts, strict=True)}
+    return {key: part.contiguous() for key, part in zip(hf_names(name), parts, strict=True)}
 
 
 def import_tensor(name: str, parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
-    """The inverse of :func:`export_tensor`: ``parts`` in the order of :func:`names_of`."""
+    """The inverse of :func:`export_tensor`: ``parts`` in the order of :func:`hf_names`."""
     if not name.endswith(_QKV):
         return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
-    by_group = [
-        part.unflatten(0, (config.num_query_groups, -1, config.head_size)) for part in parts
-    ]
-    return torch.cat(by_group, dim=1).flatten(0, 2)
+    shape = (config.num_query_groups, -1, config.head_size)
+    return torch.cat([part.unflatten(0, shape) for part in parts], dim=1).flatten(0, 2)
 
 
 def export_weights(
@@ -86,62 +85,45 @@ def export_weights(
 def import_weights(
     read: Callable[[str], Tensor], config: ModelConfig
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of megatron with its name, joined from what ``read`` gives for a name."""
+    """Every tensor of megatron by name, joined from those that ``read`` returns by name."""
     for name in full_shapes(config):
-        yield name, import_tensor(name, [read(part) for part in names_of(name)], config)
+        yield name, import_tensor(name, [read(part) for part in hf_names(name)], config)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a model of these sizes on Hugging Face's side."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, shape in full_shapes(config).items():
-        empty = torch.empty(shape, device="meta")
-        parts = export_tensor(name, empty, config).items()
-        shapes |= {key: tuple(part.shape) for key, part in parts}
-    return shapes
+    empty = ((name, torch.empty(s, device="meta")) for name, s in full_shapes(config).items())
+    units = export_weights(empty, config)
+    return {name: tuple(part.shape) for unit in units for name, part in unit.items()}
 
 
-def check_shapes(found: Mapping[str, Sequence[int]], config: ModelConfig, *, where: str) -> None:
+def check_shapes(stored: Mapping[str, Sequence[int]], config: ModelConfig, *, where: str) -> None:
     """Raise InputError, naming every tensor that is missing, of another shape, or unknown."""
-    wanted = expected_shapes(config)
-    missing = [
-        Problem(where=where, key=name, what="a tensor is missing")
-        for name in wanted
-        if name not in found
-    ]
-    reshaped = [
-        Problem(
-            where=where,
-            key=name,
-            what="a tensor has another shape than config.json says",
-            got=str(list(found[name])),
-            allowed=str(list(shape)),
-        )
-        for name, shape in wanted.items()
-        if name in found and tuple(found[name]) != shape
-    ]
-    unknown = [
-        Problem(where=where, key=name, what="this tensor has no place in a Llama")
-        for name in sorted(set(found) - set(wanted))
-    ]
-    raise_all(InputError, missing + reshaped + unknown)
+    problems = compare_shapes(
+        stored,
+        expected_shapes(config),
+        where=where,
+        config_file=CONFIG_FILE,
+        unknown="this tensor has no place in a Llama",
+    )
+    raise_all(InputError, problems)
 
 
 def check_tensors(folder: TensorFolder, config: ModelConfig) -> None:
-    """Leave out what says nothing new, and see that the rest is a model of these sizes.
+    """Drop redundant tensors from ``folder`` and check that the rest is a model of these sizes.
 
-    That is a head which repeats tied embeddings, and the rotary tables of old checkpoints.
+    Redundant are a head that repeats tied embeddings, and the rotary tables of old checkpoints.
     Raises InputError as :func:`check_shapes` does, and for a head that differs from embeddings
-    it is said to be tied to.
+    to which ``config.json`` ties it.
     """
     (embedding,), (head,) = _OF_THE_MODEL[EMBEDDING], _OF_THE_MODEL[HEAD]
     for name in [name for name in folder.shapes if name.endswith("rotary_emb.inv_freq")]:
-        folder.forget(name)
+        folder.drop(name)
     if config.tie_embeddings and head in folder.shapes and embedding in folder.shapes:
         if not torch.equal(folder.read(head), folder.read(embedding)):
             what = "config.json ties the head to the embeddings, and it differs from them"
             raise InputError(Problem(where=str(folder.path), key=head, what=what))
-        folder.forget(head)
+        folder.drop(head)
     check_shapes(folder.shapes, config, where=str(folder.path))
 
 
@@ -149,19 +131,16 @@ def check_tensors(folder: TensorFolder, config: ModelConfig) -> None:
 def fill_model(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> None:
     """Copy whole tensors into the model's weights, this rank's slices of them.
 
-    A vocabulary of the model that is larger is filled up with the mean of the rows: an id that no
-    tokenizer gives, and that is about as unlikely as a token can be on average.
+    A larger vocabulary of the model is filled up with the mean row: an id that no tokenizer
+    gives, and that is about as unlikely as the average token.
     """
     by_name: dict[str, list[Shard]] = defaultdict(list)
     for shard in shards(unwrap(model)):
         by_name[shard.name].append(shard)
     for name, whole in weights:
         for shard in by_name[name]:
-            shard.data.copy_(_padded(whole, shard.full_shape[0])[shard.slices])
-
-
-def _padded(whole: Tensor, rows: int) -> Tensor:
-    if len(whole) == rows:
-        return whole
-    mean = whole.float().mean(0, keepdim=True).to(whole.dtype)
-    return torch.cat([whole, mean.expand(rows - len(whole), -1)])
+            missing = shard.full_shape[0] - len(whole)
+            if missing:  # rows of a vocabulary, the same for every shard of the tensor
+                mean = whole.float().mean(0, keepdim=True).to(whole.dtype)
+                whole = torch.cat([whole, mean.expand(missing, -1)])
+            shard.data.copy_(whole[shard.slices])

@@ -1,7 +1,8 @@
 """Whether a model and its Hugging Face files compute the same: logits of both on fixed rows.
 
-The other side is transformers where it is installed, else :mod:`llama`, which reads the files by
-their own meaning. Reading them back through the conversion would agree with any mistake in it.
+The other side is transformers where it is installed, else :mod:`reference_llama`, which reads the
+files by their own meaning. Reading them back through the conversion would agree with any mistake
+in it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from nemotron_style.steps.blocks.model.prefix_packing import Row, pack_rows
 
 @dataclass(frozen=True)
 class LogitParity:
-    """How far the logits of two sides are apart, at most; ``largest`` is the largest logit."""
+    """The largest difference between the logits of both sides, and the largest logit.
+
+    ``by`` is the program that computed the other side.
+    """
 
     by: str
     rows: int
@@ -63,15 +67,16 @@ class LogitParity:
 
 
 def sample_rows(vocabulary: int, *, rows: int, tokens: int, seed: int) -> Tensor:
-    """Token ids ``[rows, tokens]``, evenly drawn; the same for the same numbers."""
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randint(vocabulary, (rows, tokens), generator=draw)
+    """Random token ids ``[rows, tokens]``, uniform over ``vocabulary``."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocabulary, (rows, tokens), generator=generator)
 
 
 @torch.inference_mode()
 def model_logits(model: nn.Module, tokens_BS: Tensor) -> Tensor:
     """Logits ``[B, S, vocabulary]`` on the CPU, of a model that is whole on this rank."""
     inner = unwrap(model)
+    # pack_rows leaves the last token of a row out of the input, so one is added that is not read.
     rows = [Row([*ids, 0], [False] * (len(ids) + 1)) for ids in tokens_BS.tolist()]
     packed = pack_rows(rows).to(next(inner.parameters()).device)
     return inner.head(inner.hidden(packed)).transpose(0, 1).float().cpu()
@@ -95,7 +100,10 @@ def compare_logits(
 def hugging_face_logits(
     path: Path, tokens_BS: Tensor, *, dtype: torch.dtype | None = None
 ) -> tuple[str, Tensor]:
-    """Who computed the logits of the files in ``path``, and the logits, in float32 on the CPU."""
+    """The program that computed the logits of the files in ``path``, and the logits.
+
+    They are computed in float32 and returned on the CPU.
+    """
     tokens = tokens_BS.to(prepare_device())
     if importlib.util.find_spec("transformers") is None:
         folder = TensorFolder(path)

@@ -12,11 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
@@ -24,6 +24,7 @@ from nemotron_style.steps.blocks.checkpoint import torch_dist
 from nemotron_style.steps.blocks.model.language_model import build_model, unwrap, wrap
 from nemotron_style.steps.blocks.model.rank_zero import gather, is_rank_zero
 from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights, shards
+from nemotron_style.steps.blocks.settings.json_model import read_json_model
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 CONFIG, WEIGHTS, TOKENIZER = "model_config.json", "weights", "tokenizer"
@@ -42,34 +43,34 @@ def save_model(model: nn.Module, path: Path, *, config: ModelConfig, tokenizer: 
 
 
 def read_config(path: Path) -> ModelConfig:
-    """The sizes of a checkpoint. Raises InputError for a file that says anything else."""
-    file = path / CONFIG
-    try:
-        return ModelConfig.model_validate_json(file.read_text())
-    except OSError as error:
-        raise InputError(
-            Problem(
-                what="is not a checkpoint: there is no model_config.json",
-                where=str(path),
-                fix="give a directory that a training or conversion step has written",
-            )
-        ) from error
-    except ValidationError as error:
-        raise InputError(
-            Problem(
-                what=fault["msg"],
-                where=str(file),
-                key=".".join(str(part) for part in fault["loc"]),
-                got=repr(fault["input"]),
-            )
-            for fault in error.errors()
-        ) from error
+    """The sizes of a checkpoint. Raises InputError for a file that holds anything else."""
+    absent = Problem(
+        where=str(path),
+        what="is not a checkpoint: there is no model_config.json",
+        fix="give a directory that a training or conversion step has written",
+    )
+    return read_json_model(ModelConfig, path / CONFIG, absent=absent)
 
 
 def check_checkpoint(path: Path) -> ModelConfig:
     """The sizes of a checkpoint that has all its parts. Raises InputError as load_model does."""
     config = read_config(path)
-    raise_all(InputError, _missing_tokenizer(path) + _misfits(path, config))
+    problems = compare_shapes(
+        torch_dist.tensor_shapes(path / WEIGHTS),
+        full_shapes(config),
+        where=str(path / WEIGHTS),
+        config_file=CONFIG,
+        unknown="a tensor belongs to another architecture",
+    )
+    if not (path / TOKENIZER / "tokenizer.json").is_file():
+        missing = Problem(
+            where=str(path),
+            key=f"{TOKENIZER}/tokenizer.json",
+            what="the checkpoint has no tokenizer",
+            fix="a model without its tokenizer cannot be trained or sampled; add the directory",
+        )
+        problems.insert(0, missing)
+    raise_all(InputError, problems)
     return config
 
 
@@ -82,24 +83,17 @@ def load_model(
 ) -> tuple[nn.Module, ModelConfig]:
     """This rank's part of a checkpoint's model, for the division in force, and its sizes.
 
-    Raises InputError, with every reason, when the directory lacks a part or its weights do not
-    fit its sizes.
+    Every rank calls it. An optimizer for CUDA keeps master weights of its own: build it after
+    this. Raises InputError, with every reason, when the directory lacks a part or its weights do
+    not fit its sizes.
     """
     config = check_checkpoint(path)
-    model = build_model(config, dtype=dtype, ddp=False, initial=None)
-    load_weights(model, path)
+    model = unwrap(build_model(config, dtype=dtype, ddp=False, initial=None))
+    weights = torch_dist.read(sharded_weights(model), path / WEIGHTS)
+    model.load_state_dict(weights, strict=False)  # `_extra_state` is not stored
     if not ddp:
         return model, config
-    return wrap(unwrap(model), distributed_optimizer=distributed_optimizer), config
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Copy a checkpoint's weights into a model of the same sizes; every rank calls it.
-
-    An optimizer for CUDA keeps master weights of its own: build it after this.
-    """
-    inner = unwrap(model)
-    inner.load_state_dict(torch_dist.read(sharded_weights(inner), path / WEIGHTS), strict=False)
+    return wrap(model, distributed_optimizer=distributed_optimizer), config
 
 
 def weights_digest(source: nn.Module | Path) -> str:
@@ -108,71 +102,55 @@ def weights_digest(source: nn.Module | Path) -> str:
     It is the same for a model and for its checkpoint, for every division and file layout. Every
     rank calls it with a model; with a path any rank may.
     """
+    weights: Iterable[tuple[str, Tensor]]
+    weights = (
+        torch_dist.read_full(source / WEIGHTS) if isinstance(source, Path) else full_weights(source)
+    )
     digest = hashlib.sha256()
-    if isinstance(source, Path):
-        for name, whole in torch_dist.read_full(source / WEIGHTS):
-            _add(digest, name, whole)
-        return f"sha256:{digest.hexdigest()}"
-    for name, whole in full_weights(source):
-        _add(digest, name, whole)
+    for name, whole in weights:
+        digest.update(f"{name}\n{whole.dtype}\n{list(whole.shape)}\n".encode())
+        # bytes as they lie in memory; numpy has no bfloat16
+        digest.update(whole.contiguous().view(-1).view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"
 
 
 def full_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Every tensor whole, in the order of names, on the CPU of every rank; every rank calls it."""
-    mine = [shard for shard in shards(unwrap(model)) if shard.primary]
-    pieces = [(shard.name, shard.full_shape, shard.slices, shard.data.cpu()) for shard in mine]
+    own = [shard for shard in shards(unwrap(model)) if shard.primary]
+    pieces = [(shard.name, shard.full_shape, shard.slices, shard.data.cpu()) for shard in own]
     tensors: dict[str, Tensor] = {}
     for name, shape, slices, data in chain.from_iterable(gather(pieces)):
         tensors.setdefault(name, torch.empty(shape, dtype=data.dtype))[slices] = data
     return sorted(tensors.items())
 
 
-def _add(digest: hashlib._Hash, name: str, whole: Tensor) -> None:
-    digest.update(f"{name}\n{whole.dtype}\n{list(whole.shape)}\n".encode())
-    digest.update(whole.contiguous().view(-1).view(torch.uint8).numpy().data)
-
-
-def _missing_tokenizer(path: Path) -> list[Problem]:
-    if (path / TOKENIZER / "tokenizer.json").is_file():
-        return []
-    return [
-        Problem(
-            what="the checkpoint has no tokenizer",
-            where=str(path),
-            key=f"{TOKENIZER}/tokenizer.json",
-            fix="a model without its tokenizer cannot be trained or sampled; add the directory",
-        )
+def compare_shapes(
+    stored: Mapping[str, Sequence[int]],
+    expected: Mapping[str, Sequence[int]],
+    *,
+    where: str,
+    config_file: str,
+    unknown: str,
+) -> list[Problem]:
+    """Every tensor that is missing, of another shape than ``config_file`` says, or ``unknown``."""
+    problems = [
+        Problem(where=where, key=name, what="a tensor is missing")
+        for name in expected
+        if name not in stored
     ]
-
-
-def _misfits(path: Path, config: ModelConfig) -> list[Problem]:
-    """Tensors that the sizes call for and the weights do not hold, or hold in another shape."""
-    found = torch_dist.tensor_shapes(path / WEIGHTS)
-    wanted = full_shapes(config)
-    place = str(path / WEIGHTS)
-    missing = [
-        Problem(what="a tensor is missing", where=place, key=name)
-        for name in wanted
-        if name not in found
-    ]
-    reshaped = [
+    problems += [
         Problem(
-            what="a tensor has another shape than model_config.json says",
-            where=place,
+            where=where,
             key=name,
-            got=str(list(found[name])),
+            what=f"a tensor has another shape than {config_file} says",
+            got=str(list(stored[name])),
             allowed=str(list(shape)),
         )
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
+        for name, shape in expected.items()
+        if name in stored and tuple(stored[name]) != tuple(shape)
     ]
-    unknown = [
-        Problem(what="a tensor belongs to another architecture", where=place, key=name)
-        for name in found
-        if name not in wanted
-    ]
-    return missing + reshaped + unknown
+    strange = sorted(set(stored) - set(expected))
+    return problems + [Problem(where=where, key=name, what=unknown) for name in strange]
 
 
 def full_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

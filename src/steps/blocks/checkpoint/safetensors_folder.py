@@ -54,8 +54,8 @@ class TensorFolder:
                 Problem(where=str(self.path), key=name, what="cannot be read", got=str(error))
             ) from error
 
-    def forget(self, name: str) -> None:
-        """Leave a tensor out of account."""
+    def drop(self, name: str) -> None:
+        """Treat the folder as if it did not hold the tensor ``name``."""
         del self.shapes[name], self.types[name], self._files[name]
 
     def _open(self, name: str) -> list[Problem]:

@@ -9,6 +9,7 @@ reader switches off for objects, hence :func:`_weights_only`.
 
 from __future__ import annotations
 
+import nemotron_style.steps.blocks.model  # isort: skip  # noqa: F401  (imports megatron-core faster)
 import os
 import pickle
 import warnings

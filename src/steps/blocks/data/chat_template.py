@@ -109,11 +109,9 @@ def read_template(tokenizer: Tokenizer) -> ChatTemplate:
 
     Raises InputError where there is none.
     """
-    file = tokenizer.path / TEMPLATE_FILE
-    stored: Any = tokenizer.settings.get("chat_template")
-    if isinstance(stored, list):  # several, by name
-        stored = {each.get("name"): each.get("template") for each in stored}.get("default")
-    source = file.read_text(encoding="utf-8") if file.is_file() else stored
+    source: Any = tokenizer.template
+    if isinstance(source, list):  # several, by name
+        source = {each.get("name"): each.get("template") for each in source}.get("default")
     if isinstance(source, str):
         return ChatTemplate(tokenizer, source)
     what = "the model has no chat template, so it cannot be asked in messages"

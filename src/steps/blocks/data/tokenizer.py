@@ -1,8 +1,8 @@
 """Text to tokens: a directory with ``tokenizer.json``, and how a small one is trained.
 
 The directory is what Hugging Face tools read (``tokenizer.json``, ``tokenizer_config.json``,
-``chat_template.jinja``). Its config also holds the ``chat_prompt_tokens`` it was made for, so
-that a checkpoint says how it wants to be spoken to and no later step can guess differently.
+``chat_template.jinja``). Its config also holds the ``chat_prompt_tokens`` that the tokenizer was
+made for, so a checkpoint says which chat format it wants and no later step can guess differently.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
 
 TEMPLATE_FILE = "chat_template.jinja"
+_CANARY = "Name a river.\n\tThe Rhine. 1234 é ☂ 日本"
 
 
 class Tokenizer:
@@ -38,7 +39,9 @@ class Tokenizer:
             raise InputError(Problem(where=str(self.path), what="there is no tokenizer.json"))
         self._json = file.read_text(encoding="utf-8")
         try:
-            self._reading = Backend.from_str(self._json)
+            # Two copies: whether control tokens in a text are recognised is a setting of the
+            # backend and not of a call.
+            self._with_control = Backend.from_str(self._json)
             self._plain = Backend.from_str(self._json)
         except Exception as error:  # the library raises bare Exception
             raise InputError(
@@ -52,22 +55,22 @@ class Tokenizer:
         With ``control`` a control token in the text becomes its own id: for texts that
         :class:`ChatFormat` has built. Without, it is read as ordinary characters.
         """
-        backend = self._reading if control else self._plain
+        backend = self._with_control if control else self._plain
         return list(backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``, control tokens included: the inverse of :meth:`encode`."""
-        return str(self._reading.decode(list(ids), skip_special_tokens=False))
+        return str(self._with_control.decode(list(ids), skip_special_tokens=False))
 
     @cached_property
     def vocab_size(self) -> int:
-        """The number of ids, added tokens included: the smallest embedding that fits."""
-        return max(self._reading.get_vocab(with_added_tokens=True).values()) + 1
+        """The smallest embedding that has a row for every id, added tokens included."""
+        return max(self._with_control.get_vocab(with_added_tokens=True).values()) + 1
 
     @cached_property
     def control_ids(self) -> dict[str, int]:
         """Control tokens (those marked special in ``tokenizer.json``) and their ids."""
-        added = self._reading.get_added_tokens_decoder()
+        added = self._with_control.get_added_tokens_decoder()
         return {token.content: number for number, token in added.items() if token.special}
 
     @cached_property
@@ -81,6 +84,14 @@ class Tokenizer:
         """``tokenizer_config.json``, or nothing when there is none."""
         file = self.path / "tokenizer_config.json"
         return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+    @cached_property
+    def template(self) -> Any:
+        """The chat template from its own file, else as it stands in the settings (or None)."""
+        file = self.path / TEMPLATE_FILE
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        return self.settings.get("chat_template")
 
 
 def open_chat(tokenizer: Tokenizer, tokens: ChatPromptTokens | None = None) -> ChatFormat:
@@ -103,7 +114,6 @@ def open_chat(tokenizer: Tokenizer, tokens: ChatPromptTokens | None = None) -> C
                 fix="remove the key from the config: the checkpoint knows its own",
             )
         )
-    split = [token for token in chosen.atomic if len(tokenizer.encode(token, control=True)) != 1]
     problems = [
         Problem(
             where=str(tokenizer.path),
@@ -113,7 +123,8 @@ def open_chat(tokenizer: Tokenizer, tokens: ChatPromptTokens | None = None) -> C
             allowed=", ".join(map(json.dumps, tokenizer.control_ids)),
             fix="choose tokens that the tokenizer marks as special, or add this one to it",
         )
-        for token in split
+        for token in chosen.atomic
+        if len(tokenizer.encode(token, control=True)) != 1
     ]
     raise_all(InputError, problems)
     others = [token for token in tokenizer.control_ids if token not in chosen.atomic]
@@ -121,7 +132,7 @@ def open_chat(tokenizer: Tokenizer, tokens: ChatPromptTokens | None = None) -> C
 
 
 def stop_id(tokenizer: Tokenizer, chat: ChatFormat) -> int:
-    """The id that ends an answer: the start of the next turn."""
+    """The id that ends a response: the start of the next turn."""
     [number] = tokenizer.encode(chat.tokens.turn_start, control=True)
     return number
 
@@ -157,7 +168,7 @@ def train_tokenizer(
 def write_settings(path: Path, tokens: ChatPromptTokens) -> None:
     """Write ``tokenizer_config.json`` and the chat template beside a ``tokenizer.json``.
 
-    Settings that are there already stay, apart from the ones that say how to chat.
+    Settings that are there already stay, apart from those of the chat format.
     """
     file = path / "tokenizer_config.json"
     kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -172,28 +183,45 @@ def write_settings(path: Path, tokens: ChatPromptTokens) -> None:
         "eos_token": tokens.turn_start,
         "chat_prompt_tokens": tokens.model_dump(),
     }
-    text = json.dumps(settings, indent=2, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8", newline="\n")
+    write_json(file, settings)
     template = ChatFormat(tokens).template()
     (path / TEMPLATE_FILE).write_text(template, encoding="utf-8", newline="\n")
 
 
-def describe(tokenizer: Tokenizer, chat: ChatFormat) -> dict[str, Any]:
-    """Facts that a checkpoint's record keeps, so that a change of tokenizer or format shows."""
-    text = chat.canary()
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` as Hugging Face writes its JSON files."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def tokenizer_facts(tokenizer: Tokenizer, chat: ChatFormat | None = None) -> dict[str, Any]:
+    """The facts for a checkpoint's record that show a change of tokenizer or chat format.
+
+    ``chat`` is the format that the checkpoint is used with; None stands for the one stored with
+    the tokenizer. Where none is stored either, they are the digest of the tokenizer's own chat
+    template and the ids of a fixed text. That template is not rendered: it is a program that came
+    from elsewhere.
+    """
+    if chat is None and "chat_prompt_tokens" in tokenizer.settings:
+        chat = open_chat(tokenizer)
+    text = chat.canary() if chat else _CANARY
     return {
         "tokenizer_digest": tokenizer.digest,
-        "template_digest": chat.digest(),
-        "canary": {"text": text, "ids": tokenizer.encode(text, control=True)},
+        "template_digest": chat.digest() if chat else _template_digest(tokenizer),
+        "canary": {"text": text, "ids": tokenizer.encode(text, control=chat is not None)},
     }
+
+
+def _template_digest(tokenizer: Tokenizer) -> str | None:
+    template = tokenizer.template
+    source = template if isinstance(template, str) else json.dumps(template)
+    return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}" if template else None
 
 
 def _stored_tokens(tokenizer: Tokenizer) -> ChatPromptTokens | None:
     stored = tokenizer.settings.get("chat_prompt_tokens")
-    if stored is None:
-        return None
     try:
-        return ChatPromptTokens.model_validate(stored)
+        return None if stored is None else ChatPromptTokens.model_validate(stored)
     except ValidationError as error:
         raise InputError(
             Problem(

@@ -9,7 +9,7 @@ def _import_megatron_core_without_compiler() -> None:
     """Import megatron-core with a ``torch.compile`` that does nothing.
 
     megatron-core decorates its fused functions with it, and the first decoration loads torch's
-    compiler: more than a second of every start, for functions that run on CUDA devices alone.
+    compiler: more than a second of every start, for functions that only run on CUDA devices.
     """
     compiler = torch.compile
     torch.compile = lambda function=None, **_: function or (lambda other: other)

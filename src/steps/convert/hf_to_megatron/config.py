@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
-from nemotron_style.runtime.config.model import Section, StepConfig
+from nemotron_style.runtime.config.model import Section
 from nemotron_style.steps.blocks.data.chat_format import ModelData
+from nemotron_style.steps.convert.config import ConversionConfig, WeightType
 
 
 class Model(Section):
-    """``model``: the folder to convert, and what is settled about it on the way.
+    """``model``: the folder to convert, and what the checkpoint adds to it.
 
-    ``data`` says how the training steps will write a conversation for this model; null: as its
-    tokenizer says, when it was made by them; else it is not known yet.
+    ``data`` is the chat format that the training steps will use for this model; null: that of its
+    tokenizer, when the training steps made it; else it is not known yet.
     """
 
     restore_from_path: str | None = None
@@ -24,15 +23,10 @@ class Model(Section):
     data: ModelData = ModelData()
 
 
-class Config(StepConfig):
+class Config(ConversionConfig):
     """``convert/hf_to_megatron``: Hugging Face's weights as the training steps read them."""
 
     model: Model = Model()
-    dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
+    dtype: WeightType | None = Field(
         default=None, description="null: that of the files, bit for bit"
     )
-    max_logit_difference: float = Field(
-        default=1e-4, ge=0, description="in float32, for logits up to 10"
-    )
-    sample_rows: int = Field(default=4, ge=1)
-    sample_tokens: int = Field(default=64, ge=1, description="tokens of a sample row")

@@ -1,4 +1,4 @@
-"""A Hugging Face folder that was looked through: everything wrong with it is told at once."""
+"""A Hugging Face folder, checked as a whole: all that is wrong with it is reported at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Source:
-    """The parts of the folder. ``dtype`` is the type that the weights will have."""
+    """The parts of the folder; ``dtype`` is the type that the weights will have."""
 
     path: Path
     sizes: ModelConfig
@@ -34,7 +34,7 @@ class Source:
 
 
 def open_source(path: Path, config: Config, *, run_dir: Path) -> Source:
-    """Look through the folder; the tokenizer is copied to ``run_dir``.
+    """The checked parts of the folder; the tokenizer is copied to ``run_dir``.
 
     Raises:
         InputError: with everything in its config, weights and tokenizer that cannot be converted.
@@ -73,7 +73,7 @@ def pad_sizes(sizes: ModelConfig, unit: int) -> ModelConfig:
 
 
 def choose_type(tensors: TensorFolder, config: Config) -> torch.dtype:
-    """The type that is asked for, or the one that all tensors have."""
+    """The type in the config, or the one that all tensors have."""
     if config.dtype:
         return getattr(torch, config.dtype)
     by_type = {kind: name for name, kind in sorted(tensors.types.items())}

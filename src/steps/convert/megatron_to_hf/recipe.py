@@ -12,14 +12,12 @@ architecture but Llama, which the checkpoints here are.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nemotron_style.runtime.errors import InputError, Interrupted, Problem
+from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint import torch_dist
 from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE, build_settings
@@ -29,12 +27,7 @@ from nemotron_style.steps.blocks.checkpoint.hf_weights import (
     check_shapes,
     export_weights,
 )
-from nemotron_style.steps.blocks.checkpoint.logit_parity import (
-    compare_logits,
-    model_logits,
-    round_weights,
-    sample_rows,
-)
+from nemotron_style.steps.blocks.checkpoint.logit_parity import round_weights
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     TOKENIZER,
     WEIGHTS,
@@ -44,13 +37,10 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
 )
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder, write_tensors
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
-from nemotron_style.steps.blocks.data.tokenizer_files import (
-    check_vocabulary,
-    describe_words,
-    export_tokenizer,
-)
+from nemotron_style.steps.blocks.data.tokenizer_files import check_vocabulary, export_tokenizer
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.convert.conversion import check_logits, record, sample_logits, track
 from nemotron_style.steps.convert.megatron_to_hf.config import Config
 
 
@@ -59,78 +49,55 @@ def run(config: Config, ctx: StepContext) -> None:
     initialize(seed=config.seed)
     source, output = ctx.input("model").path, ctx.output("model")
 
-    # -- what the checkpoint computes; reading it finds everything that is wrong with it
+    # -- the logits of the checkpoint; loading it finds everything that is wrong with it
     model, stored = load_model(source, ddp=False)
     tokenizer = Tokenizer(source / TOKENIZER)
     check_vocabulary(tokenizer, stored, where=str(source))
     sizes = cut_sizes(config, stored, tokenizer)
     dtype = getattr(torch, config.dtype) if config.dtype else None
     round_weights(model, dtype)
-    length = min(config.sample_tokens, sizes.max_sequence_length)
-    rows = sample_rows(
-        tokenizer.vocab_size, rows=config.sample_rows, tokens=length, seed=config.seed
+    sample = sample_logits(
+        model, config, vocab_size=tokenizer.vocab_size, max_tokens=sizes.max_sequence_length
     )
-    logits = model_logits(model, rows)
-    del model
+    del model  # before the other one is loaded
 
     # -- the files
-    weights = read_weights(source / WEIGHTS, ctx, total=len(full_shapes(stored)))
+    whole_tensors = torch_dist.read_full(source / WEIGHTS)
+    weights = track(whole_tensors, ctx, total=len(full_shapes(stored)))
     prepared = ((name, prepare(name, whole, sizes, dtype)) for name, whole in weights)
     max_bytes = int(config.max_shard_gigabytes * 1e9)
     write_tensors(output.path, export_weights(prepared, sizes), max_bytes=max_bytes)
     token_ids = export_tokenizer(tokenizer.path, output.path)
     folder = TensorFolder(output.path)
     check_shapes(folder.shapes, sizes, where=str(output.path))
-    [kind] = {str(kind).removeprefix("torch.") for kind in folder.types.values()}
-    settings = build_settings(sizes, dtype=kind, token_ids=token_ids)
+    [written] = {str(kind).removeprefix("torch.") for kind in folder.types.values()}
+    settings = build_settings(sizes, dtype=written, token_ids=token_ids)
     text = json.dumps(settings, indent=2)
     (output.path / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
-    # -- what they compute
-    found = compare_logits(logits, output.path, rows)
-    ctx.say(f"logits differ by {found.max_logit_difference:.2e} at most, by {found.by}")
-    found.require(config.max_logit_difference, where=str(output.path))
+    # -- the logits of the files
+    parity = check_logits(sample, output.path, config, ctx)
     digest = weights_digest(source)
-    unchanged = sizes == stored and dtype in (None, torch_type(source / WEIGHTS))
-    output.note(
-        source_weights_digest=digest,
-        **({"weights_digest": digest} if unchanged else {}),
-        parameters=sum(math.prod(shape) for shape in full_shapes(sizes).values()),
-        dtype=kind,
-        **describe_words(tokenizer),
-        **found.note(),
-    )
-    ctx.summarise(
-        max_logit_difference=found.max_logit_difference,
-        checked_by=found.by,
-        dtype=kind,
-        vocab_size=sizes.vocab_size,
-        files=len(list(output.path.glob("*.safetensors"))),
-    )
+    output.note(source_weights_digest=digest)
+    if sizes == stored and dtype in (None, torch_type(source / WEIGHTS)):
+        output.note(weights_digest=digest)  # they are the same weights, bit for bit
+    record(ctx, parity, sizes=sizes, dtype=written, tokenizer=tokenizer)
+    ctx.summarise(files=len(list(output.path.glob("*.safetensors"))))
 
 
 def cut_sizes(config: Config, stored: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The sizes that are written: those of the checkpoint, with the vocabulary that is wanted."""
-    wanted = stored.vocab_size if config.vocab_size is None else config.vocab_size
-    if not tokenizer.vocab_size <= wanted <= stored.vocab_size:
+    """The sizes to write: those of the checkpoint, with the vocabulary of the config."""
+    rows = stored.vocab_size if config.vocab_size is None else config.vocab_size
+    if not tokenizer.vocab_size <= rows <= stored.vocab_size:
         raise InputError(
             Problem(
                 key="vocab_size",
                 what="the embedding can only be cut between the tokenizer's last id and its end",
-                got=str(wanted),
+                got=str(rows),
                 allowed=f"{tokenizer.vocab_size} to {stored.vocab_size}, or null for all rows",
             )
         )
-    return stored.model_copy(update={"vocab_size": wanted})
-
-
-def read_weights(path: Path, ctx: StepContext, *, total: int) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor whole, one at a time, telling how far it is."""
-    for number, (name, whole) in enumerate(torch_dist.read_full(path), 1):
-        if ctx.stopping:
-            raise Interrupted("stopped; the same command starts the conversion again")
-        yield name, whole
-        ctx.progress(number, total)
+    return stored.model_copy(update={"vocab_size": rows})
 
 
 def prepare(name: str, whole: Tensor, sizes: ModelConfig, dtype: torch.dtype | None) -> Tensor:

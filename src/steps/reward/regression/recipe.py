@@ -31,7 +31,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     weights_digest,
 )
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, describe, open_chat
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, tokenizer_facts
 from nemotron_style.steps.blocks.model.parallel import Parallel, any_rank, initialize
 from nemotron_style.steps.blocks.reward.config import RewardConfig
 from nemotron_style.steps.blocks.reward.regression_model import load_trunk
@@ -169,6 +169,6 @@ def run(config: Config, ctx: StepContext) -> None:
         weights=told.weights,
         parameters=sum(math.prod(shape) for shape in full_shapes(sizes).values())
         + (len(told.outputs) - sizes.vocab_size) * sizes.hidden_size,
-        **describe(tokenizer, chat),
+        **tokenizer_facts(tokenizer, chat),
     )
     ctx.summarise(**figures, steps=steps, epochs=steps * settings.global_batch_size / len(train))

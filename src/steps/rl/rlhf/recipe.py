@@ -33,7 +33,12 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     weights_digest,
 )
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, describe, open_chat, stop_id
+from nemotron_style.steps.blocks.data.tokenizer import (
+    Tokenizer,
+    open_chat,
+    stop_id,
+    tokenizer_facts,
+)
 from nemotron_style.steps.blocks.data.toy_truth import load_truth
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
@@ -236,7 +241,7 @@ def run(config: Config, ctx: StepContext) -> None:
         judge_digest=judge_artifact.digest if judge_artifact else None,
         judge_card=dict(read_card(judge_artifact)),
         steps=steps,
-        **describe(tokenizer, chat),
+        **tokenizer_facts(tokenizer, chat),
     )
     ctx.summarise(
         **summarise(state.validation),

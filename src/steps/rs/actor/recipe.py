@@ -37,7 +37,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     weights_digest,
 )
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, describe, open_chat
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, tokenizer_facts
 from nemotron_style.steps.blocks.data.toy_truth import load_truth
 from nemotron_style.steps.blocks.generation.backend import open_engine
 from nemotron_style.steps.blocks.model.device import prepare_device
@@ -221,7 +221,7 @@ def run(config: Config, ctx: StepContext) -> None:
         reward_outputs=list(health.outputs),
         steps=steps,
         prompts=steps * rs.num_rollout_samples,
-        **describe(tokenizer, chat),
+        **tokenizer_facts(tokenizer, chat),
     )
     ctx.summarise(
         **(summarise_gain(state.start, state.latest) if held_out else {}),

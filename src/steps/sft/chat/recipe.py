@@ -31,7 +31,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     weights_digest,
 )
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
-from nemotron_style.steps.blocks.data.tokenizer import describe
+from nemotron_style.steps.blocks.data.tokenizer import tokenizer_facts
 from nemotron_style.steps.blocks.model.parallel import Parallel, any_rank, initialize
 from nemotron_style.steps.blocks.training.launch_check import is_due
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
@@ -133,6 +133,6 @@ def run(config: Config, ctx: StepContext) -> None:
     output.note(
         weights_digest=weights_digest(model),
         parameters=sum(math.prod(shape) for shape in full_shapes(start.sizes).values()),
-        **describe(start.tokenizer, start.chat),
+        **tokenizer_facts(start.tokenizer, start.chat),
     )
     ctx.summarise(**figures, steps=steps, epochs=steps * batch_size / len(train))

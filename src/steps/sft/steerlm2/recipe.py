@@ -39,7 +39,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
 )
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.steerlm2_row import EncodedGroup, read_groups
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, describe, open_chat
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, tokenizer_facts
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.parallel import Parallel, any_rank, initialize
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
@@ -210,7 +210,7 @@ def run(config: Config, ctx: StepContext) -> None:
         parent_weights_digest=parent,
         best_step=best_step,
         steps=steps,
-        **describe(tokenizer, chat),
+        **tokenizer_facts(tokenizer, chat),
     )
     ctx.summarise(
         distance_before=before.distance,

@@ -14,9 +14,9 @@ from nemotron_style.steps.blocks.data.conversation import parse_messages
 from nemotron_style.steps.blocks.data.tokenizer import (
     TEMPLATE_FILE,
     Tokenizer,
-    describe,
     open_chat,
     stop_id,
+    tokenizer_facts,
     train_tokenizer,
     write_settings,
 )
@@ -93,7 +93,7 @@ def test_the_template_renders_what_the_code_builds(
 
 def test_the_canary_is_noted_as_rendered(tokenizer: Tokenizer) -> None:
     chat = open_chat(tokenizer)
-    facts = describe(tokenizer, chat)
+    facts = tokenizer_facts(tokenizer, chat)
     assert facts["canary"]["text"] == chat.canary()
     assert tokenizer.decode(facts["canary"]["ids"]) == chat.canary()
     assert facts["template_digest"] != ChatFormat(SPECIAL).digest()

@@ -10,9 +10,8 @@ import pytest
 
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, train_tokenizer
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, tokenizer_facts, train_tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import (
-    describe_words,
     export_tokenizer,
     import_tokenizer,
     special_tokens,
@@ -80,7 +79,7 @@ def test_a_template_is_told_by_its_digest_and_never_rendered(folder: Path, place
         (folder / "chat_template.jinja").write_text(trap)
     tokenizer = settle(folder, **({"chat_template": trap} if place == "settings" else {}))
     wanted = "sha256:" + hashlib.sha256(trap.encode()).hexdigest()
-    facts = describe_words(tokenizer)
+    facts = tokenizer_facts(tokenizer)
     assert facts["template_digest"] == (None if place == "nowhere" else wanted)
     assert facts["tokenizer_digest"] == tokenizer.digest
     assert tokenizer.decode(facts["canary"]["ids"]) == facts["canary"]["text"]
@@ -90,10 +89,10 @@ def test_several_templates_in_the_settings_have_one_digest(folder: Path) -> None
     """Older tools write a list of named templates."""
     (folder / "chat_template.jinja").unlink()
     named = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
-    one = describe_words(settle(folder, chat_template=named))["template_digest"]
+    one = tokenizer_facts(settle(folder, chat_template=named))["template_digest"]
     named[1]["template"] = "c"
     assert one.startswith("sha256:")
-    assert describe_words(settle(folder, chat_template=named))["template_digest"] != one
+    assert tokenizer_facts(settle(folder, chat_template=named))["template_digest"] != one
 
 
 def test_a_folder_without_tokenizer_json_says_how_to_get_it(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""What both conversions do around the weights: progress, the check of the logits, the record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nemotron_style.runtime.errors import Interrupted
+from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.checkpoint.logit_parity import (
+    LogitParity,
+    compare_logits,
+    model_logits,
+    sample_rows,
+)
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_shapes
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, tokenizer_facts
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.convert.config import ConversionConfig
+
+
+class LogitSample(NamedTuple):
+    """Random rows ``[rows, tokens]`` and a model's logits on them."""
+
+    tokens_BS: Tensor
+    logits: Tensor
+
+
+def sample_logits(
+    model: nn.Module, config: ConversionConfig, *, vocab_size: int, max_tokens: int
+) -> LogitSample:
+    """The logits of the side that was trained here, on rows of ids below ``vocab_size``."""
+    tokens = min(config.sample_tokens, max_tokens)
+    rows = sample_rows(vocab_size, rows=config.sample_rows, tokens=tokens, seed=config.seed)
+    return LogitSample(rows, model_logits(model, rows))
+
+
+def check_logits(
+    sample: LogitSample,
+    folder: Path,
+    config: ConversionConfig,
+    ctx: StepContext,
+    *,
+    dtype: torch.dtype | None = None,
+) -> LogitParity:
+    """Compare with the Hugging Face files in ``folder``, their weights rounded to ``dtype``.
+
+    Raises StepFailed when the difference is above the config's limit.
+    """
+    parity = compare_logits(sample.logits, folder, sample.tokens_BS, dtype=dtype)
+    ctx.say(f"logits differ by {parity.max_logit_difference:.2e} at most, by {parity.by}")
+    parity.require(config.max_logit_difference, where=str(ctx.output("model").path))
+    return parity
+
+
+def track(
+    weights: Iterable[tuple[str, Tensor]], ctx: StepContext, *, total: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Pass every tensor on, reporting progress. Raises Interrupted when the run should stop."""
+    for number, pair in enumerate(weights, 1):
+        if ctx.stopping:
+            raise Interrupted("stopped; the same command starts the conversion again")
+        yield pair
+        ctx.progress(number, total)
+
+
+def record(
+    ctx: StepContext, parity: LogitParity, *, sizes: ModelConfig, dtype: str, tokenizer: Tokenizer
+) -> None:
+    """Write the facts of both directions into the artifact's record and the summary."""
+    ctx.output("model").note(
+        parameters=sum(math.prod(shape) for shape in full_shapes(sizes).values()),
+        dtype=dtype,
+        **tokenizer_facts(tokenizer),
+        **parity.note(),
+    )
+    ctx.summarise(
+        max_logit_difference=parity.max_logit_difference,
+        checked_by=parity.by,
+        dtype=dtype,
+        vocab_size=sizes.vocab_size,
+    )
