@@ -1,7 +1,7 @@
-"""What a user is told when something they gave cannot be used.
+"""Errors that a user may see, each a list of :class:`Problem`.
 
-Every refusal is a list of :class:`Problem`; they are collected first and told at once, so that
-one run of the command shows everything that has to be mended.
+Problems are collected before they are raised, so that one run of a command shows everything that
+has to be corrected.
 """
 
 from __future__ import annotations
@@ -95,8 +95,12 @@ class Interrupted(StepsError):
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?`` for the nearest of ``known``, or an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
-    return "did you mean " + " or ".join(repr(name) for name in near) + "?" if near else ""
+    return did_you_mean(difflib.get_close_matches(word, list(known), n=3, cutoff=0.6))
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """``did you mean 'x' or 'y'?``, or an empty string for no names."""
+    return "did you mean " + " or ".join(map(repr, names)) + "?" if names else ""
 
 
 def raise_all(error: type[StepsError], problems: Sequence[Problem]) -> None:

@@ -22,7 +22,7 @@ from nemotron_style.runtime.cli.table import (
     tell,
 )
 from nemotron_style.runtime.errors import Problem, StepsError, UsageError, suggest
-from nemotron_style.runtime.validation import show_value
+from nemotron_style.runtime.validation import flatten, show_value
 
 
 class StepsGroup(LazyGroup):
@@ -230,7 +230,6 @@ def _parameters(step: Manifest) -> Iterator[tuple[str, str]]:
 
 def _defaults(step: Manifest) -> dict[str, Any]:
     """The values that the default config gives; nothing when that config is not in order."""
-    from nemotron_style.runtime.config.model import flatten
     from nemotron_style.runtime.config.resolve import resolve_config
 
     try:

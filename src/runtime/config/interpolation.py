@@ -1,25 +1,32 @@
 """Interpolations in a config: ``${a.b}``, ``${.c}``, ``${oc.env:NAME,default}``.
 
-They are resolved by OmegaConf. Added are ``mul``, ``add``, ``div`` and ``max``, which configs of
-NeMo-RL use. A key that no file sets is looked up among the schema's defaults.
+OmegaConf resolves them. Added are ``mul``, ``add``, ``div`` and ``max``, which configs of NeMo-RL
+use. A key that no file sets is looked up among the schema's defaults.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from pydantic import BaseModel
 
-from nemotron_style.runtime.config.override import merge
+from nemotron_style.runtime.config.yaml_file import merge_tables
 from nemotron_style.runtime.errors import Problem, suggest
 from nemotron_style.runtime.secrets.names import is_secret_variable
 from nemotron_style.runtime.secrets.reject import remove_secrets
 from nemotron_style.runtime.validation import join_key, schema_keys, suggest_key, union_members
 
-MANDATORY = "???"
 Path = tuple[str | int, ...]
+_UNRESOLVED = object()
+_RESOLVERS: dict[str, Callable[[Any, Any], Any]] = {
+    "add": operator.add,
+    "div": operator.truediv,
+    "max": max,
+    "mul": operator.mul,
+}
 
 
 def resolve_interpolations(
@@ -29,35 +36,34 @@ def resolve_interpolations(
 
     A value that could not be resolved, or is a secret, is left out of the result.
     """
-    _register()
-    problems: list[Problem] = []
-    sound, leaked = remove_secrets(_drop_broken(values, problems, where), where=where)
-    problems += leaked
     from omegaconf import OmegaConf
 
-    whole = OmegaConf.create(merge(defaults_of(schema), sound))
-    known = [*schema_keys(schema), *(join_key(path) for path, _ in leaves(sound))]
+    _register_resolvers()
+    problems: list[Problem] = []
+    readable, leaked = remove_secrets(_remove_unreadable(values, problems, where), where=where)
+    problems += leaked
+    config = OmegaConf.create(merge_tables(defaults_of(schema), readable))
+    known = [*schema_keys(schema), *(join_key(path) for path, _ in leaves(readable))]
 
-    def answer(path: Path, text: str) -> Any:
+    def look_up(path: Path, text: str) -> Any:
         try:
-            return _look_up(whole, path)
-        except Exception as error:  # OmegaConf lets whatever a resolver raises come through
+            return _look_up(config, path)
+        except Exception as error:  # OmegaConf passes on whatever a resolver raises
             key = join_key(path)
             problems.append(_explain(error, text, key, where(key), known=known))
-            return _GONE
+            return _UNRESOLVED
 
-    resolved, leaked = remove_secrets(_replace_leaves(sound, answer), where=where)
+    # Checked again, because what an interpolation brings in may be a secret too.
+    resolved, leaked = remove_secrets(_replace_leaves(readable, look_up), where=where)
     return resolved, [*problems, *leaked]
 
 
 def leaves(values: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Every value that is no table and no list, with its path."""
-    if isinstance(values, dict):
-        for key, value in values.items():
+    if isinstance(values, dict | list):
+        pairs = values.items() if isinstance(values, dict) else enumerate(values)
+        for key, value in pairs:
             yield from leaves(value, (*path, key))
-    elif isinstance(values, list):
-        for index, value in enumerate(values):
-            yield from leaves(value, (*path, index))
     else:
         yield path, values
 
@@ -67,9 +73,10 @@ def defaults_of(schema: type[BaseModel]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, field in schema.model_fields.items():
         if field.is_required():
-            inner = [kind for kind in union_members(field.annotation) if _is_model(kind)]
-            if len(inner) == 1:
-                values[name] = defaults_of(inner[0])
+            kinds = union_members(field.annotation)
+            models = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+            if len(models) == 1:
+                values[name] = defaults_of(models[0])
             continue
         default = field.get_default(call_default_factory=True, validated_data={})
         plain = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
@@ -78,54 +85,40 @@ def defaults_of(schema: type[BaseModel]) -> dict[str, Any]:
     return values
 
 
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-class _Gone:
-    """Stands for a value that could not be resolved."""
-
-
-_GONE = _Gone()
-
-
-def _is_interpolation(value: Any) -> bool:
-    return isinstance(value, str) and "${" in value
-
-
-def _replace_leaves(values: Any, answer: Callable[[Path, str], Any], path: Path = ()) -> Any:
+def _replace_leaves(values: Any, replace: Callable[[Path, str], Any], path: Path = ()) -> Any:
+    """``values`` with every interpolation replaced, or left out where that is _UNRESOLVED."""
     if isinstance(values, dict):
-        pairs = {key: _replace_leaves(item, answer, (*path, key)) for key, item in values.items()}
-        return {key: item for key, item in pairs.items() if item is not _GONE}
+        pairs = {key: _replace_leaves(item, replace, (*path, key)) for key, item in values.items()}
+        return {key: item for key, item in pairs.items() if item is not _UNRESOLVED}
     if isinstance(values, list):
-        items = [_replace_leaves(item, answer, (*path, i)) for i, item in enumerate(values)]
-        return [item for item in items if item is not _GONE]
-    return answer(path, values) if _is_interpolation(values) else values
+        items = [_replace_leaves(item, replace, (*path, i)) for i, item in enumerate(values)]
+        return [item for item in items if item is not _UNRESOLVED]
+    return replace(path, values) if isinstance(values, str) and "${" in values else values
 
 
-def _drop_broken(
+def _remove_unreadable(
     values: dict[str, Any], problems: list[Problem], where: Callable[[str], str]
 ) -> dict[str, Any]:
-    """Take out what OmegaConf could not even read, and secrets, which never enter a config."""
+    """``values`` without what OmegaConf could not even read, and without variables of secrets."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     def check(path: Path, text: str) -> Any:
-        key = join_key(path)
+        key, what, fix = join_key(path), "", ""
         names = re.findall(r"oc\.env:\s*['\"]?(\w+)", text)
-        secrets = [name for name in names if is_secret_variable(name)]
-        if secrets:
-            what = f"would write the secret {secrets[0]} into the record of the run"
-            fix = f'name it in the profile, secrets = ["{secrets[0]}"], and read it in the step'
-            problems.append(Problem(where=where(key), key=key, what=what, fix=fix))
-            return _GONE
-        try:
-            OmegaConf.create({"value": text})
-        except OmegaConfBaseException:
-            what, fix = f"the interpolation {text} is malformed", "write ${a.b} or ${oc.env:NAME}"
-            problems.append(Problem(where=where(key), key=key, what=what, fix=fix))
-            return _GONE
-        return text
+        if secret := next(filter(is_secret_variable, names), None):
+            what = f"would write the secret {secret} into the record of the run"
+            fix = f'name it in the profile, secrets = ["{secret}"], and read it in the step'
+        else:
+            try:
+                OmegaConf.create({"value": text})
+            except OmegaConfBaseException:
+                what = f"the interpolation {text} is malformed"
+                fix = "write ${a.b} or ${oc.env:NAME}"
+        if not what:
+            return text
+        problems.append(Problem(where=where(key), key=key, what=what, fix=fix))
+        return _UNRESOLVED
 
     return dict(_replace_leaves(values, check))
 
@@ -141,6 +134,7 @@ def _look_up(config: Any, path: Path) -> Any:
 
 
 def _explain(error: Exception, text: str, key: str, where: str, *, known: list[str]) -> Problem:
+    """OmegaConf's errors differ in their texts alone."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if wanted := re.search(r"Interpolation key '([^']*)' not found", reason):
         what = f"{text} points to {wanted[1]!r}, which is not set"
@@ -151,10 +145,8 @@ def _explain(error: Exception, text: str, key: str, where: str, *, known: list[s
         return Problem(where=where, key=key, what=what, fix=fix)
     if resolver := re.search(r"Unsupported interpolation type (\S+)", reason):
         names = ("oc.env", "oc.select", "oc.decode", "oc.create", "mul", "add", "div", "max")
-        what = f"{text} uses {resolver[1]!r}, which is not known"
-        allowed = ", ".join(names)
-        fix = suggest(resolver[1], names)
-        return Problem(where=where, key=key, what=what, allowed=allowed, fix=fix)
+        what, fix = f"{text} uses {resolver[1]!r}, which is not known", suggest(resolver[1], names)
+        return Problem(where=where, key=key, what=what, allowed=", ".join(names), fix=fix)
     if missing := re.search(r"Missing mandatory value: (\S+)", reason):
         what = f"{text} points to {missing[1]!r}, which has no value yet"
         return Problem(where=where, key=key, what=what, fix=f"give {missing[1]}=VALUE")
@@ -163,17 +155,11 @@ def _explain(error: Exception, text: str, key: str, where: str, *, known: list[s
     return Problem(where=where, key=key, what=f"{text} cannot be resolved: {reason}")
 
 
-def _register() -> None:
+def _register_resolvers() -> None:
     from omegaconf import OmegaConf
 
-    resolvers: dict[str, Callable[[Any, Any], Any]] = {
-        "add": lambda left, right: left + right,
-        "div": lambda left, right: left / right,
-        "max": lambda left, right: max(left, right),
-        "mul": lambda left, right: left * right,
-    }
     # The name of this function changes between OmegaConf 2.3 and 2.4.
     register = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)
-    for name, function in resolvers.items():
+    for name, function in _RESOLVERS.items():
         if not OmegaConf.has_resolver(name):
             register(name, function)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-if TYPE_CHECKING:
-    pass
+from nemotron_style.runtime.errors import ConfigError
+from nemotron_style.runtime.validation import explain_errors, flatten
 
 MANDATORY = "???"
+"""OmegaConf's value of a key that has to be given."""
 
 
 class Section(BaseModel):
@@ -67,17 +68,15 @@ def cosmetic(default: Any = ..., **kwargs: Any) -> Any:
     return Field(default, json_schema_extra={"cosmetic": True}, **kwargs)
 
 
-def validate(schema: type[StepConfig], values: Mapping[str, Any]) -> StepConfig:
-    """Plain data into ``schema``. JSON's types are the rule: a list may fill a tuple, no more."""
-    return schema.model_validate_json(json.dumps(values))
+def parse_config(
+    schema: type[StepConfig], values: Mapping[str, Any], *, where: Callable[[str], str]
+) -> StepConfig:
+    """Complete ``values``, as a plan holds them, as a config.
 
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys; lists and empty tables stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    Raises ConfigError with every key or value that does not fit; ``where`` gives their places.
+    """
+    try:
+        # By way of JSON, whose types are the rule: a list may fill a tuple, and no more.
+        return schema.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise ConfigError(explain_errors(error, schema, values, where=where)) from None

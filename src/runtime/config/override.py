@@ -10,17 +10,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from nemotron_style.runtime.config.yaml_file import parse_value
+from nemotron_style.runtime.config.yaml_file import merge_tables, parse_value
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.runtime.secrets.reject import remove_secrets
-from nemotron_style.runtime.validation import (
-    KeyInfo,
-    find_key,
-    list_siblings,
-    schema_keys,
-    split_key,
-    suggest_key,
-)
+from nemotron_style.runtime.validation import find_key, schema_keys, split_key, suggest_key
 
 Action = Literal["set", "add", "put", "remove"]
 ACTIONS: dict[str, Action] = {"": "set", "+": "add", "++": "put", "~": "remove"}
@@ -30,9 +23,9 @@ KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.[\w-]+|\[\d+\])*")
 
 @dataclass(frozen=True)
 class Override:
-    """One override, read but not yet applied. ``text`` is what was typed.
+    """One override, parsed but not yet applied; ``text`` is what was typed.
 
-    ``set`` changes what is there, ``add`` adds what is not, ``put`` does whichever it takes.
+    ``set`` changes what is there, ``add`` adds what is not, ``put`` does either.
     """
 
     text: str
@@ -42,25 +35,23 @@ class Override:
 
     @property
     def parts(self) -> list[str]:
-        """The key, taken apart."""
+        """The parts of the key."""
         return split_key(self.key)
 
     def problem(self, what: str, **more: str) -> Problem:
-        """A problem of this override."""
         return Problem(where=f"override {self.text!r}", key=self.key, what=what, **more)
 
 
-def read_override(text: str) -> Override:
-    """Take ``text`` apart.
+def parse_override(text: str) -> Override:
+    """Parse ``text``.
 
-    Raises:
-        ConfigError: there is no ``=`` or no value, the key is malformed, the value is no YAML, or
-            it is a secret.
+    Raises ConfigError when there is no ``=`` or no value, the key is malformed, or the value is no
+    YAML or a secret.
     """
-    sign = SIGN.match(text)[0]  # type: ignore[index]  # it matches nothing at all, too
+    sign = SIGN.match(text)[0]  # type: ignore[index]  # it matches an empty string, too
     key, equals, value = text.removeprefix(sign).partition("=")
     key = key.strip()
-    where = f"override {sign + key!r}"  # without the value, of which nothing is known yet
+    where = f"override {sign + key!r}"  # without the value, which may be a secret
     if not KEY.fullmatch(key):
         what, fix = f"{key!r} is no key", "write a.b=value, +a.b=value or ~a.b"
         raise ConfigError(Problem(where=where, what=what, fix=fix))
@@ -75,39 +66,42 @@ def read_override(text: str) -> Override:
         fix = f"write {key}=null for nothing, {key}='\"\"' for an empty string"
         raise ConfigError(Problem(where=where, key=key, what="has an empty value", fix=fix))
     try:
-        meant = parse_value(value)
+        parsed = parse_value(value)
     except ValueError as error:
         what, fix = f"the value cannot be read: {error}", f"quote it: {key}='\"...\"'"
         raise ConfigError(Problem(where=where, key=key, what=what, fix=fix)) from None
-    raise_all(ConfigError, remove_secrets({key: meant}, where=lambda _: "override")[1])
-    return Override(text, ACTIONS[sign], key, meant)
+    raise_all(ConfigError, remove_secrets({key: parsed}, where=lambda _: "override")[1])
+    return Override(text, ACTIONS[sign], key, parsed)
 
 
 def apply_override(values: dict[str, Any], override: Override, schema: type[BaseModel]) -> None:
-    """Change ``values`` in place, provided that the schema knows the key.
+    """Change ``values`` in place.
 
-    Raises:
-        ConfigError: the key is unknown, cannot be added, or cannot be removed.
+    Raises ConfigError for a key that the schema does not know, or that cannot be set, added or
+    removed.
     """
-    place = find_key(schema, override.parts)
-    if place.status == "unknown":
+    info, present = find_key(schema, override.parts), _is_present(values, override.parts)
+    if info.status == "unknown":
         fix = suggest_key(override.key, schema_keys(schema))
-        allowed = "" if fix else list_siblings(place)
+        allowed = "" if fix else info.allowed
         raise ConfigError(override.problem("is not a key of this step", allowed=allowed, fix=fix))
-    present = _present(values, override.parts)
-    if override.action == "add" and (place.status == "declared" or present):
+    if override.action == "add" and (info.status == "declared" or present):
         fix = f"drop the plus: {override.text[1:]}"
         raise ConfigError(override.problem("exists already", fix=fix))
-    if override.action == "set" and place.status == "open" and not present:
-        fix = f"to add it, write +{override.text}"
+    if override.action in ("set", "remove") and info.status == "open" and not present:
+        fix = f"to add it, write +{override.text}" if override.action == "set" else ""
         raise ConfigError(override.problem("is not set in the config", fix=fix))
-    if override.action == "remove":
-        _remove(values, override, place)
-    else:
+    if override.action != "remove":
         _set(values, override)
+        return
+    if info.field is not None and info.field.is_required():
+        raise ConfigError(override.problem("is required and cannot be removed"))
+    if present:
+        target, last = _find_container(values, override), override.parts[-1]
+        del target[int(last) if isinstance(target, list) else last]
 
 
-def _present(values: Any, parts: Sequence[str]) -> bool:
+def _is_present(values: Any, parts: Sequence[str]) -> bool:
     for part in parts:
         if isinstance(values, dict) and part in values:
             values = values[part]
@@ -118,35 +112,19 @@ def _present(values: Any, parts: Sequence[str]) -> bool:
     return True
 
 
-def _remove(values: dict[str, Any], override: Override, place: KeyInfo) -> None:
-    if place.field is not None and place.field.is_required():
-        raise ConfigError(override.problem("is required and cannot be removed"))
-    if not _present(values, override.parts):
-        if place.status == "open":
-            raise ConfigError(override.problem("is not set in the config"))
-        return
-    target = _descend(values, override)
-    last = override.parts[-1]
-    if isinstance(target, list):
-        del target[int(last)]
-    else:
-        del target[last]
-
-
 def _set(values: dict[str, Any], override: Override) -> None:
-    target = _descend(values, override)
-    last = override.parts[-1]
+    target, last = _find_container(values, override), override.parts[-1]
     if isinstance(target, list):
-        if not last.isdigit() or int(last) > len(target):
-            what = f"a list of {len(target)} has no place {last!r}"
-            raise ConfigError(override.problem(what))
+        if not last.isdigit() or int(last) > len(target):  # one beyond the end appends
+            raise ConfigError(override.problem(f"a list of {len(target)} has no index {last!r}"))
         target[int(last) : int(last) + 1] = [override.value]
         return
     old, new = target.get(last), override.value
-    target[last] = merge(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+    both = isinstance(old, dict) and isinstance(new, dict)
+    target[last] = merge_tables(old, new) if both else new
 
 
-def _descend(values: dict[str, Any], override: Override) -> Any:
+def _find_container(values: dict[str, Any], override: Override) -> Any:
     """The table or list that holds the last part of the key, made where it is missing."""
     target: Any = values
     for part, following in pairwise(override.parts):
@@ -163,13 +141,3 @@ def _descend(values: dict[str, Any], override: Override) -> Any:
             inner = target[part] = [] if following.isdigit() else {}
         target = inner
     return target
-
-
-def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with the keys of ``top`` laid over it, table by table."""
-    merged = dict(base)
-    for key, value in top.items():
-        old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
-    return merged

@@ -12,30 +12,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from nemotron_style.runtime.catalog.manifest import Manifest
-from nemotron_style.runtime.config.model import (
-    InputSource,
-    ServiceSource,
-    StepConfig,
-    flatten,
-    validate,
-)
+from nemotron_style.runtime.config.model import InputSource, ServiceSource, StepConfig
 from nemotron_style.runtime.errors import ConfigError, ManifestError, Problem, suggest
 from nemotron_style.runtime.paths import show_path
 from nemotron_style.runtime.validation import (
-    explain_errors,
     find_key,
+    flatten,
+    put_key,
     schema_keys,
     split_key,
     suggest_key,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -58,23 +50,22 @@ class ResolvedConfig:
 def load_config_class(manifest: Manifest) -> type[StepConfig]:
     """The class that the manifest's ``[run] config`` names.
 
-    Raises:
-        ManifestError: it cannot be imported, or it is no StepConfig.
+    Raises ManifestError when it cannot be imported, is no StepConfig, or lacks a key that the
+    manifest binds.
     """
     where, text = show_path(manifest.path), manifest.run.config
     module, _, name = text.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name)
+        schema = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         what = f"{text!r} cannot be imported: {error}"
         raise ManifestError(Problem(where=where, key="run.config", what=what)) from None
-    if not (isinstance(found, type) and issubclass(found, StepConfig)):
+    if not (isinstance(schema, type) and issubclass(schema, StepConfig)):
         what = f"{text!r} is not a subclass of StepConfig"
         raise ManifestError(Problem(where=where, key="run.config", what=what))
     keys = [*manifest.bound_keys, *(need.config_key for need in manifest.needs if need.config_key)]
-    strange = [key for key in keys if find_key(found, split_key(key)).field is None]
-    if strange:
-        known = list(schema_keys(found))
+    if unknown := [key for key in keys if find_key(schema, split_key(key)).field is None]:
+        known = list(schema_keys(schema))
         raise ManifestError(
             Problem(
                 where=where,
@@ -82,23 +73,9 @@ def load_config_class(manifest: Manifest) -> type[StepConfig]:
                 what=f"{key!r} is no key of {text}",
                 fix=suggest_key(key, known),
             )
-            for key in strange
+            for key in unknown
         )
-    return found
-
-
-def parse_config(manifest: Manifest, values: Mapping[str, Any]) -> StepConfig:
-    """Validate complete ``values``, as a plan holds them, into the step's ``Config``.
-
-    Raises:
-        ConfigError: a key or value does not fit.
-    """
-    schema = load_config_class(manifest)
-    try:
-        return validate(schema, values)
-    except ValidationError as error:
-        problems = explain_errors(error, schema, values, where=lambda _: manifest.id)
-        raise ConfigError(problems) from None
+    return schema
 
 
 def resolve_config(
@@ -109,24 +86,26 @@ def resolve_config(
     ``name`` is a config beside the manifest, or a path of a YAML file (it has a ``/`` or a
     ``.yaml``). A slot-bound key may be left open (``???``): what fills it is not decided here.
 
-    Raises:
-        ConfigError: with every problem of the files, the overrides and the values.
+    Raises ConfigError with every problem of the files, the overrides and the values.
     """
-    from nemotron_style.runtime.config.chain import read_chain
-    from nemotron_style.runtime.config.merge import MergedConfig, put
+    # They import YAML, which `steps list` can do without.
+    from nemotron_style.runtime.config.merge import MergedConfig
+    from nemotron_style.runtime.config.yaml_file import read_config_file
 
     path = find_config(manifest, name)
-    draft = MergedConfig(manifest, load_config_class(manifest), show_path(path))
-    draft.read(read_chain(path, home=manifest.folder))
-    draft.apply(overrides)
-    sources, services = draft.take_sources()
-    config, unbound = draft.finish()
+    schema, file = load_config_class(manifest), read_config_file(path, home=manifest.folder)
+    merged = MergedConfig(manifest, schema, file, name=show_path(path))
+    merged.apply_overrides(overrides)
+    sources, services = merged.take_sources()
+    config, unbound = merged.validate()
     values = config.model_dump(mode="json")
     for key in unbound:
-        put(values, key, None)
-    semantic = flatten(semantic_values(config))
-    for key in manifest.bound_keys:
-        semantic = {known: each for known, each in semantic.items() if not _is_below(known, key)}
+        put_key(values, key, None)
+    semantic = {
+        key: value
+        for key, value in flatten(semantic_values(config)).items()
+        if not any(f"{key}.".startswith(f"{bound}.") for bound in manifest.bound_keys)
+    }
     label = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-.")
     return ResolvedConfig(label or "config", values, sources, services, semantic)
 
@@ -145,30 +124,25 @@ def find_config(manifest: Manifest, name: str) -> Path:
     raise ConfigError(Problem(what=what, allowed=allowed, fix=suggest(name, manifest.configs)))
 
 
-def semantic_values(value: Any) -> Any:
-    """``value`` as plain data without what is cosmetic."""
-    if isinstance(value, BaseModel):
-        plain = value.model_dump(mode="json")
-        fields = type(value).model_fields
-        kept = [name for name in plain if not _is_cosmetic(fields.get(name))]
-        return {name: _meaning_of(getattr(value, name), plain[name]) for name in kept}
-    return value
+def semantic_values(config: BaseModel) -> dict[str, Any]:
+    """``config`` as plain data without its cosmetic fields."""
+    plain = config.model_dump(mode="json")
+    fields = type(config).model_fields
+    kept = [name for name in plain if not _is_cosmetic(fields.get(name))]
+    return {name: _semantic(getattr(config, name), plain[name]) for name in kept}
 
 
-def _meaning_of(value: Any, plain: Any) -> Any:
+def _semantic(value: Any, plain: Any) -> Any:
+    """``plain``, which is ``value`` dumped, without the cosmetic fields of models inside it."""
     if isinstance(value, BaseModel):
         return semantic_values(value)
     if isinstance(value, Mapping):
-        return {key: _meaning_of(item, plain[str(key)]) for key, item in value.items()}
+        return {key: _semantic(item, plain[str(key)]) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_meaning_of(item, flat) for item, flat in zip(value, plain, strict=True)]
+        return [_semantic(item, flat) for item, flat in zip(value, plain, strict=True)]
     return plain
 
 
 def _is_cosmetic(info: Any) -> bool:
     extra = getattr(info, "json_schema_extra", None)
     return isinstance(extra, dict) and bool(extra.get("cosmetic"))
-
-
-def _is_below(key: str, above: str) -> bool:
-    return key == above or key.startswith(above + ".")

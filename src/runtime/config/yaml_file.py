@@ -1,7 +1,7 @@
-"""YAML files as plain data that remember where each key stands.
+"""Config files: YAML as plain data that knows its lines, over the files it inherits from.
 
 The dialect is OmegaConf's: YAML 1.1 with ``1e-4`` a number, dates left as text, ``${...}`` an
-interpolation, ``???`` a mandatory value; and a key that stands twice is refused.
+interpolation, ``???`` a mandatory value. A key that stands twice is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
+from nemotron_style.runtime.config.model import MANDATORY
+from nemotron_style.runtime.errors import ConfigError, Problem, raise_all, suggest
 from nemotron_style.runtime.paths import show_path
 
 FLOAT = re.compile(
@@ -42,17 +43,93 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+012345678
 
 @dataclass(frozen=True)
 class YamlFile:
-    """What a YAML file says, and the place (``file:line``) of each dotted key."""
+    """What YAML files say, and the location (``file:line``) of each dotted key."""
 
     values: dict[str, Any]
-    places: Mapping[str, str] = field(default_factory=dict)
+    locations: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_config_file(path: Path, *, home: Path, below: tuple[Path, ...] = ()) -> YamlFile:
+    """Read ``path`` over the files it names in ``defaults:``, and those over their own.
+
+    They lie beside the file, or else in ``home``, so that a config of one's own can inherit from
+    those that come with the step. ``below`` are the files that inherit from this one.
+
+    Raises ConfigError for a file that is missing or malformed, and for a circle.
+    """
+    chain = (*below, path.resolve())
+    if path.resolve() in below:
+        circle = " -> ".join(each.name for each in chain)
+        raise ConfigError(Problem(where=show_path(path), key="defaults", what=f"circle: {circle}"))
+    own = read_yaml_file(path)
+    values: dict[str, Any] = {}
+    locations: dict[str, str] = {}
+    for parent in _find_parents(own, path, home):
+        inherited = read_config_file(parent, home=home, below=chain)
+        values = merge_files(values, inherited.values)
+        locations |= inherited.locations
+    own_values = {key: value for key, value in own.values.items() if key != "defaults"}
+    return YamlFile(merge_files(values, own_values), {**locations, **own.locations})
+
+
+def _find_parents(file: YamlFile, path: Path, home: Path) -> list[Path]:
+    names = file.values.get("defaults", [])
+    names = [names] if isinstance(names, str) else names
+    problem = {"where": file.locations.get("defaults", show_path(path)), "key": "defaults"}
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(Problem(**problem, what="must be a file name or a list of them"))
+    parents = []
+    for name in names:
+        file_name = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
+        folders = [each for each in (path.parent, home) if (each / file_name).is_file()]
+        if not folders:
+            known = sorted(
+                {each.name for folder in (path.parent, home) for each in folder.glob("*.yaml")}
+            )
+            what, fix = f"there is no file {name!r} beside this one", suggest(file_name, known)
+            raise ConfigError(Problem(**problem, what=what, allowed=", ".join(known), fix=fix))
+        parents.append(folders[0] / file_name)
+    return parents
+
+
+def merge_files(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Merge as OmegaConf does, except that a ``???`` on top makes a key mandatory again."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not base:
+        return top
+    try:
+        merged: Any = OmegaConf.to_container(OmegaConf.merge(base, top), resolve=False)
+    except OmegaConfBaseException:  # a malformed interpolation, which is reported later
+        return merge_tables(base, top)
+    _demand_again(merged, top)
+    return {str(key): value for key, value in merged.items()}
+
+
+def _demand_again(merged: Any, top: dict[str, Any]) -> None:
+    for key, value in top.items():
+        if value == MANDATORY:
+            merged[key] = MANDATORY
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            _demand_again(merged[key], value)
+
+
+def merge_tables(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the keys of ``top`` laid over it, table by table."""
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = merge_tables(old, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 def read_yaml_file(path: Path) -> YamlFile:
     """Read one YAML file whose top level is a table of keys.
 
-    Raises:
-        ConfigError: the file cannot be read or parsed, or has keys that stand twice or are no text.
+    Raises ConfigError for one that cannot be read or parsed, or has keys that stand twice or are
+    no text.
     """
     where = show_path(path)
     try:
@@ -61,11 +138,6 @@ def read_yaml_file(path: Path) -> YamlFile:
         raise ConfigError(Problem(where=where, what="is not UTF-8 text")) from None
     except OSError as error:
         raise ConfigError(Problem(where=where, what=f"cannot be read: {error.strerror}")) from None
-    return parse_yaml(text, where=where)
-
-
-def parse_yaml(text: str, *, where: str) -> YamlFile:
-    """Like :func:`read_document`, for text that is called ``where``."""
     loader = Loader(text)
     try:
         node = loader.get_single_node()
@@ -74,9 +146,9 @@ def parse_yaml(text: str, *, where: str) -> YamlFile:
         if not isinstance(node, yaml.MappingNode):
             what = "must be a table of keys at the top level"
             raise ConfigError(Problem(where=where, what=what))
-        places: dict[str, str] = {}
-        raise_all(ConfigError, list(_walk(node, where, places)))
-        return YamlFile(loader.construct_document(node), places)
+        locations: dict[str, str] = {}
+        raise_all(ConfigError, list(_check_keys(node, where, locations)))
+        return YamlFile(loader.construct_document(node), locations)
     except yaml.YAMLError as error:
         raise ConfigError(_syntax_problem(error, where)) from None
     finally:
@@ -86,19 +158,18 @@ def parse_yaml(text: str, *, where: str) -> YamlFile:
 def parse_value(text: str) -> Any:
     """The value that ``text`` has by YAML rules, as on the right of an override.
 
-    Raises:
-        ValueError: it is no YAML, or YAML would silently drop a part of it as a comment.
+    Raises ValueError when it is no YAML, or YAML would silently drop a part of it as a comment.
     """
     loader = Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:
             raise ValueError("YAML takes it for a comment")
-        if isinstance(node, yaml.MappingNode | yaml.SequenceNode):
-            if problems := list(_walk(node, "", {})):
-                raise ValueError(problems[0].what)
-        elif isinstance(node, yaml.ScalarNode) and not node.style and node.value != text.strip():
-            raise ValueError("YAML takes a part of it for a comment")
+        if isinstance(node, yaml.ScalarNode):
+            if not node.style and node.value != text.strip():
+                raise ValueError("YAML takes a part of it for a comment")
+        elif problems := list(_check_keys(node, "", {})):
+            raise ValueError(problems[0].what)
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(_syntax_problem(error, "").what) from None
@@ -114,43 +185,37 @@ def _syntax_problem(error: yaml.YAMLError, where: str) -> Problem:
     return Problem(where=place, what=f"is not valid YAML: {reason}", fix=fix)
 
 
-def _walk(
+def _check_keys(
     node: yaml.Node,
     where: str,
-    places: dict[str, str],
+    locations: dict[str, str],
     prefix: str = "",
     above: tuple[int, ...] = (),
 ) -> Iterator[Problem]:
-    """Note the place of every key below ``node``; yield what is wrong with the keys."""
-    if id(node) in above:
+    """Note the location of every key below ``node``; yield what is wrong with the keys."""
+    if id(node) in above:  # an alias may stand in two branches, but not below itself
         yield Problem(where=f"{where}:{node.start_mark.line + 1}", what="an alias contains itself")
         return
-    above = (*above, id(node))
+    children: list[tuple[str, yaml.Node]] = []
     if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            key = f"{prefix}[{index}]"
-            places.setdefault(key, f"{where}:{item.start_mark.line + 1}")
-            yield from _walk(item, where, places, key, above)
+        children = [(f"{prefix}[{index}]", item) for index, item in enumerate(node.value)]
+        for key, item in children:
+            locations.setdefault(key, f"{where}:{item.start_mark.line + 1}")
     if isinstance(node, yaml.MappingNode):
-        yield from _walk_mapping(node, where, places, prefix, above)
-
-
-def _walk_mapping(
-    node: yaml.MappingNode, where: str, places: dict[str, str], prefix: str, above: tuple[int, ...]
-) -> Iterator[Problem]:
-    own: dict[str, int] = {}
-    for name, item in node.value:
-        line = name.start_mark.line + 1
-        if name.tag.endswith(":merge"):
-            continue
-        if name.tag != "tag:yaml.org,2002:str":
-            what, fix = "a key must be text", f"put it in quotes: '{name.value}'"
-            yield Problem(where=f"{where}:{line}", key=prefix, what=what, fix=fix)
-            continue
-        key = f"{prefix}.{name.value}" if prefix else name.value
-        if name.value in own:
-            what = f"stands twice (before in line {own[name.value]})"
-            yield Problem(where=f"{where}:{line}", key=key, what=what)
-        own[name.value] = line
-        places[key] = f"{where}:{line}"
-        yield from _walk(item, where, places, key, above)
+        lines: dict[str, int] = {}
+        for name, item in node.value:
+            if name.tag.endswith(":merge"):
+                continue
+            line, location = name.start_mark.line + 1, f"{where}:{name.start_mark.line + 1}"
+            if name.tag != "tag:yaml.org,2002:str":
+                what, fix = "a key must be text", f"put it in quotes: '{name.value}'"
+                yield Problem(where=location, key=prefix, what=what, fix=fix)
+                continue
+            key = f"{prefix}.{name.value}" if prefix else name.value
+            if name.value in lines:
+                what = f"stands twice (before in line {lines[name.value]})"
+                yield Problem(where=location, key=key, what=what)
+            lines[name.value], locations[key] = line, location
+            children.append((key, item))
+    for key, item in children:
+        yield from _check_keys(item, where, locations, key, (*above, id(node)))

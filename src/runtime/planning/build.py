@@ -21,12 +21,11 @@ from nemotron_style.runtime.run.plan import (
     Plan,
     PlannedInput,
     PlannedOutput,
-    get_key,
     identify,
     name_run,
-    put_key,
 )
 from nemotron_style.runtime.run.snapshot import plan_snapshot
+from nemotron_style.runtime.validation import get_key, put_key
 
 # The resources that a manifest may count, and the profile's key for each.
 COUNTED = {"nodes": "nodes", "processes": "tasks_per_node", "gpus": "gpus_per_node"}

@@ -18,11 +18,11 @@ from nemotron_style.runtime.catalog.manifest import Manifest, Slot
 from nemotron_style.runtime.config.model import InputSource
 from nemotron_style.runtime.config.resolve import ResolvedConfig
 from nemotron_style.runtime.errors import Problem, UsageError, raise_all, suggest
-from nemotron_style.runtime.run.plan import get_key
 from nemotron_style.runtime.store.digest import digest_tree
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.ref import is_location
 from nemotron_style.runtime.store.store import Store
+from nemotron_style.runtime.validation import get_key
 
 
 @dataclass(frozen=True)

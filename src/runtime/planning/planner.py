@@ -32,7 +32,8 @@ from nemotron_style.runtime.planning.inputs import (
 )
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest, check_request
 from nemotron_style.runtime.planning.reuse import Decision, decide
-from nemotron_style.runtime.run.plan import Plan, get_key
+from nemotron_style.runtime.run.plan import Plan
+from nemotron_style.runtime.validation import get_key
 
 
 @dataclass(frozen=True)

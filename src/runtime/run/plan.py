@@ -184,22 +184,6 @@ def load_plan(path: Path) -> Plan:
     return parse_plan(text, where=str(path))
 
 
-def put_key(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested tables."""
-    *above, last = key.split(".")
-    for part in above:
-        values = values.setdefault(part, {})
-    values[last] = value
-
-
-def get_key(values: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key of nested tables, or None."""
-    found: Any = values
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
-
-
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two identities, one line a key: ``config.seed: 1 -> 2``."""
     before, after = _flatten(old), _flatten(new)

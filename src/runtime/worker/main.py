@@ -19,13 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from nemotron_style.runtime.atomic import remove_tree, write_json
-from nemotron_style.runtime.config.model import validate
+from nemotron_style.runtime.config.model import parse_config
 from nemotron_style.runtime.errors import (
     ArtifactError,
-    ConfigError,
     Interrupted,
     ManifestError,
     Problem,
@@ -37,14 +34,14 @@ from nemotron_style.runtime.errors import (
 from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE, PARENT_VARIABLE, STOP, Attempt
 from nemotron_style.runtime.run.code import digest_code
 from nemotron_style.runtime.run.folder import RunFolder
-from nemotron_style.runtime.run.plan import Plan, PlannedInput, load_plan, put_key
+from nemotron_style.runtime.run.plan import Plan, PlannedInput, load_plan
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, RUNNING
 from nemotron_style.runtime.secrets.detect import announce_secrets
 from nemotron_style.runtime.secrets.redact import redact, redacted_output
 from nemotron_style.runtime.step.context import Seat, StepContext, Stop
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.store import Store
-from nemotron_style.runtime.validation import explain_errors
+from nemotron_style.runtime.validation import put_key
 from nemotron_style.runtime.worker.outputs import Task, commit_outputs, find_sealed, seal
 from nemotron_style.runtime.worker.services import await_service, end_services
 
@@ -205,7 +202,7 @@ def check_code(plan: Plan) -> None:
 def run_recipe(task: Task, inputs: Mapping[str, Artifact]) -> Path:
     """Run the step; what it staged, sealed on the first rank."""
     plan = task.plan
-    config = parse_config_of(plan, inputs)
+    config = bind_config(plan, inputs)
     ctx = StepContext(
         run_dir=plan.run_dir,
         inputs=inputs,
@@ -231,7 +228,7 @@ def run_recipe(task: Task, inputs: Mapping[str, Artifact]) -> Path:
     return seal(task, ctx) if ctx.is_first else ctx.staging
 
 
-def parse_config_of(plan: Plan, inputs: Mapping[str, Artifact]) -> Any:
+def bind_config(plan: Plan, inputs: Mapping[str, Artifact]) -> Any:
     """The plan's config, with the paths of the inputs at the keys that are bound to them.
 
     Raises ``ConfigError`` when the schema refuses it.
@@ -241,11 +238,7 @@ def parse_config_of(plan: Plan, inputs: Mapping[str, Artifact]) -> Any:
         if planned.config_key:
             put_key(values, planned.config_key, str(inputs[planned.slot].path))
     schema: Any = load_object(plan.config_class)
-    try:
-        return validate(schema, values)
-    except ValidationError as error:
-        problems = explain_errors(error, schema, values, where=lambda _: plan.step)
-        raise ConfigError(problems) from None
+    return parse_config(schema, values, where=lambda _: plan.step)
 
 
 def rewind(ctx: StepContext) -> None:

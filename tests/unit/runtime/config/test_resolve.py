@@ -5,10 +5,10 @@ import json
 import pytest
 
 from nemotron_style.runtime.catalog.catalog import load_catalog
-from nemotron_style.runtime.config.model import InputSource, flatten
-from nemotron_style.runtime.config.resolve import load_config_class, parse_config, resolve_config
+from nemotron_style.runtime.config.model import InputSource, parse_config
+from nemotron_style.runtime.config.resolve import load_config_class, resolve_config
 from nemotron_style.runtime.errors import ConfigError, ManifestError
-from nemotron_style.runtime.validation import find_key, split_key
+from nemotron_style.runtime.validation import find_key, flatten, split_key
 
 
 def resolve(*overrides: str, name: str = "default"):
@@ -195,7 +195,7 @@ def test_values_are_read_by_yaml_rules(toy, override, key, value):
         ("+sead=3", "did you mean 'seed'?"),
         ("model.extra.a=3", "to add it, write +model.extra.a=3"),
         ("data.files[3]=x", "+data.files[3]=x"),
-        ("+data.files[3]=x", "a list of 0 has no place '3'"),
+        ("+data.files[3]=x", "a list of 0 has no index '3'"),
         ("~model", "is required and cannot be removed"),
         ("~seed=3", "takes no value; ~seed"),
         ("~model.extra.a", "is not set in the config"),
@@ -322,11 +322,12 @@ def test_wrong_sources_are_told_with_their_key(toy):
 def test_the_worker_reads_back_what_was_resolved(toy):
     manifest = load_catalog().find("toy/train")
     resolved = resolve("model.restore_from_path=/m", name="tiny")
-    config = parse_config(manifest, resolved.values)
+    schema = load_config_class(manifest)
+    config = parse_config(schema, resolved.values, where=str)
     assert config.model.optim.betas == (0.9, 0.999)
     assert config.model_dump(mode="json") == resolved.values
     with pytest.raises(ConfigError, match=r"seed: does not fit"):
-        parse_config(manifest, {**resolved.values, "seed": "x"})
+        parse_config(schema, {**resolved.values, "seed": "x"}, where=str)
 
 
 @pytest.mark.parametrize(

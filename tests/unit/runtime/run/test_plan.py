@@ -11,13 +11,12 @@ from nemotron_style.runtime.errors import UsageError
 from nemotron_style.runtime.run.plan import (
     Plan,
     describe_difference,
-    get_key,
     identify,
     load_plan,
     name_run,
     parse_plan,
-    put_key,
 )
+from nemotron_style.runtime.validation import get_key, put_key
 
 IDENTITY = {
     "step": "mill/bake",

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from nemotron_style.runtime.catalog.catalog import load_catalog
-from nemotron_style.runtime.config.resolve import parse_config, resolve_config
+from nemotron_style.runtime.config.model import parse_config
+from nemotron_style.runtime.config.resolve import load_config_class, resolve_config
 from nemotron_style.runtime.errors import ConfigError
 from nemotron_style.runtime.validation import find_key, split_key
 from nemotron_style.steps.blocks.training.lr_schedule import megatron_decay
@@ -34,7 +35,9 @@ def resolve(manifest, *overrides, name="tiny"):
 
 
 def parse(manifest, *overrides, name="tiny"):
-    return parse_config(manifest, resolve(manifest, *overrides, name=name).values)
+    return parse_config(
+        load_config_class(manifest), resolve(manifest, *overrides, name=name).values, where=str
+    )
 
 
 def told(manifest, *overrides, name="tiny"):
@@ -46,7 +49,12 @@ def told(manifest, *overrides, name="tiny"):
 @pytest.mark.parametrize("name", ["default", "tiny"])
 def test_shipped_configs_are_valid_and_round_trip(manifest, name):
     resolved = resolve(manifest, name=name)
-    assert parse_config(manifest, resolved.values).model_dump(mode="json") == resolved.values
+    assert (
+        parse_config(load_config_class(manifest), resolved.values, where=str).model_dump(
+            mode="json"
+        )
+        == resolved.values
+    )
 
 
 def test_the_seed_s_name_is_an_alias(manifest):

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from nemotron_style.runtime.catalog.catalog import load_catalog
-from nemotron_style.runtime.config.resolve import parse_config, resolve_config
+from nemotron_style.runtime.config.model import parse_config
+from nemotron_style.runtime.config.resolve import load_config_class, resolve_config
 from nemotron_style.runtime.errors import ConfigError
 from nemotron_style.runtime.validation import schema_keys
 from nemotron_style.steps.rs.actor.config import Config
@@ -35,7 +36,9 @@ def resolve(manifest: Any, *overrides: str, name: str = "tiny") -> Any:
 
 
 def config(manifest: Any, *overrides: str) -> Any:
-    return parse_config(manifest, resolve(manifest, *overrides).values)
+    return parse_config(
+        load_config_class(manifest), resolve(manifest, *overrides).values, where=str
+    )
 
 
 def told(manifest: Any, *overrides: str, name: str = "tiny") -> str:
@@ -72,7 +75,12 @@ def field_of(key: str) -> FieldInfo | None:
 @pytest.mark.parametrize("name", ["default", "tiny"])
 def test_shipped_configs_are_valid_and_round_trip(manifest: Any, name: str) -> None:
     resolved = resolve(manifest, name=name)
-    assert parse_config(manifest, resolved.values).model_dump(mode="json") == resolved.values
+    assert (
+        parse_config(load_config_class(manifest), resolved.values, where=str).model_dump(
+            mode="json"
+        )
+        == resolved.values
+    )
 
 
 def test_the_reference_has_these_many_keys() -> None:

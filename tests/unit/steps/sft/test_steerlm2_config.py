@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from nemotron_style.runtime.catalog.catalog import load_catalog
-from nemotron_style.runtime.config.model import flatten
-from nemotron_style.runtime.config.resolve import parse_config, resolve_config
+from nemotron_style.runtime.config.model import parse_config
+from nemotron_style.runtime.config.resolve import load_config_class, resolve_config
 from nemotron_style.runtime.errors import ConfigError
-from nemotron_style.runtime.validation import schema_keys
+from nemotron_style.runtime.validation import flatten, schema_keys
 from nemotron_style.steps.sft.steerlm2.config import Config
 
 ROOT = Path(__file__).parents[4]
@@ -35,7 +35,12 @@ def told(manifest, *overrides, name="tiny"):
 @pytest.mark.parametrize("name", ["default", "tiny", "tiny_iter2"])
 def test_shipped_configs_are_valid_and_round_trip(manifest, name):
     resolved = resolve(manifest, name=name)
-    assert parse_config(manifest, resolved.values).model_dump(mode="json") == resolved.values
+    assert (
+        parse_config(load_config_class(manifest), resolved.values, where=str).model_dump(
+            mode="json"
+        )
+        == resolved.values
+    )
 
 
 def test_command_line_of_the_reference_carries_over(manifest):
@@ -157,7 +162,9 @@ def test_where_and_how_it_runs_is_no_part_of_the_identity(manifest):
 
 
 def config(manifest, *overrides):
-    return parse_config(manifest, resolve(manifest, *overrides).values)
+    return parse_config(
+        load_config_class(manifest), resolve(manifest, *overrides).values, where=str
+    )
 
 
 def test_tolerance_follows_the_precision(manifest):
