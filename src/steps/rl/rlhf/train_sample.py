@@ -11,8 +11,7 @@ loss the samples are rows ``_B`` of ``_T`` tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import dataclass, field, replace
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -28,10 +27,10 @@ from nemotron_style.steps.blocks.loss.sample_mask import (
     mask_by_logprob_error,
     sequence_logprob_errors,
 )
-from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
-from nemotron_style.steps.blocks.model.prefix_packing import Group, PackedBatch, pack
+from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch
 from nemotron_style.steps.blocks.model.rank_zero import gather
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
+from nemotron_style.steps.blocks.training.microbatch_plan import MicroBatch, plan_microbatches
 from nemotron_style.steps.rl.rlhf.rollout import Rollout
 
 
@@ -73,16 +72,17 @@ def compute_logprobs(
     temperature: float = 1.0,
 ) -> list[Tensor]:
     """The log-probs of each sample's tokens under ``model``, float32 ``[T]``, on every rank."""
-    plan = list(plan_micro_batches(samples, micro_batch_size))
-    packed = [pack_micro_batch(samples, parts) for parts in plan]
-    scored = score(model, packed, temperature=temperature)
+    groups = group_samples(samples)
+    plan = plan_microbatches(groups, max_responses=micro_batch_size)
+    scored = score(model, [batch.pack(groups) for batch in plan], temperature=temperature)
     own = {
-        index: logprobs_BNR[row, number, : len(samples[index].tokens)].clone()
-        for parts, logprobs_BNR in zip(plan, scored, strict=True)
-        for row, indices in enumerate(parts)
-        for number, index in enumerate(indices)
+        index: logprobs_R[: len(samples[index].tokens)].clone()
+        for batch, logprobs_BNR in zip(plan, scored, strict=True)
+        for index, logprobs_R in zip(
+            packed_indices(batch, groups), logprobs_BNR.flatten(0, 1), strict=True
+        )
     }
-    logprobs = {index: value_T for part in gather(own) for index, value_T in part.items()}
+    logprobs = {index: logprobs_T for part in gather(own) for index, logprobs_T in part.items()}
     return [logprobs[index] for index in range(len(samples))]
 
 
@@ -103,10 +103,10 @@ def accumulate_policy_loss(
         )
         return result.loss, loss_metrics(result, loss_config, counts)
 
-    micro_batches = []
-    for parts in plan_micro_batches(samples, micro_batch_size):
-        packed = pack_micro_batch(samples, parts)
-        rows = [samples[index] for indices in parts for index in indices]
+    groups, micro_batches = group_samples(samples), []
+    for batch in plan_microbatches(groups, max_responses=micro_batch_size):
+        packed = batch.pack(groups)
+        rows = [samples[index] for index in packed_indices(batch, groups)]
         micro_batches.append((packed, _to_batch(packed, rows)))
     metrics = accumulate_gradients(model, micro_batches, loss, temperature=temperature)
     return merge_metrics([one for part in gather(metrics) for one in part])
@@ -167,37 +167,28 @@ def add_reference(
     return [replace(one, reference_T=own_T) for one, own_T in rows], metrics
 
 
-def plan_micro_batches(samples: Sequence[TrainSample], size: int) -> Iterator[list[list[int]]]:
-    """This rank's micro-batches of at most ``size`` samples: indices of samples, by group.
+@dataclass(frozen=True)
+class SampleGroup:
+    """Samples of one prompt that share its computation; ``indices`` says which of the batch."""
 
-    Groups of a micro-batch are alike in number and length; a group of more than ``size`` samples
-    is divided, and its prompt computed again for each part.
-    """
-    order = sorted(range(len(samples)), key=lambda index: samples[index].group)
-    groups = [list(each) for _, each in groupby(order, key=lambda index: samples[index].group)]
-    parts = [
-        group[first : first + size]
-        for group in groups[data_rank() :: data_world()]
-        for first in range(0, len(group), size)
-    ]
-    parts.sort(key=lambda part: (len(part), *_length(samples, part)))
-    for count, same in groupby(parts, key=len):
-        members, together = list(same), max(1, size // count)
-        yield from (members[at : at + together] for at in range(0, len(members), together))
+    prompt_ids: Sequence[int]
+    responses_ids: list[Sequence[int]] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
 
 
-def pack_micro_batch(samples: Sequence[TrainSample], parts: Sequence[Sequence[int]]) -> PackedBatch:
-    """The tensors of one micro-batch."""
-    return pack(
-        [
-            Group(samples[part[0]].prompt_ids, [samples[index].tokens for index in part])
-            for part in parts
-        ]
-    )
+def group_samples(samples: Sequence[TrainSample]) -> list[SampleGroup]:
+    """The samples of a batch by prompt."""
+    groups: dict[int, SampleGroup] = {}
+    for index, sample in enumerate(samples):
+        group = groups.setdefault(sample.group, SampleGroup(sample.prompt_ids))
+        group.responses_ids.append(sample.tokens)
+        group.indices.append(index)
+    return list(groups.values())
 
 
-def _length(samples: Sequence[TrainSample], part: Sequence[int]) -> tuple[int, int]:
-    return max(len(samples[index].tokens) for index in part), len(samples[part[0]].prompt_ids)
+def packed_indices(batch: MicroBatch, groups: Sequence[SampleGroup]) -> list[int]:
+    """The indices of a micro-batch's samples in the order of its rows ``[B, N]``, flattened."""
+    return [groups[part.group].indices[number] for part in batch.parts for number in part.responses]
 
 
 def _to_batch(packed: PackedBatch, samples: Sequence[TrainSample]) -> PolicyBatch:

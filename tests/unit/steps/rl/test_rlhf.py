@@ -15,6 +15,7 @@ from nemotron_style.steps.blocks.judge.pairing import Pair
 from nemotron_style.steps.blocks.judge.verdict import Verdict
 from nemotron_style.steps.blocks.loss.advantage import clip_advantages, group_advantages
 from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.blocks.training.microbatch_plan import plan_microbatches
 from nemotron_style.steps.rl.rlhf.advantages import build_samples, shape_rewards
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.hacking_alert import find_alerts
@@ -25,7 +26,8 @@ from nemotron_style.steps.rl.rlhf.rollout import Rollout, Sample
 from nemotron_style.steps.rl.rlhf.train_sample import (
     TrainSample,
     count_batch,
-    plan_micro_batches,
+    group_samples,
+    packed_indices,
     split_batches,
 )
 from nemotron_style.steps.rl.rlhf.validation import (
@@ -187,18 +189,20 @@ def test_rewards_are_scaled_then_shaped_and_advantages_clipped():
     assert min(one.advantage for one in samples) == -0.5
 
 
-def test_micro_batches_hold_whole_groups_where_they_fit():
+def test_samples_of_a_prompt_share_a_group():
     initialize(seed=1)
-
-    def train_sample(group, length):
-        return TrainSample(group, [1], [2] * length, torch.zeros(length))
-
-    samples = [train_sample(*each) for each in ((0, 3), (1, 2), (0, 4), (1, 9), (2, 1))]
-    plan = list(plan_micro_batches(samples, 4))
-    assert sorted(index for each in plan for part in each for index in part) == [0, 1, 2, 3, 4]
-    assert [[0, 2], [1, 3]] in plan
-    assert all(sum(map(len, each)) <= 2 for each in plan_micro_batches(samples, 2))
-    assert all(sum(map(len, each)) == 1 for each in plan_micro_batches(samples, 1))
+    samples = [
+        TrainSample(group, [1], [2] * length, torch.zeros(length))
+        for group, length in ((0, 3), (1, 2), (0, 4), (1, 9), (2, 1))
+    ]
+    groups = group_samples(samples)
+    assert [group.indices for group in groups] == [[0, 2], [1, 3], [4]]
+    for size in (1, 2, 4):
+        plan = plan_microbatches(groups, max_responses=size)
+        indices = [packed_indices(batch, groups) for batch in plan]
+        assert sorted(index for each in indices for index in each) == [0, 1, 2, 3, 4]
+        assert all(len(each) <= size for each in indices)
+    assert [0, 2, 1, 3] in indices
 
 
 CALM = {
