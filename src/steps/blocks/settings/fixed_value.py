@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from nemotron_style.runtime.errors import ConfigError, Problem
 
@@ -25,6 +25,13 @@ def only(*allowed: Any, why: str, fix: str = "") -> AfterValidator:
         raise ConfigError(Problem(what=why, got=json.dumps(value), allowed=words, fix=fix))
 
     return AfterValidator(check)
+
+
+def fixed(default: Any, *also: Any, why: str, fix: str = "") -> Any:
+    """A field that is held to ``default``, and perhaps to the values ``also``; see :func:`only`."""
+    field = Field(default=default)
+    field.metadata.append(only(default, *also, why=why, fix=fix))
+    return field
 
 
 def find_conflicts(pairs: Iterable[tuple[str, Any, str, Any]]) -> Iterator[Problem]:

@@ -1,13 +1,14 @@
 """Settings of ``rl/rlhf``, under the names of NeMo-RL's GRPO and NeMo-Gym's ``genrm_compare``.
 
-What is declared here, in ``nemo_rl`` and in ``gym`` decides something; the keys of ``accepted`` are
-there so that a command line written for NeMo-RL is understood.  ``backend``, ``processes``,
+What is declared here, in ``nemo_rl`` and in ``gym`` decides something; the keys of ``fixed_values``
+are there so that a command line written for NeMo-RL is understood.  ``backend``, ``processes``,
 ``judge`` and ``agreement_limit`` are keys of this project.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -20,18 +21,22 @@ from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
 from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts
 from nemotron_style.steps.blocks.settings.training_config import Count
 from nemotron_style.steps.rl.rlhf.fixed_values import (
-    HELD,
+    HELD_ELSEWHERE,
     Checkpointing,
     Cluster,
     DataRest,
     Logger,
     Run,
+    held,
+    held_keys,
 )
 from nemotron_style.steps.rl.rlhf.gym import Env
 from nemotron_style.steps.rl.rlhf.nemo_rl import Grpo, Policy
 
 GYM = "nemo_gym"
 """What ``judge.url`` says where NeMo-Gym serves the judge itself."""
+
+COMPARE = "env.nemo_gym.genrm_compare_resources_server.resources_servers.genrm_compare"
 
 
 class TrainData(Section):
@@ -44,7 +49,7 @@ class ValidationData(Section):
     """``data.validation``."""
 
     data_path: str | None = None
-    repeat: int | None = None
+    repeat: int | None = held(None, 1, why="grpo.val_num_generations_per_prompt repeats them")
 
 
 class Data(DataRest):
@@ -186,31 +191,26 @@ def _sizes(config: Config) -> Iterator[Problem]:
 
 def _mirrors(config: Config) -> list[tuple[str, Any, str, Any]]:
     """Keys that repeat another one: ``(key, value, the other key, its value)``."""
-    grpo, optimizer = config.grpo, config.policy.megatron_cfg.optimizer
-    rollouts = config.env.compare.num_rollouts_per_prompt
-    size = grpo.num_generations_per_prompt
-    looked = grpo.val_num_generations_per_prompt
-    norm = config.policy.max_grad_norm
+    grpo, policy, compare = config.grpo, config.policy, config.env.compare
     return [
         ("grpo.seed", grpo.seed, "seed", config.seed),
         (
             "grpo.num_val_generations_per_prompt",
             grpo.num_val_generations_per_prompt,
             "grpo.val_num_generations_per_prompt",
-            looked,
+            grpo.val_num_generations_per_prompt,
         ),
         (
             "policy.megatron_cfg.optimizer.clip_grad",
-            optimizer.clip_grad,
+            policy.megatron_cfg.optimizer.clip_grad,
             "policy.max_grad_norm",
-            norm,
+            policy.max_grad_norm,
         ),
         (
-            "env.nemo_gym.genrm_compare_resources_server.resources_servers.genrm_compare."
-            "num_rollouts_per_prompt",
-            rollouts,
+            f"{COMPARE}.num_rollouts_per_prompt",
+            compare.num_rollouts_per_prompt,
             "grpo.num_generations_per_prompt",
-            size,
+            grpo.num_generations_per_prompt,
         ),
     ]
 
@@ -228,15 +228,13 @@ def _judge(config: Config) -> Iterator[Problem]:
 
 def _held(config: Config) -> Iterator[Problem]:
     """Keys at values that our own loop does not know."""
-    for held in HELD:
-        value: Any = config
-        for part in held.key.split("."):
-            value = getattr(value, part)
-        if not any(value == one and type(value) is type(one) for one in held.allowed):
+    for key, mark in [*held_keys(Config), *HELD_ELSEWHERE]:
+        value = reduce(getattr, key.split("."), config)
+        if not any(value == one and type(value) is type(one) for one in mark.allowed):
             yield Problem(
-                key=held.key,
-                what=f"{held.why} (backend: embedded)",
+                key=key,
+                what=f"{mark.why} (backend: embedded)",
                 got=str(value),
-                allowed=" or ".join("null" if one is None else str(one) for one in held.allowed),
-                fix=held.fix,
+                allowed=" or ".join("null" if one is None else str(one) for one in mark.allowed),
+                fix=mark.fix,
             )

@@ -1,12 +1,13 @@
 """Keys of NeMo-RL and NeMo-Gym that decide nothing in our own loop, so that commands carry over.
 
-A key is *without effect* (any value of its type: it tunes something that does not exist here), held
-to *one value* whoever trains (``only``), or held to one value where our own loop does
-(:data:`HELD`; NeMo-RL will know what to do with others). ``docs/steps/rl-rlhf.md`` lists them all.
+A key is *without effect* (``cosmetic``: any value of its type, it tunes something that does not
+exist here), held to *one value* whoever trains (``fixed``), or held to one value where our own loop
+trains (``held``; NeMo-RL will know what to do with others). ``docs/steps/rl-rlhf.md`` lists them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,80 +15,50 @@ from pydantic import AfterValidator, Field
 
 from nemotron_style.runtime.config.model import Section, cosmetic
 from nemotron_style.runtime.errors import ConfigError, Problem
-from nemotron_style.steps.blocks.settings.fixed_value import only
+from nemotron_style.steps.blocks.settings.fixed_value import fixed, only
 
 _DEAD = "no version of NeMo-RL that can be compiled for reads it"
+_MEGATRON = "is read where DTensor trains, and Megatron does"
+_STORE = "the store keeps checkpoints and models"
+_TRACKER = "no outside service is told about a run"
+_TRACKER_FIX = "read metrics.jsonl or the TensorBoard files of the run"
+_WHOLE = "each process holds the whole model"
 
 
 @dataclass(frozen=True)
 class Held:
-    """A key that our own loop takes at ``allowed`` values alone."""
+    """Marks a field that our own loop takes at ``allowed`` values alone."""
 
-    key: str
     allowed: tuple[Any, ...]
     why: str
     fix: str = ""
 
 
-HELD = (
-    Held("grpo.max_rollout_turns", (1,), "a sample is one answer"),
-    Held("grpo.use_dynamic_sampling", (False,), "verdicts of a judge seldom tie", "leave it off"),
-    Held("grpo.batch_multiplier", (1, 1.0), "needs grpo.use_dynamic_sampling"),
-    Held("grpo.async_grpo.enabled", (False,), "a step is trained on its own samples"),
-    Held("grpo.invalid_tool_call_advantage", (None,), "answers hold no tool calls"),
-    Held("grpo.malformed_thinking_advantage", (None,), "only the final answer is looked at"),
-    Held("grpo.adv_estimator.name", ("grpo",), "the loop is GRPO"),
-    Held("grpo.adv_estimator.minus_baseline", (True,), "GRPO always subtracts it"),
-    Held("grpo.adv_estimator.reward_weights", (None,), "there is one reward"),
-    Held("grpo.stop_at_validation_metric", (None,), "the run has a fixed length"),
-    Held("grpo.max_val_samples", (None,), "all validation prompts are answered"),
-    Held("loss_fn.use_kl_in_reward", (False,), "the estimator of advantages takes no KL"),
-    Held(
-        "policy.model_name",
-        (None,),
-        "the checkpoint knows its own sizes",
-        "name it with policy.pretrained_checkpoint.path or -i model=REF",
-    ),
-    Held("policy.tokenizer.name", (None,), "the checkpoint has its own tokenizer"),
-    Held("policy.tokenizer.chat_template", (None,), "the checkpoint has its own template"),
-    Held("policy.tokenizer.chat_template_kwargs", (None, {}), "the template takes none"),
-    Held("policy.hf_config_overrides", ({},), "the checkpoint knows its own sizes"),
-    Held(
-        "policy.generation.backend",
-        ("in_process",),
-        "samples are drawn in the training process",
-        "set policy.generation.backend=in_process",
-    ),
-    Held("policy.generation.top_p", (1.0,), "the trainer sees log-probs of the whole distribution"),
-    Held("policy.generation.top_k", (None,), "the trainer sees the whole distribution"),
-    Held("policy.generation.stop_token_ids", (None, []), "an answer ends as the chat format says"),
-    Held("policy.generation.stop_strings", (None, []), "an answer ends as the chat format says"),
-    *(
-        Held(f"policy.megatron_cfg.{name}", (1,), "each process holds the whole model")
-        for name in (
-            "tensor_model_parallel_size",
-            "pipeline_model_parallel_size",
-            "context_parallel_size",
-            "expert_model_parallel_size",
-            "expert_tensor_parallel_size",
-        )
-    ),
-    Held("data.max_input_seq_length", (None,), "prompts are never cut"),
-    Held("data.validation.repeat", (None, 1), "grpo.val_num_generations_per_prompt repeats them"),
-    Held("checkpointing.checkpoint_dir", (None,), "the store keeps checkpoints and models"),
-    Held("checkpointing.metric_name", (None,), "the last weights are produced, not chosen ones"),
-    Held("checkpointing.save_optimizer", (True,), "a run continues exactly or not at all"),
-    Held("checkpointing.checkpoint_must_save_by", (None,), "a run that is told to stop saves"),
-    Held("checkpointing.model_save_format", (None,), "the form of checkpoints is one"),
-    Held("checkpointing.save_consolidated", (False,), "convert/megatron_to_hf makes that form"),
-    Held("logger.log_dir", (None,), "logs lie in the run's folder"),
+def held(default: Any, *also: Any, why: str, fix: str = "", **limits: Any) -> Any:
+    """A field that our own loop holds to ``default``, and perhaps to the values ``also``."""
+    field = Field(default=default, **limits)
+    field.metadata.append(Held((default, *also), why, fix))
+    return field
+
+
+def held_keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Held]]:
+    """Every key below ``section`` that is held, with what it is held to."""
+    for name, field in section.model_fields.items():
+        yield from ((prefix + name, mark) for mark in field.metadata if isinstance(mark, Held))
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from held_keys(field.annotation, f"{prefix}{name}.")
+
+
+HELD_ELSEWHERE = (
+    ("loss_fn.use_kl_in_reward", Held((False,), "the estimator of advantages takes no KL")),
 )
+"""Held keys of sections that are not this step's own."""
 
 
 class AsyncGrpo(Section):
     """``grpo.async_grpo``."""
 
-    enabled: bool = False
+    enabled: bool = held(False, why="a step is trained on its own samples")
     max_trajectory_age_steps: int = cosmetic(default=1)
     max_generation_failures: int = cosmetic(default=0)
     in_flight_weight_updates: bool = cosmetic(default=False)
@@ -97,35 +68,39 @@ class AsyncGrpo(Section):
 class GrpoRest(Section):
     """The part of ``grpo`` that our own loop holds to one value, or that nothing reads."""
 
-    max_rollout_turns: int = 1
-    use_dynamic_sampling: bool = False
+    max_rollout_turns: int = held(1, why="a sample is one answer")
+    use_dynamic_sampling: bool = held(
+        False, why="verdicts of a judge seldom tie", fix="leave it off"
+    )
     dynamic_sampling_max_gen_batches: int = cosmetic(default=10)
-    batch_multiplier: int | float = 1
+    batch_multiplier: int | float = held(1, 1.0, why="needs grpo.use_dynamic_sampling")
     async_grpo: AsyncGrpo = AsyncGrpo()
-    invalid_tool_call_advantage: float | None = None
-    malformed_thinking_advantage: float | None = None
-    stop_at_validation_metric: str | None = None
+    invalid_tool_call_advantage: float | None = held(None, why="answers hold no tool calls")
+    malformed_thinking_advantage: float | None = held(
+        None, why="only the final answer is looked at"
+    )
+    stop_at_validation_metric: str | None = held(None, why="the run has a fixed length")
     val_batch_size: int | None = cosmetic(default=None)
-    max_val_samples: int | None = None
+    max_val_samples: int | None = held(None, why="all validation prompts are answered")
     calculate_advantages_on_gpu: bool = cosmetic(default=False)
     penalize_invalid_tool_call: bool = cosmetic(default=True)
     penalize_malformed_thinking: bool = cosmetic(default=True)
-    use_best_at_k: Annotated[bool, only(False, why=_DEAD)] = False
+    use_best_at_k: bool = fixed(False, why=_DEAD)
     best_at_k_k: int = cosmetic(default=8)
     best_at_k_m: int = cosmetic(default=1000)
-    use_combined_training: Annotated[bool, only(False, why=_DEAD)] = False
+    use_combined_training: bool = fixed(False, why=_DEAD)
     combined_training_weight_mode: str = cosmetic(default="auto")
     combined_training_best_at_k_weight: float = cosmetic(default=0.2)
     combined_training_pass_at_1_weight: float = cosmetic(default=1.0)
-    dynamic_sampling_oversample_ratio: Annotated[float, only(1.0, why=_DEAD)] = 1.0
+    dynamic_sampling_oversample_ratio: float = fixed(1.0, why=_DEAD)
 
 
 class TokenizerRest(Section):
     """``policy.tokenizer``."""
 
-    name: str | None = None
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    name: str | None = held(None, why="the checkpoint has its own tokenizer")
+    chat_template: str | None = held(None, why="the checkpoint has its own template")
+    chat_template_kwargs: dict[str, Any] | None = held(None, {}, why="the template takes none")
 
 
 class GenerationRest(Section):
@@ -141,14 +116,14 @@ class GenerationRest(Section):
 class MegatronRest(Section):
     """The part of ``policy.megatron_cfg`` that divides a model or tunes kernels."""
 
-    enabled: Annotated[
-        bool, only(True, why="only Megatron makes a checkpoint_megatron", fix="leave it true")
-    ] = True
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    context_parallel_size: int = 1
-    expert_model_parallel_size: int = 1
-    expert_tensor_parallel_size: int = 1
+    enabled: bool = fixed(
+        True, why="only Megatron makes a checkpoint_megatron", fix="leave it true"
+    )
+    tensor_model_parallel_size: int = held(1, why=_WHOLE)
+    pipeline_model_parallel_size: int = held(1, why=_WHOLE)
+    context_parallel_size: int = held(1, why=_WHOLE)
+    expert_model_parallel_size: int = held(1, why=_WHOLE)
+    expert_tensor_parallel_size: int = held(1, why=_WHOLE)
     sequence_parallel: bool = cosmetic(default=False)
     activation_checkpointing: bool = cosmetic(default=False)
     empty_unused_memory_level: int = cosmetic(default=1)
@@ -173,19 +148,19 @@ class MegatronRest(Section):
     env_vars: dict[str, str] | None = cosmetic(default=None)
 
 
-def _refuse_dtensor(given: dict[str, Any]) -> dict[str, Any]:
-    if given.get("enabled", False) is not False:
+def _refuse_dtensor(config: dict[str, Any]) -> dict[str, Any]:
+    if config.get("enabled", False) is not False:
         what = "DTensor makes no checkpoint_megatron, which this step produces"
         fix = "leave policy.megatron_cfg.enabled=true"
-        got = str(given["enabled"])
+        got = str(config["enabled"])
         raise ConfigError(Problem(key="policy.dtensor_cfg.enabled", what=what, got=got, fix=fix))
-    return given
+    return config
 
 
 class PolicyRest(Section):
     """The part of ``policy`` that is not ours, or bounds memory."""
 
-    hf_config_overrides: dict[str, Any] = Field(default={})
+    hf_config_overrides: dict[str, Any] = held({}, why="the checkpoint knows its own sizes")
     dtensor_cfg: Annotated[dict[str, Any], AfterValidator(_refuse_dtensor)] = Field(default={})
     generation_batch_size: int | None = cosmetic(default=None)
     logprob_chunk_size: int | None = cosmetic(default=None)
@@ -195,40 +170,25 @@ class PolicyRest(Section):
     sequence_packing: dict[str, Any] = cosmetic(default={})
     draft: dict[str, Any] = cosmetic(default={})
     make_sequence_length_divisible_by: int = cosmetic(default=1)
-    optimizer: Annotated[
-        dict[str, Any] | None,
-        only(
-            None,
-            why="is read where DTensor trains, and Megatron does",
-            fix="set policy.megatron_cfg.optimizer",
-        ),
-    ] = None
-    scheduler: Annotated[
-        list[Any] | None,
-        only(
-            None,
-            why="is read where DTensor trains, and Megatron does",
-            fix="set policy.megatron_cfg.scheduler",
-        ),
-    ] = None
+    optimizer: dict[str, Any] | None = fixed(
+        None, why=_MEGATRON, fix="set policy.megatron_cfg.optimizer"
+    )
+    scheduler: list[Any] | None = fixed(
+        None, why=_MEGATRON, fix="set policy.megatron_cfg.scheduler"
+    )
 
 
 class DataRest(Section):
     """The part of ``data`` that tunes loaders, or that data preparation has done."""
 
-    max_input_seq_length: int | None = None
+    max_input_seq_length: int | None = held(None, why="prompts are never cut")
     num_workers: int = cosmetic(default=0, ge=0)
-    use_multiple_dataloader: Annotated[bool, only(False, why="there is one file of prompts")] = (
-        False
+    use_multiple_dataloader: bool = fixed(False, why="there is one file of prompts")
+    manifest_path: str | None = fixed(
+        None,
+        why="names files that lineage would not see",
+        fix="set data.train.data_path and data.validation.data_path",
     )
-    manifest_path: Annotated[
-        str | None,
-        only(
-            None,
-            why="names files that lineage would not see",
-            fix="set data.train.data_path and data.validation.data_path",
-        ),
-    ] = None
     default_agent_ref: str | dict[str, Any] | None = cosmetic(default=None)
     normalized_data_dir: str | None = cosmetic(default=None)
     default: dict[str, Any] = cosmetic(default={})
@@ -237,33 +197,26 @@ class DataRest(Section):
 class Checkpointing(Section):
     """``checkpointing``: the state of a run; ``keep_top_k`` newest of them stay."""
 
-    enabled: Annotated[bool, only(True, why="a run that cannot continue is not begun")] = True
-    checkpoint_dir: str | None = None
-    metric_name: str | None = None
+    enabled: bool = fixed(True, why="a run that cannot continue is not begun")
+    checkpoint_dir: str | None = held(None, why=_STORE)
+    metric_name: str | None = held(None, why="the last weights are produced, not chosen ones")
     higher_is_better: bool = cosmetic(default=True)
     keep_top_k: int | None = cosmetic(default=2, ge=1)
     save_period: int = cosmetic(default=10, ge=0, description="steps; 0: at the end alone")
-    checkpoint_must_save_by: str | None = None
-    model_save_format: str | None = None
-    save_consolidated: bool = False
-    save_optimizer: bool = True
-
-
-_TRACKER = only(
-    False,
-    why="no outside service is told about a run",
-    fix="read metrics.jsonl or the TensorBoard files of the run",
-)
+    checkpoint_must_save_by: str | None = held(None, why="a run that is told to stop saves")
+    model_save_format: str | None = held(None, why="the form of checkpoints is one")
+    save_consolidated: bool = held(False, why="convert/megatron_to_hf makes that form")
+    save_optimizer: bool = held(True, why="a run continues exactly or not at all")
 
 
 class Logger(Section):
     """``logger``: a run keeps its own logs."""
 
-    log_dir: str | None = None
+    log_dir: str | None = held(None, why="logs lie in the run's folder")
     num_val_samples_to_print: int = cosmetic(default=0, ge=0)
-    wandb_enabled: Annotated[bool, _TRACKER] = False
-    mlflow_enabled: Annotated[bool, _TRACKER] = False
-    swanlab_enabled: Annotated[bool, _TRACKER] = False
+    wandb_enabled: bool = fixed(False, why=_TRACKER, fix=_TRACKER_FIX)
+    mlflow_enabled: bool = fixed(False, why=_TRACKER, fix=_TRACKER_FIX)
+    swanlab_enabled: bool = fixed(False, why=_TRACKER, fix=_TRACKER_FIX)
     tensorboard_enabled: bool = cosmetic(default=True)
     monitor_gpus: bool = cosmetic(default=False)
     wandb: dict[str, Any] = cosmetic(default={})
@@ -304,10 +257,10 @@ class EnvRest(Section):
     """The part of ``env`` that nothing here reads."""
 
     should_log_nemo_gym_responses: bool = cosmetic(default=True)
-    should_mask_flagged_samples: Annotated[
-        bool, only(True, why="what could not be judged is never trained on")
-    ] = True
-    use_genrm_compare: Annotated[bool, only(True, why=_DEAD)] = True
+    should_mask_flagged_samples: bool = fixed(
+        True, why="what could not be judged is never trained on"
+    )
+    use_genrm_compare: bool = fixed(True, why=_DEAD)
     genrm_agent_names: list[str] = cosmetic(default=["genrm_simple_agent"])
     genrm_compare_server_name: str | None = cosmetic(default=None)
 
@@ -322,17 +275,16 @@ class ImplementationRest(Section):
     debug: bool = cosmetic(default=False)
     vllm_serve_env_vars: dict[str, str] = cosmetic(default={})
     vllm_serve_kwargs: dict[str, Any] = cosmetic(default={})
-    base_url: Annotated[
-        list[str] | None,
-        only(None, [], why="names a judge that is there already", fix="set judge.url"),
-    ] = None
+    base_url: list[str] | None = fixed(
+        None, [], why="names a judge that is there already", fix="set judge.url"
+    )
 
 
 class Server(Section):
     """A reference to one of Gym's servers."""
 
     type: str = "responses_api_models"
-    name: Annotated[str, only("genrm_model", why="there is one judge")] = "genrm_model"
+    name: str = fixed("genrm_model", why="there is one judge")
 
 
 Run = Annotated[

@@ -11,6 +11,7 @@ Two names that people write mean other ones, and are put in their place before a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -20,7 +21,7 @@ from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.judge.aggregation import Aggregation
 from nemotron_style.steps.blocks.judge.pairing import ComparisonPlan
 from nemotron_style.steps.blocks.judge.prompt import JudgeSampling
-from nemotron_style.steps.blocks.settings.fixed_value import only
+from nemotron_style.steps.blocks.settings.fixed_value import fixed
 from nemotron_style.steps.rl.rlhf.fixed_values import (
     EnvRest,
     ImplementationRest,
@@ -32,24 +33,30 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 IMPLEMENTATIONS = "env.nemo_gym.genrm_model.responses_api_models"
 
+_PLAN = {field.name for field in fields(ComparisonPlan)} - {"both_orders", "failure_budget"}
+_AGGREGATION = {field.name for field in fields(Aggregation)} - {"default_score"}
+"""Without a default score an answer that was never compared is refused, not called middling."""
+
 
 def _rename(values: Any, other: str, name: str, *, below: str = "") -> Any:
-    """``values`` with what stands under ``other`` put under ``name``, where it has the last word.
+    """``values`` with the table ``other`` merged into the table ``name``, over what it has.
 
-    With ``below``, the key of ``values``, another value that stands there already is a problem.
+    With ``below``, the key of ``values``, different values for one key are a problem.
     """
     if not isinstance(values, Mapping) or not isinstance(values.get(other), Mapping):
         return values
-    meant, stands = values[other], values.get(name) or {}
+    renamed, table = values[other], values.get(name) or {}
     if below:
         names = (f"{below}.{other}", f"{below}.{name}")
-        raise_all(ConfigError, list(_contradictions(meant, stands, names=names)))
-    return {**values, name: _merge(stands, meant), other: None}
+        raise_all(ConfigError, list(_contradictions(renamed, table, names=names)))
+    return {**values, name: _merge(table, renamed), other: None}
 
 
-def _contradictions(meant: Any, stands: Any, *, names: tuple[str, str]) -> Iterator[Problem]:
-    known = flatten(stands)
-    for key, value in flatten(meant).items():
+def _contradictions(
+    renamed: Mapping[str, Any], table: Mapping[str, Any], *, names: tuple[str, str]
+) -> Iterator[Problem]:
+    known = flatten(table)
+    for key, value in flatten(renamed).items():
         if value is not None and known.get(key, value) not in (None, value):
             yield Problem(
                 key=f"{names[0]}.{key}",
@@ -103,35 +110,19 @@ class GenrmCompare(Section):
 
     def plan(self, *, both_orders: bool, failure_budget: float) -> ComparisonPlan:
         """What is compared."""
-        return ComparisonPlan(
-            comparison_strategy=self.comparison_strategy,
-            both_orders=both_orders,
-            num_judges_per_comparison=self.num_judges_per_comparison,
-            use_principle=self.use_principle,
-            default_principle=self.default_principle,
-            failure_budget=failure_budget,
-        )
+        own = self.model_dump(include=_PLAN)
+        return ComparisonPlan(**own, both_orders=both_orders, failure_budget=failure_budget)
 
     @property
     def aggregation(self) -> Aggregation:
         """How verdicts become rewards."""
-        return Aggregation(
-            aggregator_method=self.aggregator_method,
-            reasoning_bonus=self.reasoning_bonus,
-            answer_bonus=self.answer_bonus,
-            top_percentile=self.top_percentile,
-            group_reasoning_length_penalty_coeff=self.group_reasoning_length_penalty_coeff,
-            group_answer_length_penalty_coeff=self.group_answer_length_penalty_coeff,
-            group_style_penalty_coeff=self.group_style_penalty_coeff,
-        )
+        return Aggregation(**self.model_dump(include=_AGGREGATION))
 
     @property
     def sampling(self) -> JudgeSampling:
         """How the judge's answers are drawn."""
-        asked = self.genrm_responses_create_params
-        return JudgeSampling(
-            temperature=asked.temperature, top_p=asked.top_p, max_tokens=asked.max_output_tokens
-        )
+        params = self.genrm_responses_create_params
+        return JudgeSampling(params.temperature, params.top_p, params.max_output_tokens)
 
 
 class CompareServers(Section):
@@ -169,14 +160,11 @@ class GenrmModel(Section):
     """``genrm_model``; NeMo-RL calls ``vllm`` what is ``vllm_serve_kwargs``."""
 
     responses_api_models: Implementations = Implementations()
-    vllm: Annotated[
-        dict[str, Any] | None,
-        only(
-            None,
-            why="is read by no server",
-            fix="set responses_api_models.genrm_model.vllm_serve_kwargs",
-        ),
-    ] = None
+    vllm: dict[str, Any] | None = fixed(
+        None,
+        why="is read by no server",
+        fix="set responses_api_models.genrm_model.vllm_serve_kwargs",
+    )
 
 
 class NemoGym(NemoGymRest):
@@ -196,9 +184,9 @@ class NemoGym(NemoGymRest):
 class Env(EnvRest):
     """``env``."""
 
-    should_use_nemo_gym: Annotated[
-        bool, only(True, why="rewards come from comparisons by a generative judge")
-    ] = True
+    should_use_nemo_gym: bool = fixed(
+        True, why="rewards come from comparisons by a generative judge"
+    )
     nemo_gym: NemoGym = NemoGym()
 
     @property

@@ -1,4 +1,4 @@
-"""``grpo`` and ``policy``: what is drawn and learnt, under the names of NeMo-RL."""
+"""``grpo`` and ``policy``: how is sampled and trained, under the names of NeMo-RL."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from nemotron_style.steps.rl.rlhf.fixed_values import (
     MegatronRest,
     PolicyRest,
     TokenizerRest,
+    held,
 )
+
+_END = "an answer ends as the chat format says"
 
 
 class AdvEstimator(Section):
     """``grpo.adv_estimator``; what it leaves open stands in ``grpo``."""
 
-    name: str = "grpo"
+    name: str = held("grpo", why="the loop is GRPO")
     normalize_rewards: bool | None = None
     use_leave_one_out_baseline: bool | None = None
-    minus_baseline: bool = True
-    reward_weights: list[float] | None = None
+    minus_baseline: bool = held(True, why="GRPO always subtracts it")
+    reward_weights: list[float] | None = held(None, why="there is one reward")
 
 
 class Grpo(GrpoRest):
@@ -98,13 +101,17 @@ class MegatronCfg(MegatronRest):
 class Generation(GenerationRest):
     """``policy.generation``: how answers are drawn."""
 
-    backend: Literal["in_process", "vllm"] = "in_process"
+    backend: Literal["in_process", "vllm"] = held(
+        "in_process",
+        why="samples are drawn in the training process",
+        fix="set policy.generation.backend=in_process",
+    )
     max_new_tokens: Count | None = Field(default=None, description="null: half of the context")
     temperature: float = Field(default=1.0, gt=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: int | None = None
-    stop_token_ids: list[int] | None = None
-    stop_strings: list[str] | None = None
+    top_p: float = held(1.0, why="the trainer sees log-probs of the whole distribution", gt=0, le=1)
+    top_k: int | None = held(None, why="the trainer sees the whole distribution")
+    stop_token_ids: list[int] | None = held(None, [], why=_END)
+    stop_strings: list[str] | None = held(None, [], why=_END)
 
 
 class PretrainedCheckpoint(Section):
@@ -117,7 +124,11 @@ class PretrainedCheckpoint(Section):
 class Policy(PolicyRest):
     """``policy``. Batch sizes count samples: of an update, of a pass with and without gradient."""
 
-    model_name: str | None = None
+    model_name: str | None = held(
+        None,
+        why="the checkpoint knows its own sizes",
+        fix="name it with policy.pretrained_checkpoint.path or -i model=REF",
+    )
     pretrained_checkpoint: PretrainedCheckpoint = PretrainedCheckpoint()
     tokenizer: TokenizerRest = TokenizerRest()
     train_global_batch_size: Count
@@ -137,11 +148,11 @@ class Policy(PolicyRest):
     @property
     def optim(self) -> OptimConfig:
         """The optimizer, as the block wants it."""
-        given = self.megatron_cfg.optimizer
+        adam = self.megatron_cfg.optimizer
         return OptimConfig(
             name="distributed_fused_adam" if self.half else "adamw",
-            lr=given.lr,
-            weight_decay=given.weight_decay,
-            betas=(given.adam_beta1, given.adam_beta2),
-            eps=given.adam_eps,
+            lr=adam.lr,
+            weight_decay=adam.weight_decay,
+            betas=(adam.adam_beta1, adam.adam_beta2),
+            eps=adam.adam_eps,
         )

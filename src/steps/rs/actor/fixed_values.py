@@ -6,13 +6,11 @@ here) or held to *one value*.  The page ``docs/steps/rs-actor.md`` lists them al
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from nemotron_style.runtime.config.model import Section, cosmetic
 from nemotron_style.steps.blocks.settings import training_config
-from nemotron_style.steps.blocks.settings.fixed_value import only
+from nemotron_style.steps.blocks.settings.fixed_value import fixed
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 
 
@@ -27,10 +25,8 @@ class RsRest(Section):
 class CheckpointCallback(training_config.CheckpointCallback):
     """``exp_manager.checkpoint_callback_params``; the ``save_top_k`` newest states stay."""
 
-    monitor: Annotated[
-        str, only("val_global_rewards", why="the last weights are produced, not chosen ones")
-    ] = "val_global_rewards"
-    mode: Annotated[str, only("max", why="a larger reward is better")] = "max"
+    monitor: str = fixed("val_global_rewards", why="the last weights are produced, not chosen ones")
+    mode: str = fixed("max", why="a larger reward is better")
     always_save_nemo: bool = cosmetic(default=False)
     save_nemo_on_train_end: bool = cosmetic(default=True)
 
@@ -38,9 +34,7 @@ class CheckpointCallback(training_config.CheckpointCallback):
 class ExpManager(training_config.ExpManager):
     """``exp_manager``, with the callback of this step."""
 
-    resume_from_checkpoint: Annotated[
-        str | None, only(None, why="a run continues from its own checkpoints")
-    ] = None
+    resume_from_checkpoint: str | None = fixed(None, why="a run continues from its own checkpoints")
     checkpoint_callback_params: CheckpointCallback = CheckpointCallback()
 
 
@@ -53,9 +47,9 @@ class Peft(training_config.Peft):
 class SamplingRest(Section):
     """The part of ``sampling_params`` that asks for what is not done, or always done."""
 
-    add_BOS: Annotated[
-        bool, only(False, why="the prompt is the text of the chat format, and nothing before it")
-    ] = False
+    add_BOS: bool = fixed(
+        False, why="the prompt is the text of the chat format, and nothing before it"
+    )
     all_probs: bool = cosmetic(default=False)
     compute_logprob: bool = cosmetic(default=False)
 
@@ -64,26 +58,21 @@ class DataRest(Section):
     """The part of ``model.data`` that tunes an index which is not built."""
 
     data_impl: str = cosmetic(default="jsonl")
-    splits_string: Annotated[
-        str | None, only(None, why="prompts are not split", fix="give two files")
-    ] = None
+    splits_string: str | None = fixed(None, why="prompts are not split", fix="give two files")
     seq_length: int | None = cosmetic(default=None)
     skip_warmup: bool = cosmetic(default=True)
     num_workers: int = cosmetic(default=0, ge=0)
-    dataloader_type: Annotated[
-        str, only("single", why="epochs follow each other", fix="set model.data.sample=true")
-    ] = "single"
-    reset_position_ids: Annotated[bool, only(False, why="a row holds one conversation")] = False
-    reset_attention_mask: Annotated[bool, only(False, why="a row holds one conversation")] = False
-    eod_mask_loss: Annotated[bool, only(False, why="the end of a response is learnt")] = False
+    dataloader_type: str = fixed(
+        "single", why="epochs follow each other", fix="set model.data.sample=true"
+    )
+    reset_position_ids: bool = fixed(False, why="a row holds one conversation")
+    reset_attention_mask: bool = fixed(False, why="a row holds one conversation")
+    eod_mask_loss: bool = fixed(False, why="the end of a response is learnt")
     index_mapping_dir: str | None = cosmetic(default=None)
 
 
-_WHOLE = only(
-    1,
-    why="sampling in the training process needs the whole model in each process",
-    fix="leave it at 1; a model that needs to be divided cannot be sampled so",
-)
+_WHOLE = "sampling in the training process needs the whole model in each process"
+_WHOLE_FIX = "leave it at 1; a model that needs to be divided cannot be sampled so"
 
 
 class Optim(OptimConfig):
@@ -97,15 +86,13 @@ class Optim(OptimConfig):
 class ModelRest(Section):
     """The part of ``model`` that is held to one value, without effect, or a mirror."""
 
-    tensor_model_parallel_size: Annotated[int, _WHOLE] = 1
-    pipeline_model_parallel_size: Annotated[int, _WHOLE] = 1
-    mcore_gpt: Annotated[bool, only(True, why="models are megatron-core's")] = True
+    tensor_model_parallel_size: int = fixed(1, why=_WHOLE, fix=_WHOLE_FIX)
+    pipeline_model_parallel_size: int = fixed(1, why=_WHOLE, fix=_WHOLE_FIX)
+    mcore_gpt: bool = fixed(True, why="models are megatron-core's")
     megatron_amp_O2: bool = cosmetic(default=False)
     max_position_embeddings: int | None = cosmetic(default=None)
-    sequence_parallel: Annotated[bool, only(False, why="the model is whole in each process")] = (
-        False
-    )
+    sequence_parallel: bool = fixed(False, why="the model is whole in each process")
     seed: int | None = cosmetic(default=None)
     precision: str | int | None = cosmetic(default=None)
     peft: Peft = Peft()
-    overwrite_base_config: dict[str, Any] = Field(default={}, json_schema_extra={"cosmetic": True})
+    overwrite_base_config: dict[str, Any] = cosmetic(default={})
