@@ -24,7 +24,7 @@ _UNRESOLVED = object()
 _RESOLVERS: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
     "div": operator.truediv,
-    "max": max,
+    "max": lambda left, right: max(left, right),  # OmegaConf reads signatures; max has none
     "mul": operator.mul,
 }
 
