@@ -1,4 +1,4 @@
-"""Secrets in a text, and where they stand.
+"""Find secrets in a text.
 
 A secret is known by the name before it (``HF_TOKEN=...``, ``--token ...``), by its form (a
 password inside a URL, a signature in its query, ``ghp_...``) or by its value, which is that of an
@@ -81,7 +81,7 @@ _announced: set[str] = set()
 
 @dataclass(frozen=True)
 class Secret:
-    """A place in a text: ``text[start:end]``. ``why`` says what it is, ``variable`` whose value."""
+    """A secret at ``text[start:end]``: ``why`` says what it is, ``variable`` whose value."""
 
     start: int
     end: int
@@ -100,73 +100,66 @@ def secret_values() -> Mapping[str, str]:
     A value may stand in a text raw, or as JSON, a URL, a shell or Python write it. Of a value of
     many lines each line counts; of a URL its password does.
     """
-    return _spell_out(tuple(os.environ.items()), frozenset(_announced))
+    return _read_values(tuple(os.environ.items()), frozenset(_announced))
 
 
+# Every line that is printed is searched for these; the environment hardly ever changes.
 @lru_cache(maxsize=4)
-def _spell_out(
+def _read_values(
     environment: tuple[tuple[str, str], ...], announced: frozenset[str]
 ) -> Mapping[str, str]:
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for name, value in environment:
         if (name in announced or is_secret_variable(name)) and not is_plain_word(value):
             for part in (value, value.strip(), *_lines(value)):
-                found |= dict.fromkeys(_spellings(part), name)
+                variables |= dict.fromkeys(_spellings(part), name)
         for match in _URL_PASSWORD.finditer(value):
-            word = match["secret"]
-            spelled = set() if is_placeholder(word) else {word, unquote(word)}
-            found |= dict.fromkeys(spelled, name)
-    return {value: name for value, name in found.items() if len(value) >= SHORTEST}
+            if not is_placeholder(match["secret"]):
+                variables |= {match["secret"]: name, unquote(match["secret"]): name}
+    return {value: name for value, name in variables.items() if len(value) >= SHORTEST}
 
 
 def find_secrets(text: str) -> Iterator[Secret]:
     """Every secret in ``text``, by value, by form and by name; they may overlap."""
     for value, variable in secret_values().items():
-        for start in _places(text, value):
+        start = text.find(value)
+        while start >= 0:
             yield Secret(start, start + len(value), f"the value of ${variable}", variable)
+            start = text.find(value, start + 1)  # occurrences may overlap
     for match in _BY_FORM.finditer(text):
         form = int((match.lastgroup or "form0").removeprefix("form"))
         yield Secret(match.start(), match.end(), _FORMS[form][0])
     if "://" in text:
-        yield from _groups(_URL_PASSWORD, text, "a password inside a URL")
-        yield from _groups(_URL_TOKEN, text, "a token inside a URL")
+        for pattern, what in ((_URL_PASSWORD, "password"), (_URL_TOKEN, "token")):
+            for match in pattern.finditer(text):
+                if not is_placeholder(match["secret"]):
+                    yield Secret(*match.span("secret"), f"a {what} inside a URL")
         for match in _URL_QUERY.finditer(text):
             if is_signature(match["name"], match["secret"]):
                 what = f"the part {match['name']!r} of a URL, which authenticates"
                 yield Secret(*match.span("secret"), what)
     for pattern in (_PAIR, _OPTION, _DEFAULT):
-        judge = is_secret_variable if pattern is _DEFAULT else is_secret_key
+        is_secret = is_secret_variable if pattern is _DEFAULT else is_secret_key
         for match in pattern.finditer(text):
-            if judge(match["name"]) and not is_placeholder(match["secret"]):
+            if is_secret(match["name"]) and not is_placeholder(match["secret"]):
                 variable = variable_name(match["name"])
                 yield Secret(*match.span("secret"), f"the value of {match['name']}", variable)
 
 
 def is_signature(name: str, value: str) -> bool:
-    """Whether a part of a URL's query lets its bearer in."""
+    """Whether a part of a URL's query authenticates whoever has it."""
     known = name.lower() in _SIGNS or (name.lower() == "key" and len(value) >= SHORTEST_LINE)
     return (known or is_secret_key(name)) and not is_placeholder(value)
 
 
-def _groups(pattern: re.Pattern[str], text: str, why: str) -> Iterator[Secret]:
-    for match in pattern.finditer(text):
-        if not is_placeholder(match["secret"]):
-            yield Secret(*match.span("secret"), why)
-
-
-def _places(text: str, value: str) -> Iterator[int]:
-    start = text.find(value)
-    while start >= 0:
-        yield start
-        start = text.find(value, start + 1)
-
-
 def _lines(value: str) -> list[str]:
+    """The lines of a value that has several (a private key), as a log may show one of them."""
     lines = value.split("\n") if "\n" in value else []
     return [line.strip() for line in lines if len(line.strip()) >= SHORTEST_LINE]
 
 
 def _spellings(value: str) -> set[str]:
+    """A value as it is, and as JSON, a URL, Python and a quoting shell write it."""
     as_json = {json.dumps(value, ensure_ascii=plain)[1:-1] for plain in (True, False)}
     escaped = {repr(value)[1:-1], ascii(value)[1:-1], repr(value.encode())[2:-1]}
     escaped |= {value.encode("unicode_escape").decode(), value.replace("'", "'\"'\"'")}

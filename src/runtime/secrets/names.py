@@ -1,7 +1,7 @@
-"""Which names say that what they name is a secret.
+"""Which names of variables and keys say that their value is a secret.
 
-What authenticates is meant, not the vocabulary of language models: ``hf_token`` and ``api_key``
-are secrets; ``eos_token``, ``max_new_tokens`` and ``config_key`` are none.
+The words for what authenticates are also words of language models: ``hf_token`` and ``api_key``
+are secrets, ``eos_token``, ``max_new_tokens`` and ``config_key`` are not.
 """
 
 from __future__ import annotations

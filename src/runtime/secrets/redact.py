@@ -15,10 +15,10 @@ from nemotron_style.runtime.secrets.detect import find_secrets, secret_values
 from nemotron_style.runtime.secrets.names import is_secret_key
 
 MASK = "[secret]"
-_BEGUN = re.compile(r":/?\Z|(?:://|\bhf_|\bgh[pousr]_|github_pat_|nvapi-|\bsk-)[^\s\"']*\Z")
-_BEGUN_PAIR = re.compile(r"(?<![\w.-])(?P<name>[A-Za-z_][\w.-]*)\s?=\s?[^\s\"']*\Z")
+_UNFINISHED = re.compile(r":/?\Z|(?:://|\bhf_|\bgh[pousr]_|github_pat_|nvapi-|\bsk-)[^\s\"']*\Z")
+_UNFINISHED_PAIR = re.compile(r"(?<![\w.-])(?P<name>[A-Za-z_][\w.-]*)\s?=\s?[^\s\"']*\Z")
 _LAST_WORD = re.compile(r"(?<!\S)\S+\Z")
-_WINDOW = 4096  # more of the end of a text is never held back
+_WINDOW = 4096  # no more of the end of a text is ever held back
 
 
 def redact(text: str) -> str:
@@ -35,7 +35,7 @@ def redact(text: str) -> str:
 
 
 def redact_leaves(values: Any) -> Any:
-    """Plain data with the secrets in its texts masked."""
+    """Plain data with the secrets in its texts masked; tuples become lists."""
     if isinstance(values, str):
         return redact(values)
     if isinstance(values, Mapping):
@@ -51,7 +51,7 @@ def unfinished_secret(text: str, *, any_word: bool = False) -> int:
     With ``any_word`` the last word may be one, whatever it looks like so far.
     """
     text = text[-_WINDOW:]
-    form, pair = _BEGUN.search(text), _BEGUN_PAIR.search(text)
+    form, pair = _UNFINISHED.search(text), _UNFINISHED_PAIR.search(text)
     longest = len(text) - form.start() if form else 0
     if any_word and (word := _LAST_WORD.search(text)):
         longest = max(longest, len(text) - word.start())
@@ -59,8 +59,8 @@ def unfinished_secret(text: str, *, any_word: bool = False) -> int:
         longest = max(longest, len(text) - pair.start())
     for value in secret_values():
         most = min(len(value) - 1, len(text))
-        ends = (size for size in range(most, longest, -1) if text.endswith(value[:size]))
-        longest = max(longest, next(ends, 0))
+        sizes = (size for size in range(most, longest, -1) if text.endswith(value[:size]))
+        longest = max(longest, next(sizes, 0))
     return longest
 
 
@@ -79,8 +79,8 @@ class RedactedStream(io.TextIOBase):
         whole = self.held + text
         # On a terminal somebody waits for the end of a line; elsewhere nobody misses it.
         cut = len(whole) - unfinished_secret(whole, any_word=not self.isatty())
-        inside = [each.start for each in find_secrets(whole) if each.start < cut < each.end]
-        cut = min([cut, *inside])
+        # A whole secret is not cut in two either: masked apart, its halves would show.
+        cut = min([cut, *(s.start for s in find_secrets(whole) if s.start < cut < s.end)])
         self.held = whole[cut:]
         self.stream.write(redact(whole[:cut]))
         return len(text)

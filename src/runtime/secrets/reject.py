@@ -1,6 +1,6 @@
-"""Secrets where they would be stored: in a config, a profile, on the command line, in a job.
+"""Reject secrets where they would be stored: in a config, a profile, a command line, a job.
 
-They are refused, with the place and the way out, and never repeated.
+The problem names the place and the way out, and never repeats the secret.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from nemotron_style.runtime.secrets.names import (
 from nemotron_style.runtime.validation import join_key
 
 Path = tuple[str | int, ...]
-DROPPED = object()
+REMOVED = object()
 # Texts of a profile that are scripts, or configs of something else.
 SCRIPTS = ("setup", "custom_spec")
 COLON = re.compile(r"(?P<name>[A-Za-z_][\w-]*)\\?[\"']?\s*:\s*\\?[\"']?(?P<secret>[^\s\"'\\,}]+)")
-# Variables that say where something lies; what they say is shown and stored.
-PLACES = ("NEMOTRON_STYLE_HOME", "NEMOTRON_ENV_FILE")
+# Variables that hold paths, which are shown and stored.
+LOCATIONS = ("NEMOTRON_STYLE_HOME", "NEMOTRON_ENV_FILE")
 
 
 def secret_problem(secret: Secret, *, where: str, key: str = "") -> Problem:
-    """What is told about a secret in the wrong place."""
+    """The problem of a secret in the wrong place."""
     name = secret.variable or "NAME"
     what = f"holds {secret.why}; what is given here is stored and shown, and no secret may be"
     fix = f'take it out, export {name}, list it in the profile: secrets = ["{name}"], '
@@ -56,44 +56,45 @@ def remove_secrets(values: Any, *, where: Callable[[str], str]) -> tuple[Any, li
     """Plain data without the leaves that hold a secret, and a problem for each of them."""
     problems: list[Problem] = []
 
-    def look(path: Path, value: Any, *, named: bool) -> Any:
+    def clean(path: Path, value: Any, *, named: bool) -> Any:
         if isinstance(value, Mapping):
-            told = _is_named_pair(value)
+            name = value.get("name")  # {name = "HF_TOKEN", value = ...}, as containers take it
+            pair = isinstance(name, str) and is_secret_variable(name)
             inner = {
-                name: look((*path, str(name)), item, named=named or (told and name == "value"))
-                for name, item in value.items()
+                key: clean((*path, str(key)), item, named=named or (pair and key == "value"))
+                for key, item in value.items()
             }
-            return {name: item for name, item in inner.items() if item is not DROPPED}
+            return {key: item for key, item in inner.items() if item is not REMOVED}
         if isinstance(value, list | tuple):
-            items = [look((*path, at), item, named=named) for at, item in enumerate(value)]
-            return [item for item in items if item is not DROPPED]
-        secret = _judge(path, value, named=named)
+            items = [clean((*path, index), item, named=named) for index, item in enumerate(value)]
+            return [item for item in items if item is not REMOVED]
+        secret = _find_in_leaf(path, value, named=named)
         if secret is None:
             return value
         key = join_key(path)
         problems.append(secret_problem(secret, where=where(key), key=key))
-        return DROPPED
+        return REMOVED
 
-    return look((), values, named=False), problems
+    return clean((), values, named=False), problems
 
 
 def find_argument_secrets(words: Sequence[str]) -> Iterator[Problem]:
-    """A problem for every word of a command line, and place named beside it, with a secret."""
-    for name in PLACES:
-        found = find_secrets(os.environ.get(name, ""))
-        if secret := next((each for each in found if each.variable != name), None):
+    """A problem for every word of a command line, and every variable beside it, with a secret."""
+    for name in LOCATIONS:
+        secrets = find_secrets(os.environ.get(name, ""))
+        if secret := next((each for each in secrets if each.variable != name), None):
             yield secret_problem(secret, where=f"${name}")
     cut = words.index("--") if "--" in words else len(words)
-    for at, word in enumerate(words):
-        before = words[at - 1] if at else ""
-        where = f"argument {at - cut} after --" if at > cut else _name_place(word, before)
-        secret = next(find_secrets(word), None) or _judge_option(before, word)
+    for index, word in enumerate(words):
+        before = words[index - 1] if index else ""
+        where = f"argument {index - cut} after --" if index > cut else _location(word, before)
+        secret = next(find_secrets(word), None) or _find_option_value(before, word)
         if secret:
-            yield secret_problem(secret, where=where, key=_name_key(word, before))
+            yield secret_problem(secret, where=where, key=_assigned_key(word))
 
 
-def _judge(path: Path, value: Any, *, named: bool) -> Secret | None:
-    """The secret that a leaf is or holds. Numbers are secrets under the name of one only."""
+def _find_in_leaf(path: Path, value: Any, *, named: bool) -> Secret | None:
+    """The secret that a leaf is or holds; a number is one only under the name of a secret."""
     if value is None or isinstance(value, bool):
         return None
     text = str(value)
@@ -114,23 +115,16 @@ def _find_colons(text: str) -> Iterator[Secret]:
             yield Secret(*match.span("secret"), why, variable_name(match["name"]))
 
 
-def _is_named_pair(table: Mapping[Any, Any]) -> bool:
-    """``{name = "HF_TOKEN", value = ...}``, as a list of variables is written for containers."""
-    name = table.get("name")
-    return isinstance(name, str) and is_secret_variable(name)
-
-
-def _judge_option(option: str, word: str) -> Secret | None:
+def _find_option_value(option: str, word: str) -> Secret | None:
     """``--token VALUE``, in two words."""
     name = option.lstrip("-")
-    if not option.startswith("-") or "=" in option or word.startswith("-"):
-        return None
-    if not is_secret_key(name) or is_placeholder(word):
+    in_two_words = option.startswith("-") and "=" not in option and not word.startswith("-")
+    if not in_two_words or not is_secret_key(name) or is_placeholder(word):
         return None
     return Secret(0, len(word), f"the value of {option}", variable_name(name))
 
 
-def _name_place(word: str, before: str) -> str:
+def _location(word: str, before: str) -> str:
     option, _, _value = word.partition("=")
     if word.startswith("-"):
         return option
@@ -139,7 +133,7 @@ def _name_place(word: str, before: str) -> str:
     return "override" if "=" in word else "argument"
 
 
-def _name_key(word: str, before: str) -> str:
+def _assigned_key(word: str) -> str:
     """What stands before the ``=``, where that is a name and no part of a secret."""
     name, equals, _ = word.lstrip("+~").partition("=")
     plain = equals and name.replace(".", "").replace("_", "").replace("-", "").isalnum()
