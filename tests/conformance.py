@@ -24,6 +24,8 @@ from typing import Any
 import torch
 
 from nemotron_style.steps.blocks.loss import steerlm2
+from nemotron_style.steps.blocks.model.prefix_packing import Group
+from nemotron_style.steps.blocks.training.microbatch_plan import plan_microbatches
 
 sys.path.insert(0, str(Path(__file__).parent))  # also where a test loads this file by its path
 import conformance_grpo
@@ -48,6 +50,12 @@ def check(kind: str) -> Callable[[Check], Check]:
     return register
 
 
+def cut(groups: int, responses: int, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Where passes of at most ``size`` responses stand in a table ``[groups, responses]``."""
+    alike = [Group([0], [[0]] * responses)] * groups
+    return [each.index for each in plan_microbatches(alike, max_responses=size, deal=False)]
+
+
 @check("steerlm2")
 def run_steerlm2(case: Case) -> Mapping[str, Any]:
     """The training recipe's two phases, cut as the case says, with the gradient by autograd."""
@@ -64,16 +72,14 @@ def run_steerlm2(case: Case) -> Mapping[str, Any]:
 
     log_q_theta = torch.empty_like(log_q)
     with torch.no_grad():
-        for piece in steerlm2.cut(count, width, size=inputs["forward_micro_batch_size"]):
-            part = piece.index
+        for part in cut(count, width, inputs["forward_micro_batch_size"]):
             log_q_theta[part] = steerlm2.response_logprob(-token_nll[part], mask[part])
     current = steerlm2.baseline(log_q_theta, log_q)
     coefficients = target - current
     scales = steerlm2.response_scales(coefficients, mask.sum(-1), groups=count)
 
     total = 0.0
-    for piece in steerlm2.cut(count, width, size=inputs["micro_batch_size"]):
-        part = piece.index
+    for part in cut(count, width, inputs["micro_batch_size"]):
         loss = steerlm2.group_loss(-token_nll[part], mask[part], scales[part])
         loss.backward()
         total += loss.item()

@@ -18,6 +18,7 @@ from nemotron_style.runtime.store.store import Store
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WEIGHTS, weights_digest
 from nemotron_style.steps.blocks.checkpoint.torch_dist import read_full
 from nemotron_style.steps.blocks.data.steerlm2_row import LOG_Q
+from nemotron_style.steps.blocks.training import training_state
 from nemotron_style.steps.sft.steerlm2 import recipe
 
 
@@ -88,7 +89,8 @@ def test_broken_off_anywhere_and_continued_ends_bit_identical(
     world, whole, broken_call, tmp_path, monkeypatch
 ):
     calls = []
-    original = getattr(recipe, broken_call)
+    module = training_state if broken_call == "save_state" else recipe
+    original = getattr(module, broken_call)
 
     def breaks(*words, **options):
         calls.append(broken_call)
@@ -96,7 +98,7 @@ def test_broken_off_anywhere_and_continued_ends_bit_identical(
         if len(calls) == (1 if broken_call == "copy_model" else 2):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, broken_call, breaks)
+    monkeypatch.setattr(module, broken_call, breaks)
     with pytest.raises(KeyboardInterrupt):
         world.train_in(tmp_path, "trainer.sft.max_epochs=2")
     monkeypatch.undo()

@@ -12,11 +12,11 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WEIGHTS
 from nemotron_style.steps.blocks.checkpoint.torch_dist import read_full
 from nemotron_style.steps.blocks.loss import steerlm2
 from nemotron_style.steps.blocks.model.parallel import Parallel
-from nemotron_style.steps.sft.steerlm2.batch import Sizes, Table
+from nemotron_style.steps.sft.steerlm2.batch import Batch
 from ranks import run_ranks
 
 pytestmark = pytest.mark.xdist_group("ranks")
-WHOLE_BATCH = Sizes(100, 100)
+WHOLE_BATCH = job.sizes_of(100, 100)
 
 
 def read(path):
@@ -40,7 +40,13 @@ def assert_same(figures, tensors, reference):
 
 @pytest.mark.parametrize(
     "sizes",
-    [Sizes(4, 4), Sizes(9, 1), Sizes(1, 1), Sizes(2, 3), Sizes(3, 100)],
+    [
+        job.sizes_of(4, 4),
+        job.sizes_of(9, 1),
+        job.sizes_of(1, 1),
+        job.sizes_of(2, 3),
+        job.sizes_of(3, 100),
+    ],
     ids=lambda sizes: f"micro{sizes.micro_batch_size}-forward{sizes.forward_micro_batch_size}",
 )
 def test_gradient_does_not_depend_on_micro_batches(sizes, reference, tmp_path):
@@ -48,15 +54,15 @@ def test_gradient_does_not_depend_on_micro_batches(sizes, reference, tmp_path):
     assert_same(figures, read(tmp_path), reference)
 
 
-def test_table_agrees_with_the_arithmetic_of_single_groups():
+def test_a_batch_agrees_with_the_arithmetic_of_single_groups():
     groups = job.groups()
-    table = Table.of(groups, torch.device("cpu")).rows([3, 1])
+    batch = Batch.of(groups).take([3, 1])
     for place, number in enumerate([3, 1]):
         group = groups[number]
         numbers = (group.log_p_a, group.log_p_y, group.log_q)
         alone = steerlm2.target_weights(*(torch.tensor([row]) for row in numbers))
-        torch.testing.assert_close(table.target[place], alone[0], atol=1e-5, rtol=0)
-        assert table.token_counts[place].tolist() == [len(ids) for ids in group.responses_ids]
+        torch.testing.assert_close(batch.w_PG[place], alone[0], atol=1e-5, rtol=0)
+        assert batch.tokens_PG[place].tolist() == [len(ids) for ids in group.responses_ids]
 
 
 @pytest.fixture(scope="module")

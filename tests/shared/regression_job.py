@@ -19,7 +19,13 @@ from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import load_state, save_state
-from nemotron_style.steps.reward.regression.batch import accumulate, predict
+from nemotron_style.steps.reward.regression.batch import (
+    Targets,
+    accumulate,
+    mean_squared_error,
+    predict,
+    ranking_loss,
+)
 from nemotron_style.steps.reward.regression.row import EncodedRow
 
 SIZES = ModelConfig(
@@ -63,11 +69,18 @@ def load(start):
     return model
 
 
+def losses(prediction):
+    """The two parts of the loss."""
+    target = Targets.of(rows(), REWARD)
+    ranking = ranking_loss(prediction, target, config=REWARD, over=target)
+    return [float(mean_squared_error(prediction, target, over=target)), float(ranking)]
+
+
 def measure(start, out, *, sizes=(1, 3, 16)):
     """Gradients and losses for several micro-batch sizes, predictions, updates and a resume."""
     model, tensors, facts = load(start), {}, {"losses": {}}
     for size in sizes:
-        facts["losses"][str(size)] = accumulate(model, rows(), config=REWARD, size=size)
+        facts["losses"][str(size)] = losses(accumulate(model, rows(), config=REWARD, size=size))
         tensors |= {f"{size}/{name}": grad for name, grad in full_gradient(model).items()}
     tensors["outputs"] = torch.cat(predict(model, rows(), outputs=2, size=3))
     optimizer = build_optimizer(model, OptimConfig(), gradient_clip=0.5)

@@ -15,7 +15,10 @@ from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import Parallel, finish, initialize
 from nemotron_style.steps.blocks.model.rank_zero import is_rank_zero
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
-from nemotron_style.steps.sft.steerlm2.batch import Sizes, Table, accumulate, figures_of, measure
+from nemotron_style.steps.blocks.training.microbatch import score_responses
+from nemotron_style.steps.sft.steerlm2.batch import Batch, accumulate
+from nemotron_style.steps.sft.steerlm2.config import SteerLM2
+from nemotron_style.steps.sft.steerlm2.validation import measure
 
 MODEL = ModelConfig(
     num_layers=2,
@@ -27,11 +30,18 @@ MODEL = ModelConfig(
     max_sequence_length=64,
 )
 GROUPS, WIDTH = 5, 4
+
+
+def sizes_of(micro: int, forward: int) -> SteerLM2:
+    """How many responses a pass holds, with and without gradient."""
+    return SteerLM2(micro_batch_size=micro, forward_micro_batch_size=forward)
+
+
 DIVISIONS = {
-    "data2": (Parallel(), Sizes(8, 8)),
-    "tensor2": (Parallel(tensor=2), Sizes(8, 8)),
-    "pipeline2": (Parallel(pipeline=2), Sizes(4, 4)),
-    "pipeline2-parts": (Parallel(pipeline=2), Sizes(3, 2)),
+    "data2": (Parallel(), sizes_of(8, 8)),
+    "tensor2": (Parallel(tensor=2), sizes_of(8, 8)),
+    "pipeline2": (Parallel(pipeline=2), sizes_of(4, 4)),
+    "pipeline2-parts": (Parallel(pipeline=2), sizes_of(3, 2)),
 }
 
 
@@ -57,23 +67,23 @@ def groups(seed: int = 0) -> list[EncodedGroup]:
     ]
 
 
-def gradient(parallel: Parallel, sizes: Sizes, target: Path) -> dict[str, float]:
-    """Write the gradient where weights would stand, and return the figures of the batch."""
+def gradient(parallel: Parallel, sizes: SteerLM2, target: Path) -> dict[str, float]:
+    """Write the gradient where weights would stand, and return the metrics of the batch."""
     initialize(parallel, seed=1)
     model = build_model(MODEL, seed=3)
-    device = next(model.parameters()).device
-    batch = groups()
-    table = Table.of(batch, device)
-    scored = measure(model, batch, table, size=sizes.forward_micro_batch_size)
-    log_q_theta = accumulate(model, batch, table, sizes=sizes)
+    batch = Batch.of(groups())
+    size = sizes.forward_micro_batch_size
+    scored = score_responses(model, batch.groups, max_responses=size)
+    log_q_theta = accumulate(model, batch, sizes)
     torch.testing.assert_close(log_q_theta, scored, atol=1e-4, rtol=0)
+    metrics = measure(model, batch, max_responses=size)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.main_grad)
     tokenizer = target / "no-tokenizer"
     tokenizer.mkdir(parents=True, exist_ok=True)
     save_model(model, target, config=MODEL, tokenizer=tokenizer)
-    return asdict(figures_of(table, log_q_theta))
+    return asdict(metrics)
 
 
 def main(out: Path) -> None:

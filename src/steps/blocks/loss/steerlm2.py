@@ -15,8 +15,6 @@ Source: HelpSteer2 (arXiv 2406.08673), section on SteerLM 2.0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -72,34 +70,3 @@ def effective_sample_size(target_PG: Tensor) -> Tensor:
 def sampler_gap(baseline_PG: Tensor) -> float:
     """``max |b_i - 1/n|``: 0 when the model is the one that the responses were sampled from."""
     return (baseline_PG - 1.0 / baseline_PG.shape[-1]).abs().max().item()
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What one pass of the model holds: some groups, and of each the same range of responses."""
-
-    groups: range
-    responses: range
-
-    @property
-    def index(self) -> tuple[slice, slice]:
-        """This piece's part of a ``_PG`` tensor."""
-        groups, responses = self.groups, self.responses
-        return slice(groups.start, groups.stop), slice(responses.start, responses.stop)
-
-
-def cut(group_count: int, response_count: int, *, size: int) -> list[Piece]:
-    """A batch of groups as passes of at most ``size`` responses.
-
-    ``size`` counts responses, as in NeMo-Aligner: a pass holds whole groups when at least one
-    fits, and otherwise a part of a single group.
-    """
-    groups, responses = max(size // response_count, 1), min(size, response_count)
-    return [
-        Piece(
-            range(first, min(first + groups, group_count)),
-            range(start, min(start + responses, response_count)),
-        )
-        for first in range(0, group_count, groups)
-        for start in range(0, response_count, responses)
-    ]

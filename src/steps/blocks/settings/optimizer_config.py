@@ -32,6 +32,11 @@ class OptimConfig(Section):
     eps: float = Field(default=1e-8, gt=0)
     sched: SchedConfig = SchedConfig()
 
+    @property
+    def distributed(self) -> bool:
+        """Whether data ranks share the optimizer's state among them, where there is CUDA."""
+        return self.name == "distributed_fused_adam"
+
     @model_validator(mode="after")
     def _rates_fit(self) -> OptimConfig:
         if not all(0 <= beta < 1 for beta in self.betas):

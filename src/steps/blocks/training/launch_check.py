@@ -1,44 +1,33 @@
-"""What training recipes ask about the job that they run in."""
+"""What training recipes check about the job that they run in."""
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import torch
 
 from nemotron_style.runtime.errors import Problem
+from nemotron_style.steps.blocks.settings.training_config import AlignerJob, Job
 
 
-class Trainer(Protocol):
-    """The keys of a config's ``trainer`` that a job has to agree with."""
-
-    @property
-    def num_nodes(self) -> int: ...
-
-    @property
-    def devices(self) -> int: ...
-
-    @property
-    def precision(self) -> str | int: ...
-
-    @property
-    def half(self) -> bool: ...
-
-
-def find_disagreements(trainer: Trainer, *, world_size: int) -> list[Problem]:
-    """What ``trainer`` and the job disagree on: the number of processes, and the precision."""
+def find_launch_problems(trainer: Job, *, world_size: int) -> list[Problem]:
+    """Where ``trainer`` and the job differ: number of processes, device, precision."""
     problems = []
-    asked = trainer.num_nodes * trainer.devices
-    if asked != world_size:
+    on_cuda = torch.cuda.is_available()
+    if trainer.num_nodes * trainer.devices != world_size:
         problems.append(
             Problem(
                 key="trainer.num_nodes x trainer.devices",
                 what="the run was started with another number of processes",
-                got=str(asked),
+                got=str(trainer.num_nodes * trainer.devices),
                 allowed=str(world_size),
+                fix="start it with nemotron-style, which starts as many as these keys say",
             )
         )
-    if trainer.half and not torch.cuda.is_available():
+    if isinstance(trainer, AlignerJob):
+        device = "gpu" if on_cuda else "cpu"
+        if trainer.accelerator not in ("auto", device):
+            what, got = f"this machine trains on {device}", trainer.accelerator
+            problems.append(Problem(key="trainer.accelerator", what=what, got=got))
+    if trainer.half and not on_cuda:
         problems.append(
             Problem(
                 key="trainer.precision",
@@ -48,8 +37,3 @@ def find_disagreements(trainer: Trainer, *, world_size: int) -> list[Problem]:
             )
         )
     return problems
-
-
-def is_due(step: int, interval: int, *, last: int) -> bool:
-    """Whether something done every ``interval`` steps (0: never before the last) is done now."""
-    return step == last or (interval > 0 and step % interval == 0)

@@ -78,6 +78,19 @@ def accumulate_nll(
     return float(sum_over_ranks(parts, torch.zeros((), dtype=torch.float64)))
 
 
+def score_responses(model: nn.Module, groups: Sequence[Prompted], *, max_responses: int) -> Tensor:
+    """``log p(response | prompt)_PN`` of all responses, float64, on every rank; no gradient.
+
+    All ``groups`` have the same number of responses.
+    """
+    plan = plan_microbatches(groups, max_responses=max_responses)
+    logprobs = score(model, [batch.pack(groups) for batch in plan])
+    table_PN = torch.zeros(len(groups), len(groups[0].responses_ids), dtype=torch.float64)
+    for batch, logprobs_BNR in zip(plan, logprobs, strict=True):
+        table_PN[batch.index] = logprobs_BNR.double().sum(-1)
+    return sum_over_data(table_PN)
+
+
 def count_tokens(groups: Sequence[Prompted]) -> int:
     """Response tokens of ``groups``."""
     return sum(len(ids) for group in groups for ids in group.responses_ids)

@@ -6,9 +6,7 @@ import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from statistics import fmean
-
-from torch import Tensor
+from statistics import StatisticsError, correlation, fmean
 
 from nemotron_style.steps.blocks.reward.config import RewardConfig
 from nemotron_style.steps.blocks.reward.types import RewardScore
@@ -16,11 +14,6 @@ from nemotron_style.steps.reward.regression.row import EncodedRow
 
 Points = list[tuple[float, float]]
 """What was rated and what was predicted, in the units of the data."""
-
-
-def rate_all(outputs: Sequence[Tensor], config: RewardConfig) -> list[list[RewardScore]]:
-    """The head's outputs of each row as attributes and scores."""
-    return [[config.rate(one) for one in rows.tolist()] for rows in outputs]
 
 
 def points_of(
@@ -38,21 +31,22 @@ def points_of(
     return {name: values for name, values in points.items() if values}
 
 
-def figures_of(
-    rows: Sequence[EncodedRow], found: Sequence[Sequence[RewardScore]], config: RewardConfig
+def compute_metrics(
+    rows: Sequence[EncodedRow], scores: Sequence[Sequence[RewardScore]], config: RewardConfig
 ) -> dict[str, float]:
-    """Every figure by name: ``mse_<attribute>`` and so on, and ``pair_accuracy`` of pairs.
+    """``mse_<attribute>`` and so on of what is rated, and ``pair_accuracy`` of pairs.
 
-    What cannot be said (a correlation with a constant) is left out.
+    What is undefined (a correlation with a constant) is left out.
     """
-    figures: dict[str, float] = {}
-    for name, points in points_of(rows, found, config.outputs).items():
-        named = {f"{figure}_{name}": value for figure, value in describe(points).items()}
-        figures |= {key: value for key, value in named.items() if not math.isnan(value)}
-    leads = [pair[0].score - pair[1].score for pair in found if len(pair) == 2]
+    metrics: dict[str, float] = {}
+    for attribute, points in points_of(rows, scores, config.outputs).items():
+        for name, value in describe(points).items():
+            if not math.isnan(value):
+                metrics[f"{name}_{attribute}"] = value
+    leads = [pair[0].score - pair[1].score for pair in scores if len(pair) == 2]
     if leads:
-        figures["pair_accuracy"] = fmean((lead > 0) + 0.5 * (lead == 0) for lead in leads)
-    return figures
+        metrics["pair_accuracy"] = fmean((lead > 0) + 0.5 * (lead == 0) for lead in leads)
+    return metrics
 
 
 def describe(points: Points) -> Mapping[str, float]:
@@ -72,10 +66,10 @@ def describe(points: Points) -> Mapping[str, float]:
 
 def correlate(one: Sequence[float], other: Sequence[float]) -> float:
     """Pearson's correlation; NaN where a side is constant."""
-    first, second = _centred(one), _centred(other)
-    scale = math.sqrt(math.fsum(x * x for x in first) * math.fsum(y * y for y in second))
-    product = math.fsum(x * y for x, y in zip(first, second, strict=True))
-    return product / scale if scale else math.nan
+    try:
+        return correlation(one, other)
+    except StatisticsError:
+        return math.nan
 
 
 def rank(values: Sequence[float]) -> list[float]:
@@ -98,8 +92,3 @@ def compare_pairs(points: Points) -> float:
         for value in predicted:
             insort(below, value)
     return right / pairs if pairs else math.nan
-
-
-def _centred(values: Sequence[float]) -> list[float]:
-    mean = fmean(values)
-    return [value - mean for value in values]

@@ -11,18 +11,18 @@ keys of the config.  It leaves out, on purpose:
 * cutting what is too long, which would move the last token: such rows are refused, with lines;
 * average pooling and outputs for a whole sequence.
 
-Shapes: ``_C`` conversations, ``_K`` attributes.
+Shapes: ``_C`` conversations of a batch, ``_K`` attributes.
 """
 
 from __future__ import annotations
 
 import math
-import time
+from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
+from torch import nn
 
-from nemotron_style.runtime.errors import InputError, Interrupted, raise_all
+from nemotron_style.runtime.errors import InputError, raise_all
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     TOKENIZER,
@@ -30,145 +30,175 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     read_config,
     weights_digest,
 )
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, tokenizer_facts
-from nemotron_style.steps.blocks.model.parallel import Parallel, any_rank, initialize
+from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.reward.config import RewardConfig
 from nemotron_style.steps.blocks.reward.regression_model import load_trunk
-from nemotron_style.steps.blocks.training.launch_check import find_disagreements, is_due
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.training.launch_check import find_launch_problems
+from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
-from nemotron_style.steps.blocks.training.training_state import load_state, save_state
-from nemotron_style.steps.reward.regression import plot
+from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.reward.regression.artifact import (
     merge_outputs,
     write_settings,
     write_tokenizer,
     write_weights,
 )
-from nemotron_style.steps.reward.regression.batch import accumulate, predict
+from nemotron_style.steps.reward.regression.batch import (
+    Targets,
+    accumulate,
+    mean_squared_error,
+    ranking_loss,
+)
 from nemotron_style.steps.reward.regression.config import Config
-from nemotron_style.steps.reward.regression.metrics import figures_of, points_of, rate_all
+from nemotron_style.steps.reward.regression.plot import draw
 from nemotron_style.steps.reward.regression.row import (
+    EncodedRow,
     encode_rows,
     encoder,
     name_outputs,
     scale_outputs,
     weigh_outputs,
 )
+from nemotron_style.steps.reward.regression.validation import measure
 
 
 def run(config: Config, ctx: StepContext) -> None:
     """Train on ``data`` and produce ``model``: trunk, head and the scale of its outputs."""
-    # -- where the model comes from, and its words
-    raise_all(InputError, find_disagreements(config.trainer, world_size=ctx.world_size))
+    # -- where the model starts, and the rows: all of them checked before any work is done
+    raise_all(InputError, find_launch_problems(config.trainer, world_size=ctx.world_size))
     settings, rm = config.model, config.trainer.rm
-    division = Parallel(settings.tensor_model_parallel_size, settings.pipeline_model_parallel_size)
-    initialize(division, seed=config.seed)
-    source = ctx.input("model").path
-    tokenizer = Tokenizer(source / TOKENIZER)
+    division = settings.tensor_model_parallel_size, settings.pipeline_model_parallel_size
+    initialize(Parallel(*division), seed=config.seed)
+    start = ctx.input("model").path
+    tokenizer = Tokenizer(start / TOKENIZER)
     chat = open_chat(tokenizer, settings.data.chat_prompt_tokens)
-    room = read_config(source).max_sequence_length
-    encode = encoder(tokenizer, chat, max_tokens=min(room, settings.data.seq_length or room))
-
-    # -- the rows: all of them checked before any work is done
-    given, regression = ctx.input("data").path, settings.regression
-    train = encode_rows(given, config=config, encode=encode, names=regression.attributes)
-    names = name_outputs(train, regression)
-    reward = RewardConfig(
-        outputs=names,
-        weights=weigh_outputs(names, regression),
-        scale=scale_outputs(train, names, where=given),
-        max_sequence_length=min(room, settings.data.seq_length or room),
-        chat=chat.tokens,
-    )
-    validation = []
-    if ctx.optional_input("validation"):
-        held = ctx.input("validation").path
-        validation = encode_rows(held, config=config, encode=encode, names=names)
-        validation = validation[: config.validation_rows(len(validation))]
-    order = SampleOrder(
-        len(train), config.seed, settings.global_batch_size, sample=settings.data.sample
-    )
+    data = read_data(config, ctx, tokenizer=tokenizer, chat=chat)
+    train, validation, reward = data.train, data.validation, data.reward
+    batch_size, size = settings.global_batch_size, settings.micro_batch_size
+    order = SampleOrder(len(train), config.seed, batch_size, sample=settings.data.sample)
     steps = order.steps(max_steps=rm.max_steps, max_epochs=rm.max_epochs)
     ctx.say(f"{len(train)} rows to train on, {len(validation)} to validate, {steps} steps")
-    ctx.say(f"outputs: {', '.join(names)}")
+    ctx.say(f"outputs: {', '.join(reward.outputs)}")
 
     # -- the model and its state
-    half = torch.bfloat16 if config.trainer.half else torch.float32
-    spread = settings.optim.name == "distributed_fused_adam" and torch.cuda.is_available()
-    model, sizes = load_trunk(source, outputs=len(names), dtype=half, distributed_optimizer=spread)
+    model, sizes = load_trunk(
+        start,
+        outputs=len(reward.outputs),
+        dtype=torch.bfloat16 if config.trainer.half else torch.float32,
+        distributed_optimizer=settings.optim.distributed,
+    )
     optimizer = build_optimizer(model, settings.optim, gradient_clip=rm.gradient_clip_val)
+    state = TrainingState(ctx, model, optimizer)
+    done, kept = state.restore()
+    validation_metrics: dict[str, float] = kept.get("figures", {})
 
-    def validate(step: int) -> dict[str, float]:
-        found = rate_all(
-            predict(model, validation, outputs=len(names), size=settings.micro_batch_size), reward
-        )
-        figures = figures_of(validation, found, reward)
-        named = {f"validation_{name}": value for name, value in figures.items()}
-        ctx.metrics.log(step, **named)
-        told = [f"{name} {value:.3f}" for name, value in figures.items() if "accuracy" in name]
-        ctx.say(f"step {step}: validation {', '.join(told)}")
+    def validate(step: int) -> None:
+        metrics, points = measure(model, validation, config=reward, size=size)
+        validation_metrics.update({f"validation_{name}": x for name, x in metrics.items()})
+        ctx.metrics.log(step, **validation_metrics)
+        shown = [f"{name} {value:.3f}" for name, value in metrics.items() if "accuracy" in name]
+        ctx.say(f"step {step}: validation {', '.join(shown)}")
         if step == steps and ctx.is_first:
-            plot.draw(points_of(validation, found, names), ctx.run_dir)
-        return named
+            draw(points, ctx.run_dir)
 
-    def save(step: int) -> None:
-        save_state(ctx.checkpoints.stage(step), model, optimizer, extra={"figures": figures})
-        dist.barrier()
-        ctx.checkpoints.commit(step)
-        dist.barrier()
-
-    done, figures = 0, {}
-    newest = ctx.checkpoints.newest()
-    if newest:
-        figures = load_state(newest.path, model, optimizer)["figures"]
-        done = newest.step
-        ctx.say(f"continuing after step {done}")
-    ctx.metrics.rewind(done if newest else -1)
+    schedule = Schedule(
+        steps=steps,
+        validation_interval=rm.val_check_interval,
+        save_interval=rm.steps_between_saves,
+    )
+    loop = TrainingLoop(
+        ctx,
+        schedule,
+        validate=validate if validation else None,
+        save=lambda step: state.save(step, {"figures": validation_metrics}),
+    )
 
     # -- training: one update for each global batch
-    tokens_seen, clock = 0, time.monotonic()
-    for step in range(done + 1, steps + 1):
-        batch = [train[place] for place in order.batch(step - 1)]
-        losses = accumulate(model, batch, config=reward, size=settings.micro_batch_size)
+    for step in loop.steps(done):
+        rows = [train[index] for index in order.batch(step - 1)]
+        target = Targets.of(rows, reward)
+        # forward and backward over all micro-batches: leaves the gradients of `loss` in the model
+        prediction_CK = accumulate(model, rows, config=reward, size=size)
+        mse = mean_squared_error(prediction_CK, target, over=target)
+        ranking = ranking_loss(prediction_CK, target, config=reward, over=target)
+        loss = mse + ranking
         lr = cosine_annealing(settings.optim, step - 1, updates=steps)
         grad_norm = optimizer.step(lr)
 
-        tokens_seen += sum(map(len, batch))
-        rate = tokens_seen / (time.monotonic() - clock)
+        parts = {"train_regression_loss": mse} if target.ratings_K.any() else {}
+        parts |= {"train_pair_loss": ranking} if target.pairs else {}
+        rate = loop.rate(sum(map(len, rows)))
         ctx.metrics.log(
             step,
-            **{f"train_{name}": value for name, value in losses.items()},
+            train_loss=loss,
+            **parts,
             lr=lr,
             grad_norm=grad_norm,
             epoch=order.epoch(step - 1),
             tokens_per_second=rate,
         )
-        ctx.progress(step, steps, loss=losses["loss"], grad_norm=grad_norm, tokens_per_second=rate)
+        ctx.progress(step, steps, loss=loss, grad_norm=grad_norm, tokens_per_second=rate)
 
-        if validation and is_due(step, rm.val_check_interval, last=steps):
-            figures = validate(step)
-        stopping = any_rank(ctx.stopping) and step < steps
-        if stopping or is_due(step, rm.save_interval, last=steps):
-            save(step)
-        if stopping:
-            raise Interrupted(f"stopped after step {step} of {steps}; the same command continues")
+    write_model(config, ctx, model=model, sizes=sizes, reward=reward)
+    ctx.output("model").note(**tokenizer_facts(tokenizer, chat))
+    ctx.summarise(**validation_metrics, steps=steps, epochs=steps * batch_size / len(train))
 
-    # -- what is produced: the model as Hugging Face reads it, with the scale of its outputs
-    output = ctx.output("model")
-    told, mix = merge_outputs(reward) if regression.merge_attributes else (reward, None)
+
+@dataclass(frozen=True)
+class Data:
+    """Rows to train on and to validate, and how the model's outputs are named and scaled."""
+
+    train: list[EncodedRow]
+    validation: list[EncodedRow]
+    reward: RewardConfig
+
+
+def read_data(config: Config, ctx: StepContext, *, tokenizer: Tokenizer, chat: ChatFormat) -> Data:
+    """Both files as tokens. Raises InputError for every row that cannot be trained on."""
+    limit = read_config(ctx.input("model").path).max_sequence_length
+    max_tokens = min(limit, config.model.data.seq_length or limit)
+    encode = encoder(tokenizer, chat, max_tokens=max_tokens)
+    path, regression = ctx.input("data").path, config.model.regression
+    train = encode_rows(path, config=config, encode=encode, names=regression.attributes)
+    names = name_outputs(train, regression)
+    reward = RewardConfig(
+        outputs=names,
+        weights=weigh_outputs(names, regression),
+        scale=scale_outputs(train, names, where=path),
+        max_sequence_length=max_tokens,
+        chat=chat.tokens,
+    )
+    validation: list[EncodedRow] = []
+    if ctx.optional_input("validation"):
+        path = ctx.input("validation").path
+        validation = encode_rows(path, config=config, encode=encode, names=names)
+        validation = validation[: config.validation_rows(len(validation))]
+    return Data(train, validation, reward)
+
+
+def write_model(
+    config: Config, ctx: StepContext, *, model: nn.Module, sizes: ModelConfig, reward: RewardConfig
+) -> None:
+    """Write the model as Hugging Face reads it, with the scale of its outputs."""
+    output, mix = ctx.output("model"), None
+    if config.model.regression.merge_attributes:
+        reward, mix = merge_outputs(reward)
     write_weights(model, output.path, sizes=sizes, mix=mix)
     if ctx.is_first:
-        ids = write_tokenizer(tokenizer.path, output.path, pad_token=chat.tokens.label_start)
-        dtype = str(half).removeprefix("torch.")
-        write_settings(output.path, sizes=sizes, config=told, dtype=dtype, token_ids=ids)
+        tokenizer = ctx.input("model").path / TOKENIZER
+        ids = write_tokenizer(tokenizer, output.path, pad_token=reward.chat.label_start)
+        dtype = "bfloat16" if config.trainer.half else "float32"
+        write_settings(output.path, sizes=sizes, config=reward, dtype=dtype, token_ids=ids)
+    trunk = sum(math.prod(shape) for shape in full_shapes(sizes).values())
     output.note(
         weights_digest=weights_digest(model),
-        outputs=list(told.outputs),
-        weights=told.weights,
-        parameters=sum(math.prod(shape) for shape in full_shapes(sizes).values())
-        + (len(told.outputs) - sizes.vocab_size) * sizes.hidden_size,
-        **tokenizer_facts(tokenizer, chat),
+        outputs=list(reward.outputs),
+        weights=reward.weights,
+        # the head stands in place of the output layer
+        parameters=trunk + (len(reward.outputs) - sizes.vocab_size) * sizes.hidden_size,
     )
-    ctx.summarise(**figures, steps=steps, epochs=steps * settings.global_batch_size / len(train))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
@@ -12,22 +11,16 @@ from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.generation.backend import GenerationEngine
 from nemotron_style.steps.blocks.generation.logprob_gap import EngineGap, measure_sample_gap
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
-from nemotron_style.steps.blocks.training.launch_check import find_disagreements
+from nemotron_style.steps.blocks.training.launch_check import find_launch_problems
 from nemotron_style.steps.rs.actor.config import Config
 from nemotron_style.steps.rs.actor.rollout import SeededPrompt
 
 PROBED_PROMPTS, PROBED_SAMPLES = 8, 4
 
 
-def check_machine(config: Config, ctx: StepContext, device: torch.device) -> None:
+def check_machine(config: Config, ctx: StepContext) -> None:
     """Refuse a config that asks for other processes or another device than there are."""
-    problems = find_disagreements(config.trainer, world_size=ctx.world_size)
-    wanted = {"gpu": "cuda", "cpu": "cpu"}.get(config.trainer.accelerator, device.type)
-    if wanted != device.type:
-        what = f"this machine trains on {device.type}"
-        got = config.trainer.accelerator
-        problems.append(Problem(key="trainer.accelerator", what=what, got=got))
-    raise_all(InputError, problems)
+    raise_all(InputError, find_launch_problems(config.trainer, world_size=ctx.world_size))
 
 
 def check_prompts(config: Config, available: int) -> None:

@@ -83,8 +83,8 @@ from nemotron_style.steps.rs.actor.validation import (
 def run(config: Config, ctx: StepContext) -> None:
     """Train ``model`` on the best of its own responses to ``prompts``; produce the last weights."""
     # -- what is trained, and its tokenizer
-    device = prepare_device()
-    check_machine(config, ctx, device)
+    prepare_device()
+    check_machine(config, ctx)
     initialize(seed=config.seed)
     source = ctx.input("model")
     tokenizer = Tokenizer(source.path / TOKENIZER)

@@ -1,4 +1,4 @@
-"""What a run starts from: a checkpoint with its tokenizer, or sizes and a tokenizer made here."""
+"""What a run starts from: a checkpoint, or sizes with a tokenizer trained here."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptT
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, train_tokenizer
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
-from nemotron_style.steps.blocks.training.launch_check import find_disagreements
+from nemotron_style.steps.blocks.training.launch_check import find_launch_problems
 from nemotron_style.steps.sft.chat.config import Config
-from nemotron_style.steps.sft.chat.row import texts_of
+from nemotron_style.steps.sft.chat.row import read_texts
 
 
 @dataclass(frozen=True)
 class Start:
-    """The words and sizes of the model, known before any weight is read or drawn."""
+    """Tokenizer, chat format and sizes of the model, known before any weight is."""
 
     tokenizer: Tokenizer
     chat: ChatFormat
@@ -35,18 +35,18 @@ class Start:
     checkpoint: Path | None
 
     def build(self, config: Config) -> nn.Module:
-        """This rank's part of the model: read from the checkpoint, or drawn from the seed."""
+        """This rank's part of the model: loaded from the checkpoint, or initialised by the seed."""
         dtype = torch.bfloat16 if config.trainer.half else torch.float32
-        spread = config.model.optim.name == "distributed_fused_adam" and torch.cuda.is_available()
+        distributed = config.model.optim.distributed
         if self.checkpoint:
-            return load_model(self.checkpoint, dtype=dtype, distributed_optimizer=spread)[0]
+            return load_model(self.checkpoint, dtype=dtype, distributed_optimizer=distributed)[0]
         assert config.model.architecture is not None
         return build_model(
             self.sizes,
             seed=config.seed,
             dtype=dtype,
             initial=config.model.architecture.init_method_std,
-            distributed_optimizer=spread,
+            distributed_optimizer=distributed,
         )
 
 
@@ -68,7 +68,7 @@ def prepare_start(config: Config, ctx: StepContext) -> Start:
 
 def check_job(config: Config, ctx: StepContext) -> None:
     """Refuse what the config and the job disagree on, before any work; all of it at once."""
-    problems = find_disagreements(config.trainer, world_size=ctx.world_size)
+    problems = find_launch_problems(config.trainer, world_size=ctx.world_size)
     given, made = ctx.optional_input("model") is not None, config.model.architecture is not None
     if given == made:
         what = "a checkpoint and sizes of a new model are given" if given else "no model is given"
@@ -78,11 +78,11 @@ def check_job(config: Config, ctx: StepContext) -> None:
 
 
 def _make_tokenizer(config: Config, ctx: StepContext, tokens: ChatPromptTokens) -> Tokenizer:
-    """Train on every text of the training file; one rank does, and the others wait and read."""
+    """Train a tokenizer on every text of the training file; rank zero does, the others read it."""
     path = ctx.run_dir / TOKENIZER
     if ctx.is_first:
         assert config.model.architecture is not None
-        texts = texts_of(ctx.input("data").path, ChatFormat(tokens))
+        texts = read_texts(ctx.input("data").path, ChatFormat(tokens))
         size = config.model.architecture.tokenizer_vocab_size
         train_tokenizer(texts, size, path, tokens=tokens)
     dist.barrier()

@@ -12,18 +12,14 @@ config.  It leaves out, on purpose:
 * loss on every assistant turn: the last answer of a row is its target, so a conversation with
   several answers becomes several rows;
 * trainer and callbacks: the order of events is the function below.
-
-Shapes: ``_B`` rows, ``_N`` answers of a row (one), ``_R`` target tokens.
 """
 
 from __future__ import annotations
 
 import math
-import time
 
-import torch.distributed as dist
+from torch import nn
 
-from nemotron_style.runtime.errors import Interrupted
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     full_shapes,
@@ -32,102 +28,100 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
 )
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import tokenizer_facts
-from nemotron_style.steps.blocks.model.parallel import Parallel, any_rank, initialize
-from nemotron_style.steps.blocks.training.launch_check import is_due
+from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
+from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
+from nemotron_style.steps.blocks.training.microbatch import accumulate_nll, count_tokens
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
-from nemotron_style.steps.blocks.training.training_state import load_state, save_state
-from nemotron_style.steps.sft.chat.batch import accumulate, measure
+from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.sft.chat.config import Config
-from nemotron_style.steps.sft.chat.initial_model import check_job, prepare_start
-from nemotron_style.steps.sft.chat.row import EncodedRow, count_targets, encode_rows
+from nemotron_style.steps.sft.chat.initial_model import Start, check_job, prepare_start
+from nemotron_style.steps.sft.chat.row import EncodedRow, encode_rows
+from nemotron_style.steps.sft.chat.validation import measure_loss
 
 
 def run(config: Config, ctx: StepContext) -> None:
     """Train on ``data`` and produce ``model``, the weights after the last step."""
-    # -- where the model comes from, and its words
+    # -- where the model starts, and the rows: all of them checked before any work is done
     check_job(config, ctx)
-    tensor, pipeline = (
-        config.model.tensor_model_parallel_size,
-        config.model.pipeline_model_parallel_size,
-    )
-    initialize(Parallel(tensor, pipeline), seed=config.seed)
+    division = config.model.tensor_model_parallel_size, config.model.pipeline_model_parallel_size
+    initialize(Parallel(*division), seed=config.seed)
     start = prepare_start(config, ctx)
-    data, sft = config.model.data, config.trainer.sft
-
-    # -- the rows: all of them checked before any work is done
-    def rows(slot: str) -> list[EncodedRow]:
-        room, wanted = start.sizes.max_sequence_length, data.train_ds.max_seq_length
-        return encode_rows(
-            ctx.input(slot).path,
-            tokenizer=start.tokenizer,
-            chat=start.chat,
-            max_tokens=min(room, wanted or room),
-        )
-
-    train = rows("data")
-    validation = rows("validation") if ctx.optional_input("validation") else []
-    validation = validation[: config.validation_rows(len(validation))]
-    batch_size = data.train_ds.global_batch_size
-    order = SampleOrder(len(train), config.seed, batch_size, sample=data.sample)
+    train = read_rows(config, ctx, start=start, slot="data")
+    validation = []
+    if ctx.optional_input("validation"):
+        validation = read_rows(config, ctx, start=start, slot="validation")
+        validation = validation[: config.validation_rows(len(validation))]
+    sft, train_ds = config.trainer.sft, config.model.data.train_ds
+    batch_size = train_ds.global_batch_size
+    order = SampleOrder(len(train), config.seed, batch_size, sample=config.model.data.sample)
     steps = order.steps(max_steps=sft.max_steps, max_epochs=sft.max_epochs)
     ctx.say(f"{len(train)} rows to train on, {len(validation)} to validate, {steps} steps")
 
     # -- the model and its state
     model = start.build(config)
     optimizer = build_optimizer(model, config.model.optim, gradient_clip=sft.gradient_clip_val)
+    state = TrainingState(ctx, model, optimizer)
+    done, kept = state.restore()
+    validation_metrics: dict[str, float] = kept.get("figures", {})
 
-    def validate(step: int) -> dict[str, float]:
-        figures = measure(model, validation, size=config.validation_micro_batch_size)
-        named = {f"validation_{name}": value for name, value in figures.items()}
-        ctx.metrics.log(step, **named)
-        ctx.say(f"step {step}: validation loss {figures['loss']:.4f}")
-        return named
+    def validate(step: int) -> None:
+        size = config.validation_micro_batch_size
+        losses = measure_loss(model, validation, max_responses=size)
+        validation_metrics.update({f"validation_{name}": x for name, x in losses.items()})
+        ctx.metrics.log(step, **validation_metrics)
+        ctx.say(f"step {step}: validation loss {losses['loss']:.4f}")
 
-    def save(step: int) -> None:
-        save_state(ctx.checkpoints.stage(step), model, optimizer, extra={"figures": figures})
-        dist.barrier()
-        ctx.checkpoints.commit(step)
-        dist.barrier()
-
-    done, figures = 0, {}
-    newest = ctx.checkpoints.newest()
-    if newest:
-        figures = load_state(newest.path, model, optimizer)["figures"]
-        done = newest.step
-        ctx.say(f"continuing after step {done}")
-    ctx.metrics.rewind(done if newest else -1)
+    loop = TrainingLoop(
+        ctx,
+        Schedule(
+            steps=steps,
+            validation_interval=sft.val_check_interval,
+            save_interval=sft.steps_between_saves,
+        ),
+        validate=validate if validation else None,
+        save=lambda step: state.save(step, {"figures": validation_metrics}),
+    )
 
     # -- training: one update for each global batch
-    tokens_seen, clock = 0, time.monotonic()
-    for step in range(done + 1, steps + 1):
-        batch = [train[place] for place in order.batch(step - 1)]
-        loss = accumulate(model, batch, size=data.train_ds.micro_batch_size)
+    for step in loop.steps(done):
+        rows = [train[index] for index in order.batch(step - 1)]
+        target_tokens = count_tokens(rows)
+        # forward and backward over all micro-batches: leaves the gradients of `loss` in the model
+        nll = accumulate_nll(model, rows, max_responses=train_ds.micro_batch_size)
+        loss = nll / target_tokens
         lr = cosine_annealing(config.model.optim, step - 1, updates=steps)
         grad_norm = optimizer.step(lr)
 
-        tokens_seen += sum(map(len, batch))
-        rate = tokens_seen / (time.monotonic() - clock)
+        rate = loop.rate(sum(map(len, rows)))
         ctx.metrics.log(
             step,
             train_loss=loss,
             lr=lr,
             grad_norm=grad_norm,
             epoch=order.epoch(step - 1),
-            target_tokens=count_targets(batch),
+            target_tokens=target_tokens,
             tokens_per_second=rate,
         )
         ctx.progress(step, steps, loss=loss, grad_norm=grad_norm, tokens_per_second=rate)
 
-        if validation and is_due(step, sft.val_check_interval, last=steps):
-            figures = validate(step)
-        stopping = any_rank(ctx.stopping) and step < steps
-        if stopping or is_due(step, config.trainer.sft.steps_between_saves, last=steps):
-            save(step)
-        if stopping:
-            raise Interrupted(f"stopped after step {step} of {steps}; the same command continues")
+    write_model(ctx, model, start)
+    ctx.summarise(**validation_metrics, steps=steps, epochs=steps * batch_size / len(train))
 
-    # -- what is produced: the model with its words, and what tells it from any other
+
+def read_rows(config: Config, ctx: StepContext, *, start: Start, slot: str) -> list[EncodedRow]:
+    """The rows of an input as tokens. Raises InputError for each that cannot be trained on."""
+    limit = start.sizes.max_sequence_length
+    return encode_rows(
+        ctx.input(slot).path,
+        tokenizer=start.tokenizer,
+        chat=start.chat,
+        max_tokens=min(limit, config.model.data.train_ds.max_seq_length or limit),
+    )
+
+
+def write_model(ctx: StepContext, model: nn.Module, start: Start) -> None:
+    """Write the output: the model with its tokenizer, and what tells it from any other."""
     output = ctx.output("model")
     save_model(model, output.path, config=start.sizes, tokenizer=start.tokenizer.path)
     output.note(
@@ -135,4 +129,3 @@ def run(config: Config, ctx: StepContext) -> None:
         parameters=sum(math.prod(shape) for shape in full_shapes(start.sizes).values()),
         **tokenizer_facts(start.tokenizer, start.chat),
     )
-    ctx.summarise(**figures, steps=steps, epochs=steps * batch_size / len(train))

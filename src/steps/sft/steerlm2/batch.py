@@ -1,9 +1,10 @@
-"""SteerLM 2.0 on a real model: passes over groups, and the numbers they give.
+"""Groups with the numbers of their rows, and the passes of the model over them.
 
-Rows are dealt out to data ranks, packed so that a prompt is computed once for its responses, and
-run through megatron-core's schedules.  What comes back is one number for each response, its
-log-probability under the model, gathered on every rank; everything that is reported follows from
-that table, so all ranks report and decide the same.
+What comes back from a pass is one number for each response, its log-probability under the model,
+on every rank; all that is reported and decided follows from these numbers.
+
+Shapes: ``_P`` groups, ``_G`` responses of a group; a micro-batch has ``_B`` groups of ``_N``
+responses of ``_R`` tokens.
 """
 
 from __future__ import annotations
@@ -17,179 +18,85 @@ from torch import Tensor
 
 from nemotron_style.steps.blocks.data.steerlm2_row import EncodedGroup
 from nemotron_style.steps.blocks.loss import steerlm2
-from nemotron_style.steps.blocks.model.parallel import (
-    data_rank,
-    data_world,
-    from_last_stage,
-    sum_over_data,
-)
-from nemotron_style.steps.blocks.model.prefix_packing import Group, PackedBatch, pack
-from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
+from nemotron_style.steps.blocks.model.parallel import from_last_stage, sum_over_data
+from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score_responses
+from nemotron_style.steps.blocks.training.microbatch_plan import plan_microbatches
+from nemotron_style.steps.sft.steerlm2.config import SteerLM2
+
+Index = tuple[Tensor, Tensor] | slice
+"""Entries of a table ``[groups, responses]``; see ``MicroBatch.index``."""
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How many responses a pass holds, with and without gradient."""
+class Batch:
+    """Groups, and of each response its target weight ``w``, ``log Q'`` and number of tokens.
 
-    micro_batch_size: int
-    forward_micro_batch_size: int
+    The tables are float64 and on the CPU, as the log-probabilities are that come from passes.
+    """
 
-
-@dataclass(frozen=True)
-class Table:
-    """The numbers that were given with some groups, float64 ``_PG`` on the model's device."""
-
-    target: Tensor
-    log_q: Tensor
-    token_counts: Tensor
+    groups: Sequence[EncodedGroup]
+    w_PG: Tensor
+    log_q_PG: Tensor
+    tokens_PG: Tensor
 
     @staticmethod
-    def of(groups: Sequence[EncodedGroup], device: torch.device) -> Table:
-        """The table of ``groups`` in their order."""
+    def of(groups: Sequence[EncodedGroup]) -> Batch:
+        """The batch of ``groups`` in their order."""
+        log_p_a_PG = _table([group.log_p_a for group in groups])
+        log_p_y_PG = _table([group.log_p_y for group in groups])
+        log_q_PG = _table([group.log_q for group in groups])
+        tokens_PG = _table([[len(ids) for ids in group.responses_ids] for group in groups])
+        w_PG = steerlm2.target_weights(log_p_a_PG, log_p_y_PG, log_q_PG)
+        return Batch(groups, w_PG, log_q_PG, tokens_PG)
 
-        def numbers(rows: Sequence[Sequence[float]]) -> Tensor:
-            return torch.tensor(rows, dtype=torch.float64, device=device)
+    def nll_PG(self, log_q_theta_PG: Tensor) -> Tensor:
+        """Each response's ``-log Qtheta``, divided by the mean length of its group's responses."""
+        return -log_q_theta_PG / self.tokens_PG.mean(-1, keepdim=True)
 
-        log_q = numbers([group.log_q for group in groups])
-        target = steerlm2.target_weights(
-            numbers([group.log_p_a for group in groups]),
-            numbers([group.log_p_y for group in groups]),
-            log_q,
-        )
-        counts = [[len(ids) for ids in group.responses_ids] for group in groups]
-        return Table(target, log_q, numbers(counts))
-
-    def rows(self, places: Sequence[int]) -> Table:
-        """The table of some of the groups."""
-        index = torch.tensor(places, dtype=torch.long, device=self.log_q.device)
-        return Table(self.target[index], self.log_q[index], self.token_counts[index])
-
-    def scales(self, log_q_theta_PG: Tensor, *, groups: int) -> Tensor:
-        """The factor of each response's nll in the loss of a global batch of ``groups``."""
-        current = steerlm2.baseline(log_q_theta_PG, self.log_q)
-        return steerlm2.response_scales(self.target - current, self.token_counts, groups=groups)
+    def take(self, indices: Sequence[int]) -> Batch:
+        """The batch of some of the groups."""
+        rows = torch.tensor(indices, dtype=torch.long)
+        tables = (self.w_PG[rows], self.log_q_PG[rows], self.tokens_PG[rows])
+        return Batch([self.groups[index] for index in indices], *tables)
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What one look at some groups tells; see :func:`figures_of`."""
-
-    loss: float
-    distance: float
-    effective_sample_size: float
-    mean_drift: float
-    sampler_gap: float
-
-
-def figures_of(table: Table, log_q_theta_PG: Tensor) -> Figures:
-    """Means over groups, from the log-probabilities that the model gives the responses.
-
-    ``mean_drift`` is the mean of ``log Qtheta - log Q'`` over responses in nats: the loss compares
-    the responses of a group with each other only, so nothing but this number shows when
-    probability leaves all of them.
-    """
-    current = steerlm2.baseline(log_q_theta_PG, table.log_q)
-    scales = table.scales(log_q_theta_PG, groups=len(log_q_theta_PG))
-    return Figures(
-        loss=-(scales * log_q_theta_PG).sum().item(),
-        distance=steerlm2.distance(table.target, current).mean().item(),
-        effective_sample_size=steerlm2.effective_sample_size(table.target).mean().item(),
-        mean_drift=(log_q_theta_PG - table.log_q).mean().item(),
-        sampler_gap=steerlm2.sampler_gap(current),
-    )
-
-
-def measure(
-    model: DistributedDataParallel, groups: Sequence[EncodedGroup], table: Table, *, size: int
-) -> Tensor:
-    """``log Qtheta_PG`` of all groups on every rank, no gradient; ``size`` responses a pass."""
-    mine = _deal(groups)
-    mine_PG = _score([groups[place] for place in mine], table.log_q, size=size, model=model)
-    return _gather(mine_PG, mine, like=table.log_q)
-
-
-def accumulate(
-    model: DistributedDataParallel, groups: Sequence[EncodedGroup], table: Table, *, sizes: Sizes
-) -> Tensor:
+def accumulate(model: DistributedDataParallel, batch: Batch, sizes: SteerLM2) -> Tensor:
     """Gradients of the loss of a global batch into ``main_grad``; ``log Qtheta_PG`` of it.
 
-    When a group fits ``micro_batch_size``, the log-probabilities that carry the gradient also
-    give the baseline: one pass.  Otherwise a first pass without gradient finds the baseline of
-    each whole group, and a second one takes the gradient part by part; the sum is the same.
+    The loss is the mean over groups of ``sum_i (w_i - b_i) nll_i`` with ``b`` held fixed.
+
+    Where a group fits a micro-batch, the log-probabilities that carry the gradient also give
+    ``b``: one pass. Otherwise ``b`` of each whole group is found by a pass without gradient, and
+    the gradient is taken part by part; the sum is the same.
     """
-    mine = _deal(groups)
-    own, numbers = [groups[place] for place in mine], table.rows(mine)
-    width, total = table.log_q.shape[1], len(groups)
-    whole = sizes.micro_batch_size >= width
-    known: Tensor | None = None
-    if not whole:
+    known_PG: Tensor | None = None
+    if sizes.micro_batch_size < batch.w_PG.shape[1]:
         size = sizes.forward_micro_batch_size
-        known = numbers.scales(_score(own, numbers.log_q, size=size, model=model), groups=total)
+        known_PG = score_responses(model, batch.groups, max_responses=size)
+        known_PG = _scales(batch, known_PG, slice(None))
 
-    def loss(
-        logprobs_BNR: Tensor, work: tuple[steerlm2.Piece, PackedBatch]
-    ) -> tuple[Tensor, Tensor]:
-        piece, packed = work
-        log_q_theta = steerlm2.response_logprob(logprobs_BNR, packed.mask_BNR).detach()
-        if known is None:
-            scales = numbers.rows(piece.groups).scales(log_q_theta, groups=total)
-        else:
-            scales = known[piece.index]
-        return steerlm2.group_loss(logprobs_BNR, packed.mask_BNR, scales), log_q_theta
+    def loss(logprobs_BNR: Tensor, at: tuple[Index, Tensor]) -> tuple[Tensor, Tensor]:
+        index, mask_BNR = at
+        log_q_theta_BN = steerlm2.response_logprob(logprobs_BNR, mask_BNR).detach()
+        scales_BN = _scales(batch, log_q_theta_BN, index) if known_PG is None else known_PG[index]
+        return steerlm2.group_loss(logprobs_BNR, mask_BNR, scales_BN), log_q_theta_BN
 
-    pieces = steerlm2.cut(len(own), width, size=sizes.micro_batch_size)
-    batches = _packed(own, pieces, table.log_q.device)
-    work = [(packed, (piece, packed)) for piece, packed in zip(pieces, batches, strict=True)]
-    found = accumulate_gradients(model, work, loss)
-    mine_PG = torch.zeros_like(numbers.log_q)
-    for piece, log_q_theta in zip(pieces, found, strict=False):  # none before the last stage
-        mine_PG[piece.index] = log_q_theta
-    return _gather(from_last_stage(mine_PG), mine, like=table.log_q)
+    plan = plan_microbatches(batch.groups, max_responses=sizes.micro_batch_size)
+    packed = [microbatch.pack(batch.groups) for microbatch in plan]
+    places = [(each.index, pack.mask_BNR) for each, pack in zip(plan, packed, strict=True)]
+    parts = accumulate_gradients(model, list(zip(packed, places, strict=True)), loss)
+    log_q_theta_PG = torch.zeros_like(batch.log_q_PG)
+    for microbatch, log_q_theta_BN in zip(plan, parts, strict=False):  # none before the last stage
+        log_q_theta_PG[microbatch.index] = log_q_theta_BN
+    return sum_over_data(from_last_stage(log_q_theta_PG))
 
 
-def _deal(groups: Sequence[EncodedGroup]) -> list[int]:
-    """The places of this data rank's groups, alike in length side by side, so that little is
-    padded."""
-    places = range(data_rank(), len(groups), data_world())
-    return sorted(places, key=lambda place: _length(groups[place]))
+def _scales(batch: Batch, log_q_theta_PG: Tensor, index: Index) -> Tensor:
+    """The factor of each response's nll in the loss, for whole groups at ``index``."""
+    b_PG = steerlm2.baseline(log_q_theta_PG, batch.log_q_PG[index])
+    groups = len(batch.groups)
+    return steerlm2.response_scales(batch.w_PG[index] - b_PG, batch.tokens_PG[index], groups=groups)
 
 
-def _length(group: EncodedGroup) -> tuple[int, int]:
-    return max(len(ids) for ids in group.responses_ids), len(group.prompt_ids)
-
-
-def _packed(
-    groups: Sequence[EncodedGroup], pieces: Sequence[steerlm2.Piece], device: torch.device
-) -> list[PackedBatch]:
-    return [
-        pack(
-            [
-                Group(
-                    groups[place].prompt_ids,
-                    [groups[place].responses_ids[response] for response in piece.responses],
-                )
-                for place in piece.groups
-            ]
-        ).to(device)
-        for piece in pieces
-    ]
-
-
-def _score(
-    groups: Sequence[EncodedGroup], like_PG: Tensor, *, size: int, model: DistributedDataParallel
-) -> Tensor:
-    """``log Qtheta_PG`` of this rank's groups, on every pipeline stage."""
-    width = like_PG.shape[1]
-    pieces = steerlm2.cut(len(groups), width, size=size)
-    batches = _packed(groups, pieces, like_PG.device)
-    result = like_PG.new_zeros(len(groups), width)
-    for piece, packed, logprobs in zip(pieces, batches, score(model, batches), strict=True):
-        result[piece.index] = steerlm2.response_logprob(logprobs, packed.mask_BNR)
-    return result
-
-
-def _gather(mine_PG: Tensor, mine: Sequence[int], *, like: Tensor) -> Tensor:
-    """All groups' rows from those of each data rank."""
-    whole = torch.zeros_like(like)
-    whole[torch.tensor(mine, dtype=torch.long, device=like.device)] = mine_PG
-    return sum_over_data(whole)
+def _table(rows: Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)

@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.runtime.store.record import Artifact
-from nemotron_style.steps.sft.steerlm2.batch import Figures
+from nemotron_style.steps.blocks.training.launch_check import find_launch_problems
 from nemotron_style.steps.sft.steerlm2.config import Config
+from nemotron_style.steps.sft.steerlm2.metrics import GroupMetrics
 
 DATA_SLOTS = ("data", "validation")
 
 
-def check_machine(config: Config, ctx: StepContext, device: torch.device) -> None:
+def check_machine(config: Config, ctx: StepContext) -> None:
     """Refuse a config that asks for other processes or another device than there are."""
-    trainer = config.trainer
-    problems = []
-    asked = trainer.num_nodes * trainer.devices
-    if asked != ctx.world_size:
-        problems.append(
-            Problem(
-                key="trainer.num_nodes x trainer.devices",
-                what="the run was started with another number of processes",
-                got=str(asked),
-                allowed=str(ctx.world_size),
-                fix="start it with nemotron-style, which starts as many as these keys say",
-            )
-        )
-    wanted = {"gpu": "cuda", "cpu": "cpu"}.get(trainer.accelerator, device.type)
-    if wanted != device.type:
-        what = f"this machine trains on {device.type}"
-        problems.append(Problem(key="trainer.accelerator", what=what, got=trainer.accelerator))
-    if trainer.half and device.type == "cpu":
-        what = "bfloat16 training keeps float32 master weights, which needs a CUDA device"
-        fix = "set trainer.precision=32"
-        problems.append(
-            Problem(key="trainer.precision", what=what, got=str(trainer.precision), fix=fix)
-        )
-    raise_all(InputError, problems)
+    raise_all(InputError, find_launch_problems(config.trainer, world_size=ctx.world_size))
 
 
 def check_sampler(config: Config, ctx: StepContext, parent: str) -> None:
@@ -72,22 +48,22 @@ def _other_sampler(slot: str, data: Artifact, sampler: str, parent: str) -> Prob
     )
 
 
-def check_start(config: Config, figures: Figures, of: str) -> None:
+def check_start(config: Config, metrics: GroupMetrics, where: str) -> None:
     """Refuse to update a model that does not score the responses as their sampler did.
 
     There every baseline is ``1/n``; a sampler that is known to be another one is exempt.
     """
     tolerance = config.sampler_tolerance
-    if config.model.steerlm2.allow_other_sampler or figures.sampler_gap <= tolerance:
+    if config.model.steerlm2.allow_other_sampler or metrics.sampler_gap <= tolerance:
         return
     raise InputError(
         Problem(
-            where=of,
+            where=where,
             key="log(Q(y|a,x))",
             what="the model does not give the responses the log-probabilities they were scored "
             "with: before the first step every baseline must be 1/n",
-            got=f"max |b - 1/n| = {figures.sampler_gap:.3g}, mean difference of log Q "
-            f"{figures.mean_drift:+.4g} nats",
+            got=f"max |b - 1/n| = {metrics.sampler_gap:.3g}, mean difference of log Q "
+            f"{metrics.mean_drift:+.4g} nats",
             allowed=f"at most {tolerance:g} (model.steerlm2.sampler_tolerance)",
             fix="compare what scored the data with what trains: tokenizer, "
             "model.data.chat_prompt_tokens, the loss mask, truncation, trainer.precision",
@@ -95,12 +71,12 @@ def check_start(config: Config, figures: Figures, of: str) -> None:
     )
 
 
-def warn_if_few(config: Config, ctx: StepContext, figures: Figures) -> None:
+def warn_if_few(config: Config, ctx: StepContext, metrics: GroupMetrics) -> None:
     """Warn when few responses of a group carry its weight."""
     floor = config.model.steerlm2.effective_sample_floor
-    if figures.effective_sample_size < floor:
+    if metrics.effective_sample_size < floor:
         ctx.say(
-            f"warning: mean effective sample size {figures.effective_sample_size:.2f} is below "
+            f"warning: mean effective sample size {metrics.effective_sample_size:.2f} is below "
             f"{floor:g} (model.steerlm2.effective_sample_floor): few responses of a group count. "
             "Sample more responses, or labels nearer to what the model does"
         )

@@ -19,14 +19,15 @@ Shapes: ``_P`` groups, ``_G`` responses of a group.
 from __future__ import annotations
 
 import shutil
-import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from nemotron_style.runtime.errors import Interrupted, StepFailed
+from nemotron_style.runtime.errors import StepFailed
+from nemotron_style.runtime.step.checkpoint import Checkpoints
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     CONFIG,
@@ -37,23 +38,18 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     save_model,
     weights_digest,
 )
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
-from nemotron_style.steps.blocks.data.steerlm2_row import EncodedGroup, read_groups
+from nemotron_style.steps.blocks.data.steerlm2_row import read_groups
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, tokenizer_facts
-from nemotron_style.steps.blocks.model.device import prepare_device
-from nemotron_style.steps.blocks.model.parallel import Parallel, any_rank, initialize
+from nemotron_style.steps.blocks.loss.steerlm2 import baseline
+from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
+from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
 from nemotron_style.steps.blocks.training.metric_plot import copy_logs
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
-from nemotron_style.steps.blocks.training.training_state import load_state, save_state
-from nemotron_style.steps.sft.steerlm2.batch import (
-    Figures,
-    Sizes,
-    Table,
-    accumulate,
-    figures_of,
-    measure,
-)
+from nemotron_style.steps.blocks.training.training_state import TrainingState
+from nemotron_style.steps.sft.steerlm2.batch import Batch, accumulate
 from nemotron_style.steps.sft.steerlm2.check import (
     check_machine,
     check_sampler,
@@ -61,171 +57,179 @@ from nemotron_style.steps.sft.steerlm2.check import (
     warn_if_few,
 )
 from nemotron_style.steps.sft.steerlm2.config import Config
+from nemotron_style.steps.sft.steerlm2.metrics import GroupMetrics, compute_metrics
 from nemotron_style.steps.sft.steerlm2.plot import draw
+from nemotron_style.steps.sft.steerlm2.validation import measure
+
+
+@dataclass
+class Selection:
+    """The model at the smallest validation distance so far; step 0 is the start."""
+
+    before: GroupMetrics
+    best: GroupMetrics
+    best_step: int = 0
+
+    @staticmethod
+    def restore(kept: dict[str, Any]) -> Selection:
+        """The selection that a state holds."""
+        before, best = GroupMetrics(**kept["before"]), GroupMetrics(**kept["best"])
+        return Selection(before, best, int(kept["best_step"]))
 
 
 def run(config: Config, ctx: StepContext) -> None:
     """Train ``model`` on ``data`` and produce the model at the smallest validation distance."""
-    # -- what is trained, and whether it is what the data was made with
-    device = prepare_device()
-    check_machine(config, ctx, device)
-    parallel = Parallel(
-        tensor=config.model.tensor_model_parallel_size,
-        pipeline=config.model.pipeline_model_parallel_size,
-    )
-    initialize(parallel, seed=config.seed)
+    # -- what is trained, whether the data were made with it, and their rows: all checked first
+    check_machine(config, ctx)
+    division = config.model.tensor_model_parallel_size, config.model.pipeline_model_parallel_size
+    initialize(Parallel(*division), seed=config.seed)
     start = ctx.input("model")
     parent = str(start.facts.get("weights_digest") or weights_digest(start.path))
     tokenizer = Tokenizer(start.path / TOKENIZER)
     chat = open_chat(tokenizer, config.model.data.chat_prompt_tokens)
     check_sampler(config, ctx, parent)
-
-    # -- the rows: all of them checked before any work is done
-    def rows(slot: str) -> list[EncodedGroup]:
-        return read_groups(
-            ctx.input(slot).path,
-            chat=chat,
-            encode=lambda text: tokenizer.encode(text, control=True),
-            max_tokens=config.longest(read_config(start.path).max_sequence_length),
-        )
-
-    train, validation = rows("data"), rows("validation")
-    validation = validation[: config.validation_rows(len(validation))]
-    train_table, validation_table = Table.of(train, device), Table.of(validation, device)
-    sft, data = config.trainer.sft, config.model.data
-    batch_size = data.train_ds.global_batch_size
-    order = SampleOrder(len(train), config.seed, batch_size, sample=data.sample)
+    train = read_batch(config, ctx, slot="data", tokenizer=tokenizer, chat=chat)
+    validation = read_batch(config, ctx, slot="validation", tokenizer=tokenizer, chat=chat)
+    validation = validation.take(range(config.validation_rows(len(validation.groups))))
+    sft, batch_size = config.trainer.sft, config.model.data.train_ds.global_batch_size
+    order = SampleOrder(len(train.groups), config.seed, batch_size, sample=config.model.data.sample)
     steps = order.steps(max_steps=sft.max_steps, max_epochs=sft.max_epochs)
-    ctx.say(f"{len(train)} groups to train on, {len(validation)} to validate, {steps} steps")
+    ctx.say(
+        f"{len(train.groups)} groups to train on, {len(validation.groups)} to validate, "
+        f"{steps} steps"
+    )
 
     # -- the model and its state
     model, sizes = load_model(
         start.path,
         dtype=torch.bfloat16 if config.trainer.half else torch.float32,
-        distributed_optimizer=config.model.optim.name == "distributed_fused_adam",
+        distributed_optimizer=config.model.optim.distributed,
     )
     optimizer = build_optimizer(model, config.model.optim, gradient_clip=sft.gradient_clip_val)
-    passes = Sizes(
-        config.model.steerlm2.micro_batch_size, config.model.steerlm2.forward_micro_batch_size
-    )
-    keep = config.exp_manager.checkpoint_callback_params.save_top_k
+    state = TrainingState(ctx, model, optimizer)
     best_models = ctx.checkpoints.beside("best")
 
-    def validate(step: int) -> Figures:
-        log_q_theta_PG = measure(
-            model, validation, validation_table, size=passes.forward_micro_batch_size
-        )
-        figures = figures_of(validation_table, log_q_theta_PG)
-        ctx.metrics.log(step, **named("validation", figures))
+    def validate(step: int) -> GroupMetrics:
+        size = config.model.steerlm2.forward_micro_batch_size
+        metrics = measure(model, validation, max_responses=size)
+        ctx.metrics.log(step, **metrics.named("validation"))
         ctx.say(
-            f"step {step}: validation distance {figures.distance:.4f}, "
-            f"mean drift {figures.mean_drift:+.3f} nats"
+            f"step {step}: validation distance {metrics.distance:.4f}, "
+            f"mean drift {metrics.mean_drift:+.3f} nats"
         )
-        return figures
+        return metrics
 
-    def save(step: int) -> None:
-        save_state(
-            ctx.checkpoints.stage(step),
-            model,
-            optimizer,
-            extra={"best_step": best_step, "best": asdict(best), "before": asdict(before)},
-        )
-        ctx.checkpoints.commit(step, keep=keep)
-        dist.barrier()
+    done, kept = state.restore()
+    if kept:
+        selection = Selection.restore(kept)
+    else:
+        selection = Selection(*[validate(0)] * 2)
+        check_start(config, selection.before, "validation rows")
+        warn_if_few(config, ctx, selection.before)
 
-    def save_best(step: int) -> None:
-        save_model(model, best_models.stage(step), config=sizes, tokenizer=start.path / TOKENIZER)
+    def select(step: int) -> bool:
+        metrics = validate(step)
+        if metrics.distance >= selection.best.distance:  # of equals the earlier one stays
+            return False
+        selection.best, selection.best_step = metrics, step
+        save_model(model, best_models.stage(step), config=sizes, tokenizer=tokenizer.path)
         dist.barrier()
         best_models.commit(step)  # keeps two: the state saved last may still name the one before
         dist.barrier()
+        return True
 
-    newest = ctx.checkpoints.newest()
-    if newest is None:
-        done, best_step = 0, 0
-        ctx.metrics.rewind(-1)
-        before = best = validate(0)
-        check_start(config, before, "validation rows")
-        warn_if_few(config, ctx, before)
-    else:
-        extra = load_state(newest.path, model, optimizer)
-        done, best_step = newest.step, int(extra["best_step"])
-        before, best = Figures(**extra["before"]), Figures(**extra["best"])
-        ctx.metrics.rewind(done)
-        ctx.say(f"continuing after step {done}")
+    loop = TrainingLoop(
+        ctx,
+        Schedule(
+            steps=steps,
+            validation_interval=sft.val_check_interval,
+            save_interval=sft.steps_between_saves,
+        ),
+        validate=select,
+        save=lambda step: state.save(
+            step,
+            asdict(selection),
+            keep=config.exp_manager.checkpoint_callback_params.save_top_k,
+        ),
+    )
 
     # -- training: one update for each global batch
-    tokens_seen, clock = 0, time.monotonic()
-    for step in range(done + 1, steps + 1):
-        places = order.batch(step - 1)
-        table = train_table.rows(places)
-        log_q_theta_PG = accumulate(model, [train[place] for place in places], table, sizes=passes)
-        figures = figures_of(table, log_q_theta_PG)
+    for step in loop.steps(done):
+        batch = train.take(order.batch(step - 1))
+        # forward and backward over all micro-batches: leaves the gradients of `loss` in the model
+        log_q_theta_PG = accumulate(model, batch, config.model.steerlm2)
+        w_PG = batch.w_PG  # softmax over G of log P(a|x,y) + log P(y|x) - log Q'(y|a,x)
+        b_PG = baseline(log_q_theta_PG, batch.log_q_PG)  # softmax over G of log Qtheta - log Q'
+        loss_PG = (w_PG - b_PG) * batch.nll_PG(log_q_theta_PG)
+        metrics = compute_metrics(batch, log_q_theta_PG, b_PG=b_PG, loss_PG=loss_PG)
         if step == 1:
-            check_start(config, figures, "first batch")
+            check_start(config, metrics, "first batch")
         lr = cosine_annealing(config.model.optim, step - 1, updates=steps)
         grad_norm = optimizer.step(lr)
 
-        tokens_seen += int(table.token_counts.sum().item())
-        rate = tokens_seen / (time.monotonic() - clock)
         ctx.metrics.log(
             step,
-            **named("train", figures),
+            **metrics.named("train"),
             lr=lr,
             grad_norm=grad_norm,
             epoch=order.epoch(step - 1),
-            response_tokens_per_second=rate,
+            response_tokens_per_second=loop.rate(int(batch.tokens_PG.sum())),
         )
-        ctx.progress(step, steps, loss=figures.loss, distance=figures.distance, grad_norm=grad_norm)
-
-        found_better = False
-        if step == steps or (sft.val_check_interval and step % sft.val_check_interval == 0):
-            now = validate(step)
-            found_better = now.distance < best.distance  # of equals the earlier one stays
-            if found_better:
-                best, best_step = now, step
-                save_best(step)
-        stopping = any_rank(ctx.stopping) and step < steps
-        due = (
-            config.trainer.sft.steps_between_saves
-            and step % config.trainer.sft.steps_between_saves == 0
-        )
-        if found_better or due or stopping or step == steps:
-            save(step)
-        if stopping:
-            raise Interrupted(f"stopped after step {step} of {steps}; the same command continues")
+        shown = {"loss": metrics.loss, "distance": metrics.distance, "grad_norm": grad_norm}
+        ctx.progress(step, steps, **shown)
 
     # -- what is produced: the best model, and how it came to be
-    chosen = best_models.at(best_step)  # None: no step was better than the start
-    if best_step and chosen is None:
-        raise StepFailed(f"the kept model of step {best_step} is damaged; run again with --fresh")
+    write_model(config, ctx, start=start.path, best_models=best_models, step=selection.best_step)
     output = ctx.output("model")
-    if ctx.rank == 0:
-        copy_model(chosen.path if chosen else start.path, output.path)
-        draw(ctx.metrics.history(), ctx.run_dir)
-        if config.exp_manager.explicit_log_dir:
-            copy_logs(ctx.run_dir, Path(config.exp_manager.explicit_log_dir))
-    dist.barrier()
     output.note(
         weights_digest=weights_digest(output.path),
         parent_weights_digest=parent,
-        best_step=best_step,
+        best_step=selection.best_step,
         steps=steps,
         **tokenizer_facts(tokenizer, chat),
     )
     ctx.summarise(
-        distance_before=before.distance,
-        distance_after=best.distance,
-        mean_drift=best.mean_drift,
-        effective_sample_size=before.effective_sample_size,
-        sampler_gap=before.sampler_gap,
-        best_step=best_step,
+        distance_before=selection.before.distance,
+        distance_after=selection.best.distance,
+        mean_drift=selection.best.mean_drift,
+        effective_sample_size=selection.before.effective_sample_size,
+        sampler_gap=selection.before.sampler_gap,
+        best_step=selection.best_step,
         steps=steps,
     )
 
 
-def named(part: str, figures: Figures) -> dict[str, float]:
-    """The figures under the names of the metrics: ``train_loss``, ``validation_distance``, ..."""
-    return {f"{part}_{name}": value for name, value in asdict(figures).items()}
+def read_batch(
+    config: Config, ctx: StepContext, *, slot: str, tokenizer: Tokenizer, chat: ChatFormat
+) -> Batch:
+    """All groups of an input. Raises InputError for every row that cannot be trained on."""
+    limit = read_config(ctx.input("model").path).max_sequence_length
+    return Batch.of(
+        read_groups(
+            ctx.input(slot).path,
+            chat=chat,
+            encode=lambda text: tokenizer.encode(text, control=True),
+            max_tokens=config.longest(limit),
+        )
+    )
+
+
+def write_model(
+    config: Config, ctx: StepContext, *, start: Path, best_models: Checkpoints, step: int
+) -> None:
+    """Write the output, the model of ``step`` (0: the start), plot the run and copy its logs.
+
+    Raises StepFailed when the model of that step is damaged.
+    """
+    chosen = best_models.at(step)
+    if step and chosen is None:
+        raise StepFailed(f"the kept model of step {step} is damaged; run again with --fresh")
+    if ctx.is_first:
+        copy_model(chosen.path if chosen else start, ctx.output("model").path)
+        draw(ctx.metrics.history(), ctx.run_dir)
+        if config.exp_manager.explicit_log_dir:
+            copy_logs(ctx.run_dir, Path(config.exp_manager.explicit_log_dir))
+    dist.barrier()
 
 
 def copy_model(source: Path, target: Path) -> None:

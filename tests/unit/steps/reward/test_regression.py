@@ -11,7 +11,7 @@ import torch
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.reward.config import RewardConfig, Scale, merged
-from nemotron_style.steps.reward.regression.batch import count, facts_of, losses
+from nemotron_style.steps.reward.regression.batch import Targets, mean_squared_error, ranking_loss
 from nemotron_style.steps.reward.regression.config import Regression
 from nemotron_style.steps.reward.regression.metrics import (
     compare_pairs,
@@ -72,11 +72,14 @@ ROWS = [
 OUTPUTS = [[0.5, 0.0], [0.0, 9.0], [1.0, 0.5], [0.0, 1.0], [7.0, 1.0]]
 
 
+def losses(outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    target = Targets.of(ROWS, CONFIG)
+    mse = mean_squared_error(outputs, target, over=target)
+    return mse, ranking_loss(outputs, target, config=CONFIG, over=target)
+
+
 def test_the_loss_is_a_mean_over_ratings_and_one_over_pairs() -> None:
-    facts = facts_of(ROWS, CONFIG)
-    regression, pairs = losses(
-        torch.tensor(OUTPUTS), facts, config=CONFIG, over=count(ROWS, CONFIG)
-    )
+    regression, pairs = losses(torch.tensor(OUTPUTS))
     good = ((0.5 - 1) ** 2 + (0 + 1) ** 2) / 2
     long = ((0 - 1) ** 2 + (1 + 1) ** 2) / 2
     assert float(regression) == pytest.approx((good + long) / 2)
@@ -86,8 +89,7 @@ def test_the_loss_is_a_mean_over_ratings_and_one_over_pairs() -> None:
 
 def test_what_was_not_rated_has_no_gradient() -> None:
     outputs = torch.tensor(OUTPUTS, requires_grad=True)
-    loss, _ = losses(outputs, facts_of(ROWS, CONFIG), config=CONFIG, over=count(ROWS, CONFIG))
-    loss.backward()
+    losses(outputs)[0].backward()
     zero = outputs.grad == 0
     assert zero.tolist() == [
         [False, False], [False, True], [True, True], [True, True], [True, False],

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from nemotron_style.steps.blocks.loss import steerlm2
+from nemotron_style.steps.blocks.model.prefix_packing import Group
+from nemotron_style.steps.blocks.training.microbatch_plan import plan_microbatches
 
 
 def row(*values):
@@ -42,8 +44,9 @@ def loss_and_gradient(batch, size=None):
     current = steerlm2.baseline(steerlm2.response_logprob(logprobs, mask), log_q)
     scales = steerlm2.response_scales(target - current, mask.sum(-1), groups=groups)
     total = 0.0
-    for piece in steerlm2.cut(groups, width, size=size or groups * width):
-        part = piece.index
+    rows = [Group([0], [[0]] * width)] * groups
+    for microbatch in plan_microbatches(rows, max_responses=size, deal=False):
+        part = microbatch.index
         loss = steerlm2.group_loss(logprobs[part], mask[part], scales[part])
         loss.backward()
         total += loss.item()
@@ -173,19 +176,3 @@ def test_distance_closed_forms():
 def test_effective_sample_size_closed_forms():
     sizes = steerlm2.effective_sample_size(torch.tensor([[0.25] * 4, [1.0, 0, 0, 0]]))
     assert sizes.tolist() == [4.0, 1.0]
-
-
-def test_cut_holds_whole_groups_when_one_fits():
-    pieces = steerlm2.cut(5, 4, size=11)
-    assert [piece.groups for piece in pieces] == [range(0, 2), range(2, 4), range(4, 5)]
-    assert {piece.responses for piece in pieces} == {range(4)}
-
-
-def test_cut_stays_within_a_group_otherwise():
-    pieces = steerlm2.cut(2, 4, size=3)
-    assert [(piece.groups.start, piece.responses) for piece in pieces] == [
-        (0, range(0, 3)),
-        (0, range(3, 4)),
-        (1, range(0, 3)),
-        (1, range(3, 4)),
-    ]

@@ -46,6 +46,21 @@ def test_every_response_is_planned_once_within_the_limit(most: int | None) -> No
         assert most is None or len(responses([batch])) <= most
 
 
+def test_groups_stay_whole_where_one_fits() -> None:
+    plan = plan_microbatches([group(2, 1, 1, 1, 1)] * 5, max_responses=11)
+    assert [[part.group for part in batch.parts] for batch in plan] == [[0, 1], [2, 3], [4]]
+    assert {part.responses for batch in plan for part in batch.parts} == {range(4)}
+
+
+def test_a_group_is_divided_where_it_does_not_fit() -> None:
+    plan = plan_microbatches([group(2, 1, 1, 1, 1)] * 2, max_responses=3)
+    assert [list(batch.parts) for batch in plan] == [
+        [(0, range(3, 4)), (1, range(3, 4))],
+        [(0, range(3))],
+        [(1, range(3))],
+    ]
+
+
 @pytest.mark.parametrize("limit", [1, 20, 60])
 def test_padded_tokens_are_limited_but_a_group_stays_whole(limit: int) -> None:
     groups = random_groups()
