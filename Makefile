@@ -9,7 +9,7 @@ TRL := .venv-trl
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help demo test test-fast lint check bench bench-vllm bench-trl clean
+.PHONY: help demo test test-fast lint check bench bench-smoke bench-vllm bench-trl clean
 
 help:
 	@echo "make demo       train SteerLM 2.0 from nothing and measure what it gained"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-fast  the tests that take seconds"
 	@echo "make check      style, types, import rules and every test"
 	@echo "make bench      figures: command line, training, group step, sampling"
+	@echo "make bench-smoke one round of every bench whose environment is there"
 	@echo "make bench-vllm figures: sampling in the training process and with vLLM"
 	@echo "make bench-trl  figures: a GRPO step of ours and of TRL"
 
@@ -79,6 +80,22 @@ bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/command_line.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/training.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/generation.py
+
+# The scripts of other environments run where those are; ours alone, of grpo.py, runs anywhere.
+bench-smoke: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/command_line.py smoke
+	OMP_NUM_THREADS=1 $(BIN)/python bench/training.py smoke
+	OMP_NUM_THREADS=1 $(BIN)/python bench/generation.py smoke
+	OMP_NUM_THREADS=1 $(BIN)/python bench/grpo.py parts smoke
+	$(call smoke_where_possible,$(VLLM),bench/vllm_generation.py)
+	$(call smoke_where_possible,$(TRL),bench/grpo.py)
+
+# $(1) is the folder of an environment, $(2) a script that needs it.
+define smoke_where_possible
+@if [ -e $(1)/.ready ]; then \
+	echo "$(1)/bin/python $(2) smoke"; OMP_NUM_THREADS=1 $(1)/bin/python $(2) smoke; \
+else echo "$(2) is not run against the other side: there is no $(1) (make $(1)/.ready)"; fi
+endef
 
 bench-vllm: $(VLLM)/.ready
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python bench/vllm_generation.py

@@ -1,7 +1,8 @@
 """CPU seconds of the commands people wait for, each in a process of its own.
 
 ``python bench/command_line.py`` prints the best of several runs, user plus system time of the
-child. Two peers stand beside them: an interpreter that does nothing, and one that imports torch.
+child; ``smoke`` makes it one run. Two peers stand beside them: an interpreter that does nothing,
+and one that imports torch. What a recipe imports is what every step of training pays at its start.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import subprocess
 import sys
 import tempfile
 
-ROUNDS = 5
-CLI = [sys.executable, "-m", "nemotron_style.runtime.cli"]
+ROUNDS = 1 if "smoke" in sys.argv[1:] else 5
+CLI = [sys.executable, "-m", "nemotron_style.runtime"]
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "python -c 'import torch'": [sys.executable, "-c", "import torch"],
+    "import of sft/steerlm2's recipe": [
+        sys.executable, "-c", "import nemotron_style.steps.sft.steerlm2.recipe",
+    ],
     "steps list": [*CLI, "steps", "list"],
     "steps show sft/steerlm2": [*CLI, "steps", "show", "sft/steerlm2"],
     "steps run sft/steerlm2 -c tiny --dry-run": [

@@ -1,6 +1,6 @@
 """Cost of sampling, as ratios of CPU time against Hugging Face's ``generate`` in one process.
 
-    OMP_NUM_THREADS=1 python bench/generation.py [1M] [30M] [float32] [bfloat16] [parts]
+    OMP_NUM_THREADS=1 python bench/generation.py [1M] [30M] [float32] [bfloat16] [parts] [smoke]
 
 Both sides hold the same weights in the same type and draw 4 prompts x 8 samples x 64 tokens after
 prompts of 64 tokens, from the whole vocabulary at temperature 1, without stop tokens. Ours also
@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 
 import torch
-from measure import compare
+from measure import SMOKE, compare
 from twin import NEW_TOKENS, PROMPT_TOKENS, PROMPTS, ROUNDS, SAMPLES, hugging_face, sizes
 
 from nemotron_style.steps.blocks.generation.engine import Engine
@@ -97,16 +97,17 @@ def bench_parts(name: str, dtype: torch.dtype) -> None:
 
 
 def main() -> None:
-    words = set(sys.argv[1:])
+    words = {*sys.argv[1:], *(["1M", "float32"] if SMOKE else [])}
     torch.set_num_threads(1)
     torch.manual_seed(0)
     parallel.initialize(seed=0)
     types = [word for word in ("float32", "bfloat16") if word in words] or ["float32", "bfloat16"]
     for name in [word for word in ROUNDS if word in words] or list(ROUNDS):
         for dtype in types:
-            run = bench_parts if "parts" in words else bench
+            benches = [bench_parts] if "parts" in words else [bench]
             with torch.inference_mode():
-                run(name, getattr(torch, dtype))
+                for run in [bench, bench_parts] if SMOKE else benches:
+                    run(name, getattr(torch, dtype))
 
 
 if __name__ == "__main__":

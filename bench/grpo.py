@@ -1,6 +1,6 @@
 """Cost of a GRPO step, as a ratio of CPU time against TRL's ``GRPOTrainer`` in one process.
 
-    OMP_NUM_THREADS=1 python bench/grpo.py [1M] [30M] [parts]
+    OMP_NUM_THREADS=1 python bench/grpo.py [1M] [30M] [parts] [smoke]
 
 Run it with the interpreter of an environment that has TRL (``make bench-trl``). A step draws
 4 prompts x 8 samples x 64 tokens after prompts of 64 tokens, decodes them, calls a reward function,
@@ -31,7 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from measure import compare
+from measure import SMOKE, compare
 from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from torch import nn
@@ -295,7 +295,7 @@ def bench_parts(ours: Ours, name: str) -> None:
 
 
 def main() -> None:
-    words = set(sys.argv[1:])
+    words = {*sys.argv[1:], *(["1M"] if SMOKE else [])}
     torch.set_num_threads(1)
     parallel.initialize(seed=0)
     for name in [word for word in ROUNDS if word in words] or list(ROUNDS):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 
 import torch
+
+SMOKE = "smoke" in sys.argv[1:]
+"""Whether a script is run only to see that it still runs: one round of its smallest work."""
 
 
 def compare(
@@ -20,6 +24,7 @@ def compare(
 
     ``clock`` tells the CPU time so far, of this process unless it counts others too.
     """
+    rounds = 1 if SMOKE else rounds
     for run in variants.values():
         run()
     taken: dict[str, list[float]] = {name: [] for name in variants}

@@ -1,6 +1,6 @@
 """Cost of training steps, as ratios of CPU time taken in one process.
 
-    OMP_NUM_THREADS=1 python bench/training.py [step] [group]
+    OMP_NUM_THREADS=1 python bench/training.py [step] [group] [smoke]
 
 ``step``: forward, backward and AdamW on plain rows, against Hugging Face's Llama of the same size
 with the same attention kernel and the same fused AdamW.
@@ -27,7 +27,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from measure import compare
+from measure import SMOKE, compare
 from torch import Tensor, nn
 
 from nemotron_style.steps.blocks.checkpoint.hf_config import build_settings
@@ -185,16 +185,16 @@ def _nll(logits: Tensor, rows: Tensor, prompt: int) -> Tensor:
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["step", "group"]
+    wanted = [word for word in sys.argv[1:] if word != "smoke"] or ["step", "group"]
     random.seed(0)
     torch.set_num_threads(1)
     parallel.initialize(seed=0)
     if "step" in wanted:
-        for batch, length in ((8, 32), (8, 128), (4, 512)):
+        for batch, length in ((8, 32),) if SMOKE else ((8, 32), (8, 128), (4, 512)):
             bench_step(batch, length)
     if "group" in wanted:
-        bench_group(512, 128, 8)
-        bench_group(64, 64, 8)
+        for sizes in ((16, 8, 4),) if SMOKE else ((512, 128, 8), (64, 64, 8)):
+            bench_group(*sizes)
 
 
 if __name__ == "__main__":

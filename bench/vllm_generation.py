@@ -16,7 +16,7 @@ import time
 
 import psutil
 import torch
-from measure import compare
+from measure import SMOKE, compare
 from twin import NEW_TOKENS, PROMPT_TOKENS, PROMPTS, SAMPLES, sizes
 
 from nemotron_style.steps.blocks.generation.backend import (
@@ -31,7 +31,7 @@ from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
 
 ENGINES: tuple[EngineName, ...] = ("in_process", "vllm")
-STARTS = 5
+STARTS = 1 if SMOKE else 5
 
 
 def cpu_seconds() -> float:
