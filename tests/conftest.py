@@ -24,10 +24,27 @@ CPU = Path("/proc/cpuinfo")
 if CPU.exists() and "GenuineIntel" in CPU.read_text():
     # As launch.sh has it; MKL reads it at its first product.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many workers as cores
 
 # A shell's background jobs ignore both, and so would everything that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files are what is handed to workers (``pytest -n 2``)."""
+    from scheduling import FileScheduling
+
+    return FileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files first, so that no worker waits for another at the end."""
+    from order import place
+
+    items.sort(key=lambda item: place(item.nodeid))
+
 
 KINDS = """
 [grain]
