@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
+from once import make_once
 
 NOUNS = {"river": "wet", "lake": "wet", "oven": "hot", "fire": "hot"}
 CLASSES = {"wet": ("deep", "cold", "blue", "calm"), "hot": ("red", "dry", "loud", "bright")}
@@ -43,7 +45,19 @@ class SmallToy:
 
 @pytest.fixture(scope="session")
 def small_toy(tmp_path_factory: pytest.TempPathFactory) -> SmallToy:
-    root = tmp_path_factory.mktemp("toy")
+    """The toy, made once for all workers; each has a copy of its own to write to."""
+    made = make_once(tmp_path_factory, "toy", make_toy)
+    store = Store(shutil.copytree(made / "store", tmp_path_factory.mktemp("toy") / "store"))
+    return SmallToy(
+        store,
+        truth=store.resolve("truth"),
+        model=store.resolve("model"),
+        prompts=store.resolve("prompts"),
+    )
+
+
+def make_toy(root: Path) -> None:
+    """Write the toy's artifacts into a store at ``root``."""
     truth = Truth(nouns=NOUNS, classes=CLASSES, contexts=CONTEXTS)
     (root / "truth.json").write_text(truth.model_dump_json())
     prompts = [truth.prompt(noun, context) for noun in NOUNS for context in CONTEXTS]
@@ -51,12 +65,9 @@ def small_toy(tmp_path_factory: pytest.TempPathFactory) -> SmallToy:
     (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     train_toy(truth, root / "model")
     store = Store(root / "store")
-    return SmallToy(
-        store,
-        truth=store.adopt(str(root / "truth.json"), kind="attribute_truth", name="truth"),
-        model=store.adopt(str(root / "model"), kind="checkpoint_megatron", name="model"),
-        prompts=store.adopt(str(root / "prompts.jsonl"), kind="prompts_jsonl", name="prompts"),
-    )
+    store.adopt(str(root / "truth.json"), kind="attribute_truth", name="truth")
+    store.adopt(str(root / "model"), kind="checkpoint_megatron", name="model")
+    store.adopt(str(root / "prompts.jsonl"), kind="prompts_jsonl", name="prompts")
 
 
 def train_toy(truth: Truth, path: Path, *, steps: int = 120, seed: int = 1) -> None:

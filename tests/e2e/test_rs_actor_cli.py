@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.steps.blocks.data.toy_truth import load_truth
+from waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -102,14 +102,6 @@ def model_of(store: Path, run: dict[str, Any]) -> Any:
 
 def folder_of(store: Path, run: dict[str, Any]) -> Path:
     return store / "runs" / run["run_id"]
-
-
-def until(condition: Any, seconds: float = 120.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
-    return found
 
 
 def pid_of(run: Path) -> int:

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,9 @@ from nemotron_style.runtime.errors import ConfigError, UsageError
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.folder import RunFolder, list_runs
 from nemotron_style.runtime.run.plan import describe_difference, parse_plan
+from waiting import until
 
 Capture = pytest.CaptureFixture[str]
-
-
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
 
 
 def run_of(press: Any) -> RunFolder:

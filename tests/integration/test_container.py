@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder, list_runs
 from nemotron_style.runtime.store.store import Store
+from waiting import until
 
 Capture = pytest.CaptureFixture[str]
-SECONDS_TO_WAIT = 60.0
 IMAGE = "localhost/steps-test:1"
 NASTY = "a b'c\"d $(touch X) `touch X`; # ünï, \\ \n next $HOME $$ %s"
 ENGINE = """
@@ -39,16 +38,6 @@ cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
 STORAGE = '[storage]\ndriver = "vfs"\ngraphroot = "{0}/graph"\nrunroot = "{0}/run"\n'
-
-
-def until(true: Callable[[], Any]) -> Any:
-    end = time.monotonic() + SECONDS_TO_WAIT
-    while time.monotonic() < end:
-        found = true()
-        if found:
-            return found
-        time.sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 @pytest.fixture(scope="module")

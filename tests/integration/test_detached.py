@@ -10,7 +10,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,10 @@ from nemotron_style.runtime.process import find_marked, is_alive, kill_family
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder, list_runs
 from nemotron_style.runtime.run.state import FINAL, JobState
+from waiting import until
 
 Capture = pytest.CaptureFixture[str]
 SECONDS_TO_WAIT = 60.0
-
-
-def until(true: Callable[[], Any]) -> Any:
-    """Poll for an event of another process; fail when it does not come."""
-    end = time.monotonic() + SECONDS_TO_WAIT
-    while time.monotonic() < end:
-        found = true()
-        if found:
-            return found
-        time.sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,10 +38,10 @@ from nemotron_style.steps.blocks.serving.completion import CompletionTask
 from nemotron_style.steps.blocks.serving.dynamic_batcher import Batching
 from nemotron_style.steps.blocks.serving.local_chat_model import LocalChatModel, load_chat_model
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from waiting import until
 
 Capture = pytest.CaptureFixture[str]
 CHAT = "/v1/chat/completions"
-SECONDS_TO_WAIT = 120
 TOKENS = ChatPromptTokens(
     system_turn_start="<extra_id_0>", turn_start="<extra_id_1>", label_start="<extra_id_2>"
 )
@@ -286,14 +285,6 @@ def project(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(path)
     return path
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    end = time.monotonic() + SECONDS_TO_WAIT
-    while not (found := condition()):
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.05)
-    return found
 
 
 def words(*more: str) -> list[str]:

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,10 @@ from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder, list_runs
 from nemotron_style.runtime.step.metrics import read_metrics
+from waiting import until
 
 Capture = pytest.CaptureFixture[str]
 SECONDS_TO_WAIT = 30.0
-
-
-def until(true: Callable[[], Any]) -> Any:
-    """Poll for an event of another process; fail when it does not come."""
-    end = time.monotonic() + SECONDS_TO_WAIT
-    while time.monotonic() < end:
-        found = true()
-        if found:
-            return found
-        time.sleep(0.005)
-    raise AssertionError("it did not happen")
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.steps.blocks.reward.client import RewardClient, RewardUnavailable
+from waiting import until
 
 Capture = pytest.CaptureFixture[str]
 SECONDS_TO_WAIT = 60
@@ -74,14 +73,6 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(project)
     return project / "model"
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    end = time.monotonic() + SECONDS_TO_WAIT
-    while not (found := condition()):
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
-    return found
 
 
 def words(model: Path, *more: str) -> list[str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.folder import RunFolder
+from waiting import until
 
 Capture = pytest.CaptureFixture[str]
 
@@ -51,13 +50,6 @@ def wheel(mill: Any) -> Any:
     mill.write("manifests/mill/wheel/step.toml", MANIFEST)
     mill.write("manifests/mill/wheel/default.yaml", "steps: 4\n")
     return mill
-
-
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
 
 
 def start(capsys: Capture) -> tuple[dict[str, Any], RunFolder]:

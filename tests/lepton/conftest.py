@@ -11,47 +11,26 @@ import pytest
 
 from nemotron_style.runtime.launch.lepton.client import Absent, NodeGroup, RemoteJob, Taken
 from nemotron_style.runtime.launch.lepton.launcher import LeptonLauncher
-from nemotron_style.runtime.run.plan import Plan, identify, name_run
+from nemotron_style.runtime.run.plan import Plan
+from plans import build_plan
 
 SITE = {"resource_shape": "gpu.8xh100-80gb", "node_group": "ng-1"}
 
 
 def make_plan(store: str = "/mnt/shared/store", **changes: Any) -> Plan:
     """A plan of one machine whose store lies on a mount."""
-    identity = {"step": "sft/chat", "config": {}, "inputs": {}, "code": "c0de", "generation": 0}
-    fingerprint = identify(identity)
     mount = {"source": "/team", "target": str(Path(store).parent), "volume": "node-nfs:lustre"}
     site = {**SITE, **changes.pop("site", {})}
-    fixed: dict[str, Any] = {
-        "run_id": name_run("sft/chat", fingerprint),
-        "step": "sft/chat",
-        "config_name": "tiny",
-        "config": {"seed": 1},
-        "inputs": (),
-        "outputs": ({"slot": "model", "kind": "stone", "name": "chat"},),
-        "entrypoint": "milling.recipe:run",
-        "config_class": "milling.config:Config",
-        "launch": "python",
-        "resources": {"nodes": 1, "processes": 1},
+    usual = {
         "python": "python3",
         "image": "nvcr.io/nvidia/nemo:25.04",
         "mounts": (mount,),
-        "env": {"OMP_NUM_THREADS": "1"},
-        "secrets": (),
         "profile": "cloud",
         "executor": "lepton",
         "site": {key: value for key, value in site.items() if value is not None},
-        "store": store,
         "workdir": store,
-        "arguments": (),
-        "identity": identity,
-        "fingerprint": fingerprint,
     }
-    whole = {**fixed, **changes}
-    if whole.get("services"):
-        beside = f"{whole['run_id']}/services/reward"
-        whole["services"] = {"reward": Plan(**{**fixed, "store": whole["store"], "beside": beside})}
-    return Plan(**whole)
+    return build_plan(usual, store=store, **changes)
 
 
 @dataclass

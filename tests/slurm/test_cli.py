@@ -11,13 +11,49 @@ import pytest
 
 from nemotron_style.runtime.run.folder import RunFolder, list_runs
 
-ROOT = Path(__file__).parents[2]
+MANIFESTS = Path(__file__).parents[2] / "manifests"
 PROFILE = """
 [site]
 executor = "slurm"
 time = "00:20:00"
 cpus_per_task = 2
+env = { OMP_NUM_THREADS = "1" }
 """
+SMALL = {
+    "chat": """
+defaults: {manifests}/sft/chat/tiny.yaml
+trainer: {{sft: {{max_steps: 100}}}}
+""",
+    "data": """
+defaults: {manifests}/data/steerlm2/tiny.yaml
+inputs: {{sampler: {{config: {here}/chat.yaml}}}}
+data: {{train_groups: 96, validation_groups: 32}}
+attribute_check: {{num_samples: 64}}
+shard_groups: 64
+""",
+    "steerlm2": """
+defaults: {manifests}/sft/steerlm2/tiny.yaml
+inputs:
+  model: {{config: {here}/chat.yaml}}
+  data: {{config: {here}/data.yaml}}
+  validation: {{config: {here}/data.yaml}}
+""",
+    "judge": """
+defaults: {manifests}/reward/regression/tiny.yaml
+inputs: {{model: {{config: {here}/chat.yaml}}}}
+trainer: {{rm: {{max_epochs: null, max_steps: 60}}}}
+""",
+    "serve": """
+defaults: {manifests}/reward/serve/tiny.yaml
+inputs: {{model: {{config: {here}/judge.yaml}}}}
+""",
+    "actor": """
+defaults: {manifests}/rs/actor/tiny.yaml
+inputs: {{model: {{config: {here}/chat.yaml}}}}
+services: {{reward: {{config: {here}/serve.yaml}}}}
+""",
+}
+"""The tiny configs with less training: what is looked at here is how jobs hang together."""
 
 
 @pytest.fixture
@@ -105,17 +141,21 @@ def test_the_main_jobs_run_as_chains(
     monkeypatch.chdir(tmp_path)
     home = tmp_path / ".nemotron-style"
 
-    def complete(step: str) -> None:
-        words = ["steps", "run", step, "-c", "tiny", "-b", "site"]
+    for name, text in SMALL.items():
+        made = text.format(manifests=MANIFESTS, here=tmp_path)
+        (tmp_path / f"{name}.yaml").write_text(made)
+
+    def complete(step: str, config: str) -> None:
+        words = ["steps", "run", step, "-c", f"./{config}.yaml", "-b", "site"]
         done = subprocess.run(cli(*words), capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         wait = cli("runs", "wait", "latest", "--timeout", "540")
         waited = subprocess.run(wait, capture_output=True, text=True, timeout=560, check=False)
         assert waited.returncode == 0, waited.stdout + waited.stderr
 
-    complete("sft/steerlm2")
+    complete("sft/steerlm2", "steerlm2")
     assert len(list_runs(home)) == 4
-    complete("rs/actor")
+    complete("rs/actor", "actor")
     runs = list_runs(home)
     assert len(runs) == 6, "the data and the start are used again"
     assert all((run.path / "outputs.json").is_file() for run in runs)

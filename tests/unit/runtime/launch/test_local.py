@@ -21,8 +21,9 @@ from nemotron_style.runtime.planning.planner import compile_pipeline
 from nemotron_style.runtime.planning.request import RunRequest
 from nemotron_style.runtime.process import find_marked
 from nemotron_style.runtime.run.folder import RunFolder
-from nemotron_style.runtime.run.plan import Plan, identify, name_run
+from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.worker.environment import count_cores
+from plans import build_plan, snapshot_in
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "launch"
 HOSTILE = "a b'c\"d $(touch pwned) `touch pwned` \\ \n;*"
@@ -71,38 +72,13 @@ CASES: dict[str, dict[str, Any]] = {
 
 def make_plan(**changes: Any) -> Plan:
     """A plan whose every word is fixed."""
-    identity = {"step": "sft/chat", "config": {}, "inputs": {}, "code": "c0de", "generation": 0}
-    fingerprint = identify(identity)
     store = changes.get("store", "/mnt/shared/store")
-    fixed: dict[str, Any] = {
-        "run_id": name_run("sft/chat", fingerprint),
-        "step": "sft/chat",
-        "config_name": "tiny",
-        "config": {"seed": 1},
-        "inputs": (),
-        "outputs": ({"slot": "model", "kind": "stone", "name": "chat"},),
-        "entrypoint": "milling.recipe:run",
-        "config_class": "milling.config:Config",
-        "launch": "python",
-        "resources": {"nodes": 1, "processes": 1},
-        "python": "/opt/venv/bin/python",
-        "image": None,
-        "snapshot": {"path": f"{store}/code/0123456789abcdef", "digest": "0123456789abcdef" * 4},
-        "env": {"OMP_NUM_THREADS": "1"},
-        "secrets": (),
-        "profile": "site",
+    usual = {
         "executor": "local",
-        "store": store,
         "workdir": f"{store} work",
-        "arguments": (),
-        "identity": identity,
-        "fingerprint": fingerprint,
+        "snapshot": snapshot_in(store),
     }
-    whole = {**fixed, **changes}
-    if whole.get("services"):
-        beside = f"{whole['run_id']}/services/reward"
-        whole["services"] = {"reward": Plan(**{**fixed, "store": store, "beside": beside})}
-    return Plan(**whole)
+    return build_plan(usual, **changes)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import pytest
 from nemotron_style.runtime.errors import ProfileError
 from nemotron_style.runtime.launch.slurm.job import count_grace, count_seconds, write_uri
 from nemotron_style.runtime.launch.slurm.launcher import SlurmLauncher, choose_environment
-from nemotron_style.runtime.run.plan import Plan, identify, name_run
+from nemotron_style.runtime.run.plan import Plan
+from plans import build_plan, snapshot_in
 
 GOLDEN = Path(__file__).parents[4] / "golden" / "launch"
 NASTY = "a b'c\"d $(touch X) `touch X`; # ünï, \\ \n#SBATCH --nodes=9\n next ${HOME} $$ %s"
@@ -62,39 +63,9 @@ CASES: dict[str, dict[str, Any]] = {
 
 def make_plan(**changes: Any) -> Plan:
     """A plan of one node."""
-    identity = {"step": "sft/chat", "config": {}, "inputs": {}, "code": "c0de", "generation": 0}
-    fingerprint = identify(identity)
     store = changes.get("store", "/mnt/shared/store")
-    fixed: dict[str, Any] = {
-        "run_id": name_run("sft/chat", fingerprint),
-        "step": "sft/chat",
-        "config_name": "tiny",
-        "config": {"seed": 1},
-        "inputs": (),
-        "outputs": ({"slot": "model", "kind": "stone", "name": "chat"},),
-        "entrypoint": "milling.recipe:run",
-        "config_class": "milling.config:Config",
-        "launch": "python",
-        "resources": {"nodes": 1, "processes": 1},
-        "python": "/opt/venv/bin/python",
-        "image": None,
-        "snapshot": {"path": f"{store}/code/0123456789abcdef", "digest": "0123456789abcdef" * 4},
-        "env": {"OMP_NUM_THREADS": "1"},
-        "secrets": (),
-        "profile": "site",
-        "executor": "slurm",
-        "detached": True,
-        "store": store,
-        "workdir": f"{store}/work",
-        "arguments": (),
-        "identity": identity,
-        "fingerprint": fingerprint,
-    }
-    whole = {**fixed, **changes}
-    if whole.get("services"):
-        beside = f"{whole['run_id']}/services/reward"
-        whole["services"] = {"reward": Plan(**{**fixed, "store": store, "beside": beside})}
-    return Plan(**whole)
+    usual = {"executor": "slurm", "detached": True, "snapshot": snapshot_in(store)}
+    return build_plan(usual, **changes)
 
 
 def compile_text(**changes: Any) -> str:

@@ -19,6 +19,7 @@ from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.serving.chat_service import ChatLimits, ChatService
 from nemotron_style.steps.blocks.serving.completion import Choice, CompletionTask
 from nemotron_style.steps.blocks.serving.dynamic_batcher import FAILURES_TO_DESPAIR, Batching
+from waiting import until
 
 DIGEST = "sha256:abcd"
 CHAT = "/v1/chat/completions"
@@ -118,13 +119,6 @@ def shared() -> Iterator[World]:
 def world(shared: World) -> World:
     shared.model.batches.clear()
     return shared
-
-
-def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.002)
 
 
 # What it answers.

@@ -8,7 +8,6 @@ import json
 import re
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from nemotron_style.steps.blocks.serving.dynamic_batcher import FAILURES_TO_DESP
 from nemotron_style.steps.blocks.serving.metrics_page import Count, Histogram, render, show_number
 from nemotron_style.steps.blocks.serving.score_api import ScoreLimits as Limits
 from nemotron_style.steps.blocks.serving.score_api import ScoreService as Service
+from waiting import until
 
 MODEL = "sha256:abcd"
 QUICK = RetryPolicy(tries=30, timeout=20, first_pause=0.005, longest_pause=0.05)
@@ -131,13 +131,6 @@ def serving(
 def world() -> Iterator[World]:
     with serving() as made:
         yield made
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.002)
 
 
 # What it answers.
