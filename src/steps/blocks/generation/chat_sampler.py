@@ -190,9 +190,10 @@ class ChatSampler:
 
     def _refuse_long(self, groups: Sequence[Group]) -> None:
         room = self.config.max_sequence_length
-        longest = max(
+        lengths = (
             len(group.prompt_ids) + len(ids) for group in groups for ids in group.responses_ids
         )
+        longest = max(lengths, default=0)
         if longest > room:
             raise InputError(
                 f"a prompt with its response has {longest} tokens; the model holds {room}: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,27 +19,19 @@ from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.generation.chat_sampler import Request
 from nemotron_style.steps.data.steerlm2.config import Data
 
-Labels = Callable[[Conversation], Sequence[str]]
-"""The labels that may be asked of an answer to a conversation, each as likely as it is frequent."""
-
 
 @dataclass(frozen=True)
 class Requests:
-    """What is sampled, in the order of the files."""
+    """The groups to sample for each file, in the order of its rows."""
 
     train: list[Request]
     validation: list[Request]
 
-    @property
-    def all(self) -> list[Request]:
-        return [*self.train, *self.validation]
-
 
 def read_prompts(path: Path) -> tuple[list[Conversation], list[str]]:
-    """The distinct prompts of a file in their order, and all labels that stand in it.
+    """The distinct prompts of a file in their order, and the labels of all its rows.
 
-    Rows may end with the user (prompts) or with an answer, which is then left out; a label of an
-    answered row counts.
+    A row may end with the user or with a response, which is then left out.
     """
     rows = read_rows(path, _read_row)
     prompts = list(dict.fromkeys(Conversation(row.system, row.turns) for row in rows))
@@ -47,12 +39,13 @@ def read_prompts(path: Path) -> tuple[list[Conversation], list[str]]:
 
 
 def plan_requests(
-    prompts: Sequence[Conversation], labels: Labels, *, data: Data, seed: int
+    prompts: Sequence[Conversation], labels: Sequence[str], *, data: Data, seed: int
 ) -> Requests:
-    """Groups of prompts set apart for validation, and of the others, in a seeded order.
+    """Groups of the prompts set apart for validation, and of the others, in a seeded order.
 
-    More groups than prompts take each prompt several times, with a label of its own each time.
-    Raises InputError when no prompt is left for training.
+    Each group gets one of ``labels``, chosen at random: a label that is listed twice is twice as
+    likely. More groups than prompts take each prompt several times, with a label of its own each
+    time. Raises InputError when no prompt is left for training.
     """
     apart = data.validation_prompts
     if apart >= len(prompts):
@@ -64,26 +57,25 @@ def plan_requests(
                 fix="lower it, or give more prompts",
             )
         )
-    drawn = seed_of(seed, data.iteration)  # the split is the same in every iteration
+    # The split has the seed of the run, the labels that of the iteration: all iterations train on
+    # the same prompts.
     shuffled = [prompts[index] for index in permutation(len(prompts), seed, 0)]
+    seeds = [seed_of(seed_of(seed, data.iteration), name) for name in ("train", "validation")]
     return Requests(
-        train=_combine(shuffled[apart:], labels, data.train_groups, seed_of(drawn, "train")),
-        validation=_combine(
-            shuffled[:apart], labels, data.validation_groups, seed_of(drawn, "validation")
-        ),
+        train=_combine(shuffled[apart:], labels, data.train_groups, seeds[0]),
+        validation=_combine(shuffled[:apart], labels, data.validation_groups, seeds[1]),
     )
 
 
 def _combine(
-    prompts: Sequence[Conversation], labels: Labels, count: int | None, seed: int
+    prompts: Sequence[Conversation], labels: Sequence[str], count: int | None, seed: int
 ) -> list[Request]:
     requests = []
     for number in range(count or len(prompts)):
-        round_, place = divmod(number, len(prompts))
-        prompt = prompts[permutation(len(prompts), seed, round_)[place]]
-        choices = labels(prompt)
+        epoch, index = divmod(number, len(prompts))
+        prompt = prompts[permutation(len(prompts), seed, epoch)[index]]
         own_seed = seed_of(seed, number)
-        label = choices[seed_of(own_seed, "label") % len(choices)]
+        label = labels[seed_of(own_seed, "label") % len(labels)]
         requests.append(Request(prompt, label, own_seed))
     return requests
 
