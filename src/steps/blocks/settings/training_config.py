@@ -11,7 +11,7 @@ from pydantic import Field
 
 from nemotron_style.runtime.config.model import Section, cosmetic
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.steps.blocks.settings.fixed_value import only
+from nemotron_style.steps.blocks.settings.fixed_value import fixed
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -40,21 +40,16 @@ class AlignerJob(Job):
     accelerator: Literal["auto", "cpu", "gpu"] = cosmetic(default="auto")
     max_epochs: int | None = cosmetic(default=None)
     max_steps: int | None = cosmetic(default=None)
-    logger: Annotated[bool, only(False, why="the run keeps its own logs")] = False
-    enable_checkpointing: Annotated[
-        bool, only(False, why="checkpoints follow save_interval of the step's own section")
-    ] = False
-    use_distributed_sampler: Annotated[
-        bool, only(False, why="the order of rows is fixed by the seed alone")
-    ] = False
-    max_time: Annotated[
-        str | None,
-        only(
-            None,
-            why="a run has no clock of its own",
-            fix="set the time limit in the profile: a run that is told to stop saves its state",
-        ),
-    ] = None
+    logger: bool = fixed(False, why="the run keeps its own logs")
+    enable_checkpointing: bool = fixed(
+        False, why="checkpoints follow save_interval of the step's own section"
+    )
+    use_distributed_sampler: bool = fixed(False, why="the order of rows is fixed by the seed alone")
+    max_time: str | None = fixed(
+        None,
+        why="a run has no clock of its own",
+        fix="set the time limit in the profile: a run that is told to stop saves its state",
+    )
 
 
 class Length(Section):
@@ -113,54 +108,39 @@ class ExpManager(Section):
     """``exp_manager``: the store keeps runs, logs and models, so little is left to manage."""
 
     explicit_log_dir: str | None = cosmetic(default=None)
-    exp_dir: Annotated[
-        str | None,
-        only(
-            None, why="not used", fix="set exp_manager.explicit_log_dir to get a copy of the logs"
-        ),
-    ] = None
+    exp_dir: str | None = fixed(
+        None, why="not used", fix="set exp_manager.explicit_log_dir to get a copy of the logs"
+    )
     name: str | None = cosmetic(default=None)
-    create_wandb_logger: Annotated[
-        bool,
-        only(
-            False,
-            why="no outside service is told about a run",
-            fix="read metrics.jsonl or the TensorBoard files of the run",
-        ),
-    ] = False
+    create_wandb_logger: bool = fixed(
+        False,
+        why="no outside service is told about a run",
+        fix="read metrics.jsonl or the TensorBoard files of the run",
+    )
     wandb_logger_kwargs: dict[str, Any] = cosmetic(default={})
-    resume_if_exists: Annotated[
-        bool,
-        only(True, why="a run always continues from its checkpoint", fix="start anew with --fresh"),
-    ] = True
-    resume_ignore_no_checkpoint: Annotated[
-        bool, only(True, why="a run without a checkpoint starts at the beginning")
-    ] = True
-    create_checkpoint_callback: Annotated[
-        bool,
-        only(
-            True,
-            why="checkpoints are always written",
-            fix="set save_interval=0 for none but the last",
-        ),
-    ] = True
+    resume_if_exists: bool = fixed(
+        True, why="a run always continues from its checkpoint", fix="start anew with --fresh"
+    )
+    resume_ignore_no_checkpoint: bool = fixed(
+        True, why="a run without a checkpoint starts at the beginning"
+    )
+    create_checkpoint_callback: bool = fixed(
+        True, why="checkpoints are always written", fix="set save_interval=0 for none but the last"
+    )
     checkpoint_callback_params: CheckpointCallback = CheckpointCallback()
 
 
 class Peft(Section):
     """``model.peft``: low-rank adapters are not built yet; their settings are read and unused."""
 
-    peft_scheme: Annotated[
-        str,
-        only(
-            "none",
-            why="low-rank adapters are not supported by this step yet",
-            fix="train all weights with model.peft.peft_scheme=none",
-        ),
-    ] = "none"
-    restore_from_path: Annotated[
-        str | None, only(None, why="there are no adapters to restore without model.peft")
-    ] = None
+    peft_scheme: str = fixed(
+        "none",
+        why="low-rank adapters are not supported by this step yet",
+        fix="train all weights with model.peft.peft_scheme=none",
+    )
+    restore_from_path: str | None = fixed(
+        None, why="there are no adapters to restore without model.peft"
+    )
     lora_tuning: dict[str, Any] = cosmetic(default={})
 
 

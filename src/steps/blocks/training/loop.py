@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from nemotron_style.runtime.errors import Interrupted
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.model.parallel import any_rank
+from nemotron_style.steps.blocks.settings.training_config import Length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,15 @@ class Schedule:
     validate_at_start: bool = False
     validate_at_end: bool = True
     validate_from: int = 0
+
+    @staticmethod
+    def of(length: Length, steps: int) -> Schedule:
+        """The schedule of ``steps`` updates at the intervals of a config."""
+        return Schedule(
+            steps=steps,
+            validation_interval=length.val_check_interval,
+            save_interval=length.steps_between_saves,
+        )
 
     def validates(self, done: int) -> bool:
         """Whether validation is due after ``done`` updates."""

@@ -106,14 +106,9 @@ def run(config: Config, ctx: StepContext) -> None:
         if step == steps and ctx.is_first:
             draw(points, ctx.run_dir)
 
-    schedule = Schedule(
-        steps=steps,
-        validation_interval=rm.val_check_interval,
-        save_interval=rm.steps_between_saves,
-    )
     loop = TrainingLoop(
         ctx,
-        schedule,
+        Schedule.of(rm, steps),
         validate=validate if validation else None,
         save=lambda step: state.save(step, {"figures": validation_metrics}),
     )

@@ -74,11 +74,7 @@ def run(config: Config, ctx: StepContext) -> None:
 
     loop = TrainingLoop(
         ctx,
-        Schedule(
-            steps=steps,
-            validation_interval=sft.val_check_interval,
-            save_interval=sft.steps_between_saves,
-        ),
+        Schedule.of(sft, steps),
         validate=validate if validation else None,
         save=lambda step: state.save(step, {"figures": validation_metrics}),
     )

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
-from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts, only
+from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts, fixed
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.training_config import (
     AlignerJob,
@@ -37,9 +37,9 @@ class Sft(Length):
     """
 
     val_check_interval: int = Field(default=100, ge=0)
-    limit_train_batches: Annotated[
-        float, only(1.0, why="all batches are used", fix="set trainer.sft.max_steps")
-    ] = 1.0
+    limit_train_batches: float = fixed(
+        1.0, why="all batches are used", fix="set trainer.sft.max_steps"
+    )
     limit_val_batches: ValidationLimit = 1.0
 
 
@@ -55,10 +55,10 @@ class TrainData(DatasetRest):
     file_path: str | None = None
     global_batch_size: Count = 128
     max_seq_length: Count | None = None
-    shuffle: Annotated[bool, only(True, why="rows are always shuffled, by the seed")] = True
-    drop_last: Annotated[
-        bool, only(True, why="an epoch holds whole batches", fix="set model.data.sample=true")
-    ] = True
+    shuffle: bool = fixed(True, why="rows are always shuffled, by the seed")
+    drop_last: bool = fixed(
+        True, why="an epoch holds whole batches", fix="set model.data.sample=true"
+    )
 
 
 class ValidationData(DatasetRest):
@@ -70,7 +70,7 @@ class ValidationData(DatasetRest):
     file_path: str | None = None
     global_batch_size: Count | None = None
     max_seq_length: Count | None = None
-    shuffle: Annotated[bool, only(False, why="every row is used")] = False
+    shuffle: bool = fixed(False, why="every row is used")
     drop_last: bool = cosmetic(default=True)
     output_original_text: bool = cosmetic(default=True)
 
@@ -81,14 +81,11 @@ class Data(Section):
     ``chat_prompt_tokens`` left out are those stored with the model's tokenizer.
     """
 
-    chat: Annotated[
-        bool,
-        only(
-            True,
-            why="SteerLM 2.0 rows are conversations",
-            fix="set model.data.chat=true; NeMo-Aligner's default of false is for plain SFT",
-        ),
-    ] = True
+    chat: bool = fixed(
+        True,
+        why="SteerLM 2.0 rows are conversations",
+        fix="set model.data.chat=true; NeMo-Aligner's default of false is for plain SFT",
+    )
     chat_prompt_tokens: ChatPromptTokens | None = None
     sample: bool = False
     num_workers: int = cosmetic(default=0, ge=0)

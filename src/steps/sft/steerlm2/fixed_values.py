@@ -7,20 +7,18 @@ message says why and what to do instead).  The page ``docs/steps/sft-steerlm2.md
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from nemotron_style.runtime.config.model import Section, cosmetic
 from nemotron_style.steps.blocks.settings import training_config
-from nemotron_style.steps.blocks.settings.fixed_value import only
+from nemotron_style.steps.blocks.settings.fixed_value import fixed
 
 
 class CheckpointCallback(training_config.CheckpointCallback):
     """``exp_manager.checkpoint_callback_params``; the ``save_top_k`` newest states stay."""
 
-    monitor: Annotated[
-        str, only("val_loss", why="the produced model is chosen by the validation distance")
-    ] = "val_loss"
-    mode: Annotated[str, only("min", why="a smaller distance is better")] = "min"
+    monitor: str = fixed("val_loss", why="the produced model is chosen by the validation distance")
+    mode: str = fixed("min", why="a smaller distance is better")
     save_nemo_on_train_end: bool = cosmetic(default=False)
     save_best_model: bool = cosmetic(default=False)
 
@@ -46,57 +44,43 @@ class DatasetRest(Section):
     truncation_field: str = cosmetic(default="input", description=_CUT)
     truncation_method: Literal["left", "right"] = cosmetic(default="right", description=_CUT)
     add_eos: bool = cosmetic(default=True)
-    add_sep: Annotated[bool, only(False, why="the chat format has no separator")] = False
-    add_bos: Annotated[
-        bool, only(False, why="the responses were scored without a token before the prompt")
-    ] = False
-    min_seq_length: Annotated[int, only(1, why="no row is left out for being short")] = 1
+    add_sep: bool = fixed(False, why="the chat format has no separator")
+    add_bos: bool = fixed(False, why="the responses were scored without a token before the prompt")
+    min_seq_length: int = fixed(1, why="no row is left out for being short")
 
 
-_NO_DROPOUT = only(
-    0.0, why="with dropout the model would differ from the one that scored the responses"
-)
+_NO_DROPOUT = "with dropout the model would differ from the one that scored the responses"
 
 
 class ModelRest(Section):
     """The part of ``model`` that is held to one value or without effect."""
 
-    resume_from_checkpoint: Annotated[
-        str | None,
-        only(
-            None, why="a run continues from its own checkpoints", fix="give model.restore_from_path"
-        ),
-    ] = None
+    resume_from_checkpoint: str | None = fixed(
+        None, why="a run continues from its own checkpoints", fix="give model.restore_from_path"
+    )
     save_nemo_on_validation_end: bool = cosmetic(default=True)
-    sync_batch_comm: Annotated[bool, only(False, why="not supported")] = False
+    sync_batch_comm: bool = fixed(False, why="not supported")
     megatron_amp_O2: bool = cosmetic(default=False)
-    sequence_parallel: Annotated[
-        bool,
-        only(
-            False,
-            why="not supported: responses that share a prompt are not divided along the sequence",
-            fix="raise model.tensor_model_parallel_size or lower model.steerlm2.micro_batch_size",
-        ),
-    ] = False
-    activations_checkpoint_granularity: Annotated[
-        str | None,
-        only(
-            None,
-            why="activations are not recomputed",
-            fix="lower model.steerlm2.micro_batch_size, down to 1 response a pass",
-        ),
-    ] = None
+    sequence_parallel: bool = fixed(
+        False,
+        why="not supported: responses that share a prompt are not divided along the sequence",
+        fix="raise model.tensor_model_parallel_size or lower model.steerlm2.micro_batch_size",
+    )
+    activations_checkpoint_granularity: str | None = fixed(
+        None,
+        why="activations are not recomputed",
+        fix="lower model.steerlm2.micro_batch_size, down to 1 response a pass",
+    )
     activations_checkpoint_method: str | None = cosmetic(default=None)
     activations_checkpoint_num_layers: int | None = cosmetic(default=None)
     activations_checkpoint_layers_per_pipeline: int | None = cosmetic(default=None)
     answer_only_loss: bool = cosmetic(default=True)
     gradient_as_bucket_view: bool = cosmetic(default=False)
-    seq_len_interpolation_factor: Annotated[
-        float | None,
-        only(None, why="positions stay those of the model that the responses were sampled from"),
-    ] = None
+    seq_len_interpolation_factor: float | None = fixed(
+        None, why="positions stay those of the model that the responses were sampled from"
+    )
     use_flash_attention: bool | None = cosmetic(default=None)
-    hidden_dropout: Annotated[float, _NO_DROPOUT] = 0.0
-    attention_dropout: Annotated[float, _NO_DROPOUT] = 0.0
-    ffn_dropout: Annotated[float, _NO_DROPOUT] = 0.0
+    hidden_dropout: float = fixed(0.0, why=_NO_DROPOUT)
+    attention_dropout: float = fixed(0.0, why=_NO_DROPOUT)
+    ffn_dropout: float = fixed(0.0, why=_NO_DROPOUT)
     peft: training_config.Peft = training_config.Peft()

@@ -140,11 +140,7 @@ def run(config: Config, ctx: StepContext) -> None:
 
     loop = TrainingLoop(
         ctx,
-        Schedule(
-            steps=steps,
-            validation_interval=sft.val_check_interval,
-            save_interval=sft.steps_between_saves,
-        ),
+        Schedule.of(sft, steps),
         validate=select,
         save=lambda step: state.save(
             step,
