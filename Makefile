@@ -11,12 +11,13 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS)
 
-.PHONY: help demo test test-fast lint check bench bench-smoke bench-vllm bench-trl clean
+.PHONY: help demo test test-fast lint check bench bench-smoke bench-vllm bench-trl rooms clean
 
 help:
 	@echo "make demo       train SteerLM 2.0 from nothing and measure what it gained"
 	@echo "make test       every test, with the coverage floor"
 	@echo "make test-fast  the tests that take seconds"
+	@echo "make rooms      modules and lines of every room, and what is too large"
 	@echo "make check      style, types, import rules and every test"
 	@echo "make bench      figures: command line, training, group step, sampling"
 	@echo "make bench-smoke one round of every bench whose environment is there"
@@ -71,6 +72,18 @@ test: $(READY)
 test-fast: $(READY)
 	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
+# The unit tests on another Python, where that is installed: make unit-python3.13
+unit-%:
+	@if ! $* -c '' 2>/dev/null; then \
+		echo "$* is not installed here: no unit tests run on it"; \
+	else \
+		$(MAKE) VENV=.venv-$* PYTHON=$* .venv-$*/.ready && \
+		.venv-$*/bin/python -m pytest --numprocesses=$(WORKERS) tests/unit $(PYTEST_ARGS); \
+	fi
+
+rooms:
+	$(PYTHON) tests/rooms.py
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -107,4 +120,4 @@ bench-trl: $(TRL)/.ready
 	OMP_NUM_THREADS=1 $(TRL)/bin/python bench/grpo.py
 
 clean:
-	rm -rf $(VENV) $(LEPTON) $(VLLM) $(TRL) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-* build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache

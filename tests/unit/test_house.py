@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -12,15 +13,15 @@ from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.catalog.kinds import load_kinds
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENTS = {".venv", ".venv-lepton", ".venv-vllm"}
-SKIPPED = {*ENVIRONMENTS, ".git", "build", "node_modules", ".nemotron-style"}
+SKIPPED = re.compile(r"\.venv.*|\.git|build|node_modules|\.nemotron-style")
 
 
 def data_files(*suffixes: str) -> list[Path]:
     return sorted(
         path
         for path in ROOT.rglob("*")
-        if path.suffix in suffixes and not SKIPPED & set(path.relative_to(ROOT).parts)
+        if path.suffix in suffixes
+        and not any(SKIPPED.fullmatch(part) for part in path.relative_to(ROOT).parts)
     )
 
 

@@ -31,41 +31,6 @@ DEAD = "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1"
 
 
 @dataclass(frozen=True)
-class Commands:
-    """Slurm's commands, each a few lines of shell."""
-
-    folder: Path
-
-    def set(self, name: str, lines: str) -> None:
-        path = self.folder / name
-        path.write_text(f"#!/bin/sh\necho {name} \"$@\" >> '{self.folder}/said'\n{lines}\n")
-        path.chmod(0o755)
-
-    def show(self, *, state: str, **fields: Any) -> None:
-        """What ``scontrol show job`` says."""
-        told = {"Reason": "None", "Restarts": "0", "ExitCode": "0:0", **fields}
-        pairs = " ".join(f"{key}={value}" for key, value in told.items())
-        tail = "WorkDir=/x JobState=COMPLETED ExitCode=9:9"
-        self.set("scontrol", f"echo 'JobId=7 JobName=r-1 JobState={state} {pairs} {tail}'")
-
-    @property
-    def said(self) -> list[str]:
-        path = self.folder / "said"
-        return path.read_text().splitlines() if path.exists() else []
-
-
-@pytest.fixture
-def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
-    made = Commands(tmp_path / "commands")
-    made.folder.mkdir()
-    monkeypatch.setenv("PATH", f"{made.folder}:/usr/bin:/bin")
-    for name in ("sacct", "squeue", "scontrol"):
-        made.set(name, "exit 1")
-    made.set("scancel", "")
-    return made
-
-
-@dataclass(frozen=True)
 class Job:
     """An attempt that was submitted as job 7, and its launcher."""
 
@@ -91,7 +56,7 @@ class Job:
 
 
 @pytest.fixture
-def job(tmp_path: Path, commands: Commands) -> Iterator[Job]:
+def job(tmp_path: Path, commands: Any) -> Iterator[Job]:
     folder = RunFolder(tmp_path / "runs" / "r-1")
     attempt = folder.claim_attempt(executor="slurm", detached=True)
     assert attempt is not None
@@ -130,13 +95,13 @@ def job(tmp_path: Path, commands: Commands) -> Iterator[Job]:
     ],
 )
 def test_every_word_of_slurm_is_one_of_ours(
-    commands: Commands, word: str, fields: dict[str, Any], seen: JobState
+    commands: Any, word: str, fields: dict[str, Any], seen: JobState
 ) -> None:
     commands.show(state=word, **fields)
     assert query_job("7") == seen
 
 
-def test_a_job_that_could_not_write_its_log_says_so(commands: Commands) -> None:
+def test_a_job_that_could_not_write_its_log_says_so(commands: Any) -> None:
     commands.show(state="FAILED", ExitCode="0:53", Reason="NonZeroExitCode")
     seen = query_job("7")
     assert seen is not None
@@ -157,21 +122,19 @@ def test_what_is_no_job_is_none() -> None:
     ],
 )
 def test_the_accounting_is_asked_for_what_the_queue_forgot(
-    commands: Commands, lines: str, seen: JobState | None
+    commands: Any, lines: str, seen: JobState | None
 ) -> None:
     commands.set("scontrol", UNKNOWN)
     commands.set("sacct", f"printf '{lines}'")
     assert query_job("7") == seen
 
 
-def test_no_accounting_and_no_job_is_none(commands: Commands) -> None:
+def test_no_accounting_and_no_job_is_none(commands: Any) -> None:
     commands.set("scontrol", UNKNOWN)
     assert query_job("7") is None
 
 
-def test_silence_is_told_in_slurms_words(
-    commands: Commands, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silence_is_told_in_slurms_words(commands: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     commands.set("scontrol", DEAD)
     with pytest.raises(SlurmError, match="Unable to contact slurm controller"):
         query_job("7")
@@ -184,22 +147,20 @@ def test_silence_is_told_in_slurms_words(
         query_job("7")
 
 
-def test_a_command_that_hangs_is_given_up(
-    commands: Commands, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_that_hangs_is_given_up(commands: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "SECONDS_TO_ANSWER", 0.1)
     commands.set("scontrol", "exec sleep 30")
     with pytest.raises(SlurmError, match=r"gave no answer in 0\.1 seconds"):
         query_job("7")
 
 
-def test_jobs_are_found_by_name_and_place(commands: Commands) -> None:
+def test_jobs_are_found_by_name_and_place(commands: Any) -> None:
     commands.set("squeue", "printf '9 /store/a b\\n10 /store/a b\\n8 /store/other\\n'")
     assert find_jobs("r-1", Path("/store/a b")) == ["9", "10"]
     assert "--name=r-1" in commands.said[0]
 
 
-def test_outputs_stand_before_everything(job: Job, commands: Commands) -> None:
+def test_outputs_stand_before_everything(job: Job, commands: Any) -> None:
     job.write("batch.json", state="FAILED", exit_code=1)
     (job.handle.run_dir / "outputs.json").write_text("{}")
     assert job.state == ("COMPLETED", 0, "")
@@ -207,7 +168,7 @@ def test_outputs_stand_before_everything(job: Job, commands: Commands) -> None:
 
 
 def test_a_log_ends_with_the_job_and_not_with_its_outputs(
-    job: Job, commands: Commands, monkeypatch: pytest.MonkeyPatch
+    job: Job, commands: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state, "SECONDS_BETWEEN_LOOKS", 0)
     commands.show(state="RUNNING")
@@ -219,9 +180,7 @@ def test_a_log_ends_with_the_job_and_not_with_its_outputs(
     assert "".join(text) == "one last line\n"
 
 
-def test_what_the_script_wrote_last_is_final_without_asking_slurm(
-    job: Job, commands: Commands
-) -> None:
+def test_what_the_script_wrote_last_is_final_without_asking_slurm(job: Job, commands: Any) -> None:
     job.write("batch.json", state="TIMEOUT", exit_code=124, reason="reached its time limit")
     assert job.state == ("TIMEOUT", 124, "reached its time limit")
     assert commands.said == []
@@ -244,12 +203,12 @@ def test_a_job_without_any_output_still_has_the_log_of_its_worker(job: Job) -> N
     assert job.state == ("FAILED", 1, "no module named mill")
 
 
-def test_slurm_knows_why_a_job_waits(job: Job, commands: Commands) -> None:
+def test_slurm_knows_why_a_job_waits(job: Job, commands: Any) -> None:
     commands.show(state="PENDING", Reason="Priority")
     assert job.state == ("PENDING", None, "Priority")
 
 
-def test_a_killed_script_leaves_the_end_to_slurm(job: Job, commands: Commands) -> None:
+def test_a_killed_script_leaves_the_end_to_slurm(job: Job, commands: Any) -> None:
     job.write("batch.json", state="REQUEUED", exit_code=None, reason="the time limit is near")
     commands.show(state="TIMEOUT")
     assert job.state == ("TIMEOUT", None, "reached its time limit")
@@ -260,9 +219,7 @@ def test_a_killed_script_leaves_the_end_to_slurm(job: Job, commands: Commands) -
     assert job.state == ("CANCELLED", 130, "cancelled")
 
 
-def test_a_workers_own_end_counts_when_slurm_has_nothing_better(
-    job: Job, commands: Commands
-) -> None:
+def test_a_workers_own_end_counts_when_slurm_has_nothing_better(job: Job, commands: Any) -> None:
     job.attempt.close("FAILED", exit_code=2, error="wet grain")
     commands.show(state="RUNNING")
     assert job.state == ("RUNNING", None, "")  # the others may still be at work
@@ -270,19 +227,19 @@ def test_a_workers_own_end_counts_when_slurm_has_nothing_better(
     assert job.state == ("FAILED", 2, "wet grain")
 
 
-def test_a_dependency_that_cannot_be_met_is_told(job: Job, commands: Commands) -> None:
+def test_a_dependency_that_cannot_be_met_is_told(job: Job, commands: Any) -> None:
     commands.show(state="CANCELLED", Reason="DependencyNeverSatisfied")
     assert job.state == ("CANCELLED", None, "a job that it waited for did not complete")
 
 
-def test_a_forgotten_job_is_lost_after_a_while(job: Job, commands: Commands) -> None:
+def test_a_forgotten_job_is_lost_after_a_while(job: Job, commands: Any) -> None:
     commands.set("scontrol", UNKNOWN)
     assert job.state == ("PENDING", None, "")
     job.age()
     assert job.state == ("LOST", None, "Slurm knows no such job")
 
 
-def test_no_answer_is_no_end(job: Job, commands: Commands) -> None:
+def test_no_answer_is_no_end(job: Job, commands: Any) -> None:
     commands.set("scontrol", DEAD)
     job.age()
     state, _, reason = job.state
@@ -291,7 +248,7 @@ def test_no_answer_is_no_end(job: Job, commands: Commands) -> None:
 
 
 def test_an_attempt_that_never_got_a_job_is_lost_when_its_launcher_is_gone(
-    job: Job, commands: Commands
+    job: Job, commands: Any
 ) -> None:
     (job.attempt.path / "job.json").unlink()
     commands.set("squeue", "")
@@ -305,7 +262,7 @@ def test_an_attempt_that_never_got_a_job_is_lost_when_its_launcher_is_gone(
 
 
 def test_cancelling_notes_it_first_and_survives_a_job_that_just_ended(
-    job: Job, commands: Commands
+    job: Job, commands: Any
 ) -> None:
     commands.show(state="RUNNING")
     commands.set("scancel", "echo 'scancel: error: Job/step already completed' >&2; exit 1")
@@ -320,7 +277,7 @@ def test_cancelling_notes_it_first_and_survives_a_job_that_just_ended(
         job.launcher.cancel(job.handle)
 
 
-def test_cancelling_what_is_over_does_nothing(job: Job, commands: Commands) -> None:
+def test_cancelling_what_is_over_does_nothing(job: Job, commands: Any) -> None:
     job.write("batch.json", state="COMPLETED", exit_code=0)
     job.launcher.cancel(job.handle)
     assert commands.said == []
@@ -328,7 +285,7 @@ def test_cancelling_what_is_over_does_nothing(job: Job, commands: Commands) -> N
 
 
 def test_a_log_of_many_attempts_is_one(
-    job: Job, commands: Commands, monkeypatch: pytest.MonkeyPatch
+    job: Job, commands: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state, "SECONDS_BETWEEN_LOOKS", 0)
     monkeypatch.setattr(state, "SECONDS_BETWEEN_QUESTIONS", 0)

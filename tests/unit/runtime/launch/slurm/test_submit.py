@@ -23,33 +23,11 @@ from nemotron_style.runtime.run.plan import Plan
 pytest.importorskip("submitit")
 
 
-class Commands:
-    """Stand-ins on the path; what each was told, and with which environment."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for name in ("srun", "squeue", "scancel", "sacct"):
-            self.set(name, "")
-        self.set("sbatch", f"env > '{folder}/environment'\necho 41")
-        self.set("scontrol", "exit 1")
-
-    def set(self, name: str, lines: str) -> None:
-        path = self.folder / name
-        path.write_text(f"#!/bin/sh\necho {name} \"$@\" >> '{self.folder}/said'\n{lines}\n")
-        path.chmod(0o755)
-
-    @property
-    def said(self) -> list[str]:
-        path = self.folder / "said"
-        return path.read_text().splitlines() if path.exists() else []
-
-
-@pytest.fixture
-def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
-    folder = tmp_path / "commands"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    return Commands(folder)
+@pytest.fixture(autouse=True)
+def no_job_is_known(commands: Any) -> None:
+    """Slurm answers, and has no job to tell of."""
+    for name in ("squeue", "sacct"):
+        commands.set(name, "")
 
 
 @pytest.fixture
@@ -76,7 +54,7 @@ def test_submitit_offers_publicly_what_is_used_of_it() -> None:
 
 
 def test_sbatch_gets_the_command_as_it_is_and_only_the_chosen_environment(
-    commands: Commands, monkeypatch: pytest.MonkeyPatch
+    commands: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LEFT_OUT", "1")
     before = dict(os.environ)
@@ -91,12 +69,12 @@ def test_sbatch_gets_the_command_as_it_is_and_only_the_chosen_environment(
 
 
 @pytest.mark.parametrize(("told", "job_id"), [("41", "41"), ("42;cluster", "42"), (" 43 ", "43")])
-def test_the_number_of_the_job(commands: Commands, told: str, job_id: str) -> None:
+def test_the_number_of_the_job(commands: Any, told: str, job_id: str) -> None:
     commands.set("sbatch", f"echo '{told}'")
     assert submit(["sbatch"], environment=os.environ.copy()) == job_id
 
 
-def test_nonsense_is_a_refusal(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nonsense_is_a_refusal(commands: Any, capsys: pytest.CaptureFixture[str]) -> None:
     before = dict(os.environ)
     commands.set("sbatch", "echo Submitted batch job 41")
     with pytest.raises(SlurmError, match="gave no number of a job but 'Submitted batch job 41'"):
@@ -111,9 +89,7 @@ def test_nonsense_is_a_refusal(commands: Commands, capsys: pytest.CaptureFixture
     assert dict(os.environ) == before
 
 
-def test_a_submission_leaves_the_handle(
-    mill: Any, commands: Commands, launcher: SlurmLauncher
-) -> None:
+def test_a_submission_leaves_the_handle(mill: Any, commands: Any, launcher: SlurmLauncher) -> None:
     plan = plan_grow(mill)
     request = launcher.compile(plan)
     handle = launcher.submit(request)
@@ -129,7 +105,7 @@ def test_a_submission_leaves_the_handle(
 
 
 def test_a_script_that_slurm_changed_is_taken_back(
-    mill: Any, commands: Commands, launcher: SlurmLauncher
+    mill: Any, commands: Any, launcher: SlurmLauncher
 ) -> None:
     commands.set("scontrol", "echo '#!/bin/bash'")
     plan = plan_grow(mill)
@@ -142,7 +118,7 @@ def test_a_script_that_slurm_changed_is_taken_back(
 
 
 def test_a_script_that_slurm_kept_is_fine(
-    mill: Any, commands: Commands, launcher: SlurmLauncher
+    mill: Any, commands: Any, launcher: SlurmLauncher
 ) -> None:
     plan = plan_grow(mill)
     commands.set("scontrol", f"cat '{plan.run_dir}/job.sbatch'")
@@ -151,7 +127,7 @@ def test_a_script_that_slurm_kept_is_fine(
 
 
 def test_a_refusal_closes_the_attempt_and_the_next_one_is_free(
-    mill: Any, commands: Commands, launcher: SlurmLauncher
+    mill: Any, commands: Any, launcher: SlurmLauncher
 ) -> None:
     plan = plan_grow(mill)
     commands.set("sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
@@ -162,7 +138,7 @@ def test_a_refusal_closes_the_attempt_and_the_next_one_is_free(
 
 
 def test_a_missing_submitit_closes_the_attempt_too(
-    mill: Any, commands: Commands, launcher: SlurmLauncher, monkeypatch: pytest.MonkeyPatch
+    mill: Any, commands: Any, launcher: SlurmLauncher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "submitit.helpers", None)
     with pytest.raises(StepFailed, match="submitit"):
@@ -170,7 +146,7 @@ def test_a_missing_submitit_closes_the_attempt_too(
 
 
 def test_jobs_wait_for_those_that_are_still_to_complete(
-    mill: Any, commands: Commands, launcher: SlurmLauncher
+    mill: Any, commands: Any, launcher: SlurmLauncher
 ) -> None:
     first = launcher.submit(launcher.compile(plan_grow(mill, "steps=1")))
     done = JobHandle("slurm", first.run_dir.parent / "done", 1)
@@ -189,7 +165,7 @@ def test_jobs_wait_for_those_that_are_still_to_complete(
 
 
 def test_what_needs_a_failed_run_is_not_submitted(
-    mill: Any, commands: Commands, launcher: SlurmLauncher
+    mill: Any, commands: Any, launcher: SlurmLauncher
 ) -> None:
     first = launcher.submit(launcher.compile(plan_grow(mill, "steps=1")))
     attempt_of(first).close("FAILED")
@@ -212,7 +188,7 @@ def test_what_a_machine_lacks_is_told_with_the_remedy(
 
 
 def test_slurm_is_asked_before_anything_is_submitted(
-    mill: Any, commands: Commands, launcher: SlurmLauncher
+    mill: Any, commands: Any, launcher: SlurmLauncher
 ) -> None:
     plan = plan_grow(mill)
     commands.set(
