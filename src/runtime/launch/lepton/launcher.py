@@ -36,7 +36,7 @@ from nemotron_style.runtime.launch.base import (
 from nemotron_style.runtime.launch.bundle import Bundle, locate, pack, read_sources, upload
 from nemotron_style.runtime.launch.lepton.check import check_workspace
 from nemotron_style.runtime.launch.lepton.client import Absent, Workspace, WorkspaceError, connect
-from nemotron_style.runtime.launch.lepton.job import is_shared, make_job, name_job, write_body
+from nemotron_style.runtime.launch.lepton.job import build_body, is_shared, name_job, write_body
 from nemotron_style.runtime.launch.lepton.logs import SECONDS_BETWEEN_QUESTIONS, follow_workspace
 from nemotron_style.runtime.launch.lepton.pod import write_pod_script
 from nemotron_style.runtime.launch.lepton.state import conclude, read_files
@@ -85,9 +85,8 @@ class LeptonLauncher:
         raise_all(ProfileError, [*check_plan(plan)])
         files = {"plan.json": plan.to_json(), "launch.sh": write_pod_script(plan)}
         bundle = None if is_shared(plan) else self._bundle(plan, files)
-        job = make_job(plan, attempt, bundle)
-        raise_all(ProfileError, [*check_command(job.command)])
-        body = job.to_json()
+        body = build_body(plan, attempt, bundle)
+        raise_all(ProfileError, [*check_command(body["spec"]["container"]["command"])])
         files["lepton.json"] = write_body(body)
         return LeptonRequest(plan, attempt, files, POST, body, bundle)
 

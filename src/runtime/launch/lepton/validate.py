@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -217,7 +217,7 @@ def _owned(key: str) -> Problem:
     return Problem(key=f"custom_spec.{key}", what=f"is set by {OWN[key]}, and by nothing else")
 
 
-def check_command(words: tuple[str, ...]) -> Iterator[Problem]:
+def check_command(words: Sequence[str]) -> Iterator[Problem]:
     """One word of a command line has a limit."""
     for word in words:
         size = len(word.encode(errors="surrogateescape")) + 1

@@ -12,9 +12,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from nemotron_style.runtime.errors import Problem, ProfileError, raise_all
-from nemotron_style.runtime.launch.slurm.script import BatchJob, Container, escape_pattern
-from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE
+from nemotron_style.runtime.errors import Problem
 from nemotron_style.runtime.run.plan import Plan
 
 GRACE_SECONDS = 120
@@ -22,24 +20,6 @@ PLAIN_OPTIONS = ("account", "partition", "qos", "constraint", "reservation", "gr
 # The program that keeps an image, in a reference to it: dockerd://, podman://.
 SCHEME = re.compile(r"[a-z]+://")
 UNREADABLE = re.compile(r"[^A-Za-z0-9._-]+")
-# Set by our own scripts in the job's environment; an image must not replace them.
-SCRIPT_VARIABLES = (ATTEMPT_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
-
-
-def plan_job(plan: Plan) -> BatchJob:
-    """The job. Raises ``ProfileError`` with every value that a script or Pyxis cannot hold."""
-    raise_all(ProfileError, [*find_unwritable(plan), *find_unmountable(plan)])
-    cpus = plan.site.get("cpus_per_task")
-    return BatchJob(
-        directives=tuple(list_options(plan)),
-        run_dir=str(plan.run_dir),
-        nodes=plan.nodes,
-        detached=plan.detached,
-        max_requeues=int(plan.site.get("max_requeues", 0)),
-        patience=max(1, count_grace(plan) * 3 // 4),
-        cpus_per_task=int(cpus) if cpus else None,
-        container=plan_container(plan) if plan.image else None,
-    )
 
 
 def list_options(plan: Plan) -> Iterator[tuple[str, str | None]]:
@@ -63,7 +43,8 @@ def list_options(plan: Plan) -> Iterator[tuple[str, str | None]]:
     yield "requeue" if site.get("max_requeues") else "no-requeue", None
     yield "open-mode", "append"
     yield "chdir", str(plan.run_dir)
-    yield "output", escape_pattern(str(plan.run_dir)) + "/job-%j.txt"
+    folder = str(plan.run_dir).replace("%", "%%")  # Slurm would replace %j and the like
+    yield "output", f"{folder}/job-%j.txt"
 
 
 def count_grace(plan: Plan) -> int:
@@ -79,25 +60,11 @@ def count_seconds(limit: str) -> int:
     parts = [int(part) for part in rest.split(":")]
     if dash:
         hours, minutes, seconds = [*parts, 0, 0][:3]
-        return ((int(days) * 24 + hours) * 60 + minutes) * 60 + seconds
-    if len(parts) == 1:
-        return parts[0] * 60
-    hours, minutes, seconds = [0, *parts][-3:]
-    return (hours * 60 + minutes) * 60 + seconds
-
-
-def plan_container(plan: Plan) -> Container:
-    """The image as a squashed file, what is mounted into it, and the variables that win in it."""
-    image = str(plan.image)
-    is_path = image.startswith("/")
-    return Container(
-        image=image if is_path else str(name_squashed(image, Path(plan.store))),
-        mounts=",".join(write_mounts(plan)),
-        variables=tuple(sorted({*SCRIPT_VARIABLES, *plan.env, *plan.secrets})),
-        workdir=plan.workdir,
-        origin=None if is_path else write_uri(image),
-        renew=bool(plan.site.get("force_squash")),
-    )
+    elif len(parts) == 1:
+        hours, minutes, seconds = 0, parts[0], 0
+    else:
+        hours, minutes, seconds = [0, *parts][-3:]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def name_squashed(image: str, store: Path) -> Path:

@@ -28,7 +28,6 @@ from nemotron_style.runtime.launch.slurm.client import (
     read_batch_script,
     submit,
 )
-from nemotron_style.runtime.launch.slurm.job import plan_job
 from nemotron_style.runtime.launch.slurm.script import write_batch_script
 from nemotron_style.runtime.launch.slurm.state import (
     describe_unmet,
@@ -69,7 +68,7 @@ class SlurmLauncher:
         files = {
             "plan.json": plan.to_json(),
             "launch.sh": write_node_script(plan),
-            SCRIPT: write_batch_script(plan_job(plan)),
+            SCRIPT: write_batch_script(plan),
         }
         argv = (*SBATCH, str(plan.run_dir / SCRIPT), str(attempt))
         return SlurmRequest(plan, attempt, files, argv)

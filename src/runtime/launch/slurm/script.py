@@ -1,9 +1,9 @@
-"""The text of a Slurm batch script, from plain values.
+"""The text of a Slurm batch script.
 
 Slurm runs the script on the first node of a job. It starts ``launch.sh`` once on every node and
-writes down what became of it, so that the state of a job can be read without Slurm, long after
-Slurm has forgotten it. What it finds out is for everybody on the shared disk: the time limit is
-passed on to the workers through a file (a signal would kill torchrun and orphan them).
+records how that ended, so that the state of a job can be read without Slurm, long after Slurm has
+forgotten it. The time limit is passed on to the workers through a file on the shared disk (a
+signal would kill torchrun and orphan them).
 
 Its argument is the number of the attempt that it was submitted as; when Slurm starts the same job
 again, the attempts after it are its own.
@@ -12,9 +12,24 @@ again, the attempts after it are its own.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from pathlib import Path
 
+from nemotron_style.runtime.errors import ProfileError, raise_all
 from nemotron_style.runtime.launch.launch_sh import fill
+from nemotron_style.runtime.launch.slurm.job import (
+    count_grace,
+    find_unmountable,
+    find_unwritable,
+    list_options,
+    name_squashed,
+    write_mounts,
+    write_uri,
+)
+from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE
+from nemotron_style.runtime.run.plan import Plan
+
+# Set by our own scripts in the job's environment; an image must not replace them.
+SCRIPT_VARIABLES = (ATTEMPT_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
 
 # Below the ports that the system hands out by itself, which begin at 32768.
 FIRST_PORT, PORTS = 20000, 12000
@@ -148,52 +163,25 @@ finish FAILED "$(culprit "$code")" ''
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Container:
-    """What Pyxis is told. ``origin`` is set where ``image`` is yet to be imported from there."""
-
-    image: str
-    mounts: str
-    variables: tuple[str, ...]
-    workdir: str
-    origin: str | None = None
-    renew: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchJob:
-    """One job. ``directives`` are sbatch's long options in their order; None for a bare flag.
-
-    ``patience`` are the seconds that workers have to stop in when they are told of the limit.
-    """
-
-    directives: tuple[tuple[str, str | None], ...]
-    run_dir: str
-    nodes: int
-    detached: bool = False
-    max_requeues: int = 0
-    patience: int = 90
-    cpus_per_task: int | None = None
-    container: Container | None = None
-
-
-def write_batch_script(job: BatchJob) -> str:
-    """The whole text. Values must be free of control characters and backslashes."""
+def write_batch_script(plan: Plan) -> str:
+    """The whole text. Raises ``ProfileError`` with every value that it or Pyxis cannot hold."""
+    raise_all(ProfileError, [*find_unwritable(plan), *find_unmountable(plan)])
     opening = {
-        "run_dir": shlex.quote(job.run_dir),
-        "requeues": job.max_requeues,
-        "patience": job.patience,
-        "detached": str(job.detached).lower(),
+        "run_dir": shlex.quote(str(plan.run_dir)),
+        "requeues": int(plan.site.get("max_requeues", 0)),
+        # How long workers may take to stop before the job is requeued all the same.
+        "patience": max(1, count_grace(plan) * 3 // 4),
+        "detached": str(plan.detached).lower(),
     }
     parts = [
-        "\n".join(["#!/bin/bash", *(write_directive(*each) for each in job.directives)]),
+        "\n".join(["#!/bin/bash", *(write_directive(*each) for each in list_options(plan))]),
         fill(OPEN, opening),
         BEGIN,
         RECORD,
         LISTEN,
-        fill(MEET, {"first_port": FIRST_PORT, "ports": PORTS}) if job.nodes > 1 else "",
-        write_import(job.container) if job.container else "",
-        fill(STEP, {"srun": write_srun(job)}),
+        fill(MEET, {"first_port": FIRST_PORT, "ports": PORTS}) if plan.nodes > 1 else "",
+        write_import(plan),
+        fill(STEP, {"srun": write_srun(plan)}),
         CONCLUDE,
     ]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
@@ -204,38 +192,40 @@ def write_directive(name: str, value: str | None) -> str:
     return f"#SBATCH --{name}" if value is None else f"#SBATCH --{name}={shlex.quote(value)}"
 
 
-def escape_pattern(path: str) -> str:
-    """A path where Slurm would replace ``%j`` and the like."""
-    return path.replace("%", "%%")
+def find_image_file(plan: Plan) -> str:
+    """The path of the squashed image: the profile's, or where ours is imported to."""
+    image = str(plan.image)
+    return image if image.startswith("/") else str(name_squashed(image, Path(plan.store)))
 
 
-def write_import(container: Container) -> str:
-    """Lines that import the image where it has an ``origin`` and is not there yet."""
-    if container.origin is None:
+def write_import(plan: Plan) -> str:
+    """Lines that import a referenced image, unless it is there and not to be renewed."""
+    if not plan.image or plan.image.startswith("/"):
         return ""
     values = {
-        "image": shlex.quote(container.image),
-        "again": '[ "$restart" -eq 0 ] || ' if container.renew else "",
-        "origin": shlex.quote(container.origin),
+        "image": shlex.quote(find_image_file(plan)),
+        "again": '[ "$restart" -eq 0 ] || ' if plan.site.get("force_squash") else "",
+        "origin": shlex.quote(write_uri(plan.image)),
     }
     return fill(IMPORT_IMAGE, values)
 
 
-def write_srun(job: BatchJob) -> str:
+def write_srun(plan: Plan) -> str:
     """The command that starts one task on every node, over several lines."""
-    flags = [f"srun --nodes={job.nodes} --ntasks={job.nodes} --ntasks-per-node=1"]
-    if job.cpus_per_task:
-        flags.append(f"--cpus-per-task={job.cpus_per_task}")  # srun does not take the job's own
+    flags = [f"srun --nodes={plan.nodes} --ntasks={plan.nodes} --ntasks-per-node=1"]
+    cpus = plan.site.get("cpus_per_task")
+    if cpus:
+        flags.append(f"--cpus-per-task={cpus}")  # srun does not take the job's own
     # A node that fails ends the others. One that is done does not (--wait=0): the first node may
     # be busy with hashing and committing what all of them made.
     flags.append("--kill-on-bad-exit=1 --wait=0 --export=ALL")
     flags.append(r'--output="${attempt//\%/%%}/log-%n.txt"')
-    if job.container:
+    if plan.image:
         flags += [
-            f"--container-image={shlex.quote(job.container.image)}",
-            f"--container-mounts={shlex.quote(job.container.mounts)}",
-            f"--container-workdir={shlex.quote(job.container.workdir)}",
-            f"--container-env={','.join(job.container.variables)}",
+            f"--container-image={shlex.quote(find_image_file(plan))}",
+            f"--container-mounts={shlex.quote(','.join(write_mounts(plan)))}",
+            f"--container-workdir={shlex.quote(plan.workdir)}",
+            f"--container-env={','.join(sorted({*SCRIPT_VARIABLES, *plan.env, *plan.secrets}))}",
             "--no-container-mount-home",
         ]
     return " \\\n  ".join(flags)
