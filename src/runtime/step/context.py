@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_PROGRESS = 0.2
 SECONDS_BETWEEN_LOG_LINES = 5.0
 SECONDS_BETWEEN_LOOKS = 0.5
+NEVER = float("-inf")
 
 
 @dataclass(frozen=True)
-class Seat:
-    """Where this process sits: its rank among ``world_size``, and its rank on its machine."""
+class ProcessRank:
+    """The rank of this process among ``world_size``, and its rank on its machine."""
 
     rank: int = 0
     world_size: int = 1
@@ -43,17 +44,17 @@ class Stop:
     """Whether the run was asked to stop: by a signal, or by a file that appeared.
 
     The file reaches workers that no signal does: on other machines, or below a launcher that
-    would pass a signal on as an order to kill. It is looked for about twice a second. A service
-    beside a step stops too when ``parent``, the process of the step, is its parent no more.
+    would pass a signal on as an order to kill. A service beside a step stops too when ``parent``,
+    the process of the step, is its parent no more.
     """
 
     requested: bool = False
     file: Path | None = None
     parent: int | None = None
-    looked: float = float("-inf")
+    looked: float = NEVER
 
     def is_requested(self) -> bool:
-        """Ask both."""
+        """Whether either has happened; the file is looked for about twice a second."""
         now = time.monotonic()
         if not self.requested and self.file and now - self.looked >= SECONDS_BETWEEN_LOOKS:
             self.looked = now
@@ -74,36 +75,36 @@ class Output:
         self.facts.update(facts)
 
 
+@dataclass(kw_only=True)
 class StepContext:
-    """A recipe's view of its run.
+    """A recipe's view of its run; the defaults are those of a lone first attempt.
 
-    ``run_dir`` is the run's directory, shared by all ranks and attempts; ``attempt`` counts from
-    1; ``arguments`` are those given after ``--``.
+    ``run_dir`` is shared by all ranks and attempts; ``attempt`` counts from 1; ``arguments`` are
+    those given after ``--``; ``services`` wait for a service and return its URL.
     """
 
-    def __init__(
-        self,
-        *,
-        run_dir: Path,
-        inputs: Mapping[str, Artifact],
-        outputs: Iterable[str],
-        **seating: Any,
-    ) -> None:
-        """``seating`` may give run_id, seat, attempt, arguments, stop and services."""
-        known: Seating = Seating(**seating)
-        self.run_id, self.run_dir, self.inputs = known.run_id, run_dir, inputs
-        self.rank, self.world_size = known.seat.rank, known.seat.world_size
-        self.local_rank, self.attempt = known.seat.local_rank, known.attempt
-        self.arguments = known.arguments
-        self.figures: dict[str, Any] = {}
-        self.metrics = Metrics(run_dir, enabled=self.is_first)
-        self.checkpoints = Checkpoints(run_dir, attempt=known.attempt, rank=self.rank)
-        self._stop, self._services = known.stop, known.services
+    run_dir: Path
+    inputs: Mapping[str, Artifact]
+    outputs: InitVar[Iterable[str]]
+    run_id: str = "run"
+    process: ProcessRank = ProcessRank()
+    attempt: int = 1
+    arguments: tuple[str, ...] = ()
+    stop: Stop = field(default_factory=Stop)
+    services: Mapping[str, Callable[[], str]] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def __post_init__(self, outputs: Iterable[str]) -> None:
+        self.rank, self.world_size = self.process.rank, self.process.world_size
+        self.local_rank = self.process.local_rank
+        self.metrics = Metrics(self.run_dir, enabled=self.is_first)
+        self.checkpoints = Checkpoints(self.run_dir, attempt=self.attempt, rank=self.rank)
+        # One directory an attempt, so that it is empty at the start with no rank clearing it.
+        self.staging = self.run_dir / "staging" / str(self.attempt)
         self._outputs = {slot: Output(slot, self.staging / slot) for slot in outputs}
-        self.staging.mkdir(parents=True, exist_ok=True)
-        for output in self._outputs.values():
-            output.path.mkdir(parents=True, exist_ok=True)
-        self._told = self._logged = float("-inf")
+        for folder in (self.staging, *(output.path for output in self._outputs.values())):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._reported = self._logged = NEVER
 
     @property
     def is_first(self) -> bool:
@@ -112,12 +113,12 @@ class StepContext:
 
     @property
     def stopping(self) -> bool:
-        """A signal asked the run to stop: save a checkpoint and raise ``Interrupted``.
+        """Whether the run was asked to stop: save a checkpoint and raise ``Interrupted``.
 
         Ranks may learn of it at different steps; with several of them, agree (an all-reduce of
         this flag) before leaving the loop.
         """
-        return self._stop.is_requested()
+        return self.stop.is_requested()
 
     def input(self, slot: str) -> Artifact:
         """The verified artifact of a slot. Raises ``InputError`` when it was not given."""
@@ -137,7 +138,7 @@ class StepContext:
         None where the config names one that is there already, so that none was started. Raises
         ``StepFailed`` when the one that was started ended instead, or took too long.
         """
-        wait = self._services.get(name)
+        wait = self.services.get(name)
         return wait() if wait else None
 
     def output(self, slot: str) -> Output:
@@ -151,47 +152,29 @@ class StepContext:
             self.figures[name] = value if is_text else plain_number(value)
 
     def say(self, text: str) -> None:
-        """One log line, from the first rank only."""
+        """Print one log line, on the first rank only."""
         if self.is_first:
             print(text, flush=True)
 
     def progress(self, done: int, total: int, /, **figures: float) -> None:
-        """Tell how far the work is; cheap enough to call at every step.
+        """Report how far the work is; cheap enough to call at every step.
 
         The bar of an attached command line follows at most five times a second; the log gets a
         line every few seconds and the last one.
         """
         now = time.monotonic()
         last = done >= total
-        if not self.is_first or not (last or now - self._told >= SECONDS_BETWEEN_PROGRESS):
+        if not self.is_first or not (last or now - self._reported >= SECONDS_BETWEEN_PROGRESS):
             return
-        self._told = now
+        self._reported = now
         numbers = {name: plain_number(value) for name, value in figures.items()}
-        shown = {"done": done, "total": total, "figures": numbers}
         attempt = self.run_dir / "attempts" / str(self.attempt)
-        write_json(attempt / "progress.json", shown, durable=False)
+        report = {"done": done, "total": total, "figures": numbers}
+        write_json(attempt / "progress.json", report, durable=False)
         if last or now - self._logged >= SECONDS_BETWEEN_LOG_LINES:
             self._logged = now
-            told = [f"{name}={show(number)}" for name, number in numbers.items()]
-            self.say("  ".join([f"{done}/{total}", *told]))
-
-    @property
-    def staging(self) -> Path:
-        """Where this attempt's outputs are written, one directory a slot."""
-        # One directory an attempt, so that it is empty at the start with no rank clearing it.
-        return self.run_dir / "staging" / str(self.attempt)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seating:
-    """What a context is told about its process; the defaults are those of a lone first attempt."""
-
-    run_id: str = "run"
-    seat: Seat = Seat()
-    attempt: int = 1
-    arguments: tuple[str, ...] = ()
-    stop: Stop = field(default_factory=Stop)
-    services: Mapping[str, Callable[[], str]] = field(default_factory=dict)
+            words = [f"{name}={show(number)}" for name, number in numbers.items()]
+            self.say("  ".join([f"{done}/{total}", *words]))
 
 
 def show(number: int | float | str) -> str:

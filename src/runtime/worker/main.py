@@ -1,7 +1,7 @@
-"""The inside of a run: ``python -m nemotron_style.runtime.worker <run dir>/plan.json``.
+"""The inside of a run: ``python -m nemotron_style.runtime.worker <run dir>/plan.json [SERVICE]``.
 
 Under torchrun every rank runs this module; the first one alone writes records. With the name of a
-service of the plan, it is that service which is run, beside the step.
+service of the plan, that service runs instead of the step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,10 @@ from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE, PARENT_VARIABLE
 from nemotron_style.runtime.run.code import digest_code
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.plan import Plan, PlannedInput, load_plan
-from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, RUNNING
+from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, RUNNING, JobState
 from nemotron_style.runtime.secrets.detect import announce_secrets
 from nemotron_style.runtime.secrets.redact import redact, redacted_output
-from nemotron_style.runtime.step.context import Seat, StepContext, Stop
+from nemotron_style.runtime.step.context import ProcessRank, StepContext, Stop
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.validation import put_key
@@ -46,113 +45,110 @@ from nemotron_style.runtime.worker.outputs import Task, commit_outputs, find_sea
 from nemotron_style.runtime.worker.services import await_service, end_services
 
 EXTRAS = "install it; most steps need: pip install 'nemotron-style[train]'"
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How an attempt ended; ``error`` is the message a user gets."""
-
-    state: str
-    exit_code: int
-    error: str = ""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Carry out one attempt; the exit code is 0, 1 (failed), 2 (unusable) or 130 (stopped)."""
+    """Execute one attempt; the exit code is 0, 1 (failed), 2 (unusable) or 130 (stopped)."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     path, *service = arguments
-    stop = listen_beside() if service else listen()
-    seat = Seat() if service else read_seat(os.environ)
+    stop = ignore_signals() if service else catch_signals()
+    process = ProcessRank() if service else read_rank(os.environ)
     try:
         plan = load_plan(Path(path))
         plan = plan.services[service[0]] if service else plan
         announce_secrets(plan.secrets)
-        attempt = enter_attempt(RunFolder(plan.run_dir), seat)
+        attempt = enter_attempt(RunFolder(plan.run_dir), process)
         stop.file = attempt.path / STOP
     except StepsError as error:
         print(redact(str(error)), file=sys.stderr)
         return error.exit_code
     begun = time.monotonic()
     with redacted_output(sys.stdout, sys.stderr):
-        ending = carry_out(Task(plan, attempt, seat, stop))
+        ending = execute(Task(plan, attempt, process, stop))
     seconds = round(time.monotonic() - begun, 3)
-    return tell(ending, attempt, seat=seat, seconds=seconds)
+    return record_ending(ending, attempt, rank=process.rank, seconds=seconds)
 
 
-def listen() -> Stop:
+def catch_signals() -> Stop:
     """A flag that TERM, INT and USR1 set; the recipe saves and leaves when it sees it."""
     stop = Stop()
 
     def request(number: int, frame: object) -> None:
         stop.requested = True
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, request)
     return stop
 
 
-def listen_beside() -> Stop:
-    """The same for a service beside a step, which must outlast the step.
+def ignore_signals() -> Stop:
+    """A flag that only a file or the end of the step sets: how a service beside a step is stopped.
 
     Signals to the job are meant for the step, which may have requests under way when it saves.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     return Stop(parent=int(os.environ[PARENT_VARIABLE]))
 
 
-def read_seat(environment: Mapping[str, str]) -> Seat:
+def read_rank(environment: Mapping[str, str]) -> ProcessRank:
     """The rank that torchrun gave this process; a lone process is rank 0 of 1."""
     names = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    return Seat(*(int(environment.get(name, default)) for name, default in names))
+    return ProcessRank(*(int(environment.get(name, default)) for name, default in names))
 
 
-def enter_attempt(folder: RunFolder, seat: Seat) -> Attempt:
+def enter_attempt(folder: RunFolder, process: ProcessRank) -> Attempt:
     """The attempt that the launcher claimed, or a new one when there was no launcher.
 
-    Raises ``StepFailed`` when it was given up meanwhile or another attempt lives.
+    Raises ``StepFailed`` when it was abandoned meanwhile or another attempt lives.
     """
     number = os.environ.get(ATTEMPT_VARIABLE)
-    known = Attempt(folder.path / "attempts" / number) if number else folder.claim_attempt()
-    if known is None or (seat.rank == 0 and not known.take_ownership()):
+    attempt = Attempt(folder.path / "attempts" / number) if number else folder.claim_attempt()
+    if attempt is None or (process.rank == 0 and not attempt.take_ownership()):
         raise StepFailed(f"another attempt of {folder.run_id} is under way; this one gives way")
-    if seat.rank == 0:
-        known.update(state=RUNNING, begun=time.time(), processes=seat.world_size)
-    return known
+    if process.rank == 0:
+        attempt.update(state=RUNNING, begun=time.time(), processes=process.world_size)
+    return attempt
 
 
-def carry_out(task: Task) -> Ending:
-    """Do the work and name the way it ended; nothing is raised."""
+def execute(task: Task) -> JobState:
+    """Do the work; how it ended, with the message that a user gets. Nothing is raised."""
     try:
         work(task)
     except Interrupted as error:
-        return Ending(CANCELLED, error.exit_code, str(error))
+        return JobState(CANCELLED, error.exit_code, str(error))
     except StepsError as error:
         print(error, file=sys.stderr, flush=True)
-        return Ending(FAILED, 2 if isinstance(error, UsageError) else 1, str(error))
+        return JobState(FAILED, 2 if isinstance(error, UsageError) else 1, str(error))
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         sys.stderr.flush()
-        return Ending(FAILED, 1, f"{type(error).__name__}: {error}")
-    return Ending(COMPLETED, 0)
+        return JobState(FAILED, 1, f"{type(error).__name__}: {error}")
+    return JobState(COMPLETED, 0)
 
 
-def tell(ending: Ending, attempt: Attempt, *, seat: Seat, seconds: float) -> int:
-    """Write down how it ended. A rank that stopped because another one failed says so."""
-    facts: dict[str, Any] = {"error": redact(ending.error), "exit_code": ending.exit_code}
-    if seat.rank != 0:
+def record_ending(ending: JobState, attempt: Attempt, *, rank: int, seconds: float) -> int:
+    """Record how this process ended, and return its exit code.
+
+    A rank that stopped because another one failed records the failure of the other.
+    """
+    facts: dict[str, Any] = {"error": redact(ending.reason), "exit_code": ending.exit_code}
+    if rank != 0:
         if ending.state == FAILED:
-            write_json(attempt.path / f"failure-{seat.rank}.json", facts)
-        return ending.exit_code
+            write_json(attempt.path / f"failure-{rank}.json", facts)
+        return ending.exit_code or 0
     failure = attempt.rank_failure if ending.state != COMPLETED else None
-    state = FAILED if failure else ending.state
     facts = failure or facts
-    attempt.close(state, seconds=seconds, **facts)
+    attempt.close(FAILED if failure else ending.state, seconds=seconds, **facts)
     return int(facts["exit_code"])
 
 
 def work(task: Task) -> None:
-    """Verify, run the recipe, seal, commit. With a sealed earlier attempt only the last."""
+    """Verify the inputs, run the recipe, seal and commit its outputs.
+
+    What an earlier attempt has sealed is only committed.
+    """
     plan = task.plan
     if plan.beside is not None:  # a service of a step makes nothing, and starts anew with it
         run_recipe(task, open_inputs(plan, task.store))
@@ -164,13 +160,13 @@ def work(task: Task) -> None:
     if sealed is None:
         check_code(plan)
         sealed = run_recipe(task, inputs)
-    if task.seat.rank == 0:
+    if task.process.rank == 0:
         commit_outputs(task, sealed, inputs)
 
 
 def open_inputs(plan: Plan, store: Store) -> dict[str, Artifact]:
     """The planned inputs by slot. Raises ``ArtifactError`` with all that are gone or changed."""
-    found: dict[str, Artifact] = {}
+    inputs: dict[str, Artifact] = {}
     problems: list[Problem] = []
     for planned in plan.inputs:
         artifact = find_input(planned, store)
@@ -179,13 +175,13 @@ def open_inputs(plan: Plan, store: Store) -> dict[str, Artifact]:
             problems.append(Problem(where=plan.step, key=planned.slot, what=what, fix=fix))
             continue
         problems += store.verify(artifact, deep=False)
-        found[planned.slot] = artifact
+        inputs[planned.slot] = artifact
     raise_all(ArtifactError, problems)
-    return found
+    return inputs
 
 
 def find_input(planned: PlannedInput, store: Store) -> Artifact | None:
-    """The artifact that a planned input stands for; of several copies one of the planned kind."""
+    """The artifact of a planned input; of several copies, one of the planned kind if there is."""
     if planned.producer:
         return store.output_of(*planned.producer)
     copies = store.by_digest(planned.source)
@@ -200,20 +196,20 @@ def check_code(plan: Plan) -> None:
 
 
 def run_recipe(task: Task, inputs: Mapping[str, Artifact]) -> Path:
-    """Run the step; what it staged, sealed on the first rank."""
-    plan = task.plan
+    """Run the step; the folder of what it staged, sealed on the first rank."""
+    plan, number = task.plan, task.attempt.number
     config = bind_config(plan, inputs)
     ctx = StepContext(
         run_dir=plan.run_dir,
         inputs=inputs,
         outputs=[output.slot for output in plan.outputs],
         run_id=plan.run_id,
-        seat=task.seat,
-        attempt=task.attempt.number,
+        process=task.process,
+        attempt=number,
         arguments=plan.arguments,
         stop=task.stop,
         services={
-            name: partial(await_service, service, task.attempt.number, stop=task.stop)
+            name: partial(await_service, service, number, stop=task.stop)
             for name, service in plan.services.items()
         },
     )
@@ -224,7 +220,7 @@ def run_recipe(task: Task, inputs: Mapping[str, Artifact]) -> Path:
     finally:
         ctx.metrics.close()
         if ctx.is_first:
-            end_services(plan, task.attempt.number)
+            end_services(plan, number)
     return seal(task, ctx) if ctx.is_first else ctx.staging
 
 
@@ -242,30 +238,30 @@ def bind_config(plan: Plan, inputs: Mapping[str, Artifact]) -> Any:
 
 
 def rewind(ctx: StepContext) -> None:
-    """Take back what earlier attempts did after their last whole checkpoint."""
+    """Undo what earlier attempts did after their last whole checkpoint."""
     newest = ctx.checkpoints.newest()
     ctx.metrics.rewind(newest.step if newest else 0)
     ctx.checkpoints.discard_staged()
-    for leftover in ctx.staging.parent.iterdir():
-        if leftover != ctx.staging:
-            remove_tree(leftover)
+    for staged in ctx.staging.parent.iterdir():
+        if staged != ctx.staging:
+            remove_tree(staged)
     if newest:
         ctx.say(f"continuing from the checkpoint of step {newest.step}")
 
 
 def load_object(name: str) -> Callable[..., Any]:
-    """``package.module:name``.
+    """The callable that ``package.module:name`` names.
 
     Raises ``ManifestError`` when the module has no such name, and ``UsageError`` when a package
     that it needs is not installed.
     """
     module_name, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), attribute, None)
+        loaded = getattr(importlib.import_module(module_name), attribute, None)
     except ModuleNotFoundError as error:
         what, fix = f"the step needs the package {error.name!r}", EXTRAS
         raise UsageError(Problem(where=name, what=what, fix=fix)) from None
-    if not callable(found):
+    if not callable(loaded):
         what = f"module {module_name!r} has no {attribute!r}"
         raise ManifestError(Problem(key="run", what=what, got=name))
-    return found  # type: ignore[no-any-return]
+    return loaded  # type: ignore[no-any-return]

@@ -21,7 +21,7 @@ from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import COMPLETED
 from nemotron_style.runtime.secrets.redact import redact_leaves
-from nemotron_style.runtime.step.context import Seat, StepContext, Stop
+from nemotron_style.runtime.step.context import ProcessRank, StepContext, Stop
 from nemotron_style.runtime.store.record import Artifact, Producer
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.worker.environment import describe_environment, describe_hardware
@@ -31,11 +31,11 @@ SEAL = "sealed.json"
 
 @dataclass(frozen=True)
 class Task:
-    """A plan that this process works on, and where."""
+    """The plan that this process executes, and as which of the ranks."""
 
     plan: Plan
     attempt: Attempt
-    seat: Seat
+    process: ProcessRank
     stop: Stop
 
     @property
@@ -56,28 +56,30 @@ def seal(task: Task, ctx: StepContext) -> Path:
         if output.required and not any(ctx.output(output.slot).path.iterdir())
     ]
     raise_all(StepFailed, missing)
-    sync_tree(ctx.staging)
-    facts = {output.slot: ctx.output(output.slot).facts for output in task.plan.outputs}
-    figures = {**ctx.metrics.last, **ctx.figures}
-    told = {"figures": ctx.figures, "metrics": figures, "facts": facts}
-    write_json(ctx.staging / SEAL, redact_leaves(told) | {"hardware": describe_hardware()})
+    sync_tree(ctx.staging)  # before the seal: what it declares final must survive a power cut
+    sealed = {
+        "figures": ctx.figures,
+        "metrics": {**ctx.metrics.last, **ctx.figures},
+        "facts": {output.slot: ctx.output(output.slot).facts for output in task.plan.outputs},
+    }
+    write_json(ctx.staging / SEAL, redact_leaves(sealed) | {"hardware": describe_hardware()})
     return ctx.staging
 
 
 def find_sealed(folder: RunFolder) -> Path | None:
-    """What an earlier attempt sealed and did not commit to the end."""
+    """The folder that an earlier attempt sealed and did not finish to commit, or None."""
     return next((path.parent for path in folder.path.glob(f"staging/*/{SEAL}")), None)
 
 
-def commit_outputs(task: Task, sealed: Path, inputs: Mapping[str, Artifact]) -> None:
+def commit_outputs(task: Task, folder: Path, inputs: Mapping[str, Artifact]) -> None:
     """Commit every sealed output that is not committed yet, then declare the run complete."""
     plan, store = task.plan, task.store
-    told = read_json(sealed / SEAL) or {}
-    evidence = describe_run(task, told)
+    sealed = read_json(folder / SEAL) or {}
+    shared = describe_run(plan, sealed)
     committed: dict[str, Any] = {}
     for output in plan.outputs:
         artifact = store.finish_commit(plan.run_id, output.slot)
-        staged = sealed / output.slot
+        staged = folder / output.slot
         if artifact is None and staged.is_dir() and any(staged.iterdir()):
             artifact = store.commit(
                 staged,
@@ -86,43 +88,40 @@ def commit_outputs(task: Task, sealed: Path, inputs: Mapping[str, Artifact]) -> 
                 producer=describe_producer(task, output.slot),
                 inputs=[artifact.edge(slot) for slot, artifact in inputs.items()],
                 forbidden=[os.environ[name] for name in plan.secrets if os.environ.get(name)],
-                facts=told.get("facts", {}).get(output.slot, {}),
-                **evidence,
+                facts=sealed.get("facts", {}).get(output.slot, {}),
+                **shared,
             )
         if artifact:
-            told_of = {"ref": artifact.ref, "kind": artifact.kind, "digest": artifact.digest}
-            committed[output.slot] = told_of
-    complete = {"outputs": committed, "figures": told.get("figures", {})}
+            entry = {"ref": artifact.ref, "kind": artifact.kind, "digest": artifact.digest}
+            committed[output.slot] = entry
+    complete = {"outputs": committed, "figures": sealed.get("figures", {})}
     write_json(task.folder.path / "outputs.json", complete)
-    remove_tree(sealed.parent)
+    remove_tree(folder.parent)
     remove_tree(task.folder.path / "checkpoints")  # nothing will be continued from them
 
 
-def describe_run(task: Task, told: Mapping[str, Any]) -> dict[str, Any]:
-    """What all outputs of the run have in common, for their records."""
-    plan = task.plan
+def describe_run(plan: Plan, sealed: Mapping[str, Any]) -> dict[str, Any]:
+    """What the records of all outputs of the run have in common."""
     facts = plan.snapshot.facts if plan.snapshot else {}
-    seeds = {key: value for key, value in plan.config.items() if key.endswith("seed")}
     return {
         "config": plan.config,
         "code": describe_code(plan.entrypoint, plan.identity["code"]) | facts,
         "environment": describe_environment() | ({"image": plan.image} if plan.image else {}),
-        "hardware": told.get("hardware", {}),
-        "seeds": seeds,
-        "metrics": told.get("metrics", {}),
+        "hardware": sealed.get("hardware", {}),
+        "seeds": {key: value for key, value in plan.config.items() if key.endswith("seed")},
+        "metrics": sealed.get("metrics", {}),
     }
 
 
 def describe_producer(task: Task, slot: str) -> Producer:
     """This run as the maker of ``slot``, with every attempt that it took."""
-    plan = task.plan
-    earlier = [one.summary for one in task.folder.attempts if one.number < task.attempt.number]
-    this = {"number": task.attempt.number, "state": COMPLETED}
+    plan, number = task.plan, task.attempt.number
+    earlier = [one.summary for one in task.folder.attempts if one.number < number]
     return Producer(
         run_id=plan.run_id,
         step=plan.step,
         slot=slot,
         config_name=plan.config_name,
         fingerprint=plan.fingerprint,
-        attempts=(*earlier, this),
+        attempts=(*earlier, {"number": number, "state": COMPLETED}),
     )

@@ -1,15 +1,15 @@
 """The services beside a step, as the step sees them: waited for, and asked to stop.
 
 ``launch.sh`` has started each of them in its own folder, ``services/<name>`` of the run, under the
-number of the step's attempt. A service tells where it listens in ``endpoint.json`` of that folder.
+number of the step's attempt. A service writes where it listens to ``endpoint.json`` there.
 """
 
 from __future__ import annotations
 
-import http.client
 import time
-from contextlib import closing
-from urllib.parse import urlsplit
+from http.client import HTTPException
+from urllib.parse import urljoin
+from urllib.request import ProxyHandler, build_opener
 
 from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.errors import Interrupted, Problem, StepFailed
@@ -19,12 +19,10 @@ from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.step.context import Stop
 
 ENDPOINT = "endpoint.json"
-SECONDS_TO_BEGIN = 120
-"""For a process to come up and take its folder."""
-SECONDS_TO_LOAD = 3600
-"""For a model to be read and set up."""
+SECONDS_TO_BEGIN = 120  # for a process to come up and take its folder
+SECONDS_TO_LOAD = 3600  # for a model to be read and set up
 SECONDS_TO_END = 60
-SECONDS_FOR_AN_ANSWER = 10
+SECONDS_TO_ANSWER = 10
 SECONDS_BETWEEN_LOOKS = 0.05
 
 
@@ -34,18 +32,22 @@ def await_service(service: Plan, attempt: int, *, stop: Stop) -> str:
     Raises ``StepFailed`` when it ended, never began, or is not ready in time, and ``Interrupted``
     when the step is asked to stop meanwhile.
     """
-    seat = _seat(service, attempt)
+    folder = _find_attempt(service, attempt)
     begun = time.monotonic()
     while True:
-        told = read_json(service.run_dir / ENDPOINT) or {}
-        if told.get("attempt") == attempt and is_ready(str(told["url"])):
-            return str(told["url"])
-        if is_over(seat):
-            how = seat.record.get("error") or "it was killed"
-            raise _refuse(service, seat, f"ended before it was ready: {how}")
-        seconds = SECONDS_TO_LOAD if seat.owner else SECONDS_TO_BEGIN
-        if time.monotonic() - begun > seconds:
-            raise _refuse(service, seat, f"was not ready within {seconds} s")
+        endpoint = read_json(service.run_dir / ENDPOINT) or {}
+        # The endpoint of an earlier attempt may still be there.
+        if endpoint.get("attempt") == attempt and is_ready(str(endpoint["url"])):
+            return str(endpoint["url"])
+        seconds = SECONDS_TO_LOAD if folder.owner else SECONDS_TO_BEGIN
+        what = ""
+        if is_over(folder):
+            what = f"ended before it was ready: {folder.record.get('error') or 'it was killed'}"
+        elif time.monotonic() - begun > seconds:
+            what = f"was not ready within {seconds} s"
+        if what:
+            fix = f"its log: {folder.log}"
+            raise StepFailed(Problem(where=service.step, what=what, fix=fix))
         if stop.is_requested():
             raise Interrupted(f"stopped while {service.step} was waited for")
         time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -53,40 +55,31 @@ def await_service(service: Plan, attempt: int, *, stop: Stop) -> str:
 
 def is_ready(url: str) -> bool:
     """Whether the service at ``url`` answers that it is ready; one that loads says 503."""
-    parts = urlsplit(url)
-    assert parts.hostname is not None
-    connection = http.client.HTTPConnection(
-        parts.hostname, parts.port, timeout=SECONDS_FOR_AN_ANSWER
-    )
+    opener = build_opener(ProxyHandler({}))  # a proxy of the environment is for other hosts
     try:
-        with closing(connection):
-            connection.request("GET", "/health")
-            return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
+        with opener.open(urljoin(url, "/health"), timeout=SECONDS_TO_ANSWER) as answer:
+            return bool(answer.status == 200)
+    except (OSError, HTTPException):
         return False
 
 
 def end_services(plan: Plan, attempt: int) -> None:
     """Ask the services of a step to stop, and wait until they have, or would take too long."""
-    seats = [_seat(service, attempt) for service in plan.services.values()]
-    begun = [seat for seat in seats if seat.owner]  # the others see that their parent is gone
-    for seat in begun:
-        seat.request_stop("the step is over")
+    folders = [_find_attempt(service, attempt) for service in plan.services.values()]
+    begun = [folder for folder in folders if folder.owner]  # the others see their parent's end
+    for folder in begun:
+        folder.request_stop("the step is over")
     end = time.monotonic() + SECONDS_TO_END
-    for seat in begun:
-        while not is_over(seat) and time.monotonic() < end:
+    for folder in begun:
+        while not is_over(folder) and time.monotonic() < end:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def is_over(seat: Attempt) -> bool:
+def is_over(folder: Attempt) -> bool:
     """Whether a service of this machine has begun, and its process is gone."""
-    owner = seat.owner
+    owner = folder.owner
     return owner is not None and not is_alive(owner)
 
 
-def _seat(service: Plan, attempt: int) -> Attempt:
+def _find_attempt(service: Plan, attempt: int) -> Attempt:
     return Attempt(service.run_dir / "attempts" / str(attempt))
-
-
-def _refuse(service: Plan, seat: Attempt, what: str) -> StepFailed:
-    return StepFailed(Problem(where=service.step, what=what, fix=f"its log: {seat.log}"))

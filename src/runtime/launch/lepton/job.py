@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nemotron_style.runtime.config.override import merge
+from nemotron_style.runtime.config.yaml_file import merge_tables
 from nemotron_style.runtime.launch.bundle import Bundle, fetch_command
 from nemotron_style.runtime.launch.lepton.pod import start_script
 from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE
@@ -35,7 +35,7 @@ def build_body(plan: Plan, attempt: int, bundle: Bundle | None) -> dict[str, Any
     name = name_job(plan, attempt)
     body: dict[str, Any] = {
         "metadata": {"id": name, "name": name, "labels": label_job(plan, attempt)},
-        "spec": merge(build_spec(plan, attempt, bundle), plan.site.get("custom_spec", {})),
+        "spec": merge_tables(build_spec(plan, attempt, bundle), plan.site.get("custom_spec", {})),
     }
     body["metadata"]["labels"][f"{LABEL}.body"] = digest_body(body)
     return body

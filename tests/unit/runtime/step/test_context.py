@@ -11,7 +11,7 @@ import pytest
 
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.runtime.step.checkpoint import Checkpoints
-from nemotron_style.runtime.step.context import Seat, StepContext, Stop
+from nemotron_style.runtime.step.context import ProcessRank, StepContext, Stop
 from nemotron_style.runtime.step.metrics import Metrics, read_metrics
 
 
@@ -33,7 +33,7 @@ def test_every_output_has_an_empty_directory_of_its_attempt(tmp_path: Path) -> N
 
 
 def test_all_ranks_share_the_staging_directory(tmp_path: Path) -> None:
-    ranks = [make_context(tmp_path, seat=Seat(rank, 2, rank)) for rank in range(2)]
+    ranks = [make_context(tmp_path, process=ProcessRank(rank, 2, rank)) for rank in range(2)]
     assert ranks[0].output("log").path == ranks[1].output("log").path
     assert ranks[0].checkpoints.stage(3) == ranks[1].checkpoints.stage(3)
 
@@ -68,7 +68,7 @@ def test_progress_is_told_rarely_but_always_at_the_end(
 
 
 def test_only_the_first_rank_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    context = make_context(tmp_path, seat=Seat(1, 2, 1))
+    context = make_context(tmp_path, process=ProcessRank(1, 2, 1))
     context.say("hello")
     context.progress(1, 1)
     context.metrics.log(1, loss=2.0)

@@ -21,7 +21,7 @@ from nemotron_style.runtime.step.metrics import read_metrics
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.worker import main as worker_main
-from nemotron_style.runtime.worker.main import ATTEMPT_VARIABLE, main, read_seat
+from nemotron_style.runtime.worker.main import ATTEMPT_VARIABLE, main, read_rank
 from nemotron_style.runtime.worker.outputs import SEAL
 
 
@@ -135,7 +135,7 @@ def test_a_second_attempt_continues_from_the_newest_checkpoint(
 
 def test_a_stop_request_is_an_ending_of_its_own(mill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = Stop(requested=True)
-    monkeypatch.setattr(worker_main, "listen", lambda: stop)
+    monkeypatch.setattr(worker_main, "catch_signals", lambda: stop)
     code, folder = carry_out(mill)
     assert code == 130
     record = folder.attempts[-1].record
@@ -286,7 +286,7 @@ def test_another_rank_tells_of_its_failure_and_the_first_rank_repeats_it(
     assert attempt.record["state"] == "PENDING"
     assert attempt.rank_failure is not None
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(worker_main, "listen", lambda: Stop(requested=True))
+    monkeypatch.setattr(worker_main, "catch_signals", lambda: Stop(requested=True))
     assert main([str(folder.path / "plan.json")]) == 1
     assert attempt.record["state"] == "FAILED"
     assert attempt.record["error"] == "RuntimeError: the mill stone broke"
@@ -294,15 +294,15 @@ def test_another_rank_tells_of_its_failure_and_the_first_rank_repeats_it(
 
 def test_signals_set_the_flag() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        stop = worker_main.listen()
+        stop = worker_main.catch_signals()
         os.kill(os.getpid(), number)
         assert stop.requested
 
 
 def test_the_seat_is_torchruns() -> None:
-    seat = read_seat({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"})
+    seat = read_rank({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"})
     assert (seat.rank, seat.world_size, seat.local_rank) == (3, 8, 1)
-    assert read_seat({}).world_size == 1
+    assert read_rank({}).world_size == 1
 
 
 def test_a_secret_never_reaches_a_record(mill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
