@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nemotron_style.runtime.catalog.kinds import Kinds, load_kinds
+from nemotron_style.runtime.catalog.kinds import Kinds, load_kinds, manifest_roots
 from nemotron_style.runtime.catalog.manifest import Manifest, load_manifest
 from nemotron_style.runtime.errors import ManifestError, Problem, RefError, suggest
-from nemotron_style.runtime.paths import find_project_root, shipped_folder, show_path
+from nemotron_style.runtime.paths import show_path
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,8 @@ class Catalog:
     def find(self, word: str) -> Manifest:
         """The step that ``word`` names: its id, an alias of it, or the tail of exactly one id.
 
-        Raises:
-            ManifestError: the step is there and its manifest is broken.
-            RefError: no step, or more than one, is called so; near matches are named.
+        Raises ManifestError for a step whose manifest is broken, and RefError, with near matches,
+        where no step or more than one is called so.
         """
         word = word.strip("/")
         exact = self.aliases.get(word, word)
@@ -73,15 +72,15 @@ class Catalog:
 def load_catalog(*, roots: Sequence[Path] | None = None) -> Catalog:
     """Read every ``step.toml`` below ``roots``: the shipped manifests, then the project's own.
 
-    Raises:
-        ManifestError: only for ``kinds.toml``, without which nothing can be understood.
+    Raises ManifestError only for ``kinds.toml``, without which nothing can be understood.
     """
     kinds = load_kinds()
     roots = manifest_roots() if roots is None else roots
     found: dict[str, list[Path]] = {}
     steps: dict[str, Manifest] = {}
     broken: dict[str, list[Problem]] = {}
-    for root, path in [(each, path) for each in roots for path in _manifests(each)]:
+    paths = [(root, path) for root in roots for path in sorted(root.glob("*/**/step.toml"))]
+    for root, path in paths:
         name = path.parent.relative_to(root).as_posix()
         found.setdefault(name, []).append(path)
         try:
@@ -89,34 +88,19 @@ def load_catalog(*, roots: Sequence[Path] | None = None) -> Catalog:
         except ManifestError as error:
             broken.setdefault(name, []).extend(error.problems)
             continue
-        unknown = list(_unknown_kinds(manifest, kinds))
-        if unknown:
-            broken.setdefault(name, []).extend(unknown)
+        broken.setdefault(name, []).extend(_unknown_kinds(manifest, kinds))
         steps[name] = manifest
     for name, manifest in steps.items():
         broken.setdefault(name, []).extend(_unmet_needs(manifest, steps))
     broken = {name: problems for name, problems in broken.items() if problems}
-    for name, paths in found.items():
-        if len(paths) > 1:
-            places = " and ".join(show_path(path) for path in paths)
-            what, fix = f"step {name!r} stands in {places}", "rename or remove one of them"
+    for name, own in found.items():
+        if len(own) > 1:
+            files = " and ".join(map(show_path, own))
+            what, fix = f"step {name!r} stands in {files}", "rename or remove one of them"
             broken.setdefault(name, []).append(Problem(what=what, fix=fix))
     aliases = _collect_aliases(steps, broken)
     whole = {name: steps[name] for name in sorted(steps) if name not in broken}
     return Catalog(steps=whole, broken=dict(sorted(broken.items())), kinds=kinds, aliases=aliases)
-
-
-def manifest_roots() -> tuple[Path, ...]:
-    """The folders where manifests are looked for."""
-    shipped = shipped_folder("manifests")
-    own = find_project_root(Path.cwd()) / "manifests"
-    if not own.is_dir() or own.resolve() == shipped.resolve():
-        return (shipped,)
-    return (shipped, own)
-
-
-def _manifests(root: Path) -> list[Path]:
-    return sorted(root.glob("*/**/step.toml"))
 
 
 def _unknown_kinds(manifest: Manifest, kinds: Kinds) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ that makes one kind out of another.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -75,10 +76,11 @@ class Kinds:
 def load_kinds(*, paths: tuple[Path, ...] | None = None) -> Kinds:
     """The shipped kinds and those of the project's ``manifests/kinds.toml``, if any.
 
-    Raises:
-        ManifestError: for a malformed table, an unknown name, a kind told twice or a cycle.
+    Raises ManifestError for a malformed table, an unknown name, a repeated kind or a cycle.
     """
-    paths = _kind_files() if paths is None else paths
+    if paths is None:
+        paths = tuple(root / "kinds.toml" for root in manifest_roots())
+        paths = (paths[0], *filter(Path.is_file, paths[1:]))
     kinds: dict[str, Kind] = {}
     origin: dict[str, str] = {}
     problems: list[Problem] = []
@@ -88,7 +90,7 @@ def load_kinds(*, paths: tuple[Path, ...] | None = None) -> Kinds:
             try:
                 kind = Kind.model_validate({**table, "name": name})
             except (ValidationError, TypeError) as error:
-                problems += _read_table_refusal(error, name, table, where)
+                problems += _explain_table(error, name, table, where)
                 continue
             if name in origin:
                 what = f"kind {name!r} is also in {origin[name]}"
@@ -99,32 +101,33 @@ def load_kinds(*, paths: tuple[Path, ...] | None = None) -> Kinds:
     return Kinds(kinds)
 
 
-def _kind_files() -> tuple[Path, ...]:
-    shipped = shipped_folder("manifests") / "kinds.toml"
-    own = find_project_root(Path.cwd()) / "manifests" / "kinds.toml"
-    same = own.exists() and own.resolve() == shipped.resolve()
-    return (shipped,) if same or not own.is_file() else (shipped, own)
+def manifest_roots() -> tuple[Path, ...]:
+    """The folders of kinds and manifests: the shipped one, and the project's own if it has one."""
+    shipped = shipped_folder("manifests")
+    own = find_project_root(Path.cwd()) / "manifests"
+    is_own = own.is_dir() and own.resolve() != shipped.resolve()
+    return (shipped, own) if is_own else (shipped,)
 
 
-def _read_table_refusal(error: Exception, name: str, table: object, where: str) -> list[Problem]:
+def _explain_table(error: Exception, name: str, table: object, where: str) -> list[Problem]:
     if not isinstance(error, ValidationError):
         return [Problem(where=where, key=name, what="a kind is a table with a description")]
     problems = explain_errors(error, Kind, table, where=lambda _: where)
-    return [Problem(**{**vars(each), "key": f"{name}.{each.key}"}) for each in problems]
+    return [replace(problem, key=f"{name}.{problem.key}") for problem in problems]
 
 
 def _check_names(kinds: Mapping[str, Kind], origin: Mapping[str, str]) -> Iterator[Problem]:
-    sound = True
-    for name, kind in kinds.items():
-        for key, others in (("is_a", kind.is_a), ("convert_to", tuple(kind.convert_to))):
-            for other in others:
-                if other in kinds:
-                    continue
-                sound = False
-                what = f"there is no kind {other!r}"
-                key_name, fix = f"{name}.{key}", suggest(other, kinds)
-                yield Problem(where=origin[name], key=key_name, what=what, fix=fix)
+    unknown = [
+        (name, key, other)
+        for name, kind in kinds.items()
+        for key, others in (("is_a", kind.is_a), ("convert_to", tuple(kind.convert_to)))
+        for other in others
+        if other not in kinds
+    ]
+    for name, key, other in unknown:
+        what, fix = f"there is no kind {other!r}", suggest(other, kinds)
+        yield Problem(where=origin[name], key=f"{name}.{key}", what=what, fix=fix)
     all_kinds = Kinds(kinds)
-    for name, kind in kinds.items() if sound else ():
+    for name, kind in kinds.items() if not unknown else ():
         if any(all_kinds.accepts(name, wider) for wider in kind.is_a):
             yield Problem(where=origin[name], key=f"{name}.is_a", what="goes round in a circle")

@@ -12,12 +12,13 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator
 
-from nemotron_style.runtime.errors import ManifestError, Problem, raise_all
+from nemotron_style.runtime.errors import ManifestError, Problem, StepsError, raise_all
 from nemotron_style.runtime.paths import show_path
 from nemotron_style.runtime.validation import explain_errors
 
@@ -138,34 +139,30 @@ class Header(Table):
         return _match(STEP_ID, text, "'<category>/<step>' in lower case, as its folder is called")
 
 
-class Document(Table):
+class Tables(Table):
+    """The tables of a ``step.toml`` but for ``[step]``."""
+
+    run: Run
+    consumes: tuple[Slot, ...] = ()
+    produces: tuple[Slot, ...] = ()
+    needs: tuple[Need, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    strategies: tuple[Strategy, ...] = ()
+    errors: tuple[KnownError, ...] = ()
+    models: tuple[Model, ...] = ()
+    reference: dict[str, Any] = Field(default_factory=dict)
+
+
+class Document(Tables):
     """A whole ``step.toml``, as it is written."""
 
     step: Header
-    run: Run
-    consumes: tuple[Slot, ...] = ()
-    produces: tuple[Slot, ...] = ()
-    needs: tuple[Need, ...] = ()
-    parameters: tuple[Parameter, ...] = ()
-    strategies: tuple[Strategy, ...] = ()
-    errors: tuple[KnownError, ...] = ()
-    models: tuple[Model, ...] = ()
-    reference: dict[str, Any] = Field(default_factory=dict)
 
 
-class Manifest(Header):
+class Manifest(Header, Tables):
     """A step, as the rest of the program sees it. ``path`` is its ``step.toml``."""
 
     path: Path
-    run: Run
-    consumes: tuple[Slot, ...] = ()
-    produces: tuple[Slot, ...] = ()
-    needs: tuple[Need, ...] = ()
-    parameters: tuple[Parameter, ...] = ()
-    strategies: tuple[Strategy, ...] = ()
-    errors: tuple[KnownError, ...] = ()
-    models: tuple[Model, ...] = ()
-    reference: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -183,10 +180,6 @@ class Manifest(Header):
         """The consumed slots that have a config key, by that key."""
         return {slot.config_key: slot for slot in self.consumes if slot.config_key}
 
-    def consumed(self, name: str) -> Slot | None:
-        """The input slot called ``name``."""
-        return next((slot for slot in self.consumes if slot.name == name), None)
-
     def produced(self, name: str) -> Slot | None:
         """The output slot called ``name``."""
         return next((slot for slot in self.produces if slot.name == name), None)
@@ -195,8 +188,7 @@ class Manifest(Header):
 def load_manifest(path: Path, *, root: Path | None = None) -> Manifest:
     """Read one ``step.toml``; with ``root``, its folder below it must be the step's id.
 
-    Raises:
-        ManifestError: with every problem of the file; a TOML syntax error names its line.
+    Raises ManifestError with every problem of the file; a TOML syntax error names its line.
     """
     where = show_path(path)
     table = read_toml(path)
@@ -204,14 +196,14 @@ def load_manifest(path: Path, *, root: Path | None = None) -> Manifest:
         document = Document.model_validate(table)
     except ValidationError as error:
         problems = explain_errors(error, Document, table, where=lambda _: where)
-        raise ManifestError([_teach(problem) for problem in problems]) from None
-    parts = {name: getattr(document, name) for name in Document.model_fields if name != "step"}
-    manifest = Manifest(path=path, **document.step.model_dump(), **parts)
+        raise ManifestError([_add_fix(problem) for problem in problems]) from None
+    tables = {name: getattr(document, name) for name in Tables.model_fields}
+    manifest = Manifest(path=path, **document.step.model_dump(), **tables)
     raise_all(ManifestError, list(_cross_check(manifest, where, root)))
     return manifest
 
 
-def read_toml(path: Path, error: type[ManifestError] | Any = ManifestError) -> dict[str, Any]:
+def read_toml(path: Path, error: type[StepsError] = ManifestError) -> dict[str, Any]:
     """A TOML file as a table; a file that cannot be read or parsed raises ``error``."""
     where = show_path(path)
     try:
@@ -233,16 +225,14 @@ def _match(pattern: re.Pattern[str], text: str, allowed: str) -> str:
     return text
 
 
-def _teach(problem: Problem) -> Problem:
-    """Say what to write where a table of ours is missing from a manifest written elsewhere."""
+def _add_fix(problem: Problem) -> Problem:
+    """Say what to write where a manifest written for another program lacks a table of ours."""
     fixes = {
         "run": "add [run] with entrypoint = 'module:run' and config = 'module:Config'",
         "name": "give the slot a name, unique in its step, such as 'model'",
     }
     fix = fixes.get(problem.key.rsplit(".", 1)[-1], "")
-    if problem.fix or not fix or "required" not in problem.what:
-        return problem
-    return Problem(**{**vars(problem), "fix": fix})
+    return replace(problem, fix=fix) if fix and "required" in problem.what else problem
 
 
 def _cross_check(manifest: Manifest, where: str, root: Path | None) -> Iterable[Problem]:

@@ -33,7 +33,7 @@ def test_a_manifest_is_read_whole(toy):
     assert manifest.id == "toy/train"
     assert manifest.version == "1"
     assert [slot.kind for slot in manifest.consumes] == ["checkpoint_megatron", "training_jsonl"]
-    assert manifest.consumed("data").required is False
+    assert [slot.required for slot in manifest.consumes if slot.name == "data"] == [False]
     assert manifest.produced("data") is None
     assert set(manifest.bound_keys) == {"model.restore_from_path", "data.path"}
     assert manifest.configs == ("default", "tiny")
