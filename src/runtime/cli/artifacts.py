@@ -12,6 +12,7 @@ import typer
 
 from nemotron_style.runtime.cli.store_option import choose_store, open_store
 from nemotron_style.runtime.cli.table import print_json, render_pairs, render_table
+from nemotron_style.runtime.validation import flatten
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -225,9 +226,7 @@ def _describe(artifact: Artifact) -> str:
 
 
 def _leaves(values: dict[str, Any]) -> list[str]:
-    from nemotron_style.runtime.store.diff import flatten
-
-    return [f"  {key}: {_short_value(value)}" for key, value in flatten(values, "")]
+    return [f"  {key}: {_short_value(value)}" for key, value in flatten(values).items()]
 
 
 def _short_value(value: Any) -> str:

@@ -3,7 +3,7 @@
 The content is copied, never linked, and hashed while it is copied: what is committed is what was
 read, even when the source changes meanwhile. Links to files are followed, as a checkpoint from a
 model hub is often a directory of them. An ``artifact.json`` at the top, from another store, is
-not content: what it tells is kept, and the whole of it as the origin.
+not content: its evidence is kept, and the whole of it as the origin.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ def adopt(layout: Layout, location: str, *, kind: str, name: str) -> Artifact:
     layout.adopted("", kind, name)  # refuses a bad name or kind before anything is read
     if not _URI.match(location) and versions_in(layout.name(name)):
         digest, _files = digest_tree(Path(location).expanduser())
-        known = finish_commit(layout, layout.adopted(digest, kind, name))
-        if known:
+        if known := finish_commit(layout, layout.adopted(digest, kind, name)):
             return known
     source = _open_uri(location) if _URI.match(location) else _open_path(location)
     staged = atomic.unique_path(layout.staging, "adopted")
@@ -75,14 +74,14 @@ def _commit(
     layout: Layout, staged: Path, source: _Source, hashed: list[Hashed], *, kind: str, name: str
 ) -> Artifact:
     draft = draft_record(hashed, name=name, kind=kind, **_provenance(source))
-    told = draft.origin.record if draft.origin else None
-    if told and told.digest != draft.digest:
+    original = draft.origin.record if draft.origin else None
+    if original and original.digest != draft.digest:
         raise InputError(
             Problem(
                 where=source.text,
-                what=f"the files are not those that its {RECORD_NAME} tells of",
+                what=f"the files are not those that its {RECORD_NAME} lists",
                 got=draft.digest,
-                allowed=told.digest,
+                allowed=original.digest,
                 fix=f"remove {RECORD_NAME} to adopt them as they are",
             )
         )

@@ -11,8 +11,8 @@ The order is the promise:
 6. write the keys of the index, then the record, and drop the intent.
 
 After a crash in 1 to 3 the staged directory is still there, to be committed again. After 4 the
-intent tells what the renamed directory is, so it can be decided and finished by anyone. After 5
-only what the key says is ever written, so any number of processes may finish it at once.
+intent says what the renamed directory is, so anyone can decide and finish the commit. After 5
+only what the key holds is ever written, so any number of processes may finish it at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, Problem
@@ -54,45 +54,37 @@ def draft_record(
 ) -> Record:
     """The record of these files, but for its version, producer and inputs.
 
-    Raises:
-        ArtifactError: the evidence holds something that JSON cannot.
+    Raises ArtifactError when the evidence holds something that JSON cannot.
     """
     files = tuple(item.file for item in sorted(hashed, key=lambda item: item.file.path))
     origin = evidence.pop("origin", None)
-    told = {field: to_plain(value, key=field) for field, value in evidence.items()}
-    created = datetime.now(UTC).isoformat(timespec="microseconds")
-    return Record.model_validate(
-        {
-            "name": name,
-            "version": 0,
-            "kind": check_word(kind, "kind"),
-            "created": created,
-            "digest": digest_files(files),
-            "files": files,
-            "origin": origin,
-            **told,
-        }
+    plain: dict[str, Any] = {field: to_plain(value, key=field) for field, value in evidence.items()}
+    return Record(
+        name=name,
+        version=0,
+        kind=check_word(kind, "kind"),
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
+        digest=digest_files(files),
+        files=files,
+        origin=origin,
+        **plain,
     )
 
 
 def seal_tree(staged: Path, scratch: Path) -> list[Hashed]:
     """Hash the files of a staged tree, make them durable and read-only (step 1).
 
-    Raises:
-        ArtifactError: something in it cannot be committed; nothing was changed then.
+    Raises ArtifactError for something that cannot be committed; nothing was changed then.
     """
     found = find_files(staged)
     if (staged / RECORD_NAME).exists():
-        raise ArtifactError(
-            Problem(
-                where=str(staged),
-                key=RECORD_NAME,
-                what="is the name of the record, which the store writes",
-            )
-        )
+        what = "is the name of the record, which the store writes"
+        raise ArtifactError(Problem(where=str(staged), key=RECORD_NAME, what=what))
+    # Read-only before hashing: a change that slips in between would be committed unseen.
     for file in found:
         _protect(file.source, scratch)
     hashed = [hash_file(file, durable=True) for file in found]
+    # fsync of a file does not make its name durable; that of its directory does.
     for directory in directories(staged):
         atomic.sync(directory)
     return hashed
@@ -101,8 +93,8 @@ def seal_tree(staged: Path, scratch: Path) -> list[Hashed]:
 def commit_tree(layout: Layout, staged: Path, draft: Record, hashed: list[Hashed]) -> Artifact:
     """Make a sealed tree an artifact (steps 2 to 6).
 
-    ``draft`` is the record but for its version. When its key was used before and what that says
-    is whole, that artifact is the answer and ``staged`` is thrown away.
+    ``draft`` is the record but for its version. When an artifact was committed under its key
+    before, and is whole, it is returned and ``staged`` is discarded.
     """
     record = draft.model_copy(update={"version": _claim_version(layout, draft.name)})
     text = render_record(record)
@@ -111,6 +103,8 @@ def commit_tree(layout: Layout, staged: Path, draft: Record, hashed: list[Hashed
     if key is None:
         atomic.move_dir(staged, directory)
         return _finish(layout, record, text, hashed)
+    # The intent before the rename: a crash between the two must not leave a directory at a version
+    # that nobody can tell from garbage.
     intent = layout.intent(key, record.ref)
     atomic.write_text(intent, text, scratch=layout.staging)
     atomic.move_dir(staged, directory)
@@ -122,17 +116,15 @@ def commit_tree(layout: Layout, staged: Path, draft: Record, hashed: list[Hashed
 
 
 def finish_commit(layout: Layout, key: Path) -> Artifact | None:
-    """The artifact that was committed under ``key``, finished now if that was cut off.
+    """The artifact that was committed under ``key``; a commit that a crash cut off is finished.
 
     None when there is none, or when its files are no longer what they were.
     """
-    settled = _complete(layout, key)
-    if settled:
-        return settled
+    if artifact := _finish_decided(layout, key):
+        return artifact
     for intent in layout.intents(key):
-        known = _read_whole(layout, intent)
-        if known:
-            return _decide(layout, key, render_record(known[0])) or _finish_known(layout, known)
+        if whole := _read_whole(layout, intent):
+            return _decide(layout, key, render_record(whole[0])) or _finish_whole(layout, whole)
     return None
 
 
@@ -144,7 +136,7 @@ def key_of(layout: Layout, record: Record) -> Path | None:
 
 
 def discard(layout: Layout, directory: Path) -> None:
-    """Throw a directory away, out of sight first."""
+    """Remove a directory, which is renamed out of sight first: no reader sees a part of it."""
     atomic.make_dir(layout.staging)
     aside = atomic.unique_path(layout.staging, "discarded")
     try:
@@ -157,30 +149,31 @@ def discard(layout: Layout, directory: Path) -> None:
 def _claim_version(layout: Layout, name: str) -> int:
     taken = versions_in(layout.claims(name)) + versions_in(layout.name(name))
     version = max(taken, default=0) + 1
-    # The listing is only where to begin: the exclusive create decides.
+    # Two writers may list the same versions; the exclusive create decides between them.
     while not atomic.create_empty(layout.claims(name) / f"v{version}"):
         version += 1
     return version
 
 
 def _decide(layout: Layout, key: Path, text: str) -> Artifact | None:
-    """Link ``text`` to ``key``; what was decided before, when that is whole, is returned."""
+    """Link ``text`` to ``key``; the artifact of an earlier decision instead, when it is whole."""
+    # The link is the moment of decision: of several writers exactly one creates the key.
     if atomic.create_text(key, text, scratch=layout.staging):
         return None
-    settled = _complete(layout, key)
-    if settled is None:
+    artifact = _finish_decided(layout, key)
+    if artifact is None:  # decided before, but its files were damaged or removed since
         atomic.write_text(key, text, scratch=layout.staging)
-    return settled
+    return artifact
 
 
-def _complete(layout: Layout, key: Path) -> Artifact | None:
-    """The artifact that ``key`` tells of, finished if need be; None unless it is whole."""
-    known = _read_whole(layout, key)
-    return _finish_known(layout, known) if known else None
+def _finish_decided(layout: Layout, key: Path) -> Artifact | None:
+    """The artifact whose record ``key`` holds, finished if need be; None unless it is whole."""
+    whole = _read_whole(layout, key)
+    return _finish_whole(layout, whole) if whole else None
 
 
-def _finish_known(layout: Layout, known: tuple[Record, list[Hashed]]) -> Artifact:
-    record, hashed = known
+def _finish_whole(layout: Layout, whole: tuple[Record, list[Hashed]]) -> Artifact:
+    record, hashed = whole
     directory = layout.version(record.name, record.version)
     if is_committed(directory):
         return Artifact(record, directory)
@@ -194,8 +187,8 @@ def _read_whole(layout: Layout, key: Path) -> tuple[Record, list[Hashed]] | None
         directory = layout.version(record.name, record.version)
         if is_committed(directory):
             record = load_artifact(directory).record
-            whole = not verify_files(record, directory, times=read_times(layout, record.ref))
-            return (record, []) if whole else None
+            damage = verify_files(record, directory, times=read_times(layout, record.ref))
+            return None if damage else (record, [])
         hashed = [hash_file(found) for found in find_files(directory)]
     except (FileNotFoundError, ArtifactError):
         return None
@@ -204,6 +197,8 @@ def _read_whole(layout: Layout, key: Path) -> tuple[Record, list[Hashed]] | None
 
 def _finish(layout: Layout, record: Record, text: str, hashed: Iterable[Hashed]) -> Artifact:
     directory = layout.version(record.name, record.version)
+    # Keys before the record, which makes the artifact visible: a key without an artifact is
+    # skipped by every reader, an artifact without its keys could not be found.
     write_keys(layout, record)
     write_times(layout, record, hashed)
     atomic.write_text(directory / RECORD_NAME, text, scratch=layout.staging)
@@ -212,14 +207,9 @@ def _finish(layout: Layout, record: Record, text: str, hashed: Iterable[Hashed])
 
 def _protect(path: Path, scratch: Path) -> None:
     state = path.stat()
-    if state.st_nlink > 1:
-        _copy_apart(path, scratch)
+    if state.st_nlink > 1:  # through another hard link the file could still be written to
+        atomic.make_dir(scratch)
+        copy = atomic.unique_path(scratch, "copy")
+        shutil.copyfile(path, copy)
+        os.replace(copy, path)
     path.chmod(state.st_mode & 0o555)
-
-
-def _copy_apart(path: Path, scratch: Path) -> None:
-    # Another name of the same file could still be used to write to it.
-    atomic.make_dir(scratch)
-    copy = atomic.unique_path(scratch, "copy")
-    shutil.copyfile(path, copy)
-    os.replace(copy, path)

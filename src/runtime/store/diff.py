@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nemotron_style.runtime.store.record import Artifact, Record
+from nemotron_style.runtime.validation import flatten
 
-_TOLD = ("config", "code", "environment", "hardware", "seeds", "metrics", "facts")
+_EVIDENCE = ("config", "code", "environment", "hardware", "seeds", "metrics", "facts")
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,15 @@ class Difference:
 
 def compare(left: Artifact, right: Artifact) -> list[Difference]:
     """Every difference that could matter, by dotted key; refs and times of creation do not."""
-    ours, theirs = _flat(left.record), _flat(right.record)
-    keys = list(ours) + [key for key in theirs if key not in ours]
+    ours, theirs = _flatten_record(left.record), _flatten_record(right.record)
     return [
         Difference(key, ours.get(key), theirs.get(key))
-        for key in keys
+        for key in ours | theirs
         if ours.get(key) != theirs.get(key)
     ]
 
 
-def _flat(record: Record) -> dict[str, Any]:
+def _flatten_record(record: Record) -> dict[str, Any]:
     flat: dict[str, Any] = {"kind": record.kind, "digest": record.digest}
     if record.producer:
         producer = record.producer
@@ -40,16 +39,6 @@ def _flat(record: Record) -> dict[str, Any]:
         flat["origin"] = record.origin.source
     for edge in record.inputs:
         flat[f"inputs.{edge.slot}"] = f"{edge.ref} {edge.digest}"
-    for field in _TOLD:
-        flat |= dict(flatten(getattr(record, field), field))
+    for field in _EVIDENCE:
+        flat |= flatten(getattr(record, field), f"{field}.")
     return flat | {f"files[{file.path}]": file.sha256 for file in record.files}
-
-
-def flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf."""
-    for name, value in values.items():
-        key = f"{prefix}.{name}" if prefix else str(name)
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, key)
-        else:
-            yield key, value

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_style.runtime.errors import ArtifactError, InputError, Problem
+from nemotron_style.runtime.errors import ArtifactError, InputError, Problem, raise_all
 
 RECORD_NAME = "artifact.json"
 
@@ -48,10 +48,8 @@ class Hashed:
 def digest_tree(path: Path) -> tuple[str, tuple[File, ...]]:
     """Digest and files of a directory, or of a single file, as adopting it would give.
 
-    Links to files are followed, as adopting copies what they point to.
-
-    Raises:
-        InputError: nothing there, no files in it, or something that is not a plain file.
+    Links to files are followed, as adopting copies what they point to. Raises InputError when
+    nothing is there, no files are in it, or something that is not a plain file.
     """
     try:
         files = tuple(hash_file(found).file for found in find_files(path, follow_links=True))
@@ -82,9 +80,8 @@ def hash_file(found: Found, *, durable: bool = False) -> Hashed:
 def find_files(root: Path, *, follow_links: bool = False) -> list[Found]:
     """Every file under ``root`` sorted by path, without ``artifact.json`` at the top.
 
-    Raises:
-        ArtifactError: with every entry that is neither a plain file nor a directory, every name
-            that is not UTF-8, or because there is no file at all.
+    Raises ArtifactError with every entry that is neither a plain file nor a directory and every
+    name that is not UTF-8, and where there is no file at all.
     """
     if not root.exists():
         raise ArtifactError(Problem(where=str(root), what="no such file or directory"))
@@ -93,31 +90,28 @@ def find_files(root: Path, *, follow_links: bool = False) -> list[Found]:
     found: list[Found] = []
     problems: list[Problem] = []
     for entry, path in _entries(root):
-        refusal = _refusal(entry, path, follow_links=follow_links)
-        if refusal:
-            problems.append(
-                Problem(where=os.fsencode(entry.path).decode("utf-8", "replace"), what=refusal)
-            )
+        if what := _what_is_wrong(entry, path, follow_links=follow_links):
+            where = os.fsencode(entry.path).decode("utf-8", "replace")
+            problems.append(Problem(where=where, what=what))
         elif path != RECORD_NAME:
             found.append(Found(path, Path(entry.path)))
     if not found and not problems:
         problems.append(Problem(where=str(root), what="holds no files"))
-    if problems:
-        raise ArtifactError(problems)
+    raise_all(ArtifactError, problems)
     return sorted(found, key=lambda file: file.path)
 
 
 def directories(root: Path) -> Iterator[Path]:
     """Every directory of a tree, the deepest first and ``root`` last."""
-    for place, _names, _files in os.walk(root, topdown=False):
-        yield Path(place)
+    for directory, _names, _files in os.walk(root, topdown=False):
+        yield Path(directory)
 
 
 def _entries(root: Path) -> Iterator[tuple[os.DirEntry[str], str]]:
     pending = [(str(root), "")]
     while pending:
-        place, prefix = pending.pop()
-        with os.scandir(place) as entries:
+        directory, prefix = pending.pop()
+        with os.scandir(directory) as entries:
             for entry in entries:
                 path = prefix + entry.name
                 if entry.is_dir(follow_symlinks=False):
@@ -126,7 +120,7 @@ def _entries(root: Path) -> Iterator[tuple[os.DirEntry[str], str]]:
                     yield entry, path
 
 
-def _refusal(entry: os.DirEntry[str], path: str, *, follow_links: bool) -> str:
+def _what_is_wrong(entry: os.DirEntry[str], path: str, *, follow_links: bool) -> str:
     if entry.is_symlink() and not (follow_links and entry.is_file()):
         return "is a symbolic link, which an artifact cannot hold" + (
             " unless it points to a file" if follow_links else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +28,7 @@ _ASIDE = "half-made"
 
 @dataclass
 class Collected:
-    """What was done: directories removed, commits finished, keys written again."""
+    """What was done: paths removed, refs of commits finished, keys written again."""
 
     removed: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
@@ -38,57 +39,29 @@ def collect_garbage(layout: Layout, *, grace_s: float) -> Collected:
     """Finish decided commits, then remove leftovers older than ``grace_s`` seconds."""
     done = Collected()
     before = time.time() - grace_s
-    _bring_back(layout, done)
+    _restore_finished(layout, done)
+    # Intents first: a version that an intent can finish must not be removed as half-made.
     for intent in entries(layout.index / "intent"):
-        _finish(layout, intent, before, done)
-    for directory in list(_half_made(layout)):
+        _finish_intent(layout, intent, before, done)
+    for directory in _versions(layout, committed=False):
         claim = layout.claims(directory.parent.name) / directory.name
-        if _touched(claim if claim.exists() else directory) < before:
+        if _last_change(claim if claim.exists() else directory) < before:
             _remove_half_made(layout, directory, done)
     for leftover in entries(layout.staging):
-        if _touched(leftover) < before:
-            _remove(leftover)
+        if _last_change(leftover) < before:
+            if leftover.is_dir() and not leftover.is_symlink():
+                atomic.remove_tree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
             done.removed.append(str(leftover.relative_to(layout.root)))
-    _write_keys(layout, done)
+    for directory in _versions(layout, committed=True):
+        with suppress(ArtifactError):  # verify reports an unreadable record
+            done.keys_written += write_keys(layout, load_artifact(directory).record)
     return done
 
 
-def _finish(layout: Layout, intent: Path, before: float, done: Collected) -> None:
-    ref = from_key(intent.name.partition("~")[2])
-    try:
-        record = parse_record(intent.read_bytes(), where=str(intent))
-        key = key_of(layout, record)
-    except (FileNotFoundError, ArtifactError):
-        key = None
-    if key and resolve.find(layout, ref) is None:
-        settled = finish_commit(layout, key)
-        done.finished += [ref] if settled and settled.ref == ref else []
-    if _touched(intent) < before:
-        intent.unlink(missing_ok=True)
-
-
-def _half_made(layout: Layout) -> Iterator[Path]:
-    for name in entries(layout.artifacts):
-        for version in versions_in(name):
-            if not is_committed(name / f"v{version}"):
-                yield name / f"v{version}"
-
-
-def _remove_half_made(layout: Layout, directory: Path, done: Collected) -> None:
-    atomic.make_dir(layout.staging)
-    aside = atomic.unique_path(layout.staging, f"{_ASIDE}-{directory.parent.name}@{directory.name}")
-    try:
-        os.rename(directory, aside)
-    except FileNotFoundError:  # another collector was here first
-        return
-    if is_committed(aside):  # its writer was only slow, and finished just now
-        os.rename(aside, directory)
-        return
-    atomic.remove_tree(aside)
-    done.removed.append(str(directory.relative_to(layout.root)))
-
-
-def _bring_back(layout: Layout, done: Collected) -> None:
+def _restore_finished(layout: Layout, done: Collected) -> None:
+    """Bring back what an earlier collector moved aside, and whose writer finished it after all."""
     for aside in layout.staging.glob(f"{_ASIDE}-*"):
         if is_committed(aside):
             record = load_artifact(aside).record
@@ -96,37 +69,50 @@ def _bring_back(layout: Layout, done: Collected) -> None:
             done.finished.append(record.ref)
 
 
-def _touched(path: Path) -> float:
+def _finish_intent(layout: Layout, intent: Path, before: float, done: Collected) -> None:
+    ref = from_key(intent.name.partition("~")[2])
+    try:
+        record = parse_record(intent.read_bytes(), where=str(intent))
+        key = key_of(layout, record)
+    except (FileNotFoundError, ArtifactError):
+        key = None
+    if key and resolve.find(layout, ref) is None:
+        artifact = finish_commit(layout, key)
+        done.finished += [ref] if artifact and artifact.ref == ref else []
+    if _last_change(intent) < before:
+        intent.unlink(missing_ok=True)
+
+
+def _remove_half_made(layout: Layout, directory: Path, done: Collected) -> None:
+    # Renamed first and looked at again: its writer may be slow and finish at this very moment,
+    # and nothing may be removed under a name at which others can see it.
+    atomic.make_dir(layout.staging)
+    aside = atomic.unique_path(layout.staging, f"{_ASIDE}-{directory.parent.name}@{directory.name}")
+    try:
+        os.rename(directory, aside)
+    except FileNotFoundError:  # another collector was here first
+        return
+    if is_committed(aside):
+        os.rename(aside, directory)
+        return
+    atomic.remove_tree(aside)
+    done.removed.append(str(directory.relative_to(layout.root)))
+
+
+def _versions(layout: Layout, *, committed: bool) -> Iterator[Path]:
+    for name in entries(layout.artifacts):
+        for version in versions_in(name):
+            if is_committed(name / f"v{version}") == committed:
+                yield name / f"v{version}"
+
+
+def _last_change(path: Path) -> float:
     """When anything in it was last written, in seconds since the epoch; now, when it is gone."""
-    places = directories(path) if path.is_dir() else iter([path])
     newest = 0.0
     try:
-        for place in places:
-            files = list(place.iterdir()) if place.is_dir() else []
-            times = (each.lstat().st_mtime for each in (place, *files))
-            newest = max(newest, *times)
+        for folder in directories(path) if path.is_dir() else [path]:
+            files = list(folder.iterdir()) if folder.is_dir() else []
+            newest = max(newest, *(each.lstat().st_mtime for each in (folder, *files)))
     except FileNotFoundError:  # its owner is at work
         return time.time()
     return newest
-
-
-def _remove(leftover: Path) -> None:
-    if leftover.is_dir() and not leftover.is_symlink():
-        atomic.remove_tree(leftover)
-    else:
-        leftover.unlink(missing_ok=True)
-
-
-def _write_keys(layout: Layout, done: Collected) -> None:
-    for name in entries(layout.artifacts):
-        for version in versions_in(name):
-            directory = name / f"v{version}"
-            if is_committed(directory):
-                done.keys_written += _rewrite(layout, directory)
-
-
-def _rewrite(layout: Layout, directory: Path) -> int:
-    try:
-        return write_keys(layout, load_artifact(directory).record)
-    except ArtifactError:
-        return 0

@@ -1,8 +1,8 @@
 """The keys beside the artifacts, by which they are found without looking at all of them.
 
-A key is a file whose name says everything. Keys are written before the record, so a commit that
-was cut off leaves keys without an artifact: whoever follows a key looks whether there is one.
-Those of :func:`keys_of` can be written again from the records.
+A key is an empty file whose name holds all. Keys are written before the record, so a commit that
+was cut off leaves keys without an artifact, and readers check whether there is one. The keys of
+:func:`keys_of` can be written again from the records.
 """
 
 from __future__ import annotations

@@ -79,8 +79,9 @@ def _node(artifact: Artifact) -> Node:
 
 def _upstream(store: Store, artifact: Artifact) -> Iterator[tuple[Link, Node]]:
     for edge in artifact.record.inputs:
-        found = store.find(edge.ref)
-        same = found if found and found.digest == edge.digest else None
+        source = store.find(edge.ref)
+        # Other content under the same ref (a store put together from two) is not the input.
+        same = source if source and source.digest == edge.digest else None
         link = Link(edge.slot, edge.ref, artifact.ref)
         yield link, Node(edge.ref, edge.kind, edge.digest, same)
 
@@ -103,7 +104,6 @@ def to_dict(lineage: Lineage) -> dict[str, Any]:
 
 
 def _node_dict(node: Node) -> dict[str, Any]:
-    told = {"ref": node.ref, "kind": node.kind, "digest": node.digest}
-    if node.artifact is None:
-        return told | {"missing": True, "record": None}
-    return told | {"missing": False, "record": node.artifact.record.model_dump(mode="json")}
+    record = node.artifact.record.model_dump(mode="json") if node.artifact else None
+    known = {"ref": node.ref, "kind": node.kind, "digest": node.digest}
+    return known | {"missing": record is None, "record": record}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from html import escape
 
 from nemotron_style.runtime.store.lineage import Lineage, Node, to_dict
 from nemotron_style.runtime.store.openlineage import to_events
@@ -19,7 +20,8 @@ def render(lineage: Lineage, style: str) -> str:
 
 
 def render_tree(lineage: Lineage) -> str:
-    """One branch a node; a node that several share is told in full where it stands first."""
+    """One branch a node; a node that several share is shown in full where it stands first."""
+    # A stack instead of recursion: chains of a thousand artifacts are deeper than Python allows.
     lines: list[str] = []
     shown: set[str] = set()
     pending = [(lineage.root, "", "", "")]
@@ -29,7 +31,7 @@ def render_tree(lineage: Lineage) -> str:
         again = ref in shown
         shown.add(ref)
         title = f"{label}{ref}  {node.kind}  {short(node.digest)}"
-        lines.append(head + title + ("  (told above)" if again else ""))
+        lines.append(head + title + ("  (shown above)" if again else ""))
         if again:
             continue
         further = lineage.beyond(ref)
@@ -42,9 +44,9 @@ def render_tree(lineage: Lineage) -> str:
 def _branches(further: list[tuple[str, str]], tail: str) -> list[tuple[str, str, str, str]]:
     last = len(further) - 1
     return [
-        (ref, f"{slot}: ", tail + ("└── " if place == last else "├── "),
-         tail + ("    " if place == last else "│   "))
-        for place, (slot, ref) in enumerate(further)
+        (ref, f"{slot}: ", tail + ("└── " if index == last else "├── "),
+         tail + ("    " if index == last else "│   "))
+        for index, (slot, ref) in enumerate(further)
     ]  # fmt: skip
 
 
@@ -86,7 +88,8 @@ def render_mermaid(lineage: Lineage) -> str:
     names = _names(lineage)
     lines = ["flowchart LR"]
     for ref, node in lineage.nodes.items():
-        lines.append(f'    {names[ref]}["{_quote_html("<br/>", _label(node))}"]')
+        label = "<br/>".join(escape(line, quote=False) for line in _label(node))
+        lines.append(f'    {names[ref]}["{label.replace(chr(34), "&quot;")}"]')
     for link in lineage.links:
         lines.append(f"    {names[link.source]} -->|{link.slot}| {names[link.target]}")
     return "\n".join(lines)
@@ -104,18 +107,8 @@ def render_dot(lineage: Lineage) -> str:
     return "\n".join([*lines, "}"])
 
 
-def render_json(lineage: Lineage) -> str:
-    """:func:`to_dict` as text."""
-    return json.dumps(to_dict(lineage), indent=2, ensure_ascii=False)
-
-
-def render_openlineage(lineage: Lineage) -> str:
-    """A JSON list of OpenLineage events."""
-    return json.dumps(to_events(lineage), indent=2, ensure_ascii=False)
-
-
 def _names(lineage: Lineage) -> Mapping[str, str]:
-    return {ref: f"n{place}" for place, ref in enumerate(lineage.nodes)}
+    return {ref: f"n{index}" for index, ref in enumerate(lineage.nodes)}
 
 
 def _label(node: Node) -> list[str]:
@@ -124,15 +117,10 @@ def _label(node: Node) -> list[str]:
     return [node.ref, node.kind, short(node.digest), made]
 
 
-def _quote_html(between: str, lines: list[str]) -> str:
-    escaped = (line.replace("&", "&amp;").replace('"', "&quot;") for line in lines)
-    return between.join(line.replace("<", "&lt;").replace(">", "&gt;") for line in escaped)
-
-
 STYLES: dict[str, Callable[[Lineage], str]] = {
     "tree": render_tree,
-    "json": render_json,
+    "json": lambda lineage: json.dumps(to_dict(lineage), indent=2, ensure_ascii=False),
     "mermaid": render_mermaid,
     "dot": render_dot,
-    "openlineage": render_openlineage,
+    "openlineage": lambda lineage: json.dumps(to_events(lineage), indent=2, ensure_ascii=False),
 }

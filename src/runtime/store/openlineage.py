@@ -36,8 +36,8 @@ def to_events(lineage: Lineage) -> list[Event]:
             runs.setdefault(record.producer.run_id, []).append(record)
         elif record and node.ref in alone:
             events.append(_event("DatasetEvent", record.created) | {"dataset": _dataset(node)})
-    for run_id, found in runs.items():
-        made = sorted(found, key=lambda record: record.created)
+    for run_id, records in runs.items():
+        made = sorted(records, key=lambda record: record.created)
         complete = _complete_event(lineage, run_id, made)
         events += [_start_event(complete, made[0]), complete]
     return sorted(events, key=lambda event: str(event["eventTime"]))
@@ -47,6 +47,7 @@ def _start_event(complete: Event, record: Record) -> Event:
     assert record.producer is not None
     attempts = record.producer.attempts
     started = str(attempts[0].get("started", "")) if attempts else ""
+    # An attempt may lack its start, and the specification wants a time in every event.
     time = started if _TIME.match(started) else complete["eventTime"]
     return complete | {"eventType": "START", "eventTime": time, "outputs": []}
 
@@ -59,14 +60,14 @@ def _complete_event(lineage: Lineage, run_id: str, made: list[Record]) -> Event:
         lineage.nodes.get(ref) or Node(ref, edge.kind, edge.digest, None)
         for ref, edge in read.items()
     ]
-    told = record.model_dump(mode="json", include={"config", "environment", "hardware", "seeds"})
-    told |= {"runId": run_id, "attempts": list(record.producer.attempts)}
-    told |= {"configName": record.producer.config_name, "metrics": record.metrics}
+    facet = record.model_dump(mode="json", include={"config", "environment", "hardware", "seeds"})
+    facet |= {"runId": run_id, "attempts": list(record.producer.attempts)}
+    facet |= {"configName": record.producer.config_name, "metrics": record.metrics}
     return _event("RunEvent", made[-1].created) | {
         "eventType": "COMPLETE",
         "run": {
             "runId": str(uuid.uuid5(_RUNS, run_id)),
-            "facets": {"nemotronStyle_run": _own_facet("RunFacet", told)},
+            "facets": {"nemotronStyle_run": _own_facet("RunFacet", facet)},
         },
         "job": _job(record),
         "inputs": [_dataset(node) for node in inputs],
@@ -89,13 +90,13 @@ def _job(record: Record) -> dict[str, Any]:
 
 def _dataset(node: Node) -> dict[str, Any]:
     name, _, version = node.ref.partition(":")
-    told = {"ref": node.ref, "kind": node.kind, "digest": node.digest}
+    known = {"ref": node.ref, "kind": node.kind, "digest": node.digest}
     return {
         "namespace": _NAMESPACE,
         "name": name,
         "facets": {
             "version": _facet("1-0-1", "DatasetVersionDatasetFacet", {"datasetVersion": version}),
-            "nemotronStyle_artifact": _own_facet("DatasetFacet", told),
+            "nemotronStyle_artifact": _own_facet("DatasetFacet", known),
         },
     }
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nemotron_style.runtime.errors import ArtifactError, Problem
+from nemotron_style.runtime.errors import ArtifactError, Problem, raise_all
 from nemotron_style.runtime.store.digest import RECORD_NAME, File
 
 _BLANK = "0" * 64
@@ -138,9 +138,8 @@ class Artifact:
 def load_artifact(path: Path) -> Artifact:
     """The artifact in the directory ``path``.
 
-    Raises:
-        FileNotFoundError: there is no record, hence no artifact.
-        ArtifactError: the record is not what was committed.
+    Raises FileNotFoundError when there is no record, hence no artifact, and ArtifactError when the
+    record is not what was committed.
     """
     where = path / RECORD_NAME
     return Artifact(parse_record(where.read_bytes(), where=str(where)), path)
@@ -156,8 +155,7 @@ def render_record(record: Record) -> str:
 def parse_record(data: bytes, *, where: str) -> Record:
     """The record in a sealed text.
 
-    Raises:
-        ArtifactError: the text is not the one that was sealed, or of a newer schema.
+    Raises ArtifactError for a text that is not the one that was sealed, or of a newer schema.
     """
     try:
         text = data.decode()
@@ -177,33 +175,25 @@ def reject_secret_values(text: str, forbidden: Sequence[str], *, where: str) -> 
     """Refuse a record in which the value of a secret occurs; the value is not repeated.
 
     Values under six characters are passed over: ``1`` or ``true`` hides nothing and would occur
-    in every record.
-
-    Raises:
-        ArtifactError: one does occur; the line of the record is named.
+    in every record. Raises ArtifactError, which names the lines of the record.
     """
-    problems = [
-        Problem(
-            where=where,
-            key=line.split(":")[0].strip(' "'),
-            what="holds a secret's value",
-            fix="pass it by environment variable, not by config or facts",
-        )
-        for line in text.splitlines()
-        if any(_quoted(value) in line for value in forbidden if len(value) >= _SHORTEST_SECRET)
+    what, fix = "holds a secret's value", "pass it by environment variable, not by config or facts"
+    values = [
+        json.dumps(value, ensure_ascii=False)[1:-1]  # as the record writes it
+        for value in forbidden
+        if len(value) >= _SHORTEST_SECRET
     ]
-    if problems:
-        raise ArtifactError(problems)
+    lines = [line for line in text.splitlines() if any(value in line for value in values)]
+    keys = [line.split(":")[0].strip(' "') for line in lines]
+    raise_all(ArtifactError, [Problem(where=where, key=key, what=what, fix=fix) for key in keys])
 
 
 def to_plain(value: Any, *, key: str) -> Any:
     """``value`` as JSON can hold it: paths become text, tuples lists, ``nan`` and ``inf`` text.
 
-    A loss that is not a number is worth a line in the record, not a lost training run.
-
-    Raises:
-        ArtifactError: something else is in it; ``key`` names the place.
+    Raises ArtifactError for anything else in it; ``key`` is the key of ``value``.
     """
+    # A loss that is not a number is worth a line in the record, not a lost training run.
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
@@ -213,14 +203,9 @@ def to_plain(value: Any, *, key: str) -> Any:
     if isinstance(value, Mapping):
         return {str(name): to_plain(item, key=f"{key}.{name}") for name, item in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, bytes):
-        return [to_plain(item, key=f"{key}[{place}]") for place, item in enumerate(value)]
-    raise ArtifactError(
-        Problem(where="record", key=key, what="cannot be written as JSON", got=type(value).__name__)
-    )
-
-
-def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)[1:-1]
+        return [to_plain(item, key=f"{key}[{index}]") for index, item in enumerate(value)]
+    what = "cannot be written as JSON"
+    raise ArtifactError(Problem(where="record", key=key, what=what, got=type(value).__name__))
 
 
 def _hash(text: str) -> str:

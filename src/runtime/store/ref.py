@@ -44,11 +44,7 @@ class OutputRef:
 
 
 def parse_ref(text: str) -> NamedRef | DigestRef | OutputRef:
-    """Read a ref.
-
-    Raises:
-        RefError: the text has the shape of no ref.
-    """
+    """Parse a ref; raises RefError for a text that has the shape of none."""
     name, colon, rest = text.partition(":")
     if name == "sha256" and colon:
         if not _PREFIX.fullmatch(rest):
@@ -70,11 +66,7 @@ def is_location(text: str) -> bool:
 
 
 def check_name(name: str) -> str:
-    """``name`` when an artifact may be called so.
-
-    Raises:
-        RefError: it may not.
-    """
+    """``name``; raises RefError when an artifact may not be called so."""
     if _NAME.fullmatch(name) and name not in _RESERVED:
         return name
     allowed = "a letter or digit, then up to 99 of a-z 0-9 . _ -, and not 'sha256' or 'run'"
@@ -84,21 +76,11 @@ def check_name(name: str) -> str:
 
 
 def check_word(word: str, what: str) -> str:
-    """``word`` when it can be a run id, slot or kind in a file name.
-
-    Raises:
-        RefError: it cannot.
-    """
+    """``word``; raises RefError when it cannot be a run id, slot or kind in a file name."""
     if _WORD.fullmatch(word):
         return word
-    raise RefError(
-        Problem(
-            where=what,
-            what="cannot be used",
-            got=repr(word),
-            allowed="a letter or digit, then letters, digits, '.', '_' and '-'",
-        )
-    )
+    allowed = "a letter or digit, then letters, digits, '.', '_' and '-'"
+    raise RefError(Problem(where=what, what="cannot be used", got=repr(word), allowed=allowed))
 
 
 def parse_version(text: str) -> int | None:

@@ -9,28 +9,24 @@ from nemotron_style.runtime.store.record import Artifact, load_artifact, parse_r
 from nemotron_style.runtime.store.ref import DigestRef, NamedRef, OutputRef, parse_ref
 
 _SHOWN = 8
+_LIST = "`nemotron-style artifacts list` shows what there is"
 
 
 def resolve(layout: Layout, ref: str) -> Artifact:
-    """The artifact that ``ref`` names.
-
-    Raises:
-        RefError: none, or more than one; near matches are named.
-        ArtifactError: its record is not the one that was committed.
-    """
+    """The artifact that ``ref`` names; see :meth:`Store.resolve`."""
     parsed = parse_ref(ref)
     if isinstance(parsed, NamedRef):
         return _resolve_name(layout, parsed)
     if isinstance(parsed, DigestRef):
         return _resolve_digest(layout, parsed)
-    found = output_of(layout, parsed.run_id, parsed.slot)
-    if found is None:
+    artifact = output_of(layout, parsed.run_id, parsed.slot)
+    if artifact is None:
         raise _unknown(ref, _outputs(layout, parsed))
-    return found
+    return artifact
 
 
 def output_of(layout: Layout, run_id: str, slot: str) -> Artifact | None:
-    """What a run committed from a slot, or None."""
+    """What a run committed from a slot; None when it did not, or not to the end."""
     key = layout.output(run_id, slot)
     try:
         return find(layout, parse_record(key.read_bytes(), where=str(key)).ref)
@@ -40,8 +36,8 @@ def output_of(layout: Layout, run_id: str, slot: str) -> Artifact | None:
 
 def by_digest(layout: Layout, digest: str) -> list[Artifact]:
     """Every artifact with exactly this content, the first committed first."""
-    found = [find(layout, ref) for ref in read_refs(layout, digest)]
-    return sorted((artifact for artifact in found if artifact), key=_age)
+    artifacts = [find(layout, ref) for ref in read_refs(layout, digest)]
+    return sorted((artifact for artifact in artifacts if artifact), key=_age)
 
 
 def find(layout: Layout, ref: str) -> Artifact | None:
@@ -64,41 +60,26 @@ def _resolve_name(layout: Layout, ref: NamedRef) -> Artifact:
         raise _unknown(ref.name, [entry.name for entry in entries(layout.artifacts)])
     version = known[0] if ref.version is None else ref.version
     if version not in known:
-        listed = ", ".join(f"v{number}" for number in known[:_SHOWN])
-        raise RefError(
-            Problem(
-                where=ref.name,
-                what="has no such version",
-                got=f"v{version}",
-                allowed=listed + (", …" if len(known) > _SHOWN else ""),
-            )
-        )
+        allowed = ", ".join(f"v{number}" for number in known[:_SHOWN])
+        allowed += ", …" if len(known) > _SHOWN else ""
+        what = "has no such version"
+        raise RefError(Problem(where=ref.name, what=what, got=f"v{version}", allowed=allowed))
     return load_artifact(layout.version(ref.name, version))
 
 
 def _resolve_digest(layout: Layout, ref: DigestRef) -> Artifact:
+    # A key may stand without an artifact, after a commit that was cut off.
     digests = read_digests(layout, ref.prefix)
-    found = {digest: artifacts for digest in digests if (artifacts := by_digest(layout, digest))}
+    known = {digest: artifacts for digest in digests if (artifacts := by_digest(layout, digest))}
     text = f"sha256:{ref.prefix}"
-    if not found:
-        raise RefError(
-            Problem(
-                what="no artifact has a digest that begins so",
-                got=text,
-                fix="`nemotron-style artifacts list` shows what there is",
-            )
-        )
-    if len(found) > 1:
-        refs = ", ".join(f"{each[0].ref} ({digest[:19]})" for digest, each in found.items())
-        raise RefError(
-            Problem(
-                what="more than one digest begins so",
-                got=text,
-                allowed=refs,
-                fix="give more digits",
-            )
-        )
-    (artifacts,) = found.values()
+    if not known:
+        what = "no artifact has a digest that begins so"
+        raise RefError(Problem(what=what, got=text, fix=_LIST))
+    if len(known) > 1:
+        refs = ", ".join(f"{each[0].ref} ({digest[:19]})" for digest, each in known.items())
+        what, fix = "more than one digest begins so", "give more digits"
+        raise RefError(Problem(what=what, got=text, allowed=refs, fix=fix))
+    (artifacts,) = known.values()
     return artifacts[0]
 
 
@@ -109,7 +90,7 @@ def _outputs(layout: Layout, ref: OutputRef) -> list[str]:
 
 
 def _unknown(ref: str, known: list[str]) -> RefError:
-    fix = suggest(ref, known) or "`nemotron-style artifacts list` shows what there is"
+    fix = suggest(ref, known) or _LIST
     return RefError(Problem(what="no such artifact", got=repr(ref), fix=fix))
 
 

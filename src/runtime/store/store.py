@@ -9,6 +9,7 @@ from typing import Unpack
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, Problem
+from nemotron_style.runtime.paths import find_project_root
 from nemotron_style.runtime.store import adopt, resolve
 from nemotron_style.runtime.store.commit import (
     commit_tree,
@@ -43,8 +44,6 @@ def default_root(profile_store: str | None = None) -> Path:
     chosen = os.environ.get(ROOT_VARIABLE) or profile_store
     if chosen:
         return Path(chosen).expanduser().absolute()
-    from nemotron_style.runtime.paths import find_project_root
-
     return find_project_root(Path.cwd()) / ".nemotron-style"
 
 
@@ -62,9 +61,8 @@ class Store:
 
         Of several artifacts with one digest, the one that was committed first.
 
-        Raises:
-            RefError: none, or more than one; near matches are named.
-            ArtifactError: its record is not the one that was committed.
+        Raises RefError, with near matches, when it names none or more than one, and ArtifactError
+        for a record that is not the one that was committed.
         """
         return resolve.resolve(self.layout, ref)
 
@@ -73,7 +71,7 @@ class Store:
         for directory in self.committed(name):
             try:
                 yield load_artifact(directory)
-            except ArtifactError:  # verify tells
+            except ArtifactError:  # `verify` reports it
                 continue
 
     def committed(self, name: str | None = None) -> Iterator[Path]:
@@ -96,15 +94,11 @@ class Store:
         """What a run committed from a slot; None when it did not, or not to the end."""
         return resolve.output_of(self.layout, run_id, slot)
 
-    def producers(self, artifact: Artifact) -> list[tuple[str, str]]:
-        """(slot, ref) of everything that the artifact was made from."""
-        return list(read_edges(self.layout, "up", artifact.digest, artifact.ref))
-
     def consumers(self, artifact: Artifact) -> list[tuple[str, Artifact]]:
         """(slot, artifact) of everything that was made from this very artifact."""
         edges = read_edges(self.layout, "down", artifact.digest, artifact.ref)
-        found = ((slot, resolve.find(self.layout, ref)) for slot, ref in edges)
-        return [(slot, consumer) for slot, consumer in found if consumer]
+        consumers = ((slot, resolve.find(self.layout, ref)) for slot, ref in edges)
+        return [(slot, consumer) for slot, consumer in consumers if consumer]
 
     # Committing
 
@@ -131,18 +125,15 @@ class Store:
         whole, whatever ``staged`` holds. ``forbidden`` are values of secrets that must not occur
         in the record.
 
-        Raises:
-            ArtifactError: ``staged`` is outside the store, or holds no files, links or devices;
-                or the record cannot be written. Nothing was committed then.
-            RefError: a name that cannot be used.
+        Raises ArtifactError, and commits nothing, when ``staged`` is outside the store, holds no
+        files, or links or devices, or the record cannot be written; RefError for a name that
+        cannot be used.
         """
-        key = self.layout.output(producer.run_id, producer.slot) if producer else None
-        self.layout.name(name)
-        settled = finish_commit(self.layout, key) if key else None
-        if settled:
+        self.layout.name(name)  # checked before anything is read or moved
+        if producer and (known := self.finish_commit(producer.run_id, producer.slot)):
             discard(self.layout, staged)
-            return settled
-        self._check_place(staged)
+            return known
+        self._check_staged(staged)
         hashed = seal_tree(staged, self.layout.staging)
         draft = draft_record(hashed, name=name, kind=kind, **evidence)
         draft = draft.model_copy(update={"producer": producer, "inputs": tuple(inputs)})
@@ -150,7 +141,7 @@ class Store:
         return commit_tree(self.layout, staged, draft, hashed)
 
     def finish_commit(self, run_id: str, slot: str) -> Artifact | None:
-        """Like :meth:`output_of`, but first finishes a commit that was cut off when decided."""
+        """Like :meth:`output_of`, but a commit that a crash cut off is finished first."""
         return finish_commit(self.layout, self.layout.output(run_id, slot))
 
     def adopt(self, path_or_uri: str | Path, *, kind: str, name: str) -> Artifact:
@@ -158,23 +149,17 @@ class Store:
 
         Adopting the same content for the same name and kind again returns the first artifact.
 
-        Raises:
-            InputError: nothing there, or something that is not a plain file.
-            RefError: a name that cannot be used.
+        Raises InputError when nothing is there, or something that is not a plain file, and RefError
+        for a name that cannot be used.
         """
         return adopt.adopt(self.layout, str(path_or_uri), kind=kind, name=name)
 
-    def _check_place(self, staged: Path) -> None:
+    def _check_staged(self, staged: Path) -> None:
         plain = staged.is_dir() and not staged.is_symlink()
         if not plain or not staged.resolve().is_relative_to(self.root):
-            raise ArtifactError(
-                Problem(
-                    where=str(staged),
-                    what="is not a directory in the store's root",
-                    allowed=f"a directory under {self.root}",
-                    fix="use Store.stage or Store.adopt",
-                )
-            )
+            what, fix = "is not a directory in the store's root", "use Store.stage or Store.adopt"
+            allowed = f"a directory under {self.root}"
+            raise ArtifactError(Problem(where=str(staged), what=what, allowed=allowed, fix=fix))
 
     # Checking
 
@@ -187,7 +172,7 @@ class Store:
         return self.verify_path(artifact.path, deep=deep)
 
     def verify_path(self, directory: Path, *, deep: bool) -> list[Problem]:
-        """The same for the directory of a version, whose record may not even be readable."""
+        """:meth:`verify` for the directory of a version, whose record may not be readable."""
         try:
             record = load_artifact(directory).record
         except FileNotFoundError:
@@ -199,16 +184,15 @@ class Store:
 
     def missing_keys(self, directory: Path) -> list[Problem]:
         """Keys of the index that a version ought to have; without them lineage is cut short."""
-        fix = "`nemotron-style artifacts gc` writes it again"
+        what, fix = "is missing", "`nemotron-style artifacts gc` writes it again"
         record = load_artifact(directory).record
-        return [
-            Problem(
-                where=record.ref, key=str(key.relative_to(self.root)), what="is missing", fix=fix
-            )
-            for key in keys_of(self.layout, record)
-            if not key.exists()
-        ]
+        missing = [key for key in keys_of(self.layout, record) if not key.exists()]
+        names = [str(key.relative_to(self.root)) for key in missing]
+        return [Problem(where=record.ref, key=name, what=what, fix=fix) for name in names]
 
     def collect_garbage(self, *, grace_s: float = 86400.0) -> Collected:
-        """Remove what no commit will use any more and is older than ``grace_s`` seconds."""
+        """Remove what no commit will use any more and is older than ``grace_s`` seconds.
+
+        Commits that were cut off when they were decided are finished, lost keys written again.
+        """
         return collect_garbage(self.layout, grace_s=grace_s)

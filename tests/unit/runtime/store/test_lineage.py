@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_style.runtime.store.index import read_edges
 from nemotron_style.runtime.store.lineage import Lineage, Link, Node, to_dict, walk
 from nemotron_style.runtime.store.lineage_text import STYLES, digest_config, render
 from nemotron_style.runtime.store.openlineage import to_events
@@ -64,7 +65,7 @@ def test_the_tree_tells_every_node_once_in_full(store: Store, diamond: Artifact)
     assert lines[5] == f"│           adopted from {store.root.parent}/rows.jsonl"
     assert lines[6].startswith("└── reference: right:v1")
     assert lines[8].startswith("    └── data: data:v1")
-    assert lines[8].endswith("(told above)")
+    assert lines[8].endswith("(shown above)")
     assert len(lines) == 9
 
 
@@ -95,7 +96,7 @@ def test_equal_content_under_two_names_stays_two_nodes(store: Store) -> None:
     assert set(walk(store, made).nodes) == {"made:v1", "one:v1", "two:v1"}
     assert set(walk(store, two, down=True).nodes) == {"two:v1", "made:v1"}
     assert set(walk(store, one, down=True).nodes) == {"one:v1", "made:v1", "only:v1"}
-    assert store.producers(only) == [("first", "one:v1")]
+    assert list(read_edges(store.layout, "up", only.digest, only.ref)) == [("first", "one:v1")]
 
 
 def test_an_input_that_is_gone_is_still_told(store: Store, diamond: Artifact) -> None:
