@@ -8,6 +8,8 @@ the defaults are put in here (:func:`run_compare`) and nowhere in the project.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,13 +71,34 @@ def aggregation(config: Case) -> Aggregation:
     return Aggregation(**{name: config[name] for name in AGGREGATION if name in config})
 
 
+def read_output(response: Mapping[str, Any]) -> tuple[str, str]:
+    """Reasoning and final answer of a response: all summaries, and all ``output_text`` parts."""
+    reasoning, answer = [], []
+    for item in response.get("output", ()):
+        if item.get("type") == "reasoning":
+            reasoning += [part.get("text") or "" for part in item.get("summary") or ()]
+        elif item.get("type") == "message" and isinstance(item.get("content"), list):
+            answer += [
+                part.get("text") or ""
+                for part in item["content"]
+                if part.get("type") == "output_text"
+            ]
+    return "".join(reasoning), "".join(answer)
+
+
+def prompt_digest(given: Any, principle: str | None) -> str:
+    """How NeMo-Gym names a prompt: SHA-256 of its ``input`` and its principle."""
+    named = json.dumps({"input": given, "principle": principle}, sort_keys=True)
+    return hashlib.sha256(named.encode()).hexdigest()
+
+
 def gym_answer(response: Case) -> Answer:
-    reasoning, text = responses_api.read_output(response)
+    reasoning, text = read_output(response)
     return Answer(text, reasoning)
 
 
 def run_extract(case: Case) -> Outcome:
-    reasoning, text = responses_api.read_output(case["inputs"]["response_obj"])
+    reasoning, text = read_output(case["inputs"]["response_obj"])
     return {"reasoning": reasoning, "text": text, "judge_text": shown(text)}
 
 
@@ -93,7 +116,7 @@ def run_history(case: Case) -> Outcome:
 
 def run_prompt_key(case: Case) -> Outcome:
     inputs = case["inputs"]
-    return {"sha256": responses_api.prompt_digest(inputs["input"], inputs["principle"])}
+    return {"sha256": prompt_digest(inputs["input"], inputs["principle"])}
 
 
 def run_messages(case: Case) -> Outcome:
@@ -127,7 +150,7 @@ class Script:
             raise Fault(f"http_{reply}", "as scripted", permanent=reply in PERMANENT_STATUSES)
         if isinstance(reply, str):
             return completion(reply, "stop")
-        text = responses_api.read_output(reply)[1]
+        text = read_output(reply)[1]
         return completion(text, "stop" if reply.get("status") == "completed" else "length")
 
     async def aclose(self) -> None:

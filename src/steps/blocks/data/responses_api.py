@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,27 +20,6 @@ def read_history(given: str | Sequence[Mapping[str, Any]]) -> list[dict[str, str
         for item in given
         if item.get("type", "message") == "message"
     ]
-
-
-def read_output(response: Mapping[str, Any]) -> tuple[str, str]:
-    """Reasoning and final answer of a response: all summaries, and all ``output_text`` parts."""
-    reasoning, answer = [], []
-    for item in response.get("output", ()):
-        if item.get("type") == "reasoning":
-            reasoning += [part.get("text") or "" for part in item.get("summary") or ()]
-        elif item.get("type") == "message" and isinstance(item.get("content"), list):
-            answer += [
-                part.get("text") or ""
-                for part in item["content"]
-                if part.get("type") == "output_text"
-            ]
-    return "".join(reasoning), "".join(answer)
-
-
-def prompt_digest(given: Any, principle: str | None) -> str:
-    """How NeMo-Gym names a prompt: SHA-256 of its ``input`` and its principle."""
-    named = json.dumps({"input": given, "principle": principle}, sort_keys=True)
-    return hashlib.sha256(named.encode()).hexdigest()
 
 
 def _text(content: Any) -> str:

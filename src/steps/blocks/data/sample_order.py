@@ -9,10 +9,8 @@ Python version and world size.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem
 
@@ -49,11 +47,12 @@ class SampleOrder:
     def batch(self, step: int) -> tuple[int, ...]:
         """Sample indices of step ``step`` (from 0), in the order they are consumed."""
         if not self.sample:
-            epoch, place = divmod(step, self.steps_per_epoch)
-            start = place * self.batch_size
+            epoch, number = divmod(step, self.steps_per_epoch)
+            start = number * self.batch_size
             return permutation(self.size, self.seed, epoch)[start : start + self.batch_size]
         first = step * self.batch_size
-        return tuple(self._stream(place) for place in range(first, first + self.batch_size))
+        stream = (divmod(index, self.size) for index in range(first, first + self.batch_size))
+        return tuple(permutation(self.size, self.seed, epoch)[offset] for epoch, offset in stream)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -82,16 +81,6 @@ class SampleOrder:
         if self.sample:
             return step * self.batch_size // self.size
         return step // self.steps_per_epoch
-
-    def ledger(self, step: int) -> dict[str, Any]:
-        """One line about what ``step`` consumed; equal lines mean equal samples in equal order."""
-        indices = self.batch(step)
-        digest = hashlib.sha256(json.dumps(indices).encode()).hexdigest()[:16]
-        return {"step": step, "epoch": self.epoch(step), "samples": len(indices), "digest": digest}
-
-    def _stream(self, place: int) -> int:
-        epoch, offset = divmod(place, self.size)
-        return permutation(self.size, self.seed, epoch)[offset]
 
 
 @lru_cache(maxsize=4)

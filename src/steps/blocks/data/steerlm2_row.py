@@ -14,24 +14,31 @@ particular no response is ever cut to length, because its log-probability covers
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat
 from nemotron_style.steps.blocks.data.conversation import Conversation, Turn
-from nemotron_style.steps.blocks.data.jsonl import brief, read_rows
+from nemotron_style.steps.blocks.data.jsonl import brief, read_rows, refuse
+from nemotron_style.steps.blocks.settings.json_model import validation_problems
 
 LOG_P_A = "log(P(a|x,y))"
 LOG_P_Y = "log(P(y|x))"
 LOG_Q = "log(Q(y|a,x))"
 LOG_FIELDS = (LOG_P_A, LOG_P_Y, LOG_Q)
-ROW_FIELDS = ("system", "prompt_turns", "label", "responses")
-TURN_FIELDS = ("from", "value")
-RESPONSE_FIELDS = ("from", "value", *LOG_FIELDS)
-
 Encode = Callable[[str], list[int]]
 
 
@@ -107,140 +114,101 @@ def encode_group(group: ScoredGroup, *, encode: Encode, max_tokens: int) -> Enco
     return EncodedGroup(prompt_ids, responses_ids, group.log_p_a, group.log_p_y, group.log_q)
 
 
-def parse_row(row: Mapping[str, Any], *, chat: ChatFormat) -> ScoredGroup:
-    """A row, checked field by field and rendered in ``chat``'s format.
-
-    Raises:
-        InputError: a missing, unknown or mistyped field, an even number of turns, fewer than two
-            responses, responses by different speakers or by the one who asked, a response that
-            was truncated, a log-probability that is no finite number or above 0, a control token
-            inside a value. All that is wrong with the row is told.
-    """
-    problems = _row_problems(row)
-    raise_all(InputError, problems)
-    responses = row["responses"]
-    turns = tuple(Turn(turn["from"], turn["value"]) for turn in row["prompt_turns"])
-    question = Conversation(row["system"], turns)
-    return ScoredGroup(
-        prompt=chat.prompt(question, label=row["label"], speaker=responses[0]["from"]),
-        responses=tuple(chat.response(response["value"]) for response in responses),
-        log_p_a=tuple(float(response[LOG_P_A]) for response in responses),
-        log_p_y=tuple(float(response[LOG_P_Y]) for response in responses),
-        log_q=tuple(float(response[LOG_Q]) for response in responses),
-    )
+def _check_logprob(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and value <= 0 and math.isfinite(value)):
+        allowed = "a finite number that is not above 0"
+        refuse("wrong type or value", got=brief(value), allowed=allowed)
+    return value
 
 
-def _row_problems(row: Mapping[str, Any]) -> list[Problem]:
-    problems = _field_problems(row, ROW_FIELDS, at="")
-    if problems:
-        return problems
-    if not isinstance(row["system"], str):
-        problems.append(_mistyped("system", row["system"], "a text, which may be empty"))
-    label = row["label"]
-    if label is not None and not (isinstance(label, str) and label):
-        problems.append(_mistyped("label", label, "a text that is not empty, or null"))
-    problems += _turn_problems(row["prompt_turns"])
-    problems += _response_problems(row["responses"])
-    return problems or _speaker_problems(row["prompt_turns"], row["responses"])
-
-
-def _turn_problems(turns: Any) -> list[Problem]:
-    if not isinstance(turns, list):
-        return [_mistyped("prompt_turns", turns, "a list of turns")]
-    problems = []
-    if len(turns) % 2 == 0:
-        problems.append(
-            Problem(
-                key="prompt_turns",
-                what="the number of turns must be odd, so that the user speaks last",
-                got=str(len(turns)),
-            )
-        )
-    for place, turn in enumerate(turns):
-        at = f"prompt_turns[{place}]"
-        problems += _field_problems(turn, TURN_FIELDS, at=at) or _text_problems(turn, at)
-    return problems
-
-
-def _response_problems(responses: Any) -> list[Problem]:
-    if not isinstance(responses, list):
-        return [_mistyped("responses", responses, "a list of responses")]
-    if len(responses) < 2:
-        what = "a group needs at least two responses: alone, one has weight 1 and teaches nothing"
-        return [Problem(key="responses", what=what, got=str(len(responses)))]
-    problems = []
-    for place, response in enumerate(responses):
-        at = f"responses[{place}]"
-        if isinstance(response, dict) and "truncated" in response:
-            problems += _truncation_problems(response["truncated"], at)
-            response = {name: value for name, value in response.items() if name != "truncated"}
-        wrong = _field_problems(response, RESPONSE_FIELDS, at=at)
-        problems += wrong or [*_text_problems(response, at), *_number_problems(response, at)]
-    return problems
-
-
-def _truncation_problems(truncated: Any, at: str) -> list[Problem]:
-    if truncated is False:
-        return []
-    return [
-        Problem(
-            key=f"{at}.truncated",
-            what="a truncated response cannot be weighed: its log-probs lack the end",
+def _check_whole(truncated: Any) -> Any:
+    if truncated is not False:
+        refuse(
+            "a truncated response cannot be weighed: its log-probs lack the end",
             got=brief(truncated),
             allowed="false",
             fix="leave the row out, or sample again with a larger limit on new tokens",
         )
-    ]
+    return truncated
 
 
-def _speaker_problems(turns: Sequence[Any], responses: Sequence[Any]) -> list[Problem]:
-    speakers = [response["from"] for response in responses]
-    if len(set(speakers)) > 1:
-        what = "all responses of a row must have the same `from`"
-        return [Problem(key="responses", what=what, got=", ".join(sorted(set(speakers))))]
-    if turns[-1]["from"] == speakers[0]:
-        what = "the last turn is by the one who responds; it must be the user's"
-        return [Problem(key="prompt_turns", what=what, got=brief(speakers[0]))]
-    return []
+LogProb = Annotated[float, BeforeValidator(_check_logprob)]
 
 
-def _field_problems(value: Any, fields: Sequence[str], *, at: str) -> list[Problem]:
-    """Missing and unknown fields of an object."""
-    if not isinstance(value, Mapping):
-        return [_mistyped(at, value, f"an object with {', '.join(fields)}")]
-    prefix = f"{at}." if at else ""
-    missing = [name for name in fields if name not in value]
-    unknown = sorted(set(value) - set(fields))
-    return [
-        *(Problem(key=prefix + name, what="missing field") for name in missing),
-        *(
-            Problem(key=prefix + name, what="unknown field", allowed=", ".join(fields))
-            for name in unknown
-        ),
-    ]
+class _Turn(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    speaker: str = Field(alias="from")
+    value: str
 
 
-def _text_problems(value: Mapping[str, Any], at: str) -> list[Problem]:
-    return [
-        _mistyped(f"{at}.{name}", value[name], "a text")
-        for name in TURN_FIELDS
-        if not isinstance(value[name], str)
-    ]
+class _Response(_Turn):
+    log_p_a: LogProb = Field(alias=LOG_P_A)
+    log_p_y: LogProb = Field(alias=LOG_P_Y)
+    log_q: LogProb = Field(alias=LOG_Q)
+    truncated: Annotated[bool, BeforeValidator(_check_whole)] = False
 
 
-def _number_problems(response: Mapping[str, Any], at: str) -> list[Problem]:
-    return [
-        _mistyped(f"{at}.{name}", response[name], "a finite number that is not above 0")
-        for name in LOG_FIELDS
-        if not _is_logprob(response[name])
-    ]
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    system: str
+    prompt_turns: list[_Turn]
+    label: Annotated[str, Field(min_length=1)] | None
+    responses: list[_Response]
+
+    @field_validator("prompt_turns", mode="before")
+    @classmethod
+    def _odd(cls, turns: Any) -> Any:
+        if isinstance(turns, list) and len(turns) % 2 == 0:
+            refuse(
+                "the number of turns must be odd, so that the user speaks last", got=str(len(turns))
+            )
+        return turns
+
+    @field_validator("responses", mode="before")
+    @classmethod
+    def _several(cls, responses: Any) -> Any:
+        if isinstance(responses, list) and len(responses) < 2:
+            refuse(
+                "a group needs at least two responses: alone, one has weight 1 and no gradient",
+                got=str(len(responses)),
+            )
+        return responses
+
+    @model_validator(mode="after")
+    def _speakers(self) -> Self:
+        speakers = sorted({response.speaker for response in self.responses})
+        if len(speakers) > 1:
+            what = "all responses of a row must have the same `from`"
+            refuse(what, key="responses", got=", ".join(speakers))
+        if self.prompt_turns[-1].speaker in speakers:
+            what = "the last turn is by the one who responds; it must be the user's"
+            refuse(what, key="prompt_turns", got=brief(speakers[0]))
+        return self
 
 
-def _is_logprob(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return value <= 0 and math.isfinite(value)
+def parse_row(row: Mapping[str, Any], *, chat: ChatFormat) -> ScoredGroup:
+    """A row, checked field by field and rendered in ``chat``'s format.
 
-
-def _mistyped(key: str, got: Any, allowed: str) -> Problem:
-    return Problem(key=key, what="wrong type or value", got=brief(got), allowed=allowed)
+    Raises:
+        InputError: with everything that is wrong: a missing, unknown or mistyped field, an even
+            number of turns, fewer than two responses, responses by different speakers or by the
+            one who asked, a response that was truncated, a log-probability that is no finite
+            number or above 0, a control token inside a value.
+    """
+    try:
+        checked = _Row.model_validate(row)
+    except ValidationError as error:
+        raise InputError(validation_problems(error)) from None
+    responses = checked.responses
+    turns = tuple(Turn(turn.speaker, turn.value) for turn in checked.prompt_turns)
+    question = Conversation(checked.system, turns)
+    return ScoredGroup(
+        prompt=chat.prompt(question, label=checked.label, speaker=responses[0].speaker),
+        responses=tuple(chat.response(response.value) for response in responses),
+        log_p_a=tuple(response.log_p_a for response in responses),
+        log_p_y=tuple(response.log_p_y for response in responses),
+        log_q=tuple(response.log_q for response in responses),
+    )

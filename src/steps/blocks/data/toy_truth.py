@@ -13,9 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nemotron_style.runtime.errors import InputError, Problem
+from nemotron_style.steps.blocks.settings.json_model import read_json_model
 
 Label = dict[str, int]
 ATTRIBUTES = ("helpfulness", "verbosity")
@@ -120,17 +121,8 @@ def load_truth(path: str | Path) -> Truth:
     """
     file = Path(path)
     file = file / "truth.json" if file.is_dir() else file
-    try:
-        return Truth.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise InputError(Problem(where=str(file), what="no truth.json to read")) from error
-    except ValidationError as error:
-        raise InputError(
-            [
-                Problem(where=str(file), key=".".join(map(str, e["loc"])), what=e["msg"])
-                for e in error.errors()
-            ]
-        ) from error
+    absent = Problem(where=str(file), what="no truth.json to read")
+    return read_json_model(Truth, file, absent=absent)
 
 
 def _level(part: int, whole: int) -> int:

@@ -12,6 +12,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import (
+    initialize_rng_tracker,
+    model_parallel_cuda_manual_seed,
+)
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.model.device import prepare_device
@@ -46,11 +51,6 @@ def initialize(parallel: Parallel | None = None, *, seed: int = 1234) -> None:
 
 def seed_everything(seed: int) -> None:
     """Seed Python's, torch's and megatron-core's random numbers, alike on every rank."""
-    from megatron.core.tensor_parallel.random import (
-        initialize_rng_tracker,
-        model_parallel_cuda_manual_seed,
-    )
-
     random.seed(seed)
     torch.manual_seed(seed)
     on_cpu = not torch.cuda.is_available()
@@ -61,8 +61,6 @@ def seed_everything(seed: int) -> None:
 
 def finish() -> None:
     """Leave the job; no-op when none was joined."""
-    from megatron.core import parallel_state
-
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     if dist.is_initialized():
@@ -79,8 +77,6 @@ def _join() -> None:
 
 
 def _divide(parallel: Parallel) -> None:
-    from megatron.core import parallel_state
-
     world = dist.get_world_size()
     if parallel.tensor < 1 or parallel.pipeline < 1 or world % parallel.model:
         raise InputError(
@@ -103,8 +99,6 @@ def _divide(parallel: Parallel) -> None:
 
 def current_parallel() -> Parallel:
     """The division in force."""
-    from megatron.core import parallel_state
-
     return Parallel(
         tensor=parallel_state.get_tensor_model_parallel_world_size(),
         pipeline=parallel_state.get_pipeline_model_parallel_world_size(),
@@ -113,43 +107,21 @@ def current_parallel() -> Parallel:
 
 def data_rank() -> int:
     """Which copy of the model this process belongs to: the share of rows it reads."""
-    from megatron.core import parallel_state
-
     return parallel_state.get_data_parallel_rank()
 
 
 def data_world() -> int:
     """Number of copies of the model."""
-    from megatron.core import parallel_state
-
     return parallel_state.get_data_parallel_world_size()
-
-
-def tensor_rank() -> int:
-    """Which slice of every matrix this process holds."""
-    from megatron.core import parallel_state
-
-    return parallel_state.get_tensor_model_parallel_rank()
-
-
-def is_first_stage() -> bool:
-    """Whether this process embeds tokens."""
-    from megatron.core import parallel_state
-
-    return parallel_state.is_pipeline_first_stage()
 
 
 def is_last_stage() -> bool:
     """Whether this process has logits, and so losses."""
-    from megatron.core import parallel_state
-
     return parallel_state.is_pipeline_last_stage()
 
 
 def sum_over_data(values: torch.Tensor) -> torch.Tensor:
     """``values`` summed over the copies of the model; any shape, a new tensor."""
-    from megatron.core import parallel_state
-
     total = values.to(prepare_device(), copy=True)
     if data_world() > 1:
         dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
@@ -165,8 +137,6 @@ def any_rank(flag: bool) -> bool:
 
 def from_last_stage(values: torch.Tensor) -> torch.Tensor:
     """``values`` of the last pipeline stage on every stage; others give a tensor of that shape."""
-    from megatron.core import parallel_state
-
     if current_parallel().pipeline == 1:
         return values
     shared = values.to(prepare_device())

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nemotron_style.runtime.errors import InputError, Problem
+from nemotron_style.runtime.errors import Problem
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.reward.types import RewardScore
+from nemotron_style.steps.blocks.settings.json_model import read_json_model
 
 REWARD_FILE = "reward_config.json"
 
@@ -66,17 +67,9 @@ class RewardConfig(BaseModel):
 
 def read_reward_config(path: Path) -> RewardConfig:
     """The file of the folder ``path``. Raises InputError when there is none to be used."""
-    file = path / REWARD_FILE
-    try:
-        return RewardConfig.model_validate_json(file.read_bytes())
-    except OSError as error:
-        what = "is no reward model: there is no reward_config.json"
-        raise InputError(Problem(where=str(path), what=what)) from error
-    except ValidationError as error:
-        raise InputError(
-            Problem(where=str(file), key=".".join(map(str, e["loc"])), what=e["msg"])
-            for e in error.errors()
-        ) from error
+    what = "is no reward model: there is no reward_config.json"
+    absent = Problem(where=str(path), what=what)
+    return read_json_model(RewardConfig, path / REWARD_FILE, absent=absent)
 
 
 def merged(

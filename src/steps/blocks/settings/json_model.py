@@ -38,5 +38,5 @@ def validation_problems(error: ValidationError, *, where: str = "") -> Iterator[
         elif fault["type"] == "extra_forbidden":
             yield Problem(where=where, key=key, what="unknown field")
         else:
-            got = repr(fault["input"]) if key else ""
+            got = repr(fault["input"])[:80] if key else ""
             yield Problem(where=where, key=key, what=fault["msg"], got=got)

@@ -16,8 +16,11 @@ from nemotron_style.runtime.errors import InputError, StepFailed
 from nemotron_style.steps.blocks.generation.backend import open_engine
 from nemotron_style.steps.blocks.generation.engine import Engine, Sample
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
-from nemotron_style.steps.blocks.generation.vllm_engine import VllmEngine
-from nemotron_style.steps.blocks.generation.vllm_request import sample_seeds, sampling_settings
+from nemotron_style.steps.blocks.generation.vllm_engine import (
+    VllmEngine,
+    sample_seeds,
+    sampling_settings,
+)
 from nemotron_style.steps.blocks.generation.vllm_weights import CPU_HEAD_SIZES, Files, plan_files
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import initialize
