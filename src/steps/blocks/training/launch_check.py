@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nemotron_style.runtime.errors import Problem
+from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.steps.blocks.settings.training_config import AlignerJob, Job
 
 
@@ -37,3 +37,8 @@ def find_launch_problems(trainer: Job, *, world_size: int) -> list[Problem]:
             )
         )
     return problems
+
+
+def check_launch(trainer: Job, *, world_size: int) -> None:
+    """Raise InputError with all of :func:`find_launch_problems`."""
+    raise_all(InputError, find_launch_problems(trainer, world_size=world_size))

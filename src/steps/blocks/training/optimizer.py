@@ -7,7 +7,7 @@ ranks); that one refuses CPU tensors, so on CPU it is torch's fused AdamW on ``m
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,19 +23,6 @@ from torch import nn
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-class Optimizer(Protocol):
-    """One update of the weights from the gradients that lie in ``main_grad``."""
-
-    def step(self, lr: float) -> float:
-        """Clip, update, and give the norm of the gradient before clipping."""
-
-    def sharded_state(self, weights: dict[str, Any], *, loading: bool) -> dict[str, Any]:
-        """Moments in megatron-core's sharded form; ``weights`` is the model's sharded state."""
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`sharded_state` described, as loaded."""
 
 
 def build_optimizer(
@@ -68,6 +55,7 @@ class CpuAdamW:
         )
 
     def step(self, lr: float) -> float:
+        """Clip and update; the norm of the gradient before clipping."""
         norm = gradient_norm(self.parameters)
         gradients = [p.main_grad for p in self.parameters]
         if self.gradient_clip and norm > self.gradient_clip:
@@ -82,6 +70,7 @@ class CpuAdamW:
         return norm
 
     def sharded_state(self, weights: dict[str, Any], *, loading: bool) -> dict[str, Any]:
+        """Moments in megatron-core's sharded form; ``weights`` is the model's sharded state."""
         self._create_moments()  # so that a state before the first update has all its parts
         sharded = get_param_id_to_sharded_param_map(weights, self.parameters)
         return {
@@ -93,6 +82,7 @@ class CpuAdamW:
         } | {"updates": self.updates}
 
     def load(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`sharded_state` described, as loaded."""
         for number, parameter in enumerate(self.parameters):
             moments = self._adam.state[parameter]
             for moment in _MOMENTS:
@@ -147,6 +137,9 @@ class CudaAdam:
 
     def load(self, state: dict[str, Any]) -> None:
         self._adam.load_state_dict(state)
+
+
+Optimizer = CpuAdamW | CudaAdam
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> float:

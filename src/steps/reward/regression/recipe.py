@@ -22,7 +22,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from nemotron_style.runtime.errors import InputError, raise_all
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     TOKENIZER,
@@ -37,7 +36,7 @@ from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.reward.config import RewardConfig
 from nemotron_style.steps.blocks.reward.regression_model import load_trunk
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
-from nemotron_style.steps.blocks.training.launch_check import find_launch_problems
+from nemotron_style.steps.blocks.training.launch_check import check_launch
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
@@ -70,7 +69,7 @@ from nemotron_style.steps.reward.regression.validation import measure
 def run(config: Config, ctx: StepContext) -> None:
     """Train on ``data`` and produce ``model``: trunk, head and the scale of its outputs."""
     # -- where the model starts, and the rows: all of them checked before any work is done
-    raise_all(InputError, find_launch_problems(config.trainer, world_size=ctx.world_size))
+    check_launch(config.trainer, world_size=ctx.world_size)
     settings, rm = config.model, config.trainer.rm
     division = settings.tensor_model_parallel_size, settings.pipeline_model_parallel_size
     initialize(Parallel(*division), seed=config.seed)

@@ -6,21 +6,14 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from nemotron_style.runtime.errors import InputError, Problem, raise_all
-from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.generation.backend import GenerationEngine
 from nemotron_style.steps.blocks.generation.logprob_gap import EngineGap, measure_sample_gap
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
-from nemotron_style.steps.blocks.training.launch_check import find_launch_problems
 from nemotron_style.steps.rs.actor.config import Config
 from nemotron_style.steps.rs.actor.rollout import SeededPrompt
 
 PROBED_PROMPTS, PROBED_SAMPLES = 8, 4
-
-
-def check_machine(config: Config, ctx: StepContext) -> None:
-    """Refuse a config that asks for other processes or another device than there are."""
-    raise_all(InputError, find_launch_problems(config.trainer, world_size=ctx.world_size))
 
 
 def check_prompts(config: Config, available: int) -> None:

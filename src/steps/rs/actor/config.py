@@ -1,6 +1,6 @@
 """Settings of ``rs/actor``, under the names of NeMo-Aligner's ``gpt_rs_actor.yaml``.
 
-What is declared in this file decides something; the keys of ``accepted`` are there so that a
+What is declared in this file decides something; the keys of ``fixed_values`` are there so that a
 command line written for NeMo-Aligner is understood.  A key that merely mirrors another one may be
 left out or must agree with it.
 """

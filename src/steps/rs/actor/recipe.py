@@ -43,6 +43,7 @@ from nemotron_style.steps.blocks.generation.backend import open_engine
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
+from nemotron_style.steps.blocks.training.launch_check import check_launch
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
 from nemotron_style.steps.blocks.training.metric_plot import copy_logs, draw_metrics
@@ -51,7 +52,6 @@ from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import load_state, save_state
 from nemotron_style.steps.rs.actor.best_of_n import bound_kl, bound_win_rate, choose
 from nemotron_style.steps.rs.actor.check import (
-    check_machine,
     check_prompts,
     check_reward_model,
     check_sampler,
@@ -84,7 +84,7 @@ def run(config: Config, ctx: StepContext) -> None:
     """Train ``model`` on the best of its own responses to ``prompts``; produce the last weights."""
     # -- what is trained, and its tokenizer
     prepare_device()
-    check_machine(config, ctx)
+    check_launch(config.trainer, world_size=ctx.world_size)
     initialize(seed=config.seed)
     source = ctx.input("model")
     tokenizer = Tokenizer(source.path / TOKENIZER)

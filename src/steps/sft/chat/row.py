@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,7 @@ def encode_rows(
         InputError: naming file and line of every row that is malformed, holds a control token or
             is longer than ``max_tokens``. A row that is cut would train an answer that nobody gave.
     """
-    known: dict[str, list[int]] = {}
-
-    def encode(text: str) -> list[int]:
-        if text not in known:
-            known[text] = tokenizer.encode(text, control=True)
-        return known[text]
+    encode = cache(partial(tokenizer.encode, control=True))
 
     def parse(row: Mapping[str, Any]) -> EncodedRow:
         conversation = parse_conversation(row)

@@ -1,51 +1,41 @@
-"""What must hold before the first update: machine, sampler, and the numbers."""
+"""What must hold before the first update: the sampler of the data, and its numbers."""
 
 from __future__ import annotations
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.runtime.step.context import StepContext
-from nemotron_style.runtime.store.record import Artifact
-from nemotron_style.steps.blocks.training.launch_check import find_launch_problems
 from nemotron_style.steps.sft.steerlm2.config import Config
 from nemotron_style.steps.sft.steerlm2.metrics import GroupMetrics
-
-DATA_SLOTS = ("data", "validation")
-
-
-def check_machine(config: Config, ctx: StepContext) -> None:
-    """Refuse a config that asks for other processes or another device than there are."""
-    raise_all(InputError, find_launch_problems(config.trainer, world_size=ctx.world_size))
 
 
 def check_sampler(config: Config, ctx: StepContext, parent: str) -> None:
     """Refuse data whose record names another model than ``parent`` as its sampler.
 
-    Data without such a record (brought in from outside) is only told about: the numbers
-    themselves are checked by :func:`check_start`.
+    Data without such a record, brought in from outside, gets a log line: :func:`check_start` checks
+    the numbers themselves.
     """
     problems = []
-    for slot in DATA_SLOTS:
+    for slot in ("data", "validation"):
         sampler = ctx.input(slot).facts.get("sampler_digest")
         if sampler is None:
             ctx.say(f"{slot}: no record of the model it was sampled from; its numbers are checked")
         elif sampler != parent:
-            problems.append(_other_sampler(slot, ctx.input(slot), str(sampler), parent))
+            problems.append(
+                Problem(
+                    where=ctx.input(slot).ref,
+                    key=slot,
+                    what="the responses were sampled from another model than the one to train",
+                    got=f"weights {sampler}",
+                    allowed=f"weights {parent}",
+                    fix="sample again with data/steerlm2, or set "
+                    "model.steerlm2.allow_other_sampler=true",
+                )
+            )
     if config.model.steerlm2.allow_other_sampler:
         for problem in problems:
             ctx.say(f"warning: {problem}")
         return
     raise_all(InputError, problems)
-
-
-def _other_sampler(slot: str, data: Artifact, sampler: str, parent: str) -> Problem:
-    return Problem(
-        where=data.ref,
-        key=slot,
-        what="the responses were sampled from another model than the one to train",
-        got=f"weights {sampler}",
-        allowed=f"weights {parent}",
-        fix="sample again with data/steerlm2, or set model.steerlm2.allow_other_sampler=true",
-    )
 
 
 def check_start(config: Config, metrics: GroupMetrics, where: str) -> None:

@@ -1,8 +1,8 @@
 """Settings of ``sft/steerlm2``, under the names of NeMo-Aligner's ``gpt_sft.yaml``.
 
-What is declared in this file decides something; the keys of ``accepted`` are there so that a
-command line written for NeMo-Aligner is understood.  A key that merely mirrors another one may be
-left out or must agree with it.
+What is declared here decides something; the keys of ``fixed_values`` are there so that a command
+line written for NeMo-Aligner is understood. A key that only repeats another one may be left out,
+or must agree with it.
 """
 
 from __future__ import annotations

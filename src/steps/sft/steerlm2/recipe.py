@@ -44,6 +44,7 @@ from nemotron_style.steps.blocks.data.steerlm2_row import read_groups
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, tokenizer_facts
 from nemotron_style.steps.blocks.loss.steerlm2 import baseline
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
+from nemotron_style.steps.blocks.training.launch_check import check_launch
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
 from nemotron_style.steps.blocks.training.metric_plot import copy_logs
@@ -51,7 +52,6 @@ from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.sft.steerlm2.batch import Batch, accumulate
 from nemotron_style.steps.sft.steerlm2.check import (
-    check_machine,
     check_sampler,
     check_start,
     warn_if_few,
@@ -80,7 +80,7 @@ class Selection:
 def run(config: Config, ctx: StepContext) -> None:
     """Train ``model`` on ``data`` and produce the model at the smallest validation distance."""
     # -- what is trained, whether the data were made with it, and their rows: all checked first
-    check_machine(config, ctx)
+    check_launch(config.trainer, world_size=ctx.world_size)
     division = config.model.tensor_model_parallel_size, config.model.pipeline_model_parallel_size
     initialize(Parallel(*division), seed=config.seed)
     start = ctx.input("model")
