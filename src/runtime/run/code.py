@@ -1,21 +1,19 @@
-"""Which code a run is made with.
+"""The code that a run is made with; no step is imported to describe it.
 
 The digest covers the Python files of the step's own package and of the shared blocks; it belongs
-to the run's identity. Version, commit and difference to the commit are told in the record. No
-step is imported to find this out.
+to the run's identity. Version, commit and difference to the commit stand in the record.
 """
 
 from __future__ import annotations
 
 import hashlib
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
 
+import nemotron_style
 from nemotron_style.runtime.errors import ManifestError, Problem
-
-PACKAGE = "nemotron_style"
 
 
 def digest_code(entrypoint: str) -> str:
@@ -25,12 +23,21 @@ def digest_code(entrypoint: str) -> str:
     """
     module = find_module(entrypoint)
     top, _, rest = entrypoint.partition(":")[0].partition(".")
-    roots = [(top, module.parent if rest else module), ("blocks", _package() / "steps" / "blocks")]
+    blocks = Path(nemotron_style.__file__).parent / "steps" / "blocks"
+    roots = [(top, module.parent if rest else module), ("blocks", blocks)]
+    return hash_files(
+        (f"{label}/{path.relative_to(root.parent).as_posix()}", path)
+        for label, root in roots
+        for path in (sorted(root.rglob("*.py")) if root.is_dir() else [root])
+    )
+
+
+def hash_files(files: Iterable[tuple[str, Path]]) -> str:
+    """SHA-256 over the names and contents of files, in their order."""
     whole = hashlib.sha256()
-    for label, root in roots:
-        for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            whole.update(f"{label}/{path.relative_to(root.parent).as_posix()} {content}\n".encode())
+    for name, path in files:
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        whole.update(f"{name} {content}\n".encode())
     return whole.hexdigest()
 
 
@@ -52,25 +59,22 @@ def find_module(entrypoint: str) -> Path:
     raise ManifestError(Problem(key="run.entrypoint", what=what, got=entrypoint, fix=fix))
 
 
-def describe_code(entrypoint: str, digest: str) -> dict[str, Any]:
+def describe_code(entrypoint: str, digest: str) -> dict[str, str]:
     """For the record: the digest, the package's version, and the commit where there is one."""
     try:
         version = metadata.version("nemotron-style")
     except metadata.PackageNotFoundError:
         version = "unknown"
-    told = {"entrypoint": entrypoint, "digest": digest, "version": version}
-    return told | _describe_checkout(find_module(entrypoint).resolve().parent)
-
-
-def _describe_checkout(folder: Path) -> dict[str, str]:
+    code = {"entrypoint": entrypoint, "digest": digest, "version": version}
+    folder = find_module(entrypoint).resolve().parent
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
-        return {}
-    difference = _git(folder, "diff", "HEAD") or b""
-    told = {"commit": commit.decode().strip()}
+        return code
+    code["commit"] = commit.decode().strip()
+    difference = _git(folder, "diff", "HEAD")
     if difference:
-        told["difference"] = hashlib.sha256(difference).hexdigest()
-    return told
+        code["difference"] = hashlib.sha256(difference).hexdigest()
+    return code
 
 
 def _git(folder: Path, *arguments: str) -> bytes | None:
@@ -81,10 +85,3 @@ def _git(folder: Path, *arguments: str) -> bytes | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout
-
-
-def _package() -> Path:
-    spec = util.find_spec(PACKAGE)
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent

@@ -1,18 +1,15 @@
-"""A run on disk: its plan, its attempts, its outputs, and the decisions that were taken about it.
+"""A run on disk: its plan, its attempts, its outputs, and what was decided about it.
 
 ::
 
     runs/<run_id>/plan.json launch.sh outputs.json          outputs.json: the run is complete
                   decisions/<n>.json
-                  attempts/<n>/{attempt,owner,child,job,batch,cancel,progress}.json stop
-                               log-<node>.txt
+                  attempts/<n>/                             see nemotron_style.runtime.run.attempt
                   metrics.jsonl tensorboard/ checkpoints/ staging/<n>/<slot>/
 
 At most one attempt lives at a time. It is claimed by renaming a filled directory to its number,
-which fails when the number is taken (:mod:`nemotron_style.runtime.run.attempt` says the rest).
-
-Files tell how an attempt of this machine stands; what a cluster makes of one, its launcher knows
-(:mod:`nemotron_style.runtime.launch.status` asks it).
+which fails when the number is taken. Files alone give the state of an attempt of this machine;
+that of a cluster's job needs its launcher (:mod:`nemotron_style.runtime.launch.status`).
 """
 
 from __future__ import annotations
@@ -20,20 +17,12 @@ from __future__ import annotations
 import json
 import os
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.atomic import (
-    create_text,
-    move_dir,
-    read_json,
-    remove_tree,
-    write_json,
-    write_text,
-)
+from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import Problem, RefError, suggest
 from nemotron_style.runtime.process import identify_process
 from nemotron_style.runtime.run.attempt import LOCAL, Attempt
@@ -64,7 +53,7 @@ class RunFolder:
     @property
     def outputs(self) -> dict[str, Any] | None:
         """What ``outputs.json`` says (``outputs`` by slot, ``figures``); None until complete."""
-        return read_json(self.path / "outputs.json")
+        return atomic.read_json(self.path / "outputs.json")
 
     @property
     def attempts(self) -> list[Attempt]:
@@ -74,12 +63,17 @@ class RunFolder:
 
     @property
     def last_attempt(self) -> Attempt | None:
-        attempts = self.attempts
-        return attempts[-1] if attempts else None
+        return next(reversed(self.attempts), None)
+
+    @property
+    def next_attempt(self) -> int:
+        """The number that the next attempt will have."""
+        last = self.last_attempt
+        return last.number + 1 if last else 1
 
     @property
     def state(self) -> str:
-        """As its files tell it: that of the newest attempt; COMPLETED as soon as outputs stand."""
+        """COMPLETED as soon as there are outputs, else the state of the newest attempt's files."""
         if self.outputs is not None:
             return COMPLETED
         last = self.last_attempt
@@ -87,7 +81,7 @@ class RunFolder:
 
     @property
     def seconds(self) -> float:
-        """Wall seconds of all attempts that told of their end."""
+        """Wall seconds of all attempts whose end is recorded."""
         records = [attempt.record for attempt in self.attempts]
         ended = [record for record in records if "ended" in record]
         return sum(float(record["ended"] - record["started"]) for record in ended)
@@ -96,8 +90,9 @@ class RunFolder:
     def decisions(self) -> list[dict[str, Any]]:
         """What was decided about it at each launch, the newest last."""
         folder = self.path / "decisions"
-        found = [read_json(folder / f"{number}.json") for number in _numbers(folder, ".json")]
-        return [decision for decision in found if decision is not None]
+        numbers = _numbers(folder, ".json")
+        decisions = (atomic.read_json(folder / f"{number}.json") for number in numbers)
+        return [decision for decision in decisions if decision is not None]
 
     def claim_attempt(
         self, number: int | None = None, *, executor: str = LOCAL, detached: bool = False
@@ -112,46 +107,30 @@ class RunFolder:
         if last and (last.state not in FINAL or last.is_live):
             return None
         if last and last.owner is None and not last.abandon():
-            return None  # its worker came up after all
-        if last and last.record.get("state") not in FINAL:
+            return None  # its worker started after all
+        if last and last.recorded_end is None:
             failure = last.rank_failure
             last.close(FAILED if failure else LOST, **(failure or {}))
-        following = self.next_attempt
-        if number not in (None, following):
+        claimed = Attempt(self.path / "attempts" / str(self.next_attempt))
+        if number not in (None, claimed.number):
             return None
-        begun = {
+        record = {
             "state": PENDING,
             "started": time.time(),
             "executor": executor,
             "detached": detached,
             "launcher": identify_process(os.getpid()),
         }
-        return self._place(following, begun)
-
-    @property
-    def next_attempt(self) -> int:
-        """The number that the next attempt will have."""
-        last = self.last_attempt
-        return last.number + 1 if last else 1
-
-    def _place(self, number: int, begun: Mapping[str, Any]) -> Attempt | None:
-        final = self.path / "attempts" / str(number)
-        aside = self.path / "attempts" / f".{uuid.uuid4().hex}"
-        write_json(aside / "attempt.json", begun)
+        aside = atomic.unique_path(claimed.path.parent, ".claim")
+        atomic.write_json(aside / "attempt.json", record)
         (aside / "log-0.txt").touch()
-        if move_dir(aside, final):
-            return Attempt(final)
-        remove_tree(aside)
-        return None
+        return claimed if _move_or_remove(aside, claimed.path) else None
 
     def reserve(self, plan: Plan) -> bool:
         """Make the folder with its plan, at once; False when there is one already."""
-        aside = self.path.with_name(f".{self.run_id}.{uuid.uuid4().hex}")
-        write_text(aside / "plan.json", plan.to_json())
-        if move_dir(aside, self.path):
-            return True
-        remove_tree(aside)
-        return False
+        aside = atomic.unique_path(self.path.parent, f".{self.run_id}")
+        atomic.write_text(aside / "plan.json", plan.to_json())
+        return _move_or_remove(aside, self.path)
 
     def record_decision(self, decision: Mapping[str, Any]) -> None:
         """Keep what was decided, unless it only repeats what was decided last."""
@@ -161,7 +140,16 @@ class RunFolder:
         folder = self.path / "decisions"
         number = max(_numbers(folder, ".json"), default=0) + 1
         text = json.dumps({**decision, "decided": time.time()}, indent=2, sort_keys=True) + "\n"
-        create_text(folder / f"{number}.json", text)  # a number taken meanwhile says it for both
+        # A number that another launch took meanwhile speaks for both.
+        atomic.create_text(folder / f"{number}.json", text)
+
+
+def _move_or_remove(aside: Path, final: Path) -> bool:
+    """Put a filled directory in place; False, and the directory is gone, when that is taken."""
+    if atomic.move_dir(aside, final):
+        return True
+    atomic.remove_tree(aside)
+    return False
 
 
 def list_runs(store: Path, *, step: str = "", limit: int | None = None) -> list[RunFolder]:
@@ -176,7 +164,7 @@ def list_runs(store: Path, *, step: str = "", limit: int | None = None) -> list[
 
 
 def find_run(store: Store, word: str) -> RunFolder:
-    """The run with this id or unique prefix, the ``latest`` one, or the one that made an artifact.
+    """The run that ``word`` names: an id or its unique prefix, ``latest``, or an artifact it made.
 
     Raises ``RefError`` when there is none, or more than one.
     """

@@ -1,12 +1,11 @@
-"""The code of a job that may start hours from now, kept as it was when the job was handed over.
+"""A copy of the code of a job that may start hours later, as it was when the job was submitted.
 
-Whoever edits the sources while a job waits in a queue changes the next job, not this one. A
-snapshot is named by the digest of its files, so that many runs share one.
+Editing the sources while a job waits in a queue changes the next job, not this one. A snapshot is
+named by the digest of its files, so that many runs share one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import uuid
@@ -16,18 +15,17 @@ from pathlib import Path
 
 from nemotron_style.runtime.atomic import move_dir, remove_tree, sync_tree
 from nemotron_style.runtime.errors import Problem, UsageError
-from nemotron_style.runtime.run.code import PACKAGE, describe_code, find_module
+from nemotron_style.runtime.run.code import describe_code, find_module, hash_files
 from nemotron_style.runtime.run.plan import Snapshot
 
 FACTS = ("version", "commit", "difference")
-LEFT_OUT = ("__pycache__",)
 
 
 def plan_snapshot(entrypoint: str, store: Path) -> Snapshot:
-    """Where the code of a step will be kept, named by what it is now. Writes nothing."""
-    digest = _digest(entrypoint)
-    told = describe_code(entrypoint, digest)
-    facts = {key: str(told[key]) for key in FACTS if key in told}
+    """Where the code of a step, as it is now, will be kept. Writes nothing."""
+    digest = hash_files(list_sources(entrypoint))
+    code = describe_code(entrypoint, digest)
+    facts = {key: code[key] for key in FACTS if key in code}
     return Snapshot(path=str(store / "code" / digest[:16]), digest=digest, facts=facts)
 
 
@@ -44,7 +42,7 @@ def write_snapshot(snapshot: Snapshot, entrypoint: str) -> None:
         copy = aside / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    if _digest_files(_walk(aside, "")) != snapshot.digest:
+    if hash_files(sorted(_walk(aside, ""))) != snapshot.digest:
         remove_tree(aside)
         what = "the sources changed while the job was being handed over"
         raise UsageError(Problem(where=entrypoint, what=what, fix="run the same command again"))
@@ -56,16 +54,12 @@ def write_snapshot(snapshot: Snapshot, entrypoint: str) -> None:
 def list_sources(entrypoint: str) -> list[tuple[str, Path]]:
     """Every file of this package and of the step's own, by its name below the snapshot."""
     top = entrypoint.partition(":")[0].partition(".")[0]
-    found: dict[str, Path] = {}
-    for name in dict.fromkeys((PACKAGE, top)):
-        found.update(_walk(_root(name, entrypoint), name))
-    return sorted(found.items())
-
-
-def _root(name: str, entrypoint: str) -> Path:
-    spec = util.find_spec(name)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    return Path(folders[0]) if folders else find_module(entrypoint)
+    sources: dict[str, Path] = {}
+    for name in dict.fromkeys(("nemotron_style", top)):
+        spec = util.find_spec(name)
+        folders = list(spec.submodule_search_locations or []) if spec else []
+        sources.update(_walk(Path(folders[0]) if folders else find_module(entrypoint), name))
+    return sorted(sources.items())
 
 
 def _walk(root: Path, name: str) -> Iterator[tuple[str, Path]]:
@@ -73,20 +67,8 @@ def _walk(root: Path, name: str) -> Iterator[tuple[str, Path]]:
         yield root.name, root
         return
     for directory, folders, files in os.walk(root):
-        folders[:] = sorted(one for one in folders if one not in LEFT_OUT and one[0] != ".")
+        folders[:] = sorted(one for one in folders if one != "__pycache__" and one[0] != ".")
         for file in sorted(files):
             path = Path(directory, file)
             if path.suffix != ".pyc" and file[0] != ".":  # an .env is no code
                 yield Path(name, path.relative_to(root)).as_posix(), path
-
-
-def _digest(entrypoint: str) -> str:
-    return _digest_files(iter(list_sources(entrypoint)))
-
-
-def _digest_files(files: Iterator[tuple[str, Path]]) -> str:
-    whole = hashlib.sha256()
-    for name, path in sorted(files):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        whole.update(f"{name} {content}\n".encode())
-    return whole.hexdigest()

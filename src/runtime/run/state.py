@@ -1,4 +1,4 @@
-"""How a job can stand: one vocabulary for every launcher, for records and for people."""
+"""The states of a job: one vocabulary for every launcher, for records and for people."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FINAL = frozenset({COMPLETED, FAILED, CANCELLED, TIMEOUT, LOST})
 class JobState:
     """One of the eight states, with the exit code and the reason as far as known.
 
-    ``live`` says that something of a LOST job still runs: its worker outlived whoever watched it.
+    ``live``: a process of a LOST job still runs; its worker outlived whoever watched it.
     """
 
     state: str
@@ -30,5 +30,5 @@ class JobState:
 
     @property
     def is_final(self) -> bool:
-        """Nothing more will come of it."""
+        """Whether nothing more will come of it."""
         return self.state in FINAL and not self.live
