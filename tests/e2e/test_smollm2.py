@@ -117,7 +117,7 @@ def test_it_is_served_with_its_own_template(smollm2: Path) -> None:
     model = load_chat_model(smollm2)
     prompt = model.encode(asked)
     assert prompt == given["input_ids"][0].tolist()
-    [[choice]] = model.draw([CompletionTask(prompt, 48, temperature=0.0)])
+    [[choice]] = model.complete([CompletionTask(prompt, 48, temperature=0.0)])
     said = words.decode(found[0, len(prompt) :], skip_special_tokens=True)
     assert (choice.text, choice.finish) == (said, "stop")
     assert "Paris" in choice.text

@@ -37,6 +37,7 @@ from nemotron_style.steps.blocks.serving.chat_service import ChatService
 from nemotron_style.steps.blocks.serving.completion import CompletionTask
 from nemotron_style.steps.blocks.serving.dynamic_batcher import Batching
 from nemotron_style.steps.blocks.serving.local_chat_model import LocalChatModel, load_chat_model
+from nemotron_style.steps.blocks.serving.metrics import total
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from waiting import until
 
@@ -169,7 +170,7 @@ def task(model: LocalChatModel, number: int, **how: Any) -> CompletionTask:
 
 def test_an_answer_is_what_the_engine_says_without_what_ends_it(model: LocalChatModel) -> None:
     asked = task(model, 3, n=8, pieces=True, max_tokens=120)
-    [choices] = model.draw([asked])
+    [choices] = model.complete([asked])
     engine = Engine(model.model, model.config)
     sampling = SamplingParams(max_new_tokens=120, stop_ids=model.stop_ids)
     [samples] = engine.generate([asked.prompt], sampling, samples_per_prompt=8, seed=[3])
@@ -186,9 +187,9 @@ def test_an_answer_is_what_the_engine_says_without_what_ends_it(model: LocalChat
 
 
 def test_an_answer_ends_before_a_stop_string(model: LocalChatModel) -> None:
-    [[free]] = model.draw([task(model, 1)])
+    [[free]] = model.complete([task(model, 1)])
     end = free.text[4:7]
-    [[cut]] = model.draw([task(model, 1, stop=("no such text", end))])
+    [[cut]] = model.complete([task(model, 1, stop=("no such text", end))])
     assert (cut.text, cut.finish) == (free.text[: free.text.index(end)], "stop")
     assert len(cut.log_probs) < len(free.log_probs)
 
@@ -202,10 +203,10 @@ def test_what_is_asked_differently_is_drawn_as_if_alone(model: LocalChatModel) -
         task(model, 5, max_tokens=7),
         task(model, 6),
     ]
-    together = model.draw(tasks)
-    narrow = replace(model, batch_tokens=1).draw(tasks)
+    together = model.complete(tasks)
+    narrow = replace(model, batch_tokens=1).complete(tasks)
     for asked, choices, others in zip(tasks, together, narrow, strict=True):
-        [alone] = model.draw([asked])
+        [alone] = model.complete([asked])
         texts = [choice.text for choice in choices]
         assert texts == [choice.text for choice in alone] == [choice.text for choice in others]
         assert len(texts) == asked.n
@@ -246,11 +247,11 @@ def test_a_seed_gives_the_same_answer_alone_and_amid_others(
     body = {"messages": ASK, "max_tokens": 40, "logprobs": True}
     with serving(model, most=most) as (service, url), ThreadPoolExecutor(21) as pool:
         alone = post(url, {**body, "seed": 7})[1]["choices"][0]
-        before = service.batcher.batches.total() if service.batcher else 0
+        before = total(service.batcher.batches) if service.batcher else 0
         seeds = [*range(100, 110), 7, *range(110, 120)]
         found = list(pool.map(lambda seed: post(url, {**body, "seed": seed}), seeds))
         assert service.batcher
-        batches = service.batcher.batches.total() - before
+        batches = total(service.batcher.batches) - before
         assert batches == 21 if largest == 1 else batches < 21
     assert [status for status, _ in found] == [200] * 21
     amid = found[10][1]["choices"][0]
@@ -322,7 +323,7 @@ def test_it_answers_as_a_run_is_attached_to_and_ends_completed(
     body = {"model": "judge", "messages": ASK, "max_tokens": 30, "temperature": 0, "n": 2}
     status, told = post(url, body)
     assert status == 200
-    [[expected]] = model.draw([CompletionTask(model.encode(ASK), 30, temperature=0.0)])
+    [[expected]] = model.complete([CompletionTask(model.encode(ASK), 30, temperature=0.0)])
     texts = [one["message"]["content"] for one in told["choices"]]
     assert texts == [expected.text] * 2
     status, told = post(url, {"messages": [{"role": "critic", "content": "Well."}]})

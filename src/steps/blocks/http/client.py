@@ -91,11 +91,16 @@ def run(work: Coroutine[Any, Any, Answer]) -> Answer:
 
     All of it runs in one event loop in a thread of its own, where connections can be shared.
     """
-    future = asyncio.run_coroutine_threadsafe(work, _event_loop())
+    with _starting:
+        loop = _event_loop()
+    future = asyncio.run_coroutine_threadsafe(work, loop)
     try:
         return future.result()
     finally:
         future.cancel()  # matters only where Ctrl-C ended the waiting
+
+
+_starting = threading.Lock()  # else two threads may start a loop each
 
 
 @functools.cache

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class HttpError(Exception):
@@ -47,7 +50,7 @@ def read_json(body: bytes) -> Any:
 
 def is_text(value: Any) -> bool:
     """Whether it is text that can be written as UTF-8: JSON can hold half a surrogate pair."""
-    return isinstance(value, str) and not any("\ud800" <= each <= "\udfff" for each in value)
+    return isinstance(value, str) and not _SURROGATE.search(value)
 
 
 def _refuse_constant(word: str) -> NoReturn:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from nemotron_style.steps.blocks.http.error import shorten
 
@@ -25,17 +25,6 @@ class RewardScore:
 
     score: float
     attributes: Mapping[str, float]
-
-
-class Scorer(Protocol):
-    """Whatever scores conversations."""
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The names of the attributes, the same for every conversation."""
-
-    def score(self, conversations: Sequence[Sequence[Message]]) -> Sequence[Any]:
-        """One ``RewardScore`` for each, in their order; ``InputError`` for one it cannot take."""
 
 
 def as_number(value: Any) -> float:

@@ -6,27 +6,29 @@ cannot be read, rendered or fitted into the model is refused before it waits for
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from prometheus_client import Counter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.http.error import HttpError, shorten
 from nemotron_style.steps.blocks.serving.completion import (
     ChatModel,
-    Choice,
     CompletionTask,
     check_choices,
     write_completion,
 )
-from nemotron_style.steps.blocks.serving.connection import Connection
+from nemotron_style.steps.blocks.serving.config import ChatLimits
 from nemotron_style.steps.blocks.serving.dynamic_batcher import Batching, Naming
-from nemotron_style.steps.blocks.serving.metrics_page import Count, Metric
 from nemotron_style.steps.blocks.serving.openai_schema import ChatRequest, parse_chat_request
-from nemotron_style.steps.blocks.serving.server import Limits, Route, Service
+from nemotron_style.steps.blocks.serving.server import Route, Service
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 NAMING = Naming("chat", "choices", "answered", "answer")
@@ -34,29 +36,10 @@ SEED_BITS = 31
 """Of a seed that nobody gave: every reader of JSON keeps such a number."""
 
 
-@dataclass(frozen=True)
-class ChatLimits(Limits):
-    """And how many tokens an answer may have, which is also what it may have unasked."""
-
-    completion_tokens: int = 4096
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A chat model at work."""
-
-    model: ChatModel
-
-    def work(self, items: Sequence[CompletionTask]) -> Sequence[Any]:
-        return self.model.draw(items)
-
-    def check(self, item: CompletionTask, result: Any) -> Sequence[Choice]:
-        """Raises ``ValueError`` for what is no answer."""
-        return check_choices(item, result)
-
-
 class ChatService(Service):
     """``listen``, then ``serve`` a model, and in the end ``drain``."""
+
+    limits: ChatLimits
 
     def __init__(
         self,
@@ -68,35 +51,34 @@ class ChatService(Service):
         say: Callable[[str], None] = print,
     ) -> None:
         """``digest`` is that of the model's files; requests call it ``name``, or by the digest."""
-        routes = {CHAT: Route("POST", self.complete), MODELS: Route("GET", self.tell_models)}
-        self.limits: ChatLimits
-        super().__init__(NAMING, routes, limits=limits or ChatLimits(), token=token, say=say)
+        routes = {CHAT: Route("POST", self.complete), MODELS: Route("GET", self.list_models)}
+        super().__init__(NAMING, routes, limits or ChatLimits(), token=token, say=say)
         self.digest, self.name = digest, name
         self.fingerprint = "fp_" + hashlib.sha256(digest.encode()).hexdigest()[:12]
         self.begun = int(time.time())
         self.model: ChatModel | None = None
-        self.choices = Count("chat_choices_total", "Answers drawn, by how they ended.")
-        self.tokens = Count("chat_tokens_total", "Tokens of answered requests, by what they are.")
+        count = functools.partial(Counter, registry=self.registry)
+        ended, kinds = "Answers drawn, by how they ended.", "Tokens of answered requests, by kind."
+        self.choices = count("chat_choices_total", ended, ["finish"])
+        self.tokens = count("chat_tokens_total", kinds, ["kind"])
 
     def serve(self, model: ChatModel, batching: Batching) -> None:
         """Answer from now on, in batches of choices."""
         self.model = model
-        self.start(Drawing(model), batching)
+        self.start(batching, work=model.complete, check=check_choices)
 
-    def complete(self, connection: Connection) -> Mapping[str, Any]:
+    async def complete(self, request: Request) -> Mapping[str, Any]:
         """One or more answers to a conversation. Raises ``HttpError`` when there is none."""
-        request = parse_chat_request(connection.read_body())
+        asked = parse_chat_request(await self.read_body(request))
         self.check_ready()
-        self.check_model(request.model)
-        task = self.plan(request)
-        [choices] = self.ask([task], size=task.n, gone=connection.is_gone)
-        self.tokens.add(len(task.prompt), kind="prompt")
+        self.check_model(asked.model)
+        task = await run_in_threadpool(self.plan, asked)  # the template and the tokenizer take time
+        [choices] = await self.ask(request, [task], size=task.n)
+        self.tokens.labels(kind="prompt").inc(len(task.prompt))
         for choice in choices:
-            self.choices.add(finish=choice.finish)
-            self.tokens.add(len(choice.log_probs), kind="completion")
-        return write_completion(
-            request, task, choices, model=self.name, fingerprint=self.fingerprint
-        )
+            self.choices.labels(finish=choice.finish).inc()
+            self.tokens.labels(kind="completion").inc(len(choice.log_probs))
+        return write_completion(asked, task, choices, model=self.name, fingerprint=self.fingerprint)
 
     def check_model(self, wanted: str | None) -> None:
         """Raises ``HttpError`` (404) for another model than the one there is."""
@@ -139,7 +121,7 @@ class ChatService(Service):
             raise HttpError(400, "context_length_exceeded", message, param="messages")
         return wanted or min(most, room - prompt)
 
-    def tell_models(self, connection: Connection) -> Mapping[str, Any]:
+    async def list_models(self, request: Request) -> Mapping[str, Any]:
         """The one model that there is, also while it loads."""
         told: dict[str, Any] = {
             "id": self.name,
@@ -155,9 +137,6 @@ class ChatService(Service):
     def facts(self) -> Mapping[str, Any]:
         told: dict[str, Any] = {"model": self.digest, "served_model_name": self.name}
         return told | ({"max_model_len": self.model.max_model_len} if self.model else {})
-
-    def metrics(self) -> list[Metric]:
-        return [self.choices, self.tokens]
 
     def write_error(self, refusal: HttpError) -> Mapping[str, Any]:
         """OpenAI's form of an error."""

@@ -57,7 +57,7 @@ class ChatModel(Protocol):
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The prompt of a conversation; called from many threads. Raises ``InputError``."""
 
-    def draw(self, tasks: Sequence[CompletionTask]) -> Sequence[Sequence[Choice]]:
+    def complete(self, tasks: Sequence[CompletionTask]) -> Sequence[Sequence[Choice]]:
         """``n`` choices for each task; called from one thread."""
 
 

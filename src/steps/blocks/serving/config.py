@@ -20,6 +20,20 @@ class RequestLimits(Section):
     answer_seconds: float = Field(default=600.0, gt=0, description="from request to answer")
 
 
+class ScoreLimits(RequestLimits):
+    """And how many conversations may come in one request."""
+
+    conversations: int = Field(default=256, ge=1, description="conversations in a request")
+
+
+class ChatLimits(RequestLimits):
+    """And how long an answer may be."""
+
+    completion_tokens: int = Field(
+        default=4096, ge=1, description="in an answer; also what it may have unasked"
+    )
+
+
 class ServiceConfig(StepConfig):
     """A model that answers over HTTP until it is stopped."""
 

@@ -1,10 +1,10 @@
-"""Dynamic batching: requests of many threads are collected and given to a model together.
+"""Dynamic batching: requests that come one by one are collected and given to a model together.
 
 The first request that waits opens a batch; it is closed when it holds as much as it may or its
 time has passed. A request is never split, so its answer comes from one batch.
 
 What a request gets is either its results, checked one by one, or an error of its own: where a
-batch fails, its requests are asked again one at a time, and only the culprits fail.
+batch fails, its requests are tried again one at a time, and only the culprits fail.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from nemotron_style.runtime.errors import InputError
-from nemotron_style.steps.blocks.http.error import ClientDisconnected
-from nemotron_style.steps.blocks.serving.metrics_page import Count, Histogram
+from nemotron_style.steps.blocks.serving.metrics import SECONDS, UNITS_IN_A_BATCH
 
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-FAILURES_TO_DESPAIR = 20
-SECONDS_BETWEEN_LOOKS = 0.25
-"""How often a client that waits is looked after."""
+FAILURES_UNTIL_UNHEALTHY = 20
 
 
 class Full(Exception):
@@ -41,16 +40,6 @@ class Closed(Exception):
 
 class Failed(Exception):
     """The model gave nothing usable for this request."""
-
-
-class Worker(Protocol):
-    """Whatever does the work. Called by one thread alone."""
-
-    def work(self, items: Sequence[Any]) -> Sequence[Any]:
-        """One result for each item, in their order; ``InputError`` for one it cannot take."""
-
-    def check(self, item: Any, result: Any) -> Any:
-        """The result as it is given out. Raises ``ValueError`` for what is none."""
 
 
 @dataclass(frozen=True)
@@ -74,68 +63,72 @@ class Batching:
 
 @dataclass
 class Job:
-    """One request: its items, how many units they are, and in the end its results or its error."""
+    """One request: its items, how many units they are, and who waits for the results."""
 
     items: Sequence[Any]
     size: int
-    done: threading.Event = field(default_factory=threading.Event)
-    results: list[Any] = field(default_factory=list)
-    error: Exception | None = None
-    abandoned: bool = False
+    future: Future[list[Any]] = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
 
-    def settle(self, results: list[Any], error: Exception | None = None) -> None:
-        self.results, self.error = results, error
-        self.done.set()
 
-
-@dataclass
 class Batcher:
-    """Start with :meth:`start`; :meth:`ask` may be called from any thread."""
+    """Works in a thread of its own; :meth:`submit` may be called from any other.
 
-    worker: Worker
-    batching: Batching
-    naming: Naming
-    say: Callable[[str], None] = print
-    queue: deque[Job] = field(default_factory=deque)
-    queued: int = 0
-    closed: bool = False
-    failures: int = 0
-    thread: threading.Thread | None = None
+    ``work`` gives one result for each item, in their order, and may raise ``InputError`` for one
+    that it cannot take. ``check`` gives out an item's result, or raises ``ValueError``.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        batching: Batching,
+        naming: Naming,
+        registry: CollectorRegistry,
+        *,
+        work: Callable[[Sequence[Any]], Sequence[Any]],
+        check: Callable[[Any, Any], Any],
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.work, self.check = work, check
+        self.batching, self.naming, self.say = batching, naming, say
+        self.queue: deque[Job] = deque()
+        self.queued = 0
+        self.closed = False
+        self.failures = 0
+        self.units_done, self.seconds_worked = 0, 0.0
         self.changed = threading.Condition()
-        prefix, units, done = self.naming.prefix, self.naming.units, self.naming.done
-        self.batches = Count(f"{prefix}_batches_total", f"Batches {done}.")
+        prefix, units = naming.prefix, naming.units
+        self.batches = Counter(
+            f"{prefix}_batches_total", f"Batches {naming.done}.", registry=registry
+        )
         self.sizes = Histogram(
-            f"{prefix}_batch_{units}", f"{units.capitalize()} in a batch.", bounds=SIZES
+            f"{prefix}_batch_{units}",
+            f"{units.capitalize()} in a batch.",
+            buckets=UNITS_IN_A_BATCH,
+            registry=registry,
         )
         self.durations = Histogram(
-            f"{prefix}_batch_seconds", "Seconds the model took for a batch.", bounds=SECONDS
+            f"{prefix}_batch_seconds",
+            "Seconds the model took for a batch.",
+            buckets=SECONDS,
+            registry=registry,
         )
-
-    def start(self) -> None:
-        self.thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        waiting = Gauge(
+            f"{prefix}_queue_{units}", f"{units.capitalize()} waiting.", registry=registry
+        )
+        waiting.set_function(lambda: self.queued)
+        self.thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self.thread.start()
 
     @property
-    def desperate(self) -> bool:
+    def is_unhealthy(self) -> bool:
         """Whether the model failed so often in a row that there is no use in asking it again."""
-        return self.failures >= FAILURES_TO_DESPAIR
+        return self.failures >= FAILURES_UNTIL_UNHEALTHY
 
-    def ask(
-        self,
-        items: Sequence[Any],
-        *,
-        size: int,
-        timeout: float,
-        gone: Callable[[], bool] | None = None,
-    ) -> list[Any]:
+    def submit(self, items: Sequence[Any], *, size: int) -> Future[list[Any]]:
         """The results of one request of ``size`` units, once its batch is done.
 
-        Raises ``Full``, ``Closed``, ``TimeoutError``, ``Failed``, the model's ``InputError``, and
-        ``ClientDisconnected`` when ``gone`` turns true. A request that is given up while it waits
-        is not worked on.
+        The future holds them, or ``Failed``, or the model's ``InputError``. Cancelled before its
+        batch begins, the request is not worked on. Raises ``Full`` and ``Closed``.
         """
         job = Job(items, size)
         with self.changed:
@@ -145,42 +138,25 @@ class Batcher:
                 raise Full(self._estimate())
             self.queue.append(job)
             self.queued += size
-            self.changed.notify_all()
-        try:
-            self._await(job, timeout, gone)
-        finally:
-            job.abandoned = not job.done.is_set()
-        if job.error:
-            raise job.error
-        return job.results
-
-    def _await(self, job: Job, timeout: float, gone: Callable[[], bool] | None) -> None:
-        end = time.monotonic() + timeout
-        pause = SECONDS_BETWEEN_LOOKS if gone else timeout
-        while not job.done.wait(max(min(pause, end - time.monotonic()), 0)):
-            if time.monotonic() >= end:
-                raise TimeoutError(f"not {self.naming.done} within {timeout:g} s")
-            if gone and gone():
-                raise ClientDisconnected
+            if len(self.queue) == 1 or self.queued >= self.batching.most:
+                self.changed.notify_all()  # others only add to a batch that is open anyway
+        return job.future
 
     def close(self, timeout: float) -> bool:
         """Take nothing more and answer what waits; False when that took too long."""
         with self.changed:
             self.closed = True
             self.changed.notify_all()
-        if self.thread is None:
-            return True
         self.thread.join(timeout)
         return not self.thread.is_alive()
 
     def _estimate(self) -> int:
         """Whole seconds until the queue is empty, as far as earlier batches tell."""
-        done = max(self.sizes.sum, 1.0)
-        return min(max(round(self.queued * self.durations.sum / done), 1), 60)
+        return min(max(round(self.queued * self.seconds_worked / max(self.units_done, 1)), 1), 60)
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while batch := self._collect():
-            live = [job for job in batch if not job.abandoned]
+            live = [job for job in batch if job.future.set_running_or_notify_cancel()]
             if live:
                 self._answer(live)
 
@@ -203,48 +179,48 @@ class Batcher:
             return batch
 
     def _answer(self, batch: Sequence[Job]) -> None:
-        """Settle every request of a batch, whatever the model does."""
+        """Give every request of a batch its results or its error, whatever the model does."""
         try:
             results = self._ask(batch)
         except BaseException as error:  # whatever it is, somebody waits for an answer
-            if len(batch) > 1:
-                for job in batch:
-                    self._answer([job])
-            else:
-                self._refuse(batch[0], error)
-            return
-        at = 0
+            if len(batch) == 1:
+                return self._fail(batch[0], error)
+            for job in batch:
+                self._answer([job])
+            return None
+        rest = iter(results)
         for job in batch:
-            part = results[at : at + len(job.items)]
-            at += len(part)
-            self._deliver(job, part)
+            own = list(islice(rest, len(job.items)))  # taken even where one of them is refused
+            try:
+                checked = [self.check(*pair) for pair in zip(job.items, own, strict=True)]
+            except Exception as error:  # as above
+                self._fail(job, error)
+            else:
+                self.failures = 0
+                job.future.set_result(checked)
+        return None
 
     def _ask(self, batch: Sequence[Job]) -> list[Any]:
         items = [item for job in batch for item in job.items]
-        begun = time.monotonic()
+        size, begun = sum(job.size for job in batch), time.monotonic()
         try:
-            results = list(self.worker.work(items))
+            results = list(self.work(items))
         finally:
-            self.batches.add()
-            self.sizes.observe(sum(job.size for job in batch))
-            self.durations.observe(time.monotonic() - begun)
+            seconds = time.monotonic() - begun
+            self.batches.inc()
+            self.sizes.observe(size)
+            self.durations.observe(seconds)
+            self.units_done += size
+            self.seconds_worked += seconds
         if len(results) != len(items):
             raise Failed(f"{len(results)} results for {len(items)} questions")
         return results
 
-    def _deliver(self, job: Job, results: Sequence[Any]) -> None:
-        pairs = zip(job.items, results, strict=True)
-        try:
-            checked = [self.worker.check(item, result) for item, result in pairs]
-        except Exception as error:  # as above
-            return self._refuse(job, error)
-        self.failures = 0
-        return job.settle(checked)
-
-    def _refuse(self, job: Job, error: BaseException) -> None:
+    def _fail(self, job: Job, error: BaseException) -> None:
         if isinstance(error, InputError):
-            return job.settle([], error)
+            return job.future.set_exception(error)
         self.failures += 1
-        told = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
-        self.say(f"a request was not {self.naming.done}: {told.splitlines()[0][:300]}")
-        return job.settle([], Failed(f"the model gave no usable {self.naming.result}"))
+        what = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+        self.say(f"a request was not {self.naming.done}: {what.splitlines()[0][:300]}")
+        failed = Failed(f"the model gave no usable {self.naming.result}")
+        return job.future.set_exception(failed)

@@ -74,7 +74,7 @@ class LocalChatModel:
         """The prompt of a conversation. Raises InputError as :class:`ChatTemplate` does."""
         return self.template.encode(messages)
 
-    def draw(self, tasks: Sequence[CompletionTask]) -> list[list[Choice]]:
+    def complete(self, tasks: Sequence[CompletionTask]) -> list[list[Choice]]:
         """``n`` choices for each task, in their order; tasks of equal settings side by side."""
         groups: dict[Settings, list[int]] = {}
         for place, task in enumerate(tasks):

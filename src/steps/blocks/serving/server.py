@@ -4,169 +4,114 @@ It listens before the model is loaded, so that whoever waits for it sees that it
 (503), and stops in the opposite order: nothing new is taken, what was taken is answered, then the
 connections are closed. It listens on this machine alone unless it has a token to ask for.
 
-Standard library only. A thread a connection is enough here: one model answers them all, and what
-a thread does besides waiting for it is to parse a few kilobytes of JSON.
+Requests are read and answered in the event loop of :mod:`http_server`, with Starlette's requests
+and responses; the model works in the batcher's thread.
 """
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import functools
 import hmac
+import json
+import logging
 import socket
-import socketserver
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from http.server import ThreadingHTTPServer
 from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from nemotron_style.runtime.errors import ConfigError, Problem
 from nemotron_style.steps.blocks.http.endpoint import is_loopback
 from nemotron_style.steps.blocks.http.error import HttpError
-from nemotron_style.steps.blocks.serving.connection import Connection
+from nemotron_style.steps.blocks.serving.config import RequestLimits
 from nemotron_style.steps.blocks.serving.dynamic_batcher import (
-    SECONDS,
     Batcher,
     Batching,
     Closed,
     Failed,
     Full,
     Naming,
-    Worker,
 )
-from nemotron_style.steps.blocks.serving.metrics_page import (
-    Count,
-    Gauge,
-    Histogram,
-    Metric,
-    render,
-)
+from nemotron_style.steps.blocks.serving.http_server import BackgroundServer
+from nemotron_style.steps.blocks.serving.metrics import CONTENT_TYPE, SECONDS, write_page
 
 HEALTH, METRICS = "/health", "/metrics"
 LOADING, READY, DRAINING = "loading", "ready", "draining"
 RETRY_SECONDS = {LOADING: 5, DRAINING: 1}
-BUSY = (
-    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n"
-    b"Content-Type: application/json\r\nContent-Length: 67\r\n\r\n"
-    b'{"error": {"type": "connections", "message": "too many connections"}}'
-)
-BUSY = BUSY.replace(b"67", str(len(BUSY.partition(b"\r\n\r\n")[2])).encode())
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one client may ask for, and how long it may take."""
-
-    body_bytes: int = 8 * 2**20
-    connections: int = 512
-    idle_seconds: float = 120.0
-    read_seconds: float = 30.0
-    answer_seconds: float = 600.0
+SECONDS_TO_CLOSE = 0.5
+"""That connections have to close, however little of the drain's time is left."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """What a path is asked with, and what answers: JSON, or a ``HttpError`` that is raised."""
+    """What a path is asked with, and what answers: JSON, or an ``HttpError`` that is raised."""
 
     method: str
-    answer: Callable[[Connection], Mapping[str, Any]]
+    answer: Callable[[Request], Awaitable[Mapping[str, Any]]]
 
 
-class Listener(ThreadingHTTPServer):
-    """The socket; knows its connections, so that they can be counted, waited for and ended."""
+class JsonResponse(JSONResponse):
+    """ASCII alone: half a surrogate pair goes back as it came."""
 
-    daemon_threads = True
-    request_queue_size = 1024
-
-    def __init__(self, host: str, port: int, service: Service) -> None:
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.service = service
-        self.open: set[socket.socket] = set()
-        self.changed = threading.Condition()
-        super().__init__((host, port), Connection)
-
-    def server_bind(self) -> None:
-        """Without looking up a name for the address, which may take seconds."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        with self.changed:
-            full = len(self.open) >= self.service.limits.connections
-            self.open.add(request)
-        if not full:
-            return super().process_request(request, client_address)
-        self.service.count_error("connections")
-        request.settimeout(1.0)
-        with contextlib.suppress(OSError):
-            request.sendall(BUSY)
-        return self.shutdown_request(request)
-
-    def shutdown_request(self, request: Any) -> None:
-        super().shutdown_request(request)
-        with self.changed:
-            self.open.discard(request)
-            self.changed.notify_all()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away; what goes wrong inside is answered, not raised."""
-        self.service.count_error("disconnected")
-
-    def finish(self, seconds: float) -> int:
-        """Read nothing more, let answers be sent; the number of connections that took too long."""
-        with self.changed:
-            for connection in self.open:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RD)
-            self.changed.wait_for(lambda: not self.open, timeout=seconds)
-            return len(self.open)
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False).encode()
 
 
 class Service:
-    """``listen``, then ``start`` with a model, and in the end ``drain``.
+    """``listen``, then ``start`` with a model, and in the end ``drain``; an ASGI application.
 
-    A subclass brings its ``routes`` and says more in :meth:`facts` and :meth:`metrics`.
+    A subclass brings its ``routes`` and says more in :meth:`facts`.
     """
 
     def __init__(
         self,
         naming: Naming,
         routes: Mapping[str, Route],
+        limits: RequestLimits,
         *,
-        limits: Limits | None = None,
         token: str | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.naming, self.routes = naming, routes
-        self.limits, self.say = limits or Limits(), say
+        self.naming, self.routes, self.limits, self.say = naming, routes, limits, say
         self._token = token
         self.methods = {path: route.method for path, route in routes.items()}
         self.methods |= {HEALTH: "GET", METRICS: "GET"}
         self.state = LOADING
         self.batcher: Batcher | None = None
-        self.listener: Listener | None = None
-        prefix, result = naming.prefix, naming.result
-        self.requests = Count(f"{prefix}_requests_total", "Answers sent, by path and status.")
-        self.errors = Count(f"{prefix}_errors_total", f"Requests that got no {result}, by kind.")
-        self.latency = Histogram(
-            f"{prefix}_request_seconds", "Seconds from request to answer.", bounds=SECONDS
+        self.server: BackgroundServer | None = None
+        self._deadlines: set[asyncio.Timeout] = set()
+        prefix, self.registry = naming.prefix, CollectorRegistry()
+        count = functools.partial(Counter, registry=self.registry)
+        self.requests = count(
+            f"{prefix}_requests_total", "Answers sent, by path and status.", ["path", "status"]
         )
+        missing = f"Requests that got no {naming.result}, by kind."
+        self.errors = count(f"{prefix}_errors_total", missing, ["kind"])
+        self.latency = Histogram(
+            f"{prefix}_request_seconds",
+            "Seconds from request to answer.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        ready = Gauge(f"{prefix}_ready", "1 when it answers.", registry=self.registry)
+        ready.set_function(lambda: float(self.state == READY))
 
     def facts(self) -> Mapping[str, Any]:
         """What ``/health`` says of the model to those who may use it."""
         return {}
 
-    def metrics(self) -> list[Metric]:
-        """What is counted besides requests, errors, latency and batches."""
-        return []
-
-    def write_error(self, refusal: HttpError) -> Mapping[str, Any]:
+    def write_error(self, error: HttpError) -> Mapping[str, Any]:
         """The body of an error."""
-        return refusal.body
+        return error.body
 
     def listen(self, host: str, port: int) -> tuple[str, int]:
-        """Take the address; port 0 means any that is free. What was bound is given back.
+        """Take the address, which is returned; port 0 means any that is free.
 
         Raises ``ConfigError`` for an address that cannot be had, or that others can reach while
         there is no token.
@@ -175,71 +120,130 @@ class Service:
             what = "others can reach this address, and there is no token to ask them for"
             fix = "name the environment variable that holds one in token_env"
             raise ConfigError(Problem(key="host", what=what, got=repr(host), fix=fix))
+        is_v6 = ":" in host
         try:
-            self.listener = Listener(host, port, self)
+            listener = socket.create_server(
+                (host, port),
+                family=socket.AF_INET6 if is_v6 else socket.AF_INET,
+                backlog=1024,
+                dualstack_ipv6=is_v6 and socket.has_dualstack_ipv6(),
+            )
         except (OSError, OverflowError) as error:
             what = f"cannot listen at {host}, port {port}: {error}"
             raise ConfigError(Problem(key="port", what=what, fix="port=0 takes any")) from None
-        thread = threading.Thread(
-            target=self.listener.serve_forever, args=(0.05,), name="listener", daemon=True
+        taken_host, taken_port, *_ = listener.getsockname()
+        self.server = BackgroundServer(self, listener)
+        return taken_host, taken_port
+
+    def start(
+        self,
+        batching: Batching,
+        *,
+        work: Callable[[Sequence[Any]], Sequence[Any]],
+        check: Callable[[Any, Any], Any],
+    ) -> None:
+        """Answer from now on; ``work`` and ``check`` are those of :class:`Batcher`."""
+        self.batcher = Batcher(
+            batching, self.naming, self.registry, work=work, check=check, say=self.say
         )
-        thread.start()
-        return str(self.listener.server_address[0]), int(self.listener.server_address[1])
-
-    def start(self, worker: Worker, batching: Batching) -> None:
-        """Answer from now on."""
-        self.batcher = Batcher(worker, batching, self.naming, say=self.say)
-        self.batcher.start()
         self.state = READY
-
-    @property
-    def is_draining(self) -> bool:
-        return self.state == DRAINING
 
     @property
     def is_broken(self) -> bool:
         """Whether the model fails again and again."""
-        return self.batcher is not None and self.batcher.desperate
+        return self.batcher is not None and self.batcher.is_unhealthy
 
     def drain(self, seconds: float) -> bool:
         """Stop: whoever was accepted is answered. False when that took longer than ``seconds``."""
         end = time.monotonic() + seconds
         self.state = DRAINING
-        if self.listener is None:
+        if self.server is None:
             return True
-        self.listener.shutdown()
-        self.listener.server_close()
+        self.server.stop_listening(self._deadlines)
         answered = self.batcher is None or self.batcher.close(seconds)
-        left = self.listener.finish(max(end - time.monotonic(), 0.1))
-        return answered and not left
+        return self.server.finish(max(end - time.monotonic(), SECONDS_TO_CLOSE)) and answered
 
-    def answer(self, connection: Connection, method: str) -> tuple[int, Mapping[str, Any] | str]:
-        """Status and body for one request. Raises ``HttpError`` for all but 200 and 503."""
-        path = connection.path.partition("?")[0]
-        allowed = self.methods.get(path)
-        if allowed is None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever it is, and count it."""
+        request, begun = Request(scope, receive), time.monotonic()
+        try:
+            response = await self._answer(request)
+        except HttpError as error:
+            response = self._answer_error(error)
+        except ClientDisconnect:
+            return self.count_error("disconnected")
+        except Exception:
+            logging.getLogger(__name__).exception("a request was not answered")
+            response = self._answer_error(HttpError(500, "internal", "the service failed"))
+        response.headers["Cache-Control"] = "no-store"
+        has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
+        is_read = getattr(request.state, "body_is_read", not has_body)
+        if self.state == DRAINING or not is_read:
+            response.headers["Connection"] = "close"
+        self.count_answer(scope["path"], response.status_code)
+        if request.method == "POST":
+            self.latency.observe(time.monotonic() - begun)
+        return await response(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        """Raises ``HttpError`` for every other status than 200 and 503."""
+        path, method = request.scope["path"], request.method
+        if method not in ("GET", "POST"):
+            raise HttpError(501, "bad_request", f"Unsupported method ({method[:20]!r})")
+        if path not in self.methods:
             raise HttpError(404, "not_found", f"there are {', '.join(self.methods)}")
-        if method != allowed:
-            raise HttpError(405, "method", f"{path} is asked with {allowed}")
-        known = self.check_token(connection.headers.get_all("Authorization") or [])
-        if path == HEALTH:
-            return self.tell_health(known)
+        if method != self.methods[path]:
+            raise HttpError(405, "method", f"{path} is asked with {self.methods[path]}")
+        known = self._check_token(request.headers.getlist("authorization"))
+        if path == HEALTH:  # 503 until it is ready; probes need no token to see that
+            state = "broken" if self.is_broken else self.state
+            facts = self.facts() if known else {}
+            return JsonResponse({"status": state, **facts}, 200 if state == READY else 503)
         if not known:
             raise HttpError(401, "unauthorized", "Authorization: must be the bearer token")
         if path == METRICS:
-            return 200, self.tell_metrics()
-        return 200, self.routes[path].answer(connection)
+            return Response(write_page(self.registry), headers={"Content-Type": CONTENT_TYPE})
+        return JsonResponse(await self.routes[path].answer(request))
 
-    def check_token(self, headers: list[str]) -> bool:
+    def _answer_error(self, error: HttpError) -> Response:
+        self.count_error(error.kind)
+        headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
+        if error.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JsonResponse(self.write_error(error), error.status, headers)
+
+    def _check_token(self, headers: Sequence[str]) -> bool:
         """Whether the right token came with it. Raises ``HttpError`` for a wrong one."""
-        if self._token is None:
-            return True
-        if not headers:
-            return False
+        if self._token is None or not headers:
+            return self._token is None
         wanted = f"Bearer {self._token}".encode()
         if len(headers) != 1 or not hmac.compare_digest(headers[0].encode("latin-1"), wanted):
             raise HttpError(401, "unauthorized", "Authorization: not the right bearer token")
         return True
+
+    async def read_body(self, request: Request) -> bytes:
+        """The whole body. Raises ``HttpError``."""
+        headers, seconds = request.headers, self.limits.read_seconds
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise HttpError(415, "not_json", "Content-Type: must be application/json")
+        if "content-length" not in headers or "transfer-encoding" in headers:
+            raise HttpError(411, "no_length", "body: say its length in Content-Length")
+        length, most = int(headers["content-length"]), self.limits.body_bytes  # h11 has checked it
+        if length > most:
+            raise HttpError(413, "too_large", f"body: {length} bytes; it may have {most}")
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                self._deadlines.add(deadline)
+                body = await request.body()
+        except TimeoutError:
+            if self.state == DRAINING:
+                raise self._unavailable() from None
+            message = f"body: not received whole within {seconds:g} s"
+            raise HttpError(408, "slow_client", message) from None
+        finally:
+            self._deadlines.discard(deadline)
+        request.state.body_is_read = True
+        return body
 
     def check_ready(self) -> Batcher:
         """What collects requests. Raises ``HttpError`` when nothing can be asked now."""
@@ -247,54 +251,40 @@ class Service:
             raise self._unavailable()
         return self.batcher
 
-    def ask(
-        self, items: Sequence[Any], *, size: int, gone: Callable[[], bool] | None = None
-    ) -> list[Any]:
-        """What the model gives for the items of one request, as :meth:`Batcher.ask` has them.
+    async def ask(self, request: Request, items: Sequence[Any], *, size: int) -> list[Any]:
+        """What the model gives for the items of one request of ``size`` units.
 
-        Raises ``HttpError`` when it gives nothing, and the model's ``InputError``.
+        Raises ``HttpError`` when it gives nothing, the model's ``InputError``, and
+        ``ClientDisconnect``. A request that is given up before its batch begins is not worked on.
         """
-        batcher, timeout = self.check_ready(), self.limits.answer_seconds
         try:
-            return batcher.ask(items, size=size, timeout=timeout, gone=gone)
+            results = asyncio.wrap_future(self.check_ready().submit(items, size=size))
         except Full as full:
             raise HttpError(429, "queue_full", str(full), retry_after=full.seconds) from None
         except Closed:
             raise self._unavailable() from None
-        except TimeoutError as error:
-            raise HttpError(504, "too_late", str(error), retry_after=5) from None
+        # The body was read, so what comes next from this client can only be its end.
+        gone, seconds = asyncio.ensure_future(request.receive()), self.limits.answer_seconds
+        try:
+            await asyncio.wait({results, gone}, timeout=seconds, return_when="FIRST_COMPLETED")
+            if results.done():
+                return results.result()
+            if gone.done():
+                raise ClientDisconnect
+            message = f"not {self.naming.done} within {seconds:g} s"
+            raise HttpError(504, "too_late", message, retry_after=5)
         except Failed as error:
             raise HttpError(500, "model", str(error)) from None
-
-    def tell_health(self, known: bool) -> tuple[int, Mapping[str, Any]]:
-        """503 until it is ready; the model is told to those who may use it."""
-        state = "broken" if self.is_broken else self.state
-        facts = self.facts() if known else {}
-        return (200 if state == READY else 503), {"status": state, **facts}
-
-    def tell_metrics(self) -> str:
-        """Everything that is counted."""
-        prefix, units = self.naming.prefix, self.naming.units
-        ready = Gauge(
-            f"{prefix}_ready", "1 when it answers.", read=lambda: float(self.state == READY)
-        )
-        metrics: list[Metric] = [self.requests, self.errors, *self.metrics(), self.latency, ready]
-        if self.batcher:
-            batcher = self.batcher
-            waiting = Gauge(
-                f"{prefix}_queue_{units}",
-                f"{units.capitalize()} waiting.",
-                read=lambda: batcher.queued,
-            )
-            metrics += [batcher.batches, batcher.sizes, batcher.durations, waiting]
-        return render(metrics)
+        finally:
+            results.cancel()
+            gone.cancel()
 
     def count_answer(self, path: str, status: int) -> None:
-        known = path.partition("?")[0]
-        self.requests.add(path=known if known in self.methods else "other", status=str(status))
+        known = path if path in self.methods else "other"
+        self.requests.labels(path=known, status=str(status)).inc()
 
     def count_error(self, kind: str) -> None:
-        self.errors.add(kind=kind)
+        self.errors.labels(kind=kind).inc()
 
     def _unavailable(self) -> HttpError:
         seconds = RETRY_SECONDS.get(self.state, 1)

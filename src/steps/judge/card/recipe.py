@@ -140,7 +140,7 @@ def ask_part(
         for place, asked in enumerate(part)
         for order, prompt in enumerate(asked.prompts)
     ]
-    choices = [group[0] for group in judge.draw(tasks)]
+    choices = [group[0] for group in judge.complete(tasks)]
     staged = ctx.checkpoints.stage(number)
     said = ({"text": one.text, "finish": one.finish} for one in choices)
     write_rows(staged / ANSWERS, said)

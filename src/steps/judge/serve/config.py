@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from nemotron_style.runtime.config.model import Section
-from nemotron_style.steps.blocks.serving.config import RequestLimits, ServiceConfig
+from nemotron_style.steps.blocks.serving.config import ChatLimits, ServiceConfig
 
 
 class Batching(Section):
@@ -16,14 +16,6 @@ class Batching(Section):
     max_choices: int = Field(default=64, ge=1, description="answers that are drawn together")
     max_wait_ms: float = Field(default=5.0, ge=0, description="how long a batch stays open")
     max_queued: int = Field(default=1024, ge=1, description="answers that may wait; more get 429")
-
-
-class ChatLimits(RequestLimits):
-    """And how long an answer may be."""
-
-    completion_tokens: int = Field(
-        default=4096, ge=1, description="in an answer; also what it may have unasked"
-    )
 
 
 class Config(ServiceConfig):

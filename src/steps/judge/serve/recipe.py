@@ -20,33 +20,32 @@ from pathlib import Path
 from nemotron_style.runtime.errors import StepFailed
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.http.endpoint import Address, read_token, write_endpoint
-from nemotron_style.steps.blocks.serving.chat_service import ChatLimits, ChatService
+from nemotron_style.steps.blocks.serving.chat_service import ChatService
 from nemotron_style.steps.blocks.serving.completion import ChatModel
 from nemotron_style.steps.blocks.serving.dynamic_batcher import Batching
+from nemotron_style.steps.blocks.serving.metrics import total
 from nemotron_style.steps.judge.serve.config import Config
 
-SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_CHECKS = 0.1
 
 
 def run(config: Config, ctx: StepContext) -> None:
     """Serve until the run is asked to stop. Raises ``StepFailed`` when the model is broken."""
     token = read_token(config.token_env)
     artifact = ctx.input("model")
-    limits = ChatLimits(**config.limits.model_dump())
     service = ChatService(
-        artifact.digest, config.served_model_name, limits=limits, token=token, say=ctx.say
+        artifact.digest, config.served_model_name, limits=config.limits, token=token, say=ctx.say
     )
     address = Address("http", *service.listen(config.host, config.port))
     endpoint = write_endpoint(ctx.run_dir, address, model=artifact.digest, attempt=ctx.attempt)
     ctx.say(f"listening at {address}, loading {artifact.ref}")
     try:
-        model = load(artifact.path, config)
-        batching = config.batching
-        seconds = batching.max_wait_ms / 1000
-        service.serve(model, Batching(batching.max_choices, seconds, batching.max_queued))
+        model, how = load_model(artifact.path, config), config.batching
+        batching = Batching(how.max_choices, how.max_wait_ms / 1000, how.max_queued)
+        service.serve(model, batching)
         ctx.say(f"ready at {address} as {service.name}, {model.max_model_len} tokens at most")
         while not (ctx.stopping or service.is_broken):
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_CHECKS)
     finally:
         endpoint.unlink(missing_ok=True)
         answered = service.drain(config.drain_seconds)
@@ -55,7 +54,7 @@ def run(config: Config, ctx: StepContext) -> None:
         raise StepFailed("the model failed again and again; its errors are in the log")
 
 
-def load(path: Path, config: Config) -> ChatModel:
+def load_model(path: Path, config: Config) -> ChatModel:
     """The model of an artifact; torch is imported here, after the address is taken."""
     import torch
 
@@ -73,15 +72,14 @@ def load(path: Path, config: Config) -> ChatModel:
 
 def summarise(ctx: StepContext, service: ChatService, *, answered: bool) -> None:
     """What it did, in a line and in the run's summary."""
-    choices = int(service.choices.total())
-    errors = int(service.errors.total())
+    choices, errors = int(total(service.choices)), int(total(service.errors))
     ctx.say(f"stopped after {choices} answers and {errors} errors")
     if not answered:
         ctx.say("some requests were not answered in time and got nothing")
     ctx.summarise(
         answers=choices,
-        completion_tokens=int(service.tokens.total(kind="completion")),
-        batches=int(service.batcher.batches.total()) if service.batcher else 0,
+        completion_tokens=int(total(service.tokens, kind="completion")),
+        batches=int(total(service.batcher.batches)) if service.batcher else 0,
         errors=errors,
         all_answered=answered,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from nemotron_style.runtime.config.model import Section
-from nemotron_style.steps.blocks.serving.config import RequestLimits, ServiceConfig
+from nemotron_style.steps.blocks.serving.config import ScoreLimits, ServiceConfig
 
 
 class Batching(Section):
@@ -16,12 +16,6 @@ class Batching(Section):
     max_queued: int = Field(
         default=4096, ge=1, description="conversations that may wait; more get 429"
     )
-
-
-class ScoreLimits(RequestLimits):
-    """And how many conversations may come in one request."""
-
-    conversations: int = Field(default=256, ge=1, description="conversations in a request")
 
 
 class Config(ServiceConfig):

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.errors import InputError
-from nemotron_style.steps.blocks.serving.chat_service import ChatLimits, ChatService
+from nemotron_style.steps.blocks.serving.chat_service import ChatService
 from nemotron_style.steps.blocks.serving.completion import Choice, CompletionTask
-from nemotron_style.steps.blocks.serving.dynamic_batcher import FAILURES_TO_DESPAIR, Batching
+from nemotron_style.steps.blocks.serving.config import ChatLimits
+from nemotron_style.steps.blocks.serving.dynamic_batcher import FAILURES_UNTIL_UNHEALTHY, Batching
+from nemotron_style.steps.blocks.serving.metrics import total
 from waiting import until
 
 DIGEST = "sha256:abcd"
@@ -42,7 +44,7 @@ class Formula:
             raise InputError("the template does not know nobody")
         return [ord(letter) for message in messages for letter in message["content"]]
 
-    def draw(self, tasks: Sequence[CompletionTask]) -> Any:
+    def complete(self, tasks: Sequence[CompletionTask]) -> Any:
         self.batches.append(list(tasks))
         self.entered.set()
         assert self.gate.wait(60)
@@ -358,12 +360,12 @@ def test_a_client_that_is_gone_is_not_worked_for() -> None:
         held = pool.submit(world.chat, "first")
         assert world.model.entered.wait(20)
         body = json.dumps({"messages": ASK}).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nContent-Type: application/json\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         with socket.create_connection(("127.0.0.1", world.port), timeout=20) as leaving:
             leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             stays = pool.submit(world.chat, "stays")
             until(lambda: world.service.batcher.queued == 2)
-        until(lambda: world.service.errors.total(kind="disconnected") == 1)
+        until(lambda: total(world.service.errors, kind="disconnected") == 1)
         world.model.gate.set()
         assert (held.result()[0], stays.result()[0]) == (200, 200)
         assert [len(batch) for batch in world.model.batches] == [1, 1]
@@ -432,7 +434,7 @@ def test_only_the_culprit_of_a_batch_fails() -> None:
 def test_a_model_that_only_fails_is_given_up() -> None:
     with serving() as world:
         world.model.instead = lambda tasks: 1 / 0
-        for _ in range(FAILURES_TO_DESPAIR):
+        for _ in range(FAILURES_UNTIL_UNHEALTHY):
             assert world.chat()[0] == 500
         assert world.service.is_broken
         assert world.ask("GET", "/health")[0] == 503
@@ -447,20 +449,21 @@ def test_metrics_tell_what_happened() -> None:
         world.chat("Hi", seed=1, max_tokens=2)
         world.chat(n=0)
         end = time.monotonic() + 30
-        told: dict[str, str] = {}
-        while told.get("chat_request_seconds_count") != "3":  # counted after the answer is sent
+        told: dict[str, float] = {}
+        while told.get("chat_request_seconds_count") != 3:  # counted after the answer is sent
             assert time.monotonic() < end
             lines = world.ask("GET", "/metrics")[1].decode().splitlines()
-            told = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    assert told[f'chat_requests_total{{path="{CHAT}",status="200"}}'] == "2"
-    assert told[f'chat_requests_total{{path="{CHAT}",status="400"}}'] == "1"
-    assert told['chat_errors_total{kind="invalid_value"}'] == "1"
-    assert told['chat_choices_total{finish="stop"}'] == "2"
-    assert told['chat_choices_total{finish="length"}'] == "1"
-    assert told['chat_tokens_total{kind="prompt"}'] == "4"
-    assert told['chat_tokens_total{kind="completion"}'] == "14"
-    assert told["chat_batches_total"] == "2"
-    assert told["chat_batch_choices_sum"] == "3"
-    assert told["chat_request_seconds_count"] == "3"
-    assert told["chat_queue_choices"] == "0"
-    assert told["chat_ready"] == "1"
+            pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+            told = {name: float(value) for name, value in pairs}
+    assert told[f'chat_requests_total{{path="{CHAT}",status="200"}}'] == 2
+    assert told[f'chat_requests_total{{path="{CHAT}",status="400"}}'] == 1
+    assert told['chat_errors_total{kind="invalid_value"}'] == 1
+    assert told['chat_choices_total{finish="stop"}'] == 2
+    assert told['chat_choices_total{finish="length"}'] == 1
+    assert told['chat_tokens_total{kind="prompt"}'] == 4
+    assert told['chat_tokens_total{kind="completion"}'] == 14
+    assert told["chat_batches_total"] == 2
+    assert told["chat_batch_choices_sum"] == 3
+    assert told["chat_request_seconds_count"] == 3
+    assert told["chat_queue_choices"] == 0
+    assert told["chat_ready"] == 1

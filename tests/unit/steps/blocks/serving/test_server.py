@@ -3,6 +3,7 @@ ends."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -15,15 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from nemotron_style.runtime.errors import ConfigError, InputError
 from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.reward.client import RewardClient, RewardUnavailable
 from nemotron_style.steps.blocks.reward.types import RewardScore
-from nemotron_style.steps.blocks.serving import server as service_module
-from nemotron_style.steps.blocks.serving.dynamic_batcher import FAILURES_TO_DESPAIR
-from nemotron_style.steps.blocks.serving.metrics_page import Count, Histogram, render, show_number
-from nemotron_style.steps.blocks.serving.score_api import ScoreLimits as Limits
+from nemotron_style.steps.blocks.serving.config import ScoreLimits as Limits
+from nemotron_style.steps.blocks.serving.dynamic_batcher import FAILURES_UNTIL_UNHEALTHY, Batching
+from nemotron_style.steps.blocks.serving.metrics import total, write_page
 from nemotron_style.steps.blocks.serving.score_api import ScoreService as Service
 from waiting import until
 
@@ -119,7 +120,8 @@ def serving(
     scorer.gate.set()
     _, port = service.listen("127.0.0.1", 0)
     if ready:
-        service.serve(scorer, **{"most": 64, "seconds": 0.002, "queued": 4096, **batching})
+        how = Batching(**{"most": 64, "seconds": 0.002, "queued": 4096, **batching})
+        service.serve(scorer.score, scorer.outputs, how)
     try:
         yield World(service, scorer, port, said)
     finally:
@@ -183,11 +185,11 @@ def test_200_clients_at_once_get_their_own_scores(world: World) -> None:
     with ThreadPoolExecutor(200) as pool:
         answers = list(pool.map(ask, range(200)))
     assert sum(map(len, answers)) == 1200
-    assert world.service.conversations.total() == 1200
-    assert world.service.requests.total(path="/v1/score", status="200") == 600
+    assert total(world.service.conversations) == 1200
+    assert total(world.service.requests, path="/v1/score", status="200") == 600
     assert sum(world.scorer.batches) == 1200
     assert len(world.scorer.batches) < 600
-    assert not world.service.errors.total()
+    assert not total(world.service.errors)
 
 
 # Batching.
@@ -237,7 +239,7 @@ def test_a_full_queue_says_when_to_ask_again() -> None:
             assert 1 <= int(headers["Retry-After"]) <= 60
             world.scorer.gate.set()
             assert [future.result()[0] for future in held] == [200, 200]
-        assert world.service.errors.total(kind="queue_full") == 1
+        assert total(world.service.errors, kind="queue_full") == 1
 
 
 def test_an_answer_that_takes_too_long_is_given_up_and_not_scored_in_vain() -> None:
@@ -306,7 +308,7 @@ def test_only_the_culprit_of_a_batch_fails(world: World, text: str, status: int)
 
 def test_a_model_that_only_fails_is_given_up(world: World) -> None:
     world.scorer.instead = lambda given: 1 / 0
-    for _ in range(FAILURES_TO_DESPAIR):
+    for _ in range(FAILURES_UNTIL_UNHEALTHY):
         assert not world.service.is_broken
         assert world.score("a")[0] == 500
     assert world.service.is_broken
@@ -407,7 +409,7 @@ def test_a_body_beyond_the_limit_is_refused_before_it_is_read() -> None:
         status, told = world.score("a" * 2000)
         assert status == 413
         assert "it may have 2000" in told["error"]["message"]
-        head = b"POST /v1/score HTTP/1.1\r\nContent-Type: application/json\r\n"
+        head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         for length in (b"99999999999999999999", b"2001"):
             assert b" 413 " in world.send(head + b"Content-Length: " + length + b"\r\n\r\n")
         assert world.score("a")[0] == 200
@@ -424,7 +426,8 @@ def test_a_body_beyond_the_limit_is_refused_before_it_is_read() -> None:
     ],
 )
 def test_a_body_without_a_length_is_refused(world: World, header: bytes, status: bytes) -> None:
-    head = b"POST /v1/score HTTP/1.1\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    head += b"Content-Type: application/json\r\n"
     answer = world.send(head + header + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 " + status)
 
@@ -444,12 +447,12 @@ def test_slow_clients_are_let_go() -> None:
     with serving(limits=limits) as world:
         assert world.send(b"") == b""
         assert world.send(b"POST /v1/sc") == b""
-        head = b"POST /v1/score HTTP/1.1\r\nContent-Type: application/json\r\n"
+        head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         answer = world.send(head + b"Content-Length: 50\r\n\r\n{")
         assert b" 408 " in answer
         assert b"not received whole within 0.2 s" in answer
-        until(lambda: not world.service.listener.open)
-        assert world.service.errors.total(kind="slow_client") >= 1
+        until(lambda: not world.service.server.connections)
+        assert total(world.service.errors, kind="slow_client") >= 1
 
 
 def test_a_client_that_drips_is_let_go_too() -> None:
@@ -457,7 +460,7 @@ def test_a_client_that_drips_is_let_go_too() -> None:
         serving(limits=Limits(read_seconds=0.3)) as world,
         socket.create_connection(("127.0.0.1", world.port), timeout=20) as connection,
     ):
-        head = "POST /v1/score HTTP/1.1\r\nContent-Type: application/json\r\n"
+        head = "POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: 5000\r\n\r\n".encode())
         gone = threading.Event()
         for _ in range(20):
@@ -466,17 +469,67 @@ def test_a_client_that_drips_is_let_go_too() -> None:
         assert b" 408 " in connection.recv(4096)
 
 
+def test_who_waits_for_an_answer_is_not_idle() -> None:
+    with serving(limits=Limits(idle_seconds=0.1)) as world, ThreadPoolExecutor(1) as pool:
+        world.scorer.gate.clear()
+        held = pool.submit(world.score, "a")
+        assert world.scorer.entered.wait(20)
+        threading.Event().wait(0.4)
+        world.scorer.gate.set()
+        assert held.result()[0] == 200
+
+
+def test_a_head_that_drips_is_let_go_too() -> None:
+    with (
+        serving(limits=Limits(idle_seconds=0.3)) as world,
+        socket.create_connection(("127.0.0.1", world.port), timeout=20) as connection,
+    ):
+        begun, gone = time.monotonic(), threading.Event()
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        with contextlib.suppress(ConnectionError):
+            for number in range(1000):
+                connection.sendall(f"X-{number}: 1\r\n".encode())
+                gone.wait(0.02)
+        assert time.monotonic() - begun < 10
+        assert total(world.service.errors, kind="slow_client") == 1
+        assert world.score("a")[0] == 200
+
+
+def test_a_client_that_is_refused_while_it_sends_reads_why() -> None:
+    with (
+        serving(limits=Limits(body_bytes=2000)) as world,
+        socket.create_connection(("127.0.0.1", world.port), timeout=20) as connection,
+    ):
+        head = "POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 3000000\r\n\r\n".encode())
+        for _ in range(3):
+            connection.sendall(b" " * 1_000_000)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+        assert b" 413 " in answer
+        assert b"connection: close" in answer.lower()
+
+
+def test_what_goes_wrong_inside_is_a_500(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.service, "facts", lambda: 1 / 0)
+    status, told, _ = world.ask("GET", "/health")
+    assert (status, told["error"]["type"]) == (500, "internal")
+    assert total(world.service.errors, kind="internal") == 1
+
+
 def test_too_many_connections_are_turned_away() -> None:
     with serving(limits=Limits(connections=2)) as world:
         held = [socket.create_connection(("127.0.0.1", world.port), timeout=20) for _ in range(2)]
-        until(lambda: len(world.service.listener.open) == 2)
-        answer = world.send(b"GET /health HTTP/1.1\r\n\r\n")
+        until(lambda: world.service.server.connections == 2)
+        answer = world.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 503 ")
-        body = answer.partition(b"\r\n\r\n")[2]
+        head, _, body = answer.partition(b"\r\n\r\n")
         assert json.loads(body)["error"]["type"] == "connections"
+        assert f"Content-Length: {len(body)}".encode() in head
         for one in held:
             one.close()
-        until(lambda: not world.service.listener.open)
+        until(lambda: not world.service.server.connections)
         assert world.score("a")[0] == 200
 
 
@@ -516,7 +569,7 @@ def test_an_address_that_others_reach_needs_a_token(host: str) -> None:
     service = Service(MODEL)
     with pytest.raises(ConfigError, match="there is no token to ask them for"):
         service.listen(host, 0)
-    assert service.listener is None
+    assert service.server is None
 
 
 def test_a_port_that_is_taken_is_told(world: World) -> None:
@@ -544,8 +597,8 @@ def test_a_drain_loses_no_request_that_was_accepted(world: World) -> None:
         for number, future in enumerate(rest):
             status, told = future.result()
             assert (status, told["results"][0]["score"]) == (200, right(f"text {number}"))
-    assert world.service.conversations.total() == 61
-    assert not world.service.listener.open
+    assert total(world.service.conversations) == 61
+    assert not world.service.server.connections
 
 
 def test_a_drain_under_load_loses_nothing_that_was_accepted() -> None:
@@ -580,7 +633,28 @@ def test_a_drain_under_load_loses_nothing_that_was_accepted() -> None:
             assert world.service.drain(20) is True
             for future in asking:
                 future.result()
-        assert len(answered) == world.service.conversations.total() == sum(world.scorer.batches)
+        assert len(answered) == total(world.service.conversations) == sum(world.scorer.batches)
+
+
+def test_a_drain_does_not_wait_for_a_body_that_is_still_sent() -> None:
+    with (
+        serving(limits=Limits(read_seconds=60)) as world,
+        socket.create_connection(("127.0.0.1", world.port), timeout=20) as connection,
+    ):
+        head = "POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 50\r\n\r\n{{".encode())
+        until(lambda: bool(world.service._deadlines))
+        begun = time.monotonic()
+        with ThreadPoolExecutor(1) as pool:
+            draining = pool.submit(world.service.drain, 20)
+            answer = b""
+            while part := connection.recv(65536):
+                answer += part
+            connection.close()
+            assert draining.result() is True
+        assert time.monotonic() - begun < 15
+        assert b" 503 " in answer
+        assert b'"draining"' in answer
 
 
 def test_a_drain_that_takes_too_long_says_so(world: World) -> None:
@@ -641,8 +715,8 @@ def test_metrics_tell_what_happened(world: World) -> None:
     assert told['reward_errors_total{kind="not_json"}'] == 1
     assert told["reward_conversations_total"] == 3
     assert told["reward_batches_total"] == 2
-    assert told['reward_batch_conversations_bucket{le="2"}'] == 1
-    assert told['reward_batch_conversations_bucket{le="4"}'] == 2
+    assert told['reward_batch_conversations_bucket{le="2.0"}'] == 1
+    assert told['reward_batch_conversations_bucket{le="4.0"}'] == 2
     assert told['reward_batch_conversations_bucket{le="+Inf"}'] == 2
     assert told["reward_batch_conversations_sum"] == 4
     assert told["reward_request_seconds_count"] == 3
@@ -651,19 +725,18 @@ def test_metrics_tell_what_happened(world: World) -> None:
 
 
 def test_labels_and_numbers_are_written_as_the_format_wants() -> None:
-    count = Count("c_total", "Things.")
-    count.add(2, kind='a"b\\c\nd')
-    histogram = Histogram("h", "Sizes.", bounds=(1, 2.5))
+    registry = CollectorRegistry()
+    count = Counter("c_total", "Things.", ["kind"], registry=registry)
+    count.labels(kind='a"b\\c\nd').inc(2)
+    count.labels(kind="other").inc(0.25)
+    histogram = Histogram("h", "Sizes.", buckets=(1, 2.5), registry=registry)
     for value in (0.5, 1, 2, 99):
         histogram.observe(value)
-    text = render([count, histogram])
-    assert 'c_total{kind="a\\"b\\\\c\\nd"} 2' in text
-    assert read_metrics(text)['h_bucket{le="1"}'] == 2
-    assert read_metrics(text)['h_bucket{le="2.5"}'] == 3
-    assert read_metrics(text)["h_count"] == histogram.count == 4
-    assert [show_number(value) for value in (1.0, 0.25, float("inf"))] == ["1", "0.25", "+Inf"]
-
-
-def test_the_answer_to_a_connection_too_many_has_its_right_length() -> None:
-    head, _, body = service_module.BUSY.partition(b"\r\n\r\n")
-    assert f"Content-Length: {len(body)}".encode() in head
+    text = write_page(registry).decode()
+    assert 'c_total{kind="a\\"b\\\\c\\nd"} 2.0' in text
+    told = read_metrics(text)
+    assert told['h_bucket{le="1.0"}'] == 2
+    assert told['h_bucket{le="2.5"}'] == 3
+    assert told['h_bucket{le="+Inf"}'] == told["h_count"] == 4
+    assert "c_created" not in told
+    assert (total(count), total(count, kind="other"), total(count, kind="none")) == (2.25, 0.25, 0)
