@@ -19,7 +19,7 @@ help:
 	@echo "make test-fast  the tests that take seconds"
 	@echo "make rooms      modules and lines of every room, and what is too large"
 	@echo "make check      style, types, import rules and every test"
-	@echo "make bench      figures: command line, training, group step, sampling"
+	@echo "make bench      figures: command line, training, group step, sampling, serving"
 	@echo "make bench-smoke one round of every bench whose environment is there"
 	@echo "make bench-vllm figures: sampling in the training process and with vLLM"
 	@echo "make bench-trl  figures: a GRPO step of ours and of TRL"
@@ -96,12 +96,14 @@ bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/command_line.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/training.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/generation.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/serving.py
 
 # The scripts of other environments run where those are; ours alone, of grpo.py, runs anywhere.
 bench-smoke: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/command_line.py smoke
 	OMP_NUM_THREADS=1 $(BIN)/python bench/training.py smoke
 	OMP_NUM_THREADS=1 $(BIN)/python bench/generation.py smoke
+	OMP_NUM_THREADS=1 $(BIN)/python bench/serving.py smoke
 	OMP_NUM_THREADS=1 $(BIN)/python bench/grpo.py parts smoke
 	$(call smoke_where_possible,$(VLLM),bench/vllm_generation.py)
 	$(call smoke_where_possible,$(TRL),bench/grpo.py)
