@@ -18,13 +18,12 @@ from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.http.endpoint import read_address
 from nemotron_style.steps.blocks.judge.pairing import ComparisonPlan
 from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
-from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts
+from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts, fixed
 from nemotron_style.steps.blocks.settings.training_config import Count
 from nemotron_style.steps.rl.rlhf.fixed_values import (
     HELD_ELSEWHERE,
     Checkpointing,
     Cluster,
-    DataRest,
     Logger,
     Run,
     held,
@@ -52,13 +51,25 @@ class ValidationData(Section):
     repeat: int | None = held(None, 1, why="grpo.val_num_generations_per_prompt repeats them")
 
 
-class Data(DataRest):
+class Data(Section):
     """``data``: prompts to learn from, and others to look at."""
 
     train: TrainData = TrainData()
     validation: ValidationData = ValidationData()
     shuffle: bool = True
     allow_train_as_validation: bool = cosmetic(default=False)
+    # held to one value, or without effect
+    max_input_seq_length: int | None = held(None, why="prompts are never cut")
+    num_workers: int = cosmetic(default=0, ge=0)
+    use_multiple_dataloader: bool = fixed(False, why="there is one file of prompts")
+    manifest_path: str | None = fixed(
+        None,
+        why="names files that lineage would not see",
+        fix="set data.train.data_path and data.validation.data_path",
+    )
+    default_agent_ref: str | dict[str, Any] | None = cosmetic(default=None)
+    normalized_data_dir: str | None = cosmetic(default=None)
+    default: dict[str, Any] = cosmetic(default={})
 
 
 class Judge(Section):
@@ -191,27 +202,16 @@ def _sizes(config: Config) -> Iterator[Problem]:
 
 def _mirrors(config: Config) -> list[tuple[str, Any, str, Any]]:
     """Keys that repeat another one: ``(key, value, the other key, its value)``."""
-    grpo, policy, compare = config.grpo, config.policy, config.env.compare
+    grpo, policy = config.grpo, config.policy
+    samples, val_samples = grpo.num_generations_per_prompt, grpo.val_num_generations_per_prompt
+    older, cohort = grpo.num_val_generations_per_prompt, config.env.compare.num_rollouts_per_prompt
+    clip, norm = policy.megatron_cfg.optimizer.clip_grad, policy.max_grad_norm
+    val_key = "grpo.val_num_generations_per_prompt"
     return [
         ("grpo.seed", grpo.seed, "seed", config.seed),
-        (
-            "grpo.num_val_generations_per_prompt",
-            grpo.num_val_generations_per_prompt,
-            "grpo.val_num_generations_per_prompt",
-            grpo.val_num_generations_per_prompt,
-        ),
-        (
-            "policy.megatron_cfg.optimizer.clip_grad",
-            policy.megatron_cfg.optimizer.clip_grad,
-            "policy.max_grad_norm",
-            policy.max_grad_norm,
-        ),
-        (
-            f"{COMPARE}.num_rollouts_per_prompt",
-            compare.num_rollouts_per_prompt,
-            "grpo.num_generations_per_prompt",
-            grpo.num_generations_per_prompt,
-        ),
+        ("grpo.num_val_generations_per_prompt", older, val_key, val_samples),
+        ("policy.megatron_cfg.optimizer.clip_grad", clip, "policy.max_grad_norm", norm),
+        (f"{COMPARE}.num_rollouts_per_prompt", cohort, "grpo.num_generations_per_prompt", samples),
     ]
 
 

@@ -22,12 +22,7 @@ from nemotron_style.steps.blocks.judge.aggregation import Aggregation
 from nemotron_style.steps.blocks.judge.pairing import ComparisonPlan
 from nemotron_style.steps.blocks.judge.prompt import JudgeSampling
 from nemotron_style.steps.blocks.settings.fixed_value import fixed
-from nemotron_style.steps.rl.rlhf.fixed_values import (
-    EnvRest,
-    ImplementationRest,
-    NemoGymRest,
-    Server,
-)
+from nemotron_style.steps.rl.rlhf.fixed_values import DEAD
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -76,6 +71,13 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         elif value is not None:
             merged[key] = value
     return merged
+
+
+class Server(Section):
+    """A reference to one of Gym's servers."""
+
+    type: str = "responses_api_models"
+    name: str = fixed("genrm_model", why="there is one judge")
 
 
 class RequestParams(Section):
@@ -137,11 +139,22 @@ class CompareServer(Section):
     resources_servers: CompareServers = CompareServers()
 
 
-class Implementation(ImplementationRest):
+class Implementation(Section):
     """A server of the judge; ``model`` is a folder, a ref of the store, or a name of a hub."""
 
     model: str | None = None
     supports_principle_role: bool = True
+    # held to one value, or without effect
+    entrypoint: str | None = cosmetic(default=None)
+    uses_reasoning_parser: bool = cosmetic(default=False)
+    return_token_id_information: bool = cosmetic(default=False)
+    hf_home: str | None = cosmetic(default=None)
+    debug: bool = cosmetic(default=False)
+    vllm_serve_env_vars: dict[str, str] = cosmetic(default={})
+    vllm_serve_kwargs: dict[str, Any] = cosmetic(default={})
+    base_url: list[str] | None = fixed(
+        None, [], why="names a judge that is there already", fix="set judge.url"
+    )
 
 
 class Implementations(Section):
@@ -167,13 +180,26 @@ class GenrmModel(Section):
     )
 
 
-class NemoGym(NemoGymRest):
+class NemoGym(Section):
     """``env.nemo_gym``."""
 
     genrm_model_name: str | None = Field(default=None, description="where genrm_model has none")
     genrm_model: GenrmModel = GenrmModel()
     genrm_compare_resources_server: CompareServer = CompareServer()
     genrm_compare: CompareServer | None = None
+    # held to one value, or without effect
+    uv_venv_dir: str | None = cosmetic(default=None)
+    skip_venv_if_present: bool = cosmetic(default=True)
+    num_gpu_nodes: int = cosmetic(default=0, ge=0)
+    port_range_low: int = cosmetic(default=15001)
+    port_range_high: int = cosmetic(default=20000)
+    is_trajectory_collection: bool = cosmetic(default=False)
+    rollout_max_attempts_to_avoid_lp_nan: int = cosmetic(default=1)
+    invalid_tool_call_patterns: list[str] = cosmetic(default=[])
+    thinking_tags: list[str] = cosmetic(default=[])
+    config_paths: list[str] = cosmetic(default=[])
+    policy_model: dict[str, Any] = cosmetic(default={})
+    policy_model_reasoning_off: dict[str, Any] = cosmetic(default={})
 
     @model_validator(mode="before")
     @classmethod
@@ -181,13 +207,21 @@ class NemoGym(NemoGymRest):
         return _rename(values, "genrm_compare", "genrm_compare_resources_server")
 
 
-class Env(EnvRest):
+class Env(Section):
     """``env``."""
 
     should_use_nemo_gym: bool = fixed(
         True, why="rewards come from comparisons by a generative judge"
     )
     nemo_gym: NemoGym = NemoGym()
+    # held to one value, or without effect
+    should_log_nemo_gym_responses: bool = cosmetic(default=True)
+    should_mask_flagged_samples: bool = fixed(
+        True, why="what could not be judged is never trained on"
+    )
+    use_genrm_compare: bool = fixed(True, why=DEAD)
+    genrm_agent_names: list[str] = cosmetic(default=["genrm_simple_agent"])
+    genrm_compare_server_name: str | None = cosmetic(default=None)
 
     @property
     def compare(self) -> GenrmCompare:

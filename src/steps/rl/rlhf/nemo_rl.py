@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from nemotron_style.runtime.config.model import Section, cosmetic
+from nemotron_style.runtime.errors import ConfigError, Problem
 from nemotron_style.steps.blocks.loss.reward_shaping import RewardScaling, RewardShaping
+from nemotron_style.steps.blocks.settings.fixed_value import fixed
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.training_config import Count
-from nemotron_style.steps.rl.rlhf.fixed_values import (
-    GenerationRest,
-    GrpoRest,
-    MegatronRest,
-    PolicyRest,
-    TokenizerRest,
-    held,
-)
+from nemotron_style.steps.rl.rlhf.fixed_values import DEAD, held
 
+_MEGATRON = "is read where DTensor trains, and Megatron does"
+_WHOLE = "each process holds the whole model"
 _END = "an answer ends as the chat format says"
 
 
@@ -32,7 +29,17 @@ class AdvEstimator(Section):
     reward_weights: list[float] | None = held(None, why="there is one reward")
 
 
-class Grpo(GrpoRest):
+class AsyncGrpo(Section):
+    """``grpo.async_grpo``."""
+
+    enabled: bool = held(False, why="a step is trained on its own samples")
+    max_trajectory_age_steps: int = cosmetic(default=1)
+    max_generation_failures: int = cosmetic(default=0)
+    in_flight_weight_updates: bool = cosmetic(default=False)
+    recompute_kv_cache_after_weight_updates: bool = cosmetic(default=False)
+
+
+class Grpo(Section):
     """``grpo``: prompts of a step, samples of a prompt, and what their rewards are worth."""
 
     num_prompts_per_step: Count = 32
@@ -56,6 +63,32 @@ class Grpo(GrpoRest):
     reward_scaling: RewardScaling = RewardScaling()
     seq_logprob_error_threshold: float | None = Field(default=None, gt=1)
     seed: int | None = cosmetic(default=None)
+    # held to one value, or without effect
+    max_rollout_turns: int = held(1, why="a sample is one answer")
+    use_dynamic_sampling: bool = held(
+        False, why="verdicts of a judge seldom tie", fix="leave it off"
+    )
+    dynamic_sampling_max_gen_batches: int = cosmetic(default=10)
+    batch_multiplier: int | float = held(1, 1.0, why="needs grpo.use_dynamic_sampling")
+    async_grpo: AsyncGrpo = AsyncGrpo()
+    invalid_tool_call_advantage: float | None = held(None, why="answers hold no tool calls")
+    malformed_thinking_advantage: float | None = held(
+        None, why="only the final answer is looked at"
+    )
+    stop_at_validation_metric: str | None = held(None, why="the run has a fixed length")
+    val_batch_size: int | None = cosmetic(default=None)
+    max_val_samples: int | None = held(None, why="all validation prompts are answered")
+    calculate_advantages_on_gpu: bool = cosmetic(default=False)
+    penalize_invalid_tool_call: bool = cosmetic(default=True)
+    penalize_malformed_thinking: bool = cosmetic(default=True)
+    use_best_at_k: bool = fixed(False, why=DEAD)
+    best_at_k_k: int = cosmetic(default=8)
+    best_at_k_m: int = cosmetic(default=1000)
+    use_combined_training: bool = fixed(False, why=DEAD)
+    combined_training_weight_mode: str = cosmetic(default="auto")
+    combined_training_best_at_k_weight: float = cosmetic(default=0.2)
+    combined_training_pass_at_1_weight: float = cosmetic(default=1.0)
+    dynamic_sampling_oversample_ratio: float = fixed(1.0, why=DEAD)
 
 
 class Optimizer(Section):
@@ -91,14 +124,45 @@ class Scheduler(Section):
     end_weight_decay: float | None = cosmetic(default=None)
 
 
-class MegatronCfg(MegatronRest):
+class MegatronCfg(Section):
     """``policy.megatron_cfg``."""
 
     optimizer: Optimizer = Optimizer()
     scheduler: Scheduler = Scheduler()
+    # held to one value, or without effect
+    enabled: bool = fixed(
+        True, why="only Megatron makes a checkpoint_megatron", fix="leave it true"
+    )
+    tensor_model_parallel_size: int = held(1, why=_WHOLE)
+    pipeline_model_parallel_size: int = held(1, why=_WHOLE)
+    context_parallel_size: int = held(1, why=_WHOLE)
+    expert_model_parallel_size: int = held(1, why=_WHOLE)
+    expert_tensor_parallel_size: int = held(1, why=_WHOLE)
+    sequence_parallel: bool = cosmetic(default=False)
+    activation_checkpointing: bool = cosmetic(default=False)
+    empty_unused_memory_level: int = cosmetic(default=1)
+    converter_type: str | None = cosmetic(default=None)
+    num_layers_in_first_pipeline_stage: int | None = cosmetic(default=None)
+    num_layers_in_last_pipeline_stage: int | None = cosmetic(default=None)
+    pipeline_dtype: str | None = cosmetic(default=None)
+    apply_rope_fusion: bool = cosmetic(default=True)
+    bias_activation_fusion: bool = cosmetic(default=True)
+    defer_fp32_logits: bool = cosmetic(default=False)
+    freeze_moe_router: bool = cosmetic(default=True)
+    moe_router_dtype: str | None = cosmetic(default="fp64")
+    moe_router_load_balancing_type: str = cosmetic(default="none")
+    moe_router_bias_update_rate: float = cosmetic(default=0.0)
+    moe_permute_fusion: bool = cosmetic(default=False)
+    moe_per_layer_logging: bool = cosmetic(default=False)
+    moe_enable_deepep: bool = cosmetic(default=False)
+    moe_token_dispatcher_type: str = cosmetic(default="alltoall")
+    moe_shared_expert_overlap: bool = cosmetic(default=False)
+    distributed_data_parallel_config: dict[str, Any] = cosmetic(default={})
+    fp8_cfg: dict[str, Any] | None = cosmetic(default=None)
+    env_vars: dict[str, str] | None = cosmetic(default=None)
 
 
-class Generation(GenerationRest):
+class Generation(Section):
     """``policy.generation``: how answers are drawn."""
 
     backend: Literal["in_process", "vllm"] = held(
@@ -112,6 +176,12 @@ class Generation(GenerationRest):
     top_k: int | None = held(None, why="the trainer sees the whole distribution")
     stop_token_ids: list[int] | None = held(None, [], why=_END)
     stop_strings: list[str] | None = held(None, [], why=_END)
+    # held to one value, or without effect
+    port_range_low: int = cosmetic(default=11001)
+    port_range_high: int = cosmetic(default=15000)
+    vllm_cfg: dict[str, Any] = cosmetic(default={})
+    vllm_kwargs: dict[str, Any] = cosmetic(default={})
+    colocated: dict[str, Any] = cosmetic(default={})
 
 
 class PretrainedCheckpoint(Section):
@@ -121,7 +191,24 @@ class PretrainedCheckpoint(Section):
     format: Literal["megatron_bridge", "megatron_lm"] | None = cosmetic(default=None)
 
 
-class Policy(PolicyRest):
+class PolicyTokenizer(Section):
+    """``policy.tokenizer``."""
+
+    name: str | None = held(None, why="the checkpoint has its own tokenizer")
+    chat_template: str | None = held(None, why="the checkpoint has its own template")
+    chat_template_kwargs: dict[str, Any] | None = held(None, {}, why="the template takes none")
+
+
+def _refuse_dtensor(config: dict[str, Any]) -> dict[str, Any]:
+    if config.get("enabled", False) is not False:
+        what = "DTensor makes no checkpoint_megatron, which this step produces"
+        fix = "leave policy.megatron_cfg.enabled=true"
+        got = str(config["enabled"])
+        raise ConfigError(Problem(key="policy.dtensor_cfg.enabled", what=what, got=got, fix=fix))
+    return config
+
+
+class Policy(Section):
     """``policy``. Batch sizes count samples: of an update, of a pass with and without gradient."""
 
     model_name: str | None = held(
@@ -130,7 +217,7 @@ class Policy(PolicyRest):
         fix="name it with policy.pretrained_checkpoint.path or -i model=REF",
     )
     pretrained_checkpoint: PretrainedCheckpoint = PretrainedCheckpoint()
-    tokenizer: TokenizerRest = TokenizerRest()
+    tokenizer: PolicyTokenizer = PolicyTokenizer()
     train_global_batch_size: Count
     train_micro_batch_size: Count = cosmetic(default=1)
     logprob_batch_size: Count = cosmetic(default=1)
@@ -139,6 +226,23 @@ class Policy(PolicyRest):
     max_grad_norm: float = Field(default=1.0, ge=0)
     megatron_cfg: MegatronCfg = MegatronCfg()
     generation: Generation = Generation()
+    # held to one value, or without effect
+    hf_config_overrides: dict[str, Any] = held({}, why="the checkpoint knows its own sizes")
+    dtensor_cfg: Annotated[dict[str, Any], AfterValidator(_refuse_dtensor)] = Field(default={})
+    generation_batch_size: int | None = cosmetic(default=None)
+    logprob_chunk_size: int | None = cosmetic(default=None)
+    offload_optimizer_for_logprob: bool = cosmetic(default=False)
+    refit_buffer_size_gb: float | None = cosmetic(default=None)
+    dynamic_batching: dict[str, Any] = cosmetic(default={})
+    sequence_packing: dict[str, Any] = cosmetic(default={})
+    draft: dict[str, Any] = cosmetic(default={})
+    make_sequence_length_divisible_by: int = cosmetic(default=1)
+    optimizer: dict[str, Any] | None = fixed(
+        None, why=_MEGATRON, fix="set policy.megatron_cfg.optimizer"
+    )
+    scheduler: list[Any] | None = fixed(
+        None, why=_MEGATRON, fix="set policy.megatron_cfg.scheduler"
+    )
 
     @property
     def half(self) -> bool:

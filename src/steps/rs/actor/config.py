@@ -1,152 +1,28 @@
 """Settings of ``rs/actor``, under the names of NeMo-Aligner's ``gpt_rs_actor.yaml``.
 
-What is declared in this file decides something; the keys of ``fixed_values`` are there so that a
-command line written for NeMo-Aligner is understood.  A key that merely mirrors another one may be
-left out or must agree with it.
+A key that merely mirrors another one may be left out or must agree with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
+from nemotron_style.runtime.config.model import StepConfig
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
-from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.http.endpoint import Address, read_address
 from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts
-from nemotron_style.steps.blocks.settings.training_config import AlignerJob, Count, Length
-from nemotron_style.steps.rs.actor.fixed_values import (
-    DataRest,
+from nemotron_style.steps.blocks.settings.training_config import CheckpointPath
+from nemotron_style.steps.rs.actor.nemo_aligner import (
     ExpManager,
-    ModelRest,
-    Optim,
-    RsRest,
-    SamplingRest,
+    Model,
+    RemoteRm,
+    Trainer,
 )
 
-Port = Annotated[int, Field(ge=1, le=65535)]
 PORT = 5555
-
-
-class Rs(Length, RsRest):
-    """``trainer.rs``: where training ends, and how often it validates and saves.
-
-    There is a validation before the first step, too.
-    """
-
-    val_check_interval: int = cosmetic(default=10, ge=0)
-
-
-class Trainer(AlignerJob):
-    """``trainer``: processes, precision and length of the run."""
-
-    rs: Rs = Rs()
-
-
-class RewardModelAddress(Section):
-    """``remote_rm.reward_model``: NeMo-Aligner's older names of ``remote_rm.host`` and ``port``."""
-
-    name: str | None = cosmetic(default=None)
-    ip: str | None = None
-    port: Port | None = None
-
-
-class Waiting(Section):
-    """How long and how often the reward model is asked; see ``http.retry.RetryPolicy``."""
-
-    ready_seconds: float = cosmetic(default=600.0, gt=0, description="until it must be ready")
-    tries: int = cosmetic(default=8, ge=1, description="of each request")
-    timeout: float = cosmetic(default=120.0, gt=0, description="seconds of one try")
-    first_pause: float = cosmetic(default=0.5, ge=0, description="seconds; doubled each time")
-    longest_pause: float = cosmetic(default=30.0, ge=0)
-
-
-class RemoteRm(Section):
-    """``remote_rm``: where the reward model answers."""
-
-    host: str | None = Field(default=None, description="a name, an address or a URL")
-    port: Port | None = None
-    reward_model: RewardModelAddress = RewardModelAddress()
-    pad_to_length: int | None = cosmetic(default=None)
-    token_env: str | None = cosmetic(
-        default=None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="environment variable that holds the bearer token",
-    )
-    waiting: Waiting = Waiting()
-
-
-class SamplingParams(SamplingRest):
-    """``model.rs.sampling_params``; a response also ends with the chat's start of a turn."""
-
-    use_greedy: bool = False
-    temperature: float = Field(default=1.0, gt=0)
-    top_k: int = Field(default=0, ge=0, description="0: off")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="1: off")
-    repetition_penalty: float = Field(default=1.0, gt=0)
-    end_strings: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), strict=False)
-
-
-class LengthParams(Section):
-    """``model.rs.length_params``: tokens of a response."""
-
-    max_length: Count | None = Field(default=None, description="null: half of the context")
-    min_length: int = Field(default=1, ge=0)
-
-
-class RejectionSampling(Section):
-    """``model.rs``: prompts of a step, samples of a prompt, and how many of them are kept."""
-
-    num_rollout_samples: Count = 512
-    num_rollouts_per_prompt: Count = 4
-    top_n_rollouts: Count = 1
-    rollout_micro_batch_size: Count = 8
-    forward_micro_batch_size: Count | None = cosmetic(default=None)
-    num_val_samples: Count | None = cosmetic(default=None)
-    val_rollout_micro_batch_size: Count | None = cosmetic(default=None)
-    offload_adam_states: bool = cosmetic(default=False)
-    sampling_params: SamplingParams = SamplingParams()
-    length_params: LengthParams = LengthParams()
-    agreement_limit: Annotated[float, Field(gt=1)] | None = None
-
-
-class DataPrefix(Section):
-    """``model.data.data_prefix``: the files of prompts."""
-
-    train: str | None = None
-    validation: str | None = None
-    test: str | None = cosmetic(default=None)
-
-
-class Data(DataRest):
-    """``model.data``: the files, and how a conversation is written as text."""
-
-    data_prefix: DataPrefix = DataPrefix()
-    chat_prompt_tokens: ChatPromptTokens | None = None
-    sample: bool = Field(default=False, description="repeat the prompts, reshuffled")
-
-
-class Model(ModelRest):
-    """``model``: what is sampled, and how what is kept is trained on.
-
-    ``global_batch_size`` counts kept responses of an update, ``micro_batch_size`` those of a pass.
-    """
-
-    rs: RejectionSampling = RejectionSampling()
-    global_batch_size: Count = 64
-    micro_batch_size: int = cosmetic(default=1, ge=1)
-    encoder_seq_length: Count | None = None
-    data: Data = Data()
-    optim: Optim = Optim()
-
-
-class PretrainedCheckpoint(Section):
-    """``pretrained_checkpoint``: the model to start from."""
-
-    restore_from_path: str | None = None
 
 
 class Config(StepConfig):
@@ -155,7 +31,7 @@ class Config(StepConfig):
     trainer: Trainer = Trainer()
     remote_rm: RemoteRm = RemoteRm()
     exp_manager: ExpManager = ExpManager()
-    pretrained_checkpoint: PretrainedCheckpoint = PretrainedCheckpoint()
+    pretrained_checkpoint: CheckpointPath = CheckpointPath()
     model: Model = Model()
     generation: Literal["in_process", "vllm"] = Field(
         default="in_process", description="who samples"
@@ -247,34 +123,22 @@ def _rest(config: Config) -> Iterator[Problem]:
 
 def _mirrors(config: Config) -> list[tuple[str, Any, str, Any]]:
     """Keys that repeat another one: ``(key, value, the other key, its value)``."""
-    model, trainer, remote = config.model, config.trainer, config.remote_rm
+    model, trainer, rs = config.model, config.trainer, config.trainer.rs
+    remote, older = config.remote_rm, config.remote_rm.reward_model
+    batch, micro_batch = model.global_batch_size, model.micro_batch_size
+    length, position = model.encoder_seq_length, model.max_position_embeddings
     pairs: list[tuple[str, Any, str, Any]] = [
         ("model.seed", model.seed, "seed", config.seed),
         ("model.precision", model.precision, "trainer.precision", trainer.precision),
-        ("trainer.max_epochs", trainer.max_epochs, "trainer.rs.max_epochs", trainer.rs.max_epochs),
-        ("trainer.max_steps", trainer.max_steps, "trainer.rs.max_steps", trainer.rs.max_steps),
-        (
-            "trainer.rs.model_gbs",
-            trainer.rs.model_gbs,
-            "model.global_batch_size",
-            model.global_batch_size,
-        ),
-        (
-            "trainer.rs.model_mbs",
-            trainer.rs.model_mbs,
-            "model.micro_batch_size",
-            model.micro_batch_size,
-        ),
+        ("trainer.max_epochs", trainer.max_epochs, "trainer.rs.max_epochs", rs.max_epochs),
+        ("trainer.max_steps", trainer.max_steps, "trainer.rs.max_steps", rs.max_steps),
+        ("trainer.rs.model_gbs", rs.model_gbs, "model.global_batch_size", batch),
+        ("trainer.rs.model_mbs", rs.model_mbs, "model.micro_batch_size", micro_batch),
+        ("model.max_position_embeddings", position, "model.encoder_seq_length", length),
+        ("model.data.seq_length", model.data.seq_length, "model.encoder_seq_length", length),
     ]
     if remote.host:
-        pairs.append(
-            ("remote_rm.reward_model.ip", remote.reward_model.ip, "remote_rm.host", remote.host)
-        )
+        pairs.append(("remote_rm.reward_model.ip", older.ip, "remote_rm.host", remote.host))
     if remote.port:
-        older = remote.reward_model.port
-        pairs.append(("remote_rm.reward_model.port", older, "remote_rm.port", remote.port))
-    for key in ("max_position_embeddings", "data.seq_length"):
-        given = model.max_position_embeddings if "." not in key else model.data.seq_length
-        wanted = model.encoder_seq_length
-        pairs.append((f"model.{key}", given, "model.encoder_seq_length", wanted))
+        pairs.append(("remote_rm.reward_model.port", older.port, "remote_rm.port", remote.port))
     return pairs

@@ -1,0 +1,199 @@
+"""Sections of NeMo-Aligner's ``gpt_rs_actor.yaml``.
+
+A key decides something, or it is held to one value (``fixed``), or it is *without effect*
+(``cosmetic``: any value of its type, it tunes something that does not exist here). The page
+``docs/steps/rs-actor.md`` lists them all.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from nemotron_style.runtime.config.model import Section, cosmetic
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.settings import training_config
+from nemotron_style.steps.blocks.settings.fixed_value import fixed
+from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.settings.training_config import AlignerJob, Count, Length
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+_WHOLE = "sampling in the training process needs the whole model in each process"
+_WHOLE_FIX = "leave it at 1; a model that needs to be divided cannot be sampled so"
+
+
+class Rs(Length):
+    """``trainer.rs``: where training ends, and how often it validates and saves.
+
+    There is a validation before the first step, too.
+    """
+
+    val_check_interval: int = cosmetic(default=10, ge=0)
+    # mirrors, or without effect
+    model_gbs: int | None = cosmetic(default=None)
+    model_mbs: int | None = cosmetic(default=None)
+    rollout_batch_seq_length: int | None = cosmetic(default=None)
+
+
+class Trainer(AlignerJob):
+    """``trainer``: processes, precision and length of the run."""
+
+    rs: Rs = Rs()
+
+
+class RewardModelAddress(Section):
+    """``remote_rm.reward_model``: NeMo-Aligner's older names of ``remote_rm.host`` and ``port``."""
+
+    name: str | None = cosmetic(default=None)
+    ip: str | None = None
+    port: Port | None = None
+
+
+class Waiting(Section):
+    """How long and how often the reward model is asked; see ``http.retry.RetryPolicy``."""
+
+    ready_seconds: float = cosmetic(default=600.0, gt=0, description="until it must be ready")
+    tries: int = cosmetic(default=8, ge=1, description="of each request")
+    timeout: float = cosmetic(default=120.0, gt=0, description="seconds of one try")
+    first_pause: float = cosmetic(default=0.5, ge=0, description="seconds; doubled each time")
+    longest_pause: float = cosmetic(default=30.0, ge=0)
+
+
+class RemoteRm(Section):
+    """``remote_rm``: where the reward model answers."""
+
+    host: str | None = Field(default=None, description="a name, an address or a URL")
+    port: Port | None = None
+    reward_model: RewardModelAddress = RewardModelAddress()
+    pad_to_length: int | None = cosmetic(default=None)
+    token_env: str | None = cosmetic(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="environment variable that holds the bearer token",
+    )
+    waiting: Waiting = Waiting()
+
+
+class SamplingParams(Section):
+    """``model.rs.sampling_params``; a response also ends with the chat's start of a turn."""
+
+    use_greedy: bool = False
+    temperature: float = Field(default=1.0, gt=0)
+    top_k: int = Field(default=0, ge=0, description="0: off")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="1: off")
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    end_strings: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), strict=False)
+    # held to one value, or without effect
+    add_BOS: bool = fixed(
+        False, why="the prompt is the text of the chat format, and nothing before it"
+    )
+    all_probs: bool = cosmetic(default=False)
+    compute_logprob: bool = cosmetic(default=False)
+
+
+class LengthParams(Section):
+    """``model.rs.length_params``: tokens of a response."""
+
+    max_length: Count | None = Field(default=None, description="null: half of the context")
+    min_length: int = Field(default=1, ge=0)
+
+
+class RejectionSampling(Section):
+    """``model.rs``: prompts of a step, samples of a prompt, and how many of them are kept."""
+
+    num_rollout_samples: Count = 512
+    num_rollouts_per_prompt: Count = 4
+    top_n_rollouts: Count = 1
+    rollout_micro_batch_size: Count = 8
+    forward_micro_batch_size: Count | None = cosmetic(default=None)
+    num_val_samples: Count | None = cosmetic(default=None)
+    val_rollout_micro_batch_size: Count | None = cosmetic(default=None)
+    offload_adam_states: bool = cosmetic(default=False)
+    sampling_params: SamplingParams = SamplingParams()
+    length_params: LengthParams = LengthParams()
+    agreement_limit: Annotated[float, Field(gt=1)] | None = None
+
+
+class DataPrefix(Section):
+    """``model.data.data_prefix``: the files of prompts."""
+
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = cosmetic(default=None)
+
+
+class Data(Section):
+    """``model.data``: the files, and how a conversation is written as text."""
+
+    data_prefix: DataPrefix = DataPrefix()
+    chat_prompt_tokens: ChatPromptTokens | None = None
+    sample: bool = Field(default=False, description="repeat the prompts, reshuffled")
+    # held to one value, or without effect
+    data_impl: str = cosmetic(default="jsonl")
+    splits_string: str | None = fixed(None, why="prompts are not split", fix="give two files")
+    seq_length: int | None = cosmetic(default=None)
+    skip_warmup: bool = cosmetic(default=True)
+    num_workers: int = cosmetic(default=0, ge=0)
+    dataloader_type: str = fixed(
+        "single", why="epochs follow each other", fix="set model.data.sample=true"
+    )
+    reset_position_ids: bool = fixed(False, why="a row holds one conversation")
+    reset_attention_mask: bool = fixed(False, why="a row holds one conversation")
+    eod_mask_loss: bool = fixed(False, why="the end of a response is learnt")
+    index_mapping_dir: str | None = cosmetic(default=None)
+
+
+class CheckpointCallback(training_config.CheckpointCallback):
+    """``exp_manager.checkpoint_callback_params``; the ``save_top_k`` newest states stay."""
+
+    monitor: str = fixed("val_global_rewards", why="the last weights are produced, not chosen ones")
+    mode: str = fixed("max", why="a larger reward is better")
+    always_save_nemo: bool = cosmetic(default=False)
+    save_nemo_on_train_end: bool = cosmetic(default=True)
+
+
+class ExpManager(training_config.ExpManager):
+    """``exp_manager``, with the callback of this step."""
+
+    resume_from_checkpoint: str | None = fixed(None, why="a run continues from its own checkpoints")
+    checkpoint_callback_params: CheckpointCallback = CheckpointCallback()
+
+
+class Peft(training_config.Peft):
+    """``model.peft``, with one more key that has no effect."""
+
+    restore_from_ckpt: dict[str, Any] = cosmetic(default={})
+
+
+class Optim(OptimConfig):
+    """``model.optim``, with the settings of buckets, which megatron-core chooses itself."""
+
+    bucket_cap_mb: int = cosmetic(default=200)
+    overlap_grad_sync: bool = cosmetic(default=False)
+    contiguous_grad_buffer: bool = cosmetic(default=True)
+
+
+class Model(Section):
+    """``model``: what is sampled, and how what is kept is trained on.
+
+    ``global_batch_size`` counts kept responses of an update, ``micro_batch_size`` those of a pass.
+    """
+
+    rs: RejectionSampling = RejectionSampling()
+    global_batch_size: Count = 64
+    micro_batch_size: int = cosmetic(default=1, ge=1)
+    encoder_seq_length: Count | None = None
+    data: Data = Data()
+    optim: Optim = Optim()
+    # held to one value, or without effect
+    tensor_model_parallel_size: int = fixed(1, why=_WHOLE, fix=_WHOLE_FIX)
+    pipeline_model_parallel_size: int = fixed(1, why=_WHOLE, fix=_WHOLE_FIX)
+    mcore_gpt: bool = fixed(True, why="models are megatron-core's")
+    megatron_amp_O2: bool = cosmetic(default=False)
+    max_position_embeddings: int | None = cosmetic(default=None)
+    sequence_parallel: bool = fixed(False, why="the model is whole in each process")
+    seed: int | None = cosmetic(default=None)
+    precision: str | int | None = cosmetic(default=None)
+    peft: Peft = Peft()
+    overwrite_base_config: dict[str, Any] = cosmetic(default={})
