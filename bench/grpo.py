@@ -38,6 +38,7 @@ from torch import nn
 from twin import NEW_TOKENS, PROMPT_TOKENS, PROMPTS, ROUNDS, SAMPLES, hugging_face, sizes
 
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.data.tokenizer import (
     Tokenizer,
     open_chat,
@@ -57,7 +58,6 @@ from nemotron_style.steps.rl.rlhf.advantages import build_samples, shape_rewards
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.hacking_alert import find_alerts
 from nemotron_style.steps.rl.rlhf.metrics import rollout_metrics
-from nemotron_style.steps.rl.rlhf.prompt import Prompt
 from nemotron_style.steps.rl.rlhf.rollout import Rollout, RolloutSampler, Sample
 from nemotron_style.steps.rl.rlhf.train_sample import (
     TrainSample,

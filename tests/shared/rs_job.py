@@ -9,6 +9,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from gradient import full_gradient
+from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model import parallel
@@ -24,7 +25,6 @@ from nemotron_style.steps.blocks.reward.types import RewardScore
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.training.microbatch import accumulate_nll, count_tokens
 from nemotron_style.steps.rs.actor.metrics import measure_kl
-from nemotron_style.steps.rs.actor.prompt import Prompt
 from nemotron_style.steps.rs.actor.reward_pool import RewardPool
 from nemotron_style.steps.rs.actor.rollout import RolloutSampler, seed_prompts
 

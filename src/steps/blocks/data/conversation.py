@@ -78,7 +78,12 @@ def parse_messages(messages: Sequence[Mapping[str, str]]) -> Conversation:
 
 def parse_prompt(row: Mapping[str, Any]) -> Conversation:
     """A row of ``prompts_jsonl``: messages that end with the user."""
-    return parse_messages(_messages(row, {"messages"}))
+    return parse_messages(prompt_messages(row))
+
+
+def prompt_messages(row: Mapping[str, Any]) -> Any:
+    """The unchecked messages of a row of ``prompts_jsonl``, which has no other key."""
+    return _messages(row, {"messages"})
 
 
 def parse_conversation(row: Mapping[str, Any]) -> Conversation:

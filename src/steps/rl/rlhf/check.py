@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from nemotron_style.runtime.errors import InputError, Problem, StepFailed, raise_all
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.runtime.store.record import Artifact
-from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.loss.kl import estimate_kl
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.pairwise_judge import PairwiseJudge, find_judge, read_card
@@ -118,21 +117,6 @@ def _no_card(what: str) -> Problem:
         what=f"{what}, so nobody knows how often it is right",
         fix="measure it with judge/card, or set judge.min_accuracy=null to go without",
     )
-
-
-def check_room(config: Config, sampling: SamplingParams, limit: int) -> int:
-    """The tokens that are left for a prompt. Raises InputError when there are none."""
-    room = config.context(limit) - sampling.max_new_tokens
-    if room < 1:
-        raise InputError(
-            Problem(
-                key="policy.generation.max_new_tokens",
-                what="leaves no room for a prompt",
-                got=str(sampling.max_new_tokens),
-                allowed=f"1 to {config.context(limit) - 1}",
-            )
-        )
-    return room
 
 
 def check_same_judge(before: str, now: str) -> None:

@@ -1,4 +1,4 @@
-"""Prompts as the policy continues them and as the judge reads them, checked before any work.
+"""The messages of a row of prompts.
 
 A row says what is asked in one of the forms of NeMo-RL's data: ``responses_create_params`` (an
 ``input`` of the Responses API, with ``instructions`` or without), or ``messages`` or ``prompt``
@@ -9,58 +9,14 @@ A row says what is asked in one of the forms of NeMo-RL's data: ``responses_crea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat
-from nemotron_style.steps.blocks.data.conversation import parse_messages
-from nemotron_style.steps.blocks.data.jsonl import brief, read_rows, refuse
+from nemotron_style.steps.blocks.data.jsonl import brief, refuse
 from nemotron_style.steps.blocks.data.responses_api import read_history
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 
 TURNS = ("messages", "prompt")
 TEXTS = ("question", "problem", "input")
 SPEAKERS = {"human": "user", "gpt": "assistant", "model": "assistant"}
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A row: the conversation so far, its tokens, and what its answers are judged by."""
-
-    messages: tuple[Mapping[str, str], ...]
-    ids: list[int]
-    principle: str | None = None
-
-    @property
-    def question(self) -> str:
-        """What the user said last."""
-        return self.messages[-1]["content"]
-
-
-def read_prompts(path: Path, tokenizer: Tokenizer, chat: ChatFormat, *, room: int) -> list[Prompt]:
-    """The prompts of a file, each of at most ``room`` tokens.
-
-    Raises InputError naming file and line of every row without a prompt, or with one that breaks
-    a rule of conversations or is too long.
-    """
-
-    def parse(row: Mapping[str, Any]) -> Prompt:
-        messages = read_messages(row)
-        ids = tokenizer.encode(chat.prompt(parse_messages(messages)), control=True)
-        if len(ids) > room:
-            refuse(
-                "the prompt leaves no room for the answer, and it is not cut",
-                got=f"{len(ids)} tokens",
-                allowed=f"{room}: the context less policy.generation.max_new_tokens",
-                fix="leave the row out, or lower policy.generation.max_new_tokens",
-            )
-        principle = row.get("principle")
-        if principle is not None and not isinstance(principle, str):
-            refuse("a principle is a text", key="principle", got=brief(principle))
-        return Prompt(tuple(messages), ids, principle or None)
-
-    return read_rows(path, parse)
 
 
 def read_messages(row: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -32,6 +32,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     save_model,
     weights_digest,
 )
+from nemotron_style.steps.blocks.data.prompt import PromptReader
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import (
     Tokenizer,
@@ -63,7 +64,6 @@ from nemotron_style.steps.rl.rlhf.check import (
     check_backend,
     check_difference,
     check_job,
-    check_room,
     check_same_judge,
     run_gate,
 )
@@ -77,7 +77,7 @@ from nemotron_style.steps.rl.rlhf.metrics import (
 )
 from nemotron_style.steps.rl.rlhf.pairwise_judge import find_judge, open_judge, read_card
 from nemotron_style.steps.rl.rlhf.plot import PANELS
-from nemotron_style.steps.rl.rlhf.prompt import read_prompts
+from nemotron_style.steps.rl.rlhf.prompt import read_messages
 from nemotron_style.steps.rl.rlhf.rollout import RolloutSampler, mean_tokens
 from nemotron_style.steps.rl.rlhf.samples import sample_rows
 from nemotron_style.steps.rl.rlhf.train_sample import (
@@ -110,12 +110,11 @@ def run(config: Config, ctx: StepContext) -> None:
     )
 
     # -- the prompts: all of them checked before any work is done
-    room = check_room(config, sampling, limit)
-    prompts = read_prompts(ctx.input("prompts").path, tokenizer, chat, room=room)
+    key = "policy.generation.max_new_tokens"
+    reader = PromptReader(tokenizer, chat, config.context(limit), sampling.max_new_tokens, key)
+    prompts = reader.read(ctx.input("prompts").path, read_messages)
     validation_input, truth_input = ctx.optional_input("validation"), ctx.optional_input("truth")
-    held_out = (
-        read_prompts(validation_input.path, tokenizer, chat, room=room) if validation_input else []
-    )
+    held_out = reader.read(validation_input.path, read_messages) if validation_input else []
     truth = load_truth(truth_input.path) if truth_input else None
     order = SampleOrder(len(prompts), config.seed, grpo.num_prompts_per_step)
     steps = order.steps(max_steps=grpo.max_num_steps, max_epochs=grpo.max_num_epochs)

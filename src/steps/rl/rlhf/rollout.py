@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.generation.engine import Engine
@@ -20,7 +21,6 @@ from nemotron_style.steps.blocks.judge.group_judge import AnswerGroup
 from nemotron_style.steps.blocks.judge.prompt import split_reasoning
 from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
-from nemotron_style.steps.rl.rlhf.prompt import Prompt
 
 
 @dataclass(frozen=True)

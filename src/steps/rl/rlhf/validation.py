@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.judge.aggregation import Answer
 from nemotron_style.steps.blocks.judge.client import JudgeFailure
@@ -20,7 +21,6 @@ from nemotron_style.steps.blocks.judge.verdict import Verdict
 from nemotron_style.steps.blocks.stats.confidence_interval import clustered_interval
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.pairwise_judge import PairwiseJudge
-from nemotron_style.steps.rl.rlhf.prompt import Prompt
 from nemotron_style.steps.rl.rlhf.rollout import RolloutSampler, mean_tokens
 
 

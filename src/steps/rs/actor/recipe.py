@@ -36,8 +36,14 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     save_model,
     weights_digest,
 )
+from nemotron_style.steps.blocks.data.prompt import PromptReader
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, tokenizer_facts
+from nemotron_style.steps.blocks.data.tokenizer import (
+    Tokenizer,
+    open_chat,
+    stop_id,
+    tokenizer_facts,
+)
 from nemotron_style.steps.blocks.data.toy_truth import load_truth
 from nemotron_style.steps.blocks.generation.backend import open_engine
 from nemotron_style.steps.blocks.model.device import prepare_device
@@ -64,7 +70,6 @@ from nemotron_style.steps.rs.actor.metrics import (
     step_seconds,
 )
 from nemotron_style.steps.rs.actor.plot import PANELS
-from nemotron_style.steps.rs.actor.prompt import read_prompts
 from nemotron_style.steps.rs.actor.reward_pool import RewardPool, open_client
 from nemotron_style.steps.rs.actor.rollout import (
     RolloutSampler,
@@ -90,16 +95,15 @@ def run(config: Config, ctx: StepContext) -> None:
     tokenizer = Tokenizer(source.path / TOKENIZER)
     chat = open_chat(tokenizer, config.model.data.chat_prompt_tokens)
     limit = read_config(source.path).max_sequence_length
-    params = plan_sampling(config, tokenizer, chat, limit=limit)
+    params = plan_sampling(config, limit, stop=stop_id(tokenizer, chat))
 
     # -- the prompts: all of them checked before any work is done
     rs, settings = config.model.rs, config.trainer.rs
-    room = config.context(limit) - params.max_new_tokens
-    prompts = read_prompts(ctx.input("prompts").path, tokenizer, chat, room=room)
+    key = "model.rs.length_params.max_length"
+    reader = PromptReader(tokenizer, chat, config.context(limit), params.max_new_tokens, key)
+    prompts = reader.read(ctx.input("prompts").path)
     validation_input, truth_input = ctx.optional_input("validation"), ctx.optional_input("truth")
-    held_out = (
-        read_prompts(validation_input.path, tokenizer, chat, room=room) if validation_input else []
-    )
+    held_out = reader.read(validation_input.path) if validation_input else []
     truth = load_truth(truth_input.path) if truth_input else None
     check_prompts(config, len(prompts))
     order = SampleOrder(

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from nemotron_style.runtime.errors import InputError, Problem, StepFailed
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.data.seed import seed_of
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, stop_id
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.generation.backend import GenerationEngine
 from nemotron_style.steps.blocks.generation.engine import Sample
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
@@ -20,7 +21,6 @@ from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
 from nemotron_style.steps.blocks.model.prefix_packing import Group
 from nemotron_style.steps.blocks.reward.types import RewardScore
 from nemotron_style.steps.rs.actor.config import Config
-from nemotron_style.steps.rs.actor.prompt import Prompt
 from nemotron_style.steps.rs.actor.reward_pool import RewardPool
 
 
@@ -172,28 +172,17 @@ def split_batches(kept: Sequence[Group], count: int, *, step: int) -> Iterator[l
         yield batch
 
 
-def plan_sampling(
-    config: Config, tokenizer: Tokenizer, chat: ChatFormat, *, limit: int
-) -> SamplingParams:
+def plan_sampling(config: Config, limit: int, *, stop: int) -> SamplingParams:
     """How responses are sampled from a model that holds ``limit`` tokens."""
-    given, lengths = config.model.rs.sampling_params, config.model.rs.length_params
-    longest, context = config.max_new_tokens(limit), config.context(limit)
-    if longest >= context:
-        raise InputError(
-            Problem(
-                key="model.rs.length_params.max_length",
-                what="leaves no room for a prompt",
-                got=str(longest),
-                allowed=f"1 to {context - 1}: the context is {context} tokens",
-            )
-        )
+    params, lengths = config.model.rs.sampling_params, config.model.rs.length_params
+    longest = config.max_new_tokens(limit)
     return SamplingParams(
         max_new_tokens=longest,
         min_new_tokens=min(lengths.min_length, longest),
-        temperature=0.0 if given.use_greedy else given.temperature,
-        top_k=given.top_k,
-        top_p=given.top_p,
-        repetition_penalty=given.repetition_penalty,
-        stop_ids=[stop_id(tokenizer, chat)],
-        end_strings=given.end_strings,
+        temperature=0.0 if params.use_greedy else params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        repetition_penalty=params.repetition_penalty,
+        stop_ids=[stop],
+        end_strings=params.end_strings,
     )

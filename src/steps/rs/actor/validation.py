@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.data.toy_truth import ATTRIBUTES, Truth
 from nemotron_style.steps.blocks.stats.confidence_interval import Z
 from nemotron_style.steps.rs.actor.config import Config
 from nemotron_style.steps.rs.actor.metrics import mean
-from nemotron_style.steps.rs.actor.prompt import Prompt
 from nemotron_style.steps.rs.actor.rollout import Rollout, RolloutSampler, seed_prompts
 
 

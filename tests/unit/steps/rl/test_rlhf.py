@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nemotron_style.runtime.errors import InputError
+from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.judge.aggregation import Answer
 from nemotron_style.steps.blocks.judge.group_judge import JudgedGroups
@@ -20,7 +21,7 @@ from nemotron_style.steps.rl.rlhf.advantages import build_samples, shape_rewards
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.hacking_alert import find_alerts
 from nemotron_style.steps.rl.rlhf.metrics import has_no_difference, rollout_metrics
-from nemotron_style.steps.rl.rlhf.prompt import Prompt, read_messages
+from nemotron_style.steps.rl.rlhf.prompt import read_messages
 from nemotron_style.steps.rl.rlhf.recipe import plan_schedule
 from nemotron_style.steps.rl.rlhf.rollout import Rollout, Sample
 from nemotron_style.steps.rl.rlhf.train_sample import (

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.errors import InputError, Interrupted
+from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.generation.engine import Sample
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
 from nemotron_style.steps.blocks.reward.types import RewardScore
 from nemotron_style.steps.rs.actor.best_of_n import choose
-from nemotron_style.steps.rs.actor.prompt import Prompt
 from nemotron_style.steps.rs.actor.reward_pool import RewardPool
 from nemotron_style.steps.rs.actor.rollout import RolloutSampler, seed_prompts
 from nemotron_style.steps.rs.actor.samples import sample_rows
