@@ -148,20 +148,18 @@ class Ours:
         self, samples: Sequence[TrainSample]
     ) -> tuple[list[TrainSample], dict[str, float]]:
         """Samples with the log-probs of the reference, and how far the policy is from it."""
-        logprobs = compute_logprobs(self.reference, samples, micro_batch_size=ROWS)
+        logprobs = compute_logprobs(self.reference, samples, self.config.policy)
         return add_reference(samples, logprobs)
 
     def add_previous(self, samples: Sequence[TrainSample]) -> list[TrainSample]:
         """Samples with the policy's own log-probs before the update; off-policy losses need it."""
-        logprobs = compute_logprobs(self.model, samples, micro_batch_size=ROWS)
+        logprobs = compute_logprobs(self.model, samples, self.config.policy)
         return [
             replace(one, previous_T=own_T) for one, own_T in zip(samples, logprobs, strict=True)
         ]
 
     def accumulate(self, samples: Sequence[TrainSample]) -> dict[str, float]:
-        return accumulate_policy_loss(
-            self.model, samples, loss_config=self.config.loss_fn, micro_batch_size=ROWS
-        )
+        return accumulate_policy_loss(self.model, samples, self.config)
 
     def step(self, *, off_policy: bool = False) -> dict[str, float]:
         samples, metrics = self.reward(self.sample())

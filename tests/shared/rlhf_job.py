@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from gradient import full_gradient
 from nemotron_style.runtime.errors import Problem
 from nemotron_style.steps.blocks.judge.client import JudgeUnavailable
-from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.train_sample import (
     TrainSample,
     accumulate_policy_loss,
@@ -35,20 +35,31 @@ SIZES = ModelConfig(
 PASSES = (1, 2, 3, 16)
 TEMPERATURE = 0.8
 OPTIONS = {
-    "ppo": ClippedPGConfig(),
-    "sequence": ClippedPGConfig(token_level_loss=False, use_importance_sampling_correction=True),
-    "recipe": ClippedPGConfig(
-        reference_policy_kl_penalty=0.1,
-        ratio_clip_max=0.28,
-        kl_input_clamp_value=None,
-        kl_output_clamp_value=None,
-        use_on_policy_kl_approximation=True,
-        use_importance_sampling_correction=True,
-        truncated_importance_sampling_type="tis",
-        truncated_importance_sampling_ratio=5.0,
-        force_on_policy_ratio=True,
-    ),
+    "ppo": {},
+    "sequence": {"token_level_loss": False, "use_importance_sampling_correction": True},
+    "recipe": {
+        "reference_policy_kl_penalty": 0.1,
+        "ratio_clip_max": 0.28,
+        "kl_input_clamp_value": None,
+        "kl_output_clamp_value": None,
+        "use_on_policy_kl_approximation": True,
+        "use_importance_sampling_correction": True,
+        "truncated_importance_sampling_type": "tis",
+        "truncated_importance_sampling_ratio": 5.0,
+        "force_on_policy_ratio": True,
+    },
 }
+
+
+def settings(size, loss_fn=None):
+    """A config with micro-batches of ``size`` samples."""
+    policy = {
+        "train_global_batch_size": 256,
+        "train_micro_batch_size": size,
+        "logprob_batch_size": size,
+        "generation": {"temperature": TEMPERATURE},
+    }
+    return Config.model_validate({"policy": policy, "loss_fn": loss_fn or {}})
 
 
 def samples():
@@ -96,11 +107,10 @@ def measure(out):
     model, other = build_model(SIZES, seed=11), build_model(SIZES, seed=12, ddp=False)
     plain = samples()
     for size in PASSES:
-        logprobs = compute_logprobs(other, plain, micro_batch_size=size, temperature=TEMPERATURE)
+        logprobs = compute_logprobs(other, plain, settings(size).policy)
         facts["logprobs"].append([each.double().sum().item() for each in logprobs])
     previous, reference = (
-        compute_logprobs(each, plain, micro_batch_size=16, temperature=TEMPERATURE)
-        for each in (model, other)
+        compute_logprobs(each, plain, settings(16).policy) for each in (model, other)
     )
     previous = [each + 0.05 for each in previous]
     facts["shared"] = share(RankZero())
@@ -110,9 +120,7 @@ def measure(out):
     for name, options in OPTIONS.items():
         for size in PASSES:
             model = build_model(SIZES, seed=11)
-            metrics = accumulate_policy_loss(
-                model, complete, loss_config=options, micro_batch_size=size, temperature=TEMPERATURE
-            )
+            metrics = accumulate_policy_loss(model, complete, settings(size, options))
             facts["metrics"].setdefault(name, []).append(metrics)
             kept = full_gradient(model).items()
             tensors |= {f"{name}/{size}/{key}": value.contiguous() for key, value in kept}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -146,15 +146,11 @@ def run_gate(
     is not the reference any more, and its judge was checked at the start.
     """
     samples = to_samples(probes)
-    settings = {
-        "micro_batch_size": config.policy.logprob_batch_size,
-        "temperature": config.policy.generation.temperature,
-    }
     generation = torch.cat([one.generation_T for one in samples]).double()
-    trainer = torch.cat(compute_logprobs(policy, samples, **settings)).double()
+    trainer = torch.cat(compute_logprobs(policy, samples, config.policy)).double()
     gate = {"gate/token_mult_prob_error": check_sampler(config, trainer, generation)}
     if reference is not None:
-        frozen = torch.cat(compute_logprobs(reference, samples, **settings)).double()
+        frozen = torch.cat(compute_logprobs(reference, samples, config.policy)).double()
         gate["gate/kl_to_start"] = check_reference(trainer, frozen)
         gate |= check_judge(config, judge, probes)
     return gate
@@ -219,15 +215,21 @@ def check_judge(
     return {f"gate/{name.partition('/')[2]}": value for name, value in metrics.items()}
 
 
-def check_difference(config: Config, step: int, flat_steps: int) -> None:
-    """Stop a run in which all answers of every group have had one reward for too many steps."""
-    if flat_steps >= config.judge.flat_steps:
+def count_flat_steps(config: Config, step: int, metrics: Mapping[str, float], before: int) -> int:
+    """How many steps in a row had no difference in the rewards of any group, this one included.
+
+    All their advantages are 0. Raises StepFailed at ``judge.flat_steps`` of them.
+    """
+    if metrics.get("hacking/zero_std_groups") != 1:
+        return 0
+    if before + 1 >= config.judge.flat_steps:
         raise StepFailed(
             Problem(
                 where=f"step {step}",
                 key="judge.flat_steps",
-                what=f"there was no difference in any group of answers for {flat_steps} steps",
+                what=f"there was no difference in any group of answers for {before + 1} steps",
                 fix="see what the judge says of the samples in samples/, and how different they "
                 "are",
             )
         )
+    return before + 1

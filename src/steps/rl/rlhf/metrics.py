@@ -36,11 +36,6 @@ def rollout_metrics(
     }
 
 
-def has_no_difference(metrics: dict[str, float]) -> bool:
-    """Whether the samples of every group that was judged have one reward: all advantages are 0."""
-    return metrics.get("hacking/zero_std_groups", 0.0) == 1.0
-
-
 def step_seconds(started: float, sampled: float, rewarded: float) -> dict[str, float]:
     """Where the time of a step went, from clock times; it ends now."""
     return {

@@ -12,6 +12,7 @@ from nemotron_style.steps.blocks.loss.reward_shaping import RewardScaling, Rewar
 from nemotron_style.steps.blocks.settings.fixed_value import fixed
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.training_config import Count
+from nemotron_style.steps.blocks.training.lr_schedule import megatron_decay
 from nemotron_style.steps.rl.rlhf.fixed_values import DEAD, held
 
 _MEGATRON = "is read where DTensor trains, and Megatron does"
@@ -160,6 +161,10 @@ class MegatronCfg(Section):
     distributed_data_parallel_config: dict[str, Any] = cosmetic(default={})
     fp8_cfg: dict[str, Any] | None = cosmetic(default=None)
     env_vars: dict[str, str] | None = cosmetic(default=None)
+
+    def learning_rate(self, update: int, *, updates: int) -> float:
+        """Learning rate of the update number ``update`` (from 0) of ``updates``."""
+        return megatron_decay(self.optimizer, self.scheduler, update, updates=updates)
 
 
 class Generation(Section):

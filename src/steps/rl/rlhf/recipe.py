@@ -54,7 +54,6 @@ from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
-from nemotron_style.steps.blocks.training.lr_schedule import megatron_decay
 from nemotron_style.steps.blocks.training.metric_plot import draw_metrics
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import load_state, save_state
@@ -62,14 +61,13 @@ from nemotron_style.steps.rl.rlhf.advantages import build_samples, shape_rewards
 from nemotron_style.steps.rl.rlhf.check import (
     PROBED,
     check_backend,
-    check_difference,
     check_job,
     check_same_judge,
+    count_flat_steps,
     run_gate,
 )
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.metrics import (
-    has_no_difference,
     progress_figures,
     report_step,
     rollout_metrics,
@@ -168,20 +166,8 @@ def run(config: Config, ctx: StepContext) -> None:
             failures=(JudgeUnavailable,),
         )
         sample = partial(sampler.sample, prompts, samples=group_size)
-        logprobs = partial(
-            compute_logprobs, micro_batch_size=policy.logprob_batch_size, temperature=temperature
-        )
-        accumulate = partial(
-            accumulate_policy_loss,
-            loss_config=config.loss_fn,
-            micro_batch_size=policy.train_micro_batch_size,
-            temperature=temperature,
-        )
         learning_rate = partial(
-            megatron_decay,
-            policy.megatron_cfg.optimizer,
-            policy.megatron_cfg.scheduler,
-            updates=steps * config.updates_per_step,
+            policy.megatron_cfg.learning_rate, updates=steps * config.updates_per_step
         )
         for step in loop.steps(done, validated=state.validated):
             started = time.monotonic()
@@ -200,21 +186,21 @@ def run(config: Config, ctx: StepContext) -> None:
             )
             samples = build_samples(rollouts, shaped, advantages_B)
             metrics = {**rollout_metrics(rollouts, shaped, baseline, samples), **judged.metrics}
-            state.flat_steps = state.flat_steps + 1 if has_no_difference(metrics) else 0
-            check_difference(config, step, state.flat_steps)
+            state.flat_steps = count_flat_steps(config, step, metrics, state.flat_steps)
 
             # log-probs: of the policy before the first update of this step, and of the reference
             if config.needs_previous_logprobs:
-                samples, errors = add_previous(samples, logprobs(model, samples), max_error)
+                previous = compute_logprobs(model, samples, policy)
+                samples, errors = add_previous(samples, previous, max_error)
                 metrics |= errors
             if not grpo.skip_reference_policy_logprobs_calculation:
-                samples, kl = add_reference(samples, logprobs(reference, samples))
+                samples, kl = add_reference(samples, compute_logprobs(reference, samples, policy))
                 metrics |= kl
 
             # loss: mean of max(-A r, -A clip(r)) + beta KL(policy, reference), r = p / p_previous
             updates = []
             for number, batch in split_batches(samples, policy.train_global_batch_size):
-                update = accumulate(model, batch)
+                update = accumulate_policy_loss(model, batch, config)
                 lr = learning_rate((step - 1) * config.updates_per_step + number)
                 updates.append(update | {"lr": lr, "grad_norm": optimizer.step(lr)})
 

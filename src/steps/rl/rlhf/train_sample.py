@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from nemotron_style.steps.blocks.loss.clipped_pg import PolicyBatch, clipped_pg_loss
-from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
 from nemotron_style.steps.blocks.loss.kl import estimate_kl
 from nemotron_style.steps.blocks.loss.loss_metrics import loss_metrics, merge_metrics
 from nemotron_style.steps.blocks.loss.masked_mean import Counts
@@ -31,6 +30,8 @@ from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch
 from nemotron_style.steps.blocks.model.rank_zero import gather
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
 from nemotron_style.steps.blocks.training.microbatch_plan import MicroBatch, plan_microbatches
+from nemotron_style.steps.rl.rlhf.config import Config
+from nemotron_style.steps.rl.rlhf.nemo_rl import Policy
 from nemotron_style.steps.rl.rlhf.rollout import Rollout
 
 
@@ -65,15 +66,11 @@ def to_samples(rollouts: Sequence[Rollout]) -> list[TrainSample]:
 
 
 def compute_logprobs(
-    model: nn.Module,
-    samples: Sequence[TrainSample],
-    *,
-    micro_batch_size: int,
-    temperature: float = 1.0,
+    model: nn.Module, samples: Sequence[TrainSample], policy: Policy
 ) -> list[Tensor]:
     """The log-probs of each sample's tokens under ``model``, float32 ``[T]``, on every rank."""
-    groups = group_samples(samples)
-    plan = plan_microbatches(groups, max_responses=micro_batch_size)
+    groups, temperature = group_samples(samples), policy.generation.temperature
+    plan = plan_microbatches(groups, max_responses=policy.logprob_batch_size)
     scored = score(model, [batch.pack(groups) for batch in plan], temperature=temperature)
     own = {
         index: logprobs_R[: len(samples[index].tokens)].clone()
@@ -87,27 +84,23 @@ def compute_logprobs(
 
 
 def accumulate_policy_loss(
-    model: DistributedDataParallel,
-    samples: Sequence[TrainSample],
-    *,
-    loss_config: ClippedPGConfig,
-    micro_batch_size: int,
-    temperature: float = 1.0,
+    model: DistributedDataParallel, samples: Sequence[TrainSample], config: Config
 ) -> dict[str, float]:
     """Gradients of the loss of a global batch into ``main_grad``; its metrics, on every rank."""
-    counts = count_batch(samples)
+    counts, policy = count_batch(samples), config.policy
 
     def loss(logprobs_BNR: Tensor, batch: PolicyBatch) -> tuple[Tensor, dict[str, float]]:
         result = clipped_pg_loss(
-            replace(batch, current_BT=logprobs_BNR.flatten(0, 1)), loss_config, counts
+            replace(batch, current_BT=logprobs_BNR.flatten(0, 1)), config.loss_fn, counts
         )
-        return result.loss, loss_metrics(result, loss_config, counts)
+        return result.loss, loss_metrics(result, config.loss_fn, counts)
 
     groups, micro_batches = group_samples(samples), []
-    for batch in plan_microbatches(groups, max_responses=micro_batch_size):
+    for batch in plan_microbatches(groups, max_responses=policy.train_micro_batch_size):
         packed = batch.pack(groups)
         rows = [samples[index] for index in packed_indices(batch, groups)]
         micro_batches.append((packed, _to_batch(packed, rows)))
+    temperature = policy.generation.temperature
     metrics = accumulate_gradients(model, micro_batches, loss, temperature=temperature)
     return merge_metrics([one for part in gather(metrics) for one in part])
 

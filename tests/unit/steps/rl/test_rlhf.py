@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from nemotron_style.runtime.errors import InputError
+from nemotron_style.runtime.errors import InputError, StepFailed
 from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.judge.aggregation import Answer
@@ -18,9 +18,10 @@ from nemotron_style.steps.blocks.loss.advantage import clip_advantages, group_ad
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.training.microbatch_plan import plan_microbatches
 from nemotron_style.steps.rl.rlhf.advantages import build_samples, shape_rewards
+from nemotron_style.steps.rl.rlhf.check import count_flat_steps
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.hacking_alert import find_alerts
-from nemotron_style.steps.rl.rlhf.metrics import has_no_difference, rollout_metrics
+from nemotron_style.steps.rl.rlhf.metrics import rollout_metrics
 from nemotron_style.steps.rl.rlhf.prompt import read_messages
 from nemotron_style.steps.rl.rlhf.recipe import plan_schedule
 from nemotron_style.steps.rl.rlhf.rollout import Rollout, Sample
@@ -128,7 +129,15 @@ def test_advantages_are_those_of_leave_one_out():
     assert advantages[:4] == pytest.approx([1.154698, -1.154699, -1.154699, 1.154698], abs=1e-5)
     assert advantages[4:] == [0.0] * 4
     assert metrics["hacking/zero_std_groups"] == 0.5
-    assert not has_no_difference(metrics)
+    assert count_flat_steps(config(), 1, metrics, before=2) == 0
+
+
+def test_too_many_steps_without_a_difference_end_the_run():
+    rollouts = [group("a", [sample() for _ in range(4)]), group("b", [sample() for _ in range(4)])]
+    _, metrics = train_on(rollouts, [[1.0] * 4, [3.3] * 4], config())
+    assert count_flat_steps(config(), 1, metrics, before=1) == 2
+    with pytest.raises(StepFailed, match="for 3 steps"):
+        count_flat_steps(config(), 3, metrics, before=2)
 
 
 def test_a_group_that_was_not_judged_takes_part_in_nothing():
@@ -138,7 +147,7 @@ def test_a_group_that_was_not_judged_takes_part_in_nothing():
     assert metrics["reward"] == 0.5
     assert count_batch(samples).sequences == 4
     samples, metrics = train_on(rollouts, [None, None], config())
-    assert not has_no_difference(metrics)
+    assert count_flat_steps(config(), 1, metrics, before=2) == 0
     assert count_batch(samples).tokens == 0
     assert list(split_batches(samples, 4)) == []
 
