@@ -6,12 +6,13 @@ READY := $(VENV)/.ready
 LEPTON := .venv-lepton
 VLLM := .venv-vllm
 TRL := .venv-trl
+DEVICE ?= cuda
 PIP_ARGS ?=
 WORKERS ?= 2
 PYTEST_ARGS ?=
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS)
 
-.PHONY: help demo test test-fast lint check bench bench-smoke bench-vllm bench-trl rooms clean
+.PHONY: help demo test test-fast lint check bench bench-smoke gpu bench-vllm bench-trl rooms clean
 
 help:
 	@echo "make demo       train SteerLM 2.0 from nothing and measure what it gained"
@@ -21,6 +22,7 @@ help:
 	@echo "make check      style, types, import rules and every test"
 	@echo "make bench      figures: command line, training, group step, sampling, serving"
 	@echo "make bench-smoke one round of every bench whose environment is there"
+	@echo "make gpu        the training path on a GPU: does it hold, what does it cost (DEVICE=cpu: in small)"
 	@echo "make bench-vllm figures: sampling in the training process and with vLLM"
 	@echo "make bench-trl  figures: a GRPO step of ours and of TRL"
 
@@ -114,6 +116,10 @@ define smoke_where_possible
 	echo "$(1)/bin/python $(2) smoke"; OMP_NUM_THREADS=1 $(1)/bin/python $(2) smoke; \
 else echo "$(2) is not run against the other side: there is no $(1) (make $(1)/.ready)"; fi
 endef
+
+# Whether the training path holds on the device at hand, and what it costs there: cuda, or cpu in small.
+gpu: $(READY)
+	OMP_NUM_THREADS=2 $(BIN)/python tests/gpu/figures.py --device $(DEVICE)
 
 bench-vllm: $(VLLM)/.ready
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python bench/vllm_generation.py
