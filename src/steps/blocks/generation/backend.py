@@ -32,7 +32,7 @@ class GenerationEngine(Protocol):
         samples_per_prompt: int = 1,
         seed: int | Sequence[int],
     ) -> list[list[Sample]]:
-        """See :meth:`generate.Engine.generate`."""
+        """See :meth:`engine.Engine.generate`."""
 
     def close(self) -> None:
         """Give back what the engine holds beside the model; it draws no more."""

@@ -21,18 +21,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nemotron_style.runtime.errors import InputError, Problem, StepFailed, raise_all
+from nemotron_style.runtime.errors import StepFailed
 from nemotron_style.steps.blocks.generation.kv_decoder import Decoder, Prefix
 from nemotron_style.steps.blocks.generation.random_stream import sample_keys, uniforms
 from nemotron_style.steps.blocks.generation.sampling_params import (
     SamplingParams,
     adjust_logits,
+    check_prompts,
     sample_tokens,
 )
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 PREFILL_TOKENS = 16384
 """Prompt tokens that are computed side by side, at most (one prompt may have more)."""
+
+BROKEN_LOGITS = "the model gave logits that are not finite: its weights are broken"
 
 Decode = Callable[[list[int]], str]
 Finish = Literal["stop", "length"]
@@ -43,7 +46,7 @@ class Sample:
     """One response: ``tokens`` end with the stop token, or with the one that completed an end
     string, where ``finish`` is ``"stop"``.
 
-    ``log_probs`` are those of each token under the distribution that it was drawn from; at
+    ``log_probs`` are those of each token under the distribution that it was sampled from; at
     temperature 0, under that distribution at temperature 1.
     """
 
@@ -64,7 +67,7 @@ class Sample:
 
 @dataclass
 class _Row:
-    """A response that is being drawn: the ``number``-th to prompt ``prompt``."""
+    """A response that is being sampled: number ``number`` to prompt ``prompt``."""
 
     prompt: int
     number: int
@@ -75,17 +78,17 @@ class _Row:
 
     @property
     def next_position(self) -> int:
-        """Where the newest token stands; it is not in the cache yet."""
+        """The position of the newest token, which is not in the cache yet."""
         return self.length + len(self.tokens) - 1
 
 
 class Engine:
-    """Draws responses from a model that is held for training or scoring.
+    """Samples responses from a model that is held for training or scoring.
 
     ``max_rows`` bounds the responses decoded side by side, and with them the memory of the cache.
-    On a CPU large weights are held twice, the second time as products read them fastest.
-    ``dtype`` decodes in another type than the weights have, for example bfloat16. ``decode`` tells
-    the text of tokens; only end strings need it.
+    On a CPU large weights are held twice, the second time in the order that products read fastest.
+    ``dtype`` decodes in another type than the weights have, for example bfloat16. ``decode``
+    returns the text of tokens; only end strings need it.
     """
 
     def __init__(
@@ -117,7 +120,7 @@ class Engine:
         its response, and StepFailed when the logits are not numbers.
         """
         assert self.decode or not sampling.end_strings, "end strings need the tokens' text"
-        refuse_unfit(prompts, sampling, room=self.decoder.config.max_sequence_length)
+        check_prompts(prompts, sampling, room=self.decoder.config.max_sequence_length)
         rows = min(self.max_rows, len(prompts) * samples_per_prompt)
         self.decoder.read_weights(rows=max(1, rows))
         keys = sample_keys(seed, len(prompts), samples_per_prompt)
@@ -131,25 +134,6 @@ class Engine:
 
     def close(self) -> None:
         """Nothing to give back."""
-
-
-def refuse_unfit(prompts: Sequence[Sequence[int]], sampling: SamplingParams, *, room: int) -> None:
-    """Raise InputError naming every prompt that is empty, or too long for ``room`` tokens."""
-    problems = []
-    for number, prompt in enumerate(prompts):
-        if not prompt:
-            what = "a prompt without tokens cannot be continued"
-            problems.append(Problem(where=f"prompt {number}", what=what))
-        elif len(prompt) + sampling.max_new_tokens > room:
-            problem = Problem(
-                where=f"prompt {number}",
-                what="prompt and response do not fit the model",
-                got=f"{len(prompt)} prompt tokens + {sampling.max_new_tokens} new ones",
-                allowed=f"max_sequence_length {room}",
-                fix="shorten the prompt or max_new_tokens",
-            )
-            problems.append(problem)
-    raise_all(InputError, problems)
 
 
 class _Batch:
@@ -178,7 +162,7 @@ class _Batch:
         self.done: dict[tuple[int, int], Sample] = {}
         self.slots = min(engine.max_rows, len(self.waiting))
         longest = max(map(len, prompts), default=1)
-        # The last token of a row is never fed back, so it needs no place.
+        # The last token of a row is never fed back, so the cache needs no column for it.
         self.cache = self.decoder.cache(self.slots, longest + sampling.max_new_tokens - 1)
         self.numbers_BT = torch.empty(self.slots, sampling.max_new_tokens, dtype=torch.float64)
         self.numbers_BT = self.numbers_BT.to(self.decoder.device)
@@ -187,10 +171,11 @@ class _Batch:
             shape = (self.slots, self.decoder.config.vocab_size)
             self.seen_BV = torch.zeros(shape, dtype=torch.bool, device=self.decoder.device)
         self.newest: tuple[int, Prefix] | None = None  # the last prompt that was computed
+        # a token holds at least one byte; the 8 more cover a character cut at the window's start
         self.window = max((len(end.encode()) for end in sampling.end_strings), default=0) + 8
 
     def run(self) -> None:
-        """Draw until no row waits and none is live."""
+        """Sample until no row waits and none is live."""
         self._admit()
         while self.live:
             logits_BV = self.decoder.advance(
@@ -198,41 +183,42 @@ class _Batch:
                 [row.next_position for row in self.live],
                 self.cache,
             )
-            self._take(0, logits_BV)
+            self._sample_next(0, logits_BV)
             self._admit()
 
     def _admit(self) -> None:
-        """Give free slots to waiting rows and draw their first tokens, until no slot is free."""
+        """Give free slots to waiting rows and sample their first tokens, until no slot is free."""
         while self.waiting and len(self.live) < self.slots:
             free = min(self.slots - len(self.live), len(self.waiting))
             taken = [self.waiting.popleft() for _ in range(free)]
             for rows, prefix in self._prefill(taken):
                 begin = len(self.live)
-                self._place(rows, prefix)
-                self._take(begin, prefix.logits_PV.expand(len(rows), -1))
+                self._start(rows, prefix)
+                self._sample_next(begin, prefix.logits_PV.expand(len(rows), -1))
 
     def _prefill(self, taken: Sequence[_Row]) -> Iterator[tuple[list[_Row], Prefix]]:
         """The rows of each prompt with the prompt's keys, values and logits."""
         groups = {i: list(rows) for i, rows in groupby(taken, key=lambda row: row.prompt)}
+        # The responses of a prompt may be admitted in several rounds; its prefix is kept for that.
         if self.newest and self.newest[0] in groups:
             yield groups.pop(self.newest[0]), self.newest[1]
-        for members in self._side_by_side(list(groups)):
+        for members in self._prefill_batches(list(groups)):
             tokens_PT = torch.tensor([list(self.prompts[i]) for i in members])
             prefix = self.decoder.prefill(tokens_PT.to(self.decoder.device))
             for number, i in enumerate(members):
                 self.newest = i, prefix.one(number)
                 yield groups[i], self.newest[1]
 
-    def _side_by_side(self, prompts: Sequence[int]) -> Iterator[list[int]]:
-        """Cut prompts, ordered by length, into those of one length, a bounded number each."""
+    def _prefill_batches(self, prompts: Sequence[int]) -> Iterator[list[int]]:
+        """Split prompts, ordered by length, into batches of one length and a bounded size."""
         for length, same in groupby(prompts, key=lambda i: len(self.prompts[i])):
             members, size = list(same), max(1, PREFILL_TOKENS // length)
             yield from (members[at : at + size] for at in range(0, len(members), size))
 
-    def _place(self, rows: Sequence[_Row], prefix: Prefix) -> None:
+    def _start(self, rows: Sequence[_Row], prefix: Prefix) -> None:
         """Make ``rows`` of one prompt live, in the slots behind the live ones."""
         slots = slice(len(self.live), len(self.live) + len(rows))
-        self.cache.place(prefix, slots)
+        self.cache.start(prefix, slots)
         keys_B = self.keys[rows[0].prompt, [row.number for row in rows]]
         positions_T = torch.arange(self.sampling.max_new_tokens)
         self.numbers_BT[slots] = uniforms(keys_B[:, None], positions_T).to(self.numbers_BT.device)
@@ -241,39 +227,36 @@ class _Batch:
             self.seen_BV[slots, list(self.prompts[rows[0].prompt])] = True
         self.live += rows
 
-    def _take(self, begin: int, logits_BV: Tensor) -> None:
-        """Draw a token for the rows from slot ``begin`` on; those that end with it leave."""
+    def _sample_next(self, begin: int, logits_BV: Tensor) -> None:
+        """Sample a token for the rows from slot ``begin`` on; retire those that end with it."""
         rows, slots = self.live[begin:], slice(begin, len(self.live))
         seen_BV = None if self.seen_BV is None else self.seen_BV[slots]
-        adjusted_BV = adjust_logits(
-            logits_BV, self.sampling, seen_BV=seen_BV, short_B=self._short(rows)
-        )
-        tokens_B, log_probs_B = sample_tokens(
-            adjusted_BV, self.sampling, self._numbers(rows, slots)
-        )
+        short_B, numbers_B = self._may_not_stop(rows), self._numbers(rows, slots)
+        adjusted_BV = adjust_logits(logits_BV, self.sampling, seen_BV=seen_BV, short_B=short_B)
+        tokens_B, log_probs_B = sample_tokens(adjusted_BV, self.sampling, numbers_B)
         if seen_BV is not None:
             seen_BV.scatter_(1, tokens_B[:, None], True)
         for row, token, log_prob in zip(rows, tokens_B.tolist(), log_probs_B.tolist(), strict=True):
-            if not math.isfinite(log_prob):
-                raise StepFailed(
-                    "the model gave logits that are not finite: its weights are broken"
-                )
+            if not math.isfinite(log_prob):  # logits that are not numbers
+                raise StepFailed(BROKEN_LOGITS)
             row.tokens.append(token)
             row.log_probs.append(log_prob)
+        # From the last slot down: a row that retires is replaced by the last live one, which has
+        # been looked at already.
         for slot in reversed(range(begin, len(self.live))):
             finish = self._finish(self.live[slot])
             if finish:
-                self._leave(slot, finish)
+                self._retire(slot, finish)
 
     def _numbers(self, rows: Sequence[_Row], slots: slice) -> Tensor:
-        """The random number of each row for the token it draws now."""
+        """The uniform number of each row for its next token."""
         counts = [len(row.tokens) for row in rows]
         if min(counts) == max(counts):
             return self.numbers_BT[slots, counts[0]]
         index_B1 = torch.tensor(counts, device=self.numbers_BT.device)[:, None]
         return self.numbers_BT[slots].gather(1, index_B1)[:, 0]
 
-    def _short(self, rows: Sequence[_Row]) -> Tensor | None:
+    def _may_not_stop(self, rows: Sequence[_Row]) -> Tensor | None:
         """Which rows may not stop yet, or None when all may."""
         short = [len(row.tokens) < self.sampling.min_new_tokens for row in rows]
         if not any(short) or not self.stops:
@@ -288,16 +271,16 @@ class _Batch:
         return "length" if len(tokens) == sampling.max_new_tokens else None
 
     def _ends_text(self, tokens: list[int]) -> bool:
-        """Whether an end string is in the text. Only one that ends in the newest token can be new,
-        so the last tokens are read first, and the whole where they hold one.
-        """
+        """Whether an end string is in the text."""
         ends = self.sampling.end_strings
         if not ends or not self.decode or len(tokens) < self.sampling.min_new_tokens:
             return False
+        # Only a string that ends in the newest token can be new, so the last tokens are decoded
+        # first. A window may begin inside a character, so the whole text confirms the match.
         texts = (self.decode(part) for part in (tokens[-self.window :], tokens))
         return all(any(end in text for end in ends) for text in texts)
 
-    def _leave(self, slot: int, finish: Finish) -> None:
+    def _retire(self, slot: int, finish: Finish) -> None:
         """Take a row out; the last live one moves into its slot."""
         row, last = self.live[slot], self.live.pop()
         self.done[row.prompt, row.number] = Sample(row.tokens, row.log_probs, finish)

@@ -40,9 +40,11 @@ class _Layer:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where the new token of each live row goes, by key-value head (``[B * K]``), and what it is
-    turned by. ``mask`` hides what lies behind a row's own length; None where all are alike.
+class _Target:
+    """Where in the cache the new token of each live row goes, by key-value head (``[B * K]``).
+
+    ``cos`` and ``sin`` rotate it. ``mask`` hides the columns beyond a row's own length; None where
+    all rows have one length.
     """
 
     heads: slice | Tensor
@@ -69,17 +71,17 @@ class Prefix:
 class Cache:
     """Keys ``[layers, slots, K, head size, T]`` and values ``[layers, slots, K, T, head size]``.
 
-    Keys stand as the product with a query reads them.
+    Keys are stored transposed, as the product with a query reads them.
     """
 
     def __init__(self, shape: tuple[int, ...], like: Tensor) -> None:
-        # Zeros: columns that a mask hides are still multiplied by a weight of 0.
+        # Zeros: a masked column is still multiplied by its weight of 0, and 0 * nan is nan.
         self.values = like.new_zeros(shape)
         self.keys = like.new_zeros((*shape[:3], shape[4], shape[3]))
         by_head = (states.flatten(1, 2).unbind() for states in (self.keys, self.values))
         self.layers = list(zip(*by_head, strict=True))
 
-    def place(self, prefix: Prefix, slots: slice) -> None:
+    def start(self, prefix: Prefix, slots: slice) -> None:
         """Begin ``slots`` with the one prompt of ``prefix``."""
         width = prefix.keys.shape[3]
         self.keys[:, slots, :, :, :width] = prefix.keys.transpose(3, 4)
@@ -123,7 +125,8 @@ class Decoder:
         tables = rotary_tables(
             positions, head_size=self.config.head_size, theta=self.config.rope_theta
         )
-        # Over [T, K, Q + 1, head size]. Queries are scaled where they are turned.
+        # Broadcast over [T, K, Q + 1, head size]: the Q queries of a head and its key (the last)
+        # are rotated in one product. The softmax scale goes into the queries here, once.
         shape = (len(positions), 1, 1, self.config.head_size)
         scales = torch.full((self.queries + 1, 1), self.config.head_size**-0.5, device=self.device)
         scales[-1] = 1.0
@@ -149,26 +152,27 @@ class Decoder:
             attended = F.scaled_dot_product_attention(
                 query, keys[-1], values[-1], is_causal=True, scale=1.0, enable_gqa=self.queries > 1
             )
-            hidden_PTD = self._finish(hidden_PTD, attended.transpose(1, 2).flatten(2), layer)
+            hidden_PTD = self._add_outputs(hidden_PTD, attended.transpose(1, 2).flatten(2), layer)
         return Prefix(torch.stack(keys), torch.stack(values), self._logits(hidden_PTD[:, -1]))
 
     def advance(self, tokens: Sequence[int], lengths: Sequence[int], cache: Cache) -> Tensor:
         """Append one token to each of the first slots, at ``lengths``; logits_BV that follow."""
         rows, seen = len(tokens), max(lengths) + 1
-        place = self._where(lengths)
+        target = self._target(lengths)
         heads = slice(rows * self.groups)
         hidden_BD = F.embedding(torch.tensor(tokens, device=self.device), self.embedding)
         for layer, (keys, values) in zip(self.layers, cache.layers, strict=True):
-            turned, value = self._project(hidden_BD, layer, place.cos, place.sin)
-            keys[place.heads, :, place.columns] = turned[:, :, -1].flatten(0, 1)
-            values[place.heads, place.columns] = value.flatten(0, 1)
+            turned, value = self._project(hidden_BD, layer, target.cos, target.sin)
+            # in place: the cache never moves, so a step allocates nothing of its size
+            keys[target.heads, :, target.columns] = turned[:, :, -1].flatten(0, 1)
+            values[target.heads, target.columns] = value.flatten(0, 1)
             attended = self._attend(
                 turned[:, :, :-1].flatten(0, 1),
                 keys[heads, :, :seen],
                 values[heads, :seen],
-                place.mask,
+                target.mask,
             )
-            hidden_BD = self._finish(hidden_BD, attended.view(rows, -1), layer)
+            hidden_BD = self._add_outputs(hidden_BD, attended.view(rows, -1), layer)
         return self._logits(hidden_BD)
 
     @staticmethod
@@ -181,17 +185,17 @@ class Decoder:
         shares = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
         return torch.bmm(shares, values)
 
-    def _where(self, lengths: Sequence[int]) -> _Place:
-        """Where a token lands that stands at ``lengths`` in its row."""
+    def _target(self, lengths: Sequence[int]) -> _Target:
+        """The target of tokens at the positions ``lengths`` of their rows."""
         first, last = min(lengths), max(lengths)
         heads = slice(len(lengths) * self.groups)
         if first == last:
-            return _Place(heads, last, self.cos[last], self.sin[last], None)
+            return _Target(heads, last, self.cos[last], self.sin[last], None)
         lengths_B = torch.tensor(lengths, device=self.device)
         columns = lengths_B.repeat_interleave(self.groups)
         hidden = torch.arange(last + 1, device=self.device) > columns[:, None]
         mask = torch.zeros(hidden.shape, dtype=self.embedding.dtype, device=self.device)
-        return _Place(
+        return _Target(
             heads=torch.arange(len(columns), device=self.device),
             columns=columns,
             cos=self.cos[lengths_B],
@@ -213,7 +217,7 @@ class Decoder:
         turned = torch.addcmul(heads * cos, heads.roll(self.config.head_size // 2, -1), sin)
         return turned, mixed[..., -1, :]
 
-    def _finish(self, hidden: Tensor, attended: Tensor, layer: _Layer) -> Tensor:
+    def _add_outputs(self, hidden: Tensor, attended: Tensor, layer: _Layer) -> Tensor:
         """Add the output of attention, then that of the feed-forward network."""
         hidden = hidden + layer.attention_out(attended)
         product = layer.gate_up(self._norm(hidden, layer.mlp_norm))

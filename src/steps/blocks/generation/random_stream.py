@@ -1,10 +1,10 @@
-"""Random draws that belong to a sample and not to a batch.
+"""Random numbers that belong to a sample and not to a batch.
 
 A sample's uniform numbers are a pure function of its key and of the position of the token, so a
 batch may be cut, ordered or shrunk in any way. The function is splitmix64 (Steele, Lea and Flood,
 "Fast splittable pseudorandom number generators", 2014), written in wrapping 64-bit integers.
 
-Shape legend: ``_B`` rows, ``_V`` vocabulary, ``_N`` draws from a row, ``_K`` blocks of the
+Shape legend: ``_B`` rows, ``_V`` vocabulary, ``_N`` samples from a row, ``_K`` blocks of the
 vocabulary, ``_W`` tokens of a block.
 """
 
@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 64
-"""Tokens that are summed up as one in the first step of a draw."""
+"""Tokens that are summed as one block in the first step."""
 
 ONE_STEP = 4096
-"""Largest vocabulary in which one step is the faster."""
+"""Largest vocabulary for which one step is faster than two."""
 
 
 def sample_keys(seed: int | Sequence[int], prompts: int, samples: int) -> Tensor:
@@ -36,8 +36,10 @@ def sample_keys(seed: int | Sequence[int], prompts: int, samples: int) -> Tensor
 def uniforms(keys: Tensor, positions: int | Tensor) -> Tensor:
     """float64 numbers in [0, 1), one per key, for the token at ``positions`` (broadcast).
 
-    They have 52 bits: with 53, a draw scaled by the sum of the weights could round up to that sum.
+    They have 52 bits: with 53, a number times the sum of the weights could round up to that sum.
     """
+    # The key is mixed before the position is added: else the streams of keys that lie close to
+    # each other would be one stream, shifted.
     bits = _mix(_mix(keys) + positions)
     return _shift(bits, 12).double() * 2.0**-52
 
@@ -49,7 +51,7 @@ def inverse_cdf(weights_BV: Tensor, numbers_BN: Tensor) -> tuple[Tensor, Tensor]
     token is the first whose cumulative weight lies strictly above ``number * sum``, with all sums
     in float64. In a large vocabulary it is found in two steps, a block of tokens and then the
     token in it, so that only one block is summed up token by token. A token of weight 0 is never
-    drawn. A row of weights that are not numbers gives an id of no meaning, and a sum that is not
+    sampled. A row of weights that are not numbers gives an id of no meaning, and a sum that is not
     a number.
     """
     if weights_BV.shape[1] <= ONE_STEP:
@@ -60,12 +62,13 @@ def inverse_cdf(weights_BV: Tensor, numbers_BN: Tensor) -> tuple[Tensor, Tensor]
     ends_BK = blocks_BKW.sum(-1, dtype=torch.float64).cumsum(-1)
     sums_B1 = ends_BK[:, -1:]
     targets_BN = numbers_BN * sums_B1
-    found_BN = _first_above(ends_BK, targets_BN)
-    before_BN = F.pad(ends_BK, (1, 0)).gather(1, found_BN)
-    here = found_BN[:, :, None].expand(-1, -1, blocks_BKW.shape[2])
+    # the block of each target, then the token inside it
+    block_BN = _first_above(ends_BK, targets_BN)
+    before_BN = F.pad(ends_BK, (1, 0)).gather(1, block_BN)
+    here = block_BN[:, :, None].expand(-1, -1, blocks_BKW.shape[2])
     inner_BNW = blocks_BKW.gather(1, here).double().cumsum(-1)
     within_BN1 = _first_above(inner_BNW, (targets_BN - before_BN)[:, :, None])
-    return found_BN * BLOCK + within_BN1[:, :, 0], sums_B1
+    return block_BN * BLOCK + within_BN1[:, :, 0], sums_B1
 
 
 def _first_above(ends: Tensor, targets: Tensor) -> Tensor:

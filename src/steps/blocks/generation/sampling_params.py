@@ -1,8 +1,8 @@
-"""From logits to tokens: what a sampler may do to a distribution, and the draw from what is left.
+"""From logits to tokens: the adjusted distribution, and a sample from it.
 
 The steps and their order are those of Hugging Face's logits processors: repetition penalty,
 minimum length, temperature, top-k, top-p. The log-prob of a token is taken under the distribution
-it was drawn from.
+it was sampled from.
 
 Shape legend: ``_B`` rows, ``_V`` vocabulary.
 """
@@ -21,13 +21,13 @@ from nemotron_style.steps.blocks.generation.random_stream import inverse_cdf
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How responses are drawn, and where they end.
+    """How responses are sampled, and where they end.
 
     Temperature 0 takes the likeliest token, the smallest id on a tie; ``top_k`` 0 and ``top_p`` 1
     keep every token. ``repetition_penalty`` divides positive logits of tokens that the prompt or
     the response already holds, and multiplies negative ones. A response ends with a token of
     ``stop_ids``, with a token that completes one of ``end_strings`` in its text, or at
-    ``max_new_tokens``; before ``min_new_tokens`` no stop token can be drawn and no end string
+    ``max_new_tokens``; before ``min_new_tokens`` no stop token can be sampled and no end string
     counts. Raises InputError naming every setting out of its range.
     """
 
@@ -94,6 +94,7 @@ def sample_tokens(
     ``numbers_B`` are uniform in [0, 1). A log-prob that is not finite tells of logits that are
     not numbers.
     """
+    # exp of the largest logit is 1, so neither the weights nor their sum can overflow
     shifted_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
     weights_BV = shifted_BV.exp()
     if sampling.temperature == 0:
@@ -101,6 +102,7 @@ def sample_tokens(
         sums_B1 = weights_BV.sum(-1, keepdim=True, dtype=torch.float64)
     else:
         tokens_B1, sums_B1 = inverse_cdf(weights_BV, numbers_B[:, None])
+        # logits that are not numbers give an id outside: the log-prob below reports them
         tokens_B1 = tokens_B1.clamp_(max=logits_BV.shape[1] - 1)
     logprobs_B1 = shifted_BV.gather(1, tokens_B1).double() - sums_B1.log()
     return tokens_B1[:, 0], logprobs_B1[:, 0]
@@ -115,5 +117,25 @@ def _nucleus(logits_BV: Tensor, top_p: float) -> Tensor:
     """Keep the likeliest tokens that reach ``top_p`` together; of equals the larger ids."""
     ascending, order = torch.sort(logits_BV, stable=True)
     unlikely = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
-    unlikely[:, -1] = False
+    unlikely[:, -1] = False  # rounding in the sum must not drop the likeliest token
     return logits_BV.masked_fill(unlikely.scatter(1, order, unlikely), -torch.inf)
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], sampling: SamplingParams, *, room: int) -> None:
+    """Raise InputError naming every prompt that is empty, or too long for ``room`` tokens."""
+    problems = []
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            what = "a prompt without tokens cannot be continued"
+            problems.append(Problem(where=f"prompt {number}", what=what))
+        elif len(prompt) + sampling.max_new_tokens > room:
+            problems.append(
+                Problem(
+                    where=f"prompt {number}",
+                    what="prompt and response do not fit the model",
+                    got=f"{len(prompt)} prompt tokens + {sampling.max_new_tokens} new ones",
+                    allowed=f"max_sequence_length {room}",
+                    fix="shorten the prompt or max_new_tokens",
+                )
+            )
+    raise_all(InputError, problems)

@@ -1,6 +1,6 @@
 """Sampling with vLLM, in a process beside the trainer: weights go over as files in memory.
 
-The engine follows :class:`generate.Engine` in what it takes and gives: token ids, log-probs
+The engine follows :class:`engine.Engine` in what it takes and gives: token ids, log-probs
 under the distribution that was drawn from, the stop token as the last one. Every sample is a
 request with a seed of its own.
 
@@ -28,9 +28,9 @@ from torch import nn
 
 from nemotron_style.runtime.errors import InputError, Problem, StepFailed
 from nemotron_style.steps.blocks.data.tokenizer_files import export_tokenizer
-from nemotron_style.steps.blocks.generation.engine import Sample, refuse_unfit
+from nemotron_style.steps.blocks.generation.engine import BROKEN_LOGITS, Sample
 from nemotron_style.steps.blocks.generation.random_stream import sample_keys
-from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams, check_prompts
 from nemotron_style.steps.blocks.generation.vllm_weights import make_folder, plan_files
 from nemotron_style.steps.blocks.model.parallel import current_parallel
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
@@ -115,13 +115,13 @@ class VllmEngine:
         samples_per_prompt: int = 1,
         seed: int | Sequence[int],
     ) -> list[list[Sample]]:
-        """See :meth:`generate.Engine.generate`; what is drawn for a seed is not what that draws.
+        """See :meth:`engine.Engine.generate`; what is drawn for a seed is not what that draws.
 
         Raises InputError for prompts that do not fit and for settings that vLLM would change, and
         StepFailed when vLLM ended, failed, or gave log-probs that are not numbers.
         """
         assert self.tokenizer or not sampling.end_strings, "end strings need the tokens' text"
-        refuse_unfit(prompts, sampling, room=self.config.max_sequence_length)
+        check_prompts(prompts, sampling, room=self.config.max_sequence_length)
         if not self._loaded:
             self.update()
         drawn = self._ask(
@@ -279,7 +279,7 @@ def _free(device: torch.device) -> int:
 
 def _read(sample: dict[str, Any]) -> Sample:
     if not all(map(math.isfinite, sample["log_probs"])):
-        raise StepFailed("the model gave logits that are not finite: its weights are broken")
+        raise StepFailed(BROKEN_LOGITS)
     if sample["finish"] not in ("stop", "length"):
         what = "vLLM gave up a response"
         raise StepFailed(Problem(where=WHERE, what=what, got=str(sample["finish"])))

@@ -41,6 +41,7 @@ class Layout:
             prompt = torch.ones(width, self.prompt_width, dtype=torch.bool)
             return torch.cat([prompt, own], dim=1)[None, None]
         real = torch.arange(self.prompt_width, device=device) < self.prompt_lengths_P[:, None]
+        # [B, P] -> [B * N, R, P]: every token of every response sees its own prompt's real tokens
         real = real.repeat_interleave(count, dim=0)[:, None].expand(-1, width, -1)
         return torch.cat([real, own.expand(len(real), -1, -1)], dim=2)[:, None]
 
@@ -75,7 +76,7 @@ def rotary_tables(positions: Tensor, *, head_size: int, theta: float) -> tuple[T
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + half}) of ``[S, B, .., head size]`` by its angle."""
+    """Rotate each pair (x_i, x_{i + half}) of ``[S, B, .., head size]`` by its angle."""
     swapped = states.roll(states.shape[-1] // 2, dims=-1)
     return torch.addcmul(states * cos, swapped, sin)
 
@@ -87,17 +88,18 @@ class CoreAttention(nn.Module):
         super().__init__()
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, placed: AttentionContext
+        self, query: Tensor, key: Tensor, value: Tensor, context: AttentionContext
     ) -> Tensor:
         """``[S, B, groups, heads of a group, head size]`` to ``[S, B, heads * head size]``.
 
         Keys and values have one head in each group.
         """
-        cos, sin = placed.cos.to(query.dtype), placed.sin.to(query.dtype)
+        # Not by megatron-core, which knows a token's index in the row and not its position.
+        cos, sin = context.cos.to(query.dtype), context.sin.to(query.dtype)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         # [S, B, groups, heads, head size] -> [B, all heads, S, head size], views
         by_head = [states.flatten(2, 3).permute(1, 2, 0, 3) for states in (query, key, value)]
-        mixed = _causal(*by_head) if placed.mask is None else _shared_prefix(*by_head, placed)
+        mixed = _causal(*by_head) if context.mask is None else _shared_prefix(*by_head, context)
         return mixed.permute(2, 0, 1, 3).flatten(2)
 
 
@@ -107,11 +109,11 @@ def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     )
 
 
-def _shared_prefix(query: Tensor, key: Tensor, value: Tensor, placed: AttentionContext) -> Tensor:
+def _shared_prefix(query: Tensor, key: Tensor, value: Tensor, context: AttentionContext) -> Tensor:
     """``[B, heads, P + N * R, head size]`` each; the prompt once, then all responses at once."""
-    count = placed.layout.count
+    count = context.layout.count
     # Split, not sliced: the gradient of a slice is as large as the whole, and filled with zeros.
-    widths = [placed.layout.prompt_width, count * placed.layout.response_width]
+    widths = [context.layout.prompt_width, count * context.layout.response_width]
     (query_P, query), (key_P, key), (value_P, value) = (
         states.split(widths, dim=2) for states in (query, key, value)
     )
@@ -120,7 +122,7 @@ def _shared_prefix(query: Tensor, key: Tensor, value: Tensor, placed: AttentionC
         _by_response(query, count),
         _with_prompt(key_P, key, count),
         _with_prompt(value_P, value, count),
-        attn_mask=placed.mask,
+        attn_mask=context.mask,
         enable_gqa=query.shape[1] != key.shape[1],
     )
     batch, heads, _, size = query.shape

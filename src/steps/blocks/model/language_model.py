@@ -58,7 +58,7 @@ class LanguageModel(GPTModel):
 
     def hidden(self, packed: PackedBatch) -> Tensor:
         """Final hidden states ``[S, B, hidden]`` (those of this stage before the last one)."""
-        placed = AttentionContext(
+        context = AttentionContext(
             packed.layout,
             positions=packed.positions_BS,
             head_size=self.config.kv_channels,
@@ -67,7 +67,7 @@ class LanguageModel(GPTModel):
         embedded = None
         if self.pre_process:
             embedded = self.embedding(input_ids=packed.tokens_BS, position_ids=None)
-        return self.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=placed)
+        return self.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=context)
 
     def head(self, states: Tensor) -> Tensor:
         """Logits ``[.., vocabulary / tensor ranks]`` of states ``[.., hidden]``."""
@@ -89,7 +89,7 @@ def build_model(
 ) -> nn.Module:
     """This rank's part of the model, wrapped in megatron-core's DDP unless ``ddp`` is off.
 
-    Weights are drawn per tensor from ``seed`` and the tensor's name, so they are the same for
+    Weights are sampled per tensor from ``seed`` and the tensor's name, so they are the same for
     every division; ``initial`` is their standard deviation, None leaves them to be loaded.
     ``distributed_optimizer`` (CUDA) spreads optimizer state over data ranks.
     Raises InputError when the sizes cannot be divided by the parallel sizes in force.
@@ -161,10 +161,10 @@ def finish_gradients(models: list[nn.Module], *args: Any, **kwargs: Any) -> None
 
 @torch.no_grad()
 def initialise(model: LanguageModel, *, num_layers: int, seed: int, std: float) -> None:
-    """Draw every weight from a normal distribution of deviation ``std``; norms are ones.
+    """Sample every weight from a normal distribution of deviation ``std``; norms are ones.
 
     Matrices that write into the residual stream get ``std / sqrt(2 * num_layers)``. A slice of a
-    divided tensor is cut from the tensor drawn whole.
+    divided tensor is cut from the tensor sampled whole.
     """
     for shard in shards(model):
         if len(shard.full_shape) == 1:

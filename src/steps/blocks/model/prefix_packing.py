@@ -147,6 +147,7 @@ def _pack_shared(groups: Sequence[Group]) -> PackedBatch:
     prompts = _padded([group.prompt_ids for group in groups], prompt_width)
     responses = _padded([ids for group in groups for ids in group.responses_ids], response_width)
     tokens = torch.cat([prompts, responses.view(len(groups), -1)], dim=1)
+    # All responses of a row begin at the same position, the one behind their prompt's real tokens.
     after = (lengths_P[:, None] + torch.arange(response_width)).repeat(1, count)
     positions = torch.cat([torch.arange(prompt_width).expand(len(groups), -1), after], dim=1)
     layout = Layout(
@@ -167,7 +168,10 @@ def _pack_shared(groups: Sequence[Group]) -> PackedBatch:
 
 
 def _predictors_of(length: int, *, after: int, start: int) -> list[int]:
-    """Where the states stand that predict a response at ``start``, the first ``after`` a prompt."""
+    """Columns whose states predict a response that begins at column ``start``.
+
+    The first token is predicted by the last real token of the prompt, at column ``after``.
+    """
     return [after, *range(start, start + length - 1)] if length else []
 
 
@@ -182,7 +186,8 @@ def _packed(
     rows, count = len(labels), len(labels[0])
     lengths = torch.tensor([[len(ids) for ids in row] for row in labels])
     width = max(1, int(lengths.max()))
-    flat = [place * rows + row for row, at in enumerate(predictors) for place in chain(*at)]
+    # hidden states are [S, B, ..] and are flattened over both, hence column * B + row
+    flat = [column * rows + row for row, at in enumerate(predictors) for column in chain(*at)]
     return PackedBatch(
         tokens_BS=tokens,
         positions_BS=positions,

@@ -46,9 +46,9 @@ class Layer(TransformerLayer):
 
 
 class Attention(SelfAttention):
-    """Queries, keys and values from one product; rotary positions and mask from the placement."""
+    """Queries, keys and values from one product; rotary positions and mask from the context."""
 
-    def forward(self, hidden_states: Tensor, placed: AttentionContext) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor, context: AttentionContext) -> tuple[Tensor, None]:
         """``[S, B, hidden]`` to the same shape."""
         product, _ = self.linear_qkv(hidden_states)
         size = self.hidden_size_per_attention_head
@@ -57,7 +57,7 @@ class Attention(SelfAttention):
         by_group = product.unflatten(-1, (groups, -1, size))
         heads = by_group.shape[3] - 2
         query, key, value = by_group.split([heads, 1, 1], dim=3)
-        return self.linear_proj(self.core_attention(query, key, value, placed))
+        return self.linear_proj(self.core_attention(query, key, value, context))
 
 
 class ColumnLinear(ColumnParallelLinear):

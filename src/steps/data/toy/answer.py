@@ -1,4 +1,4 @@
-"""Questions of the toy, and the adjectives of answers to them, drawn in several ways."""
+"""Questions of the toy, and the adjectives of answers to them, sampled in several ways."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Pair = tuple[str, str]
 def sample_plain(truth: Truth, noun: str, rng: random.Random, *, care: float = 1.0) -> list[str]:
     """Adjectives of an ordinary answer: in half of the answers all fit, in others as it happens.
 
-    With ``care`` 1/2 only the luckiest fit throughout, and with 0 all are drawn at random.
+    With ``care`` 1/2 only the luckiest fit throughout, and with 0 all are random.
     """
     fitting, sure = truth.fitting(noun), 2 * care * rng.random()
     wanted = rng.randint(1, LEVELS)
@@ -35,7 +35,7 @@ def sample_varied(truth: Truth, noun: str, rng: random.Random) -> list[str]:
 
 
 def sample_any(truth: Truth, noun: str, rng: random.Random) -> list[str]:
-    """Adjectives to be judged: like :func:`draw_varied`, but some twice, and a few too many.
+    """Adjectives to be judged: like :func:`sample_varied`, but some twice, and a few too many.
 
     A model that is sampled from says such things, and the attributes of those must be right too.
     Short answers are more frequent: they say most plainly which adjective fits.

@@ -42,7 +42,7 @@ def comparison_rows(
     truth: Truth, pairs: list[Pair], count: int, rng: random.Random
 ) -> Iterator[dict[str, Any]]:
     """Rows to train a judge on: a prompt, two answers, and the judgement."""
-    for one in _draw(truth, pairs, count, rng):
+    for one in _sample_comparisons(truth, pairs, count, rng):
         judgement = judge(truth, one.noun, one.answers, one.scores)
         yield {"messages": [*one.messages, {"role": "assistant", "content": judgement}]}
 
@@ -51,7 +51,7 @@ def heldout_rows(
     truth: Truth, pairs: list[Pair], count: int, rng: random.Random
 ) -> Iterator[dict[str, Any]]:
     """Rows to measure a judge by: a prompt, two answers, and the scores that they deserve."""
-    for one in _draw(truth, pairs, count, rng):
+    for one in _sample_comparisons(truth, pairs, count, rng):
         known = dict(zip(("score_1", "score_2"), one.scores, strict=True))
         yield {"messages": one.messages, "truth": known}
 
@@ -75,7 +75,7 @@ def rank(score_1: int, score_2: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _Comparison:
     """A question to a judge: what is asked about, two answers' words, and their scores, 1 to 5."""
 
     noun: str
@@ -84,7 +84,9 @@ class _Drawn:
     scores: Sequence[int]
 
 
-def _draw(truth: Truth, pairs: list[Pair], count: int, rng: random.Random) -> Iterator[_Drawn]:
+def _sample_comparisons(
+    truth: Truth, pairs: list[Pair], count: int, rng: random.Random
+) -> Iterator[_Comparison]:
     for _ in range(count):
         noun, context = rng.choice(pairs)
         question = ask(truth, (noun, context))
@@ -93,7 +95,7 @@ def _draw(truth: Truth, pairs: list[Pair], count: int, rng: random.Random) -> It
         said = [{"role": f"response_{n}", "content": text} for n, text in enumerate(texts, 1)]
         labels = [truth.score(question["content"], text) for text in texts]
         scores = [label["helpfulness"] + 1 for label in labels]
-        yield _Drawn(noun, [question, *said], answers, scores)
+        yield _Comparison(noun, [question, *said], answers, scores)
 
 
 def _answer(truth: Truth, noun: str, rng: random.Random) -> Words:

@@ -30,8 +30,8 @@ from nemotron_style.steps.data.toy.comparison import comparison_rows, heldout_ro
 from nemotron_style.steps.data.toy.config import Config, Rows
 from nemotron_style.steps.data.toy.vocabulary import ADJECTIVES, CONTEXTS, NOUNS
 
-Draw = Callable[[Truth, list[Pair], int, random.Random], Iterator[dict[str, Any]]]
-"""So many rows about random pairs of a list."""
+RowMaker = Callable[[Truth, list[Pair], int, random.Random], Iterator[dict[str, Any]]]
+"""A number of rows about random pairs of a list."""
 
 
 def run(config: Config, ctx: StepContext) -> None:
@@ -48,10 +48,10 @@ def run(config: Config, ctx: StepContext) -> None:
         ctx.say(f"{slot}: {count} prompts")
 
     # -- rows: a stream of random numbers for each slot, so that one's length leaves the others be
-    draw = partial(draw_rows, shares=config.rows)
-    slots: dict[str, tuple[Draw, list[Pair]]] = {
-        "train": (draw, seen),
-        "validation": (draw, heldout),
+    training_rows = partial(make_rows, shares=config.rows)
+    slots: dict[str, tuple[RowMaker, list[Pair]]] = {
+        "train": (training_rows, seen),
+        "validation": (training_rows, heldout),
         # answers of every quality with what they are worth, and two of them compared: for judges
         "rated": (rate_rows, seen),
         "rated_heldout": (rate_rows, heldout),
@@ -91,7 +91,7 @@ def split_pairs(truth: Truth, *, share: float, seed: int) -> tuple[list[Pair], l
     return seen, heldout
 
 
-def draw_rows(
+def make_rows(
     truth: Truth, pairs: list[Pair], count: int, rng: random.Random, *, shares: Rows
 ) -> Iterator[dict[str, Any]]:
     """Rows of the three kinds, each about a random pair."""

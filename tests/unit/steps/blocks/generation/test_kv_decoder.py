@@ -51,7 +51,7 @@ def test_logits_are_those_of_the_model(
     cache = decoder.cache(4, 20)
     for slot, length in enumerate(lengths):
         prefix = decoder.prefill(rows[slot : slot + 1, :length])
-        cache.place(prefix, slice(slot, slot + 1))
+        cache.start(prefix, slice(slot, slot + 1))
         torch.testing.assert_close(prefix.logits_PV[0], wanted[slot, length - 1], **CLOSE)
     order = [0, 1, 2]
     for step in range(8):
