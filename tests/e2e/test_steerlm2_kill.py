@@ -17,6 +17,8 @@ import pytest
 import steerlm2_world
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.store.store import Store
+from nemotron_style.steps.sft.steerlm2.config import Config
+from nemotron_style.steps.sft.steerlm2.recipe import run
 
 COMMAND = [
     *("steps", "run", "sft/steerlm2", "-c", "tiny", "--json"),
@@ -90,22 +92,24 @@ def test_killed_at_random_and_run_again_gives_the_same_weights(tmp_path):
     world = steerlm2_world.make_world(tmp_path / "world")
     world.data("train", world.train)
     world.data("validation", world.validation)
-    untouched, killed = tmp_path / "untouched", tmp_path / "killed"
-    for store in (untouched, killed):
-        shutil.copytree(world.store.root, store)
-
-    finish(untouched)
-    (expected,) = produced(untouched)
+    killed = tmp_path / "killed"
+    shutil.copytree(world.store.root, killed)
 
     draw = random.Random(os.environ.get("STEERLM2_KILL_SEED", "1"))
     for attempt, line in enumerate(sorted(draw.sample(range(1, STEPS), KILLS)), start=1):
-        code = kill_at(store, attempt=attempt, line=line)
+        code = kill_at(killed, attempt=attempt, line=line)
         assert code == 1
         assert produced(killed) == []
     finish(killed)
 
+    (run_dir,) = killed.glob("runs/sft-steerlm2-*")
+    config = Config.model_validate(json.loads((run_dir / "plan.json").read_text())["config"])
+    untouched = world.context(tmp_path / "untouched")
+    run(config, untouched)
+    expected = untouched.output("model").facts
+
     (artifact,) = produced(killed)
-    assert artifact.facts["weights_digest"] == expected.facts["weights_digest"]
-    assert artifact.facts["best_step"] == expected.facts["best_step"]
+    assert artifact.facts["weights_digest"] == expected["weights_digest"]
+    assert artifact.facts["best_step"] == expected["best_step"]
     assert Store(killed).verify(artifact, deep=True) == []
     assert len(artifact.record.producer.attempts) == KILLS + 1
