@@ -1,8 +1,7 @@
-"""Processes of this machine, told apart for certain.
+"""Processes of this machine, identified for certain.
 
-A process id alone is used again after its process has ended; together with the time it started
-and the boot it started in, it names one process only. A zombie counts as dead: nothing more will
-come of it.
+A process id is used again after its process has ended; together with the time it started and the
+boot it started in, it names one process only. A zombie counts as dead: it does nothing any more.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from typing import Any
 
 
 def identify_process(pid: int) -> dict[str, Any]:
-    """What is written down about a process, to find out later whether it still lives."""
+    """The identity of a process, to be stored, by which :func:`is_alive` finds it again."""
     state = _read_state(pid)
     return {"pid": pid, "ticks": state[1] if state else -1, "boot": _boot()}
 
 
 def is_alive(identity: Mapping[str, Any]) -> bool:
-    """Whether the very process of :func:`identify_process` still runs."""
+    """Whether the process that :func:`identify_process` identified still runs."""
     if identity.get("boot") != _boot():
         return False
     state = _read_state(int(identity.get("pid", -1)))
@@ -45,25 +44,25 @@ def find_marked(mark: str) -> list[int]:
     broken: ranks whose launcher was killed, a worker in a container.
     """
     wanted = mark.encode(errors="surrogateescape")
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            environment = Path(f"/proc/{name}/environ").read_bytes()
-            state = _read_state(int(name)) if wanted in environment.split(b"\0") else None
-            found += [int(name)] if state and state[0] not in "ZX" else []
-    return found
+    marked = []
+    for pid in _all_pids():
+        with contextlib.suppress(OSError):  # it ended meanwhile, or belongs to somebody else
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            state = _read_state(pid) if wanted in environment.split(b"\0") else None
+            marked += [pid] if state and state[0] not in "ZX" else []
+    return marked
 
 
 def _descendants(pid: int) -> list[int]:
-    parents = {}
-    for name in os.listdir("/proc"):
-        fields = _read_stat(int(name)) if name.isdigit() else None
-        if fields:
-            parents[int(name)] = int(fields[1])
-    found = [pid]
-    for parent in found:
-        found += [child for child, its_parent in parents.items() if its_parent == parent]
-    return found[1:]
+    parents = {child: int(fields[1]) for child in _all_pids() if (fields := _read_stat(child))}
+    family = [pid]
+    for member in family:  # it grows while it is read
+        family += [child for child, parent in parents.items() if parent == member]
+    return family[1:]
+
+
+def _all_pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def _read_state(pid: int) -> tuple[str, int] | None:

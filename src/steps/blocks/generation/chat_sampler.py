@@ -213,7 +213,11 @@ def without_label(requests: Sequence[Request]) -> list[Request]:
 
 
 def load_chat_sampler(
-    path: Path, *, tokens: ChatPromptTokens | None = None, half: bool = False
+    path: Path,
+    *,
+    tokens: ChatPromptTokens | None = None,
+    half: bool = False,
+    max_rows: int = 512,
 ) -> ChatSampler:
     """The model of a checkpoint directory, ready to sample; ``half`` runs it in bfloat16.
 
@@ -221,4 +225,5 @@ def load_chat_sampler(
     """
     model, config = load_model(path, dtype=torch.bfloat16 if half else torch.float32, ddp=False)
     tokenizer = Tokenizer(path / TOKENIZER)
-    return ChatSampler(model.eval(), config, tokenizer, open_chat(tokenizer, tokens))
+    chat = open_chat(tokenizer, tokens)
+    return ChatSampler(model.eval(), config, tokenizer, chat, max_rows=max_rows)

@@ -60,7 +60,12 @@ def sample_shards(config: Config, ctx: StepContext, shards: Sequence[Shard]) -> 
             raise Interrupted("stopped between two shards; the same command goes on from here")
         if slot not in samplers:
             samplers.clear()  # memory holds one model at a time
-            samplers[slot] = load_sampler(config, ctx, slot)
+            samplers[slot] = load_chat_sampler(
+                ctx.input(slot).path,
+                tokens=config.model.data.chat_prompt_tokens,
+                half=config.trainer.half,
+                max_rows=config.sampling.max_rows,
+            )
         rows = sample_answers(config, samplers[slot], requests)
         write_rows(ctx.checkpoints.stage(number) / FILE, ({"answers": answers} for answers in rows))
         # Every shard is kept: the matches are read from all of them.
@@ -69,14 +74,6 @@ def sample_shards(config: Config, ctx: StepContext, shards: Sequence[Shard]) -> 
         finished = sum(text is not None for text in texts)
         ctx.metrics.log(number, finished_share=finished / len(texts))
         yield number
-
-
-def load_sampler(config: Config, ctx: StepContext, slot: str) -> ChatSampler:
-    """The model of a slot, ready to answer."""
-    tokens, half = config.model.data.chat_prompt_tokens, config.trainer.half
-    sampler = load_chat_sampler(ctx.input(slot).path, tokens=tokens, half=half)
-    sampler.max_rows = config.sampling.max_rows
-    return sampler
 
 
 def sample_answers(

@@ -10,6 +10,7 @@ from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.steps.blocks.data.chat_format import ModelData
 from nemotron_style.steps.blocks.http.endpoint import read_address
 from nemotron_style.steps.blocks.settings.training_config import CheckpointPath, Precision
+from nemotron_style.steps.blocks.settings.waiting_config import Waiting
 
 
 class Models(Section):
@@ -41,16 +42,6 @@ class Sampling(Section):
         if self.temperature == 0 and self.num_samples > 1:
             raise ValueError("num_samples must be 1 at temperature 0: the others would be the same")
         return self
-
-
-class Waiting(Section):
-    """How long and how often the judge is asked; see ``http.retry.RetryPolicy``."""
-
-    ready_seconds: float = cosmetic(default=600.0, gt=0, description="until it must be ready")
-    tries: int = cosmetic(default=8, ge=1, description="of each question")
-    timeout: float = cosmetic(default=120.0, gt=0, description="seconds of one try")
-    first_pause: float = cosmetic(default=0.5, ge=0, description="seconds; doubled each time")
-    longest_pause: float = cosmetic(default=30.0, ge=0)
 
 
 class Judge(Section):

@@ -116,12 +116,14 @@ def plan_requests(config: Config, ctx: StepContext, truth: Truth | None) -> list
 def load_sampler(config: Config, ctx: StepContext, slot: str) -> ChatSampler:
     """The model of a slot, ready to answer; its digest goes with the results."""
     artifact = ctx.input(slot)
-    tokens, half = config.model.data.chat_prompt_tokens, config.trainer.half
-    sampler = load_chat_sampler(artifact.path, tokens=tokens, half=half)
-    sampler.max_rows = config.sampling.max_rows
     digest = artifact.facts.get("weights_digest") or weights_digest(artifact.path)
     ctx.output("results").note(**{f"{slot}_digest": digest, f"{slot}_ref": artifact.ref})
-    return sampler
+    return load_chat_sampler(
+        artifact.path,
+        tokens=config.model.data.chat_prompt_tokens,
+        half=config.trainer.half,
+        max_rows=config.sampling.max_rows,
+    )
 
 
 def sample_outcomes(

@@ -17,6 +17,7 @@ from nemotron_style.steps.blocks.settings import training_config
 from nemotron_style.steps.blocks.settings.fixed_value import fixed
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.training_config import AlignerJob, Count, Length
+from nemotron_style.steps.blocks.settings.waiting_config import Waiting
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 _WHOLE = "sampling in the training process needs the whole model in each process"
@@ -48,16 +49,6 @@ class RewardModelAddress(Section):
     name: str | None = cosmetic(default=None)
     ip: str | None = None
     port: Port | None = None
-
-
-class Waiting(Section):
-    """How long and how often the reward model is asked; see ``http.retry.RetryPolicy``."""
-
-    ready_seconds: float = cosmetic(default=600.0, gt=0, description="until it must be ready")
-    tries: int = cosmetic(default=8, ge=1, description="of each request")
-    timeout: float = cosmetic(default=120.0, gt=0, description="seconds of one try")
-    first_pause: float = cosmetic(default=0.5, ge=0, description="seconds; doubled each time")
-    longest_pause: float = cosmetic(default=30.0, ge=0)
 
 
 class RemoteRm(Section):
