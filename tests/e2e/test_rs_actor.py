@@ -225,10 +225,11 @@ def test_another_reward_model_does_not_continue_a_run(small_toy: Any, tmp_path: 
 def test_stopped_and_continued_ends_bit_identical(
     small_toy: Any, whole: StepContext, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ctx = context(small_toy, tmp_path, stop=Stop())
+    stop = Stop()
+    ctx = context(small_toy, tmp_path, stop=stop)
 
     def watch(done: int, _total: int, **_figures: float) -> None:
-        ctx._stop.requested = done >= step
+        stop.requested = done >= step
 
     monkeypatch.setattr(ctx, "progress", watch)
     with faulty.Faulty() as server:

@@ -56,7 +56,7 @@ from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.metric_plot import draw_metrics
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
-from nemotron_style.steps.blocks.training.training_state import load_state, save_state
+from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.rl.rlhf.advantages import build_samples, shape_rewards
 from nemotron_style.steps.rl.rlhf.check import (
     PROBED,
@@ -127,13 +127,10 @@ def run(config: Config, ctx: StepContext) -> None:
     sampler = RolloutSampler(Engine(model, sizes), rank_zero, tokenizer, chat, sampling)
     with open_judge(config, ctx, rank_zero) as judge:
         ctx.say(f"judge {judge.identity}")
-        state, done = RunState(judge=judge.identity), 0
-        newest = ctx.checkpoints.newest()
-        if newest:
-            state, done = RunState.load(load_state(newest.path, model, optimizer)), newest.step
-            check_same_judge(state.judge, judge.identity)
-            ctx.say(f"continuing after step {done}")
-        ctx.metrics.rewind(done if newest else -1)
+        checkpoint = TrainingState(ctx, model, optimizer)
+        done, stored = checkpoint.restore()
+        state = RunState.load(stored) if stored else RunState(judge=judge.identity)
+        check_same_judge(state.judge, judge.identity)
         validation = Validation(config, held_out, sampler, judge, truth)
 
         def validate(step: int) -> None:
@@ -143,9 +140,8 @@ def run(config: Config, ctx: StepContext) -> None:
             state.validated, state.validation = step, metrics
 
         def save(step: int) -> None:
-            save_state(ctx.checkpoints.stage(step), model, optimizer, extra=state.stored())
-            ctx.checkpoints.commit(step, keep=config.checkpointing.keep_top_k or steps + 1)
-            dist.barrier()
+            keep = config.checkpointing.keep_top_k or steps + 1
+            checkpoint.save(step, state.stored(), keep=keep)
 
         # -- the gate: sampler, trainer, reference and judge must agree before anything is trained
         group_size, max_error = grpo.num_generations_per_prompt, grpo.seq_logprob_error_threshold

@@ -55,7 +55,7 @@ from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
 from nemotron_style.steps.blocks.training.metric_plot import copy_logs, draw_metrics
 from nemotron_style.steps.blocks.training.microbatch import accumulate_nll, count_tokens
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
-from nemotron_style.steps.blocks.training.training_state import load_state, save_state
+from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.rs.actor.best_of_n import bound_kl, bound_win_rate, choose
 from nemotron_style.steps.rs.actor.check import (
     check_prompts,
@@ -114,7 +114,7 @@ def run(config: Config, ctx: StepContext) -> None:
 
     # -- the policy, the model it started from, and the reward model
     dtype = torch.bfloat16 if config.trainer.half else torch.float32
-    distributed = config.model.optim.name == "distributed_fused_adam"
+    distributed = config.model.optim.distributed
     model, sizes = load_model(source.path, dtype=dtype, distributed_optimizer=distributed)
     start, _ = load_model(source.path, dtype=dtype, ddp=False)
     optimizer = build_optimizer(model, config.model.optim, gradient_clip=settings.gradient_clip_val)
@@ -123,13 +123,10 @@ def run(config: Config, ctx: StepContext) -> None:
     with closing(engine), RewardPool(client) as reward_pool:
         health = reward_pool.wait_ready(config.remote_rm.waiting.ready_seconds)
         ctx.say(f"reward model {health.model}, scores of {', '.join(health.outputs)}")
-        state, done = RunState(reward_model=health.model), 0
-        newest = ctx.checkpoints.newest()
-        if newest:
-            state, done = RunState.load(load_state(newest.path, model, optimizer)), newest.step
-            check_reward_model(state.reward_model, health.model)
-            ctx.say(f"continuing after step {done}")
-        ctx.metrics.rewind(done if newest else -1)
+        checkpoint = TrainingState(ctx, model, optimizer)
+        done, stored = checkpoint.restore()
+        state = RunState.load(stored) if stored else RunState(reward_model=health.model)
+        check_reward_model(state.reward_model, health.model)
         sampler = RolloutSampler(engine, reward_pool, tokenizer, chat, params)
         validation = Validation(config, held_out, sampler, truth)
 
@@ -144,11 +141,8 @@ def run(config: Config, ctx: StepContext) -> None:
             ctx.say(f"step {step}: {', '.join(means)}")
 
         def save(step: int) -> None:
-            save_state(ctx.checkpoints.stage(step), model, optimizer, extra=state.stored())
-            ctx.checkpoints.commit(
-                step, keep=config.exp_manager.checkpoint_callback_params.save_top_k
-            )
-            dist.barrier()
+            keep = config.exp_manager.checkpoint_callback_params.save_top_k
+            checkpoint.save(step, state.stored(), keep=keep)
 
         # -- the gate: the trainer must see the engine's samples as the engine does
         engine.update()

@@ -1,0 +1,59 @@
+"""Prompts that leave room for a response."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nemotron_style.runtime.errors import InputError
+from nemotron_style.steps.blocks.data.prompt import PromptReader
+
+
+class Letters:
+    """A token a letter."""
+
+    def encode(self, text, *, control):
+        return list(text.encode())
+
+
+class Chat:
+    """The text of the last turn."""
+
+    def prompt(self, conversation):
+        return conversation.turns[-1].value
+
+
+def reader(max_new_tokens):
+    return PromptReader(Letters(), Chat(), 8, max_new_tokens, "sampling.length")
+
+
+def write(path, *texts, **more):
+    rows = [{"messages": [{"role": "user", "content": text}], **more} for text in texts]
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_prompt_is_read_and_answered(tmp_path):
+    [prompt] = reader(4).read(write(tmp_path, "abcd"))
+    assert (prompt.ids, prompt.question, prompt.principle) == ([97, 98, 99, 100], "abcd", None)
+    assert prompt.answered("e")[-1] == {"role": "assistant", "content": "e"}
+
+
+def test_prompts_that_are_too_long_are_named_with_their_lines(tmp_path):
+    with pytest.raises(InputError, match=r"rows.jsonl:2: the prompt leaves no room.*4: the cont"):
+        reader(4).read(write(tmp_path, "abcd", "abcde"))
+
+
+def test_a_principle_is_a_text(tmp_path):
+    [prompt] = reader(4).read(write(tmp_path, "a", principle="short"), lambda row: row["messages"])
+    assert prompt.principle == "short"
+    with pytest.raises(InputError, match="a principle is a text"):
+        reader(4).read(write(tmp_path, "a", principle=3), lambda row: row["messages"])
+    with pytest.raises(InputError, match="unknown key"):
+        reader(4).read(write(tmp_path, "a", principle="short"))
+
+
+def test_a_response_of_the_whole_context_is_refused():
+    with pytest.raises(InputError, match=r"sampling\.length: leaves no room.*allowed: 1 to 7"):
+        reader(8)
