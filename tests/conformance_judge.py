@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from nemotron_style.steps.blocks.judge.client import JudgeClient, JudgeFailure
 from nemotron_style.steps.blocks.judge.group_judge import AnswerGroup, name_question
 from nemotron_style.steps.blocks.judge.pairing import ComparisonPlan, Pair, choose_pairs
 from nemotron_style.steps.blocks.judge.prompt import Question, ask_messages, shown
-from nemotron_style.steps.blocks.judge.verdict import Verdict, read_gym_verdict
+from nemotron_style.steps.blocks.judge.verdict import EVEN, KEYS, Verdict, iter_objects
 
 Case = Mapping[str, Any]
 Outcome = dict[str, Any]
@@ -37,6 +38,25 @@ AGGREGATION = (
     "group_style_penalty_coeff",
     "default_score",
 )
+
+
+def read_gym_verdict(
+    text: str, *, default_score: float = 3.0, default_ranking: float = EVEN
+) -> Verdict | None:
+    """The verdict that NeMo-Gym 0.7.0 reads, None where it falls back on its defaults.
+
+    A missing value is a default, nothing is out of range, and the first object that can be read
+    counts, whatever stood before it.
+    """
+    defaults = dict(zip(KEYS, (default_score, default_score, default_ranking), strict=True))
+    for found in iter_objects(text):
+        try:
+            numbers = [float(found.get(key, defaults[key])) for key in KEYS]
+        except (TypeError, ValueError, OverflowError):
+            continue
+        if all(map(math.isfinite, numbers)):
+            return Verdict(*numbers)
+    return None
 
 
 def run_pairs(case: Case) -> Outcome:

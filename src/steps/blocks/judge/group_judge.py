@@ -1,4 +1,4 @@
-"""A step's groups of answers, judged: pairs out, rewards back, failures masked; no torch.
+"""Rewards for a step's groups of answers, from a judge that compares them in pairs; no torch.
 
 A group with a single failed comparison has no rewards at all: its answers would be compared on
 unequal terms, or with a number that nobody gave. Such groups are masked, counted and named; above
@@ -29,7 +29,7 @@ from nemotron_style.steps.blocks.judge.prompt import Message, Question
 from nemotron_style.steps.blocks.judge.verdict import Verdict
 
 ROUNDING = 1e-9
-"""0.29 of 100 judgements are 29, not 28."""
+"""Else a budget of 0.29 would allow 28 failures of 100: ``0.29 * 100`` is 28.999..."""
 
 UNREADABLE = ("unparseable", "empty", "unfinished")
 """Faults of answers that came whole and held no verdict."""
@@ -39,10 +39,12 @@ OUTCOMES = ("verdicts", "cached", "given_up")
 
 LOGGED = "judge/"
 
+Judgement = tuple[Pair, Verdict | JudgeFailure]
+
 
 @dataclass(frozen=True)
 class AnswerGroup:
-    """A prompt and what the policy answered to it; ``prompt`` names it, in one step only once."""
+    """A prompt and the policy's answers to it; ``prompt`` is its name, unique within a step."""
 
     prompt: str
     history: tuple[Message, ...]
@@ -60,12 +62,12 @@ class JudgedGroups:
     rewards: Sequence[Sequence[float] | None]
     failures: Sequence[JudgeFailure]
     metrics: Mapping[str, float]
-    verdicts: Sequence[Sequence[tuple[Pair, Verdict | JudgeFailure]]] = ()
+    verdicts: Sequence[Sequence[Judgement]] = ()
 
 
 def judge_groups(
     client: JudgeClient,
-    contests: Sequence[AnswerGroup],
+    groups: Sequence[AnswerGroup],
     *,
     step: int,
     plan: ComparisonPlan,
@@ -76,91 +78,85 @@ def judge_groups(
     A group of fewer than two answers cannot be judged and is masked. Raises ``JudgeUnavailable``
     when more judgements fail than the plan's budget allows.
     """
-    before = client.counts
-    pairs = [plan.pairs(len(one.answers)) if len(one.answers) > 1 else [] for one in contests]
-    asked = [
-        name_question(contest, pair, step=step, principle=plan.principle(contest.principle))
-        for contest, chosen in zip(contests, pairs, strict=True)
-        for pair in chosen
+    counts_before = client.counts
+    pairs = [plan.pairs(len(group.answers)) if len(group.answers) > 1 else [] for group in groups]
+    questions = [
+        name_question(group, pair, step=step, principle=plan.principle(group.principle))
+        for group, own in zip(groups, pairs, strict=True)
+        for pair in own
     ]
-    most = floor(plan.failure_budget * len(asked) + ROUNDING)
-    found = iter(client.judge(asked, most_failures=most))
-    results = [[next(found) for _ in chosen] for chosen in pairs]
+    # one list for all groups: the judge is kept busy, and the budget is that of the step
+    most_failures = floor(plan.failure_budget * len(questions) + ROUNDING)
+    answers = iter(client.judge(questions, most_failures=most_failures))
+    verdicts = [[(pair, next(answers)) for pair in own] for own in pairs]
+    judgements = [verdict for own in verdicts for _, verdict in own]
+    failures = [each for each in judgements if isinstance(each, JudgeFailure)]
     rewards = [
-        _group_rewards(contest, chosen, outcome, aggregation)
-        for contest, chosen, outcome in zip(contests, pairs, results, strict=True)
+        _group_rewards(group, own, aggregation) for group, own in zip(groups, verdicts, strict=True)
     ]
-    failures = [one for group in results for one in group if isinstance(one, JudgeFailure)]
+    counts = {name: value - counts_before.get(name, 0) for name, value in client.counts.items()}
     metrics = {
-        **verdict_metrics([one for group in results for one in group if isinstance(one, Verdict)]),
-        **_failure_metrics(before, client.counts, len(asked), len(failures)),
-        **_agreement(pairs, results),
+        **verdict_metrics([each for each in judgements if isinstance(each, Verdict)]),
+        **_failure_rates(counts, len(questions), len(failures)),
+        **{name: float(value) for name, value in counts.items() if value},
+        **_mean_agreement(verdicts),
         "masked_groups": sum(each is None for each in rewards),
     }
-    named = {f"{LOGGED}{name}": value for name, value in metrics.items()}
-    told = [list(zip(*each, strict=True)) for each in zip(pairs, results, strict=True)]
-    return JudgedGroups(rewards, failures, named, told)
+    logged = {f"{LOGGED}{name}": value for name, value in metrics.items()}
+    return JudgedGroups(rewards, failures, logged, verdicts)
 
 
 def name_question(
-    contest: AnswerGroup, pair: Pair, *, step: int, principle: str | None
+    group: AnswerGroup, pair: Pair, *, step: int, principle: str | None
 ) -> NamedQuestion:
     """The question about a pair, under the name ``step/prompt/first/second/judge``."""
-    first, second = (contest.answers[index].text for index in (pair.first, pair.second))
-    name = (step, contest.prompt, pair.first, pair.second, pair.judge)
-    return NamedQuestion(name, Question(tuple(contest.history), first, second, principle))
+    first, second = (group.answers[index].text for index in (pair.first, pair.second))
+    name = (step, group.prompt, pair.first, pair.second, pair.judge)
+    return NamedQuestion(name, Question(tuple(group.history), first, second, principle))
 
 
 def _group_rewards(
-    contest: AnswerGroup,
-    pairs: Sequence[Pair],
-    outcome: Sequence[Verdict | JudgeFailure],
-    aggregation: Aggregation,
+    group: AnswerGroup, judgements: Sequence[Judgement], aggregation: Aggregation
 ) -> Sequence[float] | None:
-    verdicts = [one for one in outcome if isinstance(one, Verdict)]
-    if not pairs or len(verdicts) < len(pairs):
+    """None for a group without pairs, or with one that has no verdict."""
+    pairs, verdicts = _with_verdict(judgements)
+    if not pairs or len(pairs) < len(judgements):
         return None
-    return aggregate(contest.answers, pairs, verdicts, aggregation).rewards
+    return aggregate(group.answers, pairs, verdicts, aggregation).rewards
 
 
-def _failure_metrics(
-    before: Mapping[str, int], after: Mapping[str, int], asked: int, failed: int
-) -> dict[str, float]:
-    """Failures of judgements, and the share of the judge's answers that held no verdict."""
-    made = {name: after[name] - before.get(name, 0) for name in after}
-    rates = _rates(made, asked, failed)
-    return {**rates, **{name: float(value) for name, value in made.items() if value}}
+def _with_verdict(judgements: Sequence[Judgement]) -> tuple[list[Pair], list[Verdict]]:
+    """The pairs that have a verdict, and their verdicts."""
+    judged = [(pair, each) for pair, each in judgements if isinstance(each, Verdict)]
+    return [pair for pair, _ in judged], [verdict for _, verdict in judged]
 
 
 def sum_failures(lines: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """``parse_failure_rate`` and ``failed_share`` of a whole run, from what its steps logged.
 
-    A verdict that was found again after a kill is a judgement, and no new answer of the judge.
+    A verdict that the cache had after a restart is a judgement, and no new answer of the judge.
     """
-    made: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for line in lines:
-        made.update({k.removeprefix(LOGGED): v for k, v in line.items() if k.startswith(LOGGED)})
-    return _rates(made, sum(made[name] for name in OUTCOMES), made["given_up"])
+        counts.update({k.removeprefix(LOGGED): v for k, v in line.items() if k.startswith(LOGGED)})
+    return _failure_rates(counts, sum(counts[name] for name in OUTCOMES), counts["given_up"])
 
 
-def _rates(made: Mapping[str, float], asked: float, failed: float) -> dict[str, float]:
-    answers = made.get("answers", 0)
-    unreadable = sum(made.get(f"failed_{kind}", 0) for kind in UNREADABLE)
-    rates = {"parse_failure_rate": unreadable / answers} if answers else {}
-    return rates | ({"failed_share": failed / asked} if asked else {})
-
-
-def _agreement(
-    pairs: Sequence[Sequence[Pair]], results: Sequence[Sequence[Verdict | JudgeFailure]]
+def _failure_rates(
+    counts: Mapping[str, float], questions: float, failures: float
 ) -> dict[str, float]:
+    """The shares of answers that held no verdict, and of questions that got none."""
+    answers = counts.get("answers", 0)
+    unreadable = sum(counts.get(f"failed_{kind}", 0) for kind in UNREADABLE)
+    rates = {"parse_failure_rate": unreadable / answers} if answers else {}
+    return rates | ({"failed_share": failures / questions} if questions else {})
+
+
+def _mean_agreement(groups: Sequence[Sequence[Judgement]]) -> dict[str, float]:
     """How often the judge keeps to its choice when the order is swapped, where both were asked."""
     shares = []
-    for chosen, outcome in zip(pairs, results, strict=True):
-        told = [
-            (p, one.preference)
-            for p, one in zip(chosen, outcome, strict=True)
-            if isinstance(one, Verdict)
-        ]
-        share = swap_agreement([p for p, _ in told], [value for _, value in told])
-        shares += [] if share is None else [share]
-    return {"swap_agreement": fmean(shares)} if shares else {}
+    for judgements in groups:
+        pairs, verdicts = _with_verdict(judgements)
+        shares.append(swap_agreement(pairs, [verdict.preference for verdict in verdicts]))
+    known = [share for share in shares if share is not None]
+    return {"swap_agreement": fmean(known)} if known else {}

@@ -1,28 +1,29 @@
-"""What a judge said, read from its text: two scores and a ranking, or nothing.
+"""The verdict in a judge's answer: two scores and a ranking, or a reason why there is none.
 
-Where a verdict stands in a text is NeMo-Gym's: a JSON object in a fenced ``json`` block or anywhere
-else, or the part of it under ``overall``. What counts as a verdict is not. There a missing score is
-3.0, scores of 42, "4" and true are taken, of several objects one is chosen, and a text without any
-is a middling verdict. Here a verdict is whole and in range, and a text that holds several must say
-the same in each: one of them may be a draft, or a quotation from an answer that tries to judge
-itself.
+A verdict is looked for where NeMo-Gym looks for it: in a JSON object in a fenced ``json`` block or
+anywhere else, or in the part of it under ``overall``. What counts as a verdict differs. NeMo-Gym
+takes 3.0 for a missing score, accepts scores of 42, "4" and true, chooses one of several objects,
+and takes a middling verdict where there is none. Here a verdict is whole and in range, and several
+in one text must be equal: one of them may be a draft, or a quotation from an answer that tries to
+judge itself.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
+
+from nemotron_style.steps.blocks.http.error import shorten
 
 SCORES = (1.0, 5.0)
 RANKINGS = (1.0, 6.0)
 EVEN = 3.5
 KEYS = ("score_1", "score_2", "ranking")
 MOST_STRAYS = 64
-"""Braces without an end that are stepped over: the text is read again from each."""
+"""Open braces without an end that are skipped. From each, the rest of the text is read again."""
 
 _FENCED = re.compile(r"```json(.*?)```", re.IGNORECASE | re.DOTALL)
 _MARKS = re.compile(r'[{}"\\]')
@@ -45,7 +46,8 @@ class Verdict:
 
     @property
     def preference(self) -> float:
-        """Positive where the first answer is preferred, after the ranking has had its say."""
+        """Positive where the first answer is preferred, 0 where neither is; a ranking of 1 to 3
+        prefers the first of two equal scores, one of 4 to 6 the second."""
         return EVEN - self.ranking if self.is_tie else self.score_1 - self.score_2
 
 
@@ -53,61 +55,43 @@ def read_verdict(text: str) -> Verdict:
     """The verdict of a judge's final answer. Raises ValueError, saying what is wrong, for none.
 
     Scores and ranking are JSON numbers within their ranges. The ranking may be left out where the
-    scores differ, because then it has no say.
+    scores differ, because it decides between equal scores alone.
     """
-    found = {_read(each) for each in iter_objects(text)}
-    if not found:
+    verdicts = {_check_verdict(each) for each in iter_objects(text)}
+    if not verdicts:
         raise ValueError("there is no JSON object with a score in it")
-    if len(found) > 1:
-        raise ValueError(f"there are {len(found)} verdicts, and they differ")
-    return found.pop()
-
-
-def read_gym_verdict(
-    text: str, *, default_score: float = 3.0, default_ranking: float = EVEN
-) -> Verdict | None:
-    """The verdict that NeMo-Gym 0.7.0 reads, None where it falls back on its defaults.
-
-    For comparisons with NeMo-Gym alone: a missing value is a default, nothing is out of range,
-    and the first object that can be read counts, whatever stood before it.
-    """
-    defaults = dict(zip(KEYS, (default_score, default_score, default_ranking), strict=True))
-    for found in iter_objects(text):
-        try:
-            numbers = [float(found.get(key, defaults[key])) for key in KEYS]
-        except (TypeError, ValueError, OverflowError):
-            continue
-        if all(map(math.isfinite, numbers)):
-            return Verdict(*numbers)
-    return None
+    if len(verdicts) > 1:
+        raise ValueError(f"there are {len(verdicts)} verdicts, and they differ")
+    return verdicts.pop()
 
 
 def iter_objects(text: str) -> Iterator[Mapping[str, Any]]:
-    """The JSON objects that hold a verdict's key; the first is the one that NeMo-Gym takes.
+    """The JSON objects with a key of a verdict, in the order in which NeMo-Gym tries them.
 
-    Those of fenced blocks from the first on, then all of the text (these again) from the last.
+    First those of fenced blocks, from the first on, then those of the whole text (these again),
+    from the last on.
     """
     for block in _FENCED.findall(text):
-        yield from _verdicts(_braced(block))
-    yield from _verdicts(reversed(list(_braced(text))))
+        yield from _parse(_braced(block))
+    yield from _parse(reversed(list(_braced(text))))
 
 
-def _read(told: Mapping[str, Any]) -> Verdict:
-    score_1, score_2 = (_number(told, key, SCORES) for key in KEYS[:2])
-    if "ranking" not in told and score_1 != score_2:
+def _check_verdict(fields: Mapping[str, Any]) -> Verdict:
+    score_1, score_2 = (_number(fields, key, SCORES) for key in KEYS[:2])
+    if "ranking" not in fields and score_1 != score_2:
         return Verdict(score_1, score_2, EVEN)
-    return Verdict(score_1, score_2, _number(told, "ranking", RANKINGS))
+    return Verdict(score_1, score_2, _number(fields, "ranking", RANKINGS))
 
 
-def _verdicts(pieces: Iterator[str]) -> Iterator[Mapping[str, Any]]:
+def _parse(pieces: Iterator[str]) -> Iterator[Mapping[str, Any]]:
     for piece in pieces:
         try:
-            told = json.loads(piece)
+            fields = json.loads(piece)
         except (ValueError, RecursionError):
             continue
-        told = told["overall"] if isinstance(told.get("overall"), dict) else told
-        if any(key in told for key in KEYS):
-            yield told
+        fields = fields["overall"] if isinstance(fields.get("overall"), dict) else fields
+        if any(key in fields for key in KEYS):
+            yield fields
 
 
 def _braced(text: str) -> Iterator[str]:
@@ -124,33 +108,28 @@ def _braced(text: str) -> Iterator[str]:
 
 
 def _end_of_braces(text: str, begin: int) -> int | None:
-    """Behind the brace that closes the one at ``begin``, or None."""
+    """The index behind the brace that closes the one at ``begin``, or None."""
     depth, quoted, escaped = 0, False, -1
     for mark in _MARKS.finditer(text, begin):
-        place, sign = mark.start(), mark.group()
-        if place == escaped:
+        index, sign = mark.start(), mark.group()
+        if index == escaped:
             continue
         if sign == "\\":
-            escaped = place + 1 if quoted else -1
+            escaped = index + 1 if quoted else -1
         elif sign == '"':
             quoted = not quoted
         elif not quoted:
             depth += 1 if sign == "{" else -1
             if depth == 0:
-                return place + 1
+                return index + 1
     return None
 
 
-def _number(found: Mapping[str, Any], key: str, allowed: tuple[float, float]) -> float:
+def _number(fields: Mapping[str, Any], key: str, allowed: tuple[float, float]) -> float:
     low, high = allowed
-    value = found.get(key)
+    value = fields.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        _refuse(key, value, "is no number")
+        raise ValueError(f"{key} is no number: {shorten(value)}")
     if not low <= value <= high:  # NaN too
-        _refuse(key, value, f"is not from {low:g} to {high:g}")
+        raise ValueError(f"{key} is not from {low:g} to {high:g}: {shorten(value)}")
     return float(value)
-
-
-def _refuse(key: str, value: Any, what: str) -> NoReturn:
-    told = repr(value)
-    raise ValueError(f"{key} {what}: {told if len(told) < 60 else told[:57] + '...'}")

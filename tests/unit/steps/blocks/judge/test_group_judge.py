@@ -27,7 +27,7 @@ from nemotron_style.steps.blocks.judge.pairing import (
     swap_agreement,
 )
 from nemotron_style.steps.blocks.judge.prompt import Question, ask_messages, split_reasoning
-from nemotron_style.steps.blocks.judge.verdict import Verdict, read_gym_verdict, read_verdict
+from nemotron_style.steps.blocks.judge.verdict import Verdict, iter_objects, read_verdict
 
 GOOD = '{"score_1": 4, "score_2": 2, "ranking": 1}'
 OTHER = '{"score_1": 1, "score_2": 5, "ranking": 6}'
@@ -205,7 +205,7 @@ def test_what_is_no_verdict_is_refused_and_says_why(text: str, what: str) -> Non
 @given(st.text(alphabet='{}"\\score_12: 45,nulNa[]`json\n', max_size=200))
 def test_no_text_breaks_the_reader(text: str) -> None:
     """Whatever it is, it is a verdict in range or a ValueError."""
-    read_gym_verdict(text)
+    list(iter_objects(text))
     try:
         found = read_verdict(text)
     except ValueError:
@@ -227,7 +227,7 @@ def test_a_verdict_survives_what_stands_around_it(
     told = json.dumps({"score_1": score_1, "score_2": score_2, "ranking": ranking})
     verdict = Verdict(score_1, score_2, ranking)
     assert read_verdict(f"{prose}{told}{prose}") == verdict
-    assert read_gym_verdict(f"{prose}{told}{prose}") == verdict
+    assert Verdict(**next(iter_objects(f"{prose}{told}{prose}"))) == verdict
 
 
 def test_braces_without_an_end_are_not_followed_forever(monkeypatch: pytest.MonkeyPatch) -> None:
