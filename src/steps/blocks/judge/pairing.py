@@ -94,9 +94,10 @@ def swap_agreement(pairs: Sequence[Pair], preferences: Sequence[float]) -> float
     """
     seen = dict(zip(pairs, preferences, strict=True))
     both = [pair for pair in seen if pair.first < pair.second and pair.swapped in seen]
-    agree = [_sign(seen[pair]) == -_sign(seen[pair.swapped]) for pair in both]
+    agree = [sign(seen[pair]) == -sign(seen[pair.swapped]) for pair in both]
     return sum(agree) / len(agree) if agree else None
 
 
-def _sign(value: float) -> int:
+def sign(value: float) -> int:
+    """1, 0 or -1."""
     return (value > 0) - (value < 0)

@@ -1,8 +1,8 @@
-"""What a judge said about pairs of responses, and the card that is counted from it; no torch.
+"""The figures of a judge's card, counted from its judgements of pairs; no torch.
 
-Every pair is asked in both orders. A pair without a verdict in an order is wrong there: that is
-what a training run gets. For the interval of the accuracy both orders of a pair are one cluster,
-since they are about the same responses and tend to err together.
+The judge sees every pair in both orders. Where an order has no verdict, the judge is wrong there,
+since a training run would get nothing either. For the interval of the accuracy both orders of a
+pair are one cluster: they are about the same responses and tend to err together.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nemotron_style.steps.blocks.judge.pairing import sign
 from nemotron_style.steps.blocks.judge.prompt import split_reasoning
 from nemotron_style.steps.blocks.judge.verdict import Verdict, read_verdict
 from nemotron_style.steps.blocks.stats.confidence_interval import clustered_interval
@@ -19,31 +20,32 @@ from nemotron_style.steps.judge.card.row import Comparison
 
 @dataclass(frozen=True)
 class Judgement:
-    """An answer of the judge to a question: its text, and the verdict or why there is none."""
+    """A judge's answer to a comparison: its text, and the verdict or why there is none."""
 
-    asked: Comparison
+    comparison: Comparison
     text: str
     verdict: Verdict | None
     problem: str = ""
 
     @property
     def is_right(self) -> bool:
-        """The truly better response is preferred; of equal ones, neither."""
-        return self.verdict is not None and _sign(self.verdict.preference) == _sign(self.asked.lead)
+        """Whether the truly better response is preferred; of equal ones, neither."""
+        verdict, lead = self.verdict, self.comparison.lead
+        return verdict is not None and sign(verdict.preference) == sign(lead)
 
 
 Pair = tuple[Judgement, Judgement]
 """The judgements of one comparison as it stands and swapped."""
 
 
-def read_judgement(asked: Comparison, text: str, *, finished: bool) -> Judgement:
-    """The verdict of an answer, read as a training run reads it."""
+def read_judgement(comparison: Comparison, text: str, *, finished: bool) -> Judgement:
+    """The judgement in an answer, read as a training run reads it."""
     if not finished:
-        return Judgement(asked, text, None, "it did not end within sampling.max_tokens")
+        return Judgement(comparison, text, None, "it did not end within sampling.max_tokens")
     try:
-        return Judgement(asked, text, read_verdict(split_reasoning(text)[1]))
+        return Judgement(comparison, text, read_verdict(split_reasoning(text)[1]))
     except ValueError as error:
-        return Judgement(asked, text, None, str(error))
+        return Judgement(comparison, text, None, str(error))
 
 
 def count_card(pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -55,38 +57,31 @@ def count_card(pairs: Sequence[Pair]) -> dict[str, Any]:
     preferred (or neither, twice), ``first_preference`` the share of verdicts with a preference
     that favour what stood first, ``ties`` the share of verdicts without one.
     """
-    told = [pair for pair in pairs if pair[0].asked.lead != 0]
-    right = [[one.is_right for one in pair] for pair in told]
-    rates = [_share(sum(pair[place] for pair in right), len(told)) for place in (0, 1)]
-    every = [judgement for pair in pairs for judgement in pair]
-    leads = [_sign(one.verdict.preference) for one in every if one.verdict]
-    both = [_agree(pair) for pair in pairs if all(one.verdict for one in pair)]
-    even = [one for one in every if one.asked.lead == 0]
+    uneven = [pair for pair in pairs if pair[0].comparison.lead != 0]
+    hits = [[judgement.is_right for judgement in pair] for pair in uneven]
+    judgements = [judgement for pair in pairs for judgement in pair]
+    choices = [sign(each.verdict.preference) for each in judgements if each.verdict]
+    # the swapped order turns the sign of a choice that stays with its response
+    agreements = [
+        sign(given.verdict.preference) == -sign(swapped.verdict.preference)
+        for given, swapped in pairs
+        if given.verdict and swapped.verdict
+    ]
+    even = [each for each in judgements if each.comparison.lead == 0]
     return {
-        "accuracy": _share(sum(map(sum, right)), 2 * len(told)),
-        "accuracy_interval": list(clustered_interval(right)),
-        "accuracy_as_given": rates[0],
-        "accuracy_swapped": rates[1],
-        "swap_agreement": _share(sum(both), len(both)),
-        "parse_rate": _share(len(leads), len(every)),
-        "first_preference": _share(leads.count(1), len(leads) - leads.count(0)),
-        "ties": _share(leads.count(0), len(leads)),
-        "even_pairs_called_even": _share(sum(one.is_right for one in even), len(even)),
+        "accuracy": _share(sum(map(sum, hits)), 2 * len(uneven)),
+        "accuracy_interval": list(clustered_interval(hits)),
+        "accuracy_as_given": _share(sum(given for given, _ in hits), len(uneven)),
+        "accuracy_swapped": _share(sum(swapped for _, swapped in hits), len(uneven)),
+        "swap_agreement": _share(sum(agreements), len(agreements)),
+        "parse_rate": _share(len(choices), len(judgements)),
+        "first_preference": _share(choices.count(1), len(choices) - choices.count(0)),
+        "ties": _share(choices.count(0), len(choices)),
+        "even_pairs_called_even": _share(sum(each.is_right for each in even), len(even)),
         "pairs": len(pairs),
-        "pairs_of_different_worth": len(told),
+        "pairs_of_different_worth": len(uneven),
     }
-
-
-def _agree(pair: Pair) -> bool:
-    given, swapped = (one.verdict for one in pair)
-    assert given
-    assert swapped
-    return _sign(given.preference) == -_sign(swapped.preference)
 
 
 def _share(part: float, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)

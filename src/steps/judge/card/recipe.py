@@ -1,8 +1,8 @@
-"""``judge/card``: ask a judge about pairs whose truth is known, and let the figures go with it.
+"""``judge/card``: measure a judge on pairs whose truth is known; the figures go with the judge.
 
-Every pair is asked in both orders, in the request form, through the chat template, by the engine
-and with the parser of a training run. Nothing is asked twice: what a judge leaves unreadable is
-counted as that. The product is the judge itself, byte for byte, and beside it ``card.json``, whose
+The judge compares every pair in both orders, in the request form, through the chat template, by
+the engine and with the parser of a training run. Nothing is asked twice: an unreadable answer is
+counted as that. The output is the judge itself, byte for byte, with ``card.json`` beside it. The
 figures stand in the record too, where ``rl/rlhf`` looks for them.
 
 Source: RewardBench (Lambert et al., 2024) and JudgeBench count accuracy over pairs, the latter in
@@ -40,39 +40,39 @@ RECORD, ANSWERS = "artifact.json", "answers.jsonl"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A comparison in both orders, and the tokens of both prompts."""
+class PairPrompts:
+    """A comparison as given and swapped, and the tokens of both prompts."""
 
     orders: tuple[Comparison, Comparison]
     prompts: tuple[list[int], list[int]]
 
 
 def run(config: Config, ctx: StepContext) -> None:
-    """Ask, count, and produce ``judge``: the checkpoint with its card."""
-    # -- the judge, and every question to it: all of them checked before one is asked
+    """Sample judgements, count them, and produce ``judge``: the checkpoint with its card."""
+    # -- the judge, and every question to it: all of them are checked before one is asked
     initialize(seed=config.seed)
     artifact, output = ctx.input("model"), ctx.output("judge")
     dtype = getattr(torch, config.dtype)
     judge = load_chat_model(artifact.path, dtype=dtype, batch_tokens=config.batch_tokens)
-    asked = read_questions(ctx.input("comparisons").path, judge, config)
-    order = permutation(len(asked), config.seed, 0)[: config.data.max_pairs]
-    asked = [asked[place] for place in sorted(order)]
+    prompts = read_prompts(ctx.input("comparisons").path, judge, config)
+    order = permutation(len(prompts), config.seed, 0)[: config.data.max_pairs]
+    prompts = [prompts[index] for index in sorted(order)]
     size = config.pairs_per_checkpoint
-    parts = [asked[start : start + size] for start in range(0, len(asked), size)]
-    ctx.say(f"{len(asked)} pairs, each in both orders, in the form {config.form}")
+    parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+    ctx.say(f"{len(prompts)} pairs, each in both orders, in the form {config.form}")
 
-    # -- its answers, part by part; those of an earlier attempt are read again
+    # -- its answers, part by part; those of an earlier attempt are read from its checkpoint
     pairs: list[Pair] = []
     for number, part in enumerate(parts, 1):
         kept = ctx.checkpoints.at(number)
-        path = kept.path if kept else ask_part(config, ctx, judge, part=part, number=number)
+        path = kept.path if kept else sample_part(config, ctx, judge, part=part, number=number)
         pairs += read_part(path, part)
         card = count_card(pairs)
-        ctx.progress(len(pairs), len(asked), parse_rate=card["parse_rate"])
+        ctx.progress(len(pairs), len(prompts), parse_rate=card["parse_rate"])
         if ctx.stopping and number < len(parts):
             raise Interrupted(f"stopped after {len(pairs)} pairs; the same command continues")
 
-    # -- what is produced: the judge as it came, its card, and what it said
+    # -- the output: the judge as it came, its card, and its answers
     card |= {"form": config.form, "sampling": config.sampling.model_dump(), "seed": config.seed}
     card["weights_digest"] = digest = artifact.facts.get("weights_digest") or artifact.digest
     copy_judge(artifact.path, output.path)
@@ -82,14 +82,14 @@ def run(config: Config, ctx: StepContext) -> None:
     (output.path / TABLE).write_text(table, encoding="utf-8")
     kept_facts = {name: artifact.facts[name] for name in CARRIED if name in artifact.facts}
     output.note(**kept_facts | {"judge_card": card, "weights_digest": digest})
-    tell(ctx, card)
+    report(ctx, card)
 
 
 CARRIED = ("parameters", "dtype", "tokenizer_digest", "template_digest", "canary")
 """Facts about the checkpoint that are true of its copy."""
 
 
-def read_questions(path: Path, judge: LocalChatModel, config: Config) -> list[Asked]:
+def read_prompts(path: Path, judge: LocalChatModel, config: Config) -> list[PairPrompts]:
     """Every comparison of the file with its prompts.
 
     Raises:
@@ -98,9 +98,9 @@ def read_questions(path: Path, judge: LocalChatModel, config: Config) -> list[As
     """
     room = judge.max_model_len - config.sampling.max_tokens
 
-    def parse(row: dict[str, Any]) -> Asked:
-        given = parse_comparison(row)
-        orders = (given, given.swapped)
+    def parse(row: dict[str, Any]) -> PairPrompts:
+        as_given = parse_comparison(row)
+        orders = (as_given, as_given.swapped)
         first, second = (
             judge.encode(ask_messages(one.question, form=config.form)) for one in orders
         )
@@ -113,21 +113,26 @@ def read_questions(path: Path, judge: LocalChatModel, config: Config) -> list[As
                 allowed=f"{room}: the judge's {judge.max_model_len} less sampling.max_tokens",
                 fix="lower sampling.max_tokens, or remove the row",
             )
-        return Asked(orders, (first, second))
+        return PairPrompts(orders, (first, second))
 
-    asked = read_rows(path, parse)
-    if not any(one.orders[0].lead for one in asked):
+    prompts = read_rows(path, parse)
+    if not any(one.orders[0].lead for one in prompts):
         what = (
             "in no pair is one response truly better, so nothing tells a good judge from a bad one"
         )
         raise InputError(Problem(where=str(path), key="truth", what=what))
-    return asked
+    return prompts
 
 
-def ask_part(
-    config: Config, ctx: StepContext, judge: LocalChatModel, *, part: Sequence[Asked], number: int
+def sample_part(
+    config: Config,
+    ctx: StepContext,
+    judge: LocalChatModel,
+    *,
+    part: Sequence[PairPrompts],
+    number: int,
 ) -> Path:
-    """Draw the answers to a part's questions and keep them as a checkpoint; where they lie."""
+    """Sample the answers to a part's questions into a checkpoint, whose path is returned."""
     sampling = config.sampling
     tasks = [
         CompletionTask(
@@ -135,41 +140,41 @@ def ask_part(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            seed=seed_of(config.seed, number, place, order),
+            seed=seed_of(config.seed, number, index, order),
         )
-        for place, asked in enumerate(part)
-        for order, prompt in enumerate(asked.prompts)
+        for index, pair in enumerate(part)
+        for order, prompt in enumerate(pair.prompts)
     ]
     choices = [group[0] for group in judge.complete(tasks)]
     staged = ctx.checkpoints.stage(number)
-    said = ({"text": one.text, "finish": one.finish} for one in choices)
-    write_rows(staged / ANSWERS, said)
+    answers = ({"text": choice.text, "finish": choice.finish} for choice in choices)
+    write_rows(staged / ANSWERS, answers)
     ctx.checkpoints.commit(number, keep=number)
     kept = ctx.checkpoints.at(number)
     assert kept
     return kept.path
 
 
-def read_part(path: Path, part: Sequence[Asked]) -> list[Pair]:
-    """The judgements of a part, from the answers that were kept."""
-    said = iter(read_rows(path / ANSWERS, lambda row: (row["text"], row["finish"] == "stop")))
+def read_part(path: Path, part: Sequence[PairPrompts]) -> list[Pair]:
+    """The judgements of a part, from the answers in its checkpoint."""
+    answers = iter(read_rows(path / ANSWERS, lambda row: (row["text"], row["finish"] == "stop")))
     pairs = []
-    for asked in part:
+    for prompts in part:
         first, second = (
-            read_judgement(one, text, finished=finished)
-            for one, (text, finished) in zip(asked.orders, said, strict=False)
+            read_judgement(comparison, text, finished=finished)
+            for comparison, (text, finished) in zip(prompts.orders, answers, strict=False)
         )
         pairs.append((first, second))
     return pairs
 
 
-def tell(ctx: StepContext, card: dict[str, Any]) -> None:
-    """The figures that are looked for, in a line and in the summary."""
+def report(ctx: StepContext, card: dict[str, Any]) -> None:
+    """Write the main figures into a line of the log and into the summary."""
     low, high = card["accuracy_interval"]
     names = ("accuracy", "swap_agreement", "parse_rate", "first_preference", "ties")
     shown = {name: card[name] for name in names}
-    told = ", ".join(f"{name} {_show(value)}" for name, value in shown.items())
-    ctx.say(f"{told}; accuracy from {low:.3f} to {high:.3f} (95%)")
+    line = ", ".join(f"{name} {_show(value)}" for name, value in shown.items())
+    ctx.say(f"{line}; accuracy from {low:.3f} to {high:.3f} (95%)")
     ctx.summarise(**shown, accuracy_low=low, accuracy_high=high, pairs=card["pairs"])
 
 

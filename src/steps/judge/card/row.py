@@ -35,8 +35,8 @@ class Comparison:
     def swapped(self) -> Comparison:
         """The same responses in the other order."""
         first, second = self.question.response_1, self.question.response_2
-        turned = replace(self.question, response_1=second, response_2=first)
-        return Comparison(turned, self.truth[::-1])
+        swapped = replace(self.question, response_1=second, response_2=first)
+        return Comparison(swapped, self.truth[::-1])
 
     @property
     def lead(self) -> float:
@@ -61,15 +61,15 @@ def parse_comparison(row: Mapping[str, Any]) -> Comparison:
     roles = [message["role"] for message in messages]
     if roles[-2:] != PAIR_ROLES:
         refuse("nothing is compared", key="messages", got=", ".join(roles), allowed=_ENDS)
-    said = {message["role"]: message["content"] for message in messages[-3:]}
-    history = [message for message in messages if message["role"] not in _ASKED]
+    texts = {message["role"]: message["content"] for message in messages[-3:]}
+    history = [message for message in messages if message["role"] not in _NOT_HISTORY]
     question = Question(
-        tuple(history), said["response_1"], said["response_2"], said.get("principle")
+        tuple(history), texts["response_1"], texts["response_2"], texts.get("principle")
     )
     return Comparison(question, _truth(row["truth"]))
 
 
-_ASKED = {"principle", *PAIR_ROLES}
+_NOT_HISTORY = {"principle", *PAIR_ROLES}
 _ENDS = "messages that end with response_1 and response_2"
 
 

@@ -19,8 +19,8 @@ def sort_of(judgement: Judgement) -> str:
 
 
 def sample_rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """One row a judgement, with what was asked, said, read, and true."""
-    return [_row(place, one) for place, pair in enumerate(pairs) for one in pair]
+    """One row for each judgement: the question, the answer, the verdict, the truth."""
+    return [_row(number, one) for number, pair in enumerate(pairs) for one in pair]
 
 
 def sample_table(pairs: Sequence[Pair], *, shown: int) -> str:
@@ -28,24 +28,24 @@ def sample_table(pairs: Sequence[Pair], *, shown: int) -> str:
     lines = ["# Samples", ""]
     every = [one for pair in pairs for one in pair]
     for sort in SORTS:
-        found = [one for one in every if sort_of(one) == sort]
-        lines += [f"## {sort} ({len(found)} of {len(every)})", ""]
-        if found[:shown]:
-            lines += [*markdown_table(_HEADS, map(_cells, found[:shown])), ""]
+        of_sort = [one for one in every if sort_of(one) == sort]
+        lines += [f"## {sort} ({len(of_sort)} of {len(every)})", ""]
+        if of_sort[:shown]:
+            lines += [*markdown_table(_HEADS, map(_cells, of_sort[:shown])), ""]
     return "\n".join(lines)
 
 
 _HEADS = ["question", "response 1", "response 2", "truth", "judgement"]
 
 
-def _row(place: int, one: Judgement) -> dict[str, Any]:
-    asked, verdict = one.asked.question, one.verdict
+def _row(number: int, one: Judgement) -> dict[str, Any]:
+    question, verdict = one.comparison.question, one.verdict
     return {
-        "pair": place,
-        "messages": [dict(message) for message in asked.history],
-        "response_1": asked.response_1,
-        "response_2": asked.response_2,
-        "truth": list(one.asked.truth),
+        "pair": number,
+        "messages": [dict(message) for message in question.history],
+        "response_1": question.response_1,
+        "response_2": question.response_2,
+        "truth": list(one.comparison.truth),
         "judgement": one.text,
         "verdict": vars(verdict) if verdict else None,
         "problem": one.problem,
@@ -54,8 +54,8 @@ def _row(place: int, one: Judgement) -> dict[str, Any]:
 
 
 def _cells(one: Judgement) -> list[str]:
-    asked = one.asked.question
-    truth = " : ".join(f"{score:g}" for score in one.asked.truth)
+    question = one.comparison.question
+    truth = " : ".join(f"{score:g}" for score in one.comparison.truth)
     problem = f" ({one.problem})" if one.problem else ""
-    said = [asked.history[-1]["content"], asked.response_1, asked.response_2]
-    return [*said, truth, one.text + problem]
+    texts = [question.history[-1]["content"], question.response_1, question.response_2]
+    return [*texts, truth, one.text + problem]

@@ -115,7 +115,7 @@ def test_a_judge_that_says_nothing_has_a_card_of_nothing() -> None:
     ],
 )
 def test_what_is_no_verdict_is_never_right(text: str, finished: bool, problem: str) -> None:
-    found = read_judgement(judged((5, 1), "", "")[0].asked, text, finished=finished)
+    found = read_judgement(judged((5, 1), "", "")[0].comparison, text, finished=finished)
     assert found.verdict is None
     assert not found.is_right
     assert problem in found.problem
