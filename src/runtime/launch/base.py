@@ -137,5 +137,4 @@ def check_secrets(plan: Plan) -> None:
     if missing:
         what = f"not in the environment: {', '.join(missing)}"
         fix = "export them, or take them out of the profile's secrets"
-        where = f"profile {plan.profile}"
-        raise ProfileError(Problem(where=where, key="secrets", what=what, fix=fix))
+        raise ProfileError(Problem(where=plan.where, key="secrets", what=what, fix=fix))

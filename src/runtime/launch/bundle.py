@@ -14,9 +14,8 @@ import io
 import shlex
 import tarfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.errors import Problem, StepFailed
@@ -64,11 +63,6 @@ def pack(files: Mapping[str, bytes]) -> Bundle:
             archive.addfile(member, io.BytesIO(content))
     content = whole.getvalue()
     return Bundle(hashlib.sha256(content).hexdigest(), content, len(files))
-
-
-def read_sources(sources: Iterable[tuple[str, Path]], *, below: str) -> dict[str, bytes]:
-    """The content of source files, by their names in the archive."""
-    return {f"{below}/{name}": path.read_bytes() for name, path in sources}
 
 
 def locate(bundle: Bundle, folder: str) -> str:

@@ -83,7 +83,7 @@ def write_run(plan: Plan, attempt: int) -> tuple[str, ...]:
     problems: list[Problem] = []
     for bind in list_binds(plan):
         try:
-            argv += write_bind(bind, engine, where=f"profile {plan.profile}")
+            argv += write_bind(bind, engine, where=plan.where)
         except ProfileError as error:
             problems += error.problems
     raise_all(ProfileError, problems)
@@ -184,28 +184,31 @@ def _as_field(option: str, bind: Bind, *, where: str) -> str:
 
 
 def _check_places(plan: Plan) -> Iterator[Problem]:
-    where = f"profile {plan.profile}"
     if plan.image and plan.image.startswith("-"):
-        yield Problem(where=where, key="image", what="cannot begin with a dash", got=plan.image)
+        yield Problem(
+            where=plan.where, key="image", what="cannot begin with a dash", got=plan.image
+        )
     for key, path in (("workdir", plan.workdir), ("store", plan.store)):
         if _is_same(path, "/"):
             what = f"is the root directory, which would hide the image {plan.image}"
-            yield Problem(where=where, key=key, what=what, fix="work in a directory below it")
+            yield Problem(where=plan.where, key=key, what=what, fix="work in a directory below it")
     for at, mount in enumerate(plan.mounts):
         key = f"mounts[{at}]"
         if mount.volume is not None:
             what = "only Lepton has volumes to mount from"
-            yield Problem(where=where, key=key, what=what, got=mount.volume)
+            yield Problem(where=plan.where, key=key, what=what, got=mount.volume)
         ours = Bind(plan.store, plan.store)
         theirs = Bind(mount.source, mount.target, mount.options)
         if _is_same(mount.target, plan.store) and not _covers(theirs, ours):
             what = f"the store {plan.store} must be there itself, writable"
-            yield Problem(where=where, key=key, what=what, got=f"{mount.source}:{mount.target}")
+            yield Problem(
+                where=plan.where, key=key, what=what, got=f"{mount.source}:{mount.target}"
+            )
 
 
 def check_container(plan: Plan) -> Iterator[Problem]:
     """Engine, image and what is mounted are there."""
-    where, engine = f"profile {plan.profile}", choose_engine(plan)
+    where, engine = plan.where, choose_engine(plan)
     for at, mount in enumerate(plan.mounts):
         if not os.path.exists(mount.source):
             what = "there is no such file or directory"

@@ -164,7 +164,7 @@ def _check_environment(plan: Plan) -> Iterator[Problem]:
     for name, value in plan.env.items():
         if not VARIABLE.fullmatch(name):
             what = "is not a name of an environment variable"
-            yield Problem(where=f"profile {plan.profile}", key="env", what=what, got=repr(name))
+            yield Problem(where=plan.where, key="env", what=what, got=repr(name))
         if "\0" in value:
             what = "holds a null character, which no environment can"
-            yield Problem(where=f"profile {plan.profile}", key=f"env.{name}", what=what)
+            yield Problem(where=plan.where, key=f"env.{name}", what=what)

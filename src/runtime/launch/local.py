@@ -74,14 +74,13 @@ class LocalLauncher:
 
     def compile(self, plan: Plan, *, attempt: int = 1) -> LocalRequest:
         """Raises ``ProfileError`` for more than one machine, and for mounts that cannot be."""
-        where = f"profile {plan.profile}"
         if plan.nodes > 1:
             what = f"the step wants {plan.nodes} machines and the local executor has one"
             fix = "choose a profile of a cluster, or lower the number of nodes"
-            raise ProfileError(Problem(where=where, what=what, fix=fix))
+            raise ProfileError(Problem(where=plan.where, what=what, fix=fix))
         if plan.records is not None:
             what, fix = "a run of this machine uses the store itself", "take it out"
-            raise ProfileError(Problem(where=where, key="remote_store", what=what, fix=fix))
+            raise ProfileError(Problem(where=plan.where, key="remote_store", what=what, fix=fix))
         files = {"plan.json": plan.to_json(), "launch.sh": write_script(plan)}
         command: tuple[str, ...] = ("bash", str(plan.run_dir / "launch.sh"))
         if plan.image is not None:
@@ -95,7 +94,7 @@ class LocalLauncher:
             yield from check_container(plan)
         elif os.path.isabs(plan.python) and not os.access(plan.python, os.X_OK):
             what = "there is no such program"
-            yield Problem(where=f"profile {plan.profile}", key="python", what=what, got=plan.python)
+            yield Problem(where=plan.where, key="python", what=what, got=plan.python)
 
     def submit(self, request: Request, *, after: Sequence[JobHandle] = ()) -> JobHandle:
         """Start an attempt, or follow the one that lives.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nemotron_style.runtime.launch.base import handle_of
 from nemotron_style.runtime.launch.registry import find_launcher
-from nemotron_style.runtime.run.attempt import LOCAL, Attempt
+from nemotron_style.runtime.run.attempt import LOCAL
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, PENDING, JobState
 
@@ -17,7 +17,9 @@ def read_status(folder: RunFolder) -> JobState:
     if last is None:
         return JobState(PENDING, reason="planned and never started")
     ended = last.recorded_end
-    if ended and not _may_go_on(last, ended):
+    # A worker that was stopped cannot know whether its cluster starts the job again.
+    stopped = ended and ended.state == CANCELLED and not last.is_cancelled
+    if ended and (last.executor == LOCAL or not stopped):
         return ended
     return find_launcher(last.executor).state(handle_of(last))
 
@@ -32,9 +34,3 @@ def refresh_status(folder: RunFolder) -> JobState:
     if last and state.is_final and last.recorded_end is None:
         last.close(state.state, exit_code=state.exit_code, error=state.reason)
     return state
-
-
-def _may_go_on(attempt: Attempt, ended: JobState) -> bool:
-    """Whether the cluster may start the job again, which a worker that was stopped cannot know."""
-    stopped = ended.state == CANCELLED and not attempt.is_cancelled
-    return stopped and attempt.executor != LOCAL

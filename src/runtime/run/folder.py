@@ -14,6 +14,7 @@ that of a cluster's job needs its launcher (:mod:`nemotron_style.runtime.launch.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -172,25 +173,16 @@ def find_run(store: Store, word: str) -> RunFolder:
     if word == "latest" and runs:
         return next(iter(runs.values()))
     fits = [word] if word in runs else [run_id for run_id in runs if run_id.startswith(word)]
-    fits = fits or [run_id for run_id in _find_maker(store, word) if run_id in runs]
+    if not fits:
+        with contextlib.suppress(RefError):
+            producer = store.resolve(word).record.producer
+            fits = [producer.run_id] if producer and producer.run_id in runs else []
     if len(fits) != 1:
-        raise RefError(_explain_no_run(word, fits, list(runs)))
+        what = f"{len(fits)} runs begin so" if fits else "no such run"
+        allowed = ", ".join(sorted(fits)[:10])
+        fix = suggest(word, list(runs)) or "`nemotron-style runs list` names them"
+        raise RefError(Problem(where="RUN", what=what, got=repr(word), allowed=allowed, fix=fix))
     return runs[fits[0]]
-
-
-def _find_maker(store: Store, ref: str) -> list[str]:
-    try:
-        producer = store.resolve(ref).record.producer
-    except RefError:
-        return []
-    return [producer.run_id] if producer else []
-
-
-def _explain_no_run(word: str, fits: list[str], known: list[str]) -> Problem:
-    what = f"{len(fits)} runs begin so" if fits else "no such run"
-    allowed = ", ".join(sorted(fits)[:10])
-    fix = suggest(word, known) or "`nemotron-style runs list` names them"
-    return Problem(where="RUN", what=what, got=repr(word), allowed=allowed, fix=fix)
 
 
 def _age(run: RunFolder) -> tuple[float, str]:

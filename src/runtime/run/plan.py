@@ -115,6 +115,11 @@ class Plan(_Frozen):
     beside: str | None = None
 
     @property
+    def where(self) -> str:
+        """The place of a problem with the plan's profile."""
+        return f"profile {self.profile}"
+
+    @property
     def processes(self) -> int:
         """Processes on each machine."""
         return int(self.resources.get("processes", 1))
@@ -163,16 +168,14 @@ def parse_plan(text: str, *, where: str) -> Plan:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UsageError(Problem(where=where, key=key, what=first["msg"])) from None
-    if not all(map(_is_sealed, [plan, *plan.services.values()])):
-        what = "the plan was changed after it was made"
-        fix = "run the step again instead of editing its plan"
-        raise UsageError(Problem(where=where, key="fingerprint", what=what, fix=fix))
+    for each in (plan, *plan.services.values()):
+        fingerprint = identify(each.identity)
+        sealed = (fingerprint, name_run(each.step, fingerprint))
+        if (each.fingerprint, each.run_id) != sealed:
+            what = "the plan was changed after it was made"
+            fix = "run the step again instead of editing its plan"
+            raise UsageError(Problem(where=where, key="fingerprint", what=what, fix=fix))
     return plan
-
-
-def _is_sealed(plan: Plan) -> bool:
-    fingerprint = identify(plan.identity)
-    return (plan.fingerprint, plan.run_id) == (fingerprint, name_run(plan.step, fingerprint))
 
 
 def load_plan(path: Path) -> Plan:
@@ -187,26 +190,19 @@ def load_plan(path: Path) -> Plan:
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two identities, one line a key: ``config.seed: 1 -> 2``."""
     before, after = _flatten(old), _flatten(new)
-    keys = sorted({*before, *after}, key=lambda key: (key in ("code", "generation"), key))
-    return [_describe(key, before, after) for key in keys if _differs(key, before, after)]
+    differing = [key for key in {**before, **after} if _show(before, key) != _show(after, key)]
+    lines = []
+    for key in sorted(differing, key=lambda key: (key in ("code", "generation"), key)):
+        if key == "code":
+            digests = (side.get("code", "")[:12] for side in (before, after))
+            lines.append(f"code of the step changed ({' -> '.join(digests)})")
+        else:
+            lines.append(f"{key}: {_show(before, key)} -> {_show(after, key)}")
+    return lines
 
 
-_ABSENT = object()
-
-
-def _differs(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    return bool(before.get(key, _ABSENT) != after.get(key, _ABSENT))
-
-
-def _describe(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    if key == "code":
-        return f"code of the step changed ({before.get(key, '')[:12]} -> {after.get(key, '')[:12]})"
-    old, new = (_show(side.get(key, _ABSENT)) for side in (before, after))
-    return f"{key}: {old} -> {new}"
-
-
-def _show(value: Any) -> str:
-    return "(absent)" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+def _show(identity: Mapping[str, Any], key: str) -> str:
+    return json.dumps(identity[key], ensure_ascii=False) if key in identity else "(absent)"
 
 
 def _flatten(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The numbers of a run over its steps: one JSON line a step, and TensorBoard where it is at hand.
+"""The numbers of a run over its steps: one JSON line a step, and TensorBoard where installed.
 
 ``metrics.jsonl`` is the record; TensorBoard is a view of it. A resumed attempt first cuts both
-back to the checkpoint it starts from, so that no step is ever told twice.
+back to the checkpoint it starts from, so that no step is logged twice.
 """
 
 from __future__ import annotations
@@ -11,17 +11,9 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from nemotron_style.runtime.atomic import write_text
-
-
-class ScalarWriter(Protocol):
-    """The part of TensorBoard's writer that is used here."""
-
-    def add_scalar(self, tag: str, value: float, step: int) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Metrics:
@@ -32,7 +24,7 @@ class Metrics:
         self._board_path = run_dir / "tensorboard"
         self._enabled = enabled
         self._lines: IO[str] | None = None
-        self._board: ScalarWriter | None = None
+        self._board: Any = None  # a SummaryWriter of torch
         self._first_step = 0
         self.last: dict[str, Any] = {}
 
@@ -92,8 +84,8 @@ def plain_number(number: Any) -> int | float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def open_board(path: Path, *, first_step: int) -> ScalarWriter | None:
-    """A TensorBoard writer whose later steps of an earlier attempt are hidden.
+def open_board(path: Path, *, first_step: int) -> Any:
+    """A TensorBoard writer that hides later steps of an earlier attempt; None where it is absent.
 
     Only where torch is loaded already: a step that trains nothing should not pay for the import.
     """
@@ -103,8 +95,7 @@ def open_board(path: Path, *, first_step: int) -> ScalarWriter | None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    writer: ScalarWriter = SummaryWriter(str(path), purge_step=first_step)
-    return writer
+    return SummaryWriter(str(path), purge_step=first_step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

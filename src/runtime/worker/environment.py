@@ -25,18 +25,17 @@ def describe_environment() -> dict[str, Any]:
 def describe_hardware() -> dict[str, Any]:
     """Cores this process may use, memory in bytes, platform; GPUs where the step uses them."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    told = {"cores": count_cores(), "memory": memory, "platform": platform.platform()}
-    return told | {"gpus": _name_gpus()}
+    # A step that did not load torch used no GPU through it; loading it here would take seconds.
+    torch = sys.modules.get("torch")
+    count = torch.cuda.device_count() if torch and torch.cuda.is_available() else 0
+    return {
+        "cores": count_cores(),
+        "memory": memory,
+        "platform": platform.platform(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(count)] if torch else [],
+    }
 
 
 def count_cores() -> int:
     """The cores that this process may run on."""
     return len(os.sched_getaffinity(0))
-
-
-def _name_gpus() -> list[str]:
-    # A step that did not load torch used no GPU through it; loading it here would take seconds.
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return []
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

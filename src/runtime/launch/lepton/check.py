@@ -21,19 +21,18 @@ from nemotron_style.runtime.store.store import Store
 
 def check_workspace(plan: Plan, connect: Callable[[], Workspace]) -> Iterator[Problem]:
     """SDK, login, node group, shape, volumes, secrets, reservation, inputs, work directory."""
-    for problem in (*check_inputs(plan), *check_workdir(plan), *ask_workspace(plan, connect)):
-        yield replace(problem, where=problem.where or f"profile {plan.profile}")
+    for problem in (*check_inputs(plan), *check_workdir(plan), *_ask_workspace(plan, connect)):
+        yield replace(problem, where=problem.where or plan.where)
 
 
-def ask_workspace(plan: Plan, connect: Callable[[], Workspace]) -> Iterator[Problem]:
-    """What the workspace can tell; without an answer to the first question, no more are asked."""
+def _ask_workspace(plan: Plan, connect: Callable[[], Workspace]) -> Iterator[Problem]:
     try:
         workspace = connect()
         groups = workspace.node_groups()
     except UsageError as error:
         yield from error.problems
         return
-    except WorkspaceError as error:
+    except WorkspaceError as error:  # the other questions would have no answer either
         yield Problem(what=f"Lepton was not reached: {error}")
         return
     yield from check_node_group(plan, groups)

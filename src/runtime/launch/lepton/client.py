@@ -204,7 +204,9 @@ def explain(error: Exception, *, host: str) -> tuple[type[WorkspaceError], str]:
     status = getattr(response, "status_code", getattr(error, "status_code", None))
     if status is not None:
         text = response.text if response is not None else ""
-        return classify(status), f"HTTP {status} from {host}{excerpt(text)}"
+        kinds = {404: Absent, 408: Unclear, 409: Taken}
+        kind = kinds.get(status, Refused if status < 500 else Unclear)
+        return kind, f"HTTP {status} from {host}{excerpt(text)}"
     if isinstance(error, requests.ConnectionError) and never_sent(error):
         return Unreachable, f"nobody answers at {host}"
     if isinstance(error, requests.Timeout) or "timed out" in str(error):
@@ -218,12 +220,6 @@ def explain(error: Exception, *, host: str) -> tuple[type[WorkspaceError], str]:
     if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError | UnicodeError):
         return Refused, str(error)
     return Unclear, f"{host} answered with something that makes no sense"
-
-
-def classify(status: int) -> type[WorkspaceError]:
-    """What an HTTP status says about whether the thing was done."""
-    known = {404: Absent, 408: Unclear, 409: Taken}
-    return known.get(status, Refused if status < 500 else Unclear)
 
 
 def never_sent(error: Exception) -> bool:

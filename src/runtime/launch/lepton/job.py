@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nemotron_style.runtime.config.yaml_file import merge_tables
 from nemotron_style.runtime.launch.bundle import Bundle, fetch_command
-from nemotron_style.runtime.launch.lepton.pod import start_script
 from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE
 from nemotron_style.runtime.run.plan import Plan
 
@@ -37,7 +37,9 @@ def build_body(plan: Plan, attempt: int, bundle: Bundle | None) -> dict[str, Any
         "metadata": {"id": name, "name": name, "labels": label_job(plan, attempt)},
         "spec": merge_tables(build_spec(plan, attempt, bundle), plan.site.get("custom_spec", {})),
     }
-    body["metadata"]["labels"][f"{LABEL}.body"] = digest_body(body)
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:32]  # short enough for a label
+    body["metadata"]["labels"][f"{LABEL}.body"] = digest
     return body
 
 
@@ -72,7 +74,7 @@ def build_spec(plan: Plan, attempt: int, bundle: Bundle | None) -> dict[str, Any
 
 def write_command(plan: Plan, bundle: Bundle | None) -> list[str]:
     """The words of the command with which every pod starts."""
-    command = start_script(plan)
+    command = shlex.join(["exec", "bash", str(plan.run_dir / "launch.sh")])
     if bundle:
         upload = plan.site["upload"]
         fetch = fetch_command(bundle, upload, python=plan.python, store=plan.store)
@@ -113,12 +115,6 @@ def write_body(body: Mapping[str, Any]) -> str:
     return json.dumps(body, indent=2, sort_keys=True) + "\n"
 
 
-def digest_body(body: Mapping[str, Any]) -> str:
-    """What tells one body from another, short enough for a label."""
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
 def name_job(plan: Plan, attempt: int) -> str:
     """A name within Lepton's rules that no other attempt, run or store has.
 
@@ -136,9 +132,9 @@ def name_job(plan: Plan, attempt: int) -> str:
 def label_job(plan: Plan, attempt: int) -> dict[str, str]:
     """Labels by which the job is found in the workspace: step, run and attempt."""
     values = {"step": plan.step.replace("/", "."), "run": plan.run_id, "attempt": str(attempt)}
-    return {f"{LABEL}.{key}": _fit_label(value) for key, value in values.items()}
-
-
-def _fit_label(value: str) -> str:
-    """The end of a long value, which is what tells it from others."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", value)[-LONGEST_LABEL:].strip("._-")
+    labels = {}
+    for key, value in values.items():
+        allowed = re.sub(r"[^A-Za-z0-9._-]", "-", value)
+        # The end of a long value is what tells it from others.
+        labels[f"{LABEL}.{key}"] = allowed[-LONGEST_LABEL:].strip("._-")
+    return labels

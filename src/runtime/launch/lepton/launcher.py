@@ -33,7 +33,7 @@ from nemotron_style.runtime.launch.base import (
     begin_attempt,
     handle_of,
 )
-from nemotron_style.runtime.launch.bundle import Bundle, locate, pack, read_sources, upload
+from nemotron_style.runtime.launch.bundle import Bundle, locate, pack, upload
 from nemotron_style.runtime.launch.lepton.check import check_workspace
 from nemotron_style.runtime.launch.lepton.client import Absent, Workspace, WorkspaceError, connect
 from nemotron_style.runtime.launch.lepton.job import build_body, is_shared, name_job, write_body
@@ -96,7 +96,8 @@ class LeptonLauncher:
         content = {f"{folder}/{name}": text.encode() for name, text in files.items()}
         if plan.snapshot:
             below = Path(plan.snapshot.path).relative_to(plan.store).as_posix()
-            content |= read_sources(self.sources(plan.entrypoint), below=below)
+            sources = self.sources(plan.entrypoint)
+            content |= {f"{below}/{name}": path.read_bytes() for name, path in sources}
         return pack(content)
 
     def check(self, plan: Plan) -> Iterator[Problem]:
@@ -112,7 +113,10 @@ class LeptonLauncher:
         assert isinstance(request, LeptonRequest)
         plan = request.plan
         if after:
-            raise UsageError(refuse_after(plan, after))
+            names = ", ".join(handle.run_dir.name for handle in after)
+            what = f"needs {names} first, and Lepton cannot hold a job back until another has ended"
+            fix = f"run it attached (-r {plan.profile}), or that step first"
+            raise UsageError(Problem(where=plan.step, what=what, fix=fix))
         workspace = self.connect()
         attempt = begin_attempt(request)
         if attempt is None:
@@ -190,11 +194,3 @@ class LeptonLauncher:
         except WorkspaceError as error:
             fix = "the wish is written down, and a worker that sees it stops; or try again"
             raise StepFailed(Problem(where=name, what=str(error), fix=fix)) from None
-
-
-def refuse_after(plan: Plan, after: Sequence[JobHandle]) -> Problem:
-    """Why a job that waits for others cannot be posted."""
-    names = ", ".join(handle.run_dir.name for handle in after)
-    what = f"needs {names} first, and Lepton cannot hold a job back until another has ended"
-    fix = f"run it attached (-r {plan.profile}), or that step first"
-    return Problem(where=plan.step, what=what, fix=fix)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from functools import partial
 
 from nemotron_style.runtime.launch.launch_sh import Ending, fill, quote_attempts, write_script
@@ -91,8 +90,3 @@ def stay_first(plan: Plan, command: str, *, passes_on: bool = True) -> str:
         "tenths": TENTHS_FOR_LAST_LINES,
     }
     return fill(STAY_FIRST, values)
-
-
-def start_script(plan: Plan) -> str:
-    """The command by which a pod's shell becomes ``launch.sh``."""
-    return shlex.join(["exec", "bash", str(plan.run_dir / "launch.sh")])

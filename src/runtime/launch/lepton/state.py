@@ -53,8 +53,9 @@ def conclude(attempt: Attempt, job: RemoteJob | None, *, shared: bool) -> JobSta
     if job is None:
         return explain_absence(attempt)
     state, reason = STATES.get(job.state, ("", ""))
-    if job.state == "Archived":
-        state = read_counts(job)
+    if job.state == "Archived":  # only the number of its pods that ended well is left
+        failure = FAILED if job.failed else LOST
+        state = COMPLETED if job.succeeded >= job.wanted else failure
     if state == FAILED:
         return explain_failure(attempt)
     if state == COMPLETED:
@@ -81,13 +82,6 @@ def explain_absence(attempt: Attempt) -> JobState:
     if not attempt.job and (young or is_alive(record.get("launcher", {}))):
         return JobState(PENDING, reason="is being submitted")
     return JobState(LOST, reason="Lepton knows no such job")
-
-
-def read_counts(job: RemoteJob) -> str:
-    """The end of an archived job, from the number of its pods that ended well."""
-    if job.succeeded >= job.wanted:
-        return COMPLETED
-    return FAILED if job.failed else LOST
 
 
 def check_completion(attempt: Attempt, job: RemoteJob, *, shared: bool) -> JobState:

@@ -75,7 +75,6 @@ _VOLUME = re.compile(r"node-local|node-[^:\s][^:]*:\s*[^:\s][^:]*|(?!node-).+")
 
 def check_plan(plan: Plan) -> Iterator[Problem]:
     """Everything that keeps a plan from being a Lepton job."""
-    where = f"profile {plan.profile}"
     for problem in (
         *check_needs(plan),
         *check_words(plan),
@@ -84,7 +83,7 @@ def check_plan(plan: Plan) -> Iterator[Problem]:
         *check_variables(plan),
         *check_custom(plan.site.get("custom_spec", {})),
     ):
-        yield replace(problem, where=where)
+        yield replace(problem, where=plan.where)
 
 
 def check_needs(plan: Plan) -> Iterator[Problem]:

@@ -15,28 +15,18 @@ from nemotron_style.runtime.run.plan import Plan
 PROGRAMS = ("sbatch", "scontrol", "squeue", "scancel")
 
 
-def find_obstacles(plan: Plan, script: str, *, environment: Mapping[str, str]) -> Iterator[Problem]:
-    """All problems. ``script`` is what would be submitted, with this environment."""
-    missing = [*find_missing(plan)]
-    yield from missing
-    yield from find_absent_paths(plan)
-    if not missing:
-        yield from ask_slurm(plan, script, environment=environment)
-
-
 def find_missing(plan: Plan) -> Iterator[Problem]:
     """Programs and packages that this machine lacks."""
-    where = f"profile {plan.profile}"
     missing = [name for name in PROGRAMS if not shutil.which(name)]
     if missing:
         what = f"this machine has no {', '.join(missing)}"
         fix = "type the command on a login node, or install Slurm's commands (slurm-client)"
         if plan.site.get("tunnel") == "ssh":
             fix = "type the command on a login node: jobs are not sent through ssh"
-        yield Problem(where=where, key="executor", what=what, fix=fix)
+        yield Problem(where=plan.where, key="executor", what=what, fix=fix)
     if util.find_spec("submitit") is None:
         what, fix = "submitit is not installed", "pip install 'nemotron-style[slurm]'"
-        yield Problem(where=where, key="executor", what=what, fix=fix)
+        yield Problem(where=plan.where, key="executor", what=what, fix=fix)
 
 
 def find_absent_paths(plan: Plan) -> Iterator[Problem]:
@@ -51,7 +41,7 @@ def find_absent_paths(plan: Plan) -> Iterator[Problem]:
         top = Path(*Path(path).parts[:2])
         if not Path(path).exists() and top.is_dir():
             what = "there is no such file or directory"
-            yield Problem(where=f"profile {plan.profile}", key=key, what=what, got=path)
+            yield Problem(where=plan.where, key=key, what=what, got=path)
 
 
 def ask_slurm(plan: Plan, script: str, *, environment: Mapping[str, str]) -> Iterator[Problem]:
@@ -63,4 +53,4 @@ def ask_slurm(plan: Plan, script: str, *, environment: Mapping[str, str]) -> Ite
             run_command(["sbatch", "--test-only", file.name, "1"], environment=environment)
         except SlurmError as error:
             what = "Slurm would not take this job"
-            yield Problem(where=f"profile {plan.profile}", what=what, got=str(error))
+            yield Problem(where=plan.where, what=what, got=str(error))

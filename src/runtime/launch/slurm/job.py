@@ -67,11 +67,14 @@ def count_seconds(limit: str) -> int:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def name_squashed(image: str, store: Path) -> Path:
-    """Where the squashed form of an image is kept: one file for all runs of a store."""
+def name_image_file(plan: Plan) -> str:
+    """The squashed file of the plan's image: its own path, or one for all runs of a store."""
+    image = str(plan.image)
+    if image.startswith("/"):
+        return image
     readable = UNREADABLE.sub("-", SCHEME.sub("", image)).strip("-.")[-80:]
     digest = hashlib.sha256(image.encode()).hexdigest()[:8]
-    return store / "images" / f"{readable}-{digest}.sqsh"
+    return str(Path(plan.store, "images", f"{readable}-{digest}.sqsh"))
 
 
 def write_uri(image: str) -> str:
@@ -107,7 +110,6 @@ def list_needed(plan: Plan) -> list[str]:
 
 def find_unwritable(plan: Plan) -> Iterator[Problem]:
     """Values that would not arrive in the job as they are."""
-    where = f"profile {plan.profile}"
     values = {
         key: str(plan.site[key]) for key in (*PLAIN_OPTIONS, "memory", "time") if key in plan.site
     }
@@ -117,30 +119,29 @@ def find_unwritable(plan: Plan) -> Iterator[Problem]:
     for key, value in values.items():
         if "\\" in value or any(unicodedata.category(each) == "Cc" for each in value):
             what = "holds a control character or a backslash, which a batch script cannot"
-            yield Problem(where=where, key=key, what=what, got=repr(value))
+            yield Problem(where=plan.where, key=key, what=what, got=repr(value))
     if plan.records is not None:
         what = "a Slurm job and this machine must see the same store"
-        yield Problem(where=where, key="remote_store", what=what, got=plan.store)
+        yield Problem(where=plan.where, key="remote_store", what=what, got=plan.store)
 
 
 def find_unmountable(plan: Plan) -> Iterator[Problem]:
     """Mounts and images that Pyxis cannot mount."""
-    where = f"profile {plan.profile}"
     for index, mount in enumerate(plan.mounts):
         key, got = f"mounts[{index}]", f"{mount.source}:{mount.target}"
         if mount.volume:
-            yield Problem(where=where, key=key, what="volumes are for Lepton only", got=got)
+            yield Problem(where=plan.where, key=key, what="volumes are for Lepton only", got=got)
         elif not (mount.source.startswith("/") and mount.target.startswith("/")):
-            yield Problem(where=where, key=key, what="must be absolute paths", got=got)
+            yield Problem(where=plan.where, key=key, what="must be absolute paths", got=got)
         elif any(mark in part for mark in ",:" for part in (mount.source, mount.target)):
             what = "holds a comma or a colon, which Pyxis takes for the end of a path"
-            yield Problem(where=where, key=key, what=what, got=got)
+            yield Problem(where=plan.where, key=key, what=what, got=got)
     if not plan.image:
         return
     if plan.image.startswith(("~", ".")):
         what = "an image is a reference or an absolute path"
-        yield Problem(where=where, key="image", what=what, got=plan.image)
+        yield Problem(where=plan.where, key="image", what=what, got=plan.image)
     for key, path in zip(("store", "workdir"), list_needed(plan), strict=False):
         if any(mark in path for mark in ",:"):
             what = "holds a comma or a colon and has to be mounted into the image"
-            yield Problem(where=where, key=key, what=what, got=path)
+            yield Problem(where=plan.where, key=key, what=what, got=path)

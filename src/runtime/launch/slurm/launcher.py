@@ -21,7 +21,7 @@ from nemotron_style.runtime.launch.base import (
 )
 from nemotron_style.runtime.launch.launch_sh import record_exit, write_script
 from nemotron_style.runtime.launch.ray import run_on_ray
-from nemotron_style.runtime.launch.slurm.check import find_obstacles
+from nemotron_style.runtime.launch.slurm.check import ask_slurm, find_absent_paths, find_missing
 from nemotron_style.runtime.launch.slurm.client import (
     SlurmError,
     cancel_job,
@@ -65,9 +65,11 @@ class SlurmLauncher:
 
     def compile(self, plan: Plan, *, attempt: int = 1) -> SlurmRequest:
         """Raises ``ProfileError`` for values that a batch script or Pyxis cannot hold."""
+        # Slurm starts launch.sh once on every node.
+        end = run_on_ray if plan.launch == "ray" and plan.nodes > 1 else record_exit
         files = {
             "plan.json": plan.to_json(),
-            "launch.sh": write_node_script(plan),
+            "launch.sh": write_script(plan, seat="NODE_RANK=$SLURM_NODEID", end=end),
             SCRIPT: write_batch_script(plan),
         }
         argv = (*SBATCH, str(plan.run_dir / SCRIPT), str(attempt))
@@ -75,8 +77,12 @@ class SlurmLauncher:
 
     def check(self, plan: Plan) -> Iterator[Problem]:
         """Programs, paths, and Slurm's opinion of the script."""
-        script = self.compile(plan).files[SCRIPT]
-        yield from find_obstacles(plan, script, environment=choose_environment(plan, os.environ))
+        missing = [*find_missing(plan)]
+        yield from missing
+        yield from find_absent_paths(plan)
+        if not missing:
+            script = self.compile(plan).files[SCRIPT]
+            yield from ask_slurm(plan, script, environment=choose_environment(plan, os.environ))
 
     def submit(self, request: Request, *, after: Sequence[JobHandle] = ()) -> JobHandle:
         """Submit, or follow the attempt that lives.
@@ -92,8 +98,8 @@ class SlurmLauncher:
             job_id = submit_request(request, after)
         except (ImportError, StepFailed) as error:
             attempt.close(FAILED, error=str(error))
-            where, what = f"profile {plan.profile}", f"the job was not submitted: {error}"
-            raise StepFailed(Problem(where=where, what=what)) from None
+            what = f"the job was not submitted: {error}"
+            raise StepFailed(Problem(where=plan.where, what=what)) from None
         write_json(attempt.path / "job.json", {"executor": EXECUTOR, "id": job_id})
         return handle_of(attempt)
 
@@ -117,12 +123,6 @@ class SlurmLauncher:
         job_id = find_job(attempt)
         if job_id:
             cancel_job(job_id, force=force)
-
-
-def write_node_script(plan: Plan) -> str:
-    """``launch.sh``, which Slurm starts once on every node."""
-    end = run_on_ray if plan.launch == "ray" and plan.nodes > 1 else record_exit
-    return write_script(plan, seat="NODE_RANK=$SLURM_NODEID", end=end)
 
 
 def submit_request(request: Request, after: Sequence[JobHandle]) -> str:

@@ -12,7 +12,6 @@ again, the attempts after it are its own.
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 from nemotron_style.runtime.errors import ProfileError, raise_all
 from nemotron_style.runtime.launch.launch_sh import fill
@@ -21,7 +20,7 @@ from nemotron_style.runtime.launch.slurm.job import (
     find_unmountable,
     find_unwritable,
     list_options,
-    name_squashed,
+    name_image_file,
     write_mounts,
     write_uri,
 )
@@ -173,8 +172,13 @@ def write_batch_script(plan: Plan) -> str:
         "patience": max(1, count_grace(plan) * 3 // 4),
         "detached": str(plan.detached).lower(),
     }
+    # sbatch reads quotes in its lines as a shell does.
+    options = [
+        f"#SBATCH --{name}" if value is None else f"#SBATCH --{name}={shlex.quote(value)}"
+        for name, value in list_options(plan)
+    ]
     parts = [
-        "\n".join(["#!/bin/bash", *(write_directive(*each) for each in list_options(plan))]),
+        "\n".join(["#!/bin/bash", *options]),
         fill(OPEN, opening),
         BEGIN,
         RECORD,
@@ -187,23 +191,12 @@ def write_batch_script(plan: Plan) -> str:
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
-def write_directive(name: str, value: str | None) -> str:
-    """One ``#SBATCH`` line; sbatch reads quotes there as a shell does."""
-    return f"#SBATCH --{name}" if value is None else f"#SBATCH --{name}={shlex.quote(value)}"
-
-
-def find_image_file(plan: Plan) -> str:
-    """The path of the squashed image: the profile's, or where ours is imported to."""
-    image = str(plan.image)
-    return image if image.startswith("/") else str(name_squashed(image, Path(plan.store)))
-
-
 def write_import(plan: Plan) -> str:
     """Lines that import a referenced image, unless it is there and not to be renewed."""
     if not plan.image or plan.image.startswith("/"):
         return ""
     values = {
-        "image": shlex.quote(find_image_file(plan)),
+        "image": shlex.quote(name_image_file(plan)),
         "again": '[ "$restart" -eq 0 ] || ' if plan.site.get("force_squash") else "",
         "origin": shlex.quote(write_uri(plan.image)),
     }
@@ -222,7 +215,7 @@ def write_srun(plan: Plan) -> str:
     flags.append(r'--output="${attempt//\%/%%}/log-%n.txt"')
     if plan.image:
         flags += [
-            f"--container-image={shlex.quote(find_image_file(plan))}",
+            f"--container-image={shlex.quote(name_image_file(plan))}",
             f"--container-mounts={shlex.quote(','.join(write_mounts(plan)))}",
             f"--container-workdir={shlex.quote(plan.workdir)}",
             f"--container-env={','.join(sorted({*SCRIPT_VARIABLES, *plan.env, *plan.secrets}))}",
