@@ -1,12 +1,9 @@
 """A run in a container of this machine: the command for docker or podman, from the plan.
 
-The container shares the network, the shared memory and the process numbers of the machine:
-
-* with its network and shared memory, processes that train together meet as they do without it;
-* with its process numbers, the worker that is written down in the run's folder is the same one
-  outside: its state can be told and it can be signalled from any shell, also when the engine's
-  client has died. It also means that no process in it is number 1, so that signals work as
-  everywhere and no ``--init`` is wanted.
+The container shares the machine's network and shared memory, so that processes that train together
+meet as they do without it. It shares the process numbers too: the worker that the run's folder
+names is the same outside, so it can be watched and signalled from any shell, also when the
+engine's client has died; and no process in it is number 1, so signals work without ``--init``.
 
 The store and the work directory appear under their own paths, so that the plan and ``launch.sh``
 are the same with a container and without.
@@ -45,7 +42,7 @@ SECONDS_TO_ANSWER = 60
 
 @dataclass(frozen=True)
 class Bind:
-    """``source`` of this machine at ``target`` of the container; ``key`` is who asked for it."""
+    """``source`` of this machine at ``target`` of the container, for the plan's ``key``."""
 
     source: str
     target: str
@@ -64,7 +61,7 @@ def choose_engine(plan: Plan) -> str:
 
 
 def name_container(plan: Plan, attempt: int) -> str:
-    """The run, the attempt, and which store: an engine serves all stores of a machine."""
+    """The run, the attempt, and a hash of the store: an engine serves all stores of a machine."""
     home = hashlib.sha256(os.fsencode(os.path.realpath(plan.store))).hexdigest()
     return f"{plan.run_id}-{attempt}-{home[:6]}"
 
@@ -96,7 +93,7 @@ def write_run(plan: Plan, attempt: int) -> tuple[str, ...]:
 
 
 def _map_user(engine: str) -> list[str]:
-    """What is written into the store belongs to whoever runs the command."""
+    """Options that make files in the store belong to the user who runs the command."""
     user, group = os.getuid(), os.getgid()
     if user == 0:
         return []
@@ -108,7 +105,7 @@ def _map_user(engine: str) -> list[str]:
 
 
 def list_binds(plan: Plan) -> list[Bind]:
-    """The profile's mounts, and of the run's own places those that these do not cover."""
+    """The profile's mounts, and those of the run's own folders that they do not cover."""
     given = [
         Bind(each.source, each.target, each.options, f"mounts[{at}]")
         for at, each in enumerate(plan.mounts)
@@ -165,8 +162,8 @@ def write_bind(bind: Bind, engine: str, *, where: str) -> tuple[str, str]:
         return "--mount", line.getvalue()
     bad = sorted({letter for field in fields for letter in field if letter in UNQUOTABLE})
     if bad:
-        told = ", ".join(map(repr, bad))
-        what = f"podman cannot mount a path that holds a colon and also {told}"
+        letters = ", ".join(map(repr, bad))
+        what = f"podman cannot mount a path that holds a colon and also {letters}"
         fix = "rename it, or reach it by a link"
         got = f"{bind.source} at {bind.target}"
         raise ProfileError(Problem(where=where, key=bind.key, what=what, got=repr(got), fix=fix))
@@ -207,7 +204,7 @@ def _check_places(plan: Plan) -> Iterator[Problem]:
 
 
 def check_container(plan: Plan) -> Iterator[Problem]:
-    """Engine, image and what is mounted are there."""
+    """What is missing of the mounts, the engine and the image."""
     where, engine = plan.where, choose_engine(plan)
     for at, mount in enumerate(plan.mounts):
         if not os.path.exists(mount.source):
@@ -226,13 +223,13 @@ def check_container(plan: Plan) -> Iterator[Problem]:
         return
     if done.returncode == 0:
         return
-    told = done.stderr.strip()
-    if any(words in told.lower() for words in ("no such image", "image not known")):
+    message = done.stderr.strip()
+    if any(words in message.lower() for words in ("no such image", "image not known")):
         fix = shlex.join([engine, "pull", str(plan.image)])
         what = f"{engine} does not have it"
         yield Problem(where=where, key="image", what=what, got=str(plan.image), fix=fix)
     else:
-        *_, last = told.splitlines() or [f"exit code {done.returncode}"]
+        *_, last = message.splitlines() or [f"exit code {done.returncode}"]
         yield Problem(where=where, key="engine", what=f"{engine} does not answer: {last}")
 
 

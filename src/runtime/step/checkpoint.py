@@ -50,12 +50,12 @@ class Checkpoints:
 
     def newest(self) -> Checkpoint | None:
         """The newest one whose every file is what was written, or None."""
-        return next((one for one in reversed(self._committed()) if is_whole(one.path)), None)
+        return next((each for each in reversed(self._committed()) if is_whole(each.path)), None)
 
     def at(self, step: int) -> Checkpoint | None:
         """The one taken after ``step``, or None when there is none whose files are whole."""
-        found = (one for one in self._committed() if one.step == step)
-        return next((one for one in found if is_whole(one.path)), None)
+        taken = (each for each in self._committed() if each.step == step)
+        return next((each for each in taken if is_whole(each.path)), None)
 
     def stage(self, step: int) -> Path:
         """The directory to write the state after ``step`` into; the same for all ranks."""
@@ -75,7 +75,9 @@ class Checkpoints:
         os.rename(staged, final)
         sync(self._root)
         for old in self._committed()[:-keep]:
-            (old.path / MARKER).unlink(missing_ok=True)  # first, so that it is never half there
+            (old.path / MARKER).unlink(
+                missing_ok=True
+            )  # first, so that half of it is no checkpoint
             remove_tree(old.path)
 
     def discard_staged(self) -> None:
@@ -85,15 +87,15 @@ class Checkpoints:
                 remove_tree(path)
 
     def _staged(self, step: int) -> Path:
-        # Named by attempt: ranks that start late cannot meet the leavings of an earlier one.
+        # Named by attempt: ranks that start late cannot meet the leftovers of an earlier one.
         return self._root / f".attempt-{self._attempt}-step-{step:08d}"
 
     def _committed(self) -> list[Checkpoint]:
         if not self._root.is_dir():
             return []
         matches = [(_NAME.fullmatch(path.name), path) for path in self._root.iterdir()]
-        found = [Checkpoint(int(match[1]), path) for match, path in matches if match]
-        return sorted(found, key=lambda one: one.step)
+        committed = [Checkpoint(int(match[1]), path) for match, path in matches if match]
+        return sorted(committed, key=lambda each: each.step)
 
 
 def is_whole(path: Path) -> bool:
@@ -104,12 +106,10 @@ def is_whole(path: Path) -> bool:
 
 def digest_files(root: Path) -> dict[str, str]:
     """SHA-256 of every file under ``root`` by relative path, the marker left out."""
-    found = {}
-    for directory, _, names in os.walk(root):
-        for name in names:
-            path = Path(directory, name)
-            relative = path.relative_to(root).as_posix()
-            if relative != MARKER:
-                with open(path, "rb") as file:
-                    found[relative] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    digests = {}
+    for path in root.rglob("*"):
+        if path.is_file() and path != root / MARKER:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[path.relative_to(root).as_posix()] = digest
+    return digests
