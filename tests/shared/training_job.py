@@ -8,10 +8,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from gradient import full_gradient
-from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
-    save_model,
-    weights_digest,
-)
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model, weights_digest
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import Parallel

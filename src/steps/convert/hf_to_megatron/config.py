@@ -6,7 +6,7 @@ from pydantic import Field
 
 from nemotron_style.runtime.config.model import Section
 from nemotron_style.steps.blocks.data.chat_format import ModelData
-from nemotron_style.steps.convert.config import ConversionConfig, WeightType
+from nemotron_style.steps.blocks.settings.conversion_config import ConversionConfig, WeightType
 
 
 class Model(Section):

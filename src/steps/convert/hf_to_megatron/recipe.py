@@ -10,6 +10,12 @@ says which it was. The checkpoint can be loaded with any tensor and pipeline par
 from __future__ import annotations
 
 from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.steps.blocks.checkpoint.conversion import (
+    check_logits,
+    record,
+    sample_logits,
+    track,
+)
 from nemotron_style.steps.blocks.checkpoint.hf_weights import fill_model, import_weights
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     full_shapes,
@@ -19,7 +25,6 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
 )
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import initialize
-from nemotron_style.steps.convert.conversion import check_logits, record, sample_logits, track
 from nemotron_style.steps.convert.hf_to_megatron.config import Config
 from nemotron_style.steps.convert.hf_to_megatron.source import open_source, pad_sizes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from nemotron_style.runtime.config.model import Section
-from nemotron_style.steps.convert.config import ConversionConfig, WeightType
+from nemotron_style.steps.blocks.settings.conversion_config import ConversionConfig, WeightType
 
 
 class ModelPath(Section):

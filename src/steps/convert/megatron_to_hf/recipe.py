@@ -20,6 +20,12 @@ from torch import Tensor
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint import torch_dist
+from nemotron_style.steps.blocks.checkpoint.conversion import (
+    check_logits,
+    record,
+    sample_logits,
+    track,
+)
 from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE, build_settings
 from nemotron_style.steps.blocks.checkpoint.hf_weights import (
     EMBEDDING,
@@ -40,7 +46,6 @@ from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import check_vocabulary, export_tokenizer
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
-from nemotron_style.steps.convert.conversion import check_logits, record, sample_logits, track
 from nemotron_style.steps.convert.megatron_to_hf.config import Config
 
 

@@ -45,10 +45,7 @@ from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.judge.client import JudgeUnavailable
 from nemotron_style.steps.blocks.judge.group_judge import sum_failures
-from nemotron_style.steps.blocks.loss.advantage import (
-    clip_advantages,
-    group_advantages,
-)
+from nemotron_style.steps.blocks.loss.advantage import clip_advantages, group_advantages
 from nemotron_style.steps.blocks.loss.loss_metrics import merge_metrics
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.parallel import initialize

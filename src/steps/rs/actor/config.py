@@ -15,12 +15,7 @@ from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.http.endpoint import Address, read_address
 from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts
 from nemotron_style.steps.blocks.settings.training_config import CheckpointPath
-from nemotron_style.steps.rs.actor.nemo_aligner import (
-    ExpManager,
-    Model,
-    RemoteRm,
-    Trainer,
-)
+from nemotron_style.steps.rs.actor.nemo_aligner import ExpManager, Model, RemoteRm, Trainer
 
 PORT = 5555
 

@@ -57,11 +57,7 @@ from nemotron_style.steps.blocks.training.microbatch import accumulate_nll, coun
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.rs.actor.best_of_n import bound_kl, bound_win_rate, choose
-from nemotron_style.steps.rs.actor.check import (
-    check_prompts,
-    check_reward_model,
-    check_sampler,
-)
+from nemotron_style.steps.rs.actor.check import check_prompts, check_reward_model, check_sampler
 from nemotron_style.steps.rs.actor.config import Config
 from nemotron_style.steps.rs.actor.metrics import (
     measure_kl,
@@ -78,11 +74,7 @@ from nemotron_style.steps.rs.actor.rollout import (
     split_batches,
 )
 from nemotron_style.steps.rs.actor.samples import sample_rows
-from nemotron_style.steps.rs.actor.validation import (
-    Validation,
-    ValidationResult,
-    summarise_gain,
-)
+from nemotron_style.steps.rs.actor.validation import Validation, ValidationResult, summarise_gain
 
 
 def run(config: Config, ctx: StepContext) -> None:

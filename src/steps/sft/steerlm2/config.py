@@ -23,11 +23,7 @@ from nemotron_style.steps.blocks.settings.training_config import (
     ValidationLimit,
     limit_validation,
 )
-from nemotron_style.steps.sft.steerlm2.fixed_values import (
-    DatasetRest,
-    ExpManager,
-    ModelRest,
-)
+from nemotron_style.steps.sft.steerlm2.fixed_values import DatasetRest, ExpManager, ModelRest
 
 
 class Sft(Length):

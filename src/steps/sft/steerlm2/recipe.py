@@ -51,11 +51,7 @@ from nemotron_style.steps.blocks.training.metric_plot import copy_logs
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.sft.steerlm2.batch import Batch, accumulate
-from nemotron_style.steps.sft.steerlm2.check import (
-    check_sampler,
-    check_start,
-    warn_if_few,
-)
+from nemotron_style.steps.sft.steerlm2.check import check_sampler, check_start, warn_if_few
 from nemotron_style.steps.sft.steerlm2.config import Config
 from nemotron_style.steps.sft.steerlm2.metrics import GroupMetrics, compute_metrics
 from nemotron_style.steps.sft.steerlm2.plot import draw

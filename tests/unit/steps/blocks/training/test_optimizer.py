@@ -9,10 +9,7 @@ from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients
-from nemotron_style.steps.blocks.training.optimizer import (
-    build_optimizer,
-    gradient_norm,
-)
+from nemotron_style.steps.blocks.training.optimizer import build_optimizer, gradient_norm
 
 CONFIG = ModelConfig(
     num_layers=1,
