@@ -16,7 +16,7 @@ import typer
 from typer.main import get_command
 
 from nemotron_style.runtime.cli.lazy import LazyGroup
-from nemotron_style.runtime.cli.table import print_json, tell
+from nemotron_style.runtime.cli.table import print_json, print_problems
 from nemotron_style.runtime.errors import Problem, StepsError, UsageError, raise_all, suggest
 from nemotron_style.runtime.secrets.redact import redacted_output
 from nemotron_style.runtime.secrets.reject import find_argument_secrets
@@ -126,5 +126,5 @@ def _report(problems: Sequence[Problem], code: int, as_json: bool) -> int:
         told = [problem.as_dict() for problem in problems]
         print_json({"error": {"exit_code": code, "problems": told}})
     else:
-        tell(problems)
+        print_problems(problems)
     return code

@@ -1,34 +1,31 @@
-"""``nemotron-style artifacts``: what is in the store, whence it came, and whether it is whole."""
+"""``nemotron-style artifacts``: what is in the store, what made it, and whether it is whole."""
 
 from __future__ import annotations
 
 import json
 import sys
 from dataclasses import asdict
+from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from nemotron_style.runtime.cli.store_option import choose_store, open_store
-from nemotron_style.runtime.cli.table import print_json, render_pairs, render_table
+from nemotron_style.runtime.catalog.kinds import load_kinds
+from nemotron_style.runtime.cli.options import AsJson, choose_store, command_group, open_store
+from nemotron_style.runtime.cli.table import print_json, print_table, render_pairs
+from nemotron_style.runtime.errors import Problem
+from nemotron_style.runtime.store.diff import compare
+from nemotron_style.runtime.store.lineage import Node, walk
+from nemotron_style.runtime.store.lineage_text import describe, render, short
+from nemotron_style.runtime.store.record import Artifact
+from nemotron_style.runtime.units import format_age, format_number, format_size
 from nemotron_style.runtime.validation import flatten
 
-if TYPE_CHECKING:
-    from pathlib import Path
+app = command_group("Show, check, compare and adopt artifacts.")
+app.callback()(choose_store)
 
-    from nemotron_style.runtime.errors import Problem
-    from nemotron_style.runtime.store.record import Artifact, Record
-    from nemotron_style.runtime.store.store import Store
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    help="Show, check, compare and adopt artifacts.",
-)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+FIELDS = ("config", "seeds", "metrics", "facts", "code", "environment", "hardware")
 Ref = Annotated[str, typer.Argument(help="name, name:latest, name:v3 or sha256:<prefix>.")]
 
 
@@ -42,48 +39,45 @@ class Format(StrEnum):
     openlineage = "openlineage"
 
 
-app.callback()(choose_store)
-
-
 @app.command("list")
 def list_artifacts(
     context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="Only versions of this name.")] = None,
     *,
     kind: Annotated[str | None, typer.Option(help="Only artifacts of this kind.")] = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """List artifacts, the newest version of each name first."""
-    found = [
-        artifact
-        for artifact in open_store(context).artifacts(name)
-        if kind in (None, artifact.kind)
-    ]
+    store = open_store(context)
+    listed = [each for each in store.artifacts(name) if kind in (None, each.kind)]
     if as_json:
-        return print_json([_summary(artifact) for artifact in found])
-    if not found:
+        return print_json([_summarise(artifact) for artifact in listed])
+    if not listed:
         return print("no artifacts; run a step, or adopt something")
-    header = ("REF", "KIND", "DIGEST", "SIZE", "CREATED", "MADE BY")
-    print(render_table([_row(artifact) for artifact in found], header=header), end="")
+    header = ("REF", "KIND", "DIGEST", "SIZE", "AGE", "MADE BY")
+    rows = [_row(artifact) for artifact in listed]
+    print_table(rows, header=header, optional=("DIGEST", "MADE BY"))
 
 
 @app.command()
-def show(context: typer.Context, ref: Ref, *, as_json: Json = False) -> None:
-    """Show everything that an artifact's record tells."""
+def show(context: typer.Context, ref: Ref, *, as_json: AsJson = False) -> None:
+    """Show everything that an artifact's record says."""
     artifact = open_store(context).resolve(ref)
     record = artifact.record.model_dump(mode="json")
     if as_json:
         return print_json(record | {"ref": artifact.ref, "path": str(artifact.path)})
-    inputs = [
-        f"  {edge.slot}: {edge.ref}  {edge.kind}  {edge.digest}" for edge in artifact.record.inputs
-    ]
+    inputs = {
+        edge.slot: f"{edge.ref}  {edge.kind}  {edge.digest}" for edge in artifact.record.inputs
+    }
+    files = {file.path: format_size(file.size) for file in artifact.record.files}
     print(f"{artifact.ref}  {artifact.kind}\n{artifact.digest}\n{artifact.path}")
-    print(f"{_describe(artifact)}\n{artifact.record.created}")
-    _print_block("inputs", inputs)
-    for field in ("config", "seeds", "metrics", "facts", "code", "environment", "hardware"):
-        _print_block(field, _leaves(record[field]))
-    print(f"files ({_human_size(artifact.record.size)}):")
-    print(render_pairs((file.path, str(file.size)) for file in artifact.record.files), end="")
+    print(f"{_describe_maker(artifact)}\n{artifact.record.created}")
+    sections = {"inputs": inputs, **{field: _flatten(record[field]) for field in FIELDS}}
+    sections["metrics"] = {key: format_number(n) for key, n in record["metrics"].items()}
+    sections[f"files ({format_size(artifact.record.size)})"] = files
+    for title, values in sections.items():
+        if values:
+            print(f"{title}:\n{render_pairs(values.items())}", end="")
 
 
 @app.command()
@@ -93,17 +87,14 @@ def lineage(
     *,
     down: Annotated[bool, typer.Option("--down", help="What was made from it.")] = False,
     style: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.tree,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Trace an artifact to everything it was made from."""
-    from nemotron_style.runtime.store.lineage import walk
-    from nemotron_style.runtime.store.lineage_text import render
-
     store = open_store(context)
-    traced = walk(store, store.resolve(ref), down=down)
-    # A lineage in another JSON dialect is one document already.
+    graph = walk(store, store.resolve(ref), down=down)
+    # OpenLineage is JSON already, and one document.
     chosen = "json" if as_json and style is not Format.openlineage else style.value
-    print(render(traced, chosen))
+    print(render(graph, chosen))
 
 
 @app.command()
@@ -114,18 +105,21 @@ def verify(
     shallow: Annotated[
         bool, typer.Option("--shallow", help="Trust files whose size and time are unchanged.")
     ] = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check that every byte is the one that was committed. Exits with 1 when one is not."""
     store = open_store(context)
     targets = [store.resolve(ref).path] if ref else list(store.committed())
-    problems = [each for path in targets for each in _check(store, path, deep=not shallow)]
+    problems: list[Problem] = []
+    for path in targets:
+        # Lost keys are worth a word only where the content is whole.
+        problems += store.verify_path(path, deep=not shallow) or store.missing_keys(path)
     if as_json:
-        told = [problem.as_dict() for problem in problems]
-        print_json({"checked": len(targets), "ok": not problems, "problems": told})
+        described = [problem.as_dict() for problem in problems]
+        print_json({"checked": len(targets), "ok": not problems, "problems": described})
     else:
         for problem in problems:
-            print(str(problem), file=sys.stderr)
+            print(problem, file=sys.stderr)
         print(f"{len(targets)} checked, {len(problems)} problems")
     if problems:
         raise typer.Exit(1)
@@ -138,33 +132,29 @@ def adopt(
     *,
     kind: Annotated[str, typer.Option(help="The kind of artifact that it is.")],
     name: Annotated[str, typer.Option(help="The name that it gets.")],
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Copy a file or directory into the store, to be used as an input."""
-    from nemotron_style.runtime.catalog.kinds import load_kinds
-
     load_kinds()[kind]
     artifact = open_store(context).adopt(path, kind=kind, name=name)
     if as_json:
-        return print_json(_summary(artifact))
+        return print_json(_summarise(artifact))
     print(f"{artifact.ref}  {artifact.kind}  {artifact.digest}")
 
 
 @app.command()
-def diff(context: typer.Context, left: Ref, right: Ref, *, as_json: Json = False) -> None:
+def diff(context: typer.Context, left: Ref, right: Ref, *, as_json: AsJson = False) -> None:
     """Show where two artifacts differ: files, inputs, config, code, figures."""
-    from nemotron_style.runtime.store.diff import compare
-
     store = open_store(context)
     ours, theirs = store.resolve(left), store.resolve(right)
     differences = compare(ours, theirs)
     if as_json:
-        told = [asdict(difference) for difference in differences]
-        return print_json({"left": ours.ref, "right": theirs.ref, "differences": told})
+        keys = [asdict(difference) for difference in differences]
+        return print_json({"left": ours.ref, "right": theirs.ref, "differences": keys})
     if not differences:
         return print("no difference")
-    rows = [(each.key, _short_value(each.left), _short_value(each.right)) for each in differences]
-    print(render_table(rows, header=("KEY", ours.ref, theirs.ref)), end="")
+    rows = [(each.key, _shorten(each.left), _shorten(each.right)) for each in differences]
+    print_table(rows, header=("KEY", ours.ref, theirs.ref))
 
 
 @app.command()
@@ -172,7 +162,7 @@ def gc(
     context: typer.Context,
     *,
     grace: Annotated[float, typer.Option(help="Leave alone what is younger, in hours.")] = 24.0,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Finish commits that were cut off and remove what crashes left. Artifacts stay."""
     done = open_store(context).collect_garbage(grace_s=grace * 3600)
@@ -185,11 +175,7 @@ def gc(
     print(f"{len(done.removed)} removed, {len(done.finished)} commits finished")
 
 
-def _check(store: Store, path: Path, *, deep: bool) -> list[Problem]:
-    return store.verify_path(path, deep=deep) or store.missing_keys(path)
-
-
-def _summary(artifact: Artifact) -> dict[str, Any]:
+def _summarise(artifact: Artifact) -> dict[str, Any]:
     record = artifact.record
     return {
         "ref": artifact.ref,
@@ -205,45 +191,25 @@ def _summary(artifact: Artifact) -> dict[str, Any]:
 
 
 def _row(artifact: Artifact) -> tuple[str, ...]:
-    from nemotron_style.runtime.store.lineage_text import short
-
     record = artifact.record
-    size, created = _human_size(record.size), record.created[:19].replace("T", " ")
-    return artifact.ref, artifact.kind, short(artifact.digest), size, created, _made_by(record)
-
-
-def _made_by(record: Record) -> str:
+    made_by = "adopted" if record.origin else "-"
     if record.producer:
-        return f"{record.producer.step}@{record.producer.config_name}"
-    return "adopted" if record.origin else "-"
+        made_by = f"{record.producer.step}@{record.producer.config_name}"
+    age = format_age(datetime.fromisoformat(record.created).timestamp())
+    size = format_size(record.size)
+    return artifact.ref, artifact.kind, short(artifact.digest), size, age, made_by
 
 
-def _describe(artifact: Artifact) -> str:
-    from nemotron_style.runtime.store.lineage import Node
-    from nemotron_style.runtime.store.lineage_text import describe
-
+def _describe_maker(artifact: Artifact) -> str:
     return describe(Node(artifact.ref, artifact.kind, artifact.digest, artifact))
 
 
-def _leaves(values: dict[str, Any]) -> list[str]:
-    return [f"  {key}: {_short_value(value)}" for key, value in flatten(values).items()]
+def _flatten(values: dict[str, Any]) -> dict[str, str]:
+    return {key: _shorten(value) for key, value in flatten(values).items()}
 
 
-def _short_value(value: Any) -> str:
+def _shorten(value: Any) -> str:
     if value is None:
         return "-"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _human_size(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
-
-
-def _print_block(title: str, lines: list[str]) -> None:
-    if lines:
-        print("\n".join([f"{title}:", *lines]))

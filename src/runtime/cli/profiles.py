@@ -8,22 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from nemotron_style.runtime.cli.completion import complete_profile
-from nemotron_style.runtime.cli.table import print_json, render_pairs, render_table, tell
+from nemotron_style.runtime.cli.options import AsJson, command_group
+from nemotron_style.runtime.cli.table import print_json, print_problems, print_table, render_pairs
 from nemotron_style.runtime.errors import Problem, ProfileError
 from nemotron_style.runtime.paths import show_path
 from nemotron_style.runtime.profiles.files import is_base, read_profiles
 from nemotron_style.runtime.profiles.model import Profile, load_profile
 
-app = typer.Typer(
-    help="See where runs can take place.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-)
+app = command_group("See where runs can take place.")
 
 BASE = "extended by others; names no executor"
 UNFIT = 2
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+ProfileName = Annotated[str, typer.Argument(autocompletion=complete_profile)]
 
 
 @app.callback()
@@ -47,31 +43,26 @@ def list_profiles(as_json: AsJson = False) -> None:
         except ProfileError as error:
             broken[name] = list(error.problems)
     if as_json:
-        told = {name: [each.as_dict() for each in found] for name, found in broken.items()}
+        refused = {name: [one.as_dict() for one in problems] for name, problems in broken.items()}
         described = [describe(profile) for profile in whole]
-        print_json({"profiles": described, "bases": sorted(bases), "broken": told})
+        print_json({"profiles": described, "bases": sorted(bases), "broken": refused})
         return
     for name, problems in broken.items():
-        tell(problems, label=f"profile {name} is left out")
+        print_problems(problems, label=f"profile {name} is left out")
     rows = [(each.name, str(each.executor), _origin(each), each.description) for each in whole]
     rows += [(name, "-", show_path(tables[name].path), BASE) for name in sorted(bases)]
-    header = ("PROFILE", "EXECUTOR", "FILE", "WHAT IT IS")
-    sys.stdout.write(render_table(rows, header=header))
+    print_table(rows, header=("PROFILE", "EXECUTOR", "FILE", "WHAT IT IS"))
 
 
 @app.command("show", epilog="\b\nExample:\n  nemotron-style profiles show slurm")
-def show_profile(
-    name: Annotated[str, typer.Argument(autocompletion=complete_profile)],
-    as_json: AsJson = False,
-) -> None:
+def show_profile(name: ProfileName, as_json: AsJson = False) -> None:
     """Show a profile with everything that it extends. Secrets are shown by name."""
     profile = load_profile(name)
     if as_json:
         print_json(describe(profile))
         return
     print(f"{profile.name} ({profile.executor}), from {_origin(profile)}\n")
-    pairs = [(key, _say(value)) for key, value in _settings(profile).items()]
-    sys.stdout.write(render_pairs(pairs))
+    sys.stdout.write(render_pairs(_settings(profile).items()))
 
 
 @app.command(
@@ -79,11 +70,8 @@ def show_profile(
     epilog="\b\nExamples:\n  nemotron-style profiles check slurm\n"
     "  nemotron-style profiles check slurm --json",
 )
-def check_one(
-    name: Annotated[str, typer.Argument(autocompletion=complete_profile)],
-    as_json: AsJson = False,
-) -> int:
-    """Look whether runs with a profile could start, and submit nothing. Exits with 0 or 2."""
+def check_one(name: ProfileName, as_json: AsJson = False) -> int:
+    """Check whether runs with a profile could start; submit nothing. Exits with 0 or 2."""
     from nemotron_style.runtime.planning.profile_check import check_profile
 
     profile = load_profile(name)
@@ -93,12 +81,12 @@ def check_one(
     if profile.ignored:
         notes.append(f"without effect here: {', '.join(profile.ignored)}")
     if as_json:
-        told = [check.as_dict() for check in checks]
-        print_json({"profile": profile.name, "ok": sound, "checks": told, "notes": notes})
+        results = [check.as_dict() for check in checks]
+        print_json({"profile": profile.name, "ok": sound, "checks": results, "notes": notes})
         return 0 if sound else UNFIT
     rows = [("problem" if check.problem else "ok", check.name, check.text) for check in checks]
     rows += [("note", "", note) for note in notes]
-    sys.stdout.write(render_table(rows, header=("", "CHECK", "FOUND")))
+    print_table(rows, header=("", "CHECK", "FOUND"))
     return 0 if sound else UNFIT
 
 
@@ -107,18 +95,17 @@ def describe(profile: Profile) -> dict[str, Any]:
     return {"origin": _origin(profile), "executor": profile.executor, **profile.summary()}
 
 
-def _settings(profile: Profile) -> dict[str, Any]:
-    hidden = {"name", "executor"}
-    return {key: value for key, value in profile.summary().items() if key not in hidden} | (
-        {"mounts": [str(mount) for mount in profile.mounts]} if profile.mounts else {}
-    )
-
-
 def _origin(profile: Profile) -> str:
     return show_path(profile.origin) if profile.origin else "built in"
 
 
-def _say(value: Any) -> str:
+def _settings(profile: Profile) -> dict[str, str]:
+    settings = profile.summary() | {"mounts": [str(mount) for mount in profile.mounts]}
+    named = {key: value for key, value in settings.items() if key not in ("name", "executor")}
+    return {key: _join(value) for key, value in named.items() if value or key != "mounts"}
+
+
+def _join(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}={item}" for key, item in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,153 +1,94 @@
-"""What an attached command line shows: a line for each step, its log, a bar, and a summary."""
+"""What an attached command line shows of a run: its log and, on a terminal, how far it is."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TextIO
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TextIO
 
 from nemotron_style.runtime.atomic import read_json
-from nemotron_style.runtime.cli.table import render_pairs, render_table
+from nemotron_style.runtime.cli.table import open_console
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
-from nemotron_style.runtime.planning.dry_run import describe_run
 from nemotron_style.runtime.planning.planner import PlannedRun
-from nemotron_style.runtime.planning.runner import Outcome, Submission
-from nemotron_style.runtime.step.context import show
+from nemotron_style.runtime.step.progress import format_progress
 
-BAR_FIGURES = 4
-SUMMARY_FIGURES = 9
-BAR_WIDTH = 30
+if TYPE_CHECKING:
+    from rich.live import Live
+
+BAR_WIDTH = 20
+# A line of the log that says what the line below it shows already; the last one stays.
+PROGRESS_LINE = re.compile(r"(\d+)/(?!\1\b)\d+(  [^=]+(/s| each)  [^=]+ left)?(  \S+=\S+)*\n")
 
 
-@dataclass
 class Screen:
-    """A watcher that writes to ``stream``; the bar only where that is a terminal."""
+    """A watcher that writes to ``stream``; on a terminal, the last line shows the progress."""
 
-    stream: TextIO
-    bar: str = ""
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self._unfinished = ""  # the end of the log, while it is no whole line
+        self._live: Live | None = None
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._erase()
+        self.stream.write(self._unfinished)
+        self.stream.flush()
 
     def begin(self, run: PlannedRun) -> None:
+        """Announce a run and the decision about it."""
         plan, decision = run.plan, run.decision
-        self._write(f"== {plan.step} ({plan.config_name})  {decision.action}: {decision.reason}\n")
-        for note in plan.notes:
-            self._write(f"note: {note}\n")
+        text = f"== {plan.step} ({plan.config_name})  {decision.action}: {decision.reason}\n"
+        self._write(text + "".join(f"note: {note}\n" for note in plan.notes))
 
     def follow(self, text: str, handle: JobHandle) -> None:
-        if text:
+        """Show more of the log, and how far the run is."""
+        if not self.stream.isatty():
             self._write(text)
-        if self.stream.isatty():
-            self._draw(handle)
+            return
+        # The line of progress would be drawn over the beginning of a line.
+        whole, newline, self._unfinished = (self._unfinished + text).rpartition("\n")
+        lines = (whole + newline).splitlines(keepends=True)
+        self._write("".join(line for line in lines if not PROGRESS_LINE.fullmatch(line)))
+        report = read_json(attempt_of(handle).path / "progress.json")
+        if report and report["done"] < report["total"]:
+            self._draw(report)
+        else:
+            self._erase()
 
     def warn(self, text: str) -> None:
+        """Say something that is not of the log."""
         self._write(f"{text}\n")
 
     def _write(self, text: str) -> None:
-        self._erase()
-        self.stream.write(text)
-        self.stream.flush()
-
-    def _draw(self, handle: JobHandle) -> None:
-        told = read_json(attempt_of(handle).path / "progress.json")
-        bar = render_bar(told) if told and told["done"] < told["total"] else ""
-        if bar != self.bar:
+        if text:
             self._erase()
-            self.stream.write(bar)
+            self.stream.write(text)
             self.stream.flush()
-            self.bar = bar
+
+    def _draw(self, report: Mapping[str, Any]) -> None:
+        from rich.live import Live
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        if self._live is None:
+            console = open_console(self.stream)
+            self._live = Live(
+                console=console,
+                transient=True,
+                auto_refresh=False,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        line = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=report["total"], completed=report["done"], width=BAR_WIDTH)
+        room = self._live.console.width - BAR_WIDTH - 3
+        line.add_row(bar, format_progress(report, room=room))
+        self._live.update(line, refresh=True)
 
     def _erase(self) -> None:
-        if self.bar:
-            self.stream.write("\r\x1b[K")
-            self.bar = ""
-
-
-def render_bar(told: dict[str, Any]) -> str:
-    """``[#####-----] 50/100  loss=0.5``."""
-    done, total = told["done"], told["total"]
-    filled = BAR_WIDTH * done // max(total, 1)
-    bar = "#" * filled + "-" * (BAR_WIDTH - filled)
-    return "  ".join([f"[{bar}] {done}/{total}", *_figures(told.get("figures", {}))])
-
-
-def render_summary(outcomes: Sequence[Outcome]) -> str:
-    """A row a step: what was decided, how long it took, what it made. Below it, its figures."""
-    header = ("STEP", "CONFIG", "DECISION", "SECONDS", "ARTIFACTS")
-    table = render_table([_row(outcome) for outcome in outcomes], header=header)
-    figures = [
-        (outcome.run.plan.step, "  ".join(_figures(outcome.figures, most=SUMMARY_FIGURES)))
-        for outcome in outcomes
-        if outcome.figures
-    ]
-    return "\n".join([table, render_pairs(figures)]) if figures else table
-
-
-def describe_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The same facts as plain data."""
-    runs = [
-        {
-            **describe_run(outcome.run),
-            "seconds": outcome.seconds,
-            "outputs": outcome.outputs,
-            "figures": outcome.figures,
-        }
-        for outcome in outcomes
-    ]
-    return {"dry_run": False, "runs": runs}
-
-
-def render_submissions(submissions: Sequence[Submission]) -> str:
-    """A row a run, and the commands that watch, await and end the last one."""
-    header = ("STEP", "CONFIG", "DECISION", "RUN", "JOB", "STATE")
-    table = render_table([_submitted(each) for each in submissions], header=header)
-    last = submissions[-1]
-    notes = dict.fromkeys(note for each in submissions for note in each.run.plan.notes)
-    table = "".join([*(f"note: {note}\n" for note in notes), table])
-    if last.handle is None:
-        return table
-    run_id = last.run.plan.run_id
-    ways = {"watch": "logs -f", "wait": "wait", "end": "cancel"}
-    return f"{table}\n" + render_pairs(
-        [(way, f"nemotron-style runs {words} {run_id}") for way, words in ways.items()]
-    )
-
-
-def describe_submissions(submissions: Sequence[Submission]) -> dict[str, Any]:
-    """The same facts as plain data."""
-    runs = [
-        {
-            **describe_run(each.run),
-            "executor": each.handle.executor if each.handle else None,
-            "attempt": each.handle.attempt if each.handle else None,
-            "job": attempt_of(each.handle).job.get("id") if each.handle else None,
-            "state": each.state.state,
-            "path": str(each.run.plan.record_dir),
-        }
-        for each in submissions
-    ]
-    return {"dry_run": False, "detached": True, "runs": runs}
-
-
-def _submitted(each: Submission) -> list[str]:
-    plan = each.run.plan
-    job = str(attempt_of(each.handle).job.get("id", "-")) if each.handle else "-"
-    action = each.run.decision.action
-    return [plan.step, plan.config_name, action, plan.run_id, job, each.state.state]
-
-
-def output_stream(*, as_json: bool) -> TextIO:
-    """Where people look: standard output belongs to the document when there is one."""
-    return sys.stderr if as_json else sys.stdout
-
-
-def _row(outcome: Outcome) -> list[str]:
-    plan = outcome.run.plan
-    first, *others = [output["ref"] for output in outcome.outputs.values()] or ["-"]
-    refs = f"{first} (+{len(others)})" if others else first
-    seconds = f"{outcome.seconds:.1f}" if outcome.seconds else "-"
-    action = outcome.run.decision.action
-    return [plan.step, plan.config_name, action, seconds, refs]
-
-
-def _figures(figures: dict[str, Any], *, most: int = BAR_FIGURES) -> list[str]:
-    return [f"{name}={show(value)}" for name, value in list(figures.items())[:most]]
+        if self._live is not None:
+            self._live.stop()
+            self._live = None

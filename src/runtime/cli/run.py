@@ -15,13 +15,13 @@ from typer.core import TyperCommand
 
 from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.cli.completion import complete_config, complete_profile, complete_step
-from nemotron_style.runtime.cli.progress import (
-    Screen,
+from nemotron_style.runtime.cli.options import AsJson
+from nemotron_style.runtime.cli.progress import Screen
+from nemotron_style.runtime.cli.summary import (
     describe_outcomes,
     describe_submissions,
-    output_stream,
-    render_submissions,
-    render_summary,
+    print_submissions,
+    print_summary,
 )
 from nemotron_style.runtime.cli.table import print_json
 from nemotron_style.runtime.errors import Problem, StepFailed, UsageError, raise_all, suggest
@@ -85,7 +85,6 @@ NoUpstream = Annotated[
 ForceSquash = Annotated[
     bool, typer.Option("--force-squash", help="Make a new squashed image (Slurm).")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 class RunCommand(TyperCommand):
@@ -189,15 +188,17 @@ def show_dry_run(request: RunRequest, context: PlanContext, *, as_json: bool) ->
 
 def execute(request: RunRequest, context: PlanContext, *, as_json: bool) -> None:
     """Run everything, show its progress, and print the summary."""
-    screen = Screen(output_stream(as_json=as_json))
-    with explain_disk(context.store.root):
+    # Standard output belongs to the document, where one is wanted.
+    stream = sys.stderr if as_json else sys.stdout
+    with explain_disk(context.store.root), Screen(stream) as screen:
         pipeline = compile_reserved(request, context)
         launcher = find_launcher(context.profile.executor)
         outcomes = execute_pipeline(pipeline, launcher=launcher, watcher=screen)
     if as_json:
         print_json(describe_outcomes(outcomes))
     else:
-        sys.stdout.write("\n" + render_summary(outcomes))
+        print()
+        print_summary(outcomes, context.catalog)
 
 
 def submit(request: RunRequest, context: PlanContext, *, as_json: bool) -> None:
@@ -209,7 +210,7 @@ def submit(request: RunRequest, context: PlanContext, *, as_json: bool) -> None:
     if as_json:
         print_json(describe_submissions(submissions))
     else:
-        sys.stdout.write(render_submissions(submissions))
+        print_submissions(submissions)
 
 
 def compile_reserved(request: RunRequest, context: PlanContext) -> Pipeline:

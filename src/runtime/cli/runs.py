@@ -4,40 +4,37 @@ from __future__ import annotations
 
 import sys
 import time
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from nemotron_style.runtime.cli.store_option import choose_store, open_store
-from nemotron_style.runtime.cli.table import print_json, render_pairs, render_table
-from nemotron_style.runtime.run.state import COMPLETED
+from nemotron_style.runtime.atomic import read_json
+from nemotron_style.runtime.catalog.catalog import load_catalog
+from nemotron_style.runtime.cli.options import AsJson, choose_store, command_group, open_store
+from nemotron_style.runtime.cli.summary import list_results
+from nemotron_style.runtime.cli.table import print_json, print_table, render_pairs
+from nemotron_style.runtime.errors import Problem, RefError, UsageError
+from nemotron_style.runtime.launch.base import handle_of
+from nemotron_style.runtime.launch.registry import find_launcher
+from nemotron_style.runtime.launch.status import refresh_status
+from nemotron_style.runtime.run.attempt import Attempt
+from nemotron_style.runtime.run.folder import RunFolder, find_run, list_runs
+from nemotron_style.runtime.run.plan import Plan
+from nemotron_style.runtime.run.state import COMPLETED, RUNNING, JobState
+from nemotron_style.runtime.step.progress import format_progress
+from nemotron_style.runtime.units import format_age, format_duration, format_number, format_time
 
-if TYPE_CHECKING:
-    from nemotron_style.runtime.run.attempt import Attempt
-    from nemotron_style.runtime.run.folder import RunFolder
-    from nemotron_style.runtime.run.plan import Plan
-    from nemotron_style.runtime.run.state import JobState
+app = command_group("List runs, show one, read its log, wait for it, end it, ask why it ran.")
+app.callback()(choose_store)
 
-app = typer.Typer(
-    help="List runs, show one, read its log, wait for it, end it, ask why it ran.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-)
+POLL_SECONDS = 0.2
 
-SECONDS_BETWEEN_LOOKS = 0.2
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 RunWord = Annotated[
     str,
     typer.Argument(
         metavar="RUN", help="A run id, the beginning of one, an artifact's ref, or latest."
     ),
 ]
-
-
-app.callback()(choose_store)
 
 
 @app.command("list")
@@ -47,16 +44,17 @@ def list_all(
     as_json: AsJson = False,
 ) -> None:
     """List runs, the newest first."""
-    from nemotron_style.runtime.run.folder import list_runs
-
     store = open_store(context)
-    step_id = _find_step(step) if step else ""
+    step_id = load_catalog().find(step).id if step else ""
     runs = [summarise(run) for run in list_runs(store.root, step=step_id)]
     if as_json:
         print_json({"runs": runs})
         return
-    header = ("RUN", "STEP", "CONFIG", "STATE", "ATTEMPTS", "STARTED", "SECONDS", "ARTIFACTS")
-    sys.stdout.write(render_table([_row(run) for run in runs], header=header))
+    header = ("RUN", "STEP", "CONFIG", "STATE", "ATTEMPTS", "STARTED", "TOOK", "ARTIFACTS")
+    # The run's id begins with the step, and says it where there is no room for both.
+    print_table(
+        [_row(run) for run in runs], header=header, optional=("STEP", "ATTEMPTS", "ARTIFACTS")
+    )
 
 
 @app.command()
@@ -67,7 +65,7 @@ def show(context: typer.Context, run: RunWord, as_json: AsJson = False) -> None:
         plan = found.plan.model_dump(mode="json")
         print_json({**summarise(found), "plan": plan, "decisions": found.decisions})
         return
-    sys.stdout.write("\n".join(_pages(found)))
+    sys.stdout.write("\n".join(_render_sections(found)))
 
 
 @app.command()
@@ -79,21 +77,16 @@ def logs(
     node: Annotated[int, typer.Option(help="Of this machine of the job.", min=0)] = 0,
 ) -> None:
     """Print the log of a run's last attempt."""
-    from nemotron_style.runtime.launch.base import handle_of
-    from nemotron_style.runtime.launch.registry import find_launcher
-
-    found = _choose_attempt(_find(context, run), attempt)
-    if follow:
-        for text in find_launcher(found.executor).logs(handle_of(found), node=node):
+    chosen = _choose_attempt(_find(context, run), attempt)
+    log = chosen.log_of(node)
+    if not follow and log.is_file():
+        sys.stdout.write(log.read_text(encoding="utf-8", errors="replace"))
+    elif follow or chosen.executor != "local":
+        for text in find_launcher(chosen.executor).logs(handle_of(chosen), node=node):
             sys.stdout.write(text)
             sys.stdout.flush()
-        return
-    log = found.log_of(node)
-    if not log.is_file() and found.executor != "local":
-        texts = find_launcher(found.executor).logs(handle_of(found), node=node)
-        sys.stdout.write(next(texts, ""))
-        return
-    sys.stdout.write(log.read_text(encoding="utf-8", errors="replace") if log.is_file() else "")
+            if not follow:
+                break
 
 
 @app.command(epilog="\b\nExample:\n  nemotron-style runs wait latest --timeout 3600")
@@ -107,11 +100,11 @@ def wait(
 ) -> None:
     """Wait for the end of a run. Exit 0 when it completed, 1 when not, 124 after the timeout."""
     found = _find(context, run)
-    state = _await(found, timeout)
+    state = _wait_for_end(found, timeout)
     if as_json:
         print_json(summarise(found))
     else:
-        print(_tell(found, state))
+        print(_render_state(found, state))
     if not state.is_final:
         raise typer.Exit(124)
     if state.state != COMPLETED:
@@ -131,37 +124,31 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """End a run that is pending or under way; what it saved, the same command continues from."""
-    from nemotron_style.runtime.launch.base import handle_of
-    from nemotron_style.runtime.launch.registry import find_launcher
-    from nemotron_style.runtime.launch.status import refresh_status
-
     found = _find(context, run)
     last, state = found.last_attempt, refresh_status(found)
     if last is not None and not state.is_final:
         find_launcher(last.executor).cancel(handle_of(last), force=force)
-        state = _await(found, grace)
+        state = _wait_for_end(found, grace)
     if as_json:
         print_json(summarise(found))
     else:
-        print(_tell(found, state))
+        print(_render_state(found, state))
     if not state.is_final:
         print("it has not ended yet; --force ends it at once", file=sys.stderr)
         raise typer.Exit(1)
 
 
-def _await(run: RunFolder, timeout: float | None) -> JobState:
-    """How the run stands once it is over, or after so many seconds."""
-    from nemotron_style.runtime.launch.status import refresh_status
-
+def _wait_for_end(run: RunFolder, timeout: float | None) -> JobState:
+    """The state of the run once it is over, or after so many seconds."""
     end = time.monotonic() + timeout if timeout is not None else float("inf")
     while True:
         state = refresh_status(run)
         if state.is_final or time.monotonic() >= end:
             return state
-        time.sleep(min(SECONDS_BETWEEN_LOOKS, max(end - time.monotonic(), 0.0)))
+        time.sleep(min(POLL_SECONDS, max(end - time.monotonic(), 0.0)))
 
 
-def _tell(run: RunFolder, state: JobState) -> str:
+def _render_state(run: RunFolder, state: JobState) -> str:
     code = f"exit code {state.exit_code}" if state.exit_code else ""
     first, *_ = state.reason.splitlines() or [""]
     return "  ".join(part for part in (run.run_id, state.state, code, first) if part)
@@ -176,7 +163,8 @@ def why(context: typer.Context, run: RunWord, as_json: AsJson = False) -> None:
         return
     print(found.run_id)
     for decision in found.decisions:
-        print(f"  {_when(decision.get('decided'))}  {decision['action']}: {decision['reason']}")
+        when = format_time(decision["decided"]) if "decided" in decision else "-"
+        print(f"  {when}  {decision['action']}: {decision['reason']}")
         for detail in decision.get("details", []):
             print(f"      {detail}")
     if not found.decisions:
@@ -184,10 +172,7 @@ def why(context: typer.Context, run: RunWord, as_json: AsJson = False) -> None:
 
 
 def summarise(run: RunFolder) -> dict[str, Any]:
-    """A run as plain data; what its plan does not tell any more is left empty."""
-    from nemotron_style.runtime.errors import UsageError
-    from nemotron_style.runtime.launch.status import refresh_status
-
+    """A run as plain data; a plan that cannot be read leaves a question mark."""
     try:
         plan = run.plan
         step, config = plan.step, plan.config_name
@@ -215,50 +200,57 @@ def summarise(run: RunFolder) -> dict[str, Any]:
 
 
 def _row(run: dict[str, Any]) -> list[str]:
-    refs = " ".join(output["ref"] for output in run["outputs"].values())
-    attempts, seconds = str(len(run["attempts"])), f"{run['seconds']:.1f}"
-    named = [run["run_id"], run["step"], run["config"], run["state"]]
-    return [*named, attempts, _when(run["started"]), seconds, refs or "-"]
+    first, *others = [output["ref"] for output in run["outputs"].values()] or ["-"]
+    started = format_age(run["started"]) if run["started"] else "-"
+    took = format_duration(run["seconds"]) if run["seconds"] else "-"
+    return [
+        *(run["run_id"], run["step"], run["config"], run["state"], str(len(run["attempts"]))),
+        *(started, took, f"{first} (+{len(others)})" if others else first),
+    ]
 
 
-def _pages(run: RunFolder) -> list[str]:
+def _render_sections(run: RunFolder) -> list[str]:
+
     facts, plan = summarise(run), run.plan
     head = {name: str(facts[name]) for name in ("step", "config", "state", "path")}
     head |= {name: str(facts[name]) for name in ("reason", "executor", "job") if facts[name]}
+    head |= {"took": format_duration(facts["seconds"])} if facts["seconds"] else {}
     head |= {"profile": plan.profile, "fingerprint": plan.fingerprint}
-    pages = [f"{run.run_id}\n" + render_pairs(head.items())]
-    inputs = [(planned.slot, f"{planned.kind}  {planned.source}") for planned in plan.inputs]
     outputs = [
         (slot, f"{output['ref']}  {output['kind']}  {output['digest']}")
         for slot, output in facts["outputs"].items()
     ]
-    figures = [(name, str(value)) for name, value in facts["figures"].items()]
-    attempts = [_describe_attempt(attempt) for attempt in run.attempts]
-    services = [(name, _describe_service(plan.services[name])) for name in plan.services]
-    tables = {"Inputs": inputs, "Services": services, "Attempts": attempts}
-    tables |= {"Outputs": outputs, "Figures": figures}
-    return [*pages, *(f"{name}\n" + render_pairs(rows) for name, rows in tables.items() if rows)]
+    sections = {
+        run.run_id: list(head.items()),
+        "Inputs": [(planned.slot, f"{planned.kind}  {planned.source}") for planned in plan.inputs],
+        "Services": [(name, _describe_service(plan.services[name])) for name in plan.services],
+        "Attempts": [_describe_attempt(attempt) for attempt in run.attempts],
+        "Outputs": outputs,
+        "Figures": [(name, format_number(value)) for name, value in facts["figures"].items()],
+        "Results": list_results(run, [output["ref"] for output in facts["outputs"].values()]),
+    }
+    return [f"{name}\n{render_pairs(pairs)}" for name, pairs in sections.items() if pairs]
 
 
 def _describe_attempt(attempt: Attempt) -> tuple[str, str]:
     record = attempt.record
-    told = [attempt.state, _when(record.get("started"))]
-    if record.get("exit_code"):
-        told.append(f"exit code {record['exit_code']}")
-    error = str(record.get("error") or "")
-    return str(attempt.number), "  ".join([*told, *error.splitlines()[:1], str(attempt.log)])
+    words = [attempt.state]
+    words += [format_time(record["started"])] if record.get("started") else []
+    words += [f"exit code {record['exit_code']}"] if record.get("exit_code") else []
+    words += str(record.get("error") or "").splitlines()[:1]
+    progress = read_json(attempt.path / "progress.json")
+    if progress and attempt.state == RUNNING:
+        words.append(format_progress(progress))
+    return str(attempt.number), "  ".join([*words, str(attempt.log)])
 
 
 def _describe_service(service: Plan) -> str:
     """A service that the step had beside it, and where it wrote its log."""
-    from nemotron_style.runtime.run.folder import RunFolder
-
     last = RunFolder(service.record_dir).last_attempt
     return "  ".join([service.step, service.config_name, str(last.log) if last else "not begun"])
 
 
 def _choose_attempt(run: RunFolder, number: int | None) -> Attempt:
-    from nemotron_style.runtime.errors import Problem, RefError
 
     attempts = {attempt.number: attempt for attempt in run.attempts}
     chosen = number or max(attempts, default=0)
@@ -270,18 +262,4 @@ def _choose_attempt(run: RunFolder, number: int | None) -> Attempt:
 
 
 def _find(context: typer.Context, word: str) -> RunFolder:
-    from nemotron_style.runtime.run.folder import find_run
-
     return find_run(open_store(context), word)
-
-
-def _find_step(word: str) -> str:
-    from nemotron_style.runtime.catalog.catalog import load_catalog
-
-    return load_catalog().find(word).id
-
-
-def _when(seconds: Any) -> str:
-    if not isinstance(seconds, int | float):
-        return "-"
-    return datetime.fromtimestamp(seconds, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")

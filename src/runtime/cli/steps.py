@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Annotated, Any, ClassVar
 
 import typer
@@ -13,13 +15,16 @@ from nemotron_style.runtime.catalog.catalog import Catalog, load_catalog
 from nemotron_style.runtime.catalog.manifest import Manifest, Slot
 from nemotron_style.runtime.cli.completion import complete_category, complete_kind, complete_step
 from nemotron_style.runtime.cli.lazy import LazyGroup
+from nemotron_style.runtime.cli.options import AsJson, command_group
 from nemotron_style.runtime.cli.table import (
-    first_sentence,
+    NO_BREAK,
+    PAGE,
+    choose_width,
+    emphasise,
     print_json,
+    print_problems,
+    print_tree,
     render_pairs,
-    render_table,
-    render_tree,
-    tell,
 )
 from nemotron_style.runtime.errors import Problem, StepsError, UsageError, suggest
 from nemotron_style.runtime.validation import flatten, show_value
@@ -31,15 +36,33 @@ class StepsGroup(LazyGroup):
     lazy: ClassVar = {"run": "nemotron_style.runtime.cli.run:run"}
 
 
-app = typer.Typer(
-    cls=StepsGroup,
-    help="Find a step, learn what it needs, run it.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-)
+app = command_group("Find a step, learn what it needs, run it.", cls=StepsGroup)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Category = Annotated[
+    str | None, typer.Option(help="Only this category.", autocompletion=complete_category)
+]
+Consumes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="Only steps that can use an artifact of this kind.",
+        autocompletion=complete_kind,
+    ),
+]
+Produces = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="Only steps that make something usable as this kind.",
+        autocompletion=complete_kind,
+    ),
+]
+StepWord = Annotated[
+    str,
+    typer.Argument(
+        help="A step's id, an alias, or the end of one id.", autocompletion=complete_step
+    ),
+]
 
 
 @app.command(
@@ -51,30 +74,13 @@ Examples:
   nemotron-style steps list --consumes checkpoint_megatron --tree""",
 )
 def list_steps(
-    category: Annotated[
-        str | None,
-        typer.Option(help="Only this category.", autocompletion=complete_category),
-    ] = None,
-    consumes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND",
-            help="Only steps that can use an artifact of this kind.",
-            autocompletion=complete_kind,
-        ),
-    ] = None,
-    produces: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND",
-            help="Only steps that make something usable as this kind.",
-            autocompletion=complete_kind,
-        ),
-    ] = None,
-    tree: Annotated[bool, typer.Option("--tree", help="Group by category.")] = False,
+    category: Category = None,
+    consumes: Consumes = None,
+    produces: Produces = None,
+    tree: Annotated[bool, typer.Option("--tree", help="Show every slot, as a tree.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the steps, with what goes in and what comes out."""
+    """List the steps, with what they do, what goes in and what comes out."""
     catalog = load_catalog()
     steps = select(catalog, category=category, consumes=consumes, produces=produces)
     if as_json:
@@ -85,19 +91,16 @@ def list_steps(
         print_json({"steps": [summarise(step) for step in steps], "broken": broken})
         return
     for name, problems in catalog.broken.items():
-        tell(problems, label=f"step {name} is left out")
+        print_problems(problems, label=f"step {name} is left out")
+    groups = groupby(sorted(steps, key=lambda step: step.category), lambda step: step.category)
     if not steps:
         print("No step fits.", file=sys.stderr)
     elif tree:
-        categories = sorted({step.category for step in steps})
-        lines = {
-            name: [f"{step.id}: {_flow(step)}" for step in steps if step.category == name]
-            for name in categories
-        }
-        sys.stdout.write(render_tree(lines))
+        flows = {name: [f"{step.id}: {_flow(step)}" for step in group] for name, group in groups}
+        print_tree(flows)
     else:
-        header = ("STEP", "TAKES", "MAKES", "WHAT IT DOES")
-        sys.stdout.write(render_table([_row(step) for step in steps], header=header))
+        column = max(len(step.id) for step in steps) + 2
+        sys.stdout.write("\n".join(_render_group(*group, column=column) for group in groups))
 
 
 @app.command(
@@ -107,22 +110,14 @@ Examples:
   nemotron-style steps show sft/chat
   nemotron-style steps show chat --json""",
 )
-def show_step(
-    step: Annotated[
-        str,
-        typer.Argument(
-            help="A step's id, an alias, or the end of one id.", autocompletion=complete_step
-        ),
-    ],
-    as_json: AsJson = False,
-) -> None:
+def show_step(step: StepWord, as_json: AsJson = False) -> None:
     """Show what a step does, needs and makes, its parameters, advice and known errors."""
     catalog = load_catalog()
     manifest = catalog.find(step)
     if as_json:
         print_json(describe(manifest))
     else:
-        sys.stdout.write("\n".join(_pages(manifest, catalog)))
+        sys.stdout.write("\n".join(_render_sections(manifest, catalog)))
 
 
 def select(
@@ -158,18 +153,34 @@ def describe(step: Manifest) -> dict[str, Any]:
     defaults = _defaults(step)
     for parameter in document["parameters"]:
         parameter["default"] = defaults.get(parameter["name"], parameter["default"])
-    examples = [command for command, _ in _examples(step)]
+    examples = [command for command, _ in _examples(step, defaults)]
     return {**document, "configs": list(step.configs), "examples": examples}
 
 
-def _row(step: Manifest) -> tuple[str, str, str, str]:
-    takes, makes = _count_kinds(step.consumes), _count_kinds(step.produces)
-    return step.id, takes or "-", makes or "-", first_sentence(step.description)
+def _render_group(category: str, steps: Iterator[Manifest], *, column: int) -> str:
+    """A heading, and each step at the start of a line; what it does stands beside it, wrapped."""
+    width = min(choose_width(in_pipe=PAGE), PAGE)
+    room = max(width - column, 20)
+    text = f"{emphasise(category.upper())}\n"
+    for step in steps:
+        lines = textwrap.wrap(_first_sentence(step.description), room, break_on_hyphens=False)
+        kinds = " -> ".join(_count_kinds(slots) for slots in (step.consumes, step.produces))
+        lines += textwrap.wrap(f"[{kinds}]", room, break_on_hyphens=False)
+        text += emphasise(step.id) + " " * (column - len(step.id)) + lines[0] + "\n"
+        text += "".join(f"{' ' * column}{line}\n" for line in lines[1:])
+    return text
+
+
+def _first_sentence(text: str) -> str:
+    """The first sentence of a description, on one line."""
+    head, dot, _ = " ".join(text.split()).partition(". ")
+    return head + dot.strip()
 
 
 def _count_kinds(slots: Sequence[Slot]) -> str:
     counts = Counter(slot.kind for slot in slots)
-    return ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in counts.items())
+    kinds = [f"{count} {kind}" if count > 1 else kind for kind, count in counts.items()]
+    return ", ".join(kinds) or "nothing"
 
 
 def _flow(step: Manifest) -> str:
@@ -179,26 +190,43 @@ def _flow(step: Manifest) -> str:
     )
 
 
-def _pages(step: Manifest, catalog: Catalog) -> Iterator[str]:
-    yield f"{step.id} - {step.name}\n\n  {' '.join(step.description.split())}\n"
+def _render_sections(step: Manifest, catalog: Catalog) -> Iterator[str]:
+    defaults = _defaults(step)
+    page = min(choose_width(in_pipe=PAGE), PAGE)
+    yield f"{emphasise(step.id)} - {step.name}\n\n{_wrap(step.description, page)}\n"
     if step.aliases:
         yield f"Also called: {', '.join(step.aliases)}\n"
-    yield "Takes\n" + render_pairs(_takes(step.consumes, catalog) or [("nothing", "")])
     makes = [(slot.name, _describe_slot(slot)) for slot in step.produces]
-    yield "Makes\n" + render_pairs(makes or [("nothing", "It runs until it is stopped.")])
-    if step.needs:
-        needs = [(need.name, f"{need.step}  {need.description}") for need in step.needs]
-        yield "Needs beside it\n" + render_pairs(needs)
-    yield "Configs\n" + render_pairs((name, "") for name in step.configs or ("none",))
-    if step.parameters:
-        yield "Parameters\n" + render_pairs(_parameters(step))
-    if step.models:
-        yield "Models\n" + render_pairs((model.name, model.description) for model in step.models)
-    if step.strategies:
-        yield "When ... then ...\n" + render_pairs((s.when, s.then) for s in step.strategies)
-    if step.errors:
-        yield "Known errors\n" + render_pairs((error.name, error.recovery) for error in step.errors)
-    yield "Try\n" + "".join(f"  # {why}\n  {command}\n" for command, why in _examples(step))
+    sections = {
+        "Takes": _takes(step.consumes, catalog) or [("nothing", "")],
+        "Makes": makes or [("nothing", "It runs until it is stopped.")],
+        "Needs beside it": [(n.name, f"{n.step}  {n.description}") for n in step.needs],
+        "Configs": [(name, "") for name in step.configs or ("none",)],
+        "Parameters": list(_parameters(step, defaults)),
+        "Models": [(model.name, model.description) for model in step.models],
+        "When ... then ...": [(advice.when, advice.then) for advice in step.strategies],
+        "Known errors": [(error.name, error.recovery) for error in step.errors],
+    }
+    for title, pairs in sections.items():
+        if pairs:
+            yield f"{emphasise(title)}\n{render_pairs(pairs)}"
+    yield f"{emphasise('Try')}\n" + "".join(
+        f"  # {why}\n{_wrap(command, page - 2, continued=True)}\n"
+        for command, why in _examples(step, defaults)
+    )
+
+
+def _wrap(text: str, width: int, *, continued: bool = False) -> str:
+    """``text`` indented and wrapped; ``continued`` lines are one command to the shell."""
+    lines = textwrap.wrap(
+        " ".join(text.split()),
+        width,
+        initial_indent="  ",
+        subsequent_indent="      " if continued else "  ",
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return (" \\\n" if continued else "\n").join(lines)
 
 
 def _takes(slots: Sequence[Slot], catalog: Catalog) -> list[tuple[str, str]]:
@@ -220,12 +248,14 @@ def _describe_slot(slot: Slot) -> str:
     return f"[{', '.join(notes)}] {description}{end}".strip()
 
 
-def _parameters(step: Manifest) -> Iterator[tuple[str, str]]:
-    defaults = _defaults(step)
+def _parameters(step: Manifest, defaults: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for parameter in step.parameters:
         default = defaults.get(parameter.name, parameter.default)
         choices = f" One of {', '.join(map(str, parameter.choices))}." if parameter.choices else ""
-        yield parameter.name, f"{parameter.description}{choices} [default: {show_value(default)}]"
+        yield (
+            parameter.name,
+            f"{parameter.description}{choices} [default:{NO_BREAK}{show_value(default)}]",
+        )
 
 
 def _defaults(step: Manifest) -> dict[str, Any]:
@@ -238,7 +268,7 @@ def _defaults(step: Manifest) -> dict[str, Any]:
         return {}
 
 
-def _examples(step: Manifest) -> Iterator[tuple[str, str]]:
+def _examples(step: Manifest, defaults: dict[str, Any]) -> Iterator[tuple[str, str]]:
     run = f"nemotron-style steps run {step.id}"
     if "tiny" in step.configs:
         yield f"{run} -c tiny", "the real code in small, on this machine"
@@ -246,7 +276,7 @@ def _examples(step: Manifest) -> Iterator[tuple[str, str]]:
     yield f"{run} --dry-run{inputs}", "see exactly what would run, and run nothing"
     if step.parameters:
         parameter = step.parameters[0]
-        default = _defaults(step).get(parameter.name, parameter.default)
+        default = defaults.get(parameter.name, parameter.default)
         value = default if isinstance(default, int | float) else "VALUE"
         yield f"{run}{inputs} {parameter.name}={value}", "change a value of the config"
-    yield f"{run}{inputs} -b slurm", "hand it to a cluster and return"
+    yield f"{run}{inputs} -b slurm", "submit it to a cluster and return"

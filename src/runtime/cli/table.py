@@ -1,76 +1,131 @@
-"""Plain tables, trees and JSON for the commands that list and show things."""
+"""Tables, lists of terms, trees and JSON on standard output.
+
+A terminal gets colour, and lines that fit it. A pipe gets plain text: a table has one row a line
+there, however long, and other text is wrapped at 100 columns (``$COLUMNS`` changes both).
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+import typer
 
 from nemotron_style.runtime.errors import Problem
 
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+PAGE = 100
+UNLIMITED = 10_000
+LONGEST_TERM = 30  # a longer one (than a third of the line, too) stands on a line of its own
+GAP = 2
+NO_BREAK = "\xa0"  # a space at which no line ends
+STYLES = {
+    **dict.fromkeys(("ok", "COMPLETED"), "green"),
+    **dict.fromkeys(("problem", "FAILED", "LOST", "TIMEOUT"), "red"),
+    **dict.fromkeys(("CANCELLED", "REQUEUED"), "yellow"),
+    **dict.fromkeys(("RUNNING", "PENDING"), "cyan"),
+}
+
 
 def print_json(document: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document."""
     print(json.dumps(document, indent=2, ensure_ascii=False, default=str))
 
 
-def render_table(rows: Sequence[Sequence[str]], *, header: Sequence[str]) -> str:
-    """Aligned columns under a header; on a terminal the last column is cut to its width."""
-    lines = [[*header], *([*row] for row in rows)]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(header) - 1)]
-    room = _room() - sum(widths) - 2 * len(widths)
-    text = ""
-    for line in lines:
-        last = textwrap.shorten(line[-1], max(room, 20), placeholder=" ...") if room else line[-1]
-        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]
-        text += "  ".join([*cells, last]).rstrip() + "\n"
-    return text
+def print_problems(problems: Iterable[Problem], *, label: str = "error") -> None:
+    """Print each problem on a line of its own, on standard error."""
+    for problem in problems:
+        print(f"{label}: {problem}", file=sys.stderr)
 
 
-def _room() -> int:
-    """Columns of the terminal; a pipe has no limit, and gets whole lines."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+def choose_width(*, in_pipe: int) -> int:
+    """The columns of the terminal or of ``$COLUMNS``; ``in_pipe`` where there is neither."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal():
+        return shutil.get_terminal_size().columns
+    return in_pipe
 
 
-def render_tree(branches: Mapping[str, Sequence[str]]) -> str:
-    """Two levels: each branch and, below it, its leaves."""
-    text = ""
+def open_console(stream: TextIO, *, width: int | None = None) -> Console:
+    """A rich console that changes nothing of what it is given but its style."""
+    from rich.console import Console
+
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def print_table(
+    rows: Sequence[Sequence[str]], *, header: Sequence[str], optional: Sequence[str] = ()
+) -> None:
+    """Print rows in columns. Where they do not fit, columns named in ``optional`` are left out."""
+    from rich.table import Table
+    from rich.text import Text
+
+    width = choose_width(in_pipe=UNLIMITED)
+    columns = dict(
+        zip(header, zip(*rows, strict=True) if rows else [()] * len(header), strict=True)
+    )
+    for name in optional:
+        needed = sum(max(map(len, [key, *cells])) + GAP for key, cells in columns.items()) - GAP
+        if needed > width:
+            del columns[name]
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in cells))
+    print_renderable(table, width=width)
+
+
+def print_tree(branches: Mapping[str, Sequence[str]]) -> None:
+    """Print each branch and, below it, its leaves."""
+    from rich.text import Text
+    from rich.tree import Tree
+
     for name, leaves in branches.items():
-        text += f"{name}\n"
-        for index, leaf in enumerate(leaves):
-            text += f"{'└─' if index == len(leaves) - 1 else '├─'} {leaf}\n"
-    return text
+        tree = Tree(Text(name, style="bold"))
+        for leaf in leaves:
+            tree.add(Text(leaf))
+        print_renderable(tree, width=choose_width(in_pipe=UNLIMITED))
+
+
+def print_renderable(renderable: RenderableType, *, width: int) -> None:
+    """Print what rich draws, without the spaces with which it fills lines up."""
+    console = open_console(sys.stdout, width=width)
+    with console.capture() as captured:
+        console.print(renderable)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
 
 
 def render_pairs(pairs: Iterable[tuple[str, str]], *, indent: str = "  ") -> str:
     """Terms and what they mean, the meanings aligned and wrapped."""
     pairs = list(pairs)
-    width = min(max((len(term) for term, _ in pairs), default=0), 40) + 2
-    text = ""
+    page = min(choose_width(in_pipe=PAGE), PAGE)
+    longest = min(LONGEST_TERM, page // 3)
+    short = [len(term) for term, _ in pairs if len(term) <= longest]
+    column = len(indent) + max(short, default=0) + GAP
+    room = max(page - column, 20)
+    lines: list[str] = []
     for term, meaning in pairs:
-        first = indent + term.ljust(width)
-        rest = indent + " " * width
-        room = max(min(_room(), 100), len(rest) + 30)
-        wrapped = textwrap.wrap(
-            meaning, room, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
-        )
-        text += "\n".join(wrapped or [first.rstrip()]) + "\n"
-    return text
+        # A path or a digest that is longer than the line is left whole, to be copied.
+        wrapped = textwrap.wrap(meaning, room, break_on_hyphens=False, break_long_words=False)
+        if len(term) <= longest:
+            head = indent + emphasise(term) + " " * (column - len(indent) - len(term))
+            lines.append((head + "".join(wrapped[:1])).rstrip())
+            wrapped = wrapped[1:]
+        else:
+            parts = textwrap.wrap(term, page - len(indent), break_long_words=False)
+            lines += [indent + emphasise(part) for part in parts]
+        lines += [" " * column + line for line in wrapped]
+    return "".join(f"{line}\n" for line in lines).replace(NO_BREAK, " ")
 
 
-def first_sentence(text: str) -> str:
-    """The first sentence of a description, on one line."""
-    line = " ".join(text.split())
-    head, dot, _ = line.partition(". ")
-    return head + dot.strip()
-
-
-def tell(
-    problems: Iterable[Problem], *, label: str = "error", stream: TextIO | None = None
-) -> None:
-    """Each problem on a line of its own, on standard error unless told otherwise."""
-    for problem in problems:
-        print(f"{label}: {problem}", file=stream or sys.stderr)
+def emphasise(text: str) -> str:
+    """``text`` in bold on a terminal."""
+    return typer.style(text, bold=True) if sys.stdout.isatty() else text

@@ -20,6 +20,7 @@ from nemotron_style.runtime.atomic import write_json
 from nemotron_style.runtime.errors import InputError, Problem, suggest
 from nemotron_style.runtime.step.checkpoint import Checkpoints
 from nemotron_style.runtime.step.metrics import Metrics, plain_number
+from nemotron_style.runtime.step.progress import Pace, format_progress
 
 if TYPE_CHECKING:
     from nemotron_style.runtime.store.record import Artifact
@@ -104,6 +105,7 @@ class StepContext:
         self._outputs = {slot: Output(slot, self.staging / slot) for slot in outputs}
         for folder in (self.staging, *(output.path for output in self._outputs.values())):
             folder.mkdir(parents=True, exist_ok=True)
+        self._pace = Pace()
         self._reported = self._logged = NEVER
 
     @property
@@ -159,24 +161,24 @@ class StepContext:
     def progress(self, done: int, total: int, /, **figures: float) -> None:
         """Report how far the work is; cheap enough to call at every step.
 
-        The bar of an attached command line follows at most five times a second; the log gets a
-        line every few seconds and the last one.
+        An attached command line sees it at most five times a second (``progress.json``, with the
+        rate, the time left and the last validation); the log gets a line every few seconds and
+        the last one.
         """
         now = time.monotonic()
+        per_second = self._pace.update(done, total, now)
         last = done >= total
         if not self.is_first or not (last or now - self._reported >= SECONDS_BETWEEN_PROGRESS):
             return
         self._reported = now
         numbers = {name: plain_number(value) for name, value in figures.items()}
-        attempt = self.run_dir / "attempts" / str(self.attempt)
-        report = {"done": done, "total": total, "figures": numbers}
-        write_json(attempt / "progress.json", report, durable=False)
+        report: dict[str, Any] = {"done": done, "total": total, "figures": numbers}
+        if per_second and not last:
+            report |= {"per_second": per_second, "seconds_left": (total - done) / per_second}
         if last or now - self._logged >= SECONDS_BETWEEN_LOG_LINES:
             self._logged = now
-            words = [f"{name}={show(number)}" for name, number in numbers.items()]
-            self.say("  ".join([f"{done}/{total}", *words]))
-
-
-def show(number: int | float | str) -> str:
-    """A figure in at most five significant digits."""
-    return f"{number:.5g}" if isinstance(number, float) else str(number)
+            self.say(format_progress(report))
+        if self.metrics.last_validation:
+            report["validation"] = self.metrics.last_validation
+        attempt = self.run_dir / "attempts" / str(self.attempt)
+        write_json(attempt / "progress.json", report, durable=False)

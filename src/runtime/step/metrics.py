@@ -27,6 +27,7 @@ class Metrics:
         self._board: Any = None  # a SummaryWriter of torch
         self._first_step = 0
         self.last: dict[str, Any] = {}
+        self.last_validation: dict[str, Any] = {}
 
     def log(self, step: int, **numbers: float) -> None:
         """Add one line ``{"step": step, name: number, ...}``; anything ``float()`` takes will do.
@@ -38,6 +39,7 @@ class Metrics:
             return
         figures = {name: plain_number(number) for name, number in numbers.items()}
         self.last = {"step": step, **figures}
+        self.last_validation = keep_validation(self.last) or self.last_validation
         if self._lines is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._lines = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - kept open
@@ -57,6 +59,7 @@ class Metrics:
         if self._path.exists():
             kept = [line for line in read_metrics(self._path) if line["step"] <= step]
             self.last = kept[-1] if kept else {}
+            self.last_validation = next(filter(None, map(keep_validation, reversed(kept))), {})
             write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def close(self) -> None:
@@ -74,6 +77,12 @@ class Metrics:
         if self._board is not None:
             for name, value in figures.items():
                 self._board.add_scalar(name, float(value), step)
+
+
+def keep_validation(line: dict[str, Any]) -> dict[str, Any]:
+    """The step and the figures of a line that were measured on held-out rows; {} without any."""
+    figures = {name: value for name, value in line.items() if name.startswith("validation")}
+    return {"step": line["step"], **figures} if figures else {}
 
 
 def plain_number(number: Any) -> int | float | str:

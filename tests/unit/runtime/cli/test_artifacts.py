@@ -65,9 +65,9 @@ def test_list(run: Run, model: Artifact) -> None:
     code, out, _ = run("list")
     lines = out.splitlines()
     assert code == 0
-    assert lines[0].split() == ["REF", "KIND", "DIGEST", "SIZE", "CREATED", "MADE", "BY"]
+    assert lines[0].split() == ["REF", "KIND", "DIGEST", "SIZE", "AGE", "MADE", "BY"]
     assert [line.split()[0] for line in lines[1:]] == ["data:v1", "sft:v1"]
-    assert lines[1].endswith("adopted")
+    assert lines[1].endswith("  3 B   just now  adopted")
     assert lines[2].endswith("sft/chat@tiny")
     told = read_json(run, "list", "--kind", "checkpoint_megatron")
     assert [each["ref"] for each in told] == ["sft:v1"]
@@ -84,10 +84,11 @@ def test_an_empty_store(run: Run, store: Store) -> None:
 
 def test_show(run: Run, model: Artifact) -> None:
     _, out, _ = run("show", "sft")
-    for part in (model.digest, str(model.path), "sft/chat@tiny (sft-chat-0.1)", "data: data:v1"):
+    for part in (model.digest, str(model.path), "sft/chat@tiny (sft-chat-0.1)", "  data  data:v1"):
         assert part in out
-    assert "  optim.lr: 0.1" in out
-    assert "  canary: ok" in out
+    assert "config:\n  optim.lr  0.1\n" in out
+    assert "facts:\n  canary  ok\n" in out
+    assert "files (3 B):\n  weights  3 B\n" in out
     told = read_json(run, "show", model.digest[:20])
     assert told["ref"] == "sft:v1"
     assert told["config"] == {"optim": {"lr": 0.1}}

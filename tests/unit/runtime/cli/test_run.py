@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import Any
 
 import pytest
@@ -103,13 +104,48 @@ def test_a_run_shows_each_step_its_log_and_a_summary(mill: Any, capsys: Capture)
     assert lines[0] == "== mill/grow (default)  run: first run of this step"
     assert "4/4  total=10" in lines
     assert "4/4  total=20" in lines
-    header, grow, grind, _, *figures = lines[-6:]
-    assert header.split() == ["STEP", "CONFIG", "DECISION", "SECONDS", "ARTIFACTS"]
+    summary = lines[lines.index("") + 1 :]
+    header, grow, grind, *rest = summary
+    assert header.split() == ["STEP", "CONFIG", "DECISION", "TOOK", "ARTIFACTS"]
     assert grow.split()[:3] == ["mill/grow", "default", "run"]
+    assert grow.split()[3].endswith("s")
     assert grind.endswith("mill-grind-default:v1 (+1)")
-    assert [line.split() for line in figures] == [
-        ["mill/grow", "total=10"],
-        ["mill/grind", "total=20"],
+    assert rest[:4] == ["", "Figures", "  mill/grow   total=10", "  mill/grind  total=20"]
+
+
+def test_a_summary_says_where_to_look_next(mill: Any, capsys: Capture) -> None:
+    recipe = mill.root / "code/milling/recipe.py"
+    results = """
+    (ctx.output("sack").path / "results.json").touch()
+    for name in ("plots/mill.png", "samples/step-1.md", "samples/step-2.md"):
+        (ctx.run_dir / name).parent.mkdir(exist_ok=True)
+        (ctx.run_dir / name).touch()
+    ctx.summarise"""
+    recipe.write_text(recipe.read_text().replace("\n    ctx.summarise", results))
+    mill.write("manifests/mill/bake/tiny.yaml", "defaults: default.yaml\n")
+    mill.write("manifests/mill/grind/tiny.yaml", "defaults: default.yaml\n")
+    assert run("mill/grind", "-c", "tiny") == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("Look at")
+    grow, grind = (
+        f".nemotron-style/runs/{next(mill.home.glob(f'runs/{step}-*')).name}"
+        for step in ("mill-grow", "mill-grind")
+    )
+    assert lines[at + 1 : at + 9] == [
+        f"  plot     {grow}/plots/mill.png",
+        f"  samples  {grow}/samples/step-2.md",
+        "  report   .nemotron-style/artifacts/mill-grow-default/v1/results.json",
+        f"  metrics  {grow}/metrics.jsonl",
+        f"  plot     {grind}/plots/mill.png",
+        f"  samples  {grind}/samples/step-2.md",
+        "  report   .nemotron-style/artifacts/mill-grind-tiny/v1/results.json",
+        f"  metrics  {grind}/metrics.jsonl",
+    ]
+    assert lines[at + 9 :] == [
+        "",
+        "Next",
+        "  trace it  nemotron-style artifacts lineage mill-grind-tiny:v1",
+        "  mill      nemotron-style steps run mill/bake -c tiny -i input=mill-grind-tiny:v1",
     ]
 
 
@@ -188,18 +224,44 @@ def test_a_terminal_gets_a_bar_that_gives_way_to_the_log(mill: Any) -> None:
     terminal = Terminal()
     screen = Screen(terminal)
     handle = JobHandle("local", mill.root, 1)
-    told = {"done": 5, "total": 10, "figures": {"loss": 0.123456}}
-    write_json(mill.root / "attempts/1/progress.json", told)
+    report = {"done": 5, "total": 10, "figures": {"loss": 0.123456}}
+    write_json(mill.root / "attempts/1/progress.json", report)
     screen.follow("", handle)
-    bar = f"[{'#' * 15}{'-' * 15}] 5/10  loss=0.12346"
-    assert terminal.getvalue() == bar
-    screen.follow("a line\n", handle)
-    assert terminal.getvalue() == f"{bar}\r\x1b[Ka line\n{bar}"
-    write_json(mill.root / "attempts/1/progress.json", {**told, "done": 10})
-    screen.follow("", handle)
-    assert terminal.getvalue().endswith("\r\x1b[K")
+    bar = f"{'━' * 10}╺{'━' * 9}  5/10  loss=0.1235"
+    assert terminal.shown() == [bar]
+    screen.follow("a line\n4/10  loss=0.2\nhalf a", handle)
+    assert terminal.shown() == ["a line", bar]
+    screen.follow(" line\n", handle)
+    assert terminal.shown() == ["a line", "half a line", bar]
+    write_json(mill.root / "attempts/1/progress.json", {**report, "done": 10})
+    with screen:
+        screen.follow("10/10  loss=0.1\nthe end", handle)
+    assert terminal.shown() == ["a line", "half a line", "10/10  loss=0.1", "the end"]
+
+
+def test_a_pipe_gets_the_log_as_it_is(mill: Any) -> None:
+    pipe = io.StringIO()
+    write_json(mill.root / "attempts/1/progress.json", {"done": 5, "total": 10, "figures": {}})
+    with Screen(pipe) as screen:
+        screen.follow("4/10  loss=0.2\nhalf a", JobHandle("local", mill.root, 1))
+    assert pipe.getvalue() == "4/10  loss=0.2\nhalf a"
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+    def shown(self) -> list[str]:
+        """The lines that stand on the screen, in plain text."""
+        lines = [""]
+        for code, text in re.findall(
+            r"(\x1b\[[0-9;?]*[A-Za-z]|[\r\n])|([^\x1b\r\n]+)", self.getvalue()
+        ):
+            if code == "\n":
+                lines.append("")
+            elif code == "\x1b[1A":
+                lines.pop()
+            elif code == "\x1b[2K":
+                lines[-1] = ""
+            lines[-1] += text
+        return [line for line in lines if line]

@@ -35,6 +35,10 @@ def show(capsys: Capture, *words: str) -> str:
 def test_list_tells_every_run(ground: Any, capsys: Capture) -> None:
     lines = show(capsys, "list").splitlines()
     assert len(lines) == 4
+    assert lines[0].split() == [
+        *("RUN", "STEP", "CONFIG", "STATE", "ATTEMPTS", "STARTED", "TOOK", "ARTIFACTS")
+    ]
+    assert "just now" in lines[2]
     assert lines[1].split()[1:5] == ["mill/grind", "default", "FAILED", "1"]
     document = json.loads(show(capsys, "list", "--step", "grow", "--json"))
     (run,) = document["runs"]

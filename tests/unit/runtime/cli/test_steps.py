@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -26,10 +33,55 @@ def run_json(capsys, *words: str):
 def test_list_shows_every_step_with_what_goes_in_and_out(toy, capsys):
     code, out, err = run(capsys, "steps", "list")
     assert (code, err) == (0, "")
-    (line,) = [line for line in out.splitlines() if line.startswith("toy/train ")]
-    assert line.split("  ")[1:] != []
-    assert "checkpoint_megatron, training_jsonl" in line
-    assert line.endswith("Trains a toy.")
+    lines = out.splitlines()
+    (at,) = [at for at, line in enumerate(lines) if line.startswith("toy/train ")]
+    column = len("convert/hf_to_megatron") + 2
+    assert lines[at - 1] == "TOY"
+    assert lines[at] == "toy/train".ljust(column) + "Trains a toy."
+    kinds = "[checkpoint_megatron, training_jsonl -> checkpoint_megatron]"
+    assert lines[at + 1] == " " * column + kinds
+
+
+@pytest.mark.parametrize("columns", ["80", "100", "", "250"])
+def test_list_fits_the_screen_and_begins_a_line_with_each_step(toy, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    _, out, _ = run(capsys, "steps", "list")
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= min(int(columns or 100), 100)
+    _, document = run_json(capsys, "steps", "list")
+    steps = sorted(document["steps"], key=lambda step: step["category"])
+    assert [line.split()[0] for line in lines if "/" in line[:8]] == [step["id"] for step in steps]
+    assert "\x1b" not in out
+    assert all(line == line.rstrip() for line in lines)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_a_terminal_gets_colour_and_no_line_that_is_too_long(toy, columns):
+    for words in (["steps", "list"], ["steps", "show", "rl/rlhf"], ["profiles", "list"]):
+        text = on_a_terminal(columns, *words)
+        assert "\x1b[1m" in text
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+        # A key, a path or a default is left whole, and stands alone on its line then.
+        too_long = [line for line in plain if len(line.rstrip()) > columns]
+        assert [line for line in too_long if " " in line.strip().replace("[default: ", "")] == []
+
+
+def on_a_terminal(columns: int, *words: str) -> str:
+    """What a command writes when its output is a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    process = subprocess.Popen(
+        [PROGRAM, *words], stdout=theirs, stdin=theirs, env={**environment, "TERM": "xterm"}
+    )
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error to read
+        while part := os.read(ours, 65536):
+            written += part
+    os.close(ours)
+    assert process.wait() == 0
+    return written.decode().replace("\r\n", "\n")
 
 
 def test_list_as_json_is_one_document(toy, capsys):
@@ -54,7 +106,7 @@ def test_list_filters_by_kind_through_is_a(toy, capsys):
 def test_list_as_a_tree(toy, capsys):
     _, out, _ = run(capsys, "steps", "list", "--category", "toy", "--tree")
     assert out.splitlines()[0] == "toy"
-    assert out.splitlines()[1].startswith("└─ toy/train: model (checkpoint_megatron), data")
+    assert out.splitlines()[1].startswith("└── toy/train: model (checkpoint_megatron), data")
     assert out.rstrip().endswith("-> model (checkpoint_megatron)")
 
 

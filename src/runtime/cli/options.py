@@ -1,13 +1,23 @@
-"""Which store the ``runs`` and ``artifacts`` commands work on."""
+"""What the groups of commands share: how a group is made, ``--json``, and the choice of a store."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from nemotron_style.runtime.store.store import Store
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def command_group(purpose: str, *, cls: type[TyperGroup] | None = None) -> typer.Typer:
+    """A group of commands whose help is plain text."""
+    return typer.Typer(
+        cls=cls, help=purpose, no_args_is_help=True, add_completion=False, rich_markup_mode=None
+    )
 
 
 def choose_store(
@@ -21,7 +31,7 @@ def choose_store(
 
 
 def open_store(context: typer.Context) -> Store:
-    """The store that was chosen: of the profile, else of the project."""
+    """The store of the chosen profile, else of the project."""
     from nemotron_style.runtime.profiles.model import load_profile
     from nemotron_style.runtime.store.store import Store, default_root
 

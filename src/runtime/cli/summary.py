@@ -1,0 +1,150 @@
+"""What the command line says at the end of ``steps run``: what was made, and where to look next."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemotron_style.runtime.catalog.catalog import Catalog
+from nemotron_style.runtime.cli.table import emphasise, print_table, render_pairs
+from nemotron_style.runtime.launch.base import attempt_of
+from nemotron_style.runtime.paths import show_path
+from nemotron_style.runtime.planning.dry_run import describe_run
+from nemotron_style.runtime.planning.runner import Outcome, Submission
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.store.store import Store
+from nemotron_style.runtime.units import format_duration, format_number
+
+MOST_FIGURES = 9
+MOST_STEPS = 2
+# What recipes leave for people, in the folder of the run and in their artifacts.
+RESULTS = {
+    "plot": ("plots/*.png", "*.png"),
+    "samples": ("samples/*.md", "samples/*.jsonl", "samples.md"),
+    "report": ("results.json", "card.json"),
+    "metrics": ("metrics.jsonl",),
+}
+
+
+def print_summary(outcomes: Sequence[Outcome], catalog: Catalog) -> None:
+    """Print a row a step, the figures and the results of those that ran, and what to do next."""
+    header = ("STEP", "CONFIG", "DECISION", "TOOK", "ARTIFACTS")
+    print_table([_row(outcome) for outcome in outcomes], header=header)
+    target = outcomes[-1]
+    shown = [each for each in outcomes if each is target or each.run.decision.action != "reuse"]
+    figures, results = [], []
+    for outcome in shown:
+        refs = [output["ref"] for output in outcome.outputs.values()]
+        results += list_results(RunFolder(outcome.run.plan.record_dir), refs)
+        chosen = list(outcome.figures.items())[:MOST_FIGURES]
+        text = "  ".join(f"{name}={format_number(value)}" for name, value in chosen)
+        figures += [(outcome.run.plan.step, text)] if text else []
+    commands = list(suggest_commands(target, catalog))
+    for title, pairs in {"Figures": figures, "Look at": results, "Next": commands}.items():
+        if pairs:
+            sys.stdout.write(f"\n{emphasise(title)}\n{render_pairs(pairs)}")
+
+
+def _row(outcome: Outcome) -> list[str]:
+    plan = outcome.run.plan
+    first, *others = [output["ref"] for output in outcome.outputs.values()] or ["-"]
+    refs = f"{first} (+{len(others)})" if others else first
+    took = format_duration(outcome.seconds) if outcome.seconds else "-"
+    return [plan.step, plan.config_name, outcome.run.decision.action, took, refs]
+
+
+def list_results(run: RunFolder, refs: Sequence[str]) -> list[tuple[str, str]]:
+    """The plots, tables of samples, reports and metrics of a run, each as (what it is, path)."""
+    store = Store(run.path.parent.parent)
+    artifacts = [artifact for ref in refs if (artifact := store.find(ref))]
+    results = []
+    for label, patterns in RESULTS.items():
+        for folder in (run.path, *(artifact.path for artifact in artifacts)):
+            results += [(label, show_path(path)) for path in _find_newest(folder, patterns)]
+    return results
+
+
+def _find_newest(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """Every file of the first pattern that fits; of numbered ones, only the last."""
+    for pattern in patterns:
+        if paths := sorted(folder.glob(pattern)):
+            return paths[-1:] if pattern.startswith("samples/") else paths
+    return []
+
+
+def suggest_commands(outcome: Outcome, catalog: Catalog) -> Iterator[tuple[str, str]]:
+    """Commands that go on from what a run made, each as (what it does, command)."""
+    output = next(iter(outcome.outputs.values()), None)
+    if output is None:
+        return
+    ref, plan = output["ref"], outcome.run.plan
+    yield "trace it", f"nemotron-style artifacts lineage {ref}"
+    fits = [
+        (at, step, slot)
+        for step in catalog.consumers(output["kind"])
+        for at, slot in enumerate(step.consumes)
+        if step.id != plan.step and catalog.kinds.accepts(slot.kind, output["kind"])
+    ]
+    # Steps that are about this kind take it first; and a model is measured before it is used.
+    fits.sort(key=lambda fit: (not fit[2].required, fit[0], fit[1].category != "eval"))
+    suggested: dict[str, tuple[str, str]] = {}
+    for _, step, slot in fits:
+        words = f"nemotron-style steps run {step.id}"
+        if plan.config_name in step.configs and plan.config_name != "default":
+            words += f" -c {plan.config_name} -i {slot.name}={ref}"
+        else:
+            others = [one.name for one in step.consumes if one.required and one is not slot]
+            words += f" -i {slot.name}={ref}" + "".join(f" -i {name}=REF" for name in others)
+        suggested.setdefault(step.id, (step.category, words))
+    yield from list(suggested.values())[:MOST_STEPS]
+
+
+def describe_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The outcomes as plain data, for ``--json``."""
+    runs = [
+        {
+            **describe_run(outcome.run),
+            "seconds": outcome.seconds,
+            "outputs": outcome.outputs,
+            "figures": outcome.figures,
+        }
+        for outcome in outcomes
+    ]
+    return {"dry_run": False, "runs": runs}
+
+
+def print_submissions(submissions: Sequence[Submission]) -> None:
+    """Print a row a run, and the commands that watch, await and end the last one."""
+    notes = dict.fromkeys(note for each in submissions for note in each.run.plan.notes)
+    for note in notes:
+        print(f"note: {note}")
+    rows = []
+    for each in submissions:
+        plan, job = each.run.plan, attempt_of(each.handle).job if each.handle else {}
+        row = [plan.step, plan.config_name, each.run.decision.action, plan.run_id]
+        rows.append([*row, str(job.get("id", "-")), each.state.state])
+    print_table(rows, header=("STEP", "CONFIG", "DECISION", "RUN", "JOB", "STATE"))
+    last = submissions[-1]
+    if last.handle:
+        ways = {"watch": "logs -f", "wait": "wait", "end": "cancel"}
+        run_id = last.run.plan.run_id
+        pairs = [(way, f"nemotron-style runs {words} {run_id}") for way, words in ways.items()]
+        sys.stdout.write("\n" + render_pairs(pairs))
+
+
+def describe_submissions(submissions: Sequence[Submission]) -> dict[str, Any]:
+    """The submissions as plain data, for ``--json``."""
+    runs = [
+        {
+            **describe_run(each.run),
+            "executor": each.handle.executor if each.handle else None,
+            "attempt": each.handle.attempt if each.handle else None,
+            "job": attempt_of(each.handle).job.get("id") if each.handle else None,
+            "state": each.state.state,
+            "path": str(each.run.plan.record_dir),
+        }
+        for each in submissions
+    ]
+    return {"dry_run": False, "detached": True, "runs": runs}
