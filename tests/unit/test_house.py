@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -70,3 +71,8 @@ def test_every_step_has_a_default_a_tiny_and_a_page() -> None:
         assert (folder / "tiny.yaml").is_file()
         assert (ROOT / "docs" / "steps" / f"{step.id.replace('/', '-')}.md").is_file()
         assert step.strategies, step.id
+
+
+def test_no_room_module_or_function_is_too_large() -> None:
+    """``python tests/rooms.py`` prints the sizes of all rooms."""
+    assert runpy.run_path(str(ROOT / "tests" / "rooms.py"))["find_excess"]() == []
