@@ -83,8 +83,10 @@ class Screen:
             )
             self._live.start()
         line = Table.grid(padding=(0, 2))
-        bar = ProgressBar(total=report["total"], completed=report["done"], width=BAR_WIDTH)
-        room = self._live.console.width - BAR_WIDTH - 3
+        width = self._live.console.width
+        bar_width = min(BAR_WIDTH, width // 8)  # on 80 columns, a validation is worth more
+        bar = ProgressBar(total=report["total"], completed=report["done"], width=bar_width)
+        room = width - bar_width - 3
         line.add_row(bar, format_progress(report, room=room))
         self._live.update(line, refresh=True)
 

@@ -227,7 +227,7 @@ def test_a_terminal_gets_a_bar_that_gives_way_to_the_log(mill: Any) -> None:
     report = {"done": 5, "total": 10, "figures": {"loss": 0.123456}}
     write_json(mill.root / "attempts/1/progress.json", report)
     screen.follow("", handle)
-    bar = f"{'━' * 10}╺{'━' * 9}  5/10  loss=0.1235"
+    bar = f"{'━' * 5}╺{'━' * 4}  5/10  loss=0.1235"
     assert terminal.shown() == [bar]
     screen.follow("a line\n4/10  loss=0.2\nhalf a", handle)
     assert terminal.shown() == ["a line", bar]
