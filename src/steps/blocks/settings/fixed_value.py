@@ -35,7 +35,7 @@ def fixed(default: Any, *also: Any, why: str, fix: str = "") -> Any:
 
 
 def find_conflicts(pairs: Iterable[tuple[str, Any, str, Any]]) -> Iterator[Problem]:
-    """Problems of keys that repeat another key and say something else.
+    """Problems of keys that repeat another key with another value.
 
     ``pairs`` are ``(key, its value or None, the key it repeats, that value)``.
     """

@@ -1,4 +1,4 @@
-"""What a model looks like and how it is optimised, as settings that can be read without torch."""
+"""The sizes of a model; readable without torch."""
 
 from __future__ import annotations
 

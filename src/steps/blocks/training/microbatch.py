@@ -37,10 +37,10 @@ def accumulate_gradients(
     *,
     temperature: float = 1.0,
 ) -> list[Any]:
-    """Gradients of the global loss into ``main_grad``, from zero; the figures of each micro-batch.
+    """Gradients of the global loss into ``main_grad``, from zero; what each micro-batch reports.
 
     ``loss(logprobs_BNR, facts)`` gives this micro-batch's share of the global loss (a scalar) and
-    whatever should be reported; it is called on the last pipeline stage only, and so the list is
+    what it reports; it is called on the last pipeline stage only, and so the list is
     empty elsewhere. The log-probs are on the CPU, where recipes keep what they compare them with.
     Ranks may have different numbers of micro-batches, none among them.
     """
@@ -52,8 +52,8 @@ def accumulate_gradients(
     scale = len(microbatches) * data_world()
 
     def finish(facts: Facts, logprobs: Tensor) -> tuple[Tensor, Any]:
-        share, figures = loss(logprobs.cpu(), facts)
-        return share * scale, figures
+        share, report = loss(logprobs.cpu(), facts)
+        return share * scale, report
 
     return _run(model, microbatches, finish, temperature=temperature, forward_only=False)
 
@@ -123,15 +123,15 @@ def score(
         return logprobs.new_zeros(()), logprobs.cpu()
 
     pairs = [(batch, None) for batch in batches]
-    found = _run(model, pairs, finish, temperature=temperature, forward_only=True)
+    logprobs = _run(model, pairs, finish, temperature=temperature, forward_only=True)
     if not is_last_stage():
         like = next(model.parameters())
         dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
         shapes = [
             (*batch.mask_BNR.shape[:2], width or batch.mask_BNR.shape[2]) for batch in batches
         ]
-        found = [torch.empty(shape, dtype=dtype) for shape in shapes]
-    return [from_last_stage(logprobs) for logprobs in found]
+        logprobs = [torch.empty(shape, dtype=dtype) for shape in shapes]
+    return [from_last_stage(each) for each in logprobs]
 
 
 def _run(
@@ -153,7 +153,7 @@ def _run(
         data_iterator=iter(microbatches),
         model=[model],
         num_microbatches=len(microbatches),
-        # the shape of the first; pipeline stages tell each other those of the others
+        # the shape of the first; pipeline stages send each other those of the others
         seq_length=first.shape[1],
         micro_batch_size=first.shape[0],
         forward_only=forward_only,

@@ -1,4 +1,4 @@
-"""Summed log-probs of many given responses, in as few passes as their lengths allow."""
+"""Summed log-probs of many responses, in as few passes as their lengths allow."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def score_groups(
     micro_batch_tokens: int,
     last: Sequence[int] | None = None,
 ) -> list[list[float]]:
-    """``log p(response | prompt)`` of every response of every group, in the order given.
+    """``log p(response | prompt)`` of every response of every group, in their order.
 
     Each is a sum in float64 over the response's own tokens; with ``last`` over the last
-    ``last[g]`` of them, so that the others are part of what is given. A pass holds
+    ``last[g]`` of them, so that the others count as prompt. A pass holds
     ``micro_batch_tokens`` padded tokens, or one group when that alone is larger.
     """
     device = next(model.parameters()).device

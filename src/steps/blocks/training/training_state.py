@@ -78,7 +78,7 @@ def save_state(
 
 
 def load_state(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Put everything back into place and give ``extra``; every rank calls it.
+    """Restore weights, moments and random states; ``extra`` comes back. Every rank calls it.
 
     The division may have changed, the number of processes may not: each has random numbers of
     its own. Raises InputError for a state of another number of processes.

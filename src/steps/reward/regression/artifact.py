@@ -61,8 +61,8 @@ def write_settings(
     settings = build_settings(sizes, dtype=dtype, token_ids=token_ids) | {
         "architectures": [ARCHITECTURE],
         "num_labels": len(config.outputs),
-        "id2label": {str(place): name for place, name in enumerate(config.outputs)},
-        "label2id": {name: place for place, name in enumerate(config.outputs)},
+        "id2label": {str(index): name for index, name in enumerate(config.outputs)},
+        "label2id": {name: index for index, name in enumerate(config.outputs)},
         "problem_type": "regression",
         "use_cache": False,
     }
@@ -80,8 +80,8 @@ def write_tokenizer(source: Path, target: Path, *, pad_token: str) -> dict[str, 
     (target / GENERATION_FILE).unlink()  # this model does not generate
     for name in ("tokenizer_config.json", SPECIAL_FILE):
         file = target / name
-        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        _write_json(file, known | {"pad_token": pad_token})
+        settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        _write_json(file, settings | {"pad_token": pad_token})
     [pad_id] = Tokenizer(source).encode(pad_token, control=True)
     return ids | {"pad_token_id": pad_id}
 

@@ -115,8 +115,8 @@ def predict(
     """The predictions ``[conversations of the row, K]`` for each row, float64, on every rank."""
     plan = _plan(rows, size)
     batches = [pack_rows([rows[index] for index in members]) for members in plan]
-    found = [each[:, 0].double() for each in score(model, batches, width=outputs)]
-    table_CK = _gather(rows, plan, found, outputs=outputs)
+    predictions = [each[:, 0].double() for each in score(model, batches, width=outputs)]
+    table_CK = _gather(rows, plan, predictions, outputs=outputs)
     return [table_CK[first:last] for first, last in pairwise(_starts(rows))]
 
 
@@ -138,14 +138,22 @@ def _starts(rows: Sequence[EncodedRow]) -> list[int]:
 
 
 def _gather(
-    rows: Sequence[EncodedRow], plan: Sequence[Sequence[int]], found: Sequence[Tensor], outputs: int
+    rows: Sequence[EncodedRow],
+    plan: Sequence[Sequence[int]],
+    predictions: Sequence[Tensor],
+    outputs: int,
 ) -> Tensor:
-    """Predictions for all conversations on every rank, from those of this rank's micro-batches."""
+    """Predictions for all conversations on every rank, from those of this rank's micro-batches.
+
+    Before the last pipeline stage there are none.
+    """
     starts = _starts(rows)
     table_CK = torch.zeros(starts[-1], outputs, dtype=torch.float64)
-    for members, prediction_CK in zip(plan, found, strict=False):  # none before the last stage
-        places = [place for row in members for place in range(starts[row], starts[row + 1])]
-        table_CK[places] = prediction_CK
+    for members, prediction_CK in zip(
+        plan, predictions, strict=False
+    ):  # none before the last stage
+        indices = [n for row in members for n in range(starts[row], starts[row + 1])]
+        table_CK[indices] = prediction_CK
     return sum_over_data(from_last_stage(table_CK))
 
 

@@ -17,13 +17,13 @@ Points = list[tuple[float, float]]
 
 
 def points_of(
-    rows: Sequence[EncodedRow], found: Sequence[Sequence[RewardScore]], names: Sequence[str]
+    rows: Sequence[EncodedRow], scores: Sequence[Sequence[RewardScore]], names: Sequence[str]
 ) -> dict[str, Points]:
     """Rated and predicted values of each attribute that any row rates."""
     points = {
         name: [
-            (row.ratings[name], scored[0].attributes[name])
-            for row, scored in zip(rows, found, strict=True)
+            (row.ratings[name], texts[0].attributes[name])
+            for row, texts in zip(rows, scores, strict=True)
             if name in row.ratings
         ]
         for name in names

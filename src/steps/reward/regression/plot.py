@@ -1,4 +1,4 @@
-"""A picture of a reward model: what it says against what was rated, an attribute a panel."""
+"""A plot of predicted against rated values, a panel for each attribute."""
 
 from __future__ import annotations
 

@@ -73,14 +73,14 @@ def encode_rows(
     """
 
     def parse(row: Mapping[str, Any]) -> EncodedRow:
-        found = parse_rated(row, missing=config.model.regression.loss_mask_val)
-        _check_sort(found, config.model.reward_model_type)
-        if isinstance(found, PairRow):
-            texts = (encode(found.chosen), encode(found.rejected))
-            return EncodedRow(texts, {}, found.margin)
+        rated = parse_rated(row, missing=config.model.regression.loss_mask_val)
+        _check_sort(rated, config.model.reward_model_type)
+        if isinstance(rated, PairRow):
+            texts = (encode(rated.chosen), encode(rated.rejected))
+            return EncodedRow(texts, {}, rated.margin)
         if names is not None:
-            _check_names(found, names)
-        return EncodedRow((encode(found.conversation),), found.attributes)
+            _check_names(rated, names)
+        return EncodedRow((encode(rated.conversation),), rated.attributes)
 
     return read_rows(path, parse)
 
@@ -110,22 +110,22 @@ def weigh_outputs(names: Sequence[str], settings: Regression) -> dict[str, float
 
     Raises InputError for a list of another length, or a table with other names.
     """
-    given = settings.attribute_weights
-    if given is None:
+    weights = settings.attribute_weights
+    if weights is None:
         return dict.fromkeys(names, 1 / len(names))
-    fits = set(given) == set(names) if isinstance(given, dict) else len(given) == len(names)
+    fits = set(weights) == set(names) if isinstance(weights, dict) else len(weights) == len(names)
     if not fits:
         raise InputError(
             Problem(
                 key="model.regression.attribute_weights",
                 what="there must be one weight for each attribute",
-                got=str(given),
+                got=str(weights),
                 allowed=", ".join(names),
             )
         )
-    if isinstance(given, dict):
-        return {name: float(given[name]) for name in names}
-    return dict(zip(names, map(float, given), strict=True))
+    if isinstance(weights, dict):
+        return {name: float(weights[name]) for name in names}
+    return dict(zip(names, map(float, weights), strict=True))
 
 
 def scale_outputs(
@@ -137,17 +137,17 @@ def scale_outputs(
     """
     if not any(row.ratings for row in rows):
         return {name: Scale() for name in names}
-    values = {name: [row.ratings[name] for row in rows if name in row.ratings] for name in names}
+    ratings = {name: [row.ratings[name] for row in rows if name in row.ratings] for name in names}
     problems = []
-    for name, found in values.items():
-        if len(set(found)) < 2:
+    for name, values in ratings.items():
+        if len(set(values)) < 2:
             what = "the attribute is rated alike in every row, so nothing tells them apart"
-            got = f"{found[0]:g}" if found else "no rating"
+            got = f"{values[0]:g}" if values else "no rating"
             fix = "leave it out of the data and of model.regression.attributes"
             problems.append(Problem(where=str(where), key=name, what=what, got=got, fix=fix))
     if problems:
         raise InputError(problems)
-    return {name: _scale(found) for name, found in values.items()}
+    return {name: _scale(values) for name, values in ratings.items()}
 
 
 def _scale(values: Sequence[float]) -> Scale:

@@ -56,10 +56,11 @@ def prepare_start(config: Config, ctx: StepContext) -> Start:
     Raises:
         InputError: the checkpoint's parts are missing or do not fit the config.
     """
-    given, tokens = ctx.optional_input("model"), config.model.data.chat_prompt_tokens
-    if given:
-        tokenizer = Tokenizer(given.path / TOKENIZER)
-        return Start(tokenizer, open_chat(tokenizer, tokens), read_config(given.path), given.path)
+    checkpoint, tokens = ctx.optional_input("model"), config.model.data.chat_prompt_tokens
+    if checkpoint:
+        path = checkpoint.path
+        tokenizer = Tokenizer(path / TOKENIZER)
+        return Start(tokenizer, open_chat(tokenizer, tokens), read_config(path), path)
     assert config.model.architecture is not None, "checked by check_job"
     tokenizer = _make_tokenizer(config, ctx, tokens or ChatPromptTokens())
     sizes = config.model.architecture.sizes(tokenizer.vocab_size)
@@ -69,9 +70,10 @@ def prepare_start(config: Config, ctx: StepContext) -> Start:
 def check_job(config: Config, ctx: StepContext) -> None:
     """Refuse what the config and the job disagree on, before any work; all of it at once."""
     problems = find_launch_problems(config.trainer, world_size=ctx.world_size)
-    given, made = ctx.optional_input("model") is not None, config.model.architecture is not None
-    if given == made:
-        what = "a checkpoint and sizes of a new model are given" if given else "no model is given"
+    continued = ctx.optional_input("model") is not None
+    if continued == (config.model.architecture is not None):
+        both, none = "a checkpoint and sizes of a new model are given", "no model is given"
+        what = both if continued else none
         fix = "give -i model=REF to train a checkpoint, or model.architecture to begin from nothing"
         problems.append(Problem(key="model", what=what, fix=f"{fix}; not both"))
     raise_all(InputError, problems)

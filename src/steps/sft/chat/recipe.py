@@ -117,7 +117,7 @@ def read_rows(config: Config, ctx: StepContext, *, start: Start, slot: str) -> l
 
 
 def write_model(ctx: StepContext, model: nn.Module, start: Start) -> None:
-    """Write the output: the model with its tokenizer, and what tells it from any other."""
+    """Write the output: the model with its tokenizer, and the digests that identify it."""
     output = ctx.output("model")
     save_model(model, output.path, config=start.sizes, tokenizer=start.tokenizer.path)
     output.note(

@@ -18,7 +18,7 @@ PLAIN = "PLAIN"
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """Token ids of what is given and of what is to be written; ``type`` is that of the row."""
+    """Token ids of a prompt and of the answer to train on; ``type`` is that of the row."""
 
     prompt_ids: list[int]
     target_ids: list[int]

@@ -83,8 +83,8 @@ def accumulate(model: DistributedDataParallel, batch: Batch, sizes: SteerLM2) ->
 
     plan = plan_microbatches(batch.groups, max_responses=sizes.micro_batch_size)
     packed = [microbatch.pack(batch.groups) for microbatch in plan]
-    places = [(each.index, pack.mask_BNR) for each, pack in zip(plan, packed, strict=True)]
-    parts = accumulate_gradients(model, list(zip(packed, places, strict=True)), loss)
+    work = [(each, (b.index, each.mask_BNR)) for b, each in zip(plan, packed, strict=True)]
+    parts = accumulate_gradients(model, work, loss)
     log_q_theta_PG = torch.zeros_like(batch.log_q_PG)
     for microbatch, log_q_theta_BN in zip(plan, parts, strict=False):  # none before the last stage
         log_q_theta_PG[microbatch.index] = log_q_theta_BN

@@ -130,10 +130,8 @@ class Config(StepConfig):
     @property
     def sampler_tolerance(self) -> float:
         """How far from ``1/n`` a baseline may be before the first step."""
-        given = self.model.steerlm2.sampler_tolerance
-        if given is not None:
-            return given
-        return 1e-2 if self.trainer.half else 1e-4
+        rounding = 1e-2 if self.trainer.half else 1e-4
+        return self.model.steerlm2.sampler_tolerance or rounding
 
     def validation_rows(self, available: int) -> int:
         """How many of ``available`` validation rows are used, the first ones."""
@@ -144,12 +142,8 @@ class Config(StepConfig):
     def longest(self, model_limit: int) -> int:
         """The most tokens of a prompt with a response, for a model that holds ``model_limit``."""
         data = self.model.data
-        wanted = (
-            self.model.encoder_seq_length,
-            data.train_ds.max_seq_length,
-            data.validation_ds.max_seq_length,
-        )
-        return min([model_limit, *(length for length in wanted if length is not None)])
+        lengths = data.train_ds.max_seq_length, data.validation_ds.max_seq_length
+        return min(filter(None, (model_limit, self.model.encoder_seq_length, *lengths)))
 
     @model_validator(mode="after")
     def _agree(self) -> Config:

@@ -1,4 +1,4 @@
-"""What the log-probabilities of a batch's responses tell about the model."""
+"""Metrics of a model from the log-probabilities that it gives the responses of a batch."""
 
 from __future__ import annotations
 
