@@ -72,7 +72,7 @@ def test_stopped_and_continued_ends_bit_identical(world, whole, stop_at, tmp_pat
         "log",
         lambda step, **numbers: (
             log(step, **numbers),
-            setattr(ctx._stop, "requested", step >= stop_at),
+            setattr(ctx.stop, "requested", step >= stop_at),
         ),
     )
     with pytest.raises(Interrupted, match=f"after step {stop_at} of 6"):
