@@ -148,7 +148,8 @@ def run(config: Config, ctx: StepContext) -> None:
     # -- training: one update for each global batch
     for step in loop.steps(done):
         batch = train.take(order.batch(step - 1))
-        # forward and backward over all micro-batches: leaves the gradients of `loss` in the model
+        # forward and backward over all micro-batches: the model then has the gradients of the sum
+        # of `loss_PG` over G, its mean over P, with `w` and `b` held fixed
         log_q_theta_PG = accumulate(model, batch, config.model.steerlm2)
         w_PG = batch.w_PG  # softmax over G of log P(a|x,y) + log P(y|x) - log Q'(y|a,x)
         b_PG = baseline(log_q_theta_PG, batch.log_q_PG)  # softmax over G of log Qtheta - log Q'
