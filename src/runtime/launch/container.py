@@ -106,15 +106,15 @@ def _map_user(engine: str) -> list[str]:
 
 def list_binds(plan: Plan) -> list[Bind]:
     """The profile's mounts, and those of the run's own folders that they do not cover."""
-    given = [
+    mounts = [
         Bind(each.source, each.target, each.options, f"mounts[{at}]")
         for at, each in enumerate(plan.mounts)
     ]
     own: list[Bind] = []
     for bind in sorted(_own_binds(plan), key=lambda bind: Path(bind.target).parts):
-        if not any(_covers(other, bind) for other in [*given, *own]):
+        if not any(_covers(other, bind) for other in [*mounts, *own]):
             own.append(bind)
-    return [*own, *given]
+    return [*own, *mounts]
 
 
 def _own_binds(plan: Plan) -> Iterator[Bind]:

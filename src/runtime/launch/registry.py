@@ -1,4 +1,4 @@
-"""Which launcher belongs to which executor. Each is imported when it is first asked for."""
+"""The launcher of each executor, imported when it is first needed."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class Profile(BaseModel):
     def _write_numbers_out(cls, table: Any) -> Any:
         if not isinstance(table, dict):
             return table
-        # Not bool, which is an int to Python: nobody can tell which spelling of it is meant.
+        # Not bool, which is an int to Python: which spelling of it is meant is not known.
         return {key: str(item) if type(item) is int else item for key, item in table.items()}
 
     @field_validator("env", "secrets")

@@ -125,7 +125,7 @@ class Attempt:
             return written
         detached = bool(record.get("detached"))
         watched = (detached or owner is None) and is_alive(record.get("launcher", {}))
-        if watched or (not detached and any(map(is_alive, self._processes))):
+        if watched or (not detached and self._has_process):
             return PENDING if owner is None else RUNNING
         ended = self.recorded_end  # it may have ended since the record was read
         return ended.state if ended else LOST
@@ -135,7 +135,7 @@ class Attempt:
         """Whether a process of it still runs on this machine although no end is recorded."""
         if self.executor != LOCAL or self.record.get("state") in FINAL:
             return False
-        return any(map(is_alive, self._processes)) or bool(find_marked(self.mark))
+        return self._has_process or bool(find_marked(self.mark))
 
     @property
     def mark(self) -> str:
@@ -148,8 +148,8 @@ class Attempt:
         return read_json(self.path / CHILD) or {}
 
     @property
-    def _processes(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return self.owner or {}, self.child
+    def _has_process(self) -> bool:
+        return is_alive(self.owner or {}) or is_alive(self.child)
 
     @property
     def is_cancelled(self) -> bool:

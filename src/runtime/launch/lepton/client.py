@@ -120,8 +120,8 @@ class Workspace:
 
     def replicas(self, name: str) -> list[str]:
         with self._explained(f"replicas of {name}"):
-            found = self.client.job.get_replicas(name)
-        return [replica.metadata.id_ or replica.id_ for replica in found]
+            replicas = self.client.job.get_replicas(name)
+        return [replica.metadata.id_ or replica.id_ for replica in replicas]
 
     def follow(self, name: str, replica: str) -> Iterator[str]:
         """The log of a replica from its beginning, as it grows, until the connection ends."""
@@ -130,29 +130,24 @@ class Workspace:
 
     def recall(self, name: str, replica: str | None, *, since: float, until: float) -> str:
         """The stored log between two times, in seconds since 1970."""
+        start, end = (int(second * 1e9) for second in (since, until))  # nanoseconds
         lines: list[tuple[int, str]] = []
-        start, end = (int(second * 1e9) for second in (since, until))
         while True:
-            page = self._page(name, replica, (start, end))
+            with self._explained(f"stored log of {name}"):
+                answer = self.client.log.get_log(
+                    name_or_job=name,
+                    replica=replica,
+                    start=start,
+                    end=end,
+                    limit=LINES_PER_CALL,
+                    direction="forward",
+                )
+                streams = answer["data"]["result"]
+                page = sorted((int(at), text) for each in streams for at, text in each["values"])
             lines += page
             if len(page) < LINES_PER_CALL or page[-1][0] < start:
                 return "".join(f"{text.rstrip()}\n" for _, text in lines)
             start = page[-1][0] + 1
-
-    def _page(self, name: str, replica: str | None, span: tuple[int, int]) -> list[tuple[int, str]]:
-        """The first stored lines of a span of nanoseconds, with their times."""
-        with self._explained(f"stored log of {name}"):
-            answer = self.client.log.get_log(
-                name_or_job=name,
-                replica=replica,
-                start=span[0],
-                end=span[1],
-                limit=LINES_PER_CALL,
-                direction="forward",
-            )
-            streams = answer["data"]["result"]
-            pairs = [(int(at), text) for stream in streams for at, text in stream["values"]]
-        return sorted(pairs, key=lambda pair: pair[0])
 
     def stop(self, name: str) -> None:
         with self._explained(f"job {name}"):
@@ -164,13 +159,12 @@ class Workspace:
 
     def node_groups(self) -> list[NodeGroup]:
         with self._explained("node groups"):
-            found = self.client.nodegroup.list_all()
-        return [read_node_group(group) for group in found]
+            return [read_node_group(group) for group in self.client.nodegroup.list_all()]
 
     def shapes(self, node_group: str | None) -> set[str]:
         with self._explained("resource shapes"):
-            found = self.client.shapes.list_shapes(node_group=node_group, purpose="job")
-        named = ((one.metadata.id_, one.metadata.name, one.spec.name) for one in found)
+            shapes = self.client.shapes.list_shapes(node_group=node_group, purpose="job")
+        named = ((each.metadata.id_, each.metadata.name, each.spec.name) for each in shapes)
         return {name for names in named for name in names if name}
 
     def secrets(self) -> set[str]:
@@ -179,8 +173,8 @@ class Workspace:
 
     def reservations(self, node_group: str) -> set[str]:
         with self._explained(f"reservations of {node_group}"):
-            found = self.client.nodegroup.list_reservations(node_group)
-        return {one.metadata.id_ for one in found if one.metadata.id_}
+            listed = self.client.nodegroup.list_reservations(node_group)
+        return {each.metadata.id_ for each in listed if each.metadata.id_}
 
     @contextmanager
     def _explained(self, subject: str) -> Iterator[None]:

@@ -33,7 +33,10 @@ def follow_workspace(
         yield ""
         time.sleep(SECONDS_BETWEEN_LOOKS * 4)
     if not seen:
-        yield recall(workspace, name, replica, since=since)
+        try:
+            yield workspace.recall(name, replica, since=since, until=time.time())
+        except WorkspaceError as error:
+            yield f"no log: {error}\n"
 
 
 def find_replica(workspace: Workspace, name: str, node: int) -> str | None:
@@ -75,11 +78,3 @@ def pump(workspace: Workspace, name: str, replica: str, *, skip: int) -> Iterato
         skip = max(0, skip - len(piece))
         if fresh:
             yield fresh
-
-
-def recall(workspace: Workspace, name: str, replica: str | None, *, since: float) -> str:
-    """The stored log, or why there is none."""
-    try:
-        return workspace.recall(name, replica, since=since, until=time.time())
-    except WorkspaceError as error:
-        return f"no log: {error}\n"

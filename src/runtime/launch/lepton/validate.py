@@ -1,4 +1,4 @@
-"""What Lepton refuses, said before anything is posted, and all of it at once.
+"""Everything that Lepton would refuse, found before anything is posted.
 
 The rules are those of the SDK's own check of a job (``leptonai`` 0.47) and of what can be held in
 a command line; a test compares the tables with the SDK's types.
@@ -49,7 +49,7 @@ CUSTOM: Mapping[str, tuple[str, ...] | None] = {
     "ttl_seconds_after_finished": None,
     "user_security_context": ("no_specific_user", "privileged"),
 }
-# What stands in a job's spec because a profile or the step says it elsewhere.
+# Fields of a job's spec that another key of the profile, or the step, sets.
 OWN: Mapping[str, str] = {
     "affinity.allowed_dedicated_node_groups": "node_group",
     "completions": "nodes",
@@ -74,7 +74,7 @@ _VOLUME = re.compile(r"node-local|node-[^:\s][^:]*:\s*[^:\s][^:]*|(?!node-).+")
 
 
 def check_plan(plan: Plan) -> Iterator[Problem]:
-    """Everything that keeps a plan from being a Lepton job."""
+    """Every problem that keeps a plan from being a Lepton job."""
     for problem in (
         *check_needs(plan),
         *check_words(plan),
@@ -87,7 +87,7 @@ def check_plan(plan: Plan) -> Iterator[Problem]:
 
 
 def check_needs(plan: Plan) -> Iterator[Problem]:
-    """What must be there, and what cannot be."""
+    """Keys that a Lepton job needs, and values that it cannot have."""
     site = plan.site
     if not plan.image:
         fix = 'write image = "registry/name:tag" in the profile'
@@ -127,7 +127,10 @@ def check_words(plan: Plan) -> Iterator[Problem]:
 
 
 def check_mounts(mounts: tuple[PlannedMount, ...]) -> Iterator[Problem]:
-    """Absolute, from a named volume, to a path that the system does not need, each path once."""
+    """Mounts must be absolute, of a named volume, and each to a path of its own.
+
+    Lepton refuses paths that the system in the image needs.
+    """
     seen: dict[str, int] = {}
     for number, mount in enumerate(mounts):
         key = f"mounts[{number}]"
@@ -180,7 +183,7 @@ def check_places(plan: Plan) -> Iterator[Problem]:
 
 
 def check_variables(plan: Plan) -> Iterator[Problem]:
-    """Names that Lepton keeps for itself, and what no process can be given."""
+    """Variables whose name Lepton reserves, or whose value is too long for a process."""
     for name in sorted({*plan.env, *plan.secrets} & RESERVED_VARIABLES):
         key = "env" if name in plan.env else "secrets"
         yield Problem(key=f"{key}.{name}", what="is a name that Lepton keeps for itself")
@@ -192,7 +195,7 @@ def check_variables(plan: Plan) -> Iterator[Problem]:
 
 
 def check_custom(spec: Mapping[str, Any]) -> Iterator[Problem]:
-    """Only what nothing else sets, and only what Lepton knows."""
+    """``custom_spec`` may hold only keys that Lepton knows and that nothing else sets."""
     for key, value in spec.items():
         own = {name.partition(".")[2] for name in OWN if name.startswith(f"{key}.")}
         if key in OWN:
@@ -217,7 +220,7 @@ def _owned(key: str) -> Problem:
 
 
 def check_command(words: Sequence[str]) -> Iterator[Problem]:
-    """One word of a command line has a limit."""
+    """A word of the command that is longer than the system allows."""
     for word in words:
         size = len(word.encode(errors="surrogateescape")) + 1
         if size > LONGEST_ARGUMENT:

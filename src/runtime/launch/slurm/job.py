@@ -48,7 +48,7 @@ def list_options(plan: Plan) -> Iterator[tuple[str, str | None]]:
 
 
 def count_grace(plan: Plan) -> int:
-    """Seconds before the limit at which the workers are told; never more than half of it."""
+    """Seconds before the limit at which the workers are warned; never more than half of it."""
     wanted = int(plan.site.get("grace_seconds", GRACE_SECONDS))
     limit = plan.site.get("time")
     return max(1, min(wanted, count_seconds(str(limit)) // 2)) if limit else wanted

@@ -139,7 +139,7 @@ def submit_request(request: Request, after: Sequence[JobHandle]) -> str:
     try:
         kept = read_batch_script(job_id)
     except SlurmError:
-        return job_id  # it took the job and shows it to nobody; there is nothing to compare
+        return job_id  # Slurm took the job and keeps no script; there is nothing to compare
     if kept != request.files[SCRIPT]:
         cancel_job(job_id, force=True)
         raise StepFailed(f"Slurm changed the script of job {job_id}, so it was cancelled")

@@ -134,9 +134,9 @@ def is_young(attempt: Attempt) -> bool:
 def follow_log(handle: JobHandle, *, node: int) -> Iterator[str]:
     """What a machine writes, across the times that Slurm starts the job; "" when nothing is new.
 
-    A job that ends before any machine wrote something has only Slurm's output; it is given.
+    When a job ends before any machine wrote something, Slurm's own output is shown instead.
     """
-    number, spoke = handle.attempt, False
+    number, is_empty = handle.attempt, True
     reader = LogReader(attempt_of(handle).log_of(node))
     over = Question(
         lambda: read_job_state(handle).is_final,
@@ -147,7 +147,7 @@ def follow_log(handle: JobHandle, *, node: int) -> Iterator[str]:
         ended = over()  # before reading, so that everything written by then is read
         text = reader.read()
         if text:
-            spoke = True
+            is_empty = False
             yield text
         elif find_current(handle).number > number:
             number += 1
@@ -158,12 +158,12 @@ def follow_log(handle: JobHandle, *, node: int) -> Iterator[str]:
         else:
             yield ""
             time.sleep(SECONDS_BETWEEN_LOOKS)
-    if not spoke:
+    if is_empty:
         yield read_tail(handle.run_dir / f"job-{attempt_of(handle).job.get('id')}.txt")
 
 
 def describe_unmet(handles: Sequence[JobHandle]) -> tuple[list[str], list[str]]:
-    """Numbers of the jobs to wait for, and words about those that will never complete."""
+    """Numbers of the jobs to wait for, and a note on each run that will never complete."""
     waited, failed = [], []
     for handle in handles:
         state = read_state(handle)
