@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 from nemotron_style.runtime.atomic import write_json
 from nemotron_style.runtime.errors import Problem, ProfileError, StepFailed, UsageError
+from nemotron_style.runtime.launch import container, session
 from nemotron_style.runtime.launch.base import (
     JobHandle,
     Request,
@@ -29,22 +30,8 @@ from nemotron_style.runtime.launch.base import (
     begin_attempt,
     handle_of,
 )
-from nemotron_style.runtime.launch.container import (
-    check_container,
-    choose_engine,
-    name_container,
-    write_run,
-)
 from nemotron_style.runtime.launch.launch_sh import write_script
 from nemotron_style.runtime.launch.log import follow_file
-from nemotron_style.runtime.launch.session import (
-    SUPERVISOR_LOG,
-    kill_job,
-    send_signal,
-    start_child,
-    start_supervisor,
-    stop_job,
-)
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.attempt import LOCAL, Attempt
 from nemotron_style.runtime.run.plan import Plan
@@ -84,14 +71,14 @@ class LocalLauncher:
         files = {"plan.json": plan.to_json(), "launch.sh": write_script(plan)}
         command: tuple[str, ...] = ("bash", str(plan.run_dir / "launch.sh"))
         if plan.image is not None:
-            command = write_run(plan, attempt)
+            command = container.write_run(plan, attempt)
         argv = supervise(plan, command, attempt) if plan.detached else command
         return LocalRequest(plan, attempt, files, argv)
 
     def check(self, plan: Plan) -> Iterator[Problem]:
         """The interpreter, where its path is given; of a container engine, image and mounts."""
         if plan.image is not None:
-            yield from check_container(plan)
+            yield from container.check_container(plan)
         elif os.path.isabs(plan.python) and not os.access(plan.python, os.X_OK):
             what = "there is no such program"
             yield Problem(where=plan.where, key="python", what=what, got=plan.python)
@@ -109,10 +96,10 @@ class LocalLauncher:
             return attach(request.plan)
         plan, handle = request.plan, handle_of(attempt)
         if plan.image is not None:
-            name = name_container(plan, attempt.number)
-            job = {"executor": LOCAL, "id": name, "engine": choose_engine(plan)}
+            name = container.name_container(plan, attempt.number)
+            job = {"executor": LOCAL, "id": name, "engine": container.choose_engine(plan)}
             write_json(attempt.path / "job.json", job)
-        start = start_supervisor if plan.detached else start_child
+        start = session.start_supervisor if plan.detached else session.start_child
         try:
             self.children[handle] = start(request.argv, attempt, plan)
         except (OSError, subprocess.SubprocessError) as error:
@@ -149,11 +136,13 @@ class LocalLauncher:
         attempt.record_cancel()
         record = attempt.record
         if record.get("detached") and is_alive(record.get("launcher", {})):
-            send_signal(record["launcher"]["pid"], signal.SIGQUIT if force else signal.SIGTERM)
+            session.send_signal(
+                record["launcher"]["pid"], signal.SIGQUIT if force else signal.SIGTERM
+            )
         elif force:
-            kill_job(attempt)
+            session.kill_job(attempt)
         else:
-            stop_job(attempt)
+            session.stop_job(attempt)
 
 
 def supervise(plan: Plan, command: Sequence[str], attempt: int) -> tuple[str, ...]:
@@ -189,7 +178,7 @@ def explain_loss(attempt: Attempt) -> str:
     """Why no process is left, as far as the last line of the supervisor says."""
     if not attempt.record.get("detached"):
         return "its processes ended without a word"
-    log = attempt.path / SUPERVISOR_LOG
+    log = attempt.path / session.SUPERVISOR_LOG
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     *_, last = text.strip().splitlines() or [""]
     return "its supervisor ended without a word" + (f": {last}" if last else "")

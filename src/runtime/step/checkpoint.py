@@ -12,13 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_style.runtime.atomic import (
-    read_json,
-    remove_tree,
-    sync,
-    sync_tree,
-    write_json,
-)
+from nemotron_style.runtime import atomic
 
 MARKER = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -69,22 +63,22 @@ class Checkpoints:
             return
         staged, final = self._staged(step), self._root / f"step-{step:08d}"
         digests = digest_files(staged)
-        sync_tree(staged)
-        write_json(staged / MARKER, {"step": step, "files": digests})
-        remove_tree(final)  # the same step of an attempt that was continued from before it
+        atomic.sync_tree(staged)
+        atomic.write_json(staged / MARKER, {"step": step, "files": digests})
+        atomic.remove_tree(final)  # the same step of an attempt that was continued from before it
         os.rename(staged, final)
-        sync(self._root)
+        atomic.sync(self._root)
         for old in self._committed()[:-keep]:
             (old.path / MARKER).unlink(
                 missing_ok=True
             )  # first, so that half of it is no checkpoint
-            remove_tree(old.path)
+            atomic.remove_tree(old.path)
 
     def discard_staged(self) -> None:
         """Delete what earlier attempts staged and did not commit."""
         for path in self._root.glob(".attempt-*"):
             if not path.name.startswith(f".attempt-{self._attempt}-"):
-                remove_tree(path)
+                atomic.remove_tree(path)
 
     def _staged(self, step: int) -> Path:
         # Named by attempt: ranks that start late cannot meet the leftovers of an earlier one.
@@ -100,7 +94,7 @@ class Checkpoints:
 
 def is_whole(path: Path) -> bool:
     """Whether the marker is there and every file has the digest it names."""
-    marker = read_json(path / MARKER)
+    marker = atomic.read_json(path / MARKER)
     return marker is not None and marker.get("files") == digest_files(path)
 
 

@@ -21,21 +21,9 @@ from nemotron_style.runtime.launch.base import (
 )
 from nemotron_style.runtime.launch.launch_sh import record_exit, write_script
 from nemotron_style.runtime.launch.ray import run_on_ray
+from nemotron_style.runtime.launch.slurm import client, state
 from nemotron_style.runtime.launch.slurm.check import ask_slurm, find_absent_paths, find_missing
-from nemotron_style.runtime.launch.slurm.client import (
-    SlurmError,
-    cancel_job,
-    read_batch_script,
-    submit,
-)
 from nemotron_style.runtime.launch.slurm.script import write_batch_script
-from nemotron_style.runtime.launch.slurm.state import (
-    describe_unmet,
-    find_current,
-    find_job,
-    follow_log,
-    read_state,
-)
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import FAILED, JobState
 from nemotron_style.runtime.secrets.names import is_secret_variable
@@ -105,24 +93,24 @@ class SlurmLauncher:
 
     def state(self, handle: JobHandle) -> JobState:
         """From our files, then from Slurm."""
-        return read_state(handle)
+        return state.read_state(handle)
 
     def logs(self, handle: JobHandle, *, node: int = 0) -> Iterator[str]:
         """Text as it is written, across requeues, and "" while nothing is."""
-        return follow_log(handle, node=node)
+        return state.follow_log(handle, node=node)
 
     def cancel(self, handle: JobHandle, *, force: bool = False) -> None:
         """``scancel``: TERM to all processes, KILL after the site's KillWait; ``force``: now.
 
         Raises ``StepFailed`` when Slurm does not answer.
         """
-        attempt = find_current(handle)
-        if read_state(handle).is_final:
+        attempt = state.find_current(handle)
+        if state.read_state(handle).is_final:
             return
         attempt.record_cancel()
-        job_id = find_job(attempt)
+        job_id = state.find_job(attempt)
         if job_id:
-            cancel_job(job_id, force=force)
+            client.cancel_job(job_id, force=force)
 
 
 def submit_request(request: Request, after: Sequence[JobHandle]) -> str:
@@ -130,18 +118,18 @@ def submit_request(request: Request, after: Sequence[JobHandle]) -> str:
 
     Raises ``StepFailed`` when the job was refused, or its script came out different.
     """
-    waited, failed = describe_unmet(after)
+    waited, failed = state.describe_unmet(after)
     if failed:
         raise StepFailed(f"it needs other runs: {', '.join(failed)}")
     dependency = write_dependency(waited) if waited else []
     argv = [*SBATCH, *dependency, *request.argv[len(SBATCH) :]]
-    job_id = submit(argv, environment=choose_environment(request.plan, os.environ))
+    job_id = client.submit(argv, environment=choose_environment(request.plan, os.environ))
     try:
-        kept = read_batch_script(job_id)
-    except SlurmError:
+        kept = client.read_batch_script(job_id)
+    except client.SlurmError:
         return job_id  # Slurm took the job and keeps no script; there is nothing to compare
     if kept != request.files[SCRIPT]:
-        cancel_job(job_id, force=True)
+        client.cancel_job(job_id, force=True)
         raise StepFailed(f"Slurm changed the script of job {job_id}, so it was cancelled")
     return job_id
 

@@ -15,15 +15,7 @@ import shlex
 
 from nemotron_style.runtime.errors import ProfileError, raise_all
 from nemotron_style.runtime.launch.launch_sh import fill
-from nemotron_style.runtime.launch.slurm.job import (
-    count_grace,
-    find_unmountable,
-    find_unwritable,
-    list_options,
-    name_image_file,
-    write_mounts,
-    write_uri,
-)
+from nemotron_style.runtime.launch.slurm import job
 from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE
 from nemotron_style.runtime.run.plan import Plan
 
@@ -164,18 +156,18 @@ finish FAILED "$(culprit "$code")" ''
 
 def write_batch_script(plan: Plan) -> str:
     """The whole text. Raises ``ProfileError`` with every value that it or Pyxis cannot hold."""
-    raise_all(ProfileError, [*find_unwritable(plan), *find_unmountable(plan)])
+    raise_all(ProfileError, [*job.find_unwritable(plan), *job.find_unmountable(plan)])
     opening = {
         "run_dir": shlex.quote(str(plan.run_dir)),
         "requeues": int(plan.site.get("max_requeues", 0)),
         # How long workers may take to stop before the job is requeued all the same.
-        "patience": max(1, count_grace(plan) * 3 // 4),
+        "patience": max(1, job.count_grace(plan) * 3 // 4),
         "detached": str(plan.detached).lower(),
     }
     # sbatch reads quotes in its lines as a shell does.
     options = [
         f"#SBATCH --{name}" if value is None else f"#SBATCH --{name}={shlex.quote(value)}"
-        for name, value in list_options(plan)
+        for name, value in job.list_options(plan)
     ]
     parts = [
         "\n".join(["#!/bin/bash", *options]),
@@ -196,9 +188,9 @@ def write_import(plan: Plan) -> str:
     if not plan.image or plan.image.startswith("/"):
         return ""
     values = {
-        "image": shlex.quote(name_image_file(plan)),
+        "image": shlex.quote(job.name_image_file(plan)),
         "again": '[ "$restart" -eq 0 ] || ' if plan.site.get("force_squash") else "",
-        "origin": shlex.quote(write_uri(plan.image)),
+        "origin": shlex.quote(job.write_uri(plan.image)),
     }
     return fill(IMPORT_IMAGE, values)
 
@@ -215,8 +207,8 @@ def write_srun(plan: Plan) -> str:
     flags.append(r'--output="${attempt//\%/%%}/log-%n.txt"')
     if plan.image:
         flags += [
-            f"--container-image={shlex.quote(name_image_file(plan))}",
-            f"--container-mounts={shlex.quote(','.join(write_mounts(plan)))}",
+            f"--container-image={shlex.quote(job.name_image_file(plan))}",
+            f"--container-mounts={shlex.quote(','.join(job.write_mounts(plan)))}",
             f"--container-workdir={shlex.quote(plan.workdir)}",
             f"--container-env={','.join(sorted({*SCRIPT_VARIABLES, *plan.env, *plan.secrets}))}",
             "--no-container-mount-home",
