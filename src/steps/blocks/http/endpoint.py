@@ -1,4 +1,4 @@
-"""Where a reward model answers, as people write it, and the token that it asks for."""
+"""Addresses of services, as people write them, and the tokens that services ask for."""
 
 from __future__ import annotations
 
@@ -36,33 +36,34 @@ class Address:
 def read_address(host: str, port: int | None = None, *, key: str = "host") -> Address:
     """An address from a URL, or from NeMo-Aligner's ``host`` and ``port``.
 
-    Raises ``ConfigError`` for other schemes, for user names and queries, and where the port is
-    missing or told twice.
+    Raises ``ConfigError`` for other schemes, for user names and queries, for a missing port, and
+    for two that differ.
     """
     text = host if "://" in host else f"http://{_bracket(host)}"
     try:
         parts = urlsplit(text)
-        told = parts.port
+        own_port = parts.port
     except ValueError as error:
         raise _refuse(key, host, str(error)) from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise _refuse(key, host, "is neither a host nor an http or https URL")
     if parts.username is not None or parts.query or parts.fragment:
         raise _refuse(key, host, "must hold no user, no query and no fragment")
-    if None not in (told, port) and told != port:
+    if None not in (own_port, port) and own_port != port:
         raise _refuse(key, host, f"names another port than port={port}")
-    found = told if told is not None else port
-    if found is None and "://" in host:
-        found = 443 if parts.scheme == "https" else 80
-    if found is None or not 0 < found < 65536:
+    if own_port is not None:
+        port = own_port
+    if port is None and "://" in host:
+        port = 443 if parts.scheme == "https" else 80
+    if port is None or not 0 < port < 65536:
         raise _refuse(key, host, "needs a port between 1 and 65535")
-    return Address(parts.scheme, parts.hostname, found, parts.path.rstrip("/"))
+    return Address(parts.scheme, parts.hostname, port, parts.path.rstrip("/"))
 
 
 def read_token(name: str | None) -> str | None:
     """The token in the environment variable ``name``; None where no variable is named.
 
-    Raises ``ConfigError`` when it is not there or cannot stand in a header. It is never shown.
+    Raises ``ConfigError`` when it is not there or does not fit into a header; no message shows it.
     """
     if name is None:
         return None
@@ -85,16 +86,16 @@ def is_loopback(host: str) -> bool:
 
 
 def write_endpoint(run_dir: Path, address: Address, **facts: Any) -> Path:
-    """Leave ``endpoint.json`` in a run's folder, so that others find the service; its path.
+    """Write ``endpoint.json`` into a run's folder, where others find the service; its path.
 
-    A service that listens at every address is told by the name of its machine.
+    For a service that listens at every address, the URL has the name of its machine.
     """
     reachable = address
     if address.host in EVERYWHERE:
         reachable = replace(address, host=socket.gethostname())
-    told = {"url": str(reachable), "host": address.host, "port": address.port, **facts}
+    endpoint = {"url": str(reachable), "host": address.host, "port": address.port, **facts}
     path = run_dir / ENDPOINT
-    write_json(path, told)
+    write_json(path, endpoint)
     return path
 
 

@@ -1,4 +1,4 @@
-"""What a service answers instead of an answer, and the JSON that it is asked with."""
+"""Errors that a service answers with, and the JSON of a request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class HttpError(Exception):
-    """HTTP status, a word for what it is, one line about it, and the field that is to blame."""
+    """An error to answer with: its status, a word for its kind, a line, and the field at fault."""
 
     def __init__(
         self,
@@ -30,10 +30,6 @@ class HttpError(Exception):
         return {"error": {"type": self.kind, "message": self.message}}
 
 
-class ClientDisconnected(Exception):
-    """Nobody waits for the answer any more."""
-
-
 def read_json(body: bytes) -> Any:
     """The JSON value of a body in UTF-8. Raises ``HttpError`` (400)."""
     try:
@@ -41,24 +37,24 @@ def read_json(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise HttpError(400, "not_json", f"body: not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise HttpError(400, "not_json", f"body: not JSON: {error.msg} at {place}") from None
+        where = f"line {error.lineno}, column {error.colno}"
+        raise HttpError(400, "not_json", f"body: not JSON: {error.msg} at {where}") from None
     except (ValueError, RecursionError) as error:
         message = f"body: not JSON: {str(error) or 'nested too deeply'}"
         raise HttpError(400, "not_json", message) from None
 
 
 def is_text(value: Any) -> bool:
-    """Whether it is text that can be written as UTF-8: JSON can hold half a surrogate pair."""
+    """Whether it is text that UTF-8 can write; ``"\\ud800"`` in JSON is half a surrogate pair."""
     return isinstance(value, str) and not _SURROGATE.search(value)
 
 
 def _refuse_constant(word: str) -> NoReturn:
-    """JSON has no NaN and no infinities, whatever Python's parser thinks."""
+    """JSON has no NaN and no infinities; Python's parser takes them."""
     raise ValueError(f"{word} is no JSON value")
 
 
 def shorten(value: Any, most: int = 60) -> str:
-    """A value as a message can hold it."""
+    """The ``repr`` of a value, cut to ``most`` characters."""
     text = repr(value)
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -29,7 +29,7 @@ METHODS = ("simple_tiebreaker",)
 
 @dataclass(frozen=True)
 class Answer:
-    """What a sample said: the final answer, and the reasoning before it."""
+    """The final answer of a sample, and the reasoning before it."""
 
     text: str
     reasoning: str = ""
@@ -94,16 +94,16 @@ def base_scores(
     count: int, pairs: Sequence[Pair], verdicts: Sequence[Verdict], *, default: float | None = None
 ) -> list[float]:
     """The mean score of each answer, after ties are broken."""
-    given: list[list[float]] = [[] for _ in range(count)]
+    scores: list[list[float]] = [[] for _ in range(count)]
     for pair, verdict in zip(pairs, verdicts, strict=True):
         shift = EVEN - verdict.ranking if verdict.is_tie else 0.0
-        given[pair.first].append(verdict.score_1 + shift)
-        given[pair.second].append(verdict.score_2 - shift)
-    if default is None and not all(given):
+        scores[pair.first].append(verdict.score_1 + shift)
+        scores[pair.second].append(verdict.score_2 - shift)
+    if default is None and not all(scores):
         raise ValueError(
-            f"answers without a verdict: {[i for i, own in enumerate(given) if not own]}"
+            f"answers without a verdict: {[i for i, own in enumerate(scores) if not own]}"
         )
-    return [statistics.fmean(own) if own else float(default or 0.0) for own in given]
+    return [statistics.fmean(own) if own else float(default or 0.0) for own in scores]
 
 
 def centred_weights(values: Sequence[float]) -> list[float]:
@@ -136,10 +136,10 @@ def _add_bonuses(base: Sequence[float], answers: Sequence[Answer], how: Aggregat
     texts = {"reasoning": how.reasoning_bonus, "text": how.answer_bonus}
     for name, bonus in texts.items():
         lengths = [len(getattr(answer, name).strip()) for answer in answers]
-        spoken = [index for index, length in enumerate(lengths) if length]
-        if bonus <= 0 or not spoken:
+        present = [index for index, length in enumerate(lengths) if length]
+        if bonus <= 0 or not present:
             continue
-        shortest = min(spoken, key=lengths.__getitem__)
+        shortest = min(present, key=lengths.__getitem__)
         if rewards[shortest] >= threshold:
             rewards[shortest] += bonus
     return rewards

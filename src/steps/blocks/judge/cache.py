@@ -1,7 +1,7 @@
-"""Verdicts that were given before, by the digest of what was asked.
+"""Verdicts by the digest of their question, so that no question is paid for twice.
 
-A run that is killed and goes on asks the same questions with the same seeds, and finds their
-answers here instead of paying for them again. Only verdicts are kept, never failures.
+A run that is killed and continued asks the same questions with the same seeds, and finds their
+verdicts here. Failures are not kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nemotron_style.steps.blocks.judge.verdict import Verdict
 
 
 def question_digest(judge: str, body: Mapping[str, Any]) -> str:
-    """SHA-256 of the judge's identity and of everything it is asked, the seed included."""
+    """SHA-256 of the judge's identity and of the whole request, the seed included."""
     named = json.dumps({"judge": judge, "body": body}, sort_keys=True)
     return hashlib.sha256(named.encode()).hexdigest()
 
@@ -62,9 +62,9 @@ class VerdictCache:
 
 def _read_line(line: str) -> tuple[str, Verdict] | None:
     try:
-        told = json.loads(line)
-        digest = told.pop("digest")
-        verdict = Verdict(**{name: float(value) for name, value in told.items()})
+        fields = json.loads(line)
+        digest = fields.pop("digest")
+        verdict = Verdict(**{name: float(value) for name, value in fields.items()})
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
     return digest, verdict

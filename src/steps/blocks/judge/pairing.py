@@ -1,8 +1,8 @@
-"""Which answers of a group are put side by side, and in which order.
+"""Which answers of a group are compared with each other, and in which order.
 
-A judge tends to favour a place. In a circle of three or more every answer stands once first and
-once second, so that cancels; all pairs in one order do not (answer 0 always stands first) and
-need ``both_orders``.
+A judge tends to favour the answer that it reads first, or second. In a circle of three or more
+every answer stands once first and once second, so that this cancels. All pairs in one order do not
+cancel it (answer 0 always stands first) and need ``both_orders``.
 
 Source: NeMo-Gym's ``genrm_compare`` (strategies ``circular`` and ``all_pairs``).
 """
@@ -18,7 +18,7 @@ STRATEGIES = ("circular", "all_pairs")
 
 @dataclass(frozen=True)
 class Pair:
-    """Answer ``first`` against ``second``, asked of the judge for the ``judge``-th time."""
+    """Answer ``first`` against ``second``; ``judge`` numbers repeated questions about them."""
 
     first: int
     second: int
@@ -43,14 +43,14 @@ def choose_pairs(
     if judges < 1:
         raise ValueError(f"{judges} judges")
     if strategy == "circular":
-        found = [(index, (index + 1) % count) for index in range(count)]
+        pairs = [(index, (index + 1) % count) for index in range(count)]
     elif strategy == "all_pairs":
-        found = list(combinations(range(count), 2))
+        pairs = list(combinations(range(count), 2))
     else:
         raise ValueError(f"unknown strategy {strategy!r}; allowed: {', '.join(STRATEGIES)}")
     if both_orders:
-        found += [pair[::-1] for pair in found if pair[::-1] not in found]
-    return [Pair(*pair, judge) for judge in range(judges) for pair in found]
+        pairs += [pair[::-1] for pair in pairs if pair[::-1] not in pairs]
+    return [Pair(*pair, judge) for judge in range(judges) for pair in pairs]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
-"""What a judge is asked, in the two forms that judges take; no torch.
+"""The question to a judge, in the two forms that judges take; no torch.
 
 ``genrm``: the conversation, then messages in the roles ``principle``, ``response_1`` and
 ``response_2``. A generative reward model is trained for these roles and answers in JSON without
-being told to (NeMo-Gym's ``genrm_model``). ``instruct``: one message of a user that holds all
-and says how to answer, for a model that was not.
+an instruction to do so (NeMo-Gym's ``genrm_model``). ``instruct``: one message of a user with
+everything in it and instructions how to answer, for a model that was not trained for the roles.
 
 Only final answers are shown to a judge; reasoning is stripped (:func:`split_reasoning`).
 """
@@ -35,7 +35,7 @@ class Question:
 
 @dataclass(frozen=True)
 class JudgeSampling:
-    """How the judge's answer is drawn; ``max_tokens`` covers its reasoning too."""
+    """How the judge's answer is sampled; ``max_tokens`` covers its reasoning too."""
 
     temperature: float = 0.6
     top_p: float = 0.95
@@ -43,9 +43,9 @@ class JudgeSampling:
 
 
 def split_reasoning(text: str) -> tuple[str, str]:
-    """Reasoning and final answer of what a model said.
+    """The reasoning and the final answer in a model's text.
 
-    The answer is what follows the last ``</think>``; the chat template may have said the first
+    The answer is what follows the last ``</think>``; the chat template may have written the first
     ``<think>``. Reasoning that was never closed leaves no answer.
     """
     reasoning, closed, answer = text.rpartition(CLOSE)

@@ -53,11 +53,11 @@ class RewardConfig(BaseModel):
     def rate(self, outputs: Sequence[float]) -> RewardScore:
         """The attributes and the score that the head's ``outputs`` stand for."""
         scaled = zip(self.outputs, outputs, strict=True)
-        found = {
+        attributes = {
             name: value * self.scale[name].std + self.scale[name].mean for name, value in scaled
         }
-        score = math.fsum(self.weights[name] * value for name, value in found.items())
-        return RewardScore(score, found)
+        score = math.fsum(self.weights[name] * value for name, value in attributes.items())
+        return RewardScore(score, attributes)
 
     def write(self, path: Path) -> None:
         """Write the file into the folder ``path``."""

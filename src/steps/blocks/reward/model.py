@@ -1,4 +1,4 @@
-"""A reward model read from its files and asked what conversations are worth.
+"""A reward model that is read from its files and scores conversations.
 
 It needs torch, safetensors and tokenizers, and neither megatron-core nor transformers; nothing in
 the files is run. Rows are causal and padded on the right, so what stands beside a conversation in
@@ -86,7 +86,7 @@ class RewardModel:
     def score(
         self, conversations: Sequence[Sequence[Message]], *, batch_tokens: int = 16384
     ) -> list[RewardScore]:
-        """What each conversation is worth, in the order given.
+        """The score of each conversation, in their order.
 
         A pass holds ``batch_tokens`` padded tokens, or one conversation that alone is longer.
 
@@ -95,11 +95,11 @@ class RewardModel:
                 longer than the model may read, or holds a control token.
         """
         rows = self._encode(conversations)
-        found: list[RewardScore | None] = [None] * len(rows)
-        for places in _passes(rows, batch_tokens):
-            for place, outputs in zip(places, self._run([rows[i] for i in places]), strict=True):
-                found[place] = self.config.rate(outputs)
-        return [one for one in found if one is not None]
+        scores: list[RewardScore | None] = [None] * len(rows)
+        for indices in _passes(rows, batch_tokens):
+            for index, outputs in zip(indices, self._run([rows[i] for i in indices]), strict=True):
+                scores[index] = self.config.rate(outputs)
+        return [one for one in scores if one is not None]
 
     @torch.inference_mode()
     def _run(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -117,11 +117,11 @@ class RewardModel:
     def _encode(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
         rows: list[list[int]] = []
         problems: list[Problem] = []
-        for place, messages in enumerate(conversations):
+        for index, messages in enumerate(conversations):
             try:
                 rows.append(self._encode_one(messages))
             except InputError as error:
-                where = f"conversations[{place}]"
+                where = f"conversations[{index}]"
                 problems += [replace(problem, where=where) for problem in error.problems]
         raise_all(InputError, problems)
         return rows
@@ -140,14 +140,14 @@ class RewardModel:
 
 def _passes(rows: Sequence[Sequence[int]], limit: int) -> Iterator[list[int]]:
     """Places of the rows of each pass, shortest first, rows of like length together."""
-    places: list[int] = []
-    for place in sorted(range(len(rows)), key=lambda i: (len(rows[i]), i)):
-        if places and (len(places) + 1) * len(rows[place]) > limit:
-            yield places
-            places = []
-        places.append(place)
-    if places:
-        yield places
+    indices: list[int] = []
+    for index in sorted(range(len(rows)), key=lambda i: (len(rows[i]), i)):
+        if indices and (len(indices) + 1) * len(rows[index]) > limit:
+            yield indices
+            indices = []
+        indices.append(index)
+    if indices:
+        yield indices
 
 
 def _check_tensors(folder: TensorFolder, sizes: ModelConfig, outputs: int) -> None:

@@ -33,7 +33,7 @@ from nemotron_style.steps.blocks.serving.server import Route, Service
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 NAMING = Naming("chat", "choices", "answered", "answer")
 SEED_BITS = 31
-"""Of a seed that nobody gave: every reader of JSON keeps such a number."""
+"""Of a seed that is chosen here: every reader of JSON keeps such a number."""
 
 
 class ChatService(Service):
@@ -55,7 +55,7 @@ class ChatService(Service):
         super().__init__(NAMING, routes, limits or ChatLimits(), token=token, say=say)
         self.digest, self.name = digest, name
         self.fingerprint = "fp_" + hashlib.sha256(digest.encode()).hexdigest()[:12]
-        self.begun = int(time.time())
+        self.created = int(time.time())
         self.model: ChatModel | None = None
         count = functools.partial(Counter, registry=self.registry)
         ended, kinds = "Answers drawn, by how they ended.", "Tokens of answered requests, by kind."
@@ -87,7 +87,7 @@ class ChatService(Service):
             raise HttpError(404, "model_not_found", message, param="model")
 
     def plan(self, request: ChatRequest) -> CompletionTask:
-        """What the model is asked. Raises ``HttpError`` (400) for what it cannot be asked."""
+        """The model's task for a request. Raises ``HttpError`` (400) for one that does not fit."""
         assert self.model
         try:
             prompt = self.model.encode(request.messages)
@@ -96,7 +96,7 @@ class ChatService(Service):
         seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed
         return CompletionTask(
             prompt,
-            max_tokens=self.find_length(request.max_tokens, len(prompt)),
+            max_tokens=self.answer_length(request.max_tokens, len(prompt)),
             temperature=request.temperature,
             top_p=request.top_p,
             stop=request.stop,
@@ -105,8 +105,8 @@ class ChatService(Service):
             pieces=request.logprobs,
         )
 
-    def find_length(self, wanted: int | None, prompt: int) -> int:
-        """How many tokens an answer may have. Raises ``HttpError`` (400) where there is no room."""
+    def answer_length(self, wanted: int | None, prompt: int) -> int:
+        """How many tokens an answer may have. Raises ``HttpError`` (400) where none fits."""
         assert self.model
         most, room = self.limits.completion_tokens, self.model.max_model_len
         if wanted is not None and wanted > most:
@@ -123,30 +123,30 @@ class ChatService(Service):
 
     async def list_models(self, request: Request) -> Mapping[str, Any]:
         """The one model that there is, also while it loads."""
-        told: dict[str, Any] = {
+        model: dict[str, Any] = {
             "id": self.name,
             "object": "model",
-            "created": self.begun,
+            "created": self.created,
             "owned_by": "nemotron-style",
             "root": self.digest,
         }
         if self.model:
-            told["max_model_len"] = self.model.max_model_len
-        return {"object": "list", "data": [told]}
+            model["max_model_len"] = self.model.max_model_len
+        return {"object": "list", "data": [model]}
 
     def facts(self) -> Mapping[str, Any]:
-        told: dict[str, Any] = {"model": self.digest, "served_model_name": self.name}
-        return told | ({"max_model_len": self.model.max_model_len} if self.model else {})
+        facts: dict[str, Any] = {"model": self.digest, "served_model_name": self.name}
+        return facts | ({"max_model_len": self.model.max_model_len} if self.model else {})
 
-    def write_error(self, refusal: HttpError) -> Mapping[str, Any]:
+    def write_error(self, error: HttpError) -> Mapping[str, Any]:
         """OpenAI's form of an error."""
-        told = {
-            "message": refusal.message,
-            "type": _error_type(refusal.status),
-            "param": refusal.param,
-            "code": refusal.kind,
+        fields = {
+            "message": error.message,
+            "type": _error_type(error.status),
+            "param": error.param,
+            "code": error.kind,
         }
-        return {"error": told}
+        return {"error": fields}
 
 
 def _error_type(status: int) -> str:

@@ -1,7 +1,4 @@
-"""What a chat model is asked to draw, what it drew, and how that is told in OpenAI's form.
-
-Nothing here imports torch.
-"""
+"""Tasks of a chat model, its answers, and OpenAI's form of them; no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ REPLACEMENT = "\ufffd"
 
 @dataclass(frozen=True)
 class CompletionTask:
-    """``n`` answers to one prompt, drawn from the random stream that ``seed`` names.
+    """``n`` answers to one prompt, sampled from the random stream that ``seed`` names.
 
     ``pieces`` asks for the text of each token.
     """
@@ -37,8 +34,8 @@ class CompletionTask:
 
 @dataclass(frozen=True)
 class Choice:
-    """One answer. ``log_probs`` are those of every token that was drawn, the one that ended the
-    answer too, under the distribution that it was drawn from; ``pieces`` their texts, if asked for.
+    """One answer. ``log_probs`` are those of every sampled token, the one that ended the answer
+    too, under the distribution that it was sampled from; ``pieces`` are their texts, if wanted.
     """
 
     text: str
@@ -81,8 +78,8 @@ def write_completion(
     model: str,
     fingerprint: str,
 ) -> Mapping[str, Any]:
-    """The answer. ``seed`` is no field of OpenAI's: it tells how to get the same again."""
-    drawn = sum(len(choice.log_probs) for choice in choices)
+    """The answer. Its ``seed`` is no field of OpenAI's; a request with it gets the same again."""
+    sampled = sum(len(choice.log_probs) for choice in choices)
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
@@ -94,8 +91,8 @@ def write_completion(
         ],
         "usage": {
             "prompt_tokens": len(task.prompt),
-            "completion_tokens": drawn,
-            "total_tokens": len(task.prompt) + drawn,
+            "completion_tokens": sampled,
+            "total_tokens": len(task.prompt) + sampled,
         },
         "system_fingerprint": fingerprint,
         "seed": task.seed,
@@ -113,7 +110,7 @@ def _write_choice(index: int, choice: Choice, *, logprobs: bool) -> dict[str, An
 
 
 def _write_token(piece: str, log_prob: float) -> dict[str, Any]:
-    """``bytes`` are null where a token is a part of a letter, and its text stands for no bytes."""
+    """``bytes`` are null where a token is a part of a letter: its text is then a replacement."""
     whole = REPLACEMENT not in piece
     return {
         "token": piece,

@@ -1,4 +1,4 @@
-"""Settings that every service has: where it listens, whom it asks for a token, what it bears."""
+"""Settings that services share: where they listen, the token they ask for, their limits."""
 
 from __future__ import annotations
 

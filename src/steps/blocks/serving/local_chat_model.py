@@ -1,4 +1,4 @@
-"""A Llama from a Hugging Face folder that answers conversations, drawn by the in-process engine."""
+"""A Llama from a Hugging Face folder that answers conversations by the in-process engine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from nemotron_style.steps.blocks.serving.completion import Choice, CompletionTas
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 Settings = tuple[SamplingParams, int]
-"""What tasks must have in common to be drawn side by side: the sampling and their ``n``."""
+"""What tasks must have in common to be sampled side by side: the sampling and their ``n``."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class LocalChatModel:
         return self.template.tokenizer
 
     @cached_property
-    def silent(self) -> frozenset[int]:
-        """Control tokens are no part of what is said."""
+    def control_ids(self) -> frozenset[int]:
+        """Tokens that are no part of an answer's text."""
         return self.template.controls | frozenset(self.stop_ids)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
@@ -77,15 +77,14 @@ class LocalChatModel:
     def complete(self, tasks: Sequence[CompletionTask]) -> list[list[Choice]]:
         """``n`` choices for each task, in their order; tasks of equal settings side by side."""
         groups: dict[Settings, list[int]] = {}
-        for place, task in enumerate(tasks):
-            groups.setdefault(self._settings(task), []).append(place)
-        found: dict[int, list[Choice]] = {}
-        for (sampling, samples), places in groups.items():
-            members = [tasks[place] for place in places]
-            drawn = self._generate(members, sampling, samples)
-            for place, task, group in zip(places, members, drawn, strict=True):
-                found[place] = [self._read(sample, task) for sample in group]
-        return [found[place] for place in range(len(tasks))]
+        for index, task in enumerate(tasks):
+            groups.setdefault(self._settings(task), []).append(index)
+        choices: dict[int, list[Choice]] = {}
+        for (sampling, n), indices in groups.items():
+            samples = self._generate([tasks[index] for index in indices], sampling, n)
+            for index, own in zip(indices, samples, strict=True):
+                choices[index] = [self._read_sample(sample, tasks[index]) for sample in own]
+        return [choices[index] for index in range(len(tasks))]
 
     def _settings(self, task: CompletionTask) -> Settings:
         sampling = SamplingParams(
@@ -102,7 +101,7 @@ class LocalChatModel:
     ) -> list[list[Sample]]:
         width = max(len(task.prompt) for task in tasks) + sampling.max_new_tokens
         rows = max(1, self.batch_tokens // width)
-        engine = Engine(self.model, self.config, max_rows=rows, decode=self._say)
+        engine = Engine(self.model, self.config, max_rows=rows, decode=self._decode)
         return engine.generate(
             [task.prompt for task in tasks],
             sampling,
@@ -110,15 +109,15 @@ class LocalChatModel:
             seed=[task.seed for task in tasks],
         )
 
-    def _say(self, ids: Sequence[int]) -> str:
+    def _decode(self, ids: Sequence[int]) -> str:
         """Text without control tokens, and without rows of the embedding that only pad it."""
         known = self.tokenizer.vocab_size
         return self.tokenizer.decode(
-            number for number in ids if number < known and number not in self.silent
+            number for number in ids if number < known and number not in self.control_ids
         )
 
-    def _read(self, sample: Sample, task: CompletionTask) -> Choice:
-        text = self._say(sample.tokens)
+    def _read_sample(self, sample: Sample, task: CompletionTask) -> Choice:
+        text = self._decode(sample.tokens)
         ends = [text.index(end) for end in task.stop if end in text]
         if ends:
             text = text[: min(ends)]
@@ -145,7 +144,7 @@ def load_chat_model(
     check_tensors(tensors, sizes)
     check_vocabulary(tokenizer, sizes, where=str(path / CONFIG_FILE))
     template = read_template(tokenizer)
-    assert template.compiled  # one that cannot be read is told now
+    assert template.compiled  # raises now for one that cannot be read
     model = build_model(sizes, dtype=dtype, ddp=False, initial=False).eval()
     fill_model(model, import_weights(tensors.read, sizes))
     length = min(sizes.max_sequence_length, max_model_len or sizes.max_sequence_length)
@@ -163,8 +162,8 @@ def _stop_ids(path: Path, settings: dict[str, Any], tokenizer: Tokenizer) -> Ite
     """Every id that any of the files says an answer ends with."""
     file = path / GENERATION_FILE
     generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    for found in (settings, generation, token_ids(tokenizer)):
-        ids = found.get("eos_token_id")
+    for source in (settings, generation, token_ids(tokenizer)):
+        ids = source.get("eos_token_id")
         yield from ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 

@@ -1,8 +1,8 @@
 """The body of ``POST /v1/chat/completions``: OpenAI's form, and which part of it is taken.
 
 A field that this service does not have is taken where its value means the same as its absence
-(``"frequency_penalty": 0``), and refused with any other: no answer is drawn in another way than
-was asked for. ``null`` stands for absence everywhere, as in OpenAI's interface.
+(``"frequency_penalty": 0``), and refused with any other value: no answer is sampled in another way
+than its request says. ``null`` stands for absence everywhere, as in OpenAI's interface.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LARGEST_SEED = 2**63 - 1
 
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
-# What other fields may say; they would change nothing.
+# Values of other fields that change nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "stream": (False,),
     "stream_options": (),
@@ -43,7 +43,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
 }
-# What is about the client and not about the answer.
+# Fields about the client and not about the answer.
 _IGNORED = ("user", "metadata")
 _OF_A_MESSAGE = ("name", "refusal", "tool_calls", "function_call", "audio")
 
@@ -65,10 +65,10 @@ class ChatRequest:
 
 def parse_chat_request(body: bytes) -> ChatRequest:
     """Raises ``HttpError`` (400) that names the field, what it holds, and what it may hold."""
-    told = read_json(body)
-    if not isinstance(told, dict):
+    request = read_json(body)
+    if not isinstance(request, dict):
         raise HttpError(400, "invalid_type", "body: must be an object with the field messages")
-    fields = {key: value for key, value in told.items() if value is not None}
+    fields = {key: value for key, value in request.items() if value is not None}
     _refuse_foreign(fields)
     return ChatRequest(
         messages=_read_messages(fields.get("messages")),
@@ -87,7 +87,7 @@ _OWN = ("max_completion_tokens", *ChatRequest.__dataclass_fields__)
 
 
 def _refuse_foreign(fields: Mapping[str, Any]) -> None:
-    """Raise ``HttpError`` for a field that is not there, or would change what is not changed."""
+    """Raise ``HttpError`` for an unknown field, and for a known one with an effect."""
     for key, value in fields.items():
         if key in _OWN or key in _IGNORED:
             continue
@@ -107,7 +107,7 @@ def _read_messages(messages: Any) -> tuple[Message, ...]:
     if not isinstance(messages, list) or not messages:
         _refuse("messages", messages, "a list of at least one message")
     return tuple(
-        _read_message(message, f"messages[{place}]") for place, message in enumerate(messages)
+        _read_message(message, f"messages[{index}]") for index, message in enumerate(messages)
     )
 
 
@@ -132,10 +132,10 @@ def _read_length(fields: Mapping[str, Any]) -> int | None:
     """``max_tokens`` by its old name or its new one."""
     names = [name for name in ("max_tokens", "max_completion_tokens") if name in fields]
     fits = _whole(1, 2**31)
-    found = {_read(fields, name, None, fits, "a whole number above 0") for name in names}
-    if len(found) > 1:
+    lengths = {_read(fields, name, None, fits, "a whole number above 0") for name in names}
+    if len(lengths) > 1:
         _refuse("max_tokens", fields["max_tokens"], "the same as max_completion_tokens, or absent")
-    return found.pop() if found else None
+    return lengths.pop() if lengths else None
 
 
 def _read_stop(stop: Any) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The body of ``POST /v1/score``: what it may hold, and what is said about what it may not.
+"""The body of ``POST /v1/score``, and the errors that name what is wrong with one.
 
 ::
 
@@ -29,12 +29,12 @@ class ScoreRequest:
 
 def parse_score_request(body: bytes, *, most: int) -> ScoreRequest:
     """Raises ``HttpError``: 400 for invalid JSON, 413 for too much, 422 for a wrong field."""
-    told = read_json(body)
-    if not isinstance(told, dict):
+    fields = read_json(body)
+    if not isinstance(fields, dict):
         invalid("body", "must be an object with the field conversations")
-    for key in set(told) - KEYS:
+    for key in set(fields) - KEYS:
         invalid(shorten(key), "is not a field; there are conversations and ids")
-    conversations = told.get("conversations")
+    conversations = fields.get("conversations")
     if not isinstance(conversations, list) or not conversations:
         invalid("conversations", "must be a list of at least one conversation")
     if len(conversations) > most:
@@ -42,7 +42,7 @@ def parse_score_request(body: bytes, *, most: int) -> ScoreRequest:
         raise HttpError(413, "too_many", message)
     for index, conversation in enumerate(conversations):
         check_conversation(conversation, f"conversations[{index}]")
-    return ScoreRequest(conversations, check_ids(told.get("ids"), len(conversations)))
+    return ScoreRequest(conversations, check_ids(fields.get("ids"), len(conversations)))
 
 
 def check_conversation(conversation: Any, where: str) -> None:
@@ -82,7 +82,7 @@ def check_ids(ids: Any, wanted: int) -> list[str]:
 
 
 def invalid(where: str, what: str) -> NoReturn:
-    """Refuse with 422, naming the place."""
+    """Raise the ``HttpError`` (422) that names the place."""
     raise HttpError(422, "invalid", f"{where}: {what}")
 
 

@@ -1,6 +1,6 @@
 """A model as an HTTP service: routes of its own, ``GET /health`` and ``GET /metrics``.
 
-It listens before the model is loaded, so that whoever waits for it sees that it is on its way
+It listens before the model is loaded, so that clients see that it is on its way
 (503), and stops in the opposite order: nothing new is taken, what was taken is answered, then the
 connections are closed. It listens on this machine alone unless it has a token to ask for.
 
@@ -154,7 +154,7 @@ class Service:
         return self.batcher is not None and self.batcher.is_unhealthy
 
     def drain(self, seconds: float) -> bool:
-        """Stop: whoever was accepted is answered. False when that took longer than ``seconds``."""
+        """Stop, and answer what was accepted. False when that took longer than ``seconds``."""
         end = time.monotonic() + seconds
         self.state = DRAINING
         if self.server is None:
