@@ -228,7 +228,7 @@ def gym_verdict(found: Verdict | JudgeFailure, config: Case) -> Verdict | None:
     if isinstance(found, Verdict):
         return found
     score, ranking = config["default_score"], config["default_ranking"]
-    return Verdict(score, score, ranking) if found.is_unreadable else None
+    return Verdict(score, score, ranking) if found.kinds[-1:] == ("unparseable",) else None
 
 
 def gym_request(body: Case) -> Outcome:

@@ -56,16 +56,11 @@ class JudgeUnavailable(StepFailed):
 
 @dataclass(frozen=True)
 class JudgeFailure:
-    """A question that got no verdict: its name, the kind of each fault, and the last words."""
+    """A question that got no verdict: its name, the kind of each fault, and the last messages."""
 
     name: tuple[int | str, ...]
     kinds: tuple[str, ...]
     message: str
-
-    @property
-    def is_unreadable(self) -> bool:
-        """The judge did answer, and its last answer held no verdict."""
-        return self.kinds[-1:] == ("unparseable",)
 
 
 @dataclass(frozen=True)
