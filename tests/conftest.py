@@ -25,6 +25,7 @@ if CPU.exists() and "GenuineIntel" in CPU.read_text():
     # As launch.sh has it; MKL reads it at its first product.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many workers as cores
+os.environ.pop("COLUMNS", None)  # texts are compared as a pipe gets them, whoever's terminal it is
 
 # A shell's background jobs ignore both, and so would everything that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
