@@ -106,7 +106,7 @@ run = typer.Typer(add_completion=False, rich_markup_mode=None)
     epilog="""\b
 Examples:
   nemotron-style steps run sft/chat -c tiny
-  nemotron-style steps run sft/chat -c tiny trainer.max_steps=20 -d
+  nemotron-style steps run sft/chat -c tiny trainer.sft.max_steps=20 -d
   nemotron-style steps run sft/chat -i model=base:v2 -i data=./chats.jsonl""",
 )
 def run_step(
