@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.steps.blocks.checkpoint import torch_dist
 from nemotron_style.steps.blocks.model.language_model import build_model, unwrap, wrap
 from nemotron_style.steps.blocks.model.rank_zero import gather, is_rank_zero
@@ -94,6 +95,11 @@ def load_model(
     if not ddp:
         return model, config
     return wrap(model, distributed_optimizer=distributed_optimizer), config
+
+
+def recorded_weights_digest(artifact: Artifact) -> str:
+    """The weights digest in a checkpoint's record, or else that of its files."""
+    return str(artifact.facts.get("weights_digest") or weights_digest(artifact.path))
 
 
 def weights_digest(source: nn.Module | Path) -> str:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from nemotron_style.runtime.errors import InputError, Interrupted, Problem, StepFailed
 from nemotron_style.runtime.step.context import StepContext
-from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import recorded_weights_digest
 from nemotron_style.steps.blocks.data.jsonl import write_rows
 from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.data.toy_truth import Truth, load_truth
@@ -147,7 +147,7 @@ def load_models(config: Config, ctx: StepContext) -> Models:
             model.micro_batch_tokens = config.scoring.micro_batch_tokens
             loaded[artifact.digest] = model
         roles.append(loaded[artifact.digest])
-        digest = artifact.facts.get("weights_digest") or weights_digest(artifact.path)
+        digest = recorded_weights_digest(artifact)
         for file in FILES:
             ctx.output(file).note(**{f"{role}_digest": digest, f"{role}_ref": artifact.ref})
     return Models(*roles)

@@ -20,7 +20,7 @@ from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem, StepFailed
 from nemotron_style.runtime.step.context import StepContext
-from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import recorded_weights_digest
 from nemotron_style.steps.blocks.data.conversation import Conversation
 from nemotron_style.steps.blocks.data.jsonl import write_rows
 from nemotron_style.steps.blocks.data.sample_order import permutation
@@ -91,7 +91,7 @@ def identify_models(ctx: StepContext) -> dict[str, Digests]:
     weights, digests = {}, {}
     for slot in SAMPLED:
         artifact = ctx.input(slot)
-        weights[slot] = artifact.facts.get("weights_digest") or weights_digest(artifact.path)
+        weights[slot] = recorded_weights_digest(artifact)
         digests[slot] = artifact_digests(artifact) | {weights[slot]}
         ctx.output("results").note(**{f"{slot}_digest": weights[slot], f"{slot}_ref": artifact.ref})
     if weights["model"] == weights["baseline"]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.step.context import StepContext
-from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import recorded_weights_digest
 from nemotron_style.steps.blocks.data.conversation import Conversation, parse_prompt
 from nemotron_style.steps.blocks.data.jsonl import read_rows, write_rows
 from nemotron_style.steps.blocks.data.sample_order import permutation
@@ -116,7 +116,7 @@ def plan_requests(config: Config, ctx: StepContext, truth: Truth | None) -> list
 def load_sampler(config: Config, ctx: StepContext, slot: str) -> ChatSampler:
     """The model of a slot, ready to answer; its digest goes with the results."""
     artifact = ctx.input(slot)
-    digest = artifact.facts.get("weights_digest") or weights_digest(artifact.path)
+    digest = recorded_weights_digest(artifact)
     ctx.output("results").note(**{f"{slot}_digest": digest, f"{slot}_ref": artifact.ref})
     return load_chat_sampler(
         artifact.path,

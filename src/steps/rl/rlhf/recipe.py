@@ -29,6 +29,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     TOKENIZER,
     load_model,
     read_config,
+    recorded_weights_digest,
     save_model,
     weights_digest,
 )
@@ -211,10 +212,9 @@ def run(config: Config, ctx: StepContext) -> None:
     lines = ctx.metrics.history() if ctx.is_first else []
     if ctx.is_first:
         draw_metrics(lines, PANELS, ctx.run_dir / "plots" / "rlhf.png")
-    parent = source.facts.get("weights_digest") or weights_digest(source.path)
     output.note(
         weights_digest=weights_digest(model),
-        parent_weights_digest=str(parent),
+        parent_weights_digest=recorded_weights_digest(source),
         judge=state.judge,
         judge_digest=judge_artifact.digest if judge_artifact else None,
         judge_card=dict(read_card(judge_artifact)),

@@ -33,6 +33,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     TOKENIZER,
     load_model,
     read_config,
+    recorded_weights_digest,
     save_model,
     weights_digest,
 )
@@ -203,10 +204,9 @@ def run(config: Config, ctx: StepContext) -> None:
         draw_metrics(ctx.metrics.history(), PANELS, ctx.run_dir / "plots" / "rs.png")
         if config.exp_manager.explicit_log_dir:
             copy_logs(ctx.run_dir, Path(config.exp_manager.explicit_log_dir))
-    parent = source.facts.get("weights_digest") or weights_digest(source.path)
     output.note(
         weights_digest=weights_digest(model),
-        parent_weights_digest=str(parent),
+        parent_weights_digest=recorded_weights_digest(source),
         reward_model_digest=health.model,
         reward_outputs=list(health.outputs),
         steps=steps,

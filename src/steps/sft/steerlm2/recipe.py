@@ -35,6 +35,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     WEIGHTS,
     load_model,
     read_config,
+    recorded_weights_digest,
     save_model,
     weights_digest,
 )
@@ -80,7 +81,7 @@ def run(config: Config, ctx: StepContext) -> None:
     division = config.model.tensor_model_parallel_size, config.model.pipeline_model_parallel_size
     initialize(Parallel(*division), seed=config.seed)
     start = ctx.input("model")
-    parent = str(start.facts.get("weights_digest") or weights_digest(start.path))
+    parent = recorded_weights_digest(start)
     tokenizer = Tokenizer(start.path / TOKENIZER)
     chat = open_chat(tokenizer, config.model.data.chat_prompt_tokens)
     check_sampler(config, ctx, parent)
