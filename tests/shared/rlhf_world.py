@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import socket
@@ -28,6 +27,7 @@ from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.recipe import run
+from overrides import override
 
 WORDS = ("red", "blue", "small", "large", "old", "new", "warm", "cold")
 SETTINGS: dict[str, Any] = {
@@ -224,15 +224,7 @@ class World:
 
 def settings(*overrides: str) -> Config:
     """The settings of the small world, with ``a.b=json`` on top."""
-    values = copy.deepcopy(SETTINGS)
-    for text in overrides:
-        key, _, value = text.partition("=")
-        *above, last = key.split(".")
-        table = values
-        for part in above:
-            table = table.setdefault(part, {})
-        table[last] = json.loads(value)
-    return Config.model_validate(values)
+    return Config.model_validate(override(SETTINGS, *overrides))
 
 
 def ask(text: str) -> dict[str, Any]:

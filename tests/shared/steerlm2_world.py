@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.sft.steerlm2.config import Config
 from nemotron_style.steps.sft.steerlm2.recipe import run
+from overrides import override
 
 WORDS = ("red", "blue", "small", "large", "old", "new", "warm", "cold")
 SETTINGS: dict[str, Any] = {
@@ -80,15 +79,7 @@ class World:
 
 def settings(*overrides: str) -> Config:
     """The settings of the small world, with ``a.b=json`` on top."""
-    values = copy.deepcopy(SETTINGS)
-    for text in overrides:
-        key, _, value = text.partition("=")
-        *above, last = key.split(".")
-        table = values
-        for part in above:
-            table = table.setdefault(part, {})
-        table[last] = json.loads(value)
-    return Config.model_validate(values)
+    return Config.model_validate(override(SETTINGS, *overrides))
 
 
 def make_world(root: Path) -> World:
