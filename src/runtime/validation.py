@@ -188,7 +188,9 @@ def _explain(
         yield replace(problem, what=str(cause))
     else:
         allowed, got = _allowed(detail["type"], context) or detail["msg"], detail["input"]
-        fix = suggest(got, re.findall(r"'([^']*)'", allowed)) if isinstance(got, str) else ""
+        fix = ""
+        if isinstance(got, str):
+            fix = _suggest_plain(got, allowed) or suggest(got, re.findall(r"'([^']*)'", allowed))
         yield replace(problem, got=show_value(got), allowed=allowed, fix=fix)
 
 
@@ -229,6 +231,16 @@ def _allowed(kind: str, context: Mapping[str, Any]) -> str:
         if name in context:
             return f"a number {sign} {context[name]}"
     return _TYPES.get(kind, "")
+
+
+def _suggest_plain(text: str, allowed: str) -> str:
+    """How to write what YAML 1.1 would have taken ``text`` for: ``1_000``, ``010``, ``yes``."""
+    truth = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(text.lower())
+    if truth and allowed == _TYPES["bool_type"]:
+        return f"write {truth}"
+    if "number" not in allowed or not re.fullmatch(r"[-+]?[0-9][0-9_]*", text):
+        return ""
+    return f"write {int(text.replace('_', ''))}, without {'_' if '_' in text else 'leading zeros'}"
 
 
 def show_value(value: Any) -> str:

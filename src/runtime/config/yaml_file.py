@@ -1,7 +1,10 @@
 """Config files: YAML as plain data that knows its lines, over the files it inherits from.
 
-The dialect is OmegaConf's: YAML 1.1 with ``1e-4`` a number, dates left as text, ``${...}`` an
-interpolation, ``???`` a mandatory value. A key that stands twice is refused.
+The dialect is YAML of which only the plain spellings count: a whole number is decimal or ``0x``
+hex, a truth value is ``true`` or ``false``, ``1e-4`` is a number. What YAML 1.1 also takes for a
+value (``010`` and ``0b11``, ``1_000``, ``1:30``, ``yes`` and ``off``, dates, ``=``) is text, which
+a field of another type refuses. ``${...}`` is an interpolation, ``???`` a mandatory value. A key
+that stands twice is refused.
 """
 
 from __future__ import annotations
@@ -18,27 +21,30 @@ from nemotron_style.runtime.config.model import MANDATORY
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all, suggest
 from nemotron_style.runtime.paths import show_path
 
-FLOAT = re.compile(
-    r"""^(?:
-        [-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
-      | [-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
-      | [-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
-      | [-+]?\.(?:inf|Inf|INF)
-      | \.(?:nan|NaN|NAN)
-    )$""",
-    re.VERBOSE,
-)
+PLAIN_VALUES = {
+    "bool": re.compile(r"true|True|TRUE|false|False|FALSE"),
+    "int": re.compile(r"[-+]?(?:0|[1-9][0-9]*|0x[0-9a-fA-F]+)"),
+    "float": re.compile(
+        r"""[-+]?(?:0|[1-9][0-9]*)?\.[0-9]+(?:[eE][-+]?[0-9]+)?
+          | [-+]?(?:0|[1-9][0-9]*)(?:\.|\.?[eE][-+]?[0-9]+)
+          | [-+]?\.(?:inf|Inf|INF)
+          | \.(?:nan|NaN|NAN)""",
+        re.VERBOSE,
+    ),
+    "null": re.compile(r"~|null|Null|NULL|"),
+    "merge": re.compile("<<"),
+}
 
 
 class Loader(yaml.SafeLoader):
-    """A safe loader in which ``1e-4`` is a number and a date is text."""
+    """A safe loader that takes nothing for a number or a truth value but its plain spelling."""
+
+    yaml_implicit_resolvers: dict[str | None, list[Any]] = {}
 
 
-Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if not pair[0].endswith((":timestamp", ":float"))]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+for _kind, _pattern in PLAIN_VALUES.items():
+    _whole = re.compile(f"(?:{_pattern.pattern})\\Z", _pattern.flags)
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _whole, None)
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,8 @@ def parse_value(text: str) -> Any:
         if node is None:
             raise ValueError("YAML takes it for a comment")
         if isinstance(node, yaml.ScalarNode):
+            if what := _check_tag(node):
+                raise ValueError(what)
             if not node.style and node.value != text.strip():
                 raise ValueError("YAML takes a part of it for a comment")
         elif problems := list(_check_keys(node, "", {})):
@@ -196,6 +204,9 @@ def _check_keys(
     if id(node) in above:  # an alias may stand in two branches, but not below itself
         yield Problem(where=f"{where}:{node.start_mark.line + 1}", what="an alias contains itself")
         return
+    if what := _check_tag(node):
+        yield Problem(where=f"{where}:{node.start_mark.line + 1}", key=prefix, what=what)
+        return
     children: list[tuple[str, yaml.Node]] = []
     if isinstance(node, yaml.SequenceNode):
         children = [(f"{prefix}[{index}]", item) for index, item in enumerate(node.value)]
@@ -219,3 +230,13 @@ def _check_keys(
             children.append((key, item))
     for key, item in children:
         yield from _check_keys(item, where, locations, key, (*above, id(node)))
+
+
+def _check_tag(node: yaml.Node) -> str:
+    """What is wrong with a tag that was written out: ``!!set`` is no JSON, ``!!int 010`` is 8."""
+    kind = node.tag.removeprefix("tag:yaml.org,2002:")
+    pattern = PLAIN_VALUES.get(kind)
+    plain = isinstance(node, yaml.ScalarNode) and pattern and pattern.fullmatch(node.value)
+    if plain or kind in ("str", "seq", "map"):
+        return ""
+    return f"the tag {node.tag!r} cannot be used: write plain text, a number, a list or a table"

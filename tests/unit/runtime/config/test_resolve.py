@@ -7,6 +7,7 @@ import pytest
 from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.config.model import InputSource, parse_config
 from nemotron_style.runtime.config.resolve import load_config_class, resolve_config
+from nemotron_style.runtime.config.yaml_file import parse_value
 from nemotron_style.runtime.errors import ConfigError, ManifestError
 from nemotron_style.runtime.validation import find_key, flatten, split_key
 
@@ -90,7 +91,7 @@ def test_every_duplicate_key_is_refused(toy):
         ("- a\n- b\n", "must be a table of keys"),
         ("1: a\n", "put it in quotes: '1'"),
         ("a: &x [*x]\n", "an alias contains itself"),
-        ("a: !!python/object/apply:os.system [id]\n", "is not valid YAML"),
+        ("a: !!python/object/apply:os.system [id]\n", "cannot be used: write plain"),
         ("a: {b: ???}\n", "inside braces put it in quotes"),
         ("defaults: 3\n", "must be a file name or a list"),
         ("defaults: defualt.yaml\n", "did you mean 'default.yaml'"),
@@ -356,3 +357,43 @@ def test_every_shipped_config_resolves(tmp_path, monkeypatch):
         for parameter in step.parameters:
             place = find_key(schema, split_key(parameter.name))
             assert place.status == "declared", f"{step.id}: {parameter.name}"
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("010", "write 10, without leading zeros"),
+        ("1_000", "write 1000, without _"),
+        ("0o10", ""),
+        ("0b11", ""),
+        ("1:30", ""),
+        ("2024-01-01", ""),
+    ],
+)
+def test_a_number_that_yaml_would_read_in_another_base_is_refused(toy, text, fix):
+    problem = refusal(f"seed={text}")
+    assert f"seed: does not fit; got {text!r}; allowed: a whole number" in problem
+    assert fix in problem
+
+
+def test_plain_numbers_and_truth_values_keep_their_meaning(toy):
+    written = {"0x1F": 31, "+7": 7, "-0": 0, "1e-4": 1e-4, ".5": 0.5, "true": True, "~": None}
+    for text, value in written.items():
+        assert parse_value(text) == value
+        assert type(parse_value(text)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["no", "Yes", "off", "on", "007", "2024_01_15", "1:30", "="])
+def test_what_looks_like_a_value_of_yaml_1_1_is_text(toy, text):
+    assert resolve(f"+model.extra.word={text}").values["model"]["extra"] == {"word": text}
+    write_default(toy, f"data: {{files: [{text}]}}\n")
+    assert resolve().values["data"]["files"] == [text]
+
+
+@pytest.mark.parametrize(
+    "text", ["!!int '010'", "!!set {a}", "!!binary 'aGk='", "!!timestamp '2001-01-01'", "!x y"]
+)
+def test_a_tag_that_changes_what_stands_there_is_refused(toy, text):
+    assert "cannot be " in refusal(f"+model.extra.word={text}")
+    write_default(toy, f"data: {{files: [{text}]}}\n")
+    assert "cannot be used: write plain text" in refusal()
