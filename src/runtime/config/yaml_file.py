@@ -39,8 +39,8 @@ PLAIN_VALUES = {
 class Loader(yaml.SafeLoader):
     """A safe loader that takes nothing for a number or a truth value but its plain spelling."""
 
-    yaml_implicit_resolvers: dict[str | None, list[Any]] = {}
 
+Loader.yaml_implicit_resolvers = {}
 
 for _kind, _pattern in PLAIN_VALUES.items():
     _whole = re.compile(f"(?:{_pattern.pattern})\\Z", _pattern.flags)
