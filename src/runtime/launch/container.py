@@ -28,6 +28,11 @@ from typing import Any
 from nemotron_style.runtime.errors import Problem, ProfileError, raise_all
 from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE, MARK
 from nemotron_style.runtime.run.plan import Plan
+from nemotron_style.runtime.shell_environment import (
+    ENGINE_HOSTS,
+    clean_environment,
+    is_remote_engine,
+)
 
 ENGINES = ("docker", "podman")
 GPUS = {"docker": ("--gpus", "all"), "podman": ("--device", "nvidia.com/gpu=all")}
@@ -206,6 +211,14 @@ def _check_places(plan: Plan) -> Iterator[Problem]:
 def check_container(plan: Plan) -> Iterator[Problem]:
     """What is missing of the mounts, the engine and the image."""
     where, engine = plan.where, choose_engine(plan)
+    for name in ENGINE_HOSTS:
+        address = os.environ.get(name, "")
+        if is_remote_engine(address):
+            what = (
+                f"${name} names an engine of another machine, and the local executor has this one"
+            )
+            fix = f"unset {name}, or use a profile of a cluster"
+            yield Problem(where=where, key="engine", what=what, got=address, fix=fix)
     for at, mount in enumerate(plan.mounts):
         if not os.path.exists(mount.source):
             what = "there is no such file or directory"
@@ -246,6 +259,7 @@ def _call(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
+        env=clean_environment(os.environ),
         capture_output=True,
         text=True,
         errors="replace",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from nemotron_style.runtime.errors import Problem, ProfileError, raise_all
 from nemotron_style.runtime.run.plan import Plan
+from nemotron_style.runtime.shell_environment import find_own_variables
 
 WORKER = "nemotron_style.runtime.worker"
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -145,7 +146,7 @@ def start_service(plan: Plan, name: str) -> str:
 def write_command(plan: Plan) -> str:
     """The command that executes a plan on one of its machines, as shell text."""
     target = [WORKER, str(plan.run_dir / "plan.json")]
-    if plan.launch != "torchrun" or plan.processes * plan.nodes == 1:
+    if not plan.has_ranks:
         return shlex.join([plan.python, "-m", *target])
     start = shlex.join([plan.python, "-m", "torch.distributed.run"])
     meeting = "--standalone"
@@ -168,3 +169,6 @@ def _check_environment(plan: Plan) -> Iterator[Problem]:
         if "\0" in value:
             what = "holds a null character, which no environment can"
             yield Problem(where=plan.where, key=f"env.{name}", what=what)
+    for name in find_own_variables(plan.env):
+        what = "is set for each process by whoever starts the job"
+        yield Problem(where=plan.where, key=f"env.{name}", what=what, fix="take it out")

@@ -16,8 +16,9 @@ from pathlib import Path
 from nemotron_style.runtime.atomic import write_json
 from nemotron_style.runtime.launch.container import kill_container
 from nemotron_style.runtime.process import find_marked, identify_process, is_alive, kill_family
-from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE, CHILD, MARK, Attempt
+from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE, CHILD, Attempt
 from nemotron_style.runtime.run.plan import Plan
+from nemotron_style.runtime.shell_environment import clean_environment
 
 SUPERVISOR_LOG = "supervisor.log"
 ROUNDS_OF_KILLING = 5
@@ -25,8 +26,7 @@ ROUNDS_OF_KILLING = 5
 
 def start_supervisor(argv: Sequence[str], attempt: Attempt, plan: Plan) -> subprocess.Popen[bytes]:
     """Start a detached attempt's supervisor, from the copy of the code if there is one."""
-    environment = dict(os.environ)
-    environment.pop(MARK, None)  # of another job, when that is what submits this one
+    environment = clean_environment(os.environ)
     if plan.snapshot:
         paths = [plan.snapshot.path, environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -43,10 +43,11 @@ def start_child(
 ) -> subprocess.Popen[bytes]:
     """Start the job itself, with the variables that identify its attempt."""
     variable, _, value = attempt.mark.partition("=")
+    own = {ATTEMPT_VARIABLE: str(attempt.number), variable: value}
     return start_session(
         argv,
         log=attempt.log,
-        environment={**os.environ, ATTEMPT_VARIABLE: str(attempt.number), variable: value},
+        environment=clean_environment(os.environ) | own,
         register=lambda: write_json(attempt.path / CHILD, identify_process(os.getpid())),
     )
 

@@ -130,6 +130,11 @@ class Plan(_Frozen):
         return int(self.resources.get("nodes", 1))
 
     @property
+    def has_ranks(self) -> bool:
+        """Whether torchrun starts its processes; one process alone needs no torchrun."""
+        return self.launch == "torchrun" and self.processes * self.nodes > 1
+
+    @property
     def is_service(self) -> bool:
         """Whether it runs until it is stopped; what makes no artifact does."""
         return not self.outputs

@@ -37,6 +37,7 @@ from nemotron_style.runtime.run.plan import Plan, PlannedInput, load_plan
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, RUNNING, JobState
 from nemotron_style.runtime.secrets.detect import announce_secrets
 from nemotron_style.runtime.secrets.redact import redact, redacted_output
+from nemotron_style.runtime.shell_environment import find_rank_variables
 from nemotron_style.runtime.step.context import ProcessRank, StepContext, Stop
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.store import Store
@@ -53,10 +54,10 @@ def main(arguments: Sequence[str]) -> int:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     path, *service = arguments
     stop = ignore_signals() if service else catch_signals()
-    process = ProcessRank() if service else read_rank(os.environ)
     try:
         plan = load_plan(Path(path))
         plan = plan.services[service[0]] if service else plan
+        process = find_rank(plan)
         announce_secrets(plan.secrets)
         attempt = enter_attempt(RunFolder(plan.run_dir), process)
         stop.file = attempt.path / STOP
@@ -90,6 +91,18 @@ def ignore_signals() -> Stop:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     return Stop(parent=int(os.environ[PARENT_VARIABLE]))
+
+
+def find_rank(plan: Plan) -> ProcessRank:
+    """The rank of this process; torchrun's variables count where the plan has torchrun start it.
+
+    Elsewhere they are another job's, and go, before a library for training believes them.
+    """
+    if plan.has_ranks and plan.beside is None:
+        return read_rank(os.environ)
+    for name in find_rank_variables(os.environ):
+        del os.environ[name]
+    return ProcessRank()
 
 
 def read_rank(environment: Mapping[str, str]) -> ProcessRank:

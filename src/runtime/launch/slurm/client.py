@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ from nemotron_style.runtime.run.state import (
     TIMEOUT,
     JobState,
 )
+from nemotron_style.runtime.shell_environment import clean_environment
 
 SECONDS_TO_ANSWER = 60
 NO_OUTPUT = "53"  # the signal with which slurmd says that it could not open the job's log
@@ -136,7 +138,7 @@ def run_command(words: Sequence[str], *, environment: Mapping[str, str] | None =
         done = subprocess.run(
             words,
             stdin=subprocess.DEVNULL,
-            env=environment,
+            env=clean_environment(os.environ if environment is None else environment),
             capture_output=True,
             timeout=SECONDS_TO_ANSWER,
             check=False,

@@ -27,12 +27,13 @@ from nemotron_style.runtime.launch.slurm.script import write_batch_script
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import FAILED, JobState
 from nemotron_style.runtime.secrets.names import is_secret_variable
+from nemotron_style.runtime.shell_environment import clean_environment
 
 EXECUTOR = "slurm"
 SCRIPT = "job.sbatch"
 SBATCH = ("sbatch", "--parsable")
-# Slurm's variables would overrule the script's own lines; this one only says which cluster.
-KEPT = "SLURM_CONF"
+# Devices of this machine, which mean others on a node.
+DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
 class SlurmRequest(Request):
@@ -140,11 +141,10 @@ def write_dependency(job_ids: Sequence[str]) -> list[str]:
 
 
 def choose_environment(plan: Plan, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of sbatch: no secrets but those named, no options of sbatch itself."""
+    """The environment of sbatch, which it hands on to the job: no secrets but those named."""
     named = () if "secrets_file" in plan.site else plan.secrets
     return {
         name: value
-        for name, value in environment.items()
-        if (name == KEPT or not name.startswith(("SBATCH_", "SLURM_")))
-        and (name in named or not is_secret_variable(name))
+        for name, value in clean_environment(environment).items()
+        if name not in DEVICES and (name in named or not is_secret_variable(name))
     }

@@ -276,7 +276,9 @@ def worker_identity(pid: int) -> dict[str, object]:
 def test_another_rank_tells_of_its_failure_and_the_first_rank_repeats_it(
     mill: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_plan(mill.compile("mill/grow", "raise_at=1").target.plan)
+    plan = mill.compile("mill/grow", "raise_at=1").target.plan
+    two = {"launch": "torchrun", "resources": {"nodes": 1, "processes": 2}}
+    folder = write_plan(plan.model_copy(update=two))
     attempt = folder.claim_attempt()
     assert attempt is not None
     monkeypatch.setenv(ATTEMPT_VARIABLE, "1")
@@ -297,6 +299,22 @@ def test_signals_set_the_flag() -> None:
         stop = worker_main.catch_signals()
         os.kill(os.getpid(), number)
         assert stop.requested
+
+
+def test_a_rank_of_the_shell_is_no_rank_of_a_step_that_has_one_process(
+    mill: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_plan(mill.compile("mill/grow").target.plan)
+    leaked = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none"}
+    for name, value in leaked.items():
+        monkeypatch.setenv(name, value)
+    assert main([str(folder.path / "plan.json")]) == 0
+    assert folder.outputs is not None
+    attempt = folder.last_attempt
+    assert attempt is not None
+    assert attempt.owner is not None
+    assert attempt.owner["leader"] == attempt.owner["pid"], "cancel would not reach it otherwise"
+    assert not set(leaked) & set(os.environ), "libraries for training would believe them"
 
 
 def test_the_seat_is_torchruns() -> None:
