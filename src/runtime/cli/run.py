@@ -26,7 +26,11 @@ from nemotron_style.runtime.cli.summary import (
 from nemotron_style.runtime.cli.table import print_json
 from nemotron_style.runtime.errors import Problem, StepFailed, UsageError, raise_all, suggest
 from nemotron_style.runtime.launch.registry import find_launcher
-from nemotron_style.runtime.planning.dry_run import describe_pipeline, render_pipeline
+from nemotron_style.runtime.planning.dry_run import (
+    compile_requests,
+    describe_pipeline,
+    render_pipeline,
+)
 from nemotron_style.runtime.planning.planner import Pipeline, compile_pipeline
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest, open_context
 from nemotron_style.runtime.planning.runner import execute_pipeline, submit_pipeline
@@ -178,10 +182,11 @@ def show_dry_run(request: RunRequest, context: PlanContext, *, as_json: bool) ->
     """Print what would be done."""
     pipeline = compile_pipeline(request, context=context)
     launcher = find_launcher(context.profile.executor)
-    text = render_pipeline(pipeline, launcher)
+    requests = compile_requests(pipeline, launcher, reused=as_json)
+    text = render_pipeline(pipeline, requests)
     reject_secrets(text, "the dry run")
     if as_json:
-        print_json(describe_pipeline(pipeline, launcher))
+        print_json(describe_pipeline(pipeline, requests))
     else:
         sys.stdout.write(text)
 

@@ -6,31 +6,46 @@ text, and what it shows for a run is exactly what submitting that run writes and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nemotron_style.runtime.launch.base import Launcher, Request
 from nemotron_style.runtime.planning.inputs import ResolvedInput
 from nemotron_style.runtime.planning.planner import Pipeline, PlannedRun
 from nemotron_style.runtime.run.folder import RunFolder
-from nemotron_style.runtime.run.plan import Plan
 
 
-def render_pipeline(pipeline: Pipeline, launcher: Launcher) -> str:
+def compile_requests(
+    pipeline: Pipeline, launcher: Launcher, *, reused: bool = False
+) -> dict[str, Request]:
+    """The requests to show, by run id: of the target and of what would be submitted.
+
+    With ``reused``, of every run.
+    """
+    return {
+        run.plan.run_id: launcher.compile(
+            run.plan, attempt=RunFolder(run.plan.record_dir).next_attempt
+        )
+        for run in pipeline.runs
+        if reused or run.decision.action != "reuse" or run is pipeline.target
+    }
+
+
+def render_pipeline(pipeline: Pipeline, requests: Mapping[str, Request]) -> str:
     """An overview of all runs, then each one that would be submitted in full."""
     parts = ["\n".join(_render_overview(pipeline))]
     for run in pipeline.runs:
         if run.decision.action != "reuse" or run is pipeline.target:
             parts.append("\n".join(_render_plan(run)))
-            parts.append(_compile(run.plan, launcher).render().rstrip())
+            parts.append(requests[run.plan.run_id].render().rstrip())
     return "\n\n".join(parts) + "\n"
 
 
-def describe_pipeline(pipeline: Pipeline, launcher: Launcher) -> dict[str, Any]:
-    """The same facts as plain data."""
+def describe_pipeline(pipeline: Pipeline, requests: Mapping[str, Request]) -> dict[str, Any]:
+    """The same facts as plain data; ``requests`` are those of every run."""
     runs = []
     for run in pipeline.runs:
-        request = _compile(run.plan, launcher)
+        request = requests[run.plan.run_id]
         files = {name: text for name, text in request.files.items() if name != "plan.json"}
         job = {"plan": request.plan.model_dump(mode="json"), "argv": list(request.argv)}
         runs.append({**describe_run(run), **job, "files": files})
@@ -59,10 +74,6 @@ def describe_run(run: PlannedRun) -> dict[str, Any]:
         "details": list(decision.details),
         "inputs": inputs,
     }
-
-
-def _compile(plan: Plan, launcher: Launcher) -> Request:
-    return launcher.compile(plan, attempt=RunFolder(plan.record_dir).next_attempt)
 
 
 def _describe_content(resolved: ResolvedInput) -> dict[str, str]:

@@ -77,14 +77,24 @@ def compile_pipeline(request: RunRequest, *, context: PlanContext) -> Pipeline:
 
 @dataclass
 class _Planner:
-    """``runs`` are planned so far, by run id; ``chain`` are the requests being planned now."""
+    """``runs`` are planned so far, by run id; ``chain`` are the requests being planned now.
+
+    Steps share what is upstream of them, so ``planned`` and ``converted`` (by step and content)
+    keep what was planned: the same order again is the same run. ``contents`` are refs and paths
+    that were looked up, by the kind they are wanted in: a path is hashed once.
+    """
 
     context: PlanContext
     runs: dict[str, PlannedRun] = field(default_factory=dict)
+    planned: dict[RunRequest, PlannedRun] = field(default_factory=dict)
+    converted: dict[tuple[str, str], PlannedRun] = field(default_factory=dict)
+    contents: dict[tuple[str, str], ResolvedInput] = field(default_factory=dict)
     chain: list[RunRequest] = field(default_factory=list)
 
     def plan(self, request: RunRequest) -> PlannedRun:
-        """Plan one request after everything upstream of it; the same run is kept once."""
+        """Plan one request after everything upstream of it, once however many steps need it."""
+        if request in self.planned:
+            return self.planned[request]
         if request in self.chain:
             circle = " -> ".join(str(each) for each in [*self.chain, request])
             what = "the inputs of these steps form a circle"
@@ -105,6 +115,7 @@ class _Planner:
         services = self.resolve_services(manifest, config, refs)
         run = self.add_run(request, step, services, is_upstream=len(self.chain) > 1)
         self.chain.pop()
+        self.planned[request] = run
         return run
 
     def add_run(
@@ -202,12 +213,19 @@ class _Planner:
         if source is None:
             return None
         if source.ref is not None:
-            resolved = resolve_ref(source.ref, slot, store=self.context.store)
+            resolved = self.look_up(source.ref, slot)
         else:
             resolved = self.make(source, slot, where=f"{manifest.id}: inputs.{slot.name}")
         if catalog.kinds.accepts(slot.kind, resolved.kind):
             return resolved
         return self.convert(resolved, slot, where=manifest.id)
+
+    def look_up(self, ref: str, slot: Slot) -> ResolvedInput:
+        """The content that a ref, path or URI names."""
+        key = (ref, slot.kind)
+        if key not in self.contents:
+            self.contents[key] = resolve_ref(ref, slot, store=self.context.store)
+        return self.contents[key]
 
     def make(self, source: InputSource, slot: Slot, *, where: str) -> ResolvedInput:
         """The output of an upstream step."""
@@ -232,10 +250,13 @@ class _Planner:
         if taken is None:
             fix = f"{step} is named as its conversion and does not take it"
             raise UsageError(Problem(where=where, key=slot.name, what=what, fix=fix))
-        config = resolve_config(manifest)
-        inputs = self.resolve_inputs(manifest, config.sources, known={taken.name: content})
-        converter = ResolvedStep(manifest, config, inputs)
-        run = self.add_run(RunRequest(step), converter, {}, is_upstream=True)
+        run = self.converted.get((step, content.source))
+        if run is None:
+            config = resolve_config(manifest)
+            inputs = self.resolve_inputs(manifest, config.sources, known={taken.name: content})
+            converter = ResolvedStep(manifest, config, inputs)
+            run = self.add_run(RunRequest(step), converter, {}, is_upstream=True)
+            self.converted[step, content.source] = run
         output = choose_output(manifest, slot, None, where=where, catalog=catalog)
         return self.describe_output(run, output)
 

@@ -17,7 +17,7 @@ from nemotron_style.runtime.errors import (
     UsageError,
     raise_all,
 )
-from nemotron_style.runtime.launch.base import JobHandle, Launcher
+from nemotron_style.runtime.launch.base import JobHandle, Launcher, Request
 from nemotron_style.runtime.launch.registry import find_launcher
 from nemotron_style.runtime.launch.status import read_status, refresh_status
 from nemotron_style.runtime.planning.planner import Pipeline, PlannedRun
@@ -94,37 +94,53 @@ def execute_pipeline(pipeline: Pipeline, *, launcher: Launcher, watcher: Watcher
 
     Raises ``StepFailed``, ``UsageError`` or ``Interrupted``.
     """
-    check_and_adopt(pipeline, launcher)
+    requests = check_and_adopt(pipeline, launcher)
     outcomes = []
     with Interruption(watcher).listening() as interruption:
         for run in pipeline.runs:
             if interruption.count:
                 raise Interrupted("stopped between two steps; the same command goes on from here")
             watcher.begin(run)
-            outcomes.append(execute_run(run, launcher, interruption))
+            request = requests.get(run.plan.run_id)
+            outcomes.append(execute_run(run, launcher, interruption, request))
     return outcomes
 
 
-def check_and_adopt(pipeline: Pipeline, launcher: Launcher) -> None:
-    """Raise with all that stands in the way of any run; then bring outside content in."""
+def check_and_adopt(pipeline: Pipeline, launcher: Launcher) -> dict[str, Request]:
+    """The requests to submit, by run id; outside content is in the store afterwards.
+
+    Raises with all that stands in the way of any run.
+    """
     due = [run.plan for run in pipeline.runs if run.decision.action in ("run", "resume")]
+    requests: dict[str, Request] = {}
     for plan in due:
-        reject_secrets(launcher.compile(plan).render(), f"the job {plan.run_id}")
+        attempt = RunFolder(plan.record_dir).next_attempt
+        requests[plan.run_id] = launcher.compile(plan, attempt=attempt)
+        reject_secrets(requests[plan.run_id].render(), f"the job {plan.run_id}")
     problems = [one for plan in due for one in check_plan(plan, adoptions=pipeline.adoptions)]
     problems += [one for plan in due for one in launcher.check(plan)]
     raise_all(UsageError, list(dict.fromkeys(problems)))
     store = Store(pipeline.target.plan.records or pipeline.target.plan.store)
     for adoption in pipeline.adoptions:
-        store.adopt(adoption.location, kind=adoption.kind, name=adoption.name)
+        adopted = store.adopt(adoption.location, kind=adoption.kind, name=adoption.name)
+        if adopted.digest != adoption.digest:
+            what, fix = "changed while the run was being planned", "run the same command again"
+            raise UsageError(Problem(where=adoption.location, what=what, fix=fix))
+    return requests
 
 
-def execute_run(run: PlannedRun, launcher: Launcher, interruption: Interruption) -> Outcome:
-    """Reuse a run, or start or attach to it and wait for its end."""
+def execute_run(
+    run: PlannedRun,
+    launcher: Launcher,
+    interruption: Interruption,
+    request: Request | None = None,
+) -> Outcome:
+    """Reuse a run, or start or attach to it and wait for its end; ``request`` was checked."""
     folder = RunFolder(run.plan.record_dir)
     record_decision(run)
     reused = run.decision.action == "reuse"
     if not reused:
-        state = follow_run(start_run(run, launcher), interruption)
+        state = follow_run(start_run(run, launcher, request), interruption)
         if state.state != COMPLETED:
             raise explain_failure(run, state, folder)
     complete = folder.outputs or {}
@@ -139,11 +155,18 @@ def record_decision(run: PlannedRun) -> None:
     RunFolder(run.plan.record_dir).record_decision(decision)
 
 
-def start_run(run: PlannedRun, launcher: Launcher, *, after: Sequence[JobHandle] = ()) -> JobHandle:
-    """Submit a run, or attach to its live attempt."""
+def start_run(
+    run: PlannedRun,
+    launcher: Launcher,
+    request: Request | None = None,
+    *,
+    after: Sequence[JobHandle] = (),
+) -> JobHandle:
+    """Submit a run as it was rendered and checked, or attach to its live attempt."""
     folder = RunFolder(run.plan.record_dir)
     refresh_status(folder)
-    request = launcher.compile(run.plan, attempt=folder.next_attempt)
+    if request is None or request.attempt != folder.next_attempt:
+        request = launcher.compile(run.plan, attempt=folder.next_attempt)
     return launcher.submit(request, after=after)
 
 
@@ -177,7 +200,7 @@ def submit_pipeline(pipeline: Pipeline, *, launcher: Launcher) -> list[Submissio
     When one is refused, or Ctrl-C arrives meanwhile, the jobs submitted before it are cancelled
     and the error is raised.
     """
-    check_and_adopt(pipeline, launcher)
+    requests = check_and_adopt(pipeline, launcher)
     handles: dict[str, JobHandle] = {}
     own: list[JobHandle] = []
     for run in pipeline.runs:
@@ -185,7 +208,8 @@ def submit_pipeline(pipeline: Pipeline, *, launcher: Launcher) -> list[Submissio
         if run.decision.action == "reuse":
             continue
         try:
-            handle = start_run(run, launcher, after=find_upstream_jobs(run, handles))
+            request = requests.get(run.plan.run_id)
+            handle = start_run(run, launcher, request, after=find_upstream_jobs(run, handles))
         except (Exception, KeyboardInterrupt):
             for submitted in reversed(own):
                 launcher.cancel(submitted, force=True)
