@@ -2,7 +2,8 @@
 
 A plan is pure data and round-trips through JSON. What can change the result stands in
 ``identity``; its hash is the ``fingerprint``, and that names the run. Where the run takes place
-(profile, paths, names, process counts) stands beside it and never enters the fingerprint.
+(profile, paths, names, process counts) stands beside it and never enters the fingerprint. The
+text of a plan ends up in ``plan.json`` with a seal over all of it, and no worker runs another.
 
 An input is identified by what makes it: ``run:<run id>/<slot>`` where a run does, its content
 digest ``sha256:...`` where it was brought in from outside. So a plan is final before its inputs
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nemotron_style.runtime.errors import Problem, UsageError
 
 MADE_BY_RUN = "run:"
+_BLANK = "0" * 64
+# Two spaces of indent: a key of the plan itself, not one of its config.
+_SEAL = re.compile(r'(?<=\n  "seal": ")[0-9a-f]{64}(?=",?\n)')
 
 
 class _Frozen(BaseModel):
@@ -72,7 +77,7 @@ class Snapshot(_Frozen):
 
 
 class Plan(_Frozen):
-    """One run, sealed by its ``fingerprint``. ``store`` and ``workdir`` are absolute paths.
+    """One run, named by its ``fingerprint``. ``store`` and ``workdir`` are absolute paths.
 
     ``python`` starts the worker. ``site`` holds what only the executor understands, under the
     names of the profile's keys. ``records`` is where the command line keeps the run when it does
@@ -150,14 +155,15 @@ class Plan(_Frozen):
         return Path(self.records or self.store, "runs", self.beside or self.run_id)
 
     def to_json(self) -> str:
-        """The canonical text: sorted keys, two spaces, one newline at the end."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+        """The canonical text with its seal: sorted keys, two spaces, one newline at the end."""
+        body = self.model_dump(mode="json") | {"seal": _BLANK}
+        text = json.dumps(body, indent=2, sort_keys=True) + "\n"
+        return _SEAL.sub(_hash(text), text, count=1)
 
 
 def identify(identity: Mapping[str, Any]) -> str:
     """The fingerprint of an identity: SHA-256 over its canonical JSON, in hex."""
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _hash(json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True))
 
 
 def name_run(step: str, fingerprint: str) -> str:
@@ -165,31 +171,73 @@ def name_run(step: str, fingerprint: str) -> str:
     return f"{step.replace('/', '-')}-{fingerprint[:12]}"
 
 
-def parse_plan(text: str, *, where: str) -> Plan:
-    """Read a plan back. Raises ``UsageError`` when it is none, or was changed since."""
+def parse_plan(text: str, *, where: str, is_sealed: bool = False) -> Plan:
+    """Read a plan back. Raises ``UsageError`` when it is none, or was changed since.
+
+    Plans of earlier versions have no seal. They can be read, and with ``is_sealed`` they are
+    refused too.
+    """
+    body = _parse_json(text, where=where)
+    seal = body.pop("seal", None)
     try:
-        plan = Plan.model_validate_json(text)
+        plan = Plan.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UsageError(Problem(where=where, key=key, what=first["msg"])) from None
+    fix = "run the step again instead of editing its plan"
     for each in (plan, *plan.services.values()):
         fingerprint = identify(each.identity)
-        sealed = (fingerprint, name_run(each.step, fingerprint))
-        if (each.fingerprint, each.run_id) != sealed:
+        if (each.fingerprint, each.run_id) != (fingerprint, name_run(each.step, fingerprint)):
             what = "the plan was changed after it was made"
-            fix = "run the step again instead of editing its plan"
             raise UsageError(Problem(where=where, key="fingerprint", what=what, fix=fix))
+    if seal is None and is_sealed:
+        what = "the plan has no seal: it was changed, or made by an earlier version"
+        raise UsageError(Problem(where=where, key="seal", what=what, fix="run the step again"))
+    if seal is not None and seal != _hash(_SEAL.sub(_BLANK, text, count=1)):
+        what = "the plan was changed after it was made"
+        raise UsageError(Problem(where=where, key="seal", what=what, fix=fix))
     return plan
 
 
 def load_plan(path: Path) -> Plan:
     """The plan in a ``plan.json``. Raises ``UsageError`` when it cannot be read or was changed."""
+    return parse_plan(_read(path), where=str(path))
+
+
+def load_sealed_plan(path: Path) -> Plan:
+    """The plan that a worker may execute: whole, and that of the run in whose folder it lies.
+
+    Raises ``UsageError`` for any other.
+    """
+    plan = parse_plan(_read(path), where=str(path), is_sealed=True)
+    if path.absolute().parent.name != plan.run_id:
+        what, got, fix = "is the plan of another run", plan.run_id, "run the step again"
+        raise UsageError(Problem(where=str(path), key="run_id", what=what, got=got, fix=fix))
+    return plan
+
+
+def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_bytes().decode()
     except OSError as error:
         raise UsageError(Problem(where=str(path), what=error.strerror or str(error))) from None
-    return parse_plan(text, where=str(path))
+    except UnicodeDecodeError:
+        raise UsageError(Problem(where=str(path), what="is not UTF-8 text")) from None
+
+
+def _parse_json(text: str, *, where: str) -> dict[str, Any]:
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(Problem(where=where, what=f"is not JSON: {error}")) from None
+    if not isinstance(body, dict):
+        raise UsageError(Problem(where=where, what="is not a plan"))
+    return body
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

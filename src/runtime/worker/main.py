@@ -33,7 +33,7 @@ from nemotron_style.runtime.errors import (
 from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE, PARENT_VARIABLE, STOP, Attempt
 from nemotron_style.runtime.run.code import digest_code
 from nemotron_style.runtime.run.folder import RunFolder
-from nemotron_style.runtime.run.plan import Plan, PlannedInput, load_plan
+from nemotron_style.runtime.run.plan import Plan, PlannedInput, load_sealed_plan
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, RUNNING, JobState
 from nemotron_style.runtime.secrets.detect import announce_secrets
 from nemotron_style.runtime.secrets.redact import redact, redacted_output
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     path, *service = arguments
     stop = ignore_signals() if service else catch_signals()
     try:
-        plan = load_plan(Path(path))
+        plan = load_sealed_plan(Path(path))
         plan = plan.services[service[0]] if service else plan
         process = find_rank(plan)
         announce_secrets(plan.secrets)
