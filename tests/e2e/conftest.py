@@ -91,7 +91,7 @@ def train_toy(truth: Truth, path: Path, *, steps: int = 120, seed: int = 1) -> N
         packed = pack(draw.sample(groups, 64))
         count = packed.label_tokens
         accumulate_gradients(model, [(packed, count)], lambda lp, n: (-lp.sum() / n, None))
-        optimizer.step(5e-3 * (1 - step / steps))
+        optimizer.step(5e-3 * (1 - step / steps), step=step, loss=1.0)
     save_model(model, path, config=config, tokenizer=tokenizer.path)
 
 

@@ -16,6 +16,7 @@ from nemotron_style.steps.blocks.data.toy_truth import Truth, load_truth
 from nemotron_style.steps.blocks.reward.model import RewardModel
 from nemotron_style.steps.reward.regression.config import Config
 from nemotron_style.steps.reward.regression.recipe import run
+from nonfinite import fail_at_every_spot
 
 STEPS = 24
 
@@ -223,3 +224,18 @@ def test_another_number_of_processes_is_refused(small_toy, tmp_path: Path) -> No
     )
     with pytest.raises(InputError, match="another number of processes"):
         run(config, context(small_toy, tmp_path))
+
+
+def test_nothing_that_is_not_finite_is_kept_and_the_run_goes_on(small_toy, tmp_path: Path) -> None:
+    rm = {"max_steps": 2, "val_check_interval": 2, "save_interval": 1}
+    config = settings().model_dump(mode="json")
+    config["trainer"]["rm"] |= rm
+    rows = rated_rows(load_truth(small_toy.truth.path), 40, seed=1)
+
+    def train(path: Path = tmp_path / "hit") -> StepContext:
+        ctx = context(small_toy, path, rows=rows, held=rows[:8])
+        run(Config.model_validate_json(json.dumps(config)), ctx)
+        return ctx
+
+    fail_at_every_spot(train, tmp_path / "hit" / "run", last=2)
+    assert digest(train()) == digest(train(tmp_path))

@@ -12,6 +12,7 @@ from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.context import Stop
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
 from nemotron_style.steps.blocks.judge.client import JudgeUnavailable
+from nonfinite import fail_at_every_spot
 
 COMPARE = "env.nemo_gym.genrm_compare.resources_servers.genrm_compare"
 QUICK = f"{COMPARE}.genrm_parse_retry_sleep_s=0.001"
@@ -355,3 +356,10 @@ def test_a_config_for_nemo_rl_says_so_before_any_work(world, tmp_path):
 def test_more_processes_than_there_are_is_refused(world, tmp_path):
     with pytest.raises(InputError, match="another number of processes"):
         world.train_in(tmp_path, 'judge.url="http://127.0.0.1:9"', "processes=2")
+
+
+def test_nothing_that_is_not_finite_is_kept_and_the_run_goes_on(world, plain, tmp_path):
+    ctx, _ = plain
+    with world_of.Judge().serve() as judge:
+        fail_at_every_spot(lambda: train(world, tmp_path, judge), tmp_path, last=3)
+        assert digest(train(world, tmp_path, judge)) == digest(ctx)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nemotron_style.runtime.errors import InputError, Interrupted
+from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.context import StepContext, Stop
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER, weights_digest
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
@@ -18,6 +18,7 @@ from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.sft.chat.config import Config
 from nemotron_style.steps.sft.chat.initial_model import Start
 from nemotron_style.steps.sft.chat.recipe import run
+from nonfinite import fail_at_every_spot, nan_at
 
 WORDS = ("wide", "calm", "deep", "old")
 STEPS = 8
@@ -209,3 +210,39 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     config = settings(trainer={"precision": "32", "devices": 2, "sft": {"max_steps": 1}})
     with pytest.raises(InputError, match="another number of processes"):
         run(config, context(tmp_path))
+
+
+def test_nothing_that_is_not_finite_is_kept_and_the_run_goes_on(tmp_path: Path) -> None:
+    config = settings().model_copy(deep=True)
+    sft = config.trainer.sft.model_copy(update={"max_steps": 2, "save_interval": 1})
+    config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"sft": sft})})
+
+    def train(path: Path = tmp_path / "hit") -> StepContext:
+        ctx = context(path)
+        run(config, ctx)
+        return ctx
+
+    fail_at_every_spot(train, tmp_path / "hit" / "run", last=2)
+    digests = [one.output("model").facts["weights_digest"] for one in (train(), train(tmp_path))]
+    assert digests[0] == digests[1]
+
+
+def test_a_learning_rate_that_runs_away_is_no_success(tmp_path: Path) -> None:
+    config = settings(data={"sample": True, "train_ds": {"global_batch_size": 6}})
+    optim = config.model.optim.model_copy(update={"lr": 1e9})
+    model = config.model.model_copy(update={"optim": optim})
+    ctx = context(tmp_path)
+    with pytest.raises(StepFailed, match="not finite"):
+        run(config.model_copy(update={"model": model}), ctx)
+    assert not any(ctx.output("model").path.iterdir())
+
+
+def test_updates_that_may_be_skipped_are_counted(tmp_path: Path) -> None:
+    config = settings()
+    optim = config.model.optim.model_copy(update={"max_skipped_updates": 1})
+    config = config.model_copy(update={"model": config.model.model_copy(update={"optim": optim})})
+    ctx = context(tmp_path)
+    with nan_at("log-prob", 2):
+        run(config, ctx)
+    assert ctx.figures["skipped_updates"] == 1
+    assert [line["step"] for line in lines(ctx) if line.get("grad_norm") == "nan"] == [2]

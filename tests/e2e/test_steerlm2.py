@@ -18,8 +18,13 @@ from nemotron_style.runtime.store.store import Store
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WEIGHTS, weights_digest
 from nemotron_style.steps.blocks.checkpoint.torch_dist import read_full
 from nemotron_style.steps.blocks.data.steerlm2_row import LOG_Q
+from nemotron_style.steps.blocks.loss.steerlm2 import baseline
 from nemotron_style.steps.blocks.training import training_state
 from nemotron_style.steps.sft.steerlm2 import recipe
+from nemotron_style.steps.sft.steerlm2.batch import Batch
+from nemotron_style.steps.sft.steerlm2.check import check_start
+from nemotron_style.steps.sft.steerlm2.metrics import compute_metrics
+from nonfinite import fail_at_every_spot
 
 
 @pytest.fixture(scope="module")
@@ -151,10 +156,32 @@ def test_log_probs_of_another_text_are_refused_before_any_update(world, tmp_path
     for row in rows:
         row["responses"][0][LOG_Q] -= 0.01
     data = world.data("shifted", rows)
-    with pytest.raises(InputError, match=r"first batch: .*every baseline must be 1/n.*tokenizer"):
+    with pytest.raises(InputError, match=r"first batch: .*differ by rounding.*tokenizer"):
         world.train_in(tmp_path, data=data)
     assert not (tmp_path / "checkpoints").exists()
     world.train_in(tmp_path, "model.steerlm2.sampler_tolerance=0.1", data=data)
+
+
+def test_the_noise_of_bfloat16_in_long_responses_is_no_other_text():
+    def measured(per_token, tokens=400.0, offset=0.0):
+        shape, generator = (128, 10), torch.Generator().manual_seed(1)
+        noise_PG = per_token * tokens**0.5 * torch.randn(shape, generator=generator).double()
+        zeros_PG = torch.zeros(shape, dtype=torch.float64)
+        noise_PG[0, 0] += offset
+        batch = Batch([], zeros_PG + 0.1, zeros_PG, zeros_PG + tokens)
+        b_PG = baseline(noise_PG, zeros_PG)
+        return compute_metrics(batch, noise_PG, b_PG=b_PG, loss_PG=zeros_PG)
+
+    settings = steerlm2_world.settings
+    half = settings('trainer.precision="bf16"')
+    noisy = measured(3e-3)
+    assert noisy.sampler_gap > half.sampler_tolerance  # what a bound on the baselines would refuse
+    check_start(half, noisy, "rows")
+    for wrong in (measured(3e-2), measured(3e-3, offset=400 * 0.05)):
+        with pytest.raises(InputError, match="95% of the responses"):
+            check_start(half, wrong, "rows")
+    with pytest.raises(InputError, match="95% of the responses"):
+        check_start(settings(), noisy, "rows")
 
 
 def test_bad_rows_are_refused_before_training(world, tmp_path):
@@ -231,3 +258,11 @@ def test_two_processes_train_the_model_that_one_trains(world, tmp_path):
         weights[processes] = dict(read_full(Store(store).resolve("trained").path / WEIGHTS))
     for name, tensor in weights[1].items():
         torch.testing.assert_close(weights[2][name], tensor, atol=2e-5, rtol=0)
+
+
+def test_nothing_that_is_not_finite_is_kept_and_the_run_goes_on(world, tmp_path):
+    short = ("trainer.sft.max_steps=2", "trainer.sft.save_interval=1")
+    hit = tmp_path / "hit"
+    fail_at_every_spot(lambda: world.train_in(hit, *short), hit, last=2)
+    after = product(world.train_in(hit, *short))
+    assert after == product(world.train_in(tmp_path / "plain", *short))

@@ -160,7 +160,7 @@ def training_step(scale: Scale) -> dict[str, Any]:
 
     def step() -> None:
         [loss] = accumulate_gradients(model, [(packed, packed)], mean_nll)
-        optimizer.step(1e-4)
+        optimizer.step(1e-4, step=1, loss=1.0)
         losses.append(float(loss))
 
     seconds = median_seconds(step, rounds=scale.rounds)
@@ -270,7 +270,7 @@ def save_and_resume(scale: Scale) -> dict[str, Any]:
 
     def step(model: nn.Module, optimizer: Any) -> None:
         accumulate_gradients(model, [(packed, packed)], mean_nll)
-        optimizer.step(1e-4)
+        optimizer.step(1e-4, step=1, loss=1.0)
 
     with tempfile.TemporaryDirectory() as folder:
         model, optimizer = fresh()

@@ -65,7 +65,7 @@ def measure(config, out, *, sizes=(1, 2, 8)):
         tensors |= {f"{size}/{name}": grad for name, grad in full_gradient(model).items()}
     optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1), gradient_clip=0.5)
     gradient_of(model, batch(), size=2)
-    facts["norms"] = [optimizer.step(1e-2)]
+    facts["norms"] = [optimizer.step(1e-2, step=1, loss=1.0)]
     save_state(out / "state", model, optimizer, extra={})
     facts["norms"] += update(model, optimizer)
     facts["last"] = weights_digest(model)
@@ -88,7 +88,7 @@ def update(model, optimizer):
     norms = []
     for _ in range(2):
         gradient_of(model, batch(), size=2)
-        norms.append(optimizer.step(1e-2))
+        norms.append(optimizer.step(1e-2, step=1, loss=1.0))
     return norms
 
 

@@ -12,7 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.runtime.errors import InputError, Problem, StepFailed, raise_all
+from nemotron_style.steps.blocks.checkpoint.finite import (
+    describe_nonfinite,
+    find_nonfinite,
+    is_finite,
+)
 
 SUFFIX, SINGLE = ".safetensors", "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -25,7 +30,8 @@ class TensorFolder:
 
     Raises:
         InputError: there are no safetensors (but pickles, say), a file is missing or damaged, the
-            index points outside the folder, or a tensor is of a type that is no weight's.
+            index points outside the folder, or a tensor is of a type that is no weight's or holds
+            numbers that are not finite.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,11 +54,14 @@ class TensorFolder:
     def read(self, name: str) -> Tensor:
         """The tensor called ``name``, whole, on the CPU."""
         try:
-            return self._files[name].get_tensor(name)
+            tensor: Tensor = self._files[name].get_tensor(name)
         except SafetensorError as error:
             raise InputError(
                 Problem(where=str(self.path), key=name, what="cannot be read", got=str(error))
             ) from error
+        if not is_finite(tensor):
+            raise InputError(describe_nonfinite([name], where=str(self.path)))
+        return tensor
 
     def drop(self, name: str) -> None:
         """Treat the folder as if it did not hold the tensor ``name``."""
@@ -89,6 +98,7 @@ def write_tensors(path: Path, units: Iterable[Mapping[str, Tensor]], *, max_byte
 
     What is in one unit goes to one file; a file holds at most ``max_bytes``, or one unit when
     that alone is larger. The bytes depend on the tensors, their order and ``max_bytes`` alone.
+    Raises StepFailed for a tensor that holds numbers which are not finite.
     """
     files: list[list[str]] = []
     waiting: dict[str, Tensor] = {}
@@ -110,6 +120,8 @@ def write_tensors(path: Path, units: Iterable[Mapping[str, Tensor]], *, max_byte
 
 
 def _write(path: Path, tensors: dict[str, Tensor], number: int) -> list[str]:
+    if names := find_nonfinite(tensors.items()):
+        raise StepFailed(describe_nonfinite(names, where=str(path)))
     file = path / _draft_name(number)
     save_file(tensors, file, metadata={"format": "pt"})
     file.chmod(0o666 & path.stat().st_mode)  # the library leaves it to its owner alone

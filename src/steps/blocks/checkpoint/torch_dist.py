@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from nemotron_style.runtime.errors import InputError, Problem
+from nemotron_style.steps.blocks.checkpoint.finite import require_finite_parts
 from nemotron_style.steps.blocks.model.rank_zero import is_rank_zero
 
 _DCP = "torch.distributed.checkpoint"
@@ -141,7 +142,11 @@ class _SaveInProcess(TorchDistSaveShardedStrategy):
 
 
 def write(state: dict[str, Any], path: Path) -> None:
-    """Write the sharded ``state`` of all ranks into ``path``; every rank calls it."""
+    """Write the sharded ``state`` of all ranks into ``path``; every rank calls it.
+
+    Raises StepFailed, on all ranks and before anything is written, for numbers that are not finite.
+    """
+    require_finite_parts(state, where=str(path), reading=False)
     if is_rank_zero():
         path.mkdir(parents=True, exist_ok=True)
     dist.barrier()
@@ -153,17 +158,20 @@ def write(state: dict[str, Any], path: Path) -> None:
 def read(state: dict[str, Any], path: Path) -> dict[str, Any]:
     """This rank's share of the tensors that ``state`` describes; every rank calls it.
 
-    Raises InputError when the directory cannot be trusted or lacks something.
+    Raises InputError when the directory cannot be trusted, lacks something or holds numbers that
+    are not finite.
     """
     read_contents(path)
     with _reading(path):
-        return dist_checkpointing.load(
+        own = dist_checkpointing.load(
             state,
             str(path),
             # The strategy that metadata.json names is not asked for: the file is not trusted.
             sharded_strategy=TorchDistLoadShardedStrategy(),
             validate_access_integrity=False,
         )
+    require_finite_parts(own, where=str(path), reading=True)
+    return own
 
 
 def read_full(path: Path) -> Iterator[tuple[str, Tensor]]:

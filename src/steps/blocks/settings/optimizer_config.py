@@ -31,6 +31,9 @@ class OptimConfig(Section):
     betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.98)
     eps: float = Field(default=1e-8, gt=0)
     sched: SchedConfig = SchedConfig()
+    max_skipped_updates: int = Field(
+        default=0, ge=0, description="updates in a row that may be skipped for not being finite"
+    )
 
     @property
     def distributed(self) -> bool:

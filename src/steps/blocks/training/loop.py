@@ -6,7 +6,7 @@ is due, saves when that is due or the run was told to stop, and stops::
     loop = TrainingLoop(ctx, schedule, validate=validate, save=save)
     for step in loop.steps(done):
         loss = ...
-        grad_norm = optimizer.step(lr)
+        grad_norm = optimizer.step(lr, step=step, loss=loss)
         ctx.metrics.log(step, loss=loss, grad_norm=grad_norm)
 """
 

@@ -16,9 +16,11 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
+from nemotron_style.runtime.errors import Problem, StepFailed
 from nemotron_style.steps.blocks.model.language_model import finish_gradients
 from nemotron_style.steps.blocks.model.logprob import response_logprobs
 from nemotron_style.steps.blocks.model.parallel import (
+    any_rank,
     data_world,
     from_last_stage,
     is_last_stage,
@@ -45,6 +47,7 @@ def accumulate_gradients(
     Ranks may have different numbers of micro-batches, none among them.
     """
     model.zero_grad_buffer()
+    model.nonfinite_losses = 0  # of this rank; see UpdateGuard
     if not microbatches:
         finish_gradients([model])  # the other data ranks wait for this one
         return []
@@ -53,6 +56,8 @@ def accumulate_gradients(
 
     def finish(facts: Facts, logprobs: Tensor) -> tuple[Tensor, Any]:
         share, report = loss(logprobs.cpu(), facts)
+        if not share.isfinite():
+            model.nonfinite_losses += 1
         return share * scale, report
 
     return _run(model, microbatches, finish, temperature=temperature, forward_only=False)
@@ -115,10 +120,23 @@ def score(
     """Log-probs ``[B, N, R]`` of each batch, without gradients, on the CPU of every stage.
 
     ``width`` is R for a model that gives something else than log-probs of its response tokens.
+    Every data rank calls it. Raises StepFailed, on all of them, for numbers that are not finite.
     """
-    if not batches:
-        return []
+    logprobs = _score(model, batches, temperature=temperature, width=width) if batches else []
+    if any_rank(not all(each.isfinite().all() for each in logprobs)):
+        raise StepFailed(
+            Problem(
+                what="the model's outputs are not finite",
+                fix="its weights ran away, or an activation is too large for their type: go back "
+                "to an earlier state with a lower learning rate",
+            )
+        )
+    return logprobs
 
+
+def _score(
+    model: nn.Module, batches: Sequence[PackedBatch], *, temperature: float, width: int | None
+) -> list[Tensor]:
     def finish(_facts: None, logprobs: Tensor) -> tuple[Tensor, Tensor]:
         return logprobs.new_zeros(()), logprobs.cpu()
 

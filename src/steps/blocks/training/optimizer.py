@@ -21,6 +21,7 @@ from megatron.core.transformer.module import param_is_not_shared
 from torch import nn
 
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.training.update_guard import UpdateGuard
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -38,6 +39,7 @@ class CpuAdamW:
     """torch's AdamW for CPU tensors; vectors (norms) are not decayed, as in megatron-core."""
 
     def __init__(self, model: nn.Module, config: OptimConfig, *, gradient_clip: float) -> None:
+        self.guard = UpdateGuard(model, config.max_skipped_updates)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.gradient_clip = gradient_clip
         matrices = [p for p in self.parameters if p.dim() > 1]
@@ -54,9 +56,15 @@ class CpuAdamW:
             fused=True,
         )
 
-    def step(self, lr: float) -> float:
-        """Clip and update; the norm of the gradient before clipping."""
+    def step(self, lr: float, *, step: int, loss: float) -> float:
+        """Clip and update; the norm of the gradient before clipping.
+
+        ``loss`` is that of the global batch. No weight changes where loss or norm are not
+        finite: see :meth:`UpdateGuard.allows`.
+        """
         norm = gradient_norm(self.parameters)
+        if not self.guard.allows(step=step, loss=loss, grad_norm=norm):
+            return norm
         gradients = [p.main_grad for p in self.parameters]
         if self.gradient_clip and norm > self.gradient_clip:
             torch._foreach_mul_(gradients, self.gradient_clip / (norm + 1e-6))
@@ -110,6 +118,7 @@ class CudaAdam:
     def __init__(self, model: nn.Module, config: OptimConfig, *, gradient_clip: float) -> None:
         from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
+        self.guard = UpdateGuard(model, config.max_skipped_updates)
         dtype = next(model.parameters()).dtype
         settings = OptimizerConfig(
             optimizer="adam",
@@ -126,11 +135,16 @@ class CudaAdam:
         )
         self._adam = get_megatron_optimizer(settings, [model])
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, *, step: int, loss: float) -> float:
+        # megatron-core's own `step` would apply whatever it finds, so its parts are called.
+        self._adam.prepare_grads()
+        norm = float(self._adam.get_grad_norm())
+        if not self.guard.allows(step=step, loss=loss, grad_norm=norm):
+            return norm
         for group in self._adam.param_groups:
             group["lr"] = lr
-        _updated, norm, _zeros = self._adam.step()
-        return float(norm)
+        self._adam.step()
+        return norm
 
     def sharded_state(self, weights: dict[str, Any], *, loading: bool) -> dict[str, Any]:
         return self._adam.sharded_state_dict(weights, is_loading=loading)

@@ -46,6 +46,8 @@ class TrainingState:
         """
         save_state(self.ctx.checkpoints.stage(step), self.model, self.optimizer, extra=extra)
         self.ctx.checkpoints.commit(step, keep=keep)
+        if skipped := self.optimizer.guard.skipped:
+            self.ctx.summarise(skipped_updates=skipped)
         dist.barrier()  # no rank goes on before the state is there to continue from
 
     def restore(self) -> tuple[int, dict[str, Any]]:
@@ -70,7 +72,9 @@ def save_state(
     """Write weights, moments, random states and ``extra`` (JSON) into ``path``; all ranks call."""
     if is_rank_zero():
         path.mkdir(parents=True, exist_ok=True)
-        (path / EXTRA).write_text(json.dumps({"world_size": dist.get_world_size(), "extra": extra}))
+        kept = {"world_size": dist.get_world_size(), "extra": extra}
+        kept["guard"] = optimizer.guard.stored()
+        (path / EXTRA).write_text(json.dumps(kept))
     torch_dist.write(_sharded(model, optimizer, loading=False), path / STATE)
     rank_file = path / f"random-{dist.get_rank()}.json"
     rank_file.write_text(json.dumps(_random_state()))
@@ -97,6 +101,7 @@ def load_state(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, 
     loaded = torch_dist.read(_sharded(model, optimizer, loading=True), path / STATE)
     unwrap(model).load_state_dict(loaded["model"], strict=False)
     optimizer.load(loaded["optimizer"])
+    optimizer.guard.load(kept.get("guard", {}))  # states of earlier versions have none
     _restore_random(json.loads((path / f"random-{dist.get_rank()}.json").read_text()))
     return kept["extra"]
 

@@ -122,7 +122,7 @@ def run(config: Config, ctx: StepContext) -> None:
         ranking = ranking_loss(prediction_CK, target, config=reward, over=target)
         loss = mse + ranking
         lr = cosine_annealing(settings.optim, step - 1, updates=steps)
-        grad_norm = optimizer.step(lr)
+        grad_norm = optimizer.step(lr, step=step, loss=float(loss))
 
         parts = {"train_regression_loss": mse} if target.ratings_K.any() else {}
         parts |= {"train_pair_loss": ranking} if target.pairs else {}

@@ -196,7 +196,8 @@ def run(config: Config, ctx: StepContext) -> None:
             for number, batch in split_batches(samples, policy.train_global_batch_size):
                 update = accumulate_policy_loss(model, batch, config)
                 lr = learning_rate((step - 1) * config.updates_per_step + number)
-                updates.append(update | {"lr": lr, "grad_norm": optimizer.step(lr)})
+                grad_norm = optimizer.step(lr, step=step, loss=update["loss"])
+                updates.append(update | {"lr": lr, "grad_norm": grad_norm})
 
             metrics |= merge_metrics(updates) | step_seconds(started, sampled, rewarded)
             metrics |= {"start_tokens": state.start_tokens, "epoch": order.epoch(step - 1)}

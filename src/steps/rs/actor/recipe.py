@@ -185,10 +185,11 @@ def run(config: Config, ctx: StepContext) -> None:
             # loss: -sum log p / T over the T tokens of all kept responses of a global batch
             nll = tokens = 0.0
             for update, groups in enumerate(split_batches(kept, updates, step=step)):
-                nll += accumulate_nll(model, groups, max_responses=micro_batch_size)
-                tokens += count_tokens(groups)
+                update_nll = accumulate_nll(model, groups, max_responses=micro_batch_size)
+                update_tokens = count_tokens(groups)
                 lr = learning_rate((step - 1) * updates + update)
-                grad_norm = optimizer.step(lr)
+                grad_norm = optimizer.step(lr, step=step, loss=update_nll / update_tokens)
+                nll, tokens = nll + update_nll, tokens + update_tokens
             engine.update()
 
             metrics |= bounds | {"loss": nll / tokens, "lr": lr, "grad_norm": grad_norm}

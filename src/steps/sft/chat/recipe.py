@@ -87,7 +87,7 @@ def run(config: Config, ctx: StepContext) -> None:
         nll = accumulate_nll(model, rows, max_responses=train_ds.micro_batch_size)
         loss = nll / target_tokens
         lr = cosine_annealing(config.model.optim, step - 1, updates=steps)
-        grad_norm = optimizer.step(lr)
+        grad_norm = optimizer.step(lr, step=step, loss=loss)
 
         rate = loop.rate(sum(map(len, rows)))
         ctx.metrics.log(

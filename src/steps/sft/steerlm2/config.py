@@ -92,9 +92,9 @@ class Data(Section):
 class SteerLM2(Section):
     """``model.steerlm2``; the two sizes count responses and never change the result.
 
-    ``sampler_tolerance`` bounds ``max |b_i - 1/n|`` before the first step; null means 1e-4, or
-    1e-2 in bfloat16.  ``effective_sample_floor`` is the mean effective sample size below which a
-    warning is given.
+    ``sampler_tolerance`` bounds the noise of a token in nats before the first step; null means
+    1e-4, or 1e-2 in bfloat16.  ``effective_sample_floor`` is the mean effective sample size below
+    which a warning is given.
     """
 
     forward_micro_batch_size: Count = 1
@@ -129,7 +129,7 @@ class Config(StepConfig):
 
     @property
     def sampler_tolerance(self) -> float:
-        """How far from ``1/n`` a baseline may be before the first step."""
+        """The noise of a token in nats that is allowed before the first step."""
         rounding = 1e-2 if self.trainer.half else 1e-4
         return self.model.steerlm2.sampler_tolerance or rounding
 

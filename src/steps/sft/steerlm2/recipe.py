@@ -159,7 +159,7 @@ def run(config: Config, ctx: StepContext) -> None:
         if step == 1:
             check_start(config, metrics, "first batch")
         lr = cosine_annealing(config.model.optim, step - 1, updates=steps)
-        grad_norm = optimizer.step(lr)
+        grad_norm = optimizer.step(lr, step=step, loss=metrics.loss)
 
         ctx.metrics.log(
             step,

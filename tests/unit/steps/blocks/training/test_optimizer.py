@@ -53,7 +53,7 @@ def test_updates_are_those_of_torch_with_decay_on_matrices_only():
         for group in adam.param_groups:
             group["lr"] = rate
         adam.step()
-        assert optimizer.step(rate) == pytest.approx(expected.item(), rel=1e-6)
+        assert optimizer.step(rate, step=1, loss=1.0) == pytest.approx(expected.item(), rel=1e-6)
         for copy, parameter in zip(copies, model.parameters(), strict=True):
             torch.testing.assert_close(parameter, copy, rtol=1e-5, atol=1e-7)
 
@@ -62,7 +62,7 @@ def test_no_clip_leaves_gradients_alone():
     model = build_model(CONFIG)
     gradients(model)
     before = [p.main_grad.clone() for p in model.parameters()]
-    norm = build_optimizer(model, OptimConfig(), gradient_clip=None).step(1e-3)
+    norm = build_optimizer(model, OptimConfig(), gradient_clip=None).step(1e-3, step=1, loss=1.0)
     assert norm == pytest.approx(torch.cat([g.flatten() for g in before]).norm().item(), rel=1e-6)
     for kept, parameter in zip(before, model.parameters(), strict=True):
         assert torch.equal(kept, parameter.main_grad)
@@ -74,7 +74,7 @@ def test_frozen_weights_stay():
     model = wrap(model)
     frozen = model.module.embedding.word_embeddings.weight.clone()
     gradients(model)
-    build_optimizer(model, OptimConfig(lr=1e-1)).step(1e-1)
+    build_optimizer(model, OptimConfig(lr=1e-1)).step(1e-1, step=1, loss=1.0)
     assert torch.equal(frozen, model.module.embedding.word_embeddings.weight)
 
 
