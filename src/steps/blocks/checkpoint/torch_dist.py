@@ -1,21 +1,18 @@
 """Weights in megatron-core's ``torch_dist`` format, written cheaply and read without trust.
 
 The format keeps its table of contents in a pickle, ``.metadata``. A pickle can run any code, so
-it is read by an unpickler that allows the few classes of such a table and nothing else; only a
-directory that passed is handed to megatron-core. The tensors, and the objects beside them
-(``common.pt``), are pickles as well: torch reads them with ``weights_only``, which torch's own
-reader switches off for objects, hence :func:`_weights_only`.
+:mod:`contents_reader` reads it, and its table is the one that torch and megatron-core get. The
+tensors, and the objects beside them (``common.pt``), are pickles as well: torch reads them with
+``weights_only``, which torch's own reader switches off for objects, hence :func:`_weights_only`.
 """
 
 from __future__ import annotations
 
 import nemotron_style.steps.blocks.model  # isort: skip  # noqa: F401  (imports megatron-core faster)
 import os
-import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum, EnumType
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import torch as mcore_strategy
 from megatron.core.dist_checkpointing.strategies.cached_metadata_filesystem_reader import (
     CachedMetadataFileSystemReader,
 )
@@ -34,59 +32,23 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     mcore_to_pyt_state_dict,
 )
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 
 from nemotron_style.runtime.errors import InputError, Problem
+from nemotron_style.steps.blocks.checkpoint.contents_reader import (
+    MAX_BYTES,
+    ContentsError,
+    parse_contents,
+)
 from nemotron_style.steps.blocks.checkpoint.finite import require_finite_parts
 from nemotron_style.steps.blocks.model.rank_zero import is_rank_zero
 
-_DCP = "torch.distributed.checkpoint"
-_TABLE = (
-    "BytesStorageMetadata",
-    "ChunkStorageMetadata",
-    "Metadata",
-    "MetadataIndex",
-    "StorageMeta",
-    "TensorProperties",
-    "TensorStorageMetadata",
-    "_MEM_FORMAT_ENCODING",
-)
-_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "uint8")
-_ALLOWED = {
-    *((f"{_DCP}.metadata", name) for name in _TABLE),
-    *(("torch", name) for name in _DTYPES),
-    (f"{_DCP}.filesystem", "_StorageInfo"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("collections", "OrderedDict"),
-    ("builtins", "set"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "PurePosixPath"),
-}
-
 # Warnings about calls that megatron-core makes, and about reading in one process.
 _EXPECTED = ("`load_state_dict` is deprecated", "torch.distributed is disabled")
-
-
-class _TableUnpickler(pickle.Unpickler):
-    """Reads ``.metadata``; refuses every name that is not in :data:`_ALLOWED`."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        # Some Pythons (3.11.0 to 3.11.2) pickle the member of an Enum as getattr(Enum, name). The
-        # real getattr would reach any attribute of an allowed class, and code from there.
-        if (module, name) == ("builtins", "getattr"):
-            return _enum_member
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return super().find_class(module, name)
-
-
-def _enum_member(kind: Any, name: Any) -> Enum:
-    """The member ``name`` of an allowed Enum class; any other attribute is refused."""
-    known = isinstance(kind, EnumType) and (kind.__module__, kind.__qualname__) in _ALLOWED
-    if not known or type(name) is not str or name not in kind.__members__:
-        raise pickle.UnpicklingError(f"it names builtins.getattr with {kind!r} and {name!r}")
-    return kind[name]
 
 
 def read_contents(path: Path) -> Metadata:
@@ -98,31 +60,69 @@ def read_contents(path: Path) -> Metadata:
     file = path / ".metadata"
     try:
         with file.open("rb") as stream:
-            contents = _TableUnpickler(stream).load()
+            contents = parse_contents(stream.read(MAX_BYTES + 1))
+        if not _stays_inside(contents):
+            raise ContentsError("it points to files outside the folder")
     except OSError as error:
         raise InputError(Problem(what="has no table of contents", where=str(file))) from error
     except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(
-            Problem(what="is not the table of contents of weights", where=str(file), got=str(error))
-        ) from error
-    if not isinstance(contents, Metadata) or not _stays_inside(contents):
-        raise InputError(Problem(what="is not the table of contents of weights", where=str(file)))
+        what = "is not the table of contents of weights"
+        raise InputError(Problem(what=what, where=str(file), got=str(error))) from error
     return contents
 
 
 def _stays_inside(contents: Metadata) -> bool:
-    names = {entry.relative_path for entry in (contents.storage_data or {}).values()}
-    return all(name == os.path.basename(name) and name != ".." for name in names)
+    names = {entry.relative_path for entry in contents.storage_data.values()}
+    return all(name == os.path.basename(name) and name not in ("", "..") for name in names)
+
+
+def tensor_entries(path: Path) -> dict[str, TensorStorageMetadata]:
+    """The tensors of a ``torch_dist`` directory by name, whose bytes are in its files.
+
+    Raises InputError as :func:`read_contents` does, and where the table promises more than the
+    files hold: memory is taken for what it promises.
+    """
+    contents = read_contents(path)
+    try:
+        _check_files(contents, path)
+    except (ContentsError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        what = "the weights cannot be read"
+        raise InputError(Problem(what=what, where=str(path), got=str(error))) from error
+    entries = contents.state_dict_metadata.items()
+    return {name: entry for name, entry in entries if isinstance(entry, TensorStorageMetadata)}
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and full shapes of the tensors in a ``torch_dist`` directory."""
-    entries = read_contents(path).state_dict_metadata.items()
-    return {
-        name: tuple(entry.size)
-        for name, entry in entries
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    return {name: tuple(entry.size) for name, entry in tensor_entries(path).items()}
+
+
+def _check_files(contents: Metadata, path: Path) -> None:
+    """Raise ContentsError unless pieces fill each tensor, and the files have room for all."""
+    room: dict[str, int] = {}
+    for name, entry in contents.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            continue
+        filled = 0
+        for chunk in entry.chunks:
+            stored = contents.storage_data[MetadataIndex(name, chunk.offsets)]
+            if chunk.sizes.numel() * entry.properties.dtype.itemsize > stored.length:
+                raise ContentsError(f"a piece of {name} is shorter than its tensor is large")
+            file = stored.relative_path
+            room[file] = room.get(file, (path / file).stat().st_size) - stored.length
+            filled += chunk.sizes.numel()
+        if filled != entry.size.numel():
+            raise ContentsError(f"the pieces of {name} are not the whole tensor")
+    for file, left in room.items():
+        if left < 0:
+            raise ContentsError(f"{file} is too short for its tensors")
+
+
+class _RepeatableWriter(dcp.FileSystemWriter):
+    """Writes equal files for equal weights: torch adds the folder written to and a random id."""
+
+    def storage_meta(self) -> None:
+        return None
 
 
 class _SaveInProcess(TorchDistSaveShardedStrategy):
@@ -136,7 +136,7 @@ class _SaveInProcess(TorchDistSaveShardedStrategy):
         named, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
         dcp.save(
             mcore_to_pyt_state_dict(named, False),
-            storage_writer=dcp.FileSystemWriter(checkpoint_dir, thread_count=1),
+            storage_writer=_RepeatableWriter(checkpoint_dir, thread_count=1),
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
         )
 
@@ -161,8 +161,7 @@ def read(state: dict[str, Any], path: Path) -> dict[str, Any]:
     Raises InputError when the directory cannot be trusted, lacks something or holds numbers that
     are not finite.
     """
-    read_contents(path)
-    with _reading(path):
+    with _reading(path), _checked_reader():
         own = dist_checkpointing.load(
             state,
             str(path),
@@ -176,15 +175,21 @@ def read(state: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def read_full(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Each tensor whole, in the order of names, on the CPU; one at a time, by this rank alone."""
-    entries = read_contents(path).state_dict_metadata
-    reader = CachedMetadataFileSystemReader(path)
-    for name in sorted(entries):
-        entry = entries[name]
-        if isinstance(entry, TensorStorageMetadata):
-            part = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
-            with _reading(path):
-                dcp.load(part, storage_reader=reader, no_dist=True)
-            yield name, part[name]
+    reader = _CheckedReader(path)
+    for name, entry in sorted(tensor_entries(path).items()):
+        part = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
+        with _reading(path):
+            dcp.load(part, storage_reader=reader, no_dist=True)
+        yield name, part[name]
+
+
+class _CheckedReader(CachedMetadataFileSystemReader):
+    """Takes the table from :func:`read_contents`; its base class unpickles the file."""
+
+    def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
+        if self._cached_metadata is None:
+            self._cached_metadata = read_contents(Path(self.path))
+        return self._cached_metadata
 
 
 @contextmanager
@@ -199,6 +204,17 @@ def _reading(path: Path) -> Iterator[None]:
         raise InputError(
             Problem(what="the weights cannot be read", where=str(path), got=_cause(error))
         ) from error
+
+
+@contextmanager
+def _checked_reader() -> Iterator[None]:
+    """Have megatron-core's strategy read the table as :class:`_CheckedReader` does."""
+    before = mcore_strategy._get_filesystem_reader
+    mcore_strategy._get_filesystem_reader = lambda path, **_: _CheckedReader(path)
+    try:
+        yield
+    finally:
+        mcore_strategy._get_filesystem_reader = before
 
 
 def _cause(error: BaseException) -> str:

@@ -9,9 +9,15 @@ from http import HTTPStatus
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+)
 
 from nemotron_style.runtime.errors import InputError
+from nemotron_style.runtime.store.digest import digest_tree
 from nemotron_style.steps.blocks.checkpoint import torch_dist
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     full_weights,
@@ -188,8 +194,9 @@ def test_objects_stored_among_the_tensors_cannot_run_code(saved, tmp_path):
     torch.save(Trap(tmp_path / "sprung"), trap)
     where = len(file.read_bytes())
     file.write_bytes(file.read_bytes() + trap.read_bytes())
-    for entry in contents.storage_data.values():
-        entry.offset, entry.length = where, trap.stat().st_size
+    for index, entry in contents.storage_data.items():
+        if index.fqn == "decoder.final_layernorm.weight":
+            entry.offset, entry.length = where, trap.stat().st_size
     (file.parent / ".metadata").write_bytes(pickle.dumps(contents))
     with pytest.raises(InputError, match="cannot be read"):
         load_model(saved)
@@ -204,6 +211,77 @@ def test_a_table_that_points_outside_is_refused(saved):
     file.write_bytes(pickle.dumps(contents))
     with pytest.raises(InputError, match="not the table of contents"):
         load_model(saved)
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        lambda entry, stored: setattr(entry, "size", torch.Size([10**9, 10**9])),
+        lambda entry, stored: setattr(entry.chunks[0], "sizes", torch.Size([10**9, 16])),
+        lambda entry, stored: setattr(stored, "length", 10**12),
+        lambda entry, stored: setattr(stored, "relative_path", "__9_9.distcp"),
+        lambda entry, stored: entry.chunks.clear(),
+        lambda entry, stored: entry.chunks.append({}),
+    ],
+    ids=["tensor", "piece", "bytes", "file", "no piece", "no chunk"],
+)
+def test_no_memory_is_taken_for_what_a_table_only_promises(saved, promise):
+    file = saved / "weights" / ".metadata"
+    contents = torch_dist.read_contents(file.parent)
+    name = "output_layer.weight"
+    stored = {index.fqn: entry for index, entry in contents.storage_data.items()}
+    promise(contents.state_dict_metadata[name], stored[name])
+    file.write_bytes(pickle.dumps(contents))
+    for read in (load_model, weights_digest):
+        with pytest.raises(InputError, match=r"cannot be read|not the table"):
+            read(saved)
+
+
+def test_pieces_that_share_bytes_are_refused(saved):
+    """A file of one tensor under ten thousand names would be ten thousand tensors in memory."""
+    file = saved / "weights" / ".metadata"
+    contents = torch_dist.read_contents(file.parent)
+    [(index, stored)] = [
+        pair for pair in contents.storage_data.items() if pair[0].fqn == "output_layer.weight"
+    ]
+    for number in range(100):
+        name = f"copy{number}"
+        contents.state_dict_metadata[name] = contents.state_dict_metadata[index.fqn]
+        contents.storage_data[MetadataIndex(name, index.offset)] = stored
+    file.write_bytes(pickle.dumps(contents))
+    with pytest.raises(InputError, match="too short for its tensors"):
+        weights_digest(saved)
+
+
+def test_equal_weights_are_equal_files(tmp_path, tokenizer):
+    def save(name):
+        path = tmp_path / name
+        save_model(build_model(CONFIG, seed=7), path, config=CONFIG, tokenizer=tokenizer)
+        return digest_tree(path)[0]
+
+    assert save("here") == save("there/and further")
+
+
+def test_equal_states_are_equal_files(tmp_path):
+    def save(name):
+        random.seed(3)
+        torch.manual_seed(3)
+        model = build_model(CONFIG, seed=7)
+        optimizer = build_optimizer(model, OptimConfig())
+        train(model, optimizer, steps=2)
+        save_state(tmp_path / name, model, optimizer, extra={"step": 2})
+        return digest_tree(tmp_path / name)[0]
+
+    assert save("here") == save("there")
+
+
+def test_a_table_that_names_the_folder_it_was_written_to_is_read(saved):
+    """As earlier versions wrote it, and as other programs do."""
+    file = saved / "weights" / ".metadata"
+    contents = torch_dist.read_contents(file.parent)
+    contents.storage_meta = StorageMeta(checkpoint_id=file.parent, save_id="0d3e")
+    file.write_bytes(pickle.dumps(contents))
+    load_model(saved)
 
 
 def test_a_damaged_or_foreign_table_is_an_input_error(saved):
