@@ -72,9 +72,8 @@ class ContentsError(ValueError):
 
 
 def _size(dimensions: Any = ()) -> torch.Size:
-    if type(dimensions) is not tuple or len(dimensions) > MAX_DIMENSIONS:
-        raise ContentsError("a size is not a tuple of numbers")
-    if not all(type(number) is int and 0 <= number < 2**63 for number in dimensions):
+    short = type(dimensions) is tuple and len(dimensions) <= MAX_DIMENSIONS
+    if not short or not all(type(n) is int and 0 <= n < 2**63 for n in dimensions):
         raise ContentsError("a size is not a tuple of numbers")
     return torch.Size(dimensions)
 
@@ -283,13 +282,10 @@ class _Machine:
             raise ContentsError(f"the state of a {type(target).__name__} is not a table")
         self.hold(target, list(state.values()))
         for name, value in state.items():
-            if name not in fields or not _is_one_of(value, fields[name]):
+            kinds = fields.get(name, ())
+            if object not in kinds and type(value) not in kinds:
                 raise ContentsError(f"{type(target).__name__} has no such {str(name)[:80]}")
             object.__setattr__(target, name, value)  # an index is a frozen dataclass
-
-
-def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
-    return object in kinds or type(value) in kinds
 
 
 def _find(module: Any, name: Any) -> Any:
@@ -305,10 +301,7 @@ def _call(function: Any, arguments: Any) -> Any:
 
 
 def _create(kind: Any, arguments: Any) -> Any:
-    if not isinstance(kind, type) or arguments != ():
-        raise ContentsError("it creates something else than a part of a table")
-    if kind is TensorProperties:
-        return TensorProperties()
-    if kind not in _FIELDS:
+    known = isinstance(kind, type) and (kind in _FIELDS or kind is TensorProperties)
+    if not known or arguments != ():
         raise ContentsError("it creates something else than a part of a table")
     return object.__new__(kind)
