@@ -63,14 +63,35 @@ def put_key(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
+def remove_key(values: dict[str, Any], key: str) -> None:
+    """Take the value at a dotted key out of nested tables, where there is one."""
+    *above, last = split_key(key)
+    for part in above:
+        inner = values.get(part)
+        if not isinstance(inner, dict):
+            return
+        values = inner
+    values.pop(last, None)
+
+
+def is_plain_key(key: str) -> bool:
+    """Whether a key can stand in a dotted key as it is."""
+    return bool(key) and not set(key) & set('."[]')
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys; lists and empty tables stay values."""
+    """Nested tables as dotted keys; lists and empty tables stay values.
+
+    A key that holds a dot is quoted, so that no two keys become one: ``{"a.b": 1, "a": {"b": 2}}``
+    gives ``"a.b"`` (in quotes) and ``a.b``.
+    """
     flat: dict[str, Any] = {}
-    for key, value in values.items():
+    for name, value in values.items():
+        key = prefix + (name if is_plain_key(name) else json.dumps(name, ensure_ascii=False))
         if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
+            flat[key] = value
     return flat
 
 

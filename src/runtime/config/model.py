@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nemotron_style.runtime.errors import ConfigError
-from nemotron_style.runtime.validation import explain_errors, flatten
+from nemotron_style.runtime.validation import explain_errors, is_plain_key
+from nemotron_style.runtime.validation import flatten as flatten  # for schemas of steps
 
 MANDATORY = "???"
 """OmegaConf's value of a key that has to be given."""
@@ -35,15 +37,24 @@ class StepConfig(Section):
 
 
 class ServiceSource(Section):
-    """How a service that the step needs is started: the config of its step, and overrides."""
+    """How a service that the step needs is started: the config of its step, and overrides.
+
+    The keys of ``overrides`` are those of the command line (``model.optim.lr``), or tables.
+    """
 
     config: str = "default"
     overrides: dict[str, Any] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _check_overrides(self) -> Self:
+        keys = [key for key, _ in _spell_out(self.overrides)]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise ValueError(f"overrides say {', '.join(twice)} twice")
+        return self
+
     def as_overrides(self) -> tuple[str, ...]:
         """``overrides`` as they would be typed: nested tables as dotted keys, values as JSON."""
-        pairs = flatten(self.overrides)
-        return tuple(f"{key}={json.dumps(value)}" for key, value in pairs.items())
+        return tuple(f"{key}={_write_json(item)}" for key, item in _spell_out(self.overrides))
 
 
 class InputSource(ServiceSource):
@@ -58,6 +69,24 @@ class InputSource(ServiceSource):
         if (self.step is None) == (self.ref is None):
             raise ValueError("needs exactly one of 'step' and 'ref'")
         return self
+
+
+def _spell_out(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of every override; a table below whose keys hold a dot is a value as a whole."""
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value and all(map(is_plain_key, value)):
+            yield from _spell_out(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _write_json(value: Any) -> str:
+    """``value`` as JSON that is YAML too.
+
+    YAML knows no surrogate pairs, and breaks lines at characters that JSON lets stand.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(r"[\x7f-\uffff]", lambda char: f"\\u{ord(char[0]):04x}", text)
 
 
 def cosmetic(default: Any = ..., **kwargs: Any) -> Any:

@@ -22,8 +22,8 @@ from nemotron_style.runtime.errors import ConfigError, ManifestError, Problem, s
 from nemotron_style.runtime.paths import show_path
 from nemotron_style.runtime.validation import (
     find_key,
-    flatten,
     put_key,
+    remove_key,
     schema_keys,
     split_key,
     suggest_key,
@@ -35,9 +35,9 @@ class ResolvedConfig:
     """A config that passed.
 
     ``values`` is complete (defaults included) and JSON-able; a slot-bound key that nobody gave is
-    null in it. ``semantic`` is what can change the result, by dotted key: ``values`` without
-    cosmetic fields and without slot-bound keys. ``sources`` says where inputs come from, and
-    ``services`` how the services beside the step are started.
+    null in it. ``semantic`` is what can change the result: ``values`` without cosmetic fields and
+    without slot-bound keys, as a tree (dotted keys would make one of two). ``sources`` says where
+    inputs come from, and ``services`` how the services beside the step are started.
     """
 
     name: str
@@ -101,11 +101,9 @@ def resolve_config(
     values = config.model_dump(mode="json")
     for key in unbound:
         put_key(values, key, None)
-    semantic = {
-        key: value
-        for key, value in flatten(semantic_values(config)).items()
-        if not any(f"{key}.".startswith(f"{bound}.") for bound in manifest.bound_keys)
-    }
+    semantic = semantic_values(config)
+    for key in manifest.bound_keys:
+        remove_key(semantic, key)
     label = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-.")
     return ResolvedConfig(label or "config", values, sources, services, semantic)
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemotron_style.runtime.errors import Problem, UsageError
+from nemotron_style.runtime.validation import flatten
 
 MADE_BY_RUN = "run:"
 _BLANK = "0" * 64
@@ -241,29 +242,47 @@ def _hash(text: str) -> str:
 
 
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two identities, one line a key: ``config.seed: 1 -> 2``."""
+    """What differs between two identities, one line a key: ``seed: 1 -> 2``."""
     before, after = _flatten(old), _flatten(new)
-    differing = [key for key in {**before, **after} if _show(before, key) != _show(after, key)]
+    differing = [path for path in {**before, **after} if before.get(path) != after.get(path)]
     lines = []
-    for key in sorted(differing, key=lambda key: (key in ("code", "generation"), key)):
-        if key == "code":
-            digests = (side.get("code", "")[:12] for side in (before, after))
+    for path in sorted(differing, key=lambda path: (path in (("code",), ("generation",)), path)):
+        if path == ("code",):
+            digests = (str(side.get("code", ""))[:12] for side in (old, new))
             lines.append(f"code of the step changed ({' -> '.join(digests)})")
         else:
-            lines.append(f"{key}: {_show(before, key)} -> {_show(after, key)}")
+            shown = (side.get(path, "(absent)") for side in (before, after))
+            lines.append(f"{_name_part(path)}: {' -> '.join(shown)}")
     return lines
 
 
-def _show(identity: Mapping[str, Any], key: str) -> str:
-    return json.dumps(identity[key], ensure_ascii=False) if key in identity else "(absent)"
+def _flatten(identity: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
+    """The JSON text of every key of an identity, under the path of parts that leads to it.
 
-
-def _flatten(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """``config`` keys as they stand, ``inputs`` and ``services`` with a prefix, the rest as is."""
-    apart = ("config", "inputs", "services")
-    flat = {key: value for key, value in identity.items() if key not in apart}
-    flat |= identity.get("config", {})
-    flat |= {f"inputs.{slot}": source for slot, source in identity.get("inputs", {}).items()}
-    for name, service in identity.get("services", {}).items():
-        flat |= {f"services.{name}.{key}": value for key, value in _flatten(service).items()}
+    Keys of the config stay below ``config``, where one that is called ``code`` hides nothing.
+    """
+    flat: dict[tuple[str, ...], str] = {}
+    for key, value in identity.items():
+        if key == "config":
+            for top, setting in value.items():  # an earlier version wrote ``a.b`` at the top
+                below = flatten(setting, f"{top}.") if isinstance(setting, Mapping) else {}
+                pairs = below or {top: setting}
+                flat |= {("config", name): _write(item) for name, item in pairs.items()}
+        elif key == "inputs":
+            flat |= {("inputs", slot): _write(source) for slot, source in value.items()}
+        elif key == "services":
+            for name, service in value.items():
+                parts = _flatten(service).items()
+                flat |= {("services", name, *path): text for path, text in parts}
+        else:
+            flat[key,] = _write(value)
     return flat
+
+
+def _name_part(path: tuple[str, ...]) -> str:
+    """A path as it is shown: keys of a config as they are typed."""
+    return ".".join(part for part in path if part != "config" or part == path[-1])
+
+
+def _write(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ _EVIDENCE = ("config", "code", "environment", "hardware", "seeds", "metrics", "f
 
 @dataclass(frozen=True)
 class Difference:
-    """One key that differs; None where a side does not have it."""
+    """One key that differs; None where a side does not have it, ``null`` where it has none."""
 
     key: str
     left: Any
@@ -24,10 +25,19 @@ def compare(left: Artifact, right: Artifact) -> list[Difference]:
     """Every difference that could matter, by dotted key; refs and times of creation do not."""
     ours, theirs = _flatten_record(left.record), _flatten_record(right.record)
     return [
-        Difference(key, ours.get(key), theirs.get(key))
+        Difference(key, _show(ours, key), _show(theirs, key))
         for key in ours | theirs
-        if ours.get(key) != theirs.get(key)
+        # As text: to Python 1, 1.0 and true are equal.
+        if key not in ours or key not in theirs or _write(ours[key]) != _write(theirs[key])
     ]
+
+
+def _show(values: dict[str, Any], key: str) -> Any:
+    return "null" if key in values and values[key] is None else values.get(key)
+
+
+def _write(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _flatten_record(record: Record) -> dict[str, Any]:

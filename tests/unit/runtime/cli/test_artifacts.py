@@ -169,6 +169,24 @@ def test_diff(run: Run, store: Store, model: Artifact) -> None:
     assert run("diff", "sft:v1", "sft:v1")[1] == "no difference\n"
 
 
+def test_diff_sees_a_change_in_whatever_key_it_hides(run: Run, store: Store) -> None:
+    configs: list[dict[str, Any]] = [
+        {"w.help": 1},
+        {"w": {"help": 1}},
+        {"w": {"help": True}},
+        {"w": {"help": None}},
+        {"w": {}},
+    ]
+    for number, config in enumerate(configs):
+        staged = store.stage("tree")
+        (staged / "a").write_text("x")
+        store.commit(staged, name=f"tree{number}", kind="stone", config=config)
+    for number in range(1, len(configs)):
+        told = read_json(run, "diff", f"tree{number - 1}", f"tree{number}")["differences"]
+        assert told
+        assert all(str(one["left"]) != str(one["right"]) for one in told)
+
+
 def test_gc_tells_what_it_removed(run: Run, store: Store, model: Artifact) -> None:
     staged = store.stage("left")
     (staged / "a").write_text("x")

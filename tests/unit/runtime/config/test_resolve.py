@@ -9,6 +9,7 @@ from nemotron_style.runtime.config.model import InputSource, parse_config
 from nemotron_style.runtime.config.resolve import load_config_class, resolve_config
 from nemotron_style.runtime.config.yaml_file import parse_value
 from nemotron_style.runtime.errors import ConfigError, ManifestError
+from nemotron_style.runtime.run.plan import identify
 from nemotron_style.runtime.validation import find_key, flatten, split_key
 
 
@@ -287,7 +288,9 @@ def test_cosmetic_and_slot_bound_keys_are_no_part_of_the_meaning(toy):
     plain = resolve().semantic
     assert resolve("log_every=3", "data.path=/x", "model.restore_from_path=/y").semantic == plain
     assert "log_every" not in plain
-    assert plain["model.optim.betas"] == [0.9, 0.999]
+    assert plain["model"]["optim"]["betas"] == [0.9, 0.999]
+    assert "restore_from_path" not in plain["model"]
+    assert plain["data"] == {"files": []}
     assert resolve("model.optim.lr=1").semantic != plain
 
 
@@ -397,3 +400,57 @@ def test_a_tag_that_changes_what_stands_there_is_refused(toy, text):
     assert "cannot be " in refusal(f"+model.extra.word={text}")
     write_default(toy, f"data: {{files: [{text}]}}\n")
     assert "cannot be used: write plain text" in refusal()
+
+
+TREES = [
+    "{w.help: 1}",
+    "{w: {help: 1}}",
+    "{a.b: 1, a: {b: 2}}",
+    "{a.b: 2, a: {b: 1}}",
+    "{a: {b: 2}}",
+    "{a: {}}",
+    "{}",
+    '{"a[0]": 1}',
+    "{a: [1]}",
+    '{"a": 1}',
+    """{'"a"': 1}""",
+    "{a: true}",
+    "{a: 1.0}",
+    '{a: "1"}',
+    '{"": 1}',
+    '{"a.": {b: 1}}',
+    '{a: {".b": 1}}',
+    '{"a..b": 1}',
+]
+
+
+def test_every_tree_has_an_identity_of_its_own(toy):
+    def identity(tree):
+        semantic = resolve(f"model.extra={tree}").semantic
+        return identify({"config": semantic}), *flatten(semantic).items()
+
+    assert len({repr(identity(tree)) for tree in TREES}) == len(TREES)
+    assert len({identity(tree)[0] for tree in TREES}) == len(TREES)
+    assert len({str(sorted(map(repr, identity(tree)[1:]))) for tree in TREES}) == len(TREES)
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_a_tree_in_a_file_is_the_one_on_the_command_line_and_of_an_upstream_step(toy, tree):
+    plain = (toy.folder / "default.yaml").read_text()
+    write_default(toy, f"  extra: {tree}\n")
+    expected = resolve().values["model"]["extra"]
+    toy.write_step("default.yaml", plain)
+    assert resolve(f"model.extra={tree}").values["model"]["extra"] == expected
+    source = InputSource(step="toy/train", overrides={"++model": {"extra": expected}})
+    assert resolve(*source.as_overrides()).values["model"]["extra"] == expected
+
+
+@pytest.mark.parametrize("text", ["\U0001f600", "\x7f", "a\u2028b", "\x85", "\ufeff", "é", "a\nb"])
+def test_an_override_of_an_upstream_step_is_the_text_that_stands_there(toy, text):
+    source = InputSource(step="toy/train", overrides={"data.files": [text]})
+    assert resolve(*source.as_overrides()).values["data"]["files"] == [text]
+
+
+def test_an_override_that_is_given_in_two_ways_is_refused():
+    with pytest.raises(ValueError, match=r"overrides say model\.x twice"):
+        InputSource(step="toy/train", overrides={"model.x": 1, "model": {"x": 2}})

@@ -30,7 +30,7 @@ from nemotron_style.runtime.worker import main as worker
 IDENTITY = {
     "step": "mill/bake",
     "manifest_version": "1",
-    "config": {"steps": 40, "mill.speed": 1},
+    "config": {"steps": 40, "mill": {"speed": 1}},
     "inputs": {"input": "run:mill-grind-0123456789ab/sack"},
     "code": "a" * 64,
     "generation": 0,
@@ -190,6 +190,24 @@ def test_differences_name_the_keys() -> None:
     assert 'inputs.input: "run:mill-grind-0123456789ab/sack" -> "sha256:00"' in lines
     assert lines[-1].startswith("code of the step changed (aaaaaaaaaaaa -> bbbbbbbbbbbb")
     assert describe_difference(IDENTITY, IDENTITY) == []
+
+
+def test_a_difference_shows_in_whatever_key_it_hides() -> None:
+    def differ(old: Any, new: Any) -> list[str]:
+        return describe_difference({**IDENTITY, "config": old}, {**IDENTITY, "config": new})
+
+    assert differ({"w": {"w.help": 1}}, {"w": {"w": {"help": 1}}}) == [
+        'w."w.help": 1 -> (absent)',
+        "w.w.help: (absent) -> 1",
+    ]
+    assert differ({"w": {"a.b": 1, "a": {"b": 2}}}, {"w": {"a.b": 3, "a": {"b": 2}}}) == [
+        'w."a.b": 1 -> 3'
+    ]
+    assert differ({"code": 1}, {"code": 2}) == ["code: 1 -> 2"]
+    assert differ({"step": True}, {"step": 1}) == ["step: true -> 1"]
+    assert differ({"a": None}, {}) == ["a: null -> (absent)"]
+    assert differ({"a": {}}, {"a": {"b": 1}}) == ["a: {} -> (absent)", "a.b: (absent) -> 1"]
+    assert differ({"mill.speed": 1, "steps": 4}, {"mill": {"speed": 1}, "steps": 4}) == []
 
 
 def test_dotted_keys() -> None:

@@ -16,7 +16,7 @@ from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.config.model import parse_config
 from nemotron_style.runtime.config.resolve import load_config_class, resolve_config
 from nemotron_style.runtime.errors import ConfigError
-from nemotron_style.runtime.validation import schema_keys
+from nemotron_style.runtime.validation import get_key, schema_keys
 from nemotron_style.steps.rs.actor.config import Config
 
 ROOT = Path(__file__).parents[4]
@@ -149,7 +149,7 @@ def test_command_line_of_the_reference_carries_over(manifest: Any) -> None:
         "remote_rm.reward_model.port=5555",
         name="default",
     )
-    assert resolved.semantic["model.rs.num_rollouts_per_prompt"] == 4
+    assert get_key(resolved.semantic, "model.rs.num_rollouts_per_prompt") == 4
     assert resolved.values["remote_rm"]["host"] == "rm.example"
 
 

@@ -9,7 +9,7 @@ from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.config.model import parse_config
 from nemotron_style.runtime.config.resolve import load_config_class, resolve_config
 from nemotron_style.runtime.errors import ConfigError
-from nemotron_style.runtime.validation import flatten, schema_keys
+from nemotron_style.runtime.validation import flatten, get_key, schema_keys
 from nemotron_style.steps.sft.steerlm2.config import Config
 
 ROOT = Path(__file__).parents[4]
@@ -85,9 +85,9 @@ def test_command_line_of_the_reference_carries_over(manifest):
         "exp_manager.checkpoint_callback_params.save_top_k=1",
         name="default",
     )
-    assert resolved.semantic["model.steerlm2.micro_batch_size"] == 2
-    assert resolved.semantic["trainer.sft.max_steps"] == 800
-    assert resolved.semantic["model.optim.lr"] == 9e-7
+    assert get_key(resolved.semantic, "model.steerlm2.micro_batch_size") == 2
+    assert get_key(resolved.semantic, "trainer.sft.max_steps") == 800
+    assert get_key(resolved.semantic, "model.optim.lr") == 9e-7
 
 
 @pytest.mark.parametrize(
