@@ -7,6 +7,7 @@ has to be corrected.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -83,6 +84,19 @@ class ArtifactError(StepsError, ValueError):
     """An artifact whose bytes are not those that were committed."""
 
 
+class OutputError(StepsError):
+    """Standard output or standard error that takes nothing more.
+
+    ``was_left``: the program that reads it has ended, as ``head`` does, and waits for no word.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problem: Problem, *, was_left: bool = False) -> None:
+        super().__init__(problem)
+        self.was_left = was_left
+
+
 class StepFailed(StepsError, RuntimeError):
     """A step that began and did not finish."""
 
@@ -91,6 +105,38 @@ class Interrupted(StepsError):
     """A step that was asked to stop and saved its state first."""
 
     exit_code = 130
+
+
+def explain_system_error(error: OSError | UnicodeError | RecursionError) -> Problem:
+    """What the system refused, in words for a user, with the path where there is one."""
+    if isinstance(error, RecursionError):
+        return Problem(what="what was given is nested too deeply to be read")
+    if isinstance(error, UnicodeError):
+        return Problem(what=f"a text that was given is not UTF-8: {error}")
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if _is_path(name)]
+    where = " and ".join(map(shorten, names))
+    if not where and isinstance(error, FileNotFoundError) and not _has_working_directory():
+        what, fix = "was removed", "change to another one: cd"
+        return Problem(where="working directory", what=what, fix=fix)
+    return Problem(where=where, what=error.strerror or str(error) or type(error).__name__)
+
+
+def _is_path(name: object) -> bool:
+    return isinstance(name, str | bytes) and bool(name)
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
+
+
+def shorten(text: str, width: int = 100) -> str:
+    """``text``, its middle left out where it is longer than ``width``."""
+    half = width // 2 - 2
+    return text if len(text) <= width else f"{text[:half]}...{text[-half:]}"
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

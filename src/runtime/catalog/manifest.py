@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, 
 
 from nemotron_style.runtime.errors import ManifestError, Problem, StepsError, raise_all
 from nemotron_style.runtime.paths import show_path
+from nemotron_style.runtime.text_file import LONG_NUMBER, explain_parser, read_text_file
 from nemotron_style.runtime.validation import explain_errors
 
 STEP_ID = re.compile(r"[a-z0-9][a-z0-9_]*(/[a-z0-9][a-z0-9_]*)+")
@@ -205,18 +206,13 @@ def load_manifest(path: Path, *, root: Path | None = None) -> Manifest:
 
 def read_toml(path: Path, error: type[StepsError] = ManifestError) -> dict[str, Any]:
     """A TOML file as a table; a file that cannot be read or parsed raises ``error``."""
-    where = show_path(path)
+    text = read_text_file(path, error)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as broken:
-        what, _, position = str(broken).partition(" (at ")
-        line = re.search(r"line (\d+)", position)
-        place = f"{where}:{line[1]}" if line else where
-        raise error(Problem(where=place, what=f"is not valid TOML: {what}")) from None
-    except UnicodeDecodeError:
-        raise error(Problem(where=where, what="is not UTF-8 text")) from None
-    except OSError as broken:
-        raise error(Problem(where=where, what=f"cannot be read: {broken.strerror}")) from None
+        if LONG_NUMBER.search(text):  # in hexadecimal it would be read, and could not be shown
+            raise ValueError
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as refused:
+        raise error(explain_parser(refused, text, show_path(path), "TOML")) from None
 
 
 def _match(pattern: re.Pattern[str], text: str, allowed: str) -> str:

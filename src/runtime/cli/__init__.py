@@ -6,10 +6,10 @@ step failed, 2 a mistake in what was given, 130 interrupted.
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar
 
 import typer
@@ -17,7 +17,20 @@ from typer.main import get_command
 
 from nemotron_style.runtime.cli.lazy import LazyGroup
 from nemotron_style.runtime.cli.table import print_json, print_problems
-from nemotron_style.runtime.errors import Problem, StepsError, UsageError, raise_all, suggest
+from nemotron_style.runtime.cli.terminal import (
+    discard_output,
+    open_standard_files,
+    visible_output,
+)
+from nemotron_style.runtime.errors import (
+    OutputError,
+    Problem,
+    StepsError,
+    UsageError,
+    explain_system_error,
+    raise_all,
+    suggest,
+)
 from nemotron_style.runtime.secrets.redact import redacted_output
 from nemotron_style.runtime.secrets.reject import find_argument_secrets
 
@@ -74,16 +87,23 @@ def _program(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; a user's mistake never raises.
 
-    Nothing is printed but through a filter that masks secrets.
+    Nothing is printed but through filters that mask secrets and write control characters out.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    stdout = sys.stdout
+    open_standard_files()
+    stdout, stderr = sys.stdout, sys.stderr
+    if stdout is None:
+        print("error: standard output: is closed; send it to a file, or /dev/null", file=stderr)
+        return 2
     try:
-        with redacted_output(stdout, sys.stderr):
+        with redacted_output(stdout, stderr), visible_output():
             return _run(words)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
-        return 1
+    except OutputError as error:
+        discard_output(stdout)
+        if not error.was_left:
+            with suppress(OSError):
+                print(f"error: {error}", file=stderr, flush=True)
+        return error.exit_code
 
 
 def _run(words: list[str]) -> int:
@@ -91,12 +111,14 @@ def _run(words: list[str]) -> int:
     try:
         raise_all(UsageError, list(find_argument_secrets(words)))
         outcome = get_command(app).main(args=words, prog_name=PROGRAM, standalone_mode=False)
+    except OutputError:
+        raise
     except StepsError as error:
         return _report(error.problems, error.exit_code, as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _report([Problem(what="interrupted")], INTERRUPTED, as_json)
-    except BrokenPipeError:
-        raise
+    except (OSError, UnicodeError, RecursionError) as error:
+        return _report([explain_system_error(error)], 2, as_json)
     except Exception as error:
         if hasattr(error, "format_message"):
             return _report_usage(error, as_json)

@@ -14,6 +14,7 @@ import typer
 from nemotron_style.runtime.catalog.kinds import load_kinds
 from nemotron_style.runtime.cli.options import AsJson, choose_store, command_group, open_store
 from nemotron_style.runtime.cli.table import print_json, print_table, render_pairs
+from nemotron_style.runtime.cli.terminal import escape_json
 from nemotron_style.runtime.errors import Problem
 from nemotron_style.runtime.store.diff import compare
 from nemotron_style.runtime.store.lineage import Node, walk
@@ -94,7 +95,8 @@ def lineage(
     graph = walk(store, store.resolve(ref), down=down)
     # OpenLineage is JSON already, and one document.
     chosen = "json" if as_json and style is not Format.openlineage else style.value
-    print(render(graph, chosen))
+    text = render(graph, chosen)
+    print(escape_json(text) if chosen in ("json", "openlineage") else text)
 
 
 @app.command()

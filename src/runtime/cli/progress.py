@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.cli.table import open_console
+from nemotron_style.runtime.cli.terminal import one_line, unfiltered, write_exactly
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
 from nemotron_style.runtime.planning.planner import PlannedRun
 from nemotron_style.runtime.step.progress import format_progress
@@ -45,7 +46,8 @@ class Screen:
     def follow(self, text: str, handle: JobHandle) -> None:
         """Show more of the log, and how far the run is."""
         if not self.stream.isatty():
-            self._write(text)
+            write_exactly(self.stream, text)
+            self.stream.flush()
             return
         # The line of progress would be drawn over the beginning of a line.
         whole, newline, self._unfinished = (self._unfinished + text).rpartition("\n")
@@ -73,7 +75,7 @@ class Screen:
         from rich.table import Table
 
         if self._live is None:
-            console = open_console(self.stream)
+            console = open_console(unfiltered(self.stream))
             self._live = Live(
                 console=console,
                 transient=True,
@@ -87,7 +89,7 @@ class Screen:
         bar_width = min(BAR_WIDTH, width // 8)  # on 80 columns, a validation is worth more
         bar = ProgressBar(total=report["total"], completed=report["done"], width=bar_width)
         room = width - bar_width - 3
-        line.add_row(bar, format_progress(report, room=room))
+        line.add_row(bar, one_line(format_progress(report, room=room)))
         self._live.update(line, refresh=True)
 
     def _erase(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from nemotron_style.runtime.cli.summary import (
     print_summary,
 )
 from nemotron_style.runtime.cli.table import print_json
+from nemotron_style.runtime.cli.terminal import write_exactly
 from nemotron_style.runtime.errors import Problem, StepFailed, UsageError, raise_all, suggest
 from nemotron_style.runtime.launch.registry import find_launcher
 from nemotron_style.runtime.planning.dry_run import (
@@ -188,7 +190,7 @@ def show_dry_run(request: RunRequest, context: PlanContext, *, as_json: bool) ->
     if as_json:
         print_json(describe_pipeline(pipeline, requests))
     else:
-        sys.stdout.write(text)
+        write_exactly(sys.stdout, text)
 
 
 def execute(request: RunRequest, context: PlanContext, *, as_json: bool) -> None:
@@ -232,11 +234,14 @@ def compile_reserved(request: RunRequest, context: PlanContext) -> Pipeline:
 
 @contextmanager
 def explain_disk(store: Path) -> Iterator[None]:
-    """Turn an error of the disk into a message about the store."""
+    """Turn an error of the store's disk into a message about the store."""
     try:
         yield
     except OSError as error:
-        if error.errno not in UNUSABLE_DISK:
+        # Without a name it is a write that failed, and nearly all of those are the store's.
+        path = Path(os.fsdecode(error.filename or store))
+        of_store = path.is_relative_to(store) or store.is_relative_to(path)
+        if error.errno not in UNUSABLE_DISK or not of_store:
             raise
         where, fix = f"store {store}", "choose another with $NEMOTRON_STYLE_HOME"
         raise StepFailed(Problem(where=where, what=str(error), fix=fix)) from None

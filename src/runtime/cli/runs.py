@@ -13,6 +13,7 @@ from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.cli.options import AsJson, choose_store, command_group, open_store
 from nemotron_style.runtime.cli.summary import list_results
 from nemotron_style.runtime.cli.table import print_json, print_table, render_pairs
+from nemotron_style.runtime.cli.terminal import write_exactly
 from nemotron_style.runtime.errors import Problem, RefError, UsageError
 from nemotron_style.runtime.launch.base import handle_of
 from nemotron_style.runtime.launch.registry import find_launcher
@@ -80,10 +81,10 @@ def logs(
     chosen = _choose_attempt(_find(context, run), attempt)
     log = chosen.log_of(node)
     if not follow and log.is_file():
-        sys.stdout.write(log.read_text(encoding="utf-8", errors="replace"))
+        write_exactly(sys.stdout, log.read_text(encoding="utf-8", errors="replace"))
     elif follow or chosen.executor != "local":
         for text in find_launcher(chosen.executor).logs(handle_of(chosen), node=node):
-            sys.stdout.write(text)
+            write_exactly(sys.stdout, text)
             sys.stdout.flush()
             if not follow:
                 break

@@ -14,8 +14,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-import typer
-
+from nemotron_style.runtime.cli.terminal import BOLD, PLAIN, escape_json, one_line, unfiltered
 from nemotron_style.runtime.errors import Problem
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ STYLES = {
 
 def print_json(document: Any) -> None:
     """Print one JSON document."""
-    print(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    print(escape_json(json.dumps(document, indent=2, ensure_ascii=False, default=str)))
 
 
 def print_problems(problems: Iterable[Problem], *, label: str = "error") -> None:
@@ -67,6 +66,8 @@ def print_table(
     from rich.text import Text
 
     width = choose_width(in_pipe=UNLIMITED)
+    header = [one_line(cell) for cell in header]
+    rows = [[one_line(cell) for cell in cells] for cells in rows]
     columns = dict(
         zip(header, zip(*rows, strict=True) if rows else [()] * len(header), strict=True)
     )
@@ -88,24 +89,27 @@ def print_tree(branches: Mapping[str, Sequence[str]]) -> None:
     from rich.tree import Tree
 
     for name, leaves in branches.items():
-        tree = Tree(Text(name, style="bold"))
+        tree = Tree(Text(one_line(name), style="bold"))
         for leaf in leaves:
-            tree.add(Text(leaf))
+            tree.add(Text(one_line(leaf)))
         print_renderable(tree, width=choose_width(in_pipe=UNLIMITED))
 
 
 def print_renderable(renderable: RenderableType, *, width: int) -> None:
-    """Print what rich draws, without the spaces with which it fills lines up."""
+    """Print what rich draws, without the spaces with which it fills lines up.
+
+    The texts in it hold no control characters any more: those that there are give colour.
+    """
     console = open_console(sys.stdout, width=width)
     with console.capture() as captured:
         console.print(renderable)
-    for line in captured.get().splitlines():
-        print(line.rstrip())
+    lines = (line.rstrip() for line in captured.get().split("\n")[:-1])
+    unfiltered(sys.stdout).write("".join(f"{line}\n" for line in lines))
 
 
 def render_pairs(pairs: Iterable[tuple[str, str]], *, indent: str = "  ") -> str:
     """Terms and what they mean, the meanings aligned and wrapped."""
-    pairs = list(pairs)
+    pairs = [(one_line(term), one_line(meaning)) for term, meaning in pairs]
     page = min(choose_width(in_pipe=PAGE), PAGE)
     longest = min(LONGEST_TERM, page // 3)
     short = [len(term) for term, _ in pairs if len(term) <= longest]
@@ -128,4 +132,4 @@ def render_pairs(pairs: Iterable[tuple[str, str]], *, indent: str = "  ") -> str
 
 def emphasise(text: str) -> str:
     """``text`` in bold on a terminal."""
-    return typer.style(text, bold=True) if sys.stdout.isatty() else text
+    return f"{BOLD}{text}{PLAIN}" if sys.stdout.isatty() else text

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from nemotron_style.runtime.config.yaml_file import merge_tables
+from nemotron_style.runtime.config.inheritance import merge_tables
 from nemotron_style.runtime.errors import Problem, suggest
 from nemotron_style.runtime.secrets.names import is_secret_variable
 from nemotron_style.runtime.secrets.reject import remove_secrets

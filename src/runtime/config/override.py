@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from nemotron_style.runtime.config.yaml_file import merge_tables, parse_value
+from nemotron_style.runtime.config.inheritance import merge_tables
+from nemotron_style.runtime.config.yaml_file import parse_value
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.runtime.secrets.reject import remove_secrets
 from nemotron_style.runtime.validation import find_key, schema_keys, split_key, suggest_key

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic import BaseModel
 from nemotron_style.runtime.catalog.manifest import Manifest
 from nemotron_style.runtime.config.model import InputSource, ServiceSource, StepConfig
 from nemotron_style.runtime.errors import ConfigError, ManifestError, Problem, suggest
-from nemotron_style.runtime.paths import show_path
+from nemotron_style.runtime.paths import expand_path, show_path
 from nemotron_style.runtime.validation import (
     find_key,
     put_key,
@@ -57,8 +58,8 @@ def load_config_class(manifest: Manifest) -> type[StepConfig]:
     module, _, name = text.partition(":")
     try:
         schema = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        what = f"{text!r} cannot be imported: {error}"
+    except Exception as error:  # a module of the user's own may raise anything
+        what = f"{text!r} cannot be imported: {_describe_import_error(error)}"
         raise ManifestError(Problem(where=where, key="run.config", what=what)) from None
     if not (isinstance(schema, type) and issubclass(schema, StepConfig)):
         what = f"{text!r} is not a subclass of StepConfig"
@@ -78,6 +79,13 @@ def load_config_class(manifest: Manifest) -> type[StepConfig]:
     return schema
 
 
+def _describe_import_error(error: Exception) -> str:
+    if isinstance(error, ImportError | AttributeError | SyntaxError):  # they name the place
+        return str(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
+
+
 def resolve_config(
     manifest: Manifest, *, name: str = "default", overrides: Sequence[str] = ()
 ) -> ResolvedConfig:
@@ -89,8 +97,8 @@ def resolve_config(
     Raises ConfigError with every problem of the files, the overrides and the values.
     """
     # They import YAML, which `steps list` can do without.
+    from nemotron_style.runtime.config.inheritance import read_config_file
     from nemotron_style.runtime.config.merge import MergedConfig
-    from nemotron_style.runtime.config.yaml_file import read_config_file
 
     path = find_config(manifest, name)
     schema, file = load_config_class(manifest), read_config_file(path, home=manifest.folder)
@@ -109,12 +117,12 @@ def resolve_config(
 
 
 def find_config(manifest: Manifest, name: str) -> Path:
-    """The file that ``name`` means; raises ConfigError, with the names there are, for none."""
+    """The file that ``name`` means, which need not exist where it is a path.
+
+    Raises ConfigError, with the names there are, for the name of no config.
+    """
     if "/" in name or name.endswith((".yaml", ".yml")):
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise ConfigError(Problem(where=f"config {name!r}", what="there is no such file"))
-        return path
+        return expand_path(name)
     if name in manifest.configs:
         return manifest.folder / f"{name}.yaml"
     allowed = ", ".join(manifest.configs) or "none; give the path of a YAML file"

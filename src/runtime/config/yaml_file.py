@@ -1,4 +1,4 @@
-"""Config files: YAML as plain data that knows its lines, over the files it inherits from.
+"""YAML files as plain data that knows its lines.
 
 The dialect is YAML of which only the plain spellings count: a whole number is decimal or ``0x``
 hex, a truth value is ``true`` or ``false``, ``1e-4`` is a number. What YAML 1.1 also takes for a
@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from nemotron_style.runtime.config.model import MANDATORY
-from nemotron_style.runtime.errors import ConfigError, Problem, raise_all, suggest
+from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.runtime.paths import show_path
+from nemotron_style.runtime.text_file import MOST_DIGITS, read_text_file
 
 PLAIN_VALUES = {
     "bool": re.compile(r"true|True|TRUE|false|False|FALSE"),
@@ -34,10 +35,34 @@ PLAIN_VALUES = {
     "null": re.compile(r"~|null|Null|NULL|"),
     "merge": re.compile("<<"),
 }
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+MOST_BITS = 14_000  # of a whole number; Python writes no more than 4300 digits
+TOO_LONG = f"a number of more than {MOST_DIGITS} digits cannot be read"
+MOST_VALUES = 20_000
+DEEPEST = 64
+"""Bounds of a config with every alias written out: OmegaConf takes a second for the one, and
+recursion ends in a crash well beyond the other."""
 
 
 class Loader(yaml.SafeLoader):
     """A safe loader that takes nothing for a number or a truth value but its plain spelling."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of ``node``. Raises a YAML error for one that cannot be written again."""
+        reason = ""
+        try:
+            value = super().construct_object(node, deep)
+        except ValueError:  # of int(): no other constructor is used
+            reason = TOO_LONG
+        else:
+            if isinstance(value, int) and value.bit_length() > MOST_BITS:  # 0xff...
+                reason = TOO_LONG
+            if isinstance(value, str) and not value.isascii() and SURROGATE.search(value):
+                reason = "half of a surrogate pair is no character"
+        if reason:
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
+        return value
 
 
 Loader.yaml_implicit_resolvers = {}
@@ -55,110 +80,27 @@ class YamlFile:
     locations: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_config_file(path: Path, *, home: Path, below: tuple[Path, ...] = ()) -> YamlFile:
-    """Read ``path`` over the files it names in ``defaults:``, and those over their own.
-
-    They lie beside the file, or else in ``home``, so that a config of one's own can inherit from
-    those that come with the step. ``below`` are the files that inherit from this one.
-
-    Raises ConfigError for a file that is missing or malformed, and for a circle.
-    """
-    chain = (*below, path.resolve())
-    if path.resolve() in below:
-        circle = " -> ".join(each.name for each in chain)
-        raise ConfigError(Problem(where=show_path(path), key="defaults", what=f"circle: {circle}"))
-    own = read_yaml_file(path)
-    values: dict[str, Any] = {}
-    locations: dict[str, str] = {}
-    for parent in _find_parents(own, path, home):
-        inherited = read_config_file(parent, home=home, below=chain)
-        values = merge_files(values, inherited.values)
-        locations |= inherited.locations
-    own_values = {key: value for key, value in own.values.items() if key != "defaults"}
-    return YamlFile(merge_files(values, own_values), {**locations, **own.locations})
-
-
-def _find_parents(file: YamlFile, path: Path, home: Path) -> list[Path]:
-    names = file.values.get("defaults", [])
-    names = [names] if isinstance(names, str) else names
-    problem = {"where": file.locations.get("defaults", show_path(path)), "key": "defaults"}
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(Problem(**problem, what="must be a file name or a list of them"))
-    parents = []
-    for name in names:
-        file_name = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
-        folders = [each for each in (path.parent, home) if (each / file_name).is_file()]
-        if not folders:
-            known = sorted(
-                {each.name for folder in (path.parent, home) for each in folder.glob("*.yaml")}
-            )
-            what, fix = f"there is no file {name!r} beside this one", suggest(file_name, known)
-            raise ConfigError(Problem(**problem, what=what, allowed=", ".join(known), fix=fix))
-        parents.append(folders[0] / file_name)
-    return parents
-
-
-def merge_files(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """Merge as OmegaConf does, except that a ``???`` on top makes a key mandatory again."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    if not base:
-        return top
-    try:
-        merged: Any = OmegaConf.to_container(OmegaConf.merge(base, top), resolve=False)
-    except OmegaConfBaseException:  # a malformed interpolation, which is reported later
-        return merge_tables(base, top)
-    _demand_again(merged, top)
-    return {str(key): value for key, value in merged.items()}
-
-
-def _demand_again(merged: Any, top: dict[str, Any]) -> None:
-    for key, value in top.items():
-        if value == MANDATORY:
-            merged[key] = MANDATORY
-        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
-            _demand_again(merged[key], value)
-
-
-def merge_tables(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with the keys of ``top`` laid over it, table by table."""
-    merged = dict(base)
-    for key, value in top.items():
-        old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = merge_tables(old, value) if both else value  # type: ignore[arg-type]
-    return merged
-
-
 def read_yaml_file(path: Path) -> YamlFile:
     """Read one YAML file whose top level is a table of keys.
 
-    Raises ConfigError for one that cannot be read or parsed, or has keys that stand twice or are
-    no text.
+    Raises ConfigError for one that cannot be read or parsed, is deeper or larger than any config,
+    or has keys that stand twice or are no text.
     """
     where = show_path(path)
+    text = read_text_file(path, ConfigError)
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ConfigError(Problem(where=where, what="is not UTF-8 text")) from None
-    except OSError as error:
-        raise ConfigError(Problem(where=where, what=f"cannot be read: {error.strerror}")) from None
-    loader = Loader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return YamlFile({})
-        if not isinstance(node, yaml.MappingNode):
-            what = "must be a table of keys at the top level"
-            raise ConfigError(Problem(where=where, what=what))
-        locations: dict[str, str] = {}
-        raise_all(ConfigError, list(_check_keys(node, where, locations)))
-        return YamlFile(loader.construct_document(node), locations)
-    except yaml.YAMLError as error:
-        raise ConfigError(_syntax_problem(error, where)) from None
-    finally:
-        loader.dispose()
+        with _load(text) as loader:
+            node = loader.get_single_node()
+            if node is None:
+                return YamlFile({})
+            if not isinstance(node, yaml.MappingNode):
+                what = "must be a table of keys at the top level"
+                raise ConfigError(Problem(where=where, what=what))
+            locations: dict[str, str] = {}
+            raise_all(ConfigError, list(_check_node(node, where, locations)))
+            return YamlFile(loader.construct_document(node), locations)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(_syntax_problem(error, where, text)) from None
 
 
 def parse_value(text: str) -> Any:
@@ -166,31 +108,73 @@ def parse_value(text: str) -> Any:
 
     Raises ValueError when it is no YAML, or YAML would silently drop a part of it as a comment.
     """
+    try:
+        with _load(text) as loader:
+            node = loader.get_single_node()
+            if node is None:
+                raise ValueError("YAML takes it for a comment")
+            if isinstance(node, yaml.ScalarNode):
+                if what := _check_tag(node):
+                    raise ValueError(what)
+                if not node.style and node.value != text.strip():
+                    raise ValueError("YAML takes a part of it for a comment")
+            elif problems := list(_check_node(node, "", {})):
+                raise ValueError(problems[0].what)
+            return loader.construct_document(node)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(_syntax_problem(error, "", text).what) from None
+
+
+@contextmanager
+def _load(text: str) -> Iterator[Loader]:
     loader = Loader(text)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            raise ValueError("YAML takes it for a comment")
-        if isinstance(node, yaml.ScalarNode):
-            if what := _check_tag(node):
-                raise ValueError(what)
-            if not node.style and node.value != text.strip():
-                raise ValueError("YAML takes a part of it for a comment")
-        elif problems := list(_check_keys(node, "", {})):
-            raise ValueError(problems[0].what)
-        return loader.construct_document(node)
-    except yaml.YAMLError as error:
-        raise ValueError(_syntax_problem(error, "").what) from None
+        yield loader
     finally:
         loader.dispose()
 
 
-def _syntax_problem(error: yaml.YAMLError, where: str) -> Problem:
+def _syntax_problem(error: Exception, where: str, text: str) -> Problem:
+    if isinstance(error, RecursionError):
+        return Problem(where=where, what=f"is nested deeper than {DEEPEST} levels")
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        what = f"is not valid YAML: the character {chr(error.character)!a} cannot stand in it"
+        return Problem(where=f"{where}:{line}", what=what)
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
     reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
     fix = "inside braces put it in quotes: '???'" if "found '?'" in reason else ""
     return Problem(where=place, what=f"is not valid YAML: {reason}", fix=fix)
+
+
+def _check_node(node: yaml.Node, where: str, locations: dict[str, str]) -> Iterator[Problem]:
+    """Note the location of every key below ``node``; yield what is wrong with it."""
+    # Ten lines of aliases stand for 10^10 values: they are counted before any is visited.
+    values, depth = _measure(node, {})
+    if depth > DEEPEST:
+        yield Problem(where=where, what=f"is nested deeper than {DEEPEST} levels")
+    elif values > MOST_VALUES:
+        what = f"holds more than {MOST_VALUES:,} values, once aliases are written out"
+        yield Problem(where=where, what=what, got=f"{values:,}" if values < 10**12 else "")
+    else:
+        yield from _check_keys(node, where, locations)
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many values ``node`` stands for with every alias written out, and how deep they nest."""
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = (1, 1)  # for an alias below itself, which is reported with its line
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif isinstance(node, yaml.MappingNode):
+        children = [each for pair in node.value for each in pair]
+    below = [_measure(child, known) for child in children]
+    values = 1 + sum(count for count, _ in below)
+    known[id(node)] = (values, 1 + max((depth for _, depth in below), default=0))
+    return known[id(node)]
 
 
 def _check_keys(
@@ -219,7 +203,8 @@ def _check_keys(
                 continue
             line, location = name.start_mark.line + 1, f"{where}:{name.start_mark.line + 1}"
             if name.tag != "tag:yaml.org,2002:str":
-                what, fix = "a key must be text", f"put it in quotes: '{name.value}'"
+                quoted = f"put it in quotes: '{name.value}'"
+                what, fix = "a key must be text", quoted if isinstance(name.value, str) else ""
                 yield Problem(where=location, key=prefix, what=what, fix=fix)
                 continue
             key = f"{prefix}.{name.value}" if prefix else name.value

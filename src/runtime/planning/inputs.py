@@ -12,12 +12,12 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from nemotron_style.runtime.catalog.manifest import Manifest, Slot
 from nemotron_style.runtime.config.model import InputSource
 from nemotron_style.runtime.config.resolve import ResolvedConfig
 from nemotron_style.runtime.errors import Problem, UsageError, raise_all, suggest
+from nemotron_style.runtime.paths import expand_path
 from nemotron_style.runtime.store.digest import digest_tree
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.ref import is_location
@@ -131,7 +131,7 @@ def describe_artifact(artifact: Artifact) -> ResolvedInput:
 def digest_location(location: str, *, kind: str) -> str:
     """The content digest of a path or URI; remote content is fetched into a temporary store."""
     if "://" not in location:
-        return digest_tree(Path(location).expanduser())[0]
+        return digest_tree(expand_path(location))[0]
     with tempfile.TemporaryDirectory() as aside:
         return Store(aside).adopt(location, kind=kind, name="aside").digest
 

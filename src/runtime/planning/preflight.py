@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.errors import Problem
+from nemotron_style.runtime.paths import expand_path
 from nemotron_style.runtime.planning.build import describe_count
 from nemotron_style.runtime.planning.inputs import Adoption
 from nemotron_style.runtime.run.plan import Plan
@@ -83,7 +84,7 @@ def _local_files(adoption: Adoption) -> list[Path]:
     """The files that will be copied; none for a URI, whose size is not known before."""
     if "://" in adoption.location:
         return []
-    path = Path(adoption.location).expanduser()
+    path = expand_path(adoption.location)
     return [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from nemotron_style.runtime.catalog.manifest import read_toml
 from nemotron_style.runtime.errors import Problem, ProfileError, suggest
-from nemotron_style.runtime.paths import find_project_root, shipped_folder, show_path
+from nemotron_style.runtime.paths import expand_path, find_project_root, shipped_folder, show_path
 from nemotron_style.runtime.profiles.nemo_env import RESERVED
 
 ENV_FILE_VARIABLE = "NEMOTRON_ENV_FILE"
@@ -52,8 +52,8 @@ def read_profiles(*, project_root: Path | None = None) -> dict[str, ProfileTable
 def _env_files(project_root: Path | None) -> list[Path]:
     named = os.environ.get(ENV_FILE_VARIABLE)
     if named:
-        path = Path(named).expanduser()
-        if not path.is_file():
+        path = expand_path(named)
+        if not path.exists():
             what = f"names {named!r}, and there is no such file"
             raise ProfileError(Problem(where=f"${ENV_FILE_VARIABLE}", what=what))
         return [path]

@@ -5,12 +5,14 @@ This is the last line of defence for what is printed; what is stored is refused 
 
 from __future__ import annotations
 
+import errno
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
+from nemotron_style.runtime.errors import OutputError, Problem
 from nemotron_style.runtime.secrets.detect import find_secrets, secret_values
 from nemotron_style.runtime.secrets.names import is_secret_key
 
@@ -23,14 +25,26 @@ _WINDOW = 4096  # no more of the end of a text is ever held back
 
 def redact(text: str) -> str:
     """``text`` with every secret replaced by a mask."""
-    spans = sorted((each.start, each.end) for each in find_secrets(text))
-    if not spans:
-        return text
+    return mask(text, find_spans(text))
+
+
+def find_spans(text: str) -> list[tuple[int, int]]:
+    """Where secrets begin and end, in their order; those that overlap are one."""
+    spans: list[tuple[int, int]] = []
+    for start, end in sorted((each.start, each.end) for each in find_secrets(text)):
+        if spans and start < spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def mask(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """``text`` with a mask in place of each of ``spans``."""
     parts, done = [], 0
     for start, end in spans:
-        if start >= done:
-            parts += [text[done:start], MASK]
-        done = max(done, end)
+        parts += [text[done:start], MASK]
+        done = end
     return "".join([*parts, text[done:]])
 
 
@@ -68,31 +82,45 @@ class RedactedStream(io.TextIOBase):
     """A text stream in front of ``stream`` that masks secrets.
 
     The end of what was written is held back while it may be the beginning of a secret, so that
-    one which arrives in two pieces is found.
+    one which arrives in two pieces is found. Raises OutputError where ``stream`` takes no more.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    def __init__(self, stream: TextIO, label: str = "output") -> None:
+        self.stream, self.label = stream, label
         self.held = ""
 
     def write(self, text: str) -> int:
         whole = self.held + text
         # On a terminal somebody waits for the end of a line; elsewhere nobody misses it.
         cut = len(whole) - unfinished_secret(whole, any_word=not self.isatty())
+        spans = find_spans(whole)
         # A whole secret is not cut in two either: masked apart, its halves would show.
-        cut = min([cut, *(s.start for s in find_secrets(whole) if s.start < cut < s.end)])
+        cut = min([cut, *(start for start, end in spans if start < cut < end)])
         self.held = whole[cut:]
-        self.stream.write(redact(whole[:cut]))
+        self._send(mask(whole[:cut], [span for span in spans if span[0] < cut]))
         return len(text)
 
     def flush(self) -> None:
-        self.stream.flush()
+        try:
+            self.stream.flush()
+        except OSError as error:
+            raise self._refusal(error) from error
 
     def release(self) -> None:
         """Write what was held back: nothing follows."""
         held, self.held = self.held, ""
-        self.stream.write(redact(held))
-        self.stream.flush()
+        self._send(redact(held))
+        self.flush()
+
+    def _send(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: OSError) -> OutputError:
+        problem = Problem(where=self.label, what=f"cannot be written: {error.strerror}")
+        return OutputError(problem, was_left=error.errno == errno.EPIPE)
 
     def isatty(self) -> bool:
         return self.stream.isatty()
@@ -121,10 +149,13 @@ class RedactedStream(io.TextIOBase):
 @contextmanager
 def redacted_output(stdout: TextIO, stderr: TextIO) -> Iterator[None]:
     """Within it, everything printed goes through :class:`RedactedStream`."""
-    out, err = RedactedStream(stdout), RedactedStream(stderr)
+    out = RedactedStream(stdout, "standard output")
+    err = RedactedStream(stderr, "standard error")
     with redirect_stdout(out), redirect_stderr(err):
         try:
             yield
         finally:
-            out.release()
-            err.release()
+            try:
+                out.release()
+            finally:
+                err.release()

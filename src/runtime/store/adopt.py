@@ -19,6 +19,7 @@ from typing import IO, cast
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, InputError, Problem
+from nemotron_style.runtime.paths import expand_path
 from nemotron_style.runtime.store.commit import commit_tree, discard, draft_record, finish_commit
 from nemotron_style.runtime.store.digest import (
     RECORD_NAME,
@@ -53,7 +54,7 @@ def adopt(layout: Layout, location: str, *, kind: str, name: str) -> Artifact:
     """Copy what is at ``location`` into the store; see :meth:`Store.adopt`."""
     layout.adopted("", kind, name)  # refuses a bad name or kind before anything is read
     if not _URI.match(location) and versions_in(layout.name(name)):
-        digest, _files = digest_tree(Path(location).expanduser())
+        digest, _files = digest_tree(expand_path(location))
         if known := finish_commit(layout, layout.adopted(digest, kind, name)):
             return known
     source = _open_uri(location) if _URI.match(location) else _open_path(location)
@@ -128,7 +129,7 @@ def _copy(entry: _Entry, staged: Path) -> Hashed:
 
 
 def _open_path(location: str) -> _Source:
-    path = Path(location).expanduser().absolute()
+    path = expand_path(location).absolute()
     try:
         found = find_files(path, follow_links=True)
     except ArtifactError as error:

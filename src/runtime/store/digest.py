@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_style.runtime.errors import ArtifactError, InputError, Problem, raise_all
+from nemotron_style.runtime.errors import ArtifactError, InputError, Problem, raise_all, shorten
 
 RECORD_NAME = "artifact.json"
 
@@ -83,10 +83,16 @@ def find_files(root: Path, *, follow_links: bool = False) -> list[Found]:
     Raises ArtifactError with every entry that is neither a plain file nor a directory and every
     name that is not UTF-8, and where there is no file at all.
     """
-    if not root.exists():
-        raise ArtifactError(Problem(where=str(root), what="no such file or directory"))
-    if root.is_file():
+    try:
+        mode = root.stat().st_mode
+    except OSError as error:
+        what = (error.strerror or str(error)).lower()
+        raise ArtifactError(Problem(where=shorten(str(root)), what=what)) from None
+    if stat.S_ISREG(mode):
         return [Found(root.name, root)]
+    if not stat.S_ISDIR(mode):
+        what = "is neither a plain file nor a directory"
+        raise ArtifactError(Problem(where=str(root), what=what))
     found: list[Found] = []
     problems: list[Problem] = []
     for entry, path in _entries(root):

@@ -9,7 +9,7 @@ from typing import Unpack
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, Problem
-from nemotron_style.runtime.paths import find_project_root
+from nemotron_style.runtime.paths import expand_path, find_project_root
 from nemotron_style.runtime.store import adopt, resolve
 from nemotron_style.runtime.store.commit import (
     commit_tree,
@@ -43,7 +43,7 @@ def default_root(profile_store: str | None = None) -> Path:
     """``$NEMOTRON_STYLE_HOME``, else the profile's store, else the one in the project."""
     chosen = os.environ.get(ROOT_VARIABLE) or profile_store
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return expand_path(chosen).absolute()
     return find_project_root(Path.cwd()) / ".nemotron-style"
 
 
@@ -51,7 +51,7 @@ class Store:
     """A directory of artifacts. Reading never writes, and a missing directory is an empty store."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser().resolve()
+        self.root = Path(os.path.realpath(expand_path(root)))  # resolve() raises for a circle
         self.layout = Layout(self.root)
 
     # Finding

@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nemotron_style.runtime.config.yaml_file import merge_tables
+from nemotron_style.runtime.config.inheritance import merge_tables
 from nemotron_style.runtime.launch.bundle import Bundle, fetch_command
 from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE
 from nemotron_style.runtime.run.plan import Plan
