@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
+from listening import addresses_of, find_listener
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.runtime.launch.status import read_status
@@ -320,6 +321,8 @@ def test_it_answers_as_a_run_is_attached_to_and_ends_completed(
 ) -> None:
     first, folder = start(capsys)
     url = until(lambda: is_ready(folder))
+    hosts = {host for host, _ in addresses_of(find_listener(urlsplit(url).port))}
+    assert hosts == {"127.0.0.1"}  # its own address, and what gloo opens for a model of one process
     body = {"model": "judge", "messages": ASK, "max_tokens": 30, "temperature": 0, "n": 2}
     status, told = post(url, body)
     assert status == 200

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 import training_job as job
+from listening import write_addresses
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import load_model, weights_digest
 from nemotron_style.steps.blocks.model import parallel
-from ranks import run_ranks
+from ranks import CONTEXT, run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 
@@ -85,3 +86,22 @@ def test_one_process_reads_what_two_wrote(one, two, division):
     assert config == job.DIVISIONS[division][0]
     digest = facts(two / division)["last"]
     assert weights_digest(two / division / "model") == weights_digest(model) == digest
+
+
+def hosts(path):
+    return {host for host, _ in json.loads(path.read_text())}
+
+
+def test_a_lone_process_listens_on_loopback_alone(tmp_path):
+    """Whatever interface the shell says, as that of a cluster does."""
+    process = CONTEXT.Process(target=write_addresses, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    assert hosts(tmp_path / "lone.json") <= {"127.0.0.1"}
+
+
+def test_the_processes_of_one_machine_listen_on_loopback_alone(tmp_path):
+    """But for the store by which they find each other, which whoever starts them holds."""
+    run_ranks(write_addresses, tmp_path, log=tmp_path / "log.txt")
+    assert hosts(tmp_path / "1.json") == {"127.0.0.1"}
+    assert hosts(tmp_path / "0.json") <= {"127.0.0.1", "0.0.0.0", "::"}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from listening import addresses_of, find_listener
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.folder import RunFolder
@@ -135,6 +136,7 @@ def test_it_answers_is_attached_to_and_ends_completed(model: Path, capsys: Captu
     told = find(folder)
     assert told["host"] == "127.0.0.1"
     assert told["port"] > 0
+    assert addresses_of(find_listener(told["port"])) == {(told["host"], told["port"])}
     with RewardClient(told["url"]) as reward:
         health = reward.wait_ready(SECONDS_TO_WAIT)
         assert (health.model, health.outputs) == (told["model"], ("length",))

@@ -122,20 +122,11 @@ _NAMES: dict[tuple[str, str], Any] = {
     **{(kind.__module__, kind.__qualname__): kind for kind in _FIELDS},
     (TensorProperties.__module__, "TensorProperties"): TensorProperties,
 }
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": lambda: (),
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-}
-_LITERALS = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-    *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
-}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_MARK = object()
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_CONTAINERS = {"EMPTY_LIST": list, "EMPTY_DICT": dict}
+_NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
+_LITERALS = {*_NUMBERS, "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
+_TUPLES, _MARK = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}, object()
 
 
 def parse_contents(data: bytes) -> Metadata:
@@ -184,7 +175,9 @@ class _Machine:
         elif name in _LITERALS:
             stack.append(argument)
         elif name in _CONSTANTS:
-            stack.append(self.keep(_CONSTANTS[name]()))
+            stack.append(_CONSTANTS[name])
+        elif name in _CONTAINERS:
+            stack.append(self.keep(_CONTAINERS[name]()))
         elif name == "MARK":
             stack.append(_MARK)
         elif name in ("BINPUT", "LONG_BINPUT"):
@@ -289,9 +282,9 @@ class _Machine:
 
 
 def _find(module: Any, name: Any) -> Any:
-    if (module, name) not in _NAMES:
-        raise ContentsError(f"it names {str(module)[:80]}.{str(name)[:80]}")
-    return _NAMES[module, name]
+    if (module, name) in _NAMES:
+        return _NAMES[module, name]
+    raise ContentsError(f"it names {str(module)[:80]}.{str(name)[:80]}")
 
 
 def _call(function: Any, arguments: Any) -> Any:

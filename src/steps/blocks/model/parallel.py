@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 from dataclasses import dataclass
 
+import psutil
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -20,6 +22,8 @@ from megatron.core.tensor_parallel.random import (
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.model.device import prepare_device
+
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,28 @@ def finish() -> None:
 
 def _join() -> None:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
+    started = "RANK" in os.environ and "MASTER_ADDR" in os.environ
+    if not started or os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
+        _stay_on_this_machine()
+    if started:
         dist.init_process_group(backend)
     else:
         # One process needs no rendezvous, so no port that another job could hold.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def _stay_on_this_machine() -> None:
+    """Have gloo and nccl listen on loopback alone, whatever interface others were told to take.
+
+    Both would listen on the machine's own address, open to whoever reaches it: one port for each
+    of megatron-core's groups, even in a job of one process.
+    """
+    loopback = next(
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if any(each.family == socket.AF_INET and each.address == LOOPBACK for each in addresses)
+    )
+    os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
 
 
 def _divide(parallel: Parallel) -> None:
@@ -94,6 +115,8 @@ def _divide(parallel: Parallel) -> None:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        # Groups on the CPU beside those on CUDA devices; without such devices all are on the CPU.
+        create_gloo_process_groups=torch.cuda.is_available(),
     )
 
 
