@@ -7,9 +7,10 @@ For every case of a kind that is registered here, the function registered for it
 the whole case and returns what it computed under the names used in ``expected``; each is compared
 within the file's ``meta.tolerance`` (or ``tolerance_suggested``).  A case that expects
 ``{"error": ...}`` passes when the project refuses it with an error of its own.  A loss that also
-has ``expected_v0_6_0`` is computed a second time as that version did; null means refused.  Prints
-one line for a case that fails, a count at the end, and exits 1 when anything failed, 2 when a file
-cannot be read.
+has ``expected_v0_6_0`` is computed a second time as that version did; null means refused.  A case
+with an input that nothing here reads fails: its answer would say nothing of it.
+Prints one line for a case that fails, a count at the end, and exits 1 when anything failed, 2 when
+a file cannot be read.
 """
 
 from __future__ import annotations
@@ -151,11 +152,29 @@ def failure(case: Case, *, tolerance: float, others: Sequence[Case] = ()) -> str
     return found[0] + more
 
 
+class ReadFields(Mapping[str, Any]):
+    """The inputs of a case, with the names of those that were read."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values, self.read = values, set[str]()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
 def wrong(case: Case, expected: Any, *, tolerance: float) -> Iterator[str]:
     """Where the answer departs from ``expected``; an error that is not expected is one place."""
     refusal = isinstance(expected, Mapping) and "error" in expected
+    inputs = ReadFields(case["inputs"])
     try:
-        got = CHECKS[case["kind"]](case)
+        got = CHECKS[case["kind"]]({**case, "inputs": inputs})
     except ValueError as error:
         if not refusal:
             yield f"ValueError: {error}"
@@ -164,6 +183,8 @@ def wrong(case: Case, expected: Any, *, tolerance: float) -> Iterator[str]:
         yield f"{type(error).__name__}: {error}"
         return
     yield from differences(expected, got, tolerance=tolerance)
+    for key in sorted(set(inputs) - inputs.read):
+        yield f"inputs.{key}: unknown here, so the answer says nothing of it"
 
 
 def main(paths: Sequence[str]) -> int:

@@ -94,7 +94,10 @@ def aggregation(config: Case) -> Aggregation:
 def read_output(response: Mapping[str, Any]) -> tuple[str, str]:
     """Reasoning and final answer of a response: all summaries, and all ``output_text`` parts."""
     reasoning, answer = [], []
-    for item in response.get("output", ()):
+    items = response.get("output")
+    for item in items if isinstance(items, list) else ():
+        if not isinstance(item, Mapping):
+            continue
         if item.get("type") == "reasoning":
             reasoning += [part.get("text") or "" for part in item.get("summary") or ()]
         elif item.get("type") == "message" and isinstance(item.get("content"), list):

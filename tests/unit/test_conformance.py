@@ -175,3 +175,22 @@ def test_comparison_of_values():
     assert found("-Infinity", float("-inf")) == found("NaN", float("nan")) == []
     assert found("Infinity", 1.0) != []
     assert found("Infinity", "Infinity") == []
+
+
+@pytest.mark.parametrize("file", [VECTORS, GRPO, JUDGE], ids=lambda file: file.stem)
+def test_a_field_that_nothing_reads_fails_its_case(file, tmp_path, capsys):
+    document = json.loads(file.read_text())
+    for case in document["cases"]:
+        case["inputs"]["importance_sampling_weights"] = [1.0]
+    conformance.main([write(tmp_path / "v.json", document)])
+    report = capsys.readouterr().out
+    unread = report.count("inputs.importance_sampling_weights: unknown")
+    refused = sum("error" in case["expected"] for case in document["cases"])
+    assert unread + refused >= len(document["cases"])
+
+
+def test_a_response_whose_output_is_no_list_has_no_text():
+    for output in ("text", None, 3, ["text", None], {"type": "message"}):
+        response = {"output": output}
+        case = {"kind": "extract", "inputs": {"response_obj": response}}
+        assert conformance.CHECKS["extract"](case)["text"] == ""

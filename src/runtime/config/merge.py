@@ -44,13 +44,18 @@ class MergedConfig:
         self.name = name
         self.values = file.values
         self.locations = dict(file.locations)
+        self.overridden: list[str] = []
         self.problems: list[Problem] = []
 
     def where(self, key: str) -> str:
-        """The file and line of ``key``, or of the nearest table above it."""
+        """The file and line of ``key``, or of the nearest table above it.
+
+        A table is blamed together with the overrides of what is in it.
+        """
         while key and key not in self.locations:
             key = key[: max(key.rfind("."), key.rfind("["), 0)]
-        return self.locations.get(key, self.name)
+        inside = (self.locations[below] for below in self.overridden if below.startswith(f"{key}."))
+        return ", ".join([self.locations.get(key, self.name), *inside])
 
     def apply_overrides(self, overrides: Sequence[str]) -> None:
         """Apply overrides in the order in which they were typed."""
@@ -60,6 +65,7 @@ class MergedConfig:
                 override = parse_override(text)
                 apply_override(self.values, override, schema)
                 self.locations[override.key] = f"override {text!r}"
+                self.overridden.append(override.key)
             except ConfigError as error:
                 self.problems += error.problems
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import nemotron_style.steps.blocks.model  # isort: skip  # noqa: F401  (imports megatron-core faster)
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.strategies import torch as mcore_strategy
 from megatron.core.dist_checkpointing.strategies.cached_metadata_filesystem_reader import (
     CachedMetadataFileSystemReader,
@@ -38,14 +40,14 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from nemotron_style.runtime.errors import InputError, Problem
+from nemotron_style.runtime.errors import InputError, Problem, StepFailed
 from nemotron_style.steps.blocks.checkpoint.contents_reader import (
     MAX_BYTES,
     ContentsError,
     parse_contents,
 )
-from nemotron_style.steps.blocks.checkpoint.finite import require_finite_parts
-from nemotron_style.steps.blocks.model.rank_zero import is_rank_zero
+from nemotron_style.steps.blocks.checkpoint.finite import describe_nonfinite, find_nonfinite
+from nemotron_style.steps.blocks.model.rank_zero import gather, is_rank_zero
 
 # Warnings about calls that megatron-core makes, and about reading in one process.
 _EXPECTED = ("`load_state_dict` is deprecated", "torch.distributed is disabled")
@@ -146,7 +148,7 @@ def write(state: dict[str, Any], path: Path) -> None:
 
     Raises StepFailed, on all ranks and before anything is written, for numbers that are not finite.
     """
-    require_finite_parts(state, where=str(path), reading=False)
+    _require_finite(state, where=str(path), reading=False)
     if is_rank_zero():
         path.mkdir(parents=True, exist_ok=True)
     dist.barrier()
@@ -169,7 +171,7 @@ def read(state: dict[str, Any], path: Path) -> dict[str, Any]:
             sharded_strategy=TorchDistLoadShardedStrategy(),
             validate_access_integrity=False,
         )
-    require_finite_parts(own, where=str(path), reading=True)
+    _require_finite(own, where=str(path), reading=True)
     return own
 
 
@@ -190,6 +192,37 @@ class _CheckedReader(CachedMetadataFileSystemReader):
         if self._cached_metadata is None:
             self._cached_metadata = read_contents(Path(self.path))
         return self._cached_metadata
+
+
+def _require_finite(state: Mapping[str, Any], *, where: str, reading: bool) -> None:
+    """Check every rank's tensors of a (nested) state; every rank calls it.
+
+    Raises on all ranks where any has one that is not finite: InputError for what was read,
+    StepFailed for what is about to be written.
+    """
+    own = find_nonfinite(_tensors(state))
+    by_rank = gather(own)
+    if not any(by_rank):
+        return
+    names = sorted({name for names in by_rank for name in names})
+    ranks = ", ".join(str(rank) for rank, names in enumerate(by_rank) if names)
+    problem = describe_nonfinite(names, where=where)
+    if len(by_rank) > 1:
+        problem = replace(problem, got=f"{problem.got}, on rank {ranks}")
+    raise (InputError if reading else StepFailed)(problem)
+
+
+def _tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(state, ShardedTensor):
+        yield state.key, state.data
+    elif isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, Mapping):
+        for key, value in state.items():
+            yield from _tensors(value, str(key))
+    elif isinstance(state, list | tuple):
+        for value in state:
+            yield from _tensors(value, name)
 
 
 @contextmanager

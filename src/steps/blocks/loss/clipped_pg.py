@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
+from nemotron_style.steps.blocks.loss.exponent import bounded_exp
 from nemotron_style.steps.blocks.loss.importance_sampling import (
     ImportanceWeights,
     importance_weights,
@@ -57,7 +58,11 @@ class PolicyBatch:
 
 @dataclass(frozen=True)
 class ClippedPGLoss:
-    """The loss (a scalar with gradient) and the quantities that its metrics are made of."""
+    """The loss (a scalar with gradient) and the quantities that its metrics are made of.
+
+    ``excluded_BT`` marks tokens of which a part of the loss is too large for its type, with
+    nothing that bounds it: that part is 0 there, without gradient.
+    """
 
     loss: Tensor
     batch: PolicyBatch
@@ -66,17 +71,20 @@ class ClippedPGLoss:
     weights: ImportanceWeights
     kl: Tensor
     positive_nll: Tensor
+    excluded_BT: Tensor
 
 
 def clipped_pg_loss(batch: PolicyBatch, config: ClippedPGConfig, counts: Counts) -> ClippedPGLoss:
     """This micro-batch's part of the loss of the global batch that ``counts`` describes.
 
-    Nothing outside the mask is ever read. Raises ValueError for a needed log-prob that is not
-    finite: such a sample has to be masked before.
+    Nothing outside the mask is ever read. Values and gradients are right where a ratio overflows
+    and a clip bounds it; where nothing does, the token is left out and counted. Raises ValueError
+    for a needed log-prob that is not finite: such a sample has to be masked before.
     """
     batch = prepare(batch, config)
     current_BT, advantages_BT = batch.current_BT, batch.advantages_BT
-    ratios_BT, clipped_BT = policy_ratios(batch, config)
+    ratios_BT, clipped_BT, overflow_BT = policy_ratios(batch, config)
+    excluded_BT = torch.zeros_like(overflow_BT)
     if config.use_cispo:
         # The clipped ratio is a weight; every token keeps a gradient, through its log-prob.
         surrogate_BT = -advantages_BT * clipped_BT.detach() * current_BT
@@ -86,6 +94,9 @@ def clipped_pg_loss(batch: PolicyBatch, config: ClippedPGConfig, counts: Counts)
             # The maximum has no upper bound where A < 0 and r is large: dual clip gives it -A c.
             bounded_BT = torch.minimum(surrogate_BT, -advantages_BT * config.ratio_clip_c)
             surrogate_BT = torch.where(advantages_BT < 0, bounded_BT, surrogate_BT)
+        else:
+            excluded_BT = overflow_BT & (advantages_BT < 0)
+            surrogate_BT = torch.where(excluded_BT, 0.0, surrogate_BT)
     weights = importance_weights(batch.previous_BT, batch.generation_BT, batch.mask_BT, config)
     if config.use_importance_sampling_correction:
         surrogate_BT = weights.values_BW * surrogate_BT
@@ -94,7 +105,8 @@ def clipped_pg_loss(batch: PolicyBatch, config: ClippedPGConfig, counts: Counts)
     kl = nll = torch.zeros_like(loss)
     if config.kl_weight:
         assert batch.reference_BT is not None
-        kl_BT = weighted_kl(current_BT, batch.reference_BT, batch.generation_BT, config)
+        kl_BT, lost_BT = weighted_kl(current_BT, batch.reference_BT, batch.generation_BT, config)
+        excluded_BT = excluded_BT | lost_BT
         kl = reduce(kl_BT, batch, config, counts)
         loss = loss + config.kl_weight * kl
     if config.positive_example_nll_weight:
@@ -102,24 +114,29 @@ def clipped_pg_loss(batch: PolicyBatch, config: ClippedPGConfig, counts: Counts)
         positive_BT = batch.mask_BT * (batch.rewards_B > 0)[:, None]
         nll = masked_mean(-current_BT, positive_BT, denominator=counts.positive_tokens)
         loss = loss + config.positive_example_nll_weight * nll
-    return ClippedPGLoss(loss, batch, ratios_BT, clipped_BT, weights, kl, nll)
+    return ClippedPGLoss(loss, batch, ratios_BT, clipped_BT, weights, kl, nll, excluded_BT)
 
 
-def policy_ratios(batch: PolicyBatch, config: ClippedPGConfig) -> tuple[Tensor, Tensor]:
-    """``r`` and its clipped form, ``[B, T]``; both are the log-prob itself for REINFORCE."""
+def policy_ratios(batch: PolicyBatch, config: ClippedPGConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """``r``, its clipped form, and where ``r`` is too large for its type, ``[B, T]``.
+
+    The first two are the log-prob itself for REINFORCE.
+    """
     current_BT = batch.current_BT
+    nowhere_BT = torch.zeros_like(current_BT, dtype=torch.bool)
     if config.disable_ppo_ratio:
-        return current_BT, current_BT
+        return current_BT, current_BT, nowhere_BT
     if config.force_on_policy_ratio:
         # 1 in value, with the gradient of the log-prob.
         ratios_BT = (current_BT - current_BT.detach()).exp()
-        return ratios_BT, ratios_BT
+        return ratios_BT, ratios_BT, nowhere_BT
     gap_BT = current_BT - batch.previous_BT
     if config.sequence_level_importance_ratios:
         # GSPO: one ratio for all tokens of a sequence, the geometric mean of theirs.
         gap_BT = masked_mean(gap_BT, batch.token_mask_BT, dim=-1)[:, None].expand_as(gap_BT)
-    ratios_BT = gap_BT.exp()
-    return ratios_BT, ratios_BT.clamp(1 - config.ratio_clip_min, 1 + config.ratio_clip_max)
+    ratios_BT, overflow_BT = bounded_exp(gap_BT)
+    clipped_BT = ratios_BT.clamp(1 - config.ratio_clip_min, 1 + config.ratio_clip_max)
+    return ratios_BT, clipped_BT, overflow_BT
 
 
 def reduce(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
+from nemotron_style.steps.blocks.loss.exponent import bounded_exp
 from nemotron_style.steps.blocks.loss.masked_mean import masked_mean
 
 
@@ -41,7 +42,8 @@ def importance_weights(
     by_sequence = config.sequence_level_importance_ratios
     log_BW = (gap_BT * mask_BT).sum(-1, keepdim=True) if by_sequence else gap_BT
     # A token that the engine called nearly impossible overflows float32: it gets no weight.
-    weights_BW = log_BW.exp().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    weights_BW, overflow_BW = bounded_exp(log_BW)
+    weights_BW = torch.where(overflow_BW, 0.0, weights_BW)
     kind = config.truncated_importance_sampling_type
     high = config.truncated_importance_sampling_ratio
     low = config.truncated_importance_sampling_ratio_min or 0.0

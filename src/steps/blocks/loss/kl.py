@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
+from nemotron_style.steps.blocks.loss.exponent import bounded_exp
 
 
 def estimate_kl(
@@ -23,10 +24,10 @@ def estimate_kl(
 ) -> Tensor:
     """``KL(policy || reference)`` of each token, in the shape of ``logprobs``.
 
-    ``r`` is clamped to ``+-input_clamp`` and the estimate to ``+-output_clamp``. Raises ValueError
-    for an unknown ``kind``.
+    ``r`` is clamped to ``+-input_clamp`` and the estimate to ``+-output_clamp``. Without either,
+    k3 is a large constant where the reference finds a token more than e^80 times likelier, which
+    float32 cannot hold. Raises ValueError for an unknown ``kind``.
     """
-    # Without the clamp, k3 overflows float32 where the reference finds a token e^88 times likelier.
     r = _bound(reference - logprobs, input_clamp)
     match kind:
         case "k1":
@@ -34,7 +35,7 @@ def estimate_kl(
         case "k2":
             estimate = r.square() / 2
         case "k3":
-            estimate = r.exp() - 1 - r
+            estimate = bounded_exp(r)[0] - 1 - r
         case _:
             raise ValueError(f"unknown kind of KL estimate {kind!r}; allowed: k1, k2, k3")
     return _bound(estimate, output_clamp)
@@ -42,8 +43,11 @@ def estimate_kl(
 
 def weighted_kl(
     current: Tensor, reference: Tensor, generation: Tensor, config: ClippedPGConfig
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The estimate under the current policy, for tokens that another policy may have drawn.
+
+    Returns it with the tokens that have none, being too large for their type: their estimate is
+    0, without gradient.
 
     ``w * k`` with ``w = e^(current - generation)`` under ``use_on_policy_kl_approximation``, else
     ``e^(current - sg(current))``, which is 1. The gradient of an expectation under the policy also
@@ -54,15 +58,19 @@ def weighted_kl(
     kind = config.reference_policy_kl_type
     input_clamp, output_clamp = config.kl_input_clamp_value, config.kl_output_clamp_value
     base = generation if config.use_on_policy_kl_approximation else current.detach()
-    weight = (current - base).exp().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    weight, excluded = bounded_exp(current - base)
     estimate = estimate_kl(current, reference, kind=kind, input_clamp=input_clamp)
+    if kind == "k3" and output_clamp is None:
+        excluded = excluded | bounded_exp(_bound(reference - current, input_clamp))[1]
     if not config.is_head:
-        return weight.detach() * _bound(estimate, output_clamp)
+        weighted = weight.detach() * _bound(estimate, output_clamp)
+        return torch.where(excluded, 0.0, weighted), excluded
     if input_clamp is not None:
         # A clamped estimate is a constant; the weight must not go on pulling at its token.
         clamped = (reference - current).abs() > input_clamp
         weight = torch.where(clamped, weight.detach(), weight)
-    return _bound(weight * estimate, output_clamp)
+    weighted = _bound(weight * estimate, output_clamp)
+    return torch.where(excluded, 0.0, weighted), excluded
 
 
 def estimate_js(one: Tensor, other: Tensor) -> Tensor:

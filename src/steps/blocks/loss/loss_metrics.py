@@ -40,7 +40,8 @@ def loss_metrics(
     ``token_mult_prob_error`` is the mean of ``e^|generation - previous|``: 1 where the engine and
     the trainer agree, and the first thing to look at when they should. ``gen_kl_error``,
     ``policy_kl_error`` and ``js_divergence_error`` measure the same gap as divergences.
-    ``kl_penalty`` is the divergence from the reference, without its factor. All but minima and
+    ``kl_penalty`` is the divergence from the reference, without its factor.
+    ``num_excluded_tokens`` counts tokens whose loss overflowed and was left out. All but minima and
     maxima are divided by the counts of the global batch.
     """
     batch, mask_BT = result.batch, result.batch.mask_BT
@@ -63,6 +64,7 @@ def loss_metrics(
         "js_divergence_error": mean(estimate_js(previous_BT, generation_BT)),
         "sampling_importance_ratio": _mean_weight(result, config, counts),
         "num_valid_samples": batch.sample_mask_B.sum(),
+        "num_excluded_tokens": (result.excluded_BT * mask_BT).sum(),
         "approx_entropy": -mean((batch.current_BT - generation_BT).exp() * batch.current_BT),
     }
     if result.weights.outside is not None:

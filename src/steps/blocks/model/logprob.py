@@ -29,7 +29,9 @@ def label_logprobs(logits: Tensor, labels_T: Tensor, *, temperature: float = 1.0
     is taken over all of them.
     """
     if temperature != 1.0:
-        logits = logits / temperature
+        # in float32: a division in bfloat16 would round the logits a second time
+        wide = logits if logits.dtype is torch.float64 else logits.float()
+        logits = wide / temperature
     if parallel_state.get_tensor_model_parallel_world_size() > 1:
         # megatron-core's loss works in place on float32 logits
         owned = logits.clone() if logits.dtype is torch.float32 else logits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, Protocol
 
+from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 
 
@@ -13,16 +14,32 @@ def cosine_annealing(config: OptimConfig, update: int, *, updates: int) -> float
 
     ``lr * (u + 1) / (warmup + 1)`` for u <= warmup, then ``min_lr + (lr - min_lr) * (1 +
     cos(pi * (u - warmup) / decay)) / 2`` with ``decay = updates - constant - warmup``, then
-    ``min_lr``. Source: NeMo, ``CosineAnnealing`` in ``nemo/core/optim/lr_scheduler.py``.
+    ``min_lr``. Where warm-up and constant steps leave no update to decay in, ``lr`` is held: NeMo
+    falls to ``min_lr`` at once. Source: NeMo, ``CosineAnnealing`` in
+    ``nemo/core/optim/lr_scheduler.py``.
     """
     sched = config.sched
     if sched.warmup_steps and update <= sched.warmup_steps:
         return config.lr * (update + 1) / (sched.warmup_steps + 1)
     decay = updates - sched.constant_steps - sched.warmup_steps
+    if decay <= 0 and update < updates:
+        return config.lr
     passed = update - sched.warmup_steps
     if passed >= decay:
         return sched.min_lr
     return sched.min_lr + (config.lr - sched.min_lr) * (1 + math.cos(math.pi * passed / decay)) / 2
+
+
+def warn_if_held(ctx: StepContext, config: OptimConfig, *, updates: int) -> None:
+    """Say that a run of ``updates`` ends before its learning rate decays."""
+    sched = config.sched
+    if sched.constant_steps and sched.warmup_steps + sched.constant_steps >= updates:
+        ctx.say(
+            f"warning: sched.warmup_steps {sched.warmup_steps} and sched.constant_steps "
+            f"{sched.constant_steps} leave none of the {updates} updates to decay in: the learning "
+            f"rate stays at {config.lr:g} and never falls to sched.min_lr {sched.min_lr:g}. Set "
+            "sched.constant_steps below the number of updates to have it decay"
+        )
 
 
 class Rates(Protocol):

@@ -38,7 +38,7 @@ from nemotron_style.steps.blocks.reward.regression_model import load_trunk
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.training.launch_check import check_launch
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
-from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
+from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.reward.regression.artifact import (
@@ -82,6 +82,7 @@ def run(config: Config, ctx: StepContext) -> None:
     order = SampleOrder(len(train), config.seed, batch_size, sample=settings.data.sample)
     steps = order.steps(max_steps=rm.max_steps, max_epochs=rm.max_epochs)
     ctx.say(f"{len(train)} rows to train on, {len(validation)} to validate, {steps} steps")
+    warn_if_held(ctx, settings.optim, updates=steps)
     ctx.say(f"outputs: {', '.join(reward.outputs)}")
 
     # -- the model and its state

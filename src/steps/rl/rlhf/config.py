@@ -140,7 +140,8 @@ class Config(StepConfig):
     @property
     def needs_previous_logprobs(self) -> bool:
         """Whether the log-probs of the policy before a step's first update are computed."""
-        on_policy = self.loss_fn.force_on_policy_ratio
+        # v0.6.0 takes those of before the step even where the ratio is forced to 1.
+        on_policy = self.loss_fn.force_on_policy_ratio and self.loss_fn.is_head
         return not on_policy or bool(self.grpo.seq_logprob_error_threshold)
 
     @property

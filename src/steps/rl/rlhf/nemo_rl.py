@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from nemotron_style.runtime.config.model import Section, cosmetic
 from nemotron_style.runtime.errors import ConfigError, Problem
@@ -123,6 +123,16 @@ class Scheduler(Section):
     weight_decay_incr_style: Literal["constant"] = "constant"
     start_weight_decay: float | None = cosmetic(default=None)
     end_weight_decay: float | None = cosmetic(default=None)
+
+    @model_validator(mode="after")
+    def _decay_follows_warmup(self) -> Self:
+        # As megatron-core asserts: else the rate falls to min_lr in the middle of its warm-up.
+        if self.lr_decay_iters is not None and self.lr_decay_iters <= self.lr_warmup_iters:
+            raise ValueError(
+                f"lr_decay_iters {self.lr_decay_iters} must exceed lr_warmup_iters "
+                f"{self.lr_warmup_iters}"
+            )
+        return self
 
 
 class MegatronCfg(Section):

@@ -52,7 +52,7 @@ from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
 from nemotron_style.steps.blocks.training.launch_check import check_launch
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
-from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
+from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
 from nemotron_style.steps.blocks.training.metric_plot import copy_logs, draw_metrics
 from nemotron_style.steps.blocks.training.microbatch import accumulate_nll, count_tokens
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
@@ -104,6 +104,7 @@ def run(config: Config, ctx: StepContext) -> None:
     )
     steps = order.steps(max_steps=settings.max_steps, max_epochs=settings.max_epochs)
     ctx.say(f"{len(prompts)} prompts, {len(held_out)} held out, {steps} steps")
+    warn_if_held(ctx, config.model.optim, updates=steps * config.updates_per_step)
 
     # -- the policy, the model it started from, and the reward model
     dtype = torch.bfloat16 if config.trainer.half else torch.float32

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.data.toy_truth import ATTRIBUTES, Truth
-from nemotron_style.steps.blocks.stats.confidence_interval import Z
+from nemotron_style.steps.blocks.stats.confidence_interval import t_quantile
 from nemotron_style.steps.rs.actor.config import Config
 from nemotron_style.steps.rs.actor.metrics import mean
 from nemotron_style.steps.rs.actor.rollout import Rollout, RolloutSampler, seed_prompts
@@ -97,8 +97,10 @@ def better_share(before: Sequence[float | None], after: Sequence[float | None]) 
 def paired_gain(
     before: Sequence[float | None], after: Sequence[float | None], *, prompts: int
 ) -> tuple[float, float, float]:
-    """Mean of ``after - before`` and its 95% interval, over prompts: the samples of a prompt are
-    not independent of each other, so its mean counts as one number (normal approximation).
+    """Mean of ``after - before`` and its 95% interval (Student's t) over prompts.
+
+    The samples of a prompt are not independent of each other, so its mean counts as one number.
+    Where all of these are equal, nothing tells how gains vary: the interval is unbounded.
     """
     by_prompt: dict[int, list[float]] = {}
     for number, (x, y) in enumerate(zip(before, after, strict=True)):
@@ -109,7 +111,8 @@ def paired_gain(
         return math.nan, math.nan, math.nan
     gain, count = fmean(means), len(means)
     spread = math.sqrt(math.fsum((x - gain) ** 2 for x in means) / max(1, count - 1))
-    margin = Z * spread / math.sqrt(count) if count > 1 else math.inf
+    known = count > 1 and spread > 0
+    margin = t_quantile(count - 1) * spread / math.sqrt(count) if known else math.inf
     return gain, gain - margin, gain + margin
 
 

@@ -30,7 +30,7 @@ from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import tokenizer_facts
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
-from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
+from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
 from nemotron_style.steps.blocks.training.microbatch import accumulate_nll, count_tokens
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import TrainingState
@@ -57,6 +57,7 @@ def run(config: Config, ctx: StepContext) -> None:
     order = SampleOrder(len(train), config.seed, batch_size, sample=config.model.data.sample)
     steps = order.steps(max_steps=sft.max_steps, max_epochs=sft.max_epochs)
     ctx.say(f"{len(train)} rows to train on, {len(validation)} to validate, {steps} steps")
+    warn_if_held(ctx, config.model.optim, updates=steps)
 
     # -- the model and its state
     model = start.build(config)

@@ -47,7 +47,7 @@ from nemotron_style.steps.blocks.loss.steerlm2 import baseline
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.training.launch_check import check_launch
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
-from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
+from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
 from nemotron_style.steps.blocks.training.metric_plot import copy_logs
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import TrainingState
@@ -95,6 +95,7 @@ def run(config: Config, ctx: StepContext) -> None:
         f"{len(train.groups)} groups to train on, {len(validation.groups)} to validate, "
         f"{steps} steps"
     )
+    warn_if_held(ctx, config.model.optim, updates=steps)
 
     # -- the model and its state
     model, sizes = load_model(

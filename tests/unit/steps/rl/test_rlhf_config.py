@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.config.model import parse_config
@@ -212,3 +213,30 @@ def test_learning_rates_are_those_of_megatron():
     wave = rates(lr_decay_style="cosine", lr_decay_iters=4)
     assert wave[2] == pytest.approx(0.55)
     assert wave[4:] == [0.1] * 6
+
+
+def test_a_decay_that_ends_within_the_warm_up_is_refused():
+    scheduler = {"lr_warmup_iters": 10, "lr_decay_iters": 10}
+    with pytest.raises(ValidationError, match="lr_decay_iters 10 must exceed lr_warmup_iters 10"):
+        MegatronCfg.model_validate({"scheduler": scheduler})
+
+
+def test_log_probs_of_before_the_step_are_computed_where_the_version_uses_them(manifest):
+    forced = ("loss_fn.force_on_policy_ratio=true", "grpo.seq_logprob_error_threshold=null")
+    assert not parse(manifest, *forced).needs_previous_logprobs
+    assert parse(manifest, *forced, "loss_fn.compat=v0.6.0").needs_previous_logprobs
+    assert parse(manifest, "loss_fn.force_on_policy_ratio=false").needs_previous_logprobs
+
+
+def test_what_overrides_break_together_is_blamed_on_them(manifest):
+    with pytest.raises(ConfigError) as refused:
+        resolve(manifest, "loss_fn.truncated_importance_sampling_ratio=2")
+    assert "override 'loss_fn.truncated_importance_sampling_ratio=2'" in str(refused.value)
+    with pytest.raises(ConfigError) as refused:
+        resolve(
+            manifest,
+            "policy.megatron_cfg.scheduler.lr_warmup_iters=9",
+            "policy.megatron_cfg.scheduler.lr_decay_iters=3",
+            "grpo.val_period=7",
+        )
+    assert str(refused.value).count("override") == 2

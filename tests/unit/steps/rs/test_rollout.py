@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -166,10 +167,14 @@ def test_an_error_of_any_lot_is_raised(error: Exception) -> None:
 def test_gains_are_paired_and_clustered_by_prompt() -> None:
     before = [1.0, 5.0, 1.0, 5.0]
     gain, low, high = paired_gain(before, [2.0, 6.0, 2.0, 6.0], prompts=2)
-    assert gain == low == high == 1.0
+    assert (gain, low, high) == (1.0, -math.inf, math.inf)  # no spread: nothing is known of it
     gain, low, high = paired_gain(before, [2.0, 8.0, 2.0, 8.0], prompts=2)
     assert gain == 2.0
-    assert high - gain == gain - low == pytest.approx(1.96 * 2**0.5 / 2**0.5, abs=1e-3)
+    assert high - gain == gain - low == pytest.approx(12.7062, abs=1e-3)
+    ten = [float(number % 2) for number in range(10)]  # against scipy.stats.t.interval
+    assert paired_gain([0.0] * 10, ten, prompts=10)[1:] == pytest.approx(
+        (0.12298, 0.87702), abs=1e-5
+    )
     assert better_share([1.0, None, 3.0, 4.0], [2.0, 1.0, 3.0, 0.0]) == 0.5
 
 

@@ -62,7 +62,7 @@ def test_a_model_with_a_nan_is_not_written(tmp_path: Path):
 
 def test_a_checkpoint_with_a_nan_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
-        patch.setattr(torch_dist, "require_finite_parts", lambda *_, **__: None)
+        patch.setattr(torch_dist, "_require_finite", lambda *_, **__: None)
         torch_dist.write(sharded_weights(broken_model()), tmp_path)
     with pytest.raises(InputError, match=r"linear_fc2\.weight.*not finite"):
         torch_dist.read(sharded_weights(build_model(SIZES, ddp=False)), tmp_path)

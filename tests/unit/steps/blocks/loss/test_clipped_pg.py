@@ -427,3 +427,77 @@ def test_merging_follows_the_names():
     assert merged == pytest.approx(
         {"loss": 1.5, "a_min": 3.0, "a_max": 5.0, "lr": 0.2, "global_valid_toks": 9}
     )
+
+
+def far(gap, advantage, options, *, dtype=torch.float32, reference=0.0, generation=None):
+    """Loss, gradient and excluded tokens of two tokens, the second with a log-ratio of ``gap``."""
+    current = torch.tensor([[-1.0, -1.0]], dtype=dtype).requires_grad_()
+    previous = torch.tensor([[-1.0, -1.0 - gap]], dtype=dtype)
+    sampled = previous if generation is None else torch.tensor([[-1.0, generation]], dtype=dtype)
+    batch = PolicyBatch(
+        current_BT=current,
+        previous_BT=previous,
+        generation_BT=sampled,
+        reference_BT=torch.tensor([[-1.0, -1.0 + reference]], dtype=dtype),
+        advantages_BT=torch.full((1, 2), float(advantage), dtype=dtype),
+        token_mask_BT=torch.tensor([[0.0, 1.0]], dtype=dtype),
+        sample_mask_B=torch.ones(1, dtype=dtype),
+    )
+    counts = Counts.of(batch.token_mask_BT, batch.sample_mask_B)
+    config = ClippedPGConfig(**options)
+    done = clipped_pg_loss(batch, config, counts)
+    done.loss.backward()
+    metrics = loss_metrics(done, config, counts)
+    assert current.grad[0, 0] == 0
+    return done.loss.item(), current.grad[0, 1].item(), metrics["num_excluded_tokens"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("form", [NO_KL, NO_KL | GSPO, NO_KL | SEQUENCES])
+@pytest.mark.parametrize(
+    ("advantage", "more", "expected"),
+    [
+        (1, {"ratio_clip_max": 0.1}, (-1.1, 0, 0)),
+        (0, {}, (0, 0, 0)),
+        (-1, {"ratio_clip_c": 3.0}, (3, 0, 0)),
+        (-1, {}, (0, 0, 1)),  # e^800 has no bound: left out and counted
+    ],
+)
+def test_a_ratio_that_overflows_leaves_value_and_gradient_right(
+    dtype, form, advantage, more, expected
+):
+    gap = 100 if dtype is torch.float32 else 800
+    assert far(gap, advantage, form | more, dtype=dtype) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("compat", ["head", "v0.6.0"])
+def test_a_divergence_that_overflows_is_what_the_output_clamp_says(compat):
+    clamped = {"reference_policy_kl_penalty": 1.0, "kl_input_clamp_value": None, "compat": compat}
+    assert far(0, 0, clamped, reference=100) == pytest.approx((10, 0, 0))
+    unbounded = clamped | {"kl_output_clamp_value": None}
+    assert far(0, 0, unbounded, reference=100) == (0, 0, 1)
+    loss, gradient, excluded = far(0, 0, unbounded, reference=2)
+    assert loss == pytest.approx(math.exp(2) - 3)
+    assert math.isfinite(gradient)
+    assert excluded == 0
+
+
+@pytest.mark.parametrize("compat", ["head", "v0.6.0"])
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+def test_an_on_policy_weight_that_overflows_is_left_out(compat, kind):
+    options = {
+        "reference_policy_kl_penalty": 1.0,
+        "reference_policy_kl_type": kind,
+        "use_on_policy_kl_approximation": True,
+        "compat": compat,
+    }
+    assert far(0, 0, options, reference=1.0, generation=-101.0) == (0, 0, 1)
+
+
+def test_no_ratio_below_the_bound_is_changed():
+    for gap in (-200.0, -30.0, 0.5, 3.0, 70.0):
+        loss, gradient, excluded = far(gap, -1, NO_KL)
+        # beside a lone token the reference's epsilon in the denominator is 1e-8
+        assert loss == pytest.approx(max(math.exp(gap), 0.8), rel=1e-5)
+        assert gradient == pytest.approx(math.exp(gap) if gap > math.log(0.8) else 0, rel=1e-5)
+        assert excluded == 0

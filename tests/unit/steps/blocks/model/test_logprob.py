@@ -155,3 +155,12 @@ def test_scoring_equals_the_forward_of_training_and_leaves_no_graph():
     assert not scored.requires_grad
     torch.testing.assert_close(scored, response_logprobs(unwrap(model), packed), rtol=0, atol=0)
     assert score(model, []) == []
+
+
+def test_temperature_divides_logits_of_bfloat16_in_float32():
+    logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(3)).mul(8).bfloat16()
+    labels = torch.arange(64) % 50
+    exact = torch.log_softmax(logits.double() / 0.7, -1)[torch.arange(64), labels]
+    torch.testing.assert_close(
+        label_logprobs(logits, labels, temperature=0.7).double(), exact, rtol=0, atol=1e-5
+    )

@@ -1,11 +1,12 @@
 """NeMo's cosine schedule at its corners."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
-from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing
+from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
 
 
 def schedule(**sched):
@@ -34,3 +35,14 @@ def test_without_warm_up_the_first_step_has_the_full_rate():
 def test_a_run_that_is_all_warm_up_divides_by_nothing():
     assert cosine_annealing(schedule(warmup_steps=3), 3, updates=3) == 1.0
     assert cosine_annealing(schedule(warmup_steps=3), 4, updates=3) == 0.1
+
+
+def test_constant_steps_beyond_the_run_hold_the_rate_and_are_told():
+    config, said = schedule(warmup_steps=10, constant_steps=1000), []
+    rates = [cosine_annealing(config, step, updates=40) for step in range(40)]
+    assert rates[10:] == [1.0] * 30  # no cliff to min_lr after the warm-up
+    warn_if_held(SimpleNamespace(say=said.append), config, updates=40)
+    assert "stays at 1 and never falls to sched.min_lr 0.1" in said[0]
+    for fitting in (schedule(warmup_steps=10, constant_steps=29), schedule(warmup_steps=50)):
+        warn_if_held(SimpleNamespace(say=said.append), fitting, updates=40)
+    assert len(said) == 1
