@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import uuid
@@ -103,6 +104,37 @@ def move_dir(source: Path, target: Path) -> bool:
 def remove_tree(path: Path) -> None:
     """Remove a directory that nobody refers to; one that is partly or wholly gone is no error."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def read_clock(folder: Path) -> float:
+    """What time it is for the file system of ``folder``, in seconds since the epoch.
+
+    A server's clock may be hours from ours, and times of files are its. The time of ``folder``
+    is set to now, which needs no room, so it works on a full disk too.
+    """
+    os.utime(folder)
+    return folder.stat().st_mtime
+
+
+def last_change(path: Path) -> float:
+    """When anything in ``path`` was last written, by the clock of :func:`read_clock`.
+
+    Infinity when it is gone or is not ours to look into: its owner is at work.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    try:
+        newest = path.lstat().st_mtime
+        for folder, names, files in os.walk(path, onerror=stop):
+            for name in (*names, *files):
+                newest = max(newest, Path(folder, name).lstat().st_mtime)
+    except NotADirectoryError:
+        return newest
+    except (FileNotFoundError, PermissionError):
+        return math.inf
+    return newest
 
 
 def unique_path(folder: Path, hint: str) -> Path:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.store.digest import digest_tree
+from nemotron_style.runtime.store.commit import key_of
+from nemotron_style.runtime.store.digest import File, digest_tree
 from nemotron_style.runtime.store.layout import is_committed, versions_in
-from nemotron_style.runtime.store.record import Artifact, Producer
+from nemotron_style.runtime.store.record import Artifact, Producer, render_record
 from nemotron_style.runtime.store.store import Store
 
 OPERATIONS = ("open", "mkdir", "rename", "replace", "link", "unlink", "rmdir", "fsync", "chmod")
@@ -98,7 +99,7 @@ def check_whole(store: Store) -> None:
     assert store.resolve("m:v1").record.producer
     for artifact in store.artifacts():
         assert store.verify(artifact, deep=True) == []
-        assert store.missing_keys(artifact.path) == []
+        assert store.check_keys(artifact.path) == []
     output = store.output_of("r-1", "model")
     assert output is None or output in list(store.artifacts("m"))
 
@@ -186,6 +187,7 @@ def test_collecting_garbage_may_die_before_any_operation(tmp_path: Path) -> None
         half = store.layout.version("m", 9)
         shutil.copytree(tmp_path / "store" / "artifacts" / "m" / "v1", half)
         (half / "artifact.json").unlink()
+        intend(store, half)
         done = survives(lambda: store.collect_garbage(grace_s=-1), number)  # noqa: B023
         check_whole(store)
         store.collect_garbage(grace_s=-1)
@@ -193,6 +195,16 @@ def test_collecting_garbage_may_die_before_any_operation(tmp_path: Path) -> None
         check_clean(store)
         number += 1
     assert number > 5
+
+
+def intend(store: Store, half: Path) -> None:
+    """Write the intent that a commit to this directory would have left, of other files."""
+    record = store.resolve("m:v1").record
+    producer = Producer(run_id="r-9", step="a/b", slot="model")
+    files = (*record.files, File("lost", 1, "0" * 64))
+    record = record.model_copy(update={"version": 9, "producer": producer, "files": files})
+    intent = store.layout.intent(key_of(store.layout, record), record.ref)
+    intent.write_text(render_record(record))
 
 
 def _work_until_killed(root: Path, seed: int) -> None:

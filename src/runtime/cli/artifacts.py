@@ -13,9 +13,8 @@ import typer
 
 from nemotron_style.runtime.catalog.kinds import load_kinds
 from nemotron_style.runtime.cli.options import AsJson, choose_store, command_group, open_store
-from nemotron_style.runtime.cli.table import print_json, print_table, render_pairs
+from nemotron_style.runtime.cli.table import print_json, print_problems, print_table, render_pairs
 from nemotron_style.runtime.cli.terminal import escape_json
-from nemotron_style.runtime.errors import Problem
 from nemotron_style.runtime.store.diff import compare
 from nemotron_style.runtime.store.lineage import Node, walk
 from nemotron_style.runtime.store.lineage_text import describe, render, short
@@ -50,7 +49,9 @@ def list_artifacts(
 ) -> None:
     """List artifacts, the newest version of each name first."""
     store = open_store(context)
-    listed = [each for each in store.artifacts(name) if kind in (None, each.kind)]
+    artifacts, problems = store.list_artifacts(name)
+    listed = [each for each in artifacts if kind in (None, each.kind)]
+    print_problems(problems, label="left out")
     if as_json:
         return print_json([_summarise(artifact) for artifact in listed])
     if not listed:
@@ -109,20 +110,20 @@ def verify(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check that every byte is the one that was committed. Exits with 1 when one is not."""
+    """Check that every artifact and its keys are as they were committed, else exit with 1."""
     store = open_store(context)
-    targets = [store.resolve(ref).path] if ref else list(store.committed())
-    problems: list[Problem] = []
-    for path in targets:
-        # Lost keys are worth a word only where the content is whole.
-        problems += store.verify_path(path, deep=not shallow) or store.missing_keys(path)
+    if ref:
+        path = store.resolve(ref).path
+        checked, problems = 1, store.verify_path(path, deep=not shallow) or store.check_keys(path)
+    else:
+        checked, problems = store.verify_all(deep=not shallow)
     if as_json:
         described = [problem.as_dict() for problem in problems]
-        print_json({"checked": len(targets), "ok": not problems, "problems": described})
+        print_json({"checked": checked, "ok": not problems, "problems": described})
     else:
         for problem in problems:
             print(problem, file=sys.stderr)
-        print(f"{len(targets)} checked, {len(problems)} problems")
+        print(f"{checked} checked, {len(problems)} problems")
     if problems:
         raise typer.Exit(1)
 
@@ -166,7 +167,10 @@ def gc(
     grace: Annotated[float, typer.Option(help="Leave alone what is younger, in hours.")] = 24.0,
     as_json: AsJson = False,
 ) -> None:
-    """Finish commits that were cut off and remove what crashes left. Artifacts stay."""
+    """Finish commits that were cut off, mend the index, remove what crashes and ended runs left.
+
+    Artifacts stay.
+    """
     done = open_store(context).collect_garbage(grace_s=grace * 3600)
     if as_json:
         return print_json(asdict(done))
@@ -174,7 +178,10 @@ def gc(
         print(f"removed {path}")
     for ref in done.finished:
         print(f"finished {ref}")
-    print(f"{len(done.removed)} removed, {len(done.finished)} commits finished")
+    for line in done.skipped:
+        print(f"skipped {line}", file=sys.stderr)
+    removed = f"{len(done.removed)} removed ({format_size(done.freed)})"
+    print(f"{removed}, {len(done.finished)} finished, {done.keys_written} keys written again")
 
 
 def _summarise(artifact: Artifact) -> dict[str, Any]:

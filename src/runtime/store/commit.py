@@ -7,12 +7,14 @@ The order is the promise:
    came to nothing leaves a gap, and ``latest`` cannot go back;
 3. write the record's text as an intent, beside other attempts to commit the same slot;
 4. rename the directory to its place; without a record it is not an artifact yet;
-5. link the text to the key of the producer's slot (or of the adopted content): it is decided;
+5. link the text to the key of the producer's slot (of the adopted content, or else of the
+   version itself): it is decided;
 6. write the keys of the index, then the record, and drop the intent.
 
 After a crash in 1 to 3 the staged directory is still there, to be committed again. After 4 the
 intent says what the renamed directory is, so anyone can decide and finish the commit. After 5
-only what the key holds is ever written, so any number of processes may finish it at once.
+only what the key holds is ever written, so any number of processes may finish it at once. The key
+stays: it is the second copy of the record, from which a lost one is written again.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Unpack
@@ -41,12 +44,14 @@ from nemotron_style.runtime.store.record import (
     Evidence,
     Record,
     load_artifact,
-    parse_record,
+    read_record,
     render_record,
     to_plain,
 )
 from nemotron_style.runtime.store.ref import check_word
 from nemotron_style.runtime.store.verify import verify_files
+
+MEND = "`nemotron-style artifacts gc` mends it"
 
 
 def draft_record(
@@ -100,14 +105,13 @@ def commit_tree(layout: Layout, staged: Path, draft: Record, hashed: list[Hashed
     text = render_record(record)
     directory = layout.version(record.name, record.version)
     key = key_of(layout, record)
-    if key is None:
-        atomic.move_dir(staged, directory)
-        return _finish(layout, record, text, hashed)
     # The intent before the rename: a crash between the two must not leave a directory at a version
-    # that nobody can tell from garbage.
+    # that nobody can tell from a committed one that lost its record.
     intent = layout.intent(key, record.ref)
     atomic.write_text(intent, text, scratch=layout.staging)
-    atomic.move_dir(staged, directory)
+    if not atomic.move_dir(staged, directory):
+        what = "something is there that no commit put there"
+        raise ArtifactError(Problem(where=str(directory), what=what, fix="move it elsewhere"))
     artifact = _decide(layout, key, text) or _finish(layout, record, text, hashed)
     if artifact.path != directory:
         discard(layout, directory)
@@ -120,19 +124,33 @@ def finish_commit(layout: Layout, key: Path) -> Artifact | None:
 
     None when there is none, or when its files are no longer what they were.
     """
-    if artifact := _finish_decided(layout, key):
-        return artifact
-    for intent in layout.intents(key):
-        if whole := _read_whole(layout, intent):
-            return _decide(layout, key, render_record(whole[0])) or _finish_whole(layout, whole)
-    return None
+    artifact = _finish_decided(layout, key)
+    intents = iter([] if artifact else layout.intents(key))
+    while artifact is None and (intent := next(intents, None)):
+        artifact = _finish_intended(layout, key, intent)
+    return artifact
 
 
-def key_of(layout: Layout, record: Record) -> Path | None:
+def key_of(layout: Layout, record: Record) -> Path:
     """The key under which this record is committed at most once."""
     if record.producer:
         return layout.output(record.producer.run_id, record.producer.slot)
-    return layout.adopted(record.digest, record.kind, record.name) if record.origin else None
+    if record.origin:
+        return layout.adopted(record.digest, record.kind, record.name)
+    return layout.made(record.ref)
+
+
+def read_decision(layout: Layout, key: Path) -> Record:
+    """The record that was decided under ``key``.
+
+    Raises FileNotFoundError when there is no key, and ArtifactError when it cannot be read or
+    holds a record that belongs under another key: whoever believed it would get another artifact.
+    """
+    record = read_record(key)
+    if key_of(layout, record) != key:
+        what = f"the key holds the record of {record.ref}, which belongs elsewhere"
+        raise ArtifactError(Problem(where=str(key), what=what, fix=MEND))
+    return record
 
 
 def discard(layout: Layout, directory: Path) -> None:
@@ -147,12 +165,29 @@ def discard(layout: Layout, directory: Path) -> None:
 
 
 def _claim_version(layout: Layout, name: str) -> int:
-    taken = versions_in(layout.claims(name)) + versions_in(layout.name(name))
-    version = max(taken, default=0) + 1
-    # Two writers may list the same versions; the exclusive create decides between them.
-    while not atomic.create_empty(layout.claims(name) / f"v{version}"):
+    claims = layout.claims(name)
+    version = (_noted_newest(layout, name) or _list_newest(layout, name)) + 1
+    # Two writers may begin at the same number; the exclusive create decides between them.
+    while layout.version(name, version).exists() or not atomic.create_empty(claims / f"v{version}"):
         version += 1
+    with suppress(OSError):  # without the note the next writer lists the claims
+        note = f"{version} {claims.stat().st_mtime_ns}"
+        atomic.write_text(layout.newest(name), note, durable=False)
     return version
+
+
+def _noted_newest(layout: Layout, name: str) -> int | None:
+    """The newest claim as it was noted, as long as no claim came or went since; else None."""
+    try:
+        version, changed = map(int, layout.newest(name).read_text().split())
+        return version if layout.claims(name).stat().st_mtime_ns == changed else None
+    except (OSError, ValueError):
+        return None
+
+
+def _list_newest(layout: Layout, name: str) -> int:
+    taken = versions_in(layout.claims(name)) + versions_in(layout.name(name))
+    return max(taken, default=0)
 
 
 def _decide(layout: Layout, key: Path, text: str) -> Artifact | None:
@@ -168,8 +203,24 @@ def _decide(layout: Layout, key: Path, text: str) -> Artifact | None:
 
 def _finish_decided(layout: Layout, key: Path) -> Artifact | None:
     """The artifact whose record ``key`` holds, finished if need be; None unless it is whole."""
-    whole = _read_whole(layout, key)
+    try:
+        record = read_decision(layout, key)
+    except (FileNotFoundError, ArtifactError):
+        return None
+    whole = _check_whole(layout, record)
     return _finish_whole(layout, whole) if whole else None
+
+
+def _finish_intended(layout: Layout, key: Path, intent: Path) -> Artifact | None:
+    """Decide and finish the commit that ``intent`` holds; None unless its files are whole."""
+    try:
+        record = read_record(intent)
+    except (FileNotFoundError, ArtifactError):
+        return None
+    whole = _check_whole(layout, record) if key_of(layout, record) == key else None
+    if whole is None:
+        return None
+    return _decide(layout, key, render_record(record)) or _finish_whole(layout, whole)
 
 
 def _finish_whole(layout: Layout, whole: tuple[Record, list[Hashed]]) -> Artifact:
@@ -180,13 +231,13 @@ def _finish_whole(layout: Layout, whole: tuple[Record, list[Hashed]]) -> Artifac
     return _finish(layout, record, render_record(record), hashed)
 
 
-def _read_whole(layout: Layout, key: Path) -> tuple[Record, list[Hashed]] | None:
-    """The record in ``key``, and its files unless they are committed; None when not all there."""
+def _check_whole(layout: Layout, record: Record) -> tuple[Record, list[Hashed]] | None:
+    """The record, and its files unless they are committed; None when they are not all there."""
+    directory = layout.version(record.name, record.version)
     try:
-        record = parse_record(key.read_bytes(), where=str(key))
-        directory = layout.version(record.name, record.version)
         if is_committed(directory):
-            record = load_artifact(directory).record
+            if load_artifact(directory).record != record:
+                return None
             damage = verify_files(record, directory, times=read_times(layout, record.ref))
             return None if damage else (record, [])
         hashed = [hash_file(found) for found in find_files(directory)]

@@ -1,118 +1,293 @@
-"""Remove what crashed commits left; never a committed byte, never a version number.
+"""Finish and mend what was decided, and remove what crashed commits left.
 
-A claim without an artifact stays as a tombstone (it is an empty file): were it removed, its
-number could be handed out again while a very slow writer still holds it.
+Never a committed byte is removed, and never a version number: a claim without an artifact stays
+as a tombstone (it is an empty file), since its number could be handed out again while a very slow
+writer still holds it. A directory without a record is removed only when an intent says that it
+belongs to a commit that was never decided. One of which nothing is known may be an artifact whose
+record a copy of the store has lost; ``verify`` names it.
+
+One entry that cannot be read or written is skipped and named; the others are collected.
 """
 
 from __future__ import annotations
 
 import os
-import time
+import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemotron_style.runtime import atomic
-from nemotron_style.runtime.errors import ArtifactError
-from nemotron_style.runtime.store import resolve
-from nemotron_style.runtime.store.commit import finish_commit, key_of
-from nemotron_style.runtime.store.digest import directories
-from nemotron_style.runtime.store.index import entries, write_keys
-from nemotron_style.runtime.store.layout import Layout, is_committed, versions_in
-from nemotron_style.runtime.store.record import load_artifact, parse_record
-from nemotron_style.runtime.store.ref import from_key
+from nemotron_style.runtime.errors import ArtifactError, RefError, StepsError
+from nemotron_style.runtime.store.audit import (
+    KEYS,
+    Decision,
+    committed_records,
+    directories_of,
+    files_under,
+    fits_times,
+    is_refuted,
+    read_committed,
+    read_decisions,
+)
+from nemotron_style.runtime.store.commit import finish_commit, key_of, read_decision
+from nemotron_style.runtime.store.digest import RECORD_NAME, find_files, hash_file
+from nemotron_style.runtime.store.index import (
+    entries,
+    is_plain_key,
+    keys_of,
+    parse_times,
+    read_times,
+    write_keys,
+    write_times,
+)
+from nemotron_style.runtime.store.layout import Layout, is_committed
+from nemotron_style.runtime.store.record import Record, read_record, render_record
+from nemotron_style.runtime.store.ref import NamedRef, from_key, parse_ref, to_key
+from nemotron_style.runtime.store.verify import verify_files
 
-_ASIDE = "half-made"
+_ASIDE = re.compile(r"half-made-(?P<key>[^@]+@v\d+)-\w+")
 
 
 @dataclass
 class Collected:
-    """What was done: paths removed, refs of commits finished, keys written again."""
+    """What was done: paths removed and their bytes, refs finished, keys mended; what was not."""
 
     removed: list[str] = field(default_factory=list)
+    freed: int = 0
     finished: list[str] = field(default_factory=list)
     keys_written: int = 0
+    skipped: list[str] = field(default_factory=list)
 
 
 def collect_garbage(layout: Layout, *, grace_s: float) -> Collected:
-    """Finish decided commits, then remove leftovers older than ``grace_s`` seconds."""
+    """Finish and mend what was decided, then remove leftovers older than ``grace_s`` seconds."""
     done = Collected()
-    before = time.time() - grace_s
-    _restore_finished(layout, done)
-    # Intents first: a version that an intent can finish must not be removed as half-made.
+    if not layout.staging.is_dir():
+        if not layout.artifacts.is_dir():
+            return done
+        atomic.make_dir(layout.staging)
+    before = atomic.read_clock(layout.staging) - grace_s
+    # First what needs no room: the disk may be full, and all that follows writes.
+    _remove_staged(layout, before, done)
+    decisions = list(read_decisions(layout))
+    decided = {each.record.ref: each.record for each in decisions if each.record}
+    for directory in list(directories_of(layout)):
+        with _skipping(done, directory):
+            _mend_place(layout, directory, decided, done)
+    _return_aside(layout, decided, before, done)
+    # Intents before half-made directories: what an intent can finish must not be removed.
     for intent in entries(layout.index / "intent"):
-        _finish_intent(layout, intent, before, done)
-    for directory in _versions(layout, committed=False):
-        claim = layout.claims(directory.parent.name) / directory.name
-        if _last_change(claim if claim.exists() else directory) < before:
-            _remove_half_made(layout, directory, done)
-    for leftover in entries(layout.staging):
-        if _last_change(leftover) < before:
-            if leftover.is_dir() and not leftover.is_symlink():
-                atomic.remove_tree(leftover)
-            else:
-                leftover.unlink(missing_ok=True)
-            done.removed.append(str(leftover.relative_to(layout.root)))
-    for directory in _versions(layout, committed=True):
-        with suppress(ArtifactError):  # verify reports an unreadable record
-            done.keys_written += write_keys(layout, load_artifact(directory).record)
+        with _skipping(done, intent):
+            _finish_intent(layout, intent, decided, before, done)
+    _mend_decisions(layout, decisions, done)
+    _mend_keys(layout, done)
     return done
 
 
-def _restore_finished(layout: Layout, done: Collected) -> None:
-    """Bring back what an earlier collector moved aside, and whose writer finished it after all."""
-    for aside in layout.staging.glob(f"{_ASIDE}-*"):
-        if is_committed(aside):
-            record = load_artifact(aside).record
-            atomic.move_dir(aside, layout.version(record.name, record.version))
-            done.finished.append(record.ref)
-
-
-def _finish_intent(layout: Layout, intent: Path, before: float, done: Collected) -> None:
-    ref = from_key(intent.name.partition("~")[2])
+@contextmanager
+def _skipping(done: Collected, path: Path) -> Iterator[None]:
     try:
-        record = parse_record(intent.read_bytes(), where=str(intent))
-        key = key_of(layout, record)
+        yield
+    except (OSError, StepsError) as error:
+        done.skipped.append(f"{path}: {error}")
+
+
+def _remove_staged(layout: Layout, before: float, done: Collected) -> None:
+    for leftover in entries(layout.staging):
+        if not _ASIDE.fullmatch(leftover.name) and atomic.last_change(leftover) < before:
+            with _skipping(done, leftover):
+                remove(leftover, layout.root, done)
+
+
+def remove(leftover: Path, root: Path, done: Collected) -> None:
+    """Remove a file or a directory for good, and note its path and size."""
+    is_folder = leftover.is_dir() and not leftover.is_symlink()
+    files = list(files_under(leftover)) if is_folder else [leftover]
+    size = sum(path.lstat().st_size for path in files)
+    if is_folder:
+        atomic.remove_tree(leftover)
+    else:
+        leftover.unlink(missing_ok=True)
+    if os.path.lexists(leftover):
+        raise ArtifactError("cannot be removed")
+    done.removed.append(str(leftover.relative_to(root)))
+    done.freed += size
+
+
+def _mend_place(
+    layout: Layout, directory: Path, decided: dict[str, Record], done: Collected
+) -> None:
+    """Write a record again that a version has lost; put aside a version under a wrong name."""
+    if directory.is_symlink() or not directory.is_dir() or read_committed(directory):
+        return
+    ref = f"{directory.parent.name}:{directory.name}"
+    foreign = _read_moved(directory / RECORD_NAME)
+    own = decided.get(ref)
+    if own and (foreign is None or not verify_files(own, directory)):
+        if finish_commit(layout, key_of(layout, own)) is None:  # some of its files are damaged
+            _write_record(layout, own)
+        done.finished.append(ref)
+    elif foreign and not verify_files(foreign, directory):
+        # Its place may be taken by another wrong one (two were swapped), so all go aside first.
+        aside = atomic.unique_path(layout.staging, f"half-made-{to_key(foreign.ref)}")
+        target = layout.version(foreign.name, foreign.version)
+        if not read_committed(target) and foreign.ref in decided:
+            os.rename(directory, aside)
+
+
+def _write_record(layout: Layout, record: Record) -> None:
+    directory = layout.version(record.name, record.version)
+    write_keys(layout, record)  # first: a record makes its artifact visible, which needs its keys
+    path = directory / RECORD_NAME
+    renamed = {each for each in entries(directory) if each.is_file()} - {path}
+    renamed -= {directory / file.path for file in record.files}
+    if same := [each for each in renamed if _read_moved(each) == record]:
+        os.replace(same[0], path)
+    else:
+        atomic.write_text(path, render_record(record), scratch=layout.staging)
+
+
+def _return_aside(
+    layout: Layout, decided: dict[str, Record], before: float, done: Collected
+) -> None:
+    """Bring back decided versions that this or an earlier collector, cut off, put aside."""
+    for aside in entries(layout.staging):
+        match = _ASIDE.fullmatch(aside.name)
+        if not match:
+            continue
+        with _skipping(done, aside):
+            ref = from_key(match["key"])
+            if ref in decided or is_committed(aside):
+                if atomic.move_dir(aside, _place_of(layout, ref)):
+                    done.finished.append(ref)
+            elif atomic.last_change(aside) < before:
+                remove(aside, layout.root, done)
+
+
+def _finish_intent(
+    layout: Layout, intent: Path, decided: dict[str, Record], before: float, done: Collected
+) -> None:
+    """Finish the commit that an intent began; when it cannot be, remove what it left, if old."""
+    ref = from_key(intent.name.partition("~")[2])
+    directory = _place_of(layout, ref)
+    try:
+        key = key_of(layout, read_record(intent))
     except (FileNotFoundError, ArtifactError):
         key = None
-    if key and resolve.find(layout, ref) is None:
+    if key and not is_committed(directory):
         artifact = finish_commit(layout, key)
-        done.finished += [ref] if artifact and artifact.ref == ref else []
-    if _last_change(intent) < before:
+        if artifact and artifact.ref == ref:
+            decided[ref] = artifact.record
+            done.finished.append(ref)
+    if atomic.last_change(intent) < before:
+        if directory.is_dir() and ref not in decided and not is_committed(directory):
+            _remove_half_made(layout, directory, done)
         intent.unlink(missing_ok=True)
+
+
+def _place_of(layout: Layout, ref: str) -> Path:
+    """The directory of ``name:v3``. Raises RefError for anything else."""
+    parsed = parse_ref(ref)
+    if not isinstance(parsed, NamedRef) or parsed.version is None:
+        raise RefError(f"{ref!r} is not the ref of one version")
+    return layout.version(parsed.name, parsed.version)
 
 
 def _remove_half_made(layout: Layout, directory: Path, done: Collected) -> None:
     # Renamed first and looked at again: its writer may be slow and finish at this very moment,
     # and nothing may be removed under a name at which others can see it.
-    atomic.make_dir(layout.staging)
-    aside = atomic.unique_path(layout.staging, f"{_ASIDE}-{directory.parent.name}@{directory.name}")
+    key = f"{directory.parent.name}@{directory.name}"
+    aside = atomic.unique_path(layout.staging, f"half-made-{key}")
     try:
         os.rename(directory, aside)
     except FileNotFoundError:  # another collector was here first
         return
-    if is_committed(aside):
+    decided = {each.record.ref for each in read_decisions(layout) if each.record}
+    if is_committed(aside) or from_key(key) in decided:
         os.rename(aside, directory)
         return
-    atomic.remove_tree(aside)
-    done.removed.append(str(directory.relative_to(layout.root)))
+    remove(aside, layout.root, done)
+    done.removed[-1] = str(directory.relative_to(layout.root))
 
 
-def _versions(layout: Layout, *, committed: bool) -> Iterator[Path]:
-    for name in entries(layout.artifacts):
-        for version in versions_in(name):
-            if is_committed(name / f"v{version}") == committed:
-                yield name / f"v{version}"
+def _mend_decisions(layout: Layout, decisions: list[Decision], done: Collected) -> None:
+    """Put each decision under its own key again, from a copy elsewhere or from an artifact."""
+    spoiled = {each.key for each in decisions if each.record is None}
+    moved: set[Path] = set()
+    for key in spoiled:
+        with _skipping(done, key):
+            if is_plain_key(key):  # a decision is never empty: it is linked when it is written
+                moved.add(key)
+            elif record := _read_moved(key):
+                text = render_record(record)
+                done.keys_written += atomic.create_text(
+                    key_of(layout, record), text, scratch=layout.staging
+                )
+                moved.add(key)
+    claimants: dict[Path, list[Record]] = {}
+    for record in committed_records(layout):
+        claimants.setdefault(key_of(layout, record), []).append(record)
+    for key, records in claimants.items():
+        if key in spoiled or not key.exists():
+            with _skipping(done, key):
+                best = max(records, key=lambda record: (_is_whole(layout, record), record.version))
+                atomic.write_text(key, render_record(best), scratch=layout.staging)
+                done.keys_written += 1
+    for key in sorted(moved - claimants.keys()):
+        with _skipping(done, key):
+            remove(key, layout.root, done)
 
 
-def _last_change(path: Path) -> float:
-    """When anything in it was last written, in seconds since the epoch; now, when it is gone."""
-    newest = 0.0
+def _read_moved(path: Path) -> Record | None:
+    """The sound record in a file where it may not belong; None when there is none."""
     try:
-        for folder in directories(path) if path.is_dir() else [path]:
-            files = list(folder.iterdir()) if folder.is_dir() else []
-            newest = max(newest, *(each.lstat().st_mtime for each in (folder, *files)))
-    except FileNotFoundError:  # its owner is at work
-        return time.time()
-    return newest
+        return read_record(path)
+    except (FileNotFoundError, ArtifactError):
+        return None
+
+
+def _is_whole(layout: Layout, record: Record) -> bool:
+    directory = layout.version(record.name, record.version)
+    return not verify_files(record, directory, times=read_times(layout, record.ref))
+
+
+def _mend_keys(layout: Layout, done: Collected) -> None:
+    """Write the keys of all artifacts that are missing or changed; remove those that are wrong."""
+    present = list(files_under(*(layout.index / folder for folder in KEYS)))
+    times = entries(layout.index / "times")
+    known = {each.record.ref: each.record for each in read_decisions(layout) if each.record}
+    known |= {record.ref: record for record in committed_records(layout)}
+    expected = {key for record in known.values() for key in keys_of(layout, record)}
+    strays = [key for key in present if key not in expected]
+    strays += [each for each in times if from_key(each.name) not in known]
+    wrong = [key for key in strays if is_refuted(layout, key, known)]
+    wrong += [key for key in present if key in expected and not is_plain_key(key)]
+    for key in wrong:
+        with _skipping(done, key):
+            if _is_ours(layout, key):
+                remove(key, layout.root, done)
+    for record in known.values():
+        with _skipping(done, layout.version(record.name, record.version)):
+            done.keys_written += _write_keys_of(layout, record)
+
+
+def _is_ours(layout: Layout, path: Path) -> bool:
+    """Whether a file is of the index and kept elsewhere too: others may be of an artifact."""
+    if is_plain_key(path) or parse_times(path) or path.parent == layout.index / "times":
+        return True
+    record = _read_moved(path)
+    return record is not None and read_decision(layout, key_of(layout, record)) == record
+
+
+def _write_keys_of(layout: Layout, record: Record) -> int:
+    directory = layout.version(record.name, record.version)
+    if not is_committed(directory):
+        return 0
+    claim = layout.claims(record.name) / directory.name
+    written = write_keys(layout, record) + atomic.create_empty(claim)
+    if not fits_times(layout, record) and not verify_files(record, directory):
+        write_times(layout, record, [hash_file(each) for each in find_files(directory)])
+        written += 1
+    return written

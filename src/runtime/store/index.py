@@ -3,21 +3,28 @@
 A key is an empty file whose name holds all. Keys are written before the record, so a commit that
 was cut off leaves keys without an artifact, and readers check whether there is one. The keys of
 :func:`keys_of` can be written again from the records.
+
+The file of sizes and times is sealed with a hash, since a changed time in it could hide a
+changed file. A file without the seal, from before there was one, is believed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nemotron_style.runtime import atomic
+from nemotron_style.runtime.errors import ArtifactError, Problem
 from nemotron_style.runtime.store.digest import Hashed
 from nemotron_style.runtime.store.layout import Layout
 from nemotron_style.runtime.store.record import Record
 from nemotron_style.runtime.store.ref import from_key, to_key
 
 Times = dict[str, list[int]]
+_SEAL = ""  # among paths of files: no file has an empty one
 
 
 def keys_of(layout: Layout, record: Record) -> list[Path]:
@@ -34,6 +41,12 @@ def keys_of(layout: Layout, record: Record) -> list[Path]:
 def write_keys(layout: Layout, record: Record) -> int:
     """Write the keys of an artifact that are not there; their number."""
     return sum(atomic.create_empty(key) for key in keys_of(layout, record))
+
+
+def is_plain_key(key: Path) -> bool:
+    """Whether a key is what it was written as: an empty file."""
+    state = key.lstat()
+    return stat.S_ISREG(state.st_mode) and state.st_size == 0
 
 
 def read_digests(layout: Layout, prefix: str) -> list[str]:
@@ -57,18 +70,42 @@ def read_edges(layout: Layout, direction: str, digest: str, ref: str) -> Iterato
 def write_times(layout: Layout, record: Record, hashed: Iterable[Hashed]) -> None:
     """Remember size and time of each file as they were when it was hashed."""
     times = {item.file.path: [item.file.size, item.mtime_ns] for item in hashed}
-    atomic.write_text(layout.times(record.ref), json.dumps(times), scratch=layout.staging)
+    atomic.write_text(layout.times(record.ref), _render_times(times), scratch=layout.staging)
 
 
 def read_times(layout: Layout, ref: str) -> Times:
     """Size (bytes) and time (ns) of each file when it was hashed; empty when not known."""
+    return parse_times(layout.times(ref))
+
+
+def parse_times(path: Path) -> Times:
+    """The times in a file; empty when it holds none, or not those that were written."""
     try:
-        times = json.loads(layout.times(ref).read_text())
+        text = path.read_text()
+        times = json.loads(text)
     except (OSError, ValueError):
         return {}
-    return times if isinstance(times, dict) else {}
+    if not isinstance(times, dict):
+        return {}
+    sealed = times.pop(_SEAL, None) is not None
+    pairs = all(isinstance(pair, list) and len(pair) == 2 for pair in times.values())
+    return times if pairs and (not sealed or text == _render_times(times)) else {}
+
+
+def _render_times(times: Times) -> str:
+    seal = hashlib.sha256(json.dumps(times).encode()).hexdigest()
+    return json.dumps({**times, _SEAL: seal})
 
 
 def entries(directory: Path) -> list[Path]:
-    """What is in a directory, by name; nothing when there is none."""
-    return sorted(directory.iterdir()) if directory.is_dir() else []
+    """What is in a directory, by name; nothing when there is none.
+
+    Raises ArtifactError for a directory that cannot be read.
+    """
+    try:
+        return sorted(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+        raise ArtifactError(Problem(where=str(directory), what=what)) from None

@@ -7,7 +7,10 @@ index/up/<hex>/<ref>/<slot>~<ref>   inputs of an artifact
 index/down/<hex>/<ref>/<slot>~<ref> artifacts that were made from it
 index/output/<run id>/<slot>        the record that this run committed, or is about to
 index/adopted/<hex>/<kind>/<name>   the same for adopted content
+index/made/<ref>                    the same for what neither a run made nor anybody adopted
+index/intent/<key>~<ref>            commits that are under way, or were cut off
 index/times/<ref>                   sizes and times of the files when they were hashed
+index/newest/<name>                 the newest claim, as its writer saw it; may be lost
 runs/<run id>/                      the runs
 staging/                            what may be thrown away
 """
@@ -64,6 +67,14 @@ class Layout:
         directory = self.index / "adopted" / _hex(digest)
         return directory / check_word(kind, "kind") / check_name(name)
 
+    def made(self, ref: str) -> Path:
+        """The key under which an artifact of no run and no origin is committed."""
+        return self.index / "made" / to_key(ref)
+
+    def newest(self, name: str) -> Path:
+        """Where the newest claim of a name is noted, so that the next writer lists none."""
+        return self.index / "newest" / check_name(name)
+
     def intent(self, key: Path, ref: str) -> Path:
         """An attempt to commit under ``key``, which claimed the version ``ref``."""
         return self.index / "intent" / f"{self._short(key)}~{to_key(ref)}"
@@ -85,8 +96,15 @@ def versions_in(directory: Path) -> list[int]:
 
 
 def is_committed(directory: Path) -> bool:
-    """Whether the version in this directory is one: its record is there."""
-    return (directory / RECORD_NAME).is_file()
+    """Whether the version in this directory is one: its record is there.
+
+    What we may not look into counts as committed. It is then skipped and named, or its reader gets
+    the reason; taken for half-made it would be removed.
+    """
+    try:
+        return (directory / RECORD_NAME).is_file()
+    except PermissionError:
+        return True
 
 
 def _hex(digest: str) -> str:

@@ -19,8 +19,9 @@ from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nemotron_style.runtime.errors import ArtifactError, Problem, raise_all
+from nemotron_style.runtime.errors import ArtifactError, Problem, RefError, raise_all
 from nemotron_style.runtime.store.digest import RECORD_NAME, File
+from nemotron_style.runtime.store.ref import check_name, check_word
 
 _BLANK = "0" * 64
 _SEAL = re.compile(r'(?<="seal": ")[0-9a-f]{64}(?="\n}\n\Z)')
@@ -136,13 +137,30 @@ class Artifact:
 
 
 def load_artifact(path: Path) -> Artifact:
-    """The artifact in the directory ``path``.
+    """The artifact in the directory ``path``, which is called ``<name>/v<N>``.
 
     Raises FileNotFoundError when there is no record, hence no artifact, and ArtifactError when the
-    record is not what was committed.
+    record cannot be read, or is not the one that was committed there.
     """
     where = path / RECORD_NAME
-    return Artifact(parse_record(where.read_bytes(), where=str(where)), path)
+    record = read_record(where)
+    if record.ref != f"{path.parent.name}:{path.name}":
+        raise _broken(str(where), f"the record is that of {record.ref}")
+    return Artifact(record, path)
+
+
+def read_record(path: Path) -> Record:
+    """The record in a file.
+
+    Raises FileNotFoundError when there is none, and ArtifactError when it cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _broken(str(path), f"the record cannot be read: {error.strerror}") from None
+    return parse_record(data, where=str(path))
 
 
 def render_record(record: Record) -> str:
@@ -164,11 +182,22 @@ def parse_record(data: bytes, *, where: str) -> Record:
             raise _broken(where, "the record is not the one that was committed")
         body = json.loads(text)
         del body["seal"]
-        return Record.model_validate(body)
+        return _check_words(Record.model_validate(body))
+    except RefError as error:  # no commit of ours wrote it, and its parts become file names
+        raise _broken(where, str(error)) from None
     except UnicodeDecodeError:
         raise _broken(where, "the record is not text") from None
     except ValidationError as error:
         raise _broken(where, f"the record has another schema: {error.errors()[0]}") from None
+
+
+def _check_words(record: Record) -> Record:
+    check_name(record.name)
+    check_word(record.kind, "kind")
+    if record.producer:
+        check_word(record.producer.run_id, "run id")
+        check_word(record.producer.slot, "slot")
+    return record
 
 
 def reject_secret_values(text: str, forbidden: Sequence[str], *, where: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from nemotron_style.runtime.errors import ArtifactError, Problem, RefError, suggest
+from nemotron_style.runtime.store.commit import read_decision
 from nemotron_style.runtime.store.index import entries, read_digests, read_refs
 from nemotron_style.runtime.store.layout import Layout, is_committed, versions_in
-from nemotron_style.runtime.store.record import Artifact, load_artifact, parse_record
+from nemotron_style.runtime.store.record import Artifact, load_artifact
 from nemotron_style.runtime.store.ref import DigestRef, NamedRef, OutputRef, parse_ref
 
 _SHOWN = 8
@@ -27,17 +30,20 @@ def resolve(layout: Layout, ref: str) -> Artifact:
 
 def output_of(layout: Layout, run_id: str, slot: str) -> Artifact | None:
     """What a run committed from a slot; None when it did not, or not to the end."""
-    key = layout.output(run_id, slot)
     try:
-        return find(layout, parse_record(key.read_bytes(), where=str(key)).ref)
+        decided = read_decision(layout, layout.output(run_id, slot))
     except (FileNotFoundError, ArtifactError):
         return None
+    # What stands at the decided version must be what was decided, not merely be called so.
+    artifact = find(layout, decided.ref)
+    return artifact if artifact and artifact.record == decided else None
 
 
 def by_digest(layout: Layout, digest: str) -> list[Artifact]:
     """Every artifact with exactly this content, the first committed first."""
     artifacts = [find(layout, ref) for ref in read_refs(layout, digest)]
-    return sorted((artifact for artifact in artifacts if artifact), key=_age)
+    same = (artifact for artifact in artifacts if artifact and artifact.digest == digest)
+    return sorted(same, key=_age)
 
 
 def find(layout: Layout, ref: str) -> Artifact | None:
@@ -53,18 +59,19 @@ def find(layout: Layout, ref: str) -> Artifact | None:
 
 def _resolve_name(layout: Layout, ref: NamedRef) -> Artifact:
     directory = layout.name(ref.name)
-    known = [
-        version for version in versions_in(directory) if is_committed(directory / f"v{version}")
-    ]
-    if not known:
+    if ref.version and is_committed(directory / f"v{ref.version}"):
+        return load_artifact(directory / f"v{ref.version}")
+    known = (each for each in versions_in(directory) if is_committed(directory / f"v{each}"))
+    newest = next(known, None)
+    if newest is None:
         raise _unknown(ref.name, [entry.name for entry in entries(layout.artifacts)])
-    version = known[0] if ref.version is None else ref.version
-    if version not in known:
-        allowed = ", ".join(f"v{number}" for number in known[:_SHOWN])
-        allowed += ", …" if len(known) > _SHOWN else ""
-        what = "has no such version"
-        raise RefError(Problem(where=ref.name, what=what, got=f"v{version}", allowed=allowed))
-    return load_artifact(layout.version(ref.name, version))
+    if ref.version is None:
+        return load_artifact(directory / f"v{newest}")
+    shown = [newest, *islice(known, _SHOWN)]
+    allowed = ", ".join(f"v{number}" for number in shown[:_SHOWN])
+    allowed += ", …" if len(shown) > _SHOWN else ""
+    what = "has no such version"
+    raise RefError(Problem(where=ref.name, what=what, got=f"v{ref.version}", allowed=allowed))
 
 
 def _resolve_digest(layout: Layout, ref: DigestRef) -> Artifact:

@@ -10,7 +10,7 @@ from typing import Unpack
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, Problem
 from nemotron_style.runtime.paths import expand_path, find_project_root
-from nemotron_style.runtime.store import adopt, resolve
+from nemotron_style.runtime.store import adopt, audit, resolve
 from nemotron_style.runtime.store.commit import (
     commit_tree,
     discard,
@@ -20,7 +20,7 @@ from nemotron_style.runtime.store.commit import (
 )
 from nemotron_style.runtime.store.digest import digest_tree
 from nemotron_style.runtime.store.gc import Collected, collect_garbage
-from nemotron_style.runtime.store.index import entries, keys_of, read_edges, read_times
+from nemotron_style.runtime.store.index import entries, read_edges, read_times
 from nemotron_style.runtime.store.layout import Layout, is_committed, versions_in
 from nemotron_style.runtime.store.record import (
     Artifact,
@@ -67,20 +67,29 @@ class Store:
         return resolve.resolve(self.layout, ref)
 
     def artifacts(self, name: str | None = None) -> Iterator[Artifact]:
-        """Every artifact, by name, the newest version first; unreadable records are left out."""
-        for directory in self.committed(name):
-            try:
-                yield load_artifact(directory)
-            except ArtifactError:  # `verify` reports it
-                continue
+        """Every artifact, by name, the newest version first; unreadable ones are left out."""
+        yield from self.list_artifacts(name)[0]
 
-    def committed(self, name: str | None = None) -> Iterator[Path]:
-        """Directories of all versions that have a record, readable or not."""
+    def list_artifacts(self, name: str | None = None) -> tuple[list[Artifact], list[Problem]]:
+        """:meth:`artifacts`, and why each of the others cannot be read."""
+        artifacts: list[Artifact] = []
+        problems: list[Problem] = []
         names = [self.layout.name(name)] if name else entries(self.layout.artifacts)
         for directory in names:
-            for version in versions_in(directory):
-                if is_committed(directory / f"v{version}"):
-                    yield directory / f"v{version}"
+            try:
+                versions = versions_in(directory)
+            except OSError as error:
+                what = f"cannot be read: {error.strerror}"
+                problems.append(Problem(where=directory.name, what=what))
+                continue
+            for version in versions:
+                try:
+                    artifacts.append(load_artifact(directory / f"v{version}"))
+                except FileNotFoundError:  # no record, hence no artifact
+                    continue
+                except ArtifactError as error:
+                    problems += error.problems
+        return artifacts, problems
 
     def by_digest(self, digest: str) -> list[Artifact]:
         """Every artifact with exactly this content, the first committed first."""
@@ -182,17 +191,28 @@ class Store:
         times = None if deep else read_times(self.layout, record.ref)
         return verify_files(record, directory, times=times)
 
-    def missing_keys(self, directory: Path) -> list[Problem]:
-        """Keys of the index that a version ought to have; without them lineage is cut short."""
-        what, fix = "is missing", "`nemotron-style artifacts gc` writes it again"
-        record = load_artifact(directory).record
-        missing = [key for key in keys_of(self.layout, record) if not key.exists()]
-        names = [str(key.relative_to(self.root)) for key in missing]
-        return [Problem(where=record.ref, key=name, what=what, fix=fix) for name in names]
+    def check_keys(self, directory: Path) -> list[Problem]:
+        """What is wrong with a committed version's place and with its keys in the index."""
+        return audit.check_directory(self.layout, directory)
+
+    def verify_all(self, *, deep: bool) -> tuple[int, list[Problem]]:
+        """How many artifacts there are, and everything in which the store is not what it was.
+
+        Besides the files of every artifact these are the keys of the index: each that is missing,
+        changed, or too many, and each decided artifact that is gone.
+        """
+        if not audit.is_store(self.layout):
+            what, fix = "there is no store here", "is it mounted? A first run or adoption makes one"
+            return 0, [Problem(where=str(self.root), what=what, fix=fix)]
+        index = audit.check_index(self.layout)
+        problems: list[Problem] = []
+        directories = [each for each in audit.directories_of(self.layout) if is_committed(each)]
+        for directory in directories:
+            # Keys are worth a word only where the content is whole.
+            found = self.verify_path(directory, deep=deep)
+            problems += found or self.check_keys(directory)
+        return len(directories), problems + index
 
     def collect_garbage(self, *, grace_s: float = 86400.0) -> Collected:
-        """Remove what no commit will use any more and is older than ``grace_s`` seconds.
-
-        Commits that were cut off when they were decided are finished, lost keys written again.
-        """
+        """Finish and mend what was decided; remove leftovers older than ``grace_s`` seconds."""
         return collect_garbage(self.layout, grace_s=grace_s)

@@ -78,8 +78,13 @@ def test_list(run: Run, model: Artifact) -> None:
 def test_an_empty_store(run: Run, store: Store) -> None:
     assert run("list")[1] == "no artifacts; run a step, or adopt something\n"
     assert read_json(run, "list") == []
-    assert read_json(run, "verify") == {"checked": 0, "ok": True, "problems": []}
+    code, out, err = run("verify")
+    assert (code, out) == (1, "0 checked, 1 problems\n")
+    assert f"{store.root}: there is no store here; is it mounted?" in err
+    assert run("gc")[0] == 0
     assert not store.root.exists()
+    (store.root / "runs").mkdir(parents=True)
+    assert read_json(run, "verify") == {"checked": 0, "ok": True, "problems": []}
 
 
 def test_show(run: Run, model: Artifact) -> None:
@@ -192,5 +197,7 @@ def test_gc_tells_what_it_removed(run: Run, store: Store, model: Artifact) -> No
     (staged / "a").write_text("x")
     assert read_json(run, "gc")["removed"] == []
     _, out, _ = run("gc", "--grace", "-1")
-    assert out == f"removed staging/{staged.name}\n1 removed, 0 commits finished\n"
+    assert out == (
+        f"removed staging/{staged.name}\n1 removed (1 B), 0 finished, 0 keys written again\n"
+    )
     assert store.verify(model, deep=True) == []

@@ -131,7 +131,7 @@ def test_lineage_reads_only_what_it_reaches(
         return load_artifact(path)
 
     monkeypatch.setattr("nemotron_style.runtime.store.resolve.load_artifact", load_and_tell)
-    monkeypatch.setattr(Store, "committed", None)
+    monkeypatch.setattr(Store, "list_artifacts", None)
     walk(store, diamond)
     walk(store, diamond, down=True)
     assert set(read) == {"data", "left", "right"}

@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import stat
 from pathlib import Path
+from unittest.mock import Mock
 
 import fsspec
 import pytest
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, InputError, RefError
+from nemotron_style.runtime.store import commit as commit_module
 from nemotron_style.runtime.store import resolve, verify
 from nemotron_style.runtime.store.digest import Found, Hashed, hash_file
 from nemotron_style.runtime.store.record import Artifact, Producer
@@ -447,13 +449,24 @@ def test_a_bad_source_is_the_users_mistake(store: Store, tmp_path: Path) -> None
 # Garbage
 
 
-def test_garbage_is_removed_after_its_grace_and_nothing_else(store: Store) -> None:
+def cut_off(store: Store, *, run: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of a commit that died before it was decided, and lost a file."""
+    with monkeypatch.context() as patch:
+        patch.setattr(commit_module, "_decide", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            commit(store, "half", run=run)
+    half = max(store.layout.name("model").glob("v*"), key=lambda path: int(path.name[1:]))
+    (half / "a.txt").unlink()
+    return half
+
+
+def test_garbage_is_removed_after_its_grace_and_nothing_else(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = commit(store, "one", run="r-1")
     staged = store.stage("left")
     (staged / "a").write_text("x")
-    half = store.layout.version("model", 2)
-    half.mkdir()
-    (half / "a.txt").write_text("half")
+    cut_off(store, run="r-2", monkeypatch=monkeypatch)
     assert store.collect_garbage(grace_s=3600).removed == []
     done = store.collect_garbage(grace_s=-1)
     assert sorted(done.removed) == ["artifacts/model/v2", str(staged.relative_to(store.root))]
@@ -466,7 +479,7 @@ def test_lost_keys_are_written_again(store: Store) -> None:
     whole = commit(store, "one")
     (store.layout.digest(whole.digest) / "model@v1").unlink()
     assert store.by_digest(whole.digest) == []
-    assert [problem.what for problem in store.missing_keys(whole.path)] == ["is missing"]
+    assert [problem.what for problem in store.check_keys(whole.path)] == ["is missing"]
     assert store.collect_garbage().keys_written == 1
     assert store.by_digest(whole.digest) == [whole]
 

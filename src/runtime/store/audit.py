@@ -1,0 +1,199 @@
+"""Whether the store as a whole still holds what was decided.
+
+A record stands twice: in the artifact's directory, and in the index under the key at which its
+commit was decided (:func:`key_of`). Whatever one copy has lost the other one tells. All other
+keys follow from the record, so each that is missing and each that is too many can be named.
+Nothing here writes; ``artifacts gc`` mends what can be mended.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemotron_style.runtime.errors import ArtifactError, Problem
+from nemotron_style.runtime.store.commit import MEND, key_of, read_decision
+from nemotron_style.runtime.store.index import entries, is_plain_key, keys_of, read_times
+from nemotron_style.runtime.store.layout import Layout, is_committed
+from nemotron_style.runtime.store.record import Artifact, Record, load_artifact
+from nemotron_style.runtime.store.ref import from_key, to_key
+
+DECISIONS = ("output", "adopted", "made")
+KEYS = ("digest", "up", "down")
+_COMMIT_S = 600.0  # a commit that began less than so many seconds ago may be at work
+RESTORE = "restore it from a copy of the store"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A key of the index under which a commit was decided; ``problem`` when it cannot be used."""
+
+    key: Path
+    record: Record | None
+    problem: Problem | None = None
+
+
+def is_store(layout: Layout) -> bool:
+    """Whether there is a store at all, be it empty: something was once written in the root."""
+    return any(each.is_dir() for each in (layout.artifacts, layout.index, layout.runs))
+
+
+def read_decisions(layout: Layout) -> Iterator[Decision]:
+    """Every key under which something was decided, with the record that it holds."""
+    for key in files_under(*(layout.index / folder for folder in DECISIONS)):
+        try:
+            yield Decision(key, read_decision(layout, key))
+        except FileNotFoundError:  # its writer replaced it at this moment, or it is a broken link
+            yield Decision(key, None, _problem(layout, key, "cannot be read", RESTORE))
+        except ArtifactError as error:
+            yield Decision(key, None, error.problems[0])
+
+
+def directories_of(layout: Layout) -> Iterator[Path]:
+    """Every directory in which a version stands, or may stand under a wrong name.
+
+    What cannot be listed is passed over; :func:`unlisted` names it.
+    """
+    for name in entries(layout.artifacts):
+        with suppress(ArtifactError):
+            yield from (each for each in entries(name) if not each.name.startswith("."))
+
+
+def unlisted(layout: Layout) -> Iterator[Problem]:
+    """The names whose versions cannot be listed, each with the reason."""
+    for name in entries(layout.artifacts):
+        try:
+            entries(name)
+        except ArtifactError as error:
+            yield from error.problems
+
+
+def files_under(*roots: Path) -> Iterator[Path]:
+    """Everything below the roots that is no directory, by path."""
+    for root in roots:
+        for folder, _names, files in sorted(os.walk(root)):
+            yield from (Path(folder, name) for name in sorted(files))
+
+
+def check_directory(layout: Layout, directory: Path) -> list[Problem]:
+    """What is wrong with the place of a committed version and with its keys; not with its files."""
+    for place in (directory, directory.parent):
+        if place.is_symlink():
+            what, fix = "is a link in the place of a directory", "put the directory itself there"
+            return [_problem(layout, place, what, fix)]
+    record = load_artifact(directory).record
+    keys = [*keys_of(layout, record), layout.claims(record.name) / f"v{record.version}"]
+    texts = [key_of(layout, record), layout.times(record.ref)]
+    missing = [key for key in (*keys, *texts) if not os.path.lexists(key)]
+    problems = [(key, "is missing", MEND) for key in missing]
+    for key in keys:
+        if key not in missing and not is_plain_key(key):
+            # What is in it may be a file of an artifact, so nothing removes it.
+            fix = f"move it elsewhere, then {MEND}"
+            problems.append((key, "is not the empty file that it was", fix))
+    if texts[1] not in missing and not fits_times(layout, record):
+        problems.append((texts[1], "is not what was written", MEND))
+    return [
+        Problem(where=record.ref, key=str(key.relative_to(layout.root)), what=what, fix=fix)
+        for key, what, fix in problems
+    ]
+
+
+def fits_times(layout: Layout, record: Record) -> bool:
+    """Whether the noted sizes are those of the record, file by file."""
+    sizes = {path: size for path, (size, _time) in read_times(layout, record.ref).items()}
+    return sizes == {file.path: file.size for file in record.files}
+
+
+def check_index(layout: Layout) -> list[Problem]:
+    """Decisions without their artifact, keys that cannot be used, and keys too many."""
+    present = list(files_under(*(layout.index / folder for folder in KEYS)))
+    times = entries(layout.index / "times")
+    decisions = list(read_decisions(layout))  # after the keys: a commit decides before it adds any
+    problems = [each.problem for each in decisions if each.problem]
+    problems += unlisted(layout)
+    decided = [each.record for each in decisions if each.record]
+    for record in decided:
+        problems += _check_decided(layout, record)
+    known = {record.ref: record for record in [*decided, *committed_records(layout)]}
+    expected = {key for record in known.values() for key in keys_of(layout, record)}
+    strays = [key for key in present if key not in expected]
+    strays += [each for each in times if from_key(each.name) not in known]
+    for key in strays:
+        fix = MEND if is_refuted(layout, key, known) else RESTORE
+        problems.append(_problem(layout, key, "belongs to no artifact that is there", fix))
+    problems += _check_undecided(layout, known)
+    return problems
+
+
+def committed_records(layout: Layout) -> Iterator[Record]:
+    """The records of all artifacts that stand in their places and can be read."""
+    for directory in directories_of(layout):
+        if (artifact := read_committed(directory)) is not None:
+            yield artifact.record
+
+
+def read_committed(directory: Path) -> Artifact | None:
+    """The artifact of this very directory; None when there is none that can be read."""
+    try:
+        return load_artifact(directory)
+    except (FileNotFoundError, ArtifactError):
+        return None
+
+
+def is_refuted(layout: Layout, key: Path, known: Iterable[str]) -> bool:
+    """Whether a key that no record asks for is a mistake, not the trace of a lost artifact.
+
+    It is one when its artifact is there and has other keys, or when its number was never claimed.
+    """
+    name = key.parent.name if key.is_relative_to(layout.index / "up") else key.name.split("~")[-1]
+    if from_key(name) in known:
+        return True
+    artifact, _, version = name.partition("@")
+    return not (layout.artifacts / artifact / ".claims" / version).is_file()
+
+
+def _check_decided(layout: Layout, record: Record) -> list[Problem]:
+    directory = layout.version(record.name, record.version)
+    artifact = read_committed(directory)
+    if artifact and artifact.record != record:
+        what = f"says something else than {key_of(layout, record).relative_to(layout.root)}"
+        return [Problem(where=record.ref, key=directory.name, what=what, fix=MEND)]
+    if is_committed(directory):
+        return []  # an unreadable record is reported with its directory
+    intent = layout.intent(key_of(layout, record), record.ref)
+    if _age(intent) < _COMMIT_S:
+        return []
+    if directory.is_dir():
+        # Between decision and record its commit was cut off, or the record was lost later.
+        what, fix = "was decided and has no record", MEND
+    else:
+        what, fix = "was committed and is gone", RESTORE
+    return [Problem(where=record.ref, what=what, fix=fix)]
+
+
+def _age(intent: Path) -> float:
+    """Seconds since a commit began; without an intent it has long ended."""
+    try:
+        return time.time() - intent.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
+
+
+def _check_undecided(layout: Layout, known: Iterable[str]) -> Iterator[Problem]:
+    """Directories without a record of which neither a decision nor an intent says what they are."""
+    intended = {each.name.partition("~")[2] for each in entries(layout.index / "intent")}
+    for directory in directories_of(layout):
+        ref = f"{directory.parent.name}:{directory.name}"
+        if not is_committed(directory) and ref not in known and to_key(ref) not in intended:
+            what = "holds no artifact, and no commit is known that began it"
+            yield _problem(layout, directory, what, "move it elsewhere, or restore its record")
+
+
+def _problem(layout: Layout, path: Path, what: str, fix: str) -> Problem:
+    return Problem(where=str(path.relative_to(layout.root)), what=what, fix=fix)
