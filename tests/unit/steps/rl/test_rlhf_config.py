@@ -230,8 +230,8 @@ def test_log_probs_of_before_the_step_are_computed_where_the_version_uses_them(m
 
 def test_what_overrides_break_together_is_blamed_on_them(manifest):
     with pytest.raises(ConfigError) as refused:
-        resolve(manifest, "loss_fn.truncated_importance_sampling_ratio=2")
-    assert "override 'loss_fn.truncated_importance_sampling_ratio=2'" in str(refused.value)
+        resolve(manifest, "loss_fn.sequence_level_importance_ratios=true")
+    assert "override 'loss_fn.sequence_level_importance_ratios=true'" in str(refused.value)
     with pytest.raises(ConfigError) as refused:
         resolve(
             manifest,
