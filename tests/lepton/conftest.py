@@ -127,5 +127,5 @@ def launcher(workspace: MemoryWorkspace, tmp_path: Path) -> LeptonLauncher:
     code = tmp_path / "recipe.py"
     code.write_text("print('milling')\n", encoding="utf-8")
     return LeptonLauncher(
-        connect=lambda: workspace, sources=lambda entrypoint: [("milling/recipe.py", code)]
+        connect=lambda: workspace, sources=lambda *objects: [("milling/recipe.py", code)]
     )

@@ -457,9 +457,12 @@ def test_the_projects_root_is_not_in_a_pod(launcher, plan_of, tmp_path, monkeypa
 
 def test_a_disk_with_another_name_in_the_pod_gets_the_code_too(launcher, plan_of, tmp_path):
     entrypoint = "nemotron_style.steps.sft.chat.recipe:run"
+    config = "nemotron_style.steps.sft.chat.config:Config"
     store, records = Path("/mnt/shared/store"), tmp_path / "lustre"
-    snapshot = plan_snapshot(entrypoint, store)
-    plan = plan_of(snapshot=snapshot, records=str(records), entrypoint=entrypoint)
+    snapshot = plan_snapshot(store, entrypoint)
+    plan = plan_of(
+        snapshot=snapshot, records=str(records), entrypoint=entrypoint, config_class=config
+    )
     handle, _ = submit(launcher, plan)
     assert handle.run_dir == records / "runs" / plan.run_id
     code = records / Path(snapshot.path).relative_to(store)

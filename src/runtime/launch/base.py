@@ -98,7 +98,7 @@ def begin_attempt(request: Request) -> Attempt | None:
         return None
     try:
         if plan.snapshot and plan.records is None:
-            write_snapshot(plan.snapshot, plan.entrypoint)
+            write_snapshot(plan.snapshot, plan.entrypoint, plan.config_class)
         for name, text in request.files.items():
             write_text(folder.path / name, text)
     except (OSError, StepsError) as error:

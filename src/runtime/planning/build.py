@@ -47,7 +47,7 @@ class ResolvedStep:
             "manifest_version": self.manifest.version,
             "config": self.config.semantic,
             "inputs": {slot: one.source for slot, one in self.inputs.items()},
-            "code": digest_code(self.manifest.run.entrypoint),
+            "code": digest_code(self.manifest.run.entrypoint, self.manifest.run.config),
         }
 
     @property
@@ -174,7 +174,7 @@ def plan_placement(
         "python": profile.python or ("python3" if image else sys.executable),
         "image": image,
         "mounts": tuple(mount.model_dump() for mount in profile.mounts),
-        "snapshot": plan_snapshot(run.entrypoint, store) if needs_snapshot else None,
+        "snapshot": plan_snapshot(store, run.entrypoint, run.config) if needs_snapshot else None,
         "env": dict(profile.env),
         "secrets": profile.secrets,
         "setup": profile.setup,

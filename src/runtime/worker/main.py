@@ -203,7 +203,7 @@ def find_input(planned: PlannedInput, store: Store) -> Artifact | None:
 
 def check_code(plan: Plan) -> None:
     """Raise ``UsageError`` when the sources are not those that the plan was made with."""
-    if digest_code(plan.entrypoint) != plan.identity["code"]:
+    if digest_code(plan.entrypoint, plan.config_class) != plan.identity["code"]:
         what = "the step's sources changed after the plan was made"
         raise UsageError(Problem(where=plan.step, what=what, fix="run the same command again"))
 

@@ -78,7 +78,7 @@ class LeptonLauncher:
     """Posts jobs and asks for them. Tests put another workspace and other sources in."""
 
     connect: Callable[[], Workspace] = connect
-    sources: Callable[[str], Iterable[tuple[str, Path]]] = list_sources
+    sources: Callable[..., Iterable[tuple[str, Path]]] = list_sources
 
     def compile(self, plan: Plan, *, attempt: int = 1) -> LeptonRequest:
         """Raises ``ProfileError`` with everything that Lepton would refuse."""
@@ -96,7 +96,7 @@ class LeptonLauncher:
         content = {f"{folder}/{name}": text.encode() for name, text in files.items()}
         if plan.snapshot:
             below = Path(plan.snapshot.path).relative_to(plan.store).as_posix()
-            sources = self.sources(plan.entrypoint)
+            sources = self.sources(plan.entrypoint, plan.config_class)
             content |= {f"{below}/{name}": path.read_bytes() for name, path in sources}
         return pack(content)
 
@@ -138,7 +138,7 @@ class LeptonLauncher:
         elif plan.snapshot and plan.records:  # the same disk, under another name here
             below = Path(plan.snapshot.path).relative_to(plan.store)
             seen = plan.snapshot.model_copy(update={"path": str(Path(plan.records, below))})
-            write_snapshot(seen, plan.entrypoint)
+            write_snapshot(seen, plan.entrypoint, plan.config_class)
 
     def state(self, handle: JobHandle) -> JobState:
         """From our files, where they are seen, then from Lepton. No answer changes nothing."""

@@ -19,8 +19,8 @@ ENTRYPOINT = "milling.recipe:run"
 
 def test_a_plan_of_a_snapshot_writes_nothing_and_names_the_same_twice(mill: Any) -> None:
     before = mill.files()
-    first = plan_snapshot(ENTRYPOINT, mill.home)
-    assert first == plan_snapshot(ENTRYPOINT, mill.home)
+    first = plan_snapshot(mill.home, ENTRYPOINT)
+    assert first == plan_snapshot(mill.home, ENTRYPOINT)
     assert first.path == f"{mill.home}/code/{first.digest[:16]}"
     assert mill.files() == before
 
@@ -34,7 +34,7 @@ def test_a_snapshot_holds_this_package_and_the_one_of_the_step(mill: Any) -> Non
 
 
 def test_a_worker_runs_what_was_kept_after_the_sources_changed(mill: Any) -> None:
-    snapshot = plan_snapshot(ENTRYPOINT, mill.home)
+    snapshot = plan_snapshot(mill.home, ENTRYPOINT)
     digest = digest_code(ENTRYPOINT)
     write_snapshot(snapshot, ENTRYPOINT)
     mill.write("code/milling/recipe.py", "raise SystemExit('edited')\n")
@@ -55,7 +55,7 @@ def test_a_worker_runs_what_was_kept_after_the_sources_changed(mill: Any) -> Non
 
 
 def test_it_is_written_once_and_shared(mill: Any) -> None:
-    snapshot = plan_snapshot(ENTRYPOINT, mill.home)
+    snapshot = plan_snapshot(mill.home, ENTRYPOINT)
     write_snapshot(snapshot, ENTRYPOINT)
     kept = Path(snapshot.path, "milling/recipe.py").stat().st_ino
     write_snapshot(snapshot, ENTRYPOINT)
@@ -64,7 +64,7 @@ def test_it_is_written_once_and_shared(mill: Any) -> None:
 
 
 def test_sources_that_changed_since_the_plan_are_refused(mill: Any) -> None:
-    snapshot = plan_snapshot(ENTRYPOINT, mill.home)
+    snapshot = plan_snapshot(mill.home, ENTRYPOINT)
     mill.write("code/milling/more.py", "")
     with pytest.raises(UsageError, match=r"sources changed"):
         write_snapshot(snapshot, ENTRYPOINT)
