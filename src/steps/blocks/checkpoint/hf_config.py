@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.steps.blocks.settings.hub_code import find_code_keys
 from nemotron_style.steps.blocks.settings.json_model import validation_problems
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
@@ -52,6 +53,12 @@ _RULES: tuple[tuple[str, tuple[Any, ...], str, str], ...] = (
     ("quantization_config", _OFF, "quantised weights", "float32, float16 or bfloat16"),
     ("partial_rotary_factor", (None, 1), "rotary positions on a part of each head", "1.0"),
 )
+# What says which numbers a Llama computes, besides its sizes. Nothing else of an untrusted
+# config.json is handed to another library.
+_MEANING = (
+    *("num_key_value_heads", "head_dim", "hidden_act", "attention_bias", "mlp_bias"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "pretraining_tp"),
+)
 _ROPE_KEYS = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
 
 
@@ -88,11 +95,17 @@ def read_settings(path: Path) -> dict[str, Any]:
     except OSError as error:
         what = "is no Hugging Face checkpoint: there is no config.json"
         raise InputError(Problem(where=str(path), what=what)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(Problem(where=str(file), what="is not JSON", got=str(error))) from error
     if not isinstance(settings, dict):
         raise InputError(Problem(where=str(file), what="is not a JSON object"))
     return settings
+
+
+def keep_meaning(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a checked ``config.json`` that says what the model computes."""
+    kept = (*(theirs for _, theirs, _ in _SIZES), *_MEANING)
+    return {key: settings[key] for key in kept if key in settings}
 
 
 def read_sizes(path: Path) -> ModelConfig:
@@ -106,7 +119,14 @@ def read_sizes(path: Path) -> ModelConfig:
 def parse_sizes(settings: Mapping[str, Any], path: Path) -> ModelConfig:
     """:func:`read_sizes` of settings that were read from the folder ``path``."""
     where = str(path / CONFIG_FILE)
-    raise_all(InputError, [*_adapters(path), *_misfits(settings, where)])
+    raise_all(
+        InputError,
+        [
+            *_strange_files(path),
+            *find_code_keys(settings, where=where),
+            *_misfits(settings, where),
+        ],
+    )
     heads = settings["num_attention_heads"]
     values = {name: settings.get(theirs, default) for name, theirs, default in _SIZES}
     groups = settings.get("num_key_value_heads")
@@ -129,11 +149,15 @@ def rope_theta(settings: Mapping[str, Any]) -> Any:
     return rope.get("rope_theta", settings.get("rope_theta", DEFAULT_THETA))
 
 
-def _adapters(path: Path) -> Iterator[Problem]:
+def _strange_files(path: Path) -> Iterator[Problem]:
     file = path / "adapter_config.json"
     if file.exists():
         fix = "merge the adapter into the model's weights first"
         yield Problem(where=str(file), what="the folder holds an adapter", fix=fix)
+    file = path / "custom_generate"
+    if file.exists():  # transformers runs it when it reads the model beside it
+        fix = "remove it where you trust the model"
+        yield Problem(where=str(file), what="the folder holds code", fix=fix)
 
 
 def _misfits(settings: Mapping[str, Any], where: str) -> Iterator[Problem]:
@@ -158,8 +182,8 @@ def _misfits(settings: Mapping[str, Any], where: str) -> Iterator[Problem]:
     heads = settings.get("num_attention_heads")
     if size is None or not isinstance(hidden, int) or not isinstance(heads, int):
         return
-    if size * heads != hidden:
-        allowed = f"hidden_size / num_attention_heads = {hidden / heads:g}"
+    if not isinstance(size, int) or size * heads != hidden:
+        allowed = f"hidden_size / num_attention_heads = {hidden} / {heads}"
         yield misfit("head_dim", "heads are not as wide as hidden_size allows", allowed)
 
 

@@ -21,7 +21,11 @@ from torch import Tensor, nn
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE
-from nemotron_style.steps.blocks.checkpoint.model_checkpoint import compare_shapes, full_shapes
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
+    check_depth,
+    compare_shapes,
+    full_shapes,
+)
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
 from nemotron_style.steps.blocks.model.language_model import unwrap
 from nemotron_style.steps.blocks.model.sharded_tensor import Shard, shards
@@ -99,6 +103,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def check_shapes(stored: Mapping[str, Sequence[int]], config: ModelConfig, *, where: str) -> None:
     """Raise InputError, naming every tensor that is missing, of another shape, or unknown."""
+    check_depth(stored, config.num_layers, where=where, key="num_hidden_layers")
     problems = compare_shapes(
         stored,
         expected_shapes(config),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nemotron_style.runtime.errors import Problem, StepFailed
-from nemotron_style.steps.blocks.checkpoint.hf_config import read_settings
+from nemotron_style.steps.blocks.checkpoint.hf_config import keep_meaning, read_settings
 from nemotron_style.steps.blocks.checkpoint.reference_llama import llama_logits
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
 from nemotron_style.steps.blocks.model.device import prepare_device
@@ -115,8 +115,16 @@ def hugging_face_logits(
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    # Of the file only what a Llama is: other keys reach code that transformers fetches.
+    config = transformers.LlamaConfig.from_dict(keep_meaning(read_settings(path)))
     model = transformers.LlamaForCausalLM.from_pretrained(
-        path, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        path,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     round_weights(model, dtype)
     with torch.inference_mode():

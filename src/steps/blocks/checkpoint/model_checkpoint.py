@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -56,8 +56,10 @@ def read_config(path: Path) -> ModelConfig:
 def check_checkpoint(path: Path) -> ModelConfig:
     """The sizes of a checkpoint that has all its parts. Raises InputError as load_model does."""
     config = read_config(path)
+    stored = torch_dist.tensor_shapes(path / WEIGHTS)
+    check_depth(stored, config.num_layers, where=str(path / CONFIG), key="num_layers")
     problems = compare_shapes(
-        torch_dist.tensor_shapes(path / WEIGHTS),
+        stored,
         full_shapes(config),
         where=str(path / WEIGHTS),
         config_file=CONFIG,
@@ -128,6 +130,17 @@ def full_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
     for name, shape, slices, data in chain.from_iterable(gather(pieces)):
         tensors.setdefault(name, torch.empty(shape, dtype=data.dtype))[slices] = data
     return sorted(tensors.items())
+
+
+def check_depth(stored: Collection[str], layers: int, *, where: str, key: str) -> None:
+    """Raise InputError for more layers than there are tensors, of which a layer has several.
+
+    It comes before the tensors of all layers are listed, to be compared one by one.
+    """
+    if layers > len(stored):
+        what = "promises more layers than the weights have tensors"
+        allowed = f"{len(stored)} at most"
+        raise InputError(Problem(where=where, key=key, what=what, got=str(layers), allowed=allowed))
 
 
 def compare_shapes(

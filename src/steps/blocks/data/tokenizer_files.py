@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from nemotron_style.runtime.errors import InputError, Problem
+from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.tokenizer import (
     TEMPLATE_FILE,
@@ -19,14 +19,21 @@ from nemotron_style.steps.blocks.data.tokenizer import (
     write_json,
     write_settings,
 )
+from nemotron_style.steps.blocks.settings.hub_code import find_code_keys
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 SPECIAL_FILE, GENERATION_FILE = "special_tokens_map.json", "generation_config.json"
-FILES = ("tokenizer.json", "tokenizer_config.json", SPECIAL_FILE, TEMPLATE_FILE)
+SETTINGS_FILE = "tokenizer_config.json"
+FILES = ("tokenizer.json", SETTINGS_FILE, SPECIAL_FILE, TEMPLATE_FILE)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy those files of a tokenizer that exist from folder to folder."""
+    """Copy those files of a tokenizer that exist from folder to folder.
+
+    Raises InputError for settings that name code, which whoever reads the copy might fetch.
+    """
+    settings = Tokenizer(source).settings
+    raise_all(InputError, [*find_code_keys(settings, where=str(source / SETTINGS_FILE))])
     target.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         if (source / name).is_file():

@@ -152,6 +152,11 @@ def _passes(rows: Sequence[Sequence[int]], limit: int) -> Iterator[list[int]]:
 
 def _check_tensors(folder: TensorFolder, sizes: ModelConfig, outputs: int) -> None:
     """Raise InputError, naming every tensor that is missing or of another shape."""
+    layers, where = sizes.num_layers, str(folder.path)
+    if layers > len(folder.shapes):  # before the tensors of all layers are listed
+        what = "promises more layers than the weights have tensors"
+        key, allowed = "num_hidden_layers", f"{len(folder.shapes)} at most"
+        raise InputError(Problem(where=where, key=key, what=what, got=str(layers), allowed=allowed))
     wanted = _shapes(sizes) | {HEAD: (outputs, sizes.hidden_size)}
     raise_all(
         InputError,

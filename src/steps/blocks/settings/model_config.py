@@ -12,17 +12,18 @@ from nemotron_style.runtime.config.model import Section
 class ModelConfig(Section):
     """The sizes of a Llama: RMSNorm, SwiGLU, grouped queries, rotary positions, no biases.
 
-    This is what ``model_config.json`` of a checkpoint holds.
+    This is what ``model_config.json`` of a checkpoint holds. The limits are far above any model
+    there is: memory is taken by these numbers.
     """
 
     architecture: Literal["llama"] = "llama"
-    num_layers: int = Field(ge=1)
-    hidden_size: int = Field(ge=2)
-    ffn_hidden_size: int = Field(ge=1)
-    num_attention_heads: int = Field(ge=1)
-    num_query_groups: int = Field(ge=1)
-    vocab_size: int = Field(ge=1)
-    max_sequence_length: int = Field(ge=1)
+    num_layers: int = Field(ge=1, le=10_000)
+    hidden_size: int = Field(ge=2, le=2**20)
+    ffn_hidden_size: int = Field(ge=1, le=2**24)
+    num_attention_heads: int = Field(ge=1, le=2**16)
+    num_query_groups: int = Field(ge=1, le=2**16)
+    vocab_size: int = Field(ge=1, le=2**26)
+    max_sequence_length: int = Field(ge=1, le=2**24)
     rope_theta: float = Field(default=10000.0, gt=0)
     norm_epsilon: float = Field(default=1e-5, gt=0)
     tie_embeddings: bool = False

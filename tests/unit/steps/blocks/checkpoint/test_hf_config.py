@@ -135,3 +135,63 @@ def test_the_base_of_rotary_positions_is_found_in_either_place(folder, rope):
     del settings["rope_theta"]
     (folder / "config.json").write_text(json.dumps(settings | rope))
     assert read_sizes(folder).rope_theta == 7e5
+
+
+CODE = [
+    ("attn_implementation", "org/kernel"),
+    ("_attn_implementation", "org/kernel@v1:fn"),
+    ("_attn_implementation_internal", "org/kernel"),
+    ("attn_implementation", {"": "org/kernel"}),
+    ("attn_implementation", "paged|org/kernel"),
+    ("experts_implementation", "org/kernel"),
+    ("auto_map", {"AutoModelForCausalLM": "org/model--modeling.Model"}),
+    ("custom_generate", "org/generate"),
+    ("kernel_config", {"kernel_mapping": {"RMSNorm": "org/kernel:Norm"}}),
+    ("use_kernels", True),
+    ("gguf_file", "model.gguf"),
+]
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["on top", "inside a table"])
+@pytest.mark.parametrize(("key", "value"), CODE)
+def test_a_key_that_can_have_code_fetched_is_refused(folder, key, value, inside):
+    change(folder, **({"text_config": [{key: value}]} if inside else {key: value}))
+    said = refused(lambda: read_sizes(folder))
+    assert f": text_config[0].{key}: " in said if inside else f": {key}: " in said
+    assert "can have code fetched or run" in said
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"attn_implementation": "sdpa"}, {"_attn_implementation_autoset": True}, {"auto_map": None}],
+)
+def test_kernels_that_are_built_in_may_be_named(folder, settings):
+    change(folder, **settings)
+    assert read_sizes(folder) == SIZES
+
+
+def test_code_beside_the_weights_is_refused(folder):
+    (folder / "custom_generate").mkdir()
+    assert "the folder holds code" in refused(lambda: read_sizes(folder))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("num_hidden_layers", 10**6, "num_hidden_layers"),
+        ("hidden_size", 10**12, "hidden_size"),
+        ("vocab_size", 10**300, "vocab_size"),
+        ("max_position_embeddings", 10**12, "max_position_embeddings"),
+        ("num_attention_heads", 0, "num_attention_heads"),
+        ("head_dim", "wide", "heads are not as wide"),
+        ("head_dim", [6], "heads are not as wide"),
+    ],
+)
+def test_numbers_that_no_model_has_are_refused_by_their_key(folder, key, value, what):
+    change(folder, **{key: value})
+    assert what in refused(lambda: read_sizes(folder))
+
+
+def test_a_file_that_is_nested_without_end_is_refused(folder):
+    (folder / "config.json").write_text("[" * 100_000)
+    assert "is not JSON" in refused(lambda: read_sizes(folder))

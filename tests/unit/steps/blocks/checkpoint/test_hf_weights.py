@@ -329,6 +329,31 @@ def test_the_check_finds_every_mistake(tmp_path, side, mistake):
         compare_logits(logits, folder, rows).require(1e-4, where="x")
 
 
+def test_transformers_gets_nothing_of_the_file_but_what_a_llama_is(folder):
+    """Any of these keys would have it fetch a kernel or a class, make a table, or quantise."""
+    pytest.importorskip("transformers")
+    rows = sample_rows(50, rows=2, tokens=8, seed=8)
+    _, expected = logit_parity.hugging_face_logits(folder, rows)
+    change(
+        folder,
+        attn_implementation="org/kernel",
+        experts_implementation="org/kernel",
+        auto_map={"AutoModelForCausalLM": "org/model--modeling.Model"},
+        quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True},
+        num_labels=10**9,
+        per_layer_config={"0": {"hidden_size": 8}},
+    )
+    by, found = logit_parity.hugging_face_logits(folder, rows)
+    assert by.startswith("transformers")
+    assert torch.equal(found, expected)
+
+
+def test_layers_that_are_only_promised_are_not_even_listed(folder):
+    said = refused(lambda: check_tensors(TensorFolder(folder), sizes(num_layers=9_999)))
+    assert "num_hidden_layers: promises more layers than the weights have tensors" in said
+    assert "\n" not in said
+
+
 def test_both_other_sides_agree(folder):
     pytest.importorskip("transformers")
     rows = sample_rows(50, rows=2, tokens=64, seed=8)

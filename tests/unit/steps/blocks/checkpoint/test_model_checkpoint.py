@@ -138,6 +138,15 @@ def test_missing_and_surplus_tensors_are_named(saved):
         load_model(saved)
 
 
+def test_layers_that_are_only_promised_are_not_even_listed(saved):
+    edit_config(saved, num_layers=9_999)
+    with pytest.raises(InputError, match=r"num_layers: promises more layers.*allowed: 15 at most"):
+        load_model(saved)
+    edit_config(saved, num_layers=10**6)
+    with pytest.raises(InputError, match=r"num_layers"):
+        load_model(saved)
+
+
 def test_a_truncated_weight_file_is_an_input_error(saved):
     (file,) = (saved / "weights").glob("*.distcp")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])

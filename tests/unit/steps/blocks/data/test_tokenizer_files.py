@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,3 +101,11 @@ def test_a_folder_without_tokenizer_json_says_how_to_get_it(folder: Path, tmp_pa
     (folder / "tokenizer.json").rename(folder / "tokenizer.model")
     with pytest.raises(InputError, match=r"there is no tokenizer\.json; save it with transformers"):
         import_tokenizer(folder, tmp_path / "out", tokens=None)
+
+
+@pytest.mark.parametrize("copy", [export_tokenizer, partial(import_tokenizer, tokens=None)])
+def test_settings_that_name_code_are_not_handed_on(folder: Path, tmp_path: Path, copy: Any) -> None:
+    settle(folder, auto_map={"AutoTokenizer": ["org/words--tokenizer.Words", None]})
+    with pytest.raises(InputError, match="auto_map: can have code fetched or run"):
+        copy(folder, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()

@@ -154,6 +154,15 @@ def test_every_bad_conversation_is_told_at_once(folder: Path) -> None:
     assert "longer than the model may read" in told[2]
 
 
+def test_layers_that_are_only_promised_are_not_even_listed(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "promising")
+    file = copy / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 9_999}))
+    with pytest.raises(InputError, match="promises more layers") as caught:
+        RewardModel.load(copy)
+    assert len(caught.value.problems) == 1
+
+
 def test_no_conversation_no_score(folder: Path) -> None:
     assert RewardModel.load(folder).score([]) == []
 
