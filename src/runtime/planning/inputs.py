@@ -8,6 +8,7 @@ Nothing here writes: a path is hashed in place and adopted at submission.
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from nemotron_style.runtime.catalog.manifest import Manifest, Slot
 from nemotron_style.runtime.config.model import InputSource
 from nemotron_style.runtime.config.resolve import ResolvedConfig
-from nemotron_style.runtime.errors import Problem, UsageError, raise_all, suggest
+from nemotron_style.runtime.errors import Problem, RefError, UsageError, raise_all, suggest
 from nemotron_style.runtime.paths import expand_path
 from nemotron_style.runtime.store.digest import digest_tree
 from nemotron_style.runtime.store.record import Artifact
@@ -109,10 +110,22 @@ def choose_sources(
 def resolve_ref(ref: str, slot: Slot, *, store: Store) -> ResolvedInput:
     """The artifact that ``ref`` names, or the content at the path or URI that it is.
 
-    Raises ``RefError`` or ``InputError`` when there is none.
+    A bare file name is a path where no artifact has that name. Raises ``RefError`` or
+    ``InputError`` when there is none, and ``UsageError`` when it could be either.
     """
     if not is_location(ref):
-        return describe_artifact(store.resolve(ref))
+        is_file = os.path.exists(ref)
+        try:
+            artifact = store.resolve(ref)
+        except RefError:
+            if not is_file:
+                raise
+        else:
+            if is_file and ":" not in ref:
+                what = f"is an artifact ({artifact.ref}) and a file or folder here"
+                fix = f"write {ref}:latest for the artifact, ./{ref} for the file"
+                raise UsageError(Problem(what=what, got=repr(ref), fix=fix))
+            return describe_artifact(artifact)
     digest = digest_location(ref, kind=slot.kind)
     known = next((copy for copy in store.by_digest(digest) if copy.kind == slot.kind), None)
     if known and known.record.producer is None:

@@ -31,7 +31,7 @@ from nemotron_style.runtime.planning.inputs import (
     resolve_ref,
 )
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest, check_request
-from nemotron_style.runtime.planning.reuse import Decision, decide
+from nemotron_style.runtime.planning.reuse import Decision, check_names, decide
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.validation import get_key
 
@@ -129,6 +129,8 @@ class _Planner:
         """Find the generation to use and decide about it."""
         draft = draft_plan(request, step, services=services, context=self.context)
         plan, decision = decide(draft.seal, store=self.context.store, fresh=request.fresh)
+        if request.name is not None:
+            check_names(plan, decision, self.context.store)
         if is_upstream and not self.context.upstream and decision.action != "reuse":
             what = f"{self.chain[0].step} needs it, and --no-upstream forbids running it"
             fix = f"run it first: nemotron-style steps run {request.step} -c {request.config}"

@@ -61,6 +61,9 @@ def check_request(request: RunRequest, manifest: Manifest) -> None:
     """Raise ``UsageError`` for a bad ``--name``, or ``-- ARGS`` that the step does not accept."""
     if request.name is not None:
         check_name(request.name)
+        if not manifest.produces:
+            what = f"{manifest.id} makes no artifact that could have a name"
+            raise UsageError(Problem(where="--name", what=what, got=request.name))
     if request.arguments and not manifest.run.passthrough:
         what = f"{manifest.id} takes no arguments after --"
         raise UsageError(Problem(where="--", what=what, got=" ".join(request.arguments)))

@@ -1,6 +1,7 @@
 """Whether a planned run has to run, and why.
 
-``run``: nothing usable exists. ``reuse``: the run is complete and its outputs verify. ``resume``:
+``run``: nothing usable exists. ``reuse``: the run is complete and its outputs are there, with the
+sizes and times of their commit (`artifacts verify` reads every byte). ``resume``:
 an attempt began and ended early. ``attach``: an attempt is under way. A service that was stopped
 left nothing to reuse and is started again.
 """
@@ -12,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nemotron_style.runtime.errors import Problem
+from nemotron_style.runtime.errors import Problem, UsageError
 from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.attempt import LOCAL
 from nemotron_style.runtime.run.folder import RunFolder, list_runs
@@ -55,7 +56,8 @@ def decide(
         return plan, decide_unfinished(folder, plan)
     problems = verify_outputs(folder, store)
     if not problems:
-        return plan, Decision("reuse", f"same fingerprint as {plan.run_id}, outputs verified")
+        reason = f"same fingerprint as {plan.run_id}, outputs unchanged by size and time"
+        return plan, Decision("reuse", reason)
     reason = f"the outputs of {plan.run_id} no longer verify; generation {generation + 1}"
     return following, Decision("run", reason, tuple(str(problem) for problem in problems))
 
@@ -84,6 +86,28 @@ def decide_unfinished(folder: RunFolder, plan: Plan) -> Decision:
     }[status.state]
     details = tuple(f"attempt {last.number}: {line}" for line in status.reason.splitlines()[:3])
     return Decision("resume", f"attempt {last.number} {how}; {start}", details)
+
+
+def check_names(plan: Plan, decision: Decision, store: Store) -> None:
+    """Raise ``UsageError`` when artifacts that were asked for by name have, or will get, another.
+
+    What is committed keeps its name, and a live attempt commits under those it was started with.
+    """
+    folder = RunFolder(plan.record_dir)
+    for output in plan.outputs:
+        made = store.output_of(plan.run_id, output.slot)
+        name = made.record.name if made else output.name
+        if not made and decision.action in ("attach", "reuse"):
+            name = next(one.name for one in folder.plan.outputs if one.slot == output.slot)
+        if name == output.name:
+            continue
+        what = f"{plan.run_id} makes it already, under the name {name}"
+        fix = f"use {name}, or make it again with --fresh"
+        if made:
+            what = f"{plan.run_id} has made it already: {made.ref}"
+            copy = f"artifacts adopt {made.path} --kind {made.kind} --name {output.name}"
+            fix = f"use {made.ref}, copy it (nemotron-style {copy}), or make it again with --fresh"
+        raise UsageError(Problem(where="--name", what=what, got=output.name, fix=fix))
 
 
 def verify_outputs(folder: RunFolder, store: Store) -> list[Problem]:

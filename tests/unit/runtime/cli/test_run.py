@@ -13,6 +13,7 @@ from nemotron_style.runtime.atomic import write_json
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.cli.progress import Screen
 from nemotron_style.runtime.launch.base import JobHandle
+from nemotron_style.runtime.run.folder import RunFolder
 
 Capture = pytest.CaptureFixture[str]
 
@@ -156,10 +157,40 @@ def test_what_was_made_is_used_again_whatever_is_cosmetic(mill: Any, capsys: Cap
     shown = capsys.readouterr()
     document = json.loads(shown.out)
     assert [one["decision"] for one in document["runs"]] == ["reuse", "reuse"]
-    assert "outputs verified" in document["runs"][0]["reason"]
+    assert "outputs unchanged by size and time" in document["runs"][0]["reason"]
     assert document["runs"][1]["inputs"]["input"]["ref"] == "mill-grow-default:v1"
     assert document["runs"][1]["outputs"]["sack"]["ref"] == "mill-grind-default:v1"
     assert "== mill/grind" in shown.err
+
+
+def test_a_name_for_what_is_made_already_is_not_dropped(mill: Any, capsys: Capture) -> None:
+    assert run("mill/grow", "--name", "rye") == run("mill/grow", "--name", "rye") == 0
+    assert run("mill/grow") == 0
+    made = mill.store.resolve("rye")
+    for words in ([], ["--dry-run"]):
+        capsys.readouterr()
+        assert run("mill/grow", "--name", "wheat", *words) == 2
+        shown = capsys.readouterr().err
+        assert f"{made.record.producer.run_id} has made it already: rye:v1; got wheat" in shown
+    adopt = shown.partition("(nemotron-style ")[2].partition(")")[0].split()
+    assert main(adopt) == 0
+    assert mill.store.resolve("wheat").digest == made.digest
+    assert run("mill/grow", "--name", "oats", "--fresh") == 0
+    assert mill.store.resolve("oats").record.producer.run_id != made.record.producer.run_id
+
+
+def test_a_name_is_not_dropped_while_a_run_is_under_way(mill: Any, capsys: Capture) -> None:
+    plan = mill.compile("mill/grow").target.plan
+    folder = RunFolder(plan.record_dir)
+    assert folder.reserve(plan)
+    assert folder.claim_attempt()
+    assert run("mill/grow", "--name", "wheat") == 2
+    assert "makes it already, under the name mill-grow-default" in capsys.readouterr().err
+
+
+def test_a_name_for_a_step_that_makes_nothing_is_refused(press: Any, capsys: Capture) -> None:
+    assert run("mill/wheel", "--name", "wheat") == 2
+    assert "makes no artifact that could have a name" in capsys.readouterr().err
 
 
 def test_options_may_stand_anywhere_and_arguments_pass_on(mill: Any, capsys: Capture) -> None:

@@ -99,7 +99,7 @@ def test_why_tells_of_reuse_resume_and_damage(ground: Any, capsys: Capture) -> N
     failed = find(ground, "mill/grind", "FAILED")
     assert "resume: attempt 1 failed; starts over" in show(capsys, "why", failed)
     assert "attempt 1: RuntimeError: the mill stone broke" in show(capsys, "why", failed)
-    reused = f"reuse: same fingerprint as {run_id}, outputs verified"
+    reused = f"reuse: same fingerprint as {run_id}, outputs unchanged by size and time"
     assert reused in show(capsys, "why", run_id)
     decisions = json.loads(show(capsys, "why", run_id, "--json"))["decisions"]
     assert [decision["action"] for decision in decisions] == ["run", "reuse"]

@@ -66,6 +66,28 @@ def test_a_path_is_hashed_where_it_lies_and_adopted_later(mill: Any) -> None:
     assert again.adoptions == ()
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "Rows.JSONL", "rows", "sub.d"])
+def test_a_bare_name_in_the_working_directory_is_the_file(mill: Any, name: str) -> None:
+    path = mill.write(f"{name}/a.txt" if name == "sub.d" else name, "white\n")
+    path = path.parent if name == "sub.d" else path
+    bare = mill.compile("mill/bake", inputs=(f"input={name}",))
+    assert bare.target.plan == mill.compile("mill/bake", inputs=(f"input={path}",)).target.plan
+    by_key = mill.compile("mill/bake", f"mill.input_path={name}").target.plan
+    assert by_key == bare.target.plan
+
+
+def test_a_name_that_is_an_artifact_and_a_file_is_refused_and_each_can_be_meant(mill: Any) -> None:
+    artifact = adopt(mill, "flour", "sack")
+    mill.write("sack", "a file\n")
+    with pytest.raises(UsageError, match=r"sack:v1.*write sack:latest for the artifact, ./sack"):
+        mill.compile("mill/bake", inputs=("input=sack",))
+    for ref in ("sack:latest", "sack:v1", artifact.digest):
+        mill.write(ref, "a file with a name that nobody means\n")
+        plan = mill.compile("mill/bake", inputs=(f"input={ref}",)).target.plan
+        assert plan.inputs[0].source == artifact.digest
+    assert mill.compile("mill/bake", inputs=("input=./sack",)).adoptions[0].name == "sack"
+
+
 def test_what_is_not_there_is_told_with_its_slot(mill: Any) -> None:
     with pytest.raises(UsageError, match=r"mill/bake: input: no such artifact.*'nowhere'"):
         mill.compile("mill/bake", inputs=("input=nowhere",))
