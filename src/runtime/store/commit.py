@@ -155,6 +155,8 @@ def read_decision(layout: Layout, key: Path) -> Record:
 
 def discard(layout: Layout, directory: Path) -> None:
     """Remove a directory, which is renamed out of sight first: no reader sees a part of it."""
+    if not directory.exists():
+        return
     atomic.make_dir(layout.staging)
     aside = atomic.unique_path(layout.staging, "discarded")
     try:

@@ -93,14 +93,15 @@ def find_files(root: Path, *, follow_links: bool = False) -> list[Found]:
     if not stat.S_ISDIR(mode):
         what = "is neither a plain file nor a directory"
         raise ArtifactError(Problem(where=str(root), what=what))
+    roots = _roots_of_links(root) if follow_links else ()
     found: list[Found] = []
     problems: list[Problem] = []
-    for entry, path in _entries(root):
-        if what := _what_is_wrong(entry, path, follow_links=follow_links):
-            where = os.fsencode(entry.path).decode("utf-8", "replace")
+    for path, source in _entries(root, problems):
+        if what := _what_is_wrong(path, source, roots):
+            where = os.fsencode(source).decode("utf-8", "replace")
             problems.append(Problem(where=where, what=what))
         elif path != RECORD_NAME:
-            found.append(Found(path, Path(entry.path)))
+            found.append(Found(path, Path(os.path.realpath(source)) if roots else Path(source)))
     if not found and not problems:
         problems.append(Problem(where=str(root), what="holds no files"))
     raise_all(ArtifactError, problems)
@@ -113,26 +114,49 @@ def directories(root: Path) -> Iterator[Path]:
         yield Path(directory)
 
 
-def _entries(root: Path) -> Iterator[tuple[os.DirEntry[str], str]]:
+def _entries(root: Path, problems: list[Problem]) -> Iterator[tuple[str, str]]:
+    """(path in the tree, path on disk) of all that is no directory; adds what cannot be listed."""
     pending = [(str(root), "")]
     while pending:
         directory, prefix = pending.pop()
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                path = prefix + entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append((entry.path, path + "/"))
-                else:
-                    yield entry, path
+        try:
+            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        except OSError as error:
+            problems.append(Problem(where=directory, what=f"cannot be read: {error.strerror}"))
+            continue
+        for entry in entries:
+            path = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                pending.append((entry.path, path + "/"))
+            else:
+                yield path, entry.path
 
 
-def _what_is_wrong(entry: os.DirEntry[str], path: str, *, follow_links: bool) -> str:
-    if entry.is_symlink() and not (follow_links and entry.is_file()):
-        return "is a symbolic link, which an artifact cannot hold" + (
-            " unless it points to a file" if follow_links else ""
-        )
-    if not stat.S_ISREG(entry.stat().st_mode):
+def _roots_of_links(root: Path) -> tuple[str, ...]:
+    """Where files may lie to which links in ``root`` point: in ``root`` itself.
+
+    A snapshot in a model hub's cache (``snapshots/<revision>``) is made of links to the ``blobs``
+    beside it. Through any other link a file would be copied that nobody meant, and that others
+    may not read.
+    """
+    real = os.path.realpath(root)
+    above, name = os.path.split(os.path.dirname(real))
+    return (real, os.path.join(above, "blobs")) if name == "snapshots" else (real,)
+
+
+def _what_is_wrong(path: str, source: str, roots: tuple[str, ...]) -> str:
+    """Why the file at ``source`` cannot be ``path`` of an artifact; links may lead into roots."""
+    if os.path.islink(source):
+        target = os.path.realpath(source)
+        if not roots or not os.path.isfile(target):
+            more = " unless it points to a file" if roots else ""
+            return f"is a symbolic link, which an artifact cannot hold{more}"
+        if not any(target.startswith(root + os.sep) for root in roots):
+            return f"is a link to {target}, outside of the folder; put a copy in its place"
+    if not stat.S_ISREG(os.stat(source).st_mode):
         return "is neither a plain file nor a directory"
+    if path.startswith(f"{RECORD_NAME}/"):
+        return f"lies under {RECORD_NAME}, the name of the record, which the store writes"
     try:
         path.encode()
     except UnicodeEncodeError:

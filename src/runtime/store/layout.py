@@ -23,6 +23,11 @@ from pathlib import Path
 from nemotron_style.runtime.store.digest import RECORD_NAME
 from nemotron_style.runtime.store.ref import check_name, check_word, parse_version, to_key
 
+MAKE_ROOM = (
+    "make room there (`nemotron-style artifacts gc` removes what ended runs left), "
+    "or choose another store"
+)
+
 
 class Layout:
     """Names of files under one root; every part of a name is checked before it is used."""

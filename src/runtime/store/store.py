@@ -158,8 +158,8 @@ class Store:
 
         Adopting the same content for the same name and kind again returns the first artifact.
 
-        Raises InputError when nothing is there, or something that is not a plain file, and RefError
-        for a name that cannot be used.
+        Raises InputError when nothing is there, something that is not a plain file or a link that
+        leads out of the folder, or when there is no room; RefError for a name that cannot be used.
         """
         return adopt.adopt(self.layout, str(path_or_uri), kind=kind, name=name)
 

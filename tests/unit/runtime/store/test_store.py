@@ -433,7 +433,9 @@ def test_adopting_from_uris(store: Store, tmp_path: Path) -> None:
 def test_a_remote_name_cannot_escape(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe({"/evil/a.txt": b"one"})
-    monkeypatch.setattr(type(memory), "find", lambda self, root: [f"{root}/../../../escaped"])
+    monkeypatch.setattr(
+        type(memory), "find", lambda self, root, detail: {f"{root}/../../../escaped": {}}
+    )
     with pytest.raises(InputError, match="no name for a file"):
         store.adopt("memory://evil", kind="raw_jsonl", name="data")
     assert not (store.root.parent / "escaped").exists()
