@@ -272,6 +272,29 @@ def test_broken_weights_are_a_500(folder: Path) -> None:
     assert (status, told["error"]["code"]) == (500, "model")
 
 
+def test_a_template_that_never_ends_costs_its_own_request_alone(model: LocalChatModel) -> None:
+    turns = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    deep = "{% macro f() %}{{ f() }}{% endmacro %}"
+    source = f"{deep}{{% if messages[0].content == 'loop' %}}{turns}"
+    source += f"{{% elif messages[0].content == 'deep' %}}{{{{ f() }}}}{{% endif %}}{ANY_ROLE}"
+    changed = replace(model, template=with_template(model, source))
+    with serving(changed, most=8) as (_, url), ThreadPoolExecutor(4) as pool:
+
+        def ask(word: str) -> tuple[int, Any]:
+            body = {"messages": [{"role": "user", "content": word}], "max_tokens": 2}
+            return post(url, body)
+
+        endless = pool.submit(ask, "loop")
+        assert [ask(f"word {n}")[0] for n in range(5)] == [200] * 5
+        assert not endless.done()
+        status, told = ask("deep")
+        assert (status, told["error"]["code"]) == (400, "cannot_render")
+        assert "calls itself too deep" in told["error"]["message"]
+        status, told = endless.result()
+        assert (status, told["error"]["code"]) == (400, "cannot_render")
+        assert "processor time" in told["error"]["message"]
+
+
 # As a run.
 
 

@@ -1,8 +1,9 @@
 """A checkpoint's own chat template: messages in any role that it knows, as the tokens of a prompt.
 
 This is how transformers and vLLM ask the same checkpoint. A template is a program, so it runs in
-Jinja's sandbox, where it can reach nothing but what it is given; it is not told the date, so that
-the same messages are always the same prompt.
+Jinja's sandbox, where it can reach nothing but what it is given, in a process with limits
+(:mod:`template_process`). It is not told the date, so that the same messages are always the same
+prompt.
 
 What a message says never becomes a control token: the prompt must have exactly those that the
 template writes around messages of harmless words.
@@ -15,24 +16,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.data.jsonl import brief
+from nemotron_style.steps.blocks.data.template_process import TemplateFault, TemplateRenderer
 from nemotron_style.steps.blocks.data.tokenizer import TEMPLATE_FILE, Tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import special_tokens
 
 Message = Mapping[str, str]
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
-
-
-class _Unwritable(jinja2.Undefined):
-    """What is not there may be asked about, and not written: a role without a name, say."""
-
-    def __str__(self) -> str:
-        self._fail_with_undefined_error()
 
 
 @dataclass(frozen=True)
@@ -43,22 +35,19 @@ class ChatTemplate:
     source: str
 
     @cached_property
-    def compiled(self) -> jinja2.Template:
-        """Raises InputError for what is no template."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            undefined=_Unwritable,
-            extensions=["jinja2.ext.loopcontrols"],
-        )
+    def renderer(self) -> TemplateRenderer:
+        """What runs it."""
         words = dict.fromkeys(_ROLES, "") | special_tokens(self.tokenizer)
-        environment.globals |= {"raise_exception": _raise, **words}
+        return TemplateRenderer(self.source, words)
+
+    def check(self) -> None:
+        """Raise InputError for what is no template."""
         try:
-            return environment.from_string(self.source)
-        except jinja2.TemplateError as error:
+            self.renderer.check()
+        except TemplateFault as fault:
             what = "is no chat template"
             where = str(self.tokenizer.path)
-            raise InputError(Problem(where=where, what=what, got=str(error))) from error
+            raise InputError(Problem(where=where, what=what, got=str(fault))) from None
 
     @cached_property
     def controls(self) -> frozenset[int]:
@@ -85,10 +74,10 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message]) -> str:
         try:
-            return self.compiled.render(messages=list(messages), add_generation_prompt=True)
-        except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
+            return self.renderer.render(messages)
+        except TemplateFault as fault:
             roles = ", ".join(message["role"] for message in messages)
-            what = f"the chat template cannot render these messages: {error}"
+            what = f"the chat template cannot render these messages: {fault}"
             raise InputError(Problem(key="messages", what=what, got=f"roles {roles}")) from None
 
     def _controls_of(self, ids: Sequence[int]) -> list[int]:
@@ -117,11 +106,6 @@ def read_template(tokenizer: Tokenizer) -> ChatTemplate:
     what = "the model has no chat template, so it cannot be asked in messages"
     fix = f"write {TEMPLATE_FILE} beside tokenizer.json"
     raise InputError(Problem(where=str(tokenizer.path), what=what, fix=fix))
-
-
-def _raise(message: object) -> NoReturn:
-    """What templates call to refuse messages."""
-    raise jinja2.TemplateError(str(message))
 
 
 def _refuse(key: str, what: str, got: str) -> NoReturn:

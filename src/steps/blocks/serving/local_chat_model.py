@@ -144,7 +144,7 @@ def load_chat_model(
     check_tensors(tensors, sizes)
     check_vocabulary(tokenizer, sizes, where=str(path / CONFIG_FILE))
     template = read_template(tokenizer)
-    assert template.compiled  # raises now for one that cannot be read
+    template.check()
     model = build_model(sizes, dtype=dtype, ddp=False, initial=False).eval()
     fill_model(model, import_weights(tensors.read, sizes))
     length = min(sizes.max_sequence_length, max_model_len or sizes.max_sequence_length)

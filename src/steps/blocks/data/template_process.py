@@ -1,0 +1,181 @@
+"""A chat template in a process of its own, where it can neither hold up nor end anything else.
+
+A template is a program. Jinja's sandbox bounds what it reaches, not how long it runs, how much
+memory it takes, or how deep it calls itself, and a thread that computes cannot be ended. So it
+runs in a process with limits, which is started anew when it exceeded one.
+
+This module is both ends: ``python -m`` it is the process, which reads and writes lines of JSON.
+It imports no more than Jinja, so that it starts in a moment.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+CPU_SECONDS = 1.0
+MAX_CHARACTERS = 4_000_000  # of a prompt: about a million tokens
+MAX_MEMORY = 1 << 30
+MAX_PROCESSES = 4
+"""Renderings side by side; more wait for one of these to end."""
+
+# A job's signals are for the step: this process ends when its input does.
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+class TemplateFault(ValueError):
+    """The template cannot be compiled, or cannot render; the message says why."""
+
+
+class TemplateRenderer:
+    """Renders one template; any number of threads may ask at once.
+
+    ``words`` are texts that the template knows by name.
+    """
+
+    def __init__(self, source: str, words: Mapping[str, str]) -> None:
+        self._first_line = json.dumps({"source": source, "words": dict(words)}) + "\n"
+        self._slots = threading.BoundedSemaphore(MAX_PROCESSES)
+        self._idle: list[subprocess.Popen[str]] = []
+        self._end = weakref.finalize(self, _end_all, self._idle)
+
+    def check(self) -> None:
+        """Raise TemplateFault for what is no template."""
+        with self._slots:
+            self._idle.append(self._take())
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt. Raises TemplateFault for messages that the template refuses, and for a
+        template that exceeds a limit."""
+        line = json.dumps([dict(message) for message in messages]) + "\n"
+        with self._slots:
+            process = self._take()
+            answer = _ask(process, line)
+            self._idle.append(process)
+        if "error" in answer:
+            raise TemplateFault(answer["error"])
+        return str(answer["text"])
+
+    def _take(self) -> subprocess.Popen[str]:
+        """A process that waits, or a new one."""
+        while self._idle:
+            waiting = self._idle.pop()
+            if waiting.poll() is None:
+                return waiting
+            _end_all([waiting])
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="ascii",
+        )
+        answer = _ask(process, self._first_line)
+        if "error" in answer:
+            _end_all([process])
+            raise TemplateFault(answer["error"])
+        return process
+
+
+def _ask(process: subprocess.Popen[str], line: str) -> dict[str, Any]:
+    """The process's answer. Raises TemplateFault when it ended instead."""
+    assert process.stdin
+    assert process.stdout
+    try:
+        process.stdin.write(line)
+        process.stdin.flush()
+        answer = process.stdout.readline()
+    except OSError:
+        answer = ""
+    if answer.endswith("\n"):
+        return dict(json.loads(answer))
+    _end_all([process])
+    if process.returncode == -signal.SIGPROF:
+        raise TemplateFault(f"it takes more than {CPU_SECONDS:g} s of processor time")
+    raise TemplateFault("it takes more memory than there is for it, or calls itself too deep")
+
+
+def _end_all(processes: list[subprocess.Popen[str]]) -> None:
+    while processes:
+        process = processes.pop()
+        process.kill()
+        process.communicate()
+
+
+# -- the process
+
+
+def main() -> None:
+    """Compile the template of the first line, then render the messages of each line."""
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    template: jinja2.Template | None = None
+    for line in sys.stdin:
+        given = json.loads(line)
+        # Its signal ends this process, also within a single operation that takes forever.
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+        try:
+            if template is None:
+                template, answer = _compile(given["source"], given["words"]), {}
+            else:
+                answer = {"text": _render(template, given)}
+        except Exception as error:  # a template can raise anything
+            answer = {"error": _say(error)}
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+class _Unwritable(jinja2.Undefined):
+    """What is not there may be asked about, and not written: a role without a name, say."""
+
+    def __str__(self) -> str:
+        self._fail_with_undefined_error()
+
+
+def _compile(source: str, words: Mapping[str, str]) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=_Unwritable,
+        extensions=["jinja2.ext.loopcontrols"],
+    )
+    environment.globals |= {"raise_exception": _raise, **words}
+    return environment.from_string(source)
+
+
+def _render(template: jinja2.Template, messages: list[dict[str, str]]) -> str:
+    text = template.render(messages=messages, add_generation_prompt=True)
+    if len(text) > MAX_CHARACTERS:
+        raise jinja2.TemplateError(f"it writes more than {MAX_CHARACTERS} characters")
+    return text
+
+
+def _raise(message: object) -> NoReturn:
+    """What templates call to refuse messages."""
+    raise jinja2.TemplateError(str(message)[:1000])
+
+
+def _say(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return f"it takes more than {MAX_MEMORY >> 20} MiB of memory"
+    if isinstance(error, RecursionError):
+        return "it calls itself too deep"
+    return str(error)[:2000]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Chat templates run within limits, and none of them holds up or ends another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from nemotron_style.steps.blocks.data import template_process
+from nemotron_style.steps.blocks.data.template_process import TemplateFault, TemplateRenderer
+
+ECHO = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ eos_token }}"
+WORDS = {"eos_token": "<end>"}
+ASK = [{"role": "user", "content": "é {{ x }} \udc80"}]
+# What the message asks for is what the template does.
+OBEY = """
+{%- macro again(n) %}{{ again(n + 1) }}{% endmacro -%}
+{%- set word = messages[0].content -%}
+{%- if word == 'loop' %}
+{%- for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}
+{%- elif word == 'power' %}{{ (9 ** ((word | length) ** 11)) % 7 }}
+{%- elif word == 'memory' %}{{ ('a' * 10 ** 10)[0] }}
+{%- elif word == 'double' %}{% set n = namespace(t='a' * 1000) %}
+{%- for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}
+{%- elif word == 'output' %}{{ 'a' * 5000000 }}
+{%- elif word == 'recursion' %}{{ again(0) }}
+{%- elif word == 'sort' %}{{ ((range(90000) | list) * 900) | sort | length }}
+{%- elif word == 'undefined' %}{{ nothing }}
+{%- elif word == 'refuse' %}{{ raise_exception('no ' ~ word) }}
+{%- endif -%}
+{{ word }}
+"""
+
+
+@pytest.fixture(scope="module")
+def obeying() -> TemplateRenderer:
+    return TemplateRenderer(OBEY, WORDS)
+
+
+def say(word: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": word}]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is left behind."""
+    yield
+    left = [child for child in psutil.Process().children() if child.status() == "zombie"]
+    assert not left
+
+
+def test_a_template_renders_as_ever() -> None:
+    renderer = TemplateRenderer(ECHO, WORDS)
+    renderer.check()
+    assert [renderer.render(ASK) for _ in range(3)] == ["user: é {{ x }} \udc80\n<end>"] * 3
+    assert len(renderer._idle) == 1
+
+
+@pytest.mark.parametrize("source", ["{% if %}", "{{ " + "(" * 50_000, "{% unknown %}"])
+def test_what_is_no_template_is_refused(source: str) -> None:
+    with pytest.raises(TemplateFault):
+        TemplateRenderer(source, WORDS).check()
+
+
+@pytest.mark.parametrize(
+    ("word", "what"),
+    [
+        ("loop", "more than 1 s of processor time"),
+        ("power", "more than 1 s of processor time"),
+        ("memory", "memory"),
+        ("double", "memory"),
+        ("output", "more than 4000000 characters"),
+        ("recursion", "calls itself too deep"),
+        ("sort", "time|memory"),
+        ("undefined", "nothing"),
+        ("refuse", "no refuse"),
+    ],
+)
+def test_a_limit_ends_one_rendering_alone(obeying: TemplateRenderer, word: str, what: str) -> None:
+    with pytest.raises(TemplateFault, match=what):
+        obeying.render(say(word))
+    assert obeying.render(say("hello")) == "hello"
+
+
+def test_an_endless_loop_holds_up_nobody(obeying: TemplateRenderer) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        endless = pool.submit(obeying.render, say("loop"))
+        begun = time.thread_time()
+        answers = list(pool.map(obeying.render, [say(f"word {n}") for n in range(50)]))
+        assert not endless.done()
+        assert time.thread_time() - begun < template_process.CPU_SECONDS / 2
+        with pytest.raises(TemplateFault, match="processor time"):
+            endless.result()
+    assert answers == [f"word {n}" for n in range(50)]
+    assert len(obeying._idle) <= template_process.MAX_PROCESSES
+
+
+def test_a_process_that_somebody_ended_is_replaced(obeying: TemplateRenderer) -> None:
+    obeying.render(say("hello"))
+    for process in obeying._idle:
+        os.kill(process.pid, signal.SIGTERM)  # as a job's end sends it to all; ignored
+    assert obeying.render(say("hello")) == "hello"
+    for process in obeying._idle:
+        os.kill(process.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert obeying.render(say("hello")) == "hello"
+
+
+def test_the_process_ends_with_its_renderer() -> None:
+    renderer = TemplateRenderer(ECHO, WORDS)
+    renderer.render(ASK)
+    pids = [process.pid for process in renderer._idle]
+    assert pids
+    del renderer
+    assert not any(map(psutil.pid_exists, pids))
