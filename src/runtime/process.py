@@ -1,31 +1,52 @@
-"""Processes of this machine, identified for certain.
+"""Processes, identified for certain, and what can be said of them from where one stands.
 
-A process id is used again after its process has ended; together with the time it started and the
-boot it started in, it names one process only. A zombie counts as dead: it does nothing any more.
+A process id is used again after its process has ended; together with the time it started, the boot
+and the PID namespace it started in, it names one process only. A zombie counts as dead: it does
+nothing any more. Of a process of another machine or container nothing can be said from here:
+neither :func:`is_alive` nor :func:`is_dead` is true of it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+MACHINE_ID = Path("/etc/machine-id")
+UNKNOWN = -1
+
 
 def identify_process(pid: int) -> dict[str, Any]:
-    """The identity of a process, to be stored, by which :func:`is_alive` finds it again."""
+    """The identity of a process of this machine, to be stored and looked for again."""
     state = _read_state(pid)
-    return {"pid": pid, "ticks": state[1] if state else -1, "boot": _boot()}
+    return {"pid": pid, "ticks": state[1] if state else UNKNOWN} | _describe_host()
 
 
 def is_alive(identity: Mapping[str, Any]) -> bool:
-    """Whether the process that :func:`identify_process` identified still runs."""
-    if identity.get("boot") != _boot():
-        return False
-    state = _read_state(int(identity.get("pid", -1)))
-    return state is not None and state[0] not in "ZX" and state[1] == identity.get("ticks")
+    """Whether the process that :func:`identify_process` identified is seen to run from here."""
+    return _is_in_sight(identity) and _is_running(identity) is True
+
+
+def is_dead(identity: Mapping[str, Any], *, last_sign: float = float("inf")) -> bool:
+    """Whether it is proven that the process has ended; an empty identity names no process.
+
+    ``last_sign`` is when it last did something, by the clock of the disk that shows it.
+    """
+    if not identity.get("pid"):
+        return True
+    if _is_in_sight(identity):
+        return _is_running(identity) is False
+    here = _describe_host()
+    is_same_machine = all(identity.get(name) == here[name] for name in ("host", "machine"))
+    # Two machines may bear one name. But what has given a sign since this machine was started was
+    # not ended by that.
+    was_restarted = is_same_machine and identity.get("boot") != here["boot"]
+    return was_restarted and last_sign < _read_boot_time()
 
 
 def kill_family(pid: int) -> None:
@@ -79,5 +100,61 @@ def _read_stat(pid: int) -> list[str] | None:
     return text[text.rindex(")") + 2 :].split()  # the name before it may hold anything
 
 
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+def _is_in_sight(identity: Mapping[str, Any]) -> bool:
+    """Whether /proc, as this process sees it, is where the identified process would appear."""
+    here = _describe_host()
+    if not here["boot"] or identity.get("boot") != here["boot"]:
+        return False
+    # Records of earlier versions name no namespace.
+    namespace = here["namespace"]
+    return bool(namespace) and identity.get("namespace", namespace) == namespace
+
+
+def _is_running(identity: Mapping[str, Any]) -> bool | None:
+    """Whether an identified process in sight runs; None where that is hidden from this user."""
+    pid = int(identity["pid"])
+    state = _read_state(pid)
+    if state is not None:
+        return state[0] not in "ZX" and identity.get("ticks") in (state[1], UNKNOWN)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's, on a machine that hides those (hidepid)
+        return None
+    return None
+
+
+def _describe_host() -> dict[str, str]:
+    return {
+        "host": os.uname().nodename,
+        # The number itself is confidential.
+        "machine": hashlib.sha256(_read_line(MACHINE_ID).encode()).hexdigest()[:12],
+        "boot": _read_line(BOOT_ID),
+        "namespace": _read_namespace(),
+    }
+
+
+def _read_namespace() -> str:
+    """The PID namespace of this process; "" where /proc shows that of other processes."""
+    try:
+        is_own = os.readlink("/proc/self") == str(os.getpid())
+        return os.readlink("/proc/self/ns/pid") if is_own else ""
+    except OSError:
+        return ""
+
+
+def _read_boot_time() -> float:
+    """When this machine was started, in seconds since the epoch; 0 where that is unknown."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines():
+            if line.startswith("btime "):
+                return float(line.split()[1])
+    return 0.0
+
+
+def _read_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""

@@ -65,3 +65,10 @@ def format_age(seconds: float, *, now: float | None = None) -> str:
 def format_time(seconds: float) -> str:
     """A time in seconds since the epoch as date and clock of this machine."""
     return datetime.fromtimestamp(seconds, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def format_clock(seconds: float) -> str:
+    """``14:02`` for a time of today, else the date and the clock of this machine."""
+    text = format_time(seconds)
+    is_today = text[:10] == format_time(time.time())[:10]
+    return text[11:16] if is_today else text[:16]

@@ -264,6 +264,9 @@ def test_after_a_reboot_nothing_lives(
     for name in ("owner", "child"):  # the numbers are taken again, by others
         (last(run).path / f"{name}.json").write_text(json.dumps(living | {"leader": os.getpid()}))
     last(run).update(launcher=living)
+    assert state(run).state == "RUNNING"  # what gave signs since then was not ended by it
+    for path in last(run).path.iterdir():
+        os.utime(path, (0, 0))
     assert state(run).state == "LOST"
     assert state(run).is_final
 

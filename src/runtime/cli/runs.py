@@ -16,10 +16,16 @@ from nemotron_style.runtime.cli.table import print_json, print_table, render_pai
 from nemotron_style.runtime.cli.terminal import write_exactly
 from nemotron_style.runtime.errors import Problem, RefError, UsageError
 from nemotron_style.runtime.launch.base import handle_of
+from nemotron_style.runtime.launch.local import abandon_attempt
 from nemotron_style.runtime.launch.registry import find_launcher
-from nemotron_style.runtime.launch.status import refresh_status
+from nemotron_style.runtime.launch.status import read_status, refresh_status
 from nemotron_style.runtime.run.attempt import Attempt
-from nemotron_style.runtime.run.folder import RunFolder, find_run, list_runs
+from nemotron_style.runtime.run.folder import (
+    RunFolder,
+    describe_unreadable,
+    find_run,
+    scan_runs,
+)
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import COMPLETED, RUNNING, JobState
 from nemotron_style.runtime.step.progress import format_progress
@@ -47,15 +53,23 @@ def list_all(
     """List runs, the newest first."""
     store = open_store(context)
     step_id = load_catalog().find(step).id if step else ""
-    runs = [summarise(run) for run in list_runs(store.root, step=step_id)]
+    listed, passed_over = scan_runs(store.root, step=step_id)
+    runs = []
+    for run in listed:
+        try:
+            runs.append(summarise(run))
+        except OSError as error:
+            passed_over.append(describe_unreadable(run.run_id, error))
     if as_json:
-        print_json({"runs": runs})
+        print_json({"runs": runs, "passed_over": [problem.as_dict() for problem in passed_over]})
         return
     header = ("RUN", "STEP", "CONFIG", "STATE", "ATTEMPTS", "STARTED", "TOOK", "ARTIFACTS")
     # The run's id begins with the step, and says it where there is no room for both.
     print_table(
         [_row(run) for run in runs], header=header, optional=("STEP", "ATTEMPTS", "ARTIFACTS")
     )
+    for problem in passed_over:
+        print(f"note: {problem}", file=sys.stderr)
 
 
 @app.command()
@@ -122,20 +136,28 @@ def cancel(
     grace: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long to wait for its end.")
     ] = 30.0,
+    abandon: Annotated[
+        bool,
+        typer.Option("--abandon", help="Declare it lost: its machine is gone, you are sure."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """End a run that is pending or under way; what it saved, the same command continues from."""
     found = _find(context, run)
-    last, state = found.last_attempt, refresh_status(found)
+    state, last = refresh_status(found), found.last_attempt
     if last is not None and not state.is_final:
-        find_launcher(last.executor).cancel(handle_of(last), force=force)
-        state = _wait_for_end(found, grace)
+        if abandon:
+            abandon_attempt(last)
+        else:
+            find_launcher(last.executor).cancel(handle_of(last), force=force)
+            _wait_for_end(found, grace)
+        state = refresh_status(found)
     if as_json:
         print_json(summarise(found))
     else:
         print(_render_state(found, state))
     if not state.is_final:
-        print("it has not ended yet; --force ends it at once", file=sys.stderr)
+        print(_explain_delay(last), file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -143,10 +165,21 @@ def _wait_for_end(run: RunFolder, timeout: float | None) -> JobState:
     """The state of the run once it is over, or after so many seconds."""
     end = time.monotonic() + timeout if timeout is not None else float("inf")
     while True:
-        state = refresh_status(run)
+        state = read_status(run)
         if state.is_final or time.monotonic() >= end:
             return state
         time.sleep(min(POLL_SECONDS, max(end - time.monotonic(), 0.0)))
+
+
+def _explain_delay(attempt: Attempt | None) -> str:
+    """Why a cancelled run goes on, and what else there is to do."""
+    host = attempt.remote_host if attempt else ""
+    if not host:
+        return "it has not ended yet; --force ends it at once"
+    return (
+        f"it has not ended yet; {host} was asked to end it and has not answered. If that machine "
+        "is gone for certain, --abandon declares the run lost"
+    )
 
 
 def _render_state(run: RunFolder, state: JobState) -> str:
@@ -179,7 +212,7 @@ def summarise(run: RunFolder) -> dict[str, Any]:
         step, config = plan.step, plan.config_name
     except UsageError:
         step = config = "?"
-    state = refresh_status(run)
+    state = read_status(run)
     complete = run.outputs or {}
     attempts = run.attempts
     return {
@@ -191,6 +224,8 @@ def summarise(run: RunFolder) -> dict[str, Any]:
         "exit_code": state.exit_code,
         "executor": attempts[-1].executor if attempts else None,
         "job": attempts[-1].job.get("id") if attempts else None,
+        "remote_host": (attempts[-1].remote_host or None) if attempts else None,
+        "last_sign": (attempts[-1].last_sign or None) if attempts else None,
         "started": attempts[0].record.get("started") if attempts else None,
         "seconds": run.seconds,
         "attempts": [attempt.summary for attempt in attempts],

@@ -16,6 +16,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -34,12 +35,15 @@ from nemotron_style.runtime.launch.launch_sh import write_script
 from nemotron_style.runtime.launch.log import follow_file
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.attempt import LOCAL, Attempt
+from nemotron_style.runtime.run.lease import SECONDS_BETWEEN_SIGNS
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, FINAL, LOST, JobState
+from nemotron_style.runtime.units import format_clock
 
 SUPERVISOR = "nemotron_style.runtime.launch.supervisor"
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_OF_GRACE = 120
+SECONDS_TO_SEE_A_SIGN = 15.0
 LAST_SIGNAL = 64
 
 
@@ -112,8 +116,11 @@ class LocalLauncher:
         child = self.children.get(handle)
         code = child.poll() if child else None  # first: what a dead worker wrote is there by then
         attempt = attempt_of(handle)
-        if code is not None and not attempt.record.get("detached"):
-            close_unreported(attempt, code)
+        if child and not attempt.record.get("detached"):  # else its supervisor does both
+            if code is None:
+                obey_orders(attempt)
+            else:
+                close_unreported(attempt, code)
         return describe_attempt(attempt)
 
     def logs(self, handle: JobHandle, *, node: int = 0) -> Iterator[str]:
@@ -135,7 +142,11 @@ class LocalLauncher:
             return
         attempt.record_cancel()
         record = attempt.record
-        if record.get("detached") and is_alive(record.get("launcher", {})):
+        if attempt.remote_host:  # no signal goes there
+            attempt.request_stop("cancelled")
+            if force:
+                attempt.request_kill("cancelled")
+        elif record.get("detached") and is_alive(record.get("launcher", {})):
             session.send_signal(
                 record["launcher"]["pid"], signal.SIGQUIT if force else signal.SIGTERM
             )
@@ -157,9 +168,44 @@ def supervise(plan: Plan, command: Sequence[str], attempt: int) -> tuple[str, ..
     return (*start, "--grace", grace, *needed, "--", *command)
 
 
+def obey_orders(attempt: Attempt) -> None:
+    """Do what was asked for on another machine, to a job that has no worker yet or a deaf one."""
+    if attempt.is_kill_requested or attempt.is_abandoned:
+        session.kill_job(attempt)
+    elif attempt.is_cancelled and attempt.owner is None:
+        session.stop_job(attempt)
+
+
+def abandon_attempt(attempt: Attempt) -> None:
+    """Declare an attempt lost whose machine is gone, on the user's word.
+
+    Raises ``UsageError`` for one whose state can be told for certain, or that gives a sign of life
+    while it is watched for ``SECONDS_TO_SEE_A_SIGN``.
+    """
+    host, sign = attempt.remote_host, attempt.last_sign
+    where = attempt.run_dir.name
+    if not host:
+        what = "is not out of sight on another machine, so there is nothing to declare"
+        fix = f"`nemotron-style runs cancel --force {where}` ends what is under way"
+        raise UsageError(Problem(where=where, what=what, fix=fix))
+    end = time.monotonic() + SECONDS_TO_SEE_A_SIGN
+    while time.monotonic() < end:
+        if attempt.last_sign != sign:
+            what = f"is alive: it gave a sign on {host} just now"
+            fix = f"`nemotron-style runs cancel {where}` ends it from here"
+            raise UsageError(Problem(where=where, what=what, fix=fix))
+        time.sleep(min(SECONDS_BETWEEN_SIGNS, SECONDS_TO_SEE_A_SIGN / 10))
+    since = format_clock(sign)
+    attempt.declare_lost(f"declared lost by its user; its last sign on {host} was {since}")
+
+
 def describe_attempt(attempt: Attempt) -> JobState:
-    """The state of an attempt by its folder and the processes of this machine."""
+    """The state of an attempt by its folder and the processes that can be seen from here."""
     state, record = attempt.state, attempt.record
+    host = attempt.remote_host if state not in FINAL else ""
+    if host:
+        reason = f"under way on {host}, last sign {format_clock(attempt.last_sign)}"
+        return JobState(state, reason="; ".join(filter(None, [reason, record.get("reason")])))
     if state != LOST or record.get("state") == LOST:
         reason = str(record.get("error") or record.get("reason") or "")
         return JobState(state, record.get("exit_code"), reason)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from nemotron_style.runtime.launch.base import handle_of
 from nemotron_style.runtime.launch.registry import find_launcher
-from nemotron_style.runtime.run.attempt import LOCAL
+from nemotron_style.runtime.run.attempt import LOCAL, Attempt
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, PENDING, JobState
+
+NEVER_STARTED = "planned and never started"
 
 
 def read_status(folder: RunFolder) -> JobState:
@@ -14,23 +16,34 @@ def read_status(folder: RunFolder) -> JobState:
     if folder.outputs is not None:
         return JobState(COMPLETED, 0)
     last = folder.last_attempt
-    if last is None:
-        return JobState(PENDING, reason="planned and never started")
-    ended = last.recorded_end
+    return read_attempt_status(last) if last else JobState(PENDING, reason=NEVER_STARTED)
+
+
+def read_attempt_status(attempt: Attempt) -> JobState:
+    """The state of one attempt. Reads only."""
+    ended = attempt.recorded_end
     # A worker that was stopped cannot know whether its cluster starts the job again.
-    stopped = ended and ended.state == CANCELLED and not last.is_cancelled
-    if ended and (last.executor == LOCAL or not stopped):
+    stopped = ended and ended.state == CANCELLED and not attempt.is_cancelled
+    if ended and (attempt.executor == LOCAL or not stopped):
         return ended
-    return find_launcher(last.executor).state(handle_of(last))
+    state = find_launcher(attempt.executor).state(handle_of(attempt))
+    # The worker may have completed the run while this was found out.
+    return JobState(COMPLETED, 0) if state.is_final and attempt.is_run_complete else state
 
 
 def refresh_status(folder: RunFolder) -> JobState:
-    """Refresh the state of a run; a worker that died without a final state is recorded as LOST.
+    """The state of a run; an end that its newest attempt could not record itself is recorded now.
 
-    A run whose outputs exist is left alone: they say it, and the worker may be about to.
+    For commands that act on a run. Those that show it call ``read_status``, which writes nothing.
     """
-    state = read_status(folder)
-    last = folder.last_attempt if folder.outputs is None else None
-    if last and state.is_final and last.recorded_end is None:
+    if folder.outputs is not None:
+        return JobState(COMPLETED, 0)  # the outputs say it, and the worker may be about to
+    # Looked up once: another command may begin the next attempt at any time, and what is found
+    # out about this one must not be recorded of that one.
+    last = folder.last_attempt
+    if last is None:
+        return JobState(PENDING, reason=NEVER_STARTED)
+    state = read_attempt_status(last)
+    if state.is_final and last.recorded_end is None and not last.is_run_complete:
         last.close(state.state, exit_code=state.exit_code, error=state.reason)
     return state

@@ -12,7 +12,9 @@ signal of a terminal or a departing shell ends it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +27,7 @@ from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.lease import SECONDS_BETWEEN_SIGNS
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, JobState
 
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -69,6 +72,15 @@ class Supervisor:
         if self.started:
             kill_job(self.attempt)
 
+    def look_for_orders(self) -> None:
+        """Give a sign of life, and do what was asked for on machines from which no signal comes."""
+        self.attempt.give_sign()
+        if self.attempt.is_kill_requested or self.attempt.is_abandoned:
+            if not self.killed:
+                self.kill()
+        elif self.attempt.is_cancelled and not self.cancelled:
+            self.stop()
+
     def execute(self, command: Sequence[str]) -> None:
         """Wait for the needed runs, run the command, and record how the attempt ended."""
         for folder in self.needed:
@@ -86,6 +98,7 @@ class Supervisor:
         """The end of a run that this one needs; a run that never began is not waited for."""
         for pause in grow_pauses():
             state = read_status(folder)
+            self.look_for_orders()
             if state.is_final or self.cancelled:
                 return state
             if not folder.attempts:  # the worker finds the input elsewhere, or says that it is gone
@@ -107,8 +120,13 @@ class Supervisor:
         self.started = True
         if self.cancelled:  # while it was being started
             (self.kill if self.killed else self.stop)()
-        code = child.wait()
+        code = None
+        while code is None:
+            self.look_for_orders()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = child.wait(SECONDS_BETWEEN_SIGNS)
         while is_alive(self.attempt.owner or {}):  # the worker outlived its parent
+            self.look_for_orders()
             time.sleep(SECONDS_BETWEEN_LOOKS)
         signal.alarm(0)
         if self.cancelled:

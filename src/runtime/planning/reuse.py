@@ -69,7 +69,8 @@ def decide_unfinished(folder: RunFolder, plan: Plan) -> Decision:
         return Decision("run", "planned before and never started")
     status = read_status(folder)
     if not status.is_final:
-        where = "" if last.executor == LOCAL else f" on {last.executor}"
+        place = last.executor if last.executor != LOCAL else last.remote_host
+        where = f" on {place}" if place else ""
         return Decision("attach", f"attempt {last.number} is under way{where}: {status.state}")
     # A store that this machine does not see keeps the outputs; its records end with the state.
     if status.state == COMPLETED and plan.records is not None:
@@ -127,7 +128,9 @@ def explain_new_run(plan: Plan, store: Store) -> Decision:
     compared: list[tuple[list[str], str]] = []
     for run in list_runs(store.root, step=plan.step, limit=RUNS_COMPARED):
         with contextlib.suppress(ValueError):  # a plan that cannot be read is passed over
-            compared.append((describe_difference(run.plan.identity, plan.identity), run.run_id))
+            differences = describe_difference(run.plan.identity, plan.identity)
+            if differences:  # else another command planned this very run a moment ago
+                compared.append((differences, run.run_id))
     if not compared:
         return Decision("run", "first run of this step")
     differences, run_id = min(compared, key=lambda pair: len(pair[0]))

@@ -17,7 +17,7 @@ from nemotron_style.runtime.errors import (
     UsageError,
     raise_all,
 )
-from nemotron_style.runtime.launch.base import JobHandle, Launcher, Request
+from nemotron_style.runtime.launch.base import JobHandle, Launcher, Request, handle_of
 from nemotron_style.runtime.launch.registry import find_launcher
 from nemotron_style.runtime.launch.status import read_status, refresh_status
 from nemotron_style.runtime.planning.planner import Pipeline, PlannedRun
@@ -81,6 +81,9 @@ class Interruption:
         self.count += 1
         if self.handle is None:
             return  # between two runs; the loop over them looks at the count
+        if self.count > 2:  # whoever should end it does not answer
+            run_id = self.handle.run_dir.name
+            raise Interrupted(f"{run_id} may be under way still: nemotron-style runs show {run_id}")
         if self.count == 1:
             self.watcher.warn("asked the step to save and stop; once more kills it")
         try:
@@ -137,8 +140,13 @@ def execute_run(
 ) -> Outcome:
     """Reuse a run, or start or attach to it and wait for its end; ``request`` was checked."""
     folder = RunFolder(run.plan.record_dir)
-    record_decision(run)
     reused = run.decision.action == "reuse"
+    try:
+        record_decision(run)
+    except OSError as error:  # a store that can only be read is good enough to reuse from
+        if run.decision.action not in ("reuse", "attach"):
+            raise
+        interruption.watcher.warn(f"note: the decision is not recorded: {error}")
     if not reused:
         state = follow_run(start_run(run, launcher, request), interruption)
         if state.state != COMPLETED:
@@ -179,7 +187,12 @@ def follow_run(handle: JobHandle, interruption: Interruption) -> JobState:
     for text in launcher.logs(handle):
         interruption.watcher.follow(text, handle)
     interruption.handle = None
-    return refresh_status(RunFolder(handle.run_dir))
+    folder = RunFolder(handle.run_dir)
+    state, last = refresh_status(folder), folder.last_attempt
+    if state.is_final or last is None or last.number == handle.attempt:
+        return state
+    # This attempt ended, and another command has begun the next one before this one could.
+    return follow_run(handle_of(last), interruption)
 
 
 def explain_failure(run: PlannedRun, state: JobState, folder: RunFolder) -> StepsError:

@@ -8,16 +8,23 @@
                  child.json      the process that was started on this machine
                  batch.json      the state that a batch script reports
                  cancel.json     a user asked for its end
-                 stop            asks the worker to save and stop
+                 stop kill       asks the worker to save and stop, or to end at once
+                 sign            touched every few seconds by who carries it out
+                 abandoned.json  a user declared its machine gone; its worker has to end
                  log-<node>.txt progress.json
 
 Whoever creates ``owner.json`` first decides: the worker that takes ownership, or a later launch
 that finds the launcher dead and abandons the attempt. So an attempt whose launcher was killed
 between claiming and starting can never come alive afterwards.
+
+The identities of launcher, child and owner are its lease. On the machine, and in the container, in
+which they run, they tell for certain whether it lives. From anywhere else they tell only where it
+runs: it counts as under way until its end is recorded, or a user declares it lost.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -27,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.atomic import create_text, read_json, write_json, write_text
-from nemotron_style.runtime.process import find_marked, identify_process, is_alive
+from nemotron_style.runtime.process import find_marked, identify_process, is_alive, is_dead
 from nemotron_style.runtime.run.state import (
     CANCELLED,
     COMPLETED,
@@ -43,7 +50,12 @@ from nemotron_style.runtime.secrets.redact import redact_leaves
 
 LOCAL = "local"
 STOP = "stop"
+KILL = "kill"
+SIGN = "sign"
+ABANDONED = "abandoned.json"
 CHILD = "child.json"
+# What changes while it is carried out, by a worker of this version or of an earlier one.
+SIGNS = (SIGN, "attempt.json", "owner.json", "progress.json", "log-0.txt")
 MARK = "NEMOTRON_STYLE_JOB"
 ATTEMPT_VARIABLE = "NEMOTRON_STYLE_ATTEMPT"
 PARENT_VARIABLE = "NEMOTRON_STYLE_PARENT"
@@ -66,7 +78,7 @@ class Attempt:
     @property
     def is_run_complete(self) -> bool:
         """Whether the run has its outputs, from this attempt or from another."""
-        return read_json(self.run_dir / "outputs.json") is not None
+        return read_facts(self.run_dir / "outputs.json") is not None
 
     @property
     def log(self) -> Path:
@@ -79,8 +91,8 @@ class Attempt:
     @property
     def record(self) -> dict[str, Any]:
         """What is written about it so far: state, times, exit code, error."""
-        record = read_json(self.path / "attempt.json") or {}
-        batch = read_json(self.path / "batch.json") or {}
+        record = read_facts(self.path / "attempt.json") or {}
+        batch = read_facts(self.path / "batch.json") or {}
         if record.get("state") == COMPLETED or batch.get("state") not in (REQUEUED, TIMEOUT):
             return record
         # A worker that was stopped cannot know that its job goes on, or ran out of time; the
@@ -108,34 +120,49 @@ class Attempt:
     @property
     def job(self) -> dict[str, Any]:
         """The backend's handle (``id``), empty while there is none."""
-        return read_json(self.path / "job.json") or {}
+        return read_facts(self.path / "job.json") or {}
 
     @property
     def owner(self) -> dict[str, Any] | None:
         """The worker process that owns it, ``{"buried": true}`` when abandoned, else None."""
-        return read_json(self.path / "owner.json")
+        return read_facts(self.path / "owner.json")
 
     @property
     def state(self) -> str:
-        """The state by files and processes of this machine; what died without a word is LOST."""
+        """The state by files and processes; what is proven to have died without a word is LOST."""
         owner = self.owner  # before the record: a worker writes it first, and its record after
         record = self.record
         written = str(record.get("state", LOST))
         if written in FINAL or self.executor != LOCAL:
             return written
-        detached = bool(record.get("detached"))
-        watched = (detached or owner is None) and is_alive(record.get("launcher", {}))
-        if watched or (not detached and self._has_process):
+        if any(self._may_run(process) for process in self._list_holders(record, owner)):
             return PENDING if owner is None else RUNNING
         ended = self.recorded_end  # it may have ended since the record was read
         return ended.state if ended else LOST
 
     @property
     def is_live(self) -> bool:
-        """Whether a process of it still runs on this machine although no end is recorded."""
+        """Whether a process of it still runs, or may run, although no end is recorded."""
         if self.executor != LOCAL or self.record.get("state") in FINAL:
             return False
-        return self._has_process or bool(find_marked(self.mark))
+        processes = (self.owner or {}, self.child)
+        return any(map(self._may_run, processes)) or bool(find_marked(self.mark))
+
+    @property
+    def remote_host(self) -> str:
+        """Where it is under way out of sight of this process; "" when it is over or in sight."""
+        owner, record = self.owner, self.record
+        if self.executor != LOCAL or record.get("state") in FINAL:
+            return ""
+        for process in self._list_holders(record, owner):
+            if not is_alive(process) and self._may_run(process):
+                return str(process.get("host", "another machine"))
+        return ""
+
+    @property
+    def last_sign(self) -> float:
+        """When who carries it out last gave a sign of life, by the clock of the disk."""
+        return max(_read_change(self.path / name) for name in SIGNS)
 
     @property
     def mark(self) -> str:
@@ -145,20 +172,35 @@ class Attempt:
     @property
     def child(self) -> dict[str, Any]:
         """The process that was started on this machine; it becomes the worker, or its parent."""
-        return read_json(self.path / CHILD) or {}
-
-    @property
-    def _has_process(self) -> bool:
-        return is_alive(self.owner or {}) or is_alive(self.child)
+        return read_facts(self.path / CHILD) or {}
 
     @property
     def is_cancelled(self) -> bool:
         """Whether a user asked for its end; whatever exit code follows, that is the reason."""
-        return (self.path / "cancel.json").is_file()
+        return os.path.exists(self.path / "cancel.json")
+
+    @property
+    def is_kill_requested(self) -> bool:
+        """Whether it is to end at once."""
+        return os.path.exists(self.path / KILL)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether a user declared it lost; another attempt may be under way."""
+        return os.path.exists(self.path / ABANDONED)
 
     def request_stop(self, reason: str) -> None:
         """Ask the worker to save and stop, from any machine that sees the folder."""
         write_text(self.path / STOP, reason + "\n")
+
+    def request_kill(self, reason: str) -> None:
+        """Ask whoever carries it out to end it at once, from any machine that sees the folder."""
+        write_text(self.path / KILL, reason + "\n")
+
+    def give_sign(self) -> None:
+        """Show that it is being carried out; a disk that refuses is no reason to fail."""
+        with contextlib.suppress(OSError):
+            (self.path / SIGN).touch()
 
     def record_cancel(self) -> None:
         """Record that a user asked for its end."""
@@ -187,7 +229,13 @@ class Attempt:
 
     def abandon(self) -> bool:
         """Make sure that no worker ever starts on it; False when one has."""
-        return self._own({"buried": True})
+        return self._own({"buried": True}) or "buried" in (self.owner or {})
+
+    def declare_lost(self, reason: str) -> None:
+        """Close it on a user's word; should its worker be alive all the same, it ends itself."""
+        self._own({"buried": True})
+        write_json(self.path / ABANDONED, {"declared": time.time(), "reason": reason})
+        self.close(LOST, error=reason)
 
     def update(self, **facts: Any) -> None:
         """Add facts to its record."""
@@ -199,5 +247,38 @@ class Attempt:
             state = CANCELLED
         self.update(state=state, ended=time.time(), **facts)
 
+    def _list_holders(
+        self, record: Mapping[str, Any], owner: Mapping[str, Any] | None
+    ) -> list[Mapping[str, Any]]:
+        """The processes that carry it out; a detached one is in the hands of its supervisor."""
+        launcher = record.get("launcher", {})
+        if record.get("detached"):
+            return [launcher]
+        return [launcher, self.child] if owner is None else [owner, self.child]
+
+    def _may_run(self, process: Mapping[str, Any]) -> bool:
+        return is_alive(process) or not is_dead(process, last_sign=self.last_sign)
+
     def _own(self, owner: Mapping[str, Any]) -> bool:
         return create_text(self.path / "owner.json", json.dumps(owner, indent=2) + "\n")
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """The JSON object at ``path``, or None when there is none.
+
+    Raises ``OSError`` when there is one that cannot be read: whoever concludes from a file that is
+    missing must not take one for missing that somebody else owns.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return dict(value) if isinstance(value, dict) else None
+
+
+def _read_change(path: Path) -> float:
+    try:
+        with open(path, "rb") as file:  # opened, because NFS then asks its server for the time
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return 0.0

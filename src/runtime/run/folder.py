@@ -26,7 +26,7 @@ from typing import Any
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import Problem, RefError, suggest
 from nemotron_style.runtime.process import identify_process
-from nemotron_style.runtime.run.attempt import LOCAL, Attempt
+from nemotron_style.runtime.run.attempt import LOCAL, Attempt, read_facts
 from nemotron_style.runtime.run.plan import Plan, load_plan
 from nemotron_style.runtime.run.state import COMPLETED, FAILED, FINAL, LOST, PENDING
 from nemotron_style.runtime.store.store import Store
@@ -54,7 +54,7 @@ class RunFolder:
     @property
     def outputs(self) -> dict[str, Any] | None:
         """What ``outputs.json`` says (``outputs`` by slot, ``figures``); None until complete."""
-        return atomic.read_json(self.path / "outputs.json")
+        return read_facts(self.path / "outputs.json")
 
     @property
     def attempts(self) -> list[Attempt]:
@@ -100,19 +100,16 @@ class RunFolder:
     ) -> Attempt | None:
         """Begin the next attempt in the name of this process; ``number``, if it must be that one.
 
-        None when there is nothing to begin: another one lives, or the run is complete.
+        None when there is nothing to begin: another one lives, or may live on another machine, or
+        the run is complete.
         """
         if self.outputs is not None:
             return None
+        # Looked up once: what is found out about it says nothing of one that begins meanwhile.
         last = self.last_attempt
-        if last and (last.state not in FINAL or last.is_live):
+        if last and not _end(last):
             return None
-        if last and last.owner is None and not last.abandon():
-            return None  # its worker started after all
-        if last and last.recorded_end is None:
-            failure = last.rank_failure
-            last.close(FAILED if failure else LOST, **(failure or {}))
-        claimed = Attempt(self.path / "attempts" / str(self.next_attempt))
+        claimed = Attempt(self.path / "attempts" / str(last.number + 1 if last else 1))
         if number not in (None, claimed.number):
             return None
         record = {
@@ -145,6 +142,19 @@ class RunFolder:
         atomic.create_text(folder / f"{number}.json", text)
 
 
+def _end(attempt: Attempt) -> bool:
+    """Make sure that an attempt is over, and that its end is recorded; False when it lives."""
+    if attempt.state not in FINAL or attempt.is_live:
+        return False
+    if attempt.owner is None and not attempt.abandon():
+        return False  # its worker started after all
+    if attempt.recorded_end is None:
+        failure = attempt.rank_failure
+        with contextlib.suppress(PermissionError):  # somebody else's; it is over all the same
+            attempt.close(FAILED if failure else LOST, **(failure or {}))
+    return True
+
+
 def _move_or_remove(aside: Path, final: Path) -> bool:
     """Put a filled directory in place; False, and the directory is gone, when that is taken."""
     if atomic.move_dir(aside, final):
@@ -154,14 +164,35 @@ def _move_or_remove(aside: Path, final: Path) -> bool:
 
 
 def list_runs(store: Path, *, step: str = "", limit: int | None = None) -> list[RunFolder]:
-    """The runs of a store, or of one of its steps, the newest plan first."""
+    """The runs of a store, or of one of its steps, the newest plan first; see ``scan_runs``."""
+    return scan_runs(store, step=step)[0][:limit]
+
+
+def scan_runs(store: Path, *, step: str = "") -> tuple[list[RunFolder], list[Problem]]:
+    """The runs of a store, the newest plan first, and what cannot be read of it."""
     prefix = f"{step.replace('/', '-')}-" if step else ""
-    paths = (store / "runs").glob(f"{prefix}*")
-    runs = [RunFolder(path) for path in paths if not path.name.startswith(".")]
-    known = sorted((run for run in runs if run.exists), key=_age, reverse=True)
-    if step:  # another step's id may begin with this one's
-        known = [run for run in known if len(run.run_id) == len(prefix) + 12]
-    return known[:limit]
+    folder = store / "runs"
+    names = os.listdir(folder) if folder.is_dir() else []
+    planned: list[tuple[float, str]] = []
+    unreadable: list[Problem] = []
+    for name in sorted(names):
+        # Another step's id may begin with this one's.
+        is_of_step = not step or len(name) == len(prefix) + 12
+        if name.startswith(".") or not (name.startswith(prefix) and is_of_step):
+            continue
+        try:
+            planned.append(((folder / name / "plan.json").stat().st_mtime, name))
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # a folder that has no plan yet
+        except OSError as error:
+            unreadable.append(describe_unreadable(name, error))
+    return [RunFolder(folder / name) for _, name in sorted(planned, reverse=True)], unreadable
+
+
+def describe_unreadable(run_id: str, error: OSError) -> Problem:
+    """What to say of a run that is passed over."""
+    what = f"cannot be read and is passed over: {error.strerror or error}"
+    return Problem(where=run_id, what=what, got=str(error.filename or ""))
 
 
 def find_run(store: Store, word: str) -> RunFolder:
@@ -169,7 +200,8 @@ def find_run(store: Store, word: str) -> RunFolder:
 
     Raises ``RefError`` when there is none, or more than one.
     """
-    runs = {run.run_id: run for run in list_runs(store.root)}
+    listed, unreadable = scan_runs(store.root)
+    runs = {run.run_id: run for run in listed}
     if word == "latest" and runs:
         return next(iter(runs.values()))
     fits = [word] if word in runs else [run_id for run_id in runs if run_id.startswith(word)]
@@ -177,16 +209,15 @@ def find_run(store: Store, word: str) -> RunFolder:
         with contextlib.suppress(RefError):
             producer = store.resolve(word).record.producer
             fits = [producer.run_id] if producer and producer.run_id in runs else []
+    hidden = [problem for problem in unreadable if problem.where.startswith(word)]
+    if hidden and not fits:
+        raise RefError(hidden)
     if len(fits) != 1:
         what = f"{len(fits)} runs begin so" if fits else "no such run"
         allowed = ", ".join(sorted(fits)[:10])
         fix = suggest(word, list(runs)) or "`nemotron-style runs list` names them"
         raise RefError(Problem(where="RUN", what=what, got=repr(word), allowed=allowed, fix=fix))
     return runs[fits[0]]
-
-
-def _age(run: RunFolder) -> tuple[float, str]:
-    return (run.path / "plan.json").stat().st_mtime, run.run_id
 
 
 def _numbers(folder: Path, suffix: str) -> list[int]:

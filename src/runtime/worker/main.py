@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from nemotron_style.runtime.errors import (
 from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE, PARENT_VARIABLE, STOP, Attempt
 from nemotron_style.runtime.run.code import digest_code
 from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.lease import keep_lease
 from nemotron_style.runtime.run.plan import Plan, PlannedInput, load_sealed_plan
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, RUNNING, JobState
 from nemotron_style.runtime.secrets.detect import announce_secrets
@@ -65,7 +67,10 @@ def main(arguments: Sequence[str]) -> int:
         print(redact(str(error)), file=sys.stderr)
         return error.exit_code
     begun = time.monotonic()
-    with redacted_output(sys.stdout, sys.stderr):
+    with (
+        keep_lease(attempt) if process.rank == 0 else nullcontext(),
+        redacted_output(sys.stdout, sys.stderr),
+    ):
         ending = execute(Task(plan, attempt, process, stop))
     seconds = round(time.monotonic() - begun, 3)
     return record_ending(ending, attempt, rank=process.rank, seconds=seconds)
@@ -173,6 +178,8 @@ def work(task: Task) -> None:
     if sealed is None:
         check_code(plan)
         sealed = run_recipe(task, inputs)
+    if task.attempt.is_abandoned:
+        raise StepFailed("this attempt was declared lost; it leaves the outputs to the next one")
     if task.process.rank == 0:
         commit_outputs(task, sealed, inputs)
 
