@@ -246,7 +246,6 @@ def _row(run: dict[str, Any]) -> list[str]:
 
 
 def _render_sections(run: RunFolder) -> list[str]:
-
     facts, plan = summarise(run), run.plan
     head = {name: str(facts[name]) for name in ("step", "config", "state", "path")}
     head |= {name: str(facts[name]) for name in ("reason", "executor", "job") if facts[name]}
@@ -287,7 +286,6 @@ def _describe_service(service: Plan) -> str:
 
 
 def _choose_attempt(run: RunFolder, number: int | None) -> Attempt:
-
     attempts = {attempt.number: attempt for attempt in run.attempts}
     chosen = number or max(attempts, default=0)
     if chosen not in attempts:

@@ -1,0 +1,249 @@
+"""Attempts by their files: whose they are, what may be concluded, and who begins the next one."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hosts import pretend_to_be
+from nemotron_style.runtime.errors import UsageError
+from nemotron_style.runtime.launch import local
+from nemotron_style.runtime.launch.base import handle_of
+from nemotron_style.runtime.launch.local import LocalLauncher, abandon_attempt
+from nemotron_style.runtime.launch.status import read_status, refresh_status
+from nemotron_style.runtime.process import identify_process
+from nemotron_style.runtime.run.attempt import Attempt
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.lease import keep_lease
+from waiting import until
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "runs/a-1")
+
+
+def begin(folder: RunFolder, **facts: Any) -> Attempt:
+    attempt = folder.claim_attempt(**facts)
+    assert attempt is not None
+    return attempt
+
+
+def end_process() -> dict[str, Any]:
+    """The identity of a process that has ended."""
+    child = subprocess.Popen(["true"])
+    identity = identify_process(child.pid)
+    child.wait()
+    return identity
+
+
+def lose(folder: RunFolder) -> Attempt:
+    """An attempt whose launcher died before there was a worker."""
+    attempt = begin(folder)
+    attempt.update(launcher=end_process())
+    return attempt
+
+
+def test_no_attempt_begins_beside_one_of_another_machine(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = begin(folder)
+    assert attempt.take_ownership()
+    attempt.update(state="RUNNING")
+    pretend_to_be("beta", monkeypatch)
+    status = refresh_status(folder)
+    assert (status.state, status.is_final) == ("RUNNING", False)
+    assert status.reason.startswith(f"under way on {os.uname().nodename}, last sign ")
+    assert folder.claim_attempt() is None
+    assert attempt.recorded_end is None
+
+
+@pytest.mark.parametrize("name", ["attempt.json", "owner.json", "child.json", "batch.json"])
+def test_a_file_that_cannot_be_read_is_not_taken_for_missing(folder: RunFolder, name: str) -> None:
+    """A directory in its place stands for a colleague's file: root is refused by nothing else."""
+    attempt = lose(folder)
+    (attempt.path / name).unlink(missing_ok=True)
+    (attempt.path / name).mkdir()
+    with pytest.raises(OSError, match=name):
+        refresh_status(folder)
+    with pytest.raises(OSError, match=name):
+        folder.claim_attempt()
+    assert len(folder.attempts) == 1
+
+
+def test_outputs_that_cannot_be_read_do_not_make_a_run_incomplete(folder: RunFolder) -> None:
+    lose(folder)
+    (folder.path / "outputs.json").mkdir()
+    with pytest.raises(OSError, match=r"outputs\.json"):
+        folder.claim_attempt()
+
+
+def test_what_is_found_out_about_one_attempt_is_not_recorded_of_the_next(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = lose(folder)
+    ask = LocalLauncher.state
+
+    def slowly(self: LocalLauncher, handle: Any) -> Any:
+        state = ask(self, handle)
+        begin(folder)  # as another command does
+        return state
+
+    monkeypatch.setattr(LocalLauncher, "state", slowly)
+    assert refresh_status(folder).state == "LOST"
+    assert [one.recorded_state for one in folder.attempts] == ["LOST", "PENDING"]
+    assert first.recorded_end is not None
+
+
+def test_a_number_is_claimed_after_the_attempt_that_was_looked_at(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker without a launcher asks for no number, and must not jump over a living attempt."""
+    lose(folder)
+    abandon = Attempt.abandon
+
+    def slowly(self: Attempt) -> bool:
+        done = abandon(self)
+        monkeypatch.setattr(Attempt, "abandon", abandon)
+        begin(folder)
+        return done
+
+    monkeypatch.setattr(Attempt, "abandon", slowly)
+    assert folder.claim_attempt() is None
+    assert [one.state for one in folder.attempts] == ["LOST", "PENDING"]
+
+
+def test_two_that_abandon_the_same_attempt_both_go_on(folder: RunFolder) -> None:
+    attempt = lose(folder)
+    assert attempt.abandon()
+    assert attempt.abandon()
+    assert not attempt.take_ownership()
+
+
+def _claim(path: Path, start: Any, answers: Any) -> None:
+    start.wait()
+    attempt = RunFolder(path).claim_attempt(2)
+    answers.put(attempt.number if attempt else 0)
+    start.wait()  # it lives until all have tried
+
+
+@pytest.mark.parametrize("count", [8])
+def test_of_many_one_begins_the_next_attempt(folder: RunFolder, count: int) -> None:
+    lose(folder)
+    fork = multiprocessing.get_context("fork")
+    start, answers = fork.Barrier(count + 1), fork.Queue()
+    claimers = [
+        fork.Process(target=_claim, args=(folder.path, start, answers)) for _ in range(count)
+    ]
+    for claimer in claimers:
+        claimer.start()
+    start.wait(30)
+    claimed = sorted(answers.get(timeout=30) for _ in claimers)
+    start.wait(30)
+    for claimer in claimers:
+        claimer.join(30)
+    assert claimed == [0] * (count - 1) + [2]
+    assert folder.attempts[0].recorded_state == "LOST"
+
+
+def test_a_sign_is_given_at_once_and_again(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nemotron_style.runtime.run.lease.SECONDS_BETWEEN_SIGNS", 0.01)
+    attempt = begin(folder)
+    sign = attempt.path / "sign"
+    with keep_lease(attempt):
+        until(sign.exists)
+        first = sign.stat().st_mtime_ns
+        until(lambda: sign.stat().st_mtime_ns > first)
+    last = sign.stat().st_mtime
+    assert attempt.last_sign == pytest.approx(last)
+
+
+def test_a_disk_that_takes_no_sign_is_no_reason_to_fail(folder: RunFolder) -> None:
+    attempt = begin(folder)
+    (attempt.path / "sign").symlink_to(attempt.path / "nowhere" / "sign")
+    with keep_lease(attempt):
+        attempt.give_sign()
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from nemotron_style.runtime.run.attempt import Attempt
+from nemotron_style.runtime.run import lease
+lease.SECONDS_BETWEEN_SIGNS = 0.01
+attempt = Attempt(Path(sys.argv[1]))
+assert attempt.take_ownership()
+with lease.keep_lease(attempt):
+    print("ready", flush=True)
+    while True:
+        time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("order", ["kill", "abandoned"])
+def test_orders_from_elsewhere_end_a_worker(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    attempt = begin(folder)
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(attempt.path)], stdout=subprocess.PIPE
+    )
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == b"ready\n"
+    with monkeypatch.context() as patch:
+        pretend_to_be("beta", patch)
+        if order == "kill":
+            LocalLauncher().cancel(handle_of(attempt), force=True)
+        else:
+            attempt.declare_lost("the machine is gone")
+    assert worker.wait(30) == -9
+    if order == "kill":
+        assert (attempt.record["state"], attempt.record["exit_code"]) == ("CANCELLED", 137)
+    else:
+        assert (attempt.record["state"], attempt.record["error"]) == ("LOST", "the machine is gone")
+    assert folder.claim_attempt() is not None
+
+
+def test_only_silence_on_another_machine_can_be_declared_lost(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "SECONDS_TO_SEE_A_SIGN", 0.05)
+    attempt = begin(folder)
+    with pytest.raises(UsageError, match=r"not out of sight"):
+        abandon_attempt(attempt)
+    pretend_to_be("beta", monkeypatch)
+    pause = local.time.sleep
+
+    def sign(seconds: float) -> None:
+        attempt.give_sign()
+        pause(seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local.time, "sleep", sign)
+        with pytest.raises(UsageError, match=r"is alive: it gave a sign"):
+            abandon_attempt(attempt)
+    assert read_status(folder).state == "PENDING"
+    abandon_attempt(attempt)
+    assert "declared lost by its user" in read_status(folder).reason
+    assert not attempt.take_ownership()
+
+
+def test_an_attempt_of_an_earlier_version_on_another_machine_is_under_way(
+    folder: RunFolder,
+) -> None:
+    attempt = begin(folder)
+    old = {"pid": 1, "ticks": 1, "boot": "another"}
+    record = json.loads((attempt.path / "attempt.json").read_text()) | {"launcher": old}
+    (attempt.path / "attempt.json").write_text(json.dumps(record))
+    status = read_status(folder)
+    assert status.state == "PENDING"
+    assert status.reason.startswith("under way on another machine, last sign ")
