@@ -115,7 +115,9 @@ def _is_running(identity: Mapping[str, Any]) -> bool | None:
     pid = int(identity["pid"])
     state = _read_state(pid)
     if state is not None:
-        return state[0] not in "ZX" and identity.get("ticks") in (state[1], UNKNOWN)
+        # The first thread of a process may be gone while others still write.
+        has_ended = state[0] in "ZX" and _count_threads(pid) <= 1
+        return not has_ended and identity.get("ticks") in (state[1], UNKNOWN)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -123,6 +125,12 @@ def _is_running(identity: Mapping[str, Any]) -> bool | None:
     except PermissionError:  # somebody else's, on a machine that hides those (hidepid)
         return None
     return None
+
+
+def _count_threads(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/task"))
+    return 0
 
 
 def _describe_host() -> dict[str, str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from hosts import pretend_to_be
 from nemotron_style.runtime import process
 from nemotron_style.runtime.process import identify_process, is_alive, is_dead
+from waiting import until
 
 
 @pytest.fixture
@@ -38,6 +41,25 @@ def test_it_runs_then_has_ended_and_a_number_that_is_taken_again_is_another_proc
     assert answers(identity) == (False, True)  # a zombie
     sleeper.wait()
     assert answers(identity) == (False, True)
+
+
+FIRST_THREAD_ENDS = """
+import ctypes, platform, threading, time
+threading.Thread(target=time.sleep, args=(100,)).start()
+number = 93 if platform.machine() == "aarch64" else 60  # exit, of this thread alone
+ctypes.CDLL(None).syscall(number, 0)
+"""
+
+
+def test_a_process_whose_first_thread_has_ended_is_alive_while_another_works() -> None:
+    child = subprocess.Popen([sys.executable, "-c", FIRST_THREAD_ENDS])
+    identity = identify_process(child.pid)
+    until(lambda: ") Z " in Path(f"/proc/{child.pid}/stat").read_text())
+    assert answers(identity) == (True, False)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert answers(identity) == (False, True)
+    child.wait()
 
 
 def test_no_process_was_started() -> None:
