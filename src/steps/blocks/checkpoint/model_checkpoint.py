@@ -23,7 +23,7 @@ from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.steps.blocks.checkpoint import torch_dist
 from nemotron_style.steps.blocks.model.language_model import build_model, unwrap, wrap
-from nemotron_style.steps.blocks.model.rank_zero import gather, is_rank_zero
+from nemotron_style.steps.blocks.model.rank_zero import gather, is_rank_zero, share_from_rank_zero
 from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights, shards
 from nemotron_style.steps.blocks.settings.json_model import read_json_model
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
@@ -114,6 +114,19 @@ def weights_digest(source: nn.Module | Path) -> str:
     weights = (
         torch_dist.read_full(source / WEIGHTS) if isinstance(source, Path) else full_weights(source)
     )
+    return digest_weights(weights)
+
+
+def written_digest(path: Path) -> str:
+    """The weights digest of a checkpoint that all ranks have written, on every rank.
+
+    Rank zero reads it from the files, one tensor at a time: no rank has to hold the whole model.
+    """
+    return share_from_rank_zero(lambda: weights_digest(path))
+
+
+def digest_weights(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """The weights digest of whole tensors that come in the order of their names."""
     digest = hashlib.sha256()
     for name, whole in weights:
         digest.update(f"{name}\n{whole.dtype}\n{list(whole.shape)}\n".encode())

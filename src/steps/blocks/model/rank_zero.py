@@ -33,6 +33,19 @@ def gather(value: Any, *, group: dist.ProcessGroup | None = None) -> list[Any]:
     return values
 
 
+def share_from_rank_zero(work: Callable[[], Result]) -> Result:
+    """The result of ``work`` on rank zero, on every rank, once all ranks have come here.
+
+    For work that takes less than the deadline of a collective; see :class:`RankZero` for longer.
+    """
+    dist.barrier()
+    results: list[Any] = [work() if is_rank_zero() else None]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(results, src=0)
+    result: Result = results[0]
+    return result
+
+
 class RankZero:
     """Shares what rank zero computes; a job of one process only does the work."""
 

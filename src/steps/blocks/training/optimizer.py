@@ -119,6 +119,7 @@ class CudaAdam:
         from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
         self.guard = UpdateGuard(model, config.max_skipped_updates)
+        self._weight_decay = config.weight_decay
         dtype = next(model.parameters()).dtype
         settings = OptimizerConfig(
             optimizer="adam",
@@ -136,15 +137,22 @@ class CudaAdam:
         self._adam = get_megatron_optimizer(settings, [model])
 
     def step(self, lr: float, *, step: int, loss: float) -> float:
-        # megatron-core's own `step` would apply whatever it finds, so its parts are called.
+        # megatron-core's own `step` applies whatever it finds, so the norm is asked for before it.
         self._adam.prepare_grads()
         norm = float(self._adam.get_grad_norm())
-        if not self.guard.allows(step=step, loss=loss, grad_norm=norm):
-            return norm
-        for group in self._adam.param_groups:
-            group["lr"] = lr
-        self._adam.step()
+        if self.guard.allows(step=step, loss=loss, grad_norm=norm):
+            self._update(lr)
+        # In float32 `grad` is now `main_grad` itself: the next backward pass would add to both.
+        self._adam.zero_grad()
         return norm
+
+    def _update(self, lr: float) -> None:
+        for group in self._adam.param_groups:
+            # megatron-core leaves both products to its own scheduler: without them it would decay
+            # the vectors (norms) too.
+            group["lr"] = lr * group["lr_mult"]
+            group["weight_decay"] = self._weight_decay * group["wd_mult"]
+        self._adam.step()
 
     def sharded_state(self, weights: dict[str, Any], *, loading: bool) -> dict[str, Any]:
         return self._adam.sharded_state_dict(weights, is_loading=loading)

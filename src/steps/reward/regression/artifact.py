@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from nemotron_style.steps.blocks.checkpoint import torch_dist
 from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE, build_settings
 from nemotron_style.steps.blocks.checkpoint.hf_weights import export_tensor
-from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import digest_weights
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import write_tensors
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import (
@@ -19,7 +21,9 @@ from nemotron_style.steps.blocks.data.tokenizer_files import (
     SPECIAL_FILE,
     export_tokenizer,
 )
-from nemotron_style.steps.blocks.model.rank_zero import is_rank_zero
+from nemotron_style.steps.blocks.model.language_model import unwrap
+from nemotron_style.steps.blocks.model.rank_zero import share_from_rank_zero
+from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights
 from nemotron_style.steps.blocks.reward.config import RewardConfig, merged
 from nemotron_style.steps.blocks.reward.model import ARCHITECTURE
 from nemotron_style.steps.blocks.reward.regression_model import HEAD
@@ -38,14 +42,25 @@ def merge_outputs(config: RewardConfig) -> tuple[RewardConfig, list[float]]:
 
 def write_weights(
     model: nn.Module, path: Path, *, sizes: ModelConfig, mix: list[float] | None = None
-) -> None:
-    """Write trunk and head to ``path``; every rank calls it.
+) -> str:
+    """Write trunk and head to ``path``; the weights digest. Every rank calls it.
 
     With ``mix`` the head has one output, made of that much of each.
     """
-    weights = full_weights(model)
-    if is_rank_zero():
-        write_tensors(path, _units(weights, sizes, mix), max_bytes=MAX_FILE_BYTES)
+    # All ranks write their parts, and rank zero reads them back tensor by tensor: gathered over
+    # the network, the model would be whole in the memory of every rank.
+    parts = path.with_name(f"{path.name}.parts")
+    torch_dist.write(sharded_weights(unwrap(model)), parts)
+
+    def join() -> str:
+        write_tensors(
+            path, _units(torch_dist.read_full(parts), sizes, mix), max_bytes=MAX_FILE_BYTES
+        )
+        digest = digest_weights(torch_dist.read_full(parts))
+        shutil.rmtree(parts)
+        return digest
+
+    return share_from_rank_zero(join)
 
 
 def write_settings(
@@ -87,7 +102,7 @@ def write_tokenizer(source: Path, target: Path, *, pad_token: str) -> dict[str, 
 
 
 def _units(
-    weights: list[tuple[str, Tensor]], sizes: ModelConfig, mix: list[float] | None
+    weights: Iterable[tuple[str, Tensor]], sizes: ModelConfig, mix: list[float] | None
 ) -> Iterator[Mapping[str, Tensor]]:
     for name, whole in weights:
         if name != HEAD:

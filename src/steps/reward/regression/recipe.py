@@ -27,7 +27,6 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     TOKENIZER,
     full_shapes,
     read_config,
-    weights_digest,
 )
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
@@ -183,7 +182,7 @@ def write_model(
     output, mix = ctx.output("model"), None
     if config.model.regression.merge_attributes:
         reward, mix = merge_outputs(reward)
-    write_weights(model, output.path, sizes=sizes, mix=mix)
+    digest = write_weights(model, output.path, sizes=sizes, mix=mix)
     if ctx.is_first:
         tokenizer = ctx.input("model").path / TOKENIZER
         ids = write_tokenizer(tokenizer, output.path, pad_token=reward.chat.label_start)
@@ -191,7 +190,7 @@ def write_model(
         write_settings(output.path, sizes=sizes, config=reward, dtype=dtype, token_ids=ids)
     trunk = sum(math.prod(shape) for shape in full_shapes(sizes).values())
     output.note(
-        weights_digest=weights_digest(model),
+        weights_digest=digest,
         outputs=list(reward.outputs),
         weights=reward.weights,
         # the head stands in place of the output layer

@@ -31,7 +31,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     read_config,
     recorded_weights_digest,
     save_model,
-    weights_digest,
+    written_digest,
 )
 from nemotron_style.steps.blocks.data.prompt import PromptReader
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
@@ -214,7 +214,7 @@ def run(config: Config, ctx: StepContext) -> None:
     if ctx.is_first:
         draw_metrics(lines, PANELS, ctx.run_dir / "plots" / "rlhf.png")
     output.note(
-        weights_digest=weights_digest(model),
+        weights_digest=written_digest(output.path),
         parent_weights_digest=recorded_weights_digest(source),
         judge=state.judge,
         judge_digest=judge_artifact.digest if judge_artifact else None,

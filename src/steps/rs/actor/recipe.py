@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
@@ -35,7 +34,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     read_config,
     recorded_weights_digest,
     save_model,
-    weights_digest,
+    written_digest,
 )
 from nemotron_style.steps.blocks.data.prompt import PromptReader
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
@@ -201,13 +200,12 @@ def run(config: Config, ctx: StepContext) -> None:
     # -- what is produced: the last weights, and how they came to be
     output = ctx.output("model")
     save_model(model, output.path, config=sizes, tokenizer=source.path / TOKENIZER)
-    dist.barrier()
     if ctx.is_first:
         draw_metrics(ctx.metrics.history(), PANELS, ctx.run_dir / "plots" / "rs.png")
         if config.exp_manager.explicit_log_dir:
             copy_logs(ctx.run_dir, Path(config.exp_manager.explicit_log_dir))
     output.note(
-        weights_digest=weights_digest(model),
+        weights_digest=written_digest(output.path),
         parent_weights_digest=recorded_weights_digest(source),
         reward_model_digest=health.model,
         reward_outputs=list(health.outputs),

@@ -24,7 +24,7 @@ from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     full_shapes,
     save_model,
-    weights_digest,
+    written_digest,
 )
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import tokenizer_facts
@@ -122,7 +122,7 @@ def write_model(ctx: StepContext, model: nn.Module, start: Start) -> None:
     output = ctx.output("model")
     save_model(model, output.path, config=start.sizes, tokenizer=start.tokenizer.path)
     output.note(
-        weights_digest=weights_digest(model),
+        weights_digest=written_digest(output.path),
         parameters=sum(math.prod(shape) for shape in full_shapes(start.sizes).values()),
         **tokenizer_facts(start.tokenizer, start.chat),
     )

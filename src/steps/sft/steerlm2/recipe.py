@@ -37,7 +37,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     read_config,
     recorded_weights_digest,
     save_model,
-    weights_digest,
+    written_digest,
 )
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
@@ -177,7 +177,7 @@ def run(config: Config, ctx: StepContext) -> None:
     write_model(config, ctx, start=start.path, best_models=best_models, step=selection.best_step)
     output = ctx.output("model")
     output.note(
-        weights_digest=weights_digest(output.path),
+        weights_digest=written_digest(output.path),
         parent_weights_digest=parent,
         best_step=selection.best_step,
         steps=steps,

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from megatron.core import parallel_state
+from torch.overrides import TorchFunctionMode
 
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model, wrap
@@ -9,7 +11,12 @@ from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients
-from nemotron_style.steps.blocks.training.optimizer import build_optimizer, gradient_norm
+from nemotron_style.steps.blocks.training.optimizer import (
+    CpuAdamW,
+    CudaAdam,
+    build_optimizer,
+    gradient_norm,
+)
 
 CONFIG = ModelConfig(
     num_layers=1,
@@ -80,3 +87,50 @@ def test_frozen_weights_stay():
 
 def test_the_norm_of_no_parameter_is_zero():
     assert gradient_norm([]) == 0.0
+
+
+class OnCpu(TorchFunctionMode):
+    """Answers every request for a CUDA device with the CPU."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if "cuda" in str(kwargs.get("device", "")):
+            kwargs["device"] = "cpu"
+        return function(*args, **kwargs)
+
+
+def decayed(optimizer, model):
+    """The names of the weights that the optimizer decays, and by how much."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: group["weight_decay"]
+        for group in optimizer._adam.param_groups
+        for parameter in group["params"]
+    }
+
+
+def test_both_optimizers_decay_and_update_the_same_weights(monkeypatch: pytest.MonkeyPatch):
+    for name in ("get_data_parallel_group_gloo", "get_expert_data_parallel_group_gloo"):
+        monkeypatch.setattr(parallel_state, name, lambda *_, **__: None)
+    config = OptimConfig(lr=1e-2, weight_decay=0.5)
+    on_cpu, on_cuda = build_model(CONFIG), build_model(CONFIG)
+    with OnCpu():
+        # megatron-core clips tensors of CUDA devices alone
+        pairs = [
+            (CpuAdamW(on_cpu, config, gradient_clip=0.0), on_cpu),
+            (CudaAdam(on_cuda, config, gradient_clip=0.0), on_cuda),
+        ]
+        for rate in (1e-2, 5e-3):
+            norms = []
+            for optimizer, model in pairs:
+                gradients(model)
+                norms.append(optimizer.step(rate, step=1, loss=1.0))
+            assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+    ours, theirs = (decayed(optimizer, model) for optimizer, model in pairs)
+    assert ours == theirs
+    assert {name for name, decay in ours.items() if not decay} == {
+        name for name, parameter in on_cpu.named_parameters() if parameter.dim() == 1
+    }
+    assert any("layernorm" in name or "layer_norm" in name for name in ours if not ours[name])
+    for one, other in zip(on_cpu.parameters(), on_cuda.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
