@@ -1,8 +1,8 @@
 """Find secrets in a text.
 
-A secret is known by the name before it (``HF_TOKEN=...``, ``--token ...``), by its form (a
-password inside a URL, a signature in its query, ``ghp_...``) or by its value, which is that of an
-environment variable whose name says that it is secret.
+A secret is known by the name before it (``HF_TOKEN=...``, ``--token ...``, ``"token": "..."``), by
+its form (:mod:`forms`) or by its value, which is that of an environment variable whose name says
+that it is secret.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote, unquote
 
+from nemotron_style.runtime.secrets.forms import FORMS, SHORTEST_TOKEN, Form
 from nemotron_style.runtime.secrets.names import (
+    holds_secret,
+    is_figure,
     is_placeholder,
     is_plain_word,
     is_secret_key,
@@ -25,11 +28,7 @@ from nemotron_style.runtime.secrets.names import (
 
 SHORTEST = 8  # a shorter value would be found in every other word
 SHORTEST_LINE = 16
-# Lengths are bounded, so that no text takes more than linear time.
-_URL_PASSWORD = re.compile(
-    r"://[^\s/:@\"'<>\\]{0,256}:(?!\d+(?:[/?#\"'\s\\]|$))(?P<secret>[^\s\"'<>]{1,512})@"
-)
-_URL_TOKEN = re.compile(r"https?://(?P<secret>[^\s/:@\"'<>\\]{16,512})@")
+_URL_PASSWORD = next(form.pattern for form in FORMS if form.what == "a password inside a URL")
 _URL_QUERY = re.compile(r"[?&;](?P<name>[\w.-]+)=(?P<secret>[^&;\s\"'#\\<>]+)")
 _SIGNS = frozenset(
     (
@@ -38,43 +37,44 @@ _SIGNS = frozenset(
         *("x-amz-security-token", "x-amz-signature", "x-goog-credential", "x-goog-signature"),
     )
 )
+# One of these is in the name of every secret (and ``string``: of a connection).
+_WORDS = [
+    "apikey",
+    "auth",
+    "bearer",
+    "cookie",
+    "cred",
+    "jwt",
+    "key",
+    "pass",
+    "pat",
+    "pwd",
+    "secret",
+    "string",
+    "token",
+]
+# From the word to the beginning of the value, in a text in lower case. No more of it is consumed,
+# because the next pair may stand in what follows: Password=$PW;ApiKey=...
 _PAIR = re.compile(
-    r"(?<![\w.-])-{0,2}(?P<name>[A-Za-z_][\w.-]*)\s?=(?!=)\s?\\?[\"']?(?P<secret>[^\s\"'\\]+)"
+    rf"(?:{'|'.join(_WORDS)})[\w.\]-]{{0,64}}(?:"
+    r"[ \t]?=(?!=)[ \t]?\\?[\"']?(?P<secret>[^\s\"'\\;&,|=]+)"
+    r"|\\?[\"'][ \t]?:[ \t]?\\?[\"'](?P<quoted>[^\s\"'\\][^\"'\\\n]*))"
 )
+_WORD = re.compile(r"[^\s\"'\\]+")
 _OPTION = re.compile(
-    r"(?<!\S)--?(?P<name>[A-Za-z][\w-]*)\s+\\?[\"']?(?P<secret>[^\s\"'\\;&|-][^\s\"'\\;&|]*)"
-)
-_FORMS = (
-    ("a Hugging Face token", r"\bhf_(?=[a-z]*[0-9A-Z])[A-Za-z0-9]{16,}"),
-    ("a GitHub token", r"\b(?:gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{20,})"),
-    ("a GitLab token", r"\bglpat-[\w-]{16,}"),
-    ("an NVIDIA API key", r"\bnvapi-[\w-]{16,}"),
-    ("an API key", r"\bsk-(?=[\w-]*\d)[\w-]{20,}"),
-    ("a Google API key", r"\bAIza[\w-]{30,}"),
-    ("an AWS key", r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
-    ("a Slack token", r"\bxox[abeprs]-[\w-]{10,}|hooks\.slack\.com/services/[\w/]{20,}"),
-    ("a W&B key", r"\bwandb_v\d_\w{16,}"),
-    ("a package index token", r"\b(?:npm_[A-Za-z0-9]{30,}|pypi-[\w-]{30,}|dckr_pat_[\w-]{16,})"),
-    ("a JSON web token", r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}"),
-    ("an authorization header", r"(?i:\b(?:bearer|basic)\s+)(?=\S*\d)[\w.~+/=-]{16,}"),
-    (
-        "a secret header",
-        r"(?i:\b(?:authorization|private-token|x-[\w-]*(?:token|key|secret)):\s*)"
-        r"(?i:token\s+)?(?![$\[])[^\s\"'\\]{8,}",
-    ),
-    ("a W&B key", r"\bwandb\s+login\s+(?:-\S+\s+){0,8}(?![$\[])[\w-]{20,}"),
-    (
-        "a password for curl",
-        r"\bcurl\s[^\n]{0,512}?\s(?:-u|--user)\s+[\"']?[^\s:\"']+:(?![$\[])[^\s\"']+",
-    ),
-    (
-        "a private key",
-        r"-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----"
-        r"(?:[^\"']{0,8192}?-----END[A-Z ]*-----|[^\"']{0,8192})",
-    ),
+    r"-(?<!\S-)-?(?P<name>[A-Za-z][\w-]*)\s+\\?[\"']?(?P<secret>[^\s\"'\\;&|-][^\s\"'\\;&|]*)"
 )
 _DEFAULT = re.compile(r"oc\.env\s*:\s*['\"]?(?P<name>\w+)['\"]?\s*,\s*['\"]?(?P<secret>[^}'\"]+)")
-_BY_FORM = re.compile("|".join(f"(?P<form{i}>{form})" for i, (_, form) in enumerate(_FORMS)))
+_IN_NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-[]"
+# What any token is in; a line without it is not searched for each of their beginnings.
+_LONG_WORD = re.compile(rf"(?<![\w.-])[\w.-]{{{SHORTEST_TOKEN},}}")
+_A_LINE = 2000  # characters: in a longer text there is nearly always such a word
+_TOKENS = [form for form in FORMS if form.token]
+# Which other forms a word is of, so that a text is searched for each word once.
+_FORMS_OF: dict[str, list[Form]] = {}
+for _form in FORMS:
+    for _word in () if _form.token else _form.words:
+        _FORMS_OF.setdefault(_word, []).append(_form)
 
 _announced: set[str] = set()
 
@@ -100,17 +100,32 @@ def secret_values() -> Mapping[str, str]:
     A value may stand in a text raw, or as JSON, a URL, a shell or Python write it. Of a value of
     many lines each line counts; of a URL its password does.
     """
-    return _read_values(tuple(os.environ.items()), frozenset(_announced))
+    # os.environ decodes each entry anew whenever it is asked, which takes longer than to search a
+    # line; the bytes below it are compared in no time.
+    raw = dict(getattr(os.environ, "_data", os.environ))
+    if raw != _known.environment or _announced != _known.announced:
+        _known.environment, _known.announced = raw, set(_announced)
+        _known.values = _read_values(os.environ)
+    return _known.values
 
 
-# Every line that is printed is searched for these; the environment hardly ever changes.
-@lru_cache(maxsize=4)
-def _read_values(
-    environment: tuple[tuple[str, str], ...], announced: frozenset[str]
-) -> Mapping[str, str]:
+@dataclass
+class _Known:
+    """The values of secrets, and the environment that they were read from."""
+
+    environment: Mapping[Any, Any] = field(default_factory=dict)
+    announced: set[str] = field(default_factory=set)
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+_known = _Known()
+
+
+def _read_values(environment: Mapping[str, str]) -> Mapping[str, str]:
     variables: dict[str, str] = {}
-    for name, value in environment:
-        if (name in announced or is_secret_variable(name)) and not is_plain_word(value):
+    for name, value in environment.items():
+        secret = name in _announced or (is_secret_variable(name) and not is_figure(value))
+        if secret and not is_plain_word(value):
             for part in (value, value.strip(), *_lines(value)):
                 variables |= dict.fromkeys(_spellings(part), name)
         for match in _URL_PASSWORD.finditer(value):
@@ -126,24 +141,67 @@ def find_secrets(text: str) -> Iterator[Secret]:
         while start >= 0:
             yield Secret(start, start + len(value), f"the value of ${variable}", variable)
             start = text.find(value, start + 1)  # occurrences may overlap
-    for match in _BY_FORM.finditer(text):
-        form = int((match.lastgroup or "form0").removeprefix("form"))
-        yield Secret(match.start(), match.end(), _FORMS[form][0])
-    if "://" in text:
-        for pattern, what in ((_URL_PASSWORD, "password"), (_URL_TOKEN, "token")):
-            for match in pattern.finditer(text):
-                if not is_placeholder(match["secret"]):
-                    yield Secret(*match.span("secret"), f"a {what} inside a URL")
-        for match in _URL_QUERY.finditer(text):
-            if is_signature(match["name"], match["secret"]):
-                what = f"the part {match['name']!r} of a URL, which authenticates"
-                yield Secret(*match.span("secret"), what)
-    for pattern in (_PAIR, _OPTION, _DEFAULT):
-        is_secret = is_secret_variable if pattern is _DEFAULT else is_secret_key
-        for match in pattern.finditer(text):
-            if is_secret(match["name"]) and not is_placeholder(match["secret"]):
-                variable = variable_name(match["name"])
-                yield Secret(*match.span("secret"), f"the value of {match['name']}", variable)
+    # Of all characters only this one becomes two in lower case: places stay what they are.
+    lower = text.replace("\u0130", "i").lower()
+    words = [word for word in _FORMS_OF if word in lower]
+    forms = [*dict.fromkeys(form for word in words for form in _FORMS_OF[word])]
+    if len(text) > _A_LINE:  # a search for their beginnings is as fast as one for the words
+        forms += _TOKENS
+    elif _LONG_WORD.search(text):
+        forms += [form for form in _TOKENS if form.words[0] in lower]
+    for form in forms:
+        yield from _find_form(form, text)
+    if "://" in text and "=" in text:
+        yield from _find_signatures(text)
+    if "=" in text or ":" in text:
+        yield from _find_pairs(text, lower)
+    if "-" in text:
+        yield from _find_named(_OPTION, text)
+    if "oc.env" in text:
+        yield from _find_named(_DEFAULT, text)
+
+
+def _find_form(form: Form, text: str) -> Iterator[Secret]:
+    group = "secret" if "secret" in form.pattern.groupindex else 0
+    named = "name" in form.pattern.groupindex
+    for match in form.pattern.finditer(text):
+        if named and not is_secret_key(match["name"]):
+            continue
+        if group == 0 or not is_placeholder(match[group]):
+            yield Secret(*match.span(group), form.what)
+
+
+def _find_signatures(text: str) -> Iterator[Secret]:
+    for match in _URL_QUERY.finditer(text):
+        if is_signature(match["name"], match["secret"]):
+            what = f"the part {match['name']!r} of a URL, which authenticates"
+            yield Secret(*match.span("secret"), what)
+
+
+def _find_pairs(text: str, lower: str) -> Iterator[Secret]:
+    """``name=value`` and ``"name": "value"``."""
+    done = 0
+    for match in _PAIR.finditer(lower):
+        group = "quoted" if match["secret"] is None else "secret"
+        start, end = match.span(group)
+        if start < done:
+            continue
+        before = text[max(match.start() - 64, 0) : match.start()]
+        head = before[len(before.rstrip(_IN_NAME)) :]
+        name = re.split(r"[=\s\"'\\]", text[match.start() : start], maxsplit=1)[0]
+        name = f"{head}{name}".lstrip("-.[]")
+        if holds_secret(name, text[start:end]):
+            word = _WORD.match(text, start) if group == "secret" else None
+            done = word.end() if word else end
+            yield Secret(start, done, f"the value of {name}", variable_name(name))
+
+
+def _find_named(pattern: re.Pattern[str], text: str) -> Iterator[Secret]:
+    is_secret = is_secret_variable if pattern is _DEFAULT else is_secret_key
+    for match in pattern.finditer(text):
+        name, value = match["name"], match["secret"]
+        if is_secret(name) and not is_placeholder(value) and not is_figure(value, name=name):
+            yield Secret(*match.span("secret"), f"the value of {name}", variable_name(name))
 
 
 def is_signature(name: str, value: str) -> bool:

@@ -7,6 +7,7 @@ are secrets, ``eos_token``, ``max_new_tokens`` and ``config_key`` are not.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 
 def _read_words(text: str) -> frozenset[str]:
@@ -19,11 +20,20 @@ _ALWAYS = frozenset(
 )
 # Words that are, as the last of several: GH_PAT, DB_PASS, MYSQL_PWD.
 _LAST = frozenset(("auth", "cookie", "jwt", "pass", "passcode", "pat", "pwd"))
+# Words before those that make them something else: eval_pass, use_auth, file_pat.
+_NO_LOGIN = _read_words(
+    """all avg backward band by check dev dry each enable enabled eval exclude file final first
+    forward full glob has high include last low main max mean mid min multi n name need needs no
+    num one over path per post pre regex require required requires second single skip test tests
+    third total train two under unit use uses val warmup with without"""
+)
+# Names that end so hold a secret also where that is a short whole number.
+_PASSWORDS = frozenset(("pass", "passcode", "passphrase", "passwd", "password", "pin", "pwd"))
 _ENDS = ("apikey", "passwd", "password", "secret", "token")  # PGPASSWORD, HFTOKEN
 # A last word that makes the name one of something about a secret.
 _ABOUT = _read_words(
     """algorithm budget count dir env expiry field file folder header id index length limit mode
-    name names path prefix provider ref rotation size store ttl type"""
+    name names path prefix provider ref rotation size stdin store ttl type"""
 )
 # In a variable, every token and key is a secret but those; in a config, only these others are.
 _PLAIN = _read_words(
@@ -42,6 +52,12 @@ _CONNECTION = ("connection", "string")
 # What stands where a secret would and is none: a reference, a mask, a word from a manual.
 _WORDS = r"EMPTY|VALUE|NAME|none|null|true|false|default|disabled|anonymous|x{3,}|\.{2,}.*|['\"]*"
 _PLAIN_WORD = re.compile(_WORDS, re.IGNORECASE)
+# Numbers of a measurement, and truth values.
+_FIGURE = re.compile(
+    r"[-+]?(?:\d+\.\d*|\.\d+|\d+(?:\.\d*)?e[-+]?\d+|inf|nan)%?|true|false|yes|no|on|off",
+    re.IGNORECASE,
+)
+_COUNT = re.compile(r"[-+]?\d{1,7}%?")
 _STAND_IN = re.compile(
     r"\$\w+(?:[;&|].*)?|\$[{(].*|`.*|\*+(?:[|)].*)?|\{[^}]*\}|<[^>]*>|\[[^\]]*\]|[\[{]|" + _WORDS,
     re.IGNORECASE | re.DOTALL,
@@ -62,6 +78,7 @@ def is_secret_variable(name: str) -> bool:
     return any(word not in _PLAIN for word in named)
 
 
+@lru_cache(maxsize=4096)
 def is_secret_key(key: str) -> bool:
     """Whether a key of a config, or the name of an option, says that its value is a secret."""
     parts = [part for part in re.split(r"[.\[\]]+", key) if part and not part.isdigit()]
@@ -75,6 +92,8 @@ def _is_secret_part(part: str) -> bool:
     words = [word for word in re.split(r"[_\W]+", split) if word]
     if _says_so(words) or words in (["token"], ["authorization"], ["bearer"]):
         return True
+    if words[-1:] != ["token"] and words and words[-1].endswith(_ENDS[:-1]):  # dbpassword
+        return True
     if words[-2:] == ["key", "id"]:
         words.pop()
     whole = words[-1:] in (["token"], ["key"], ["tokens"], ["keys"])
@@ -86,10 +105,26 @@ def _says_so(words: list[str]) -> bool:
     if not words or words[-1] in _ABOUT:
         return False
     if len(words) > 1 and words[-1] in _LAST:
-        return True
+        return words[-2] not in _NO_LOGIN
     many = words[-1] in ("keys", "tokens") and {"api", "access", "auth"} & {*words[-2:-1]}
     together = tuple(words[-2:]) == _CONNECTION
     return bool(_ALWAYS.intersection(words) or many or together)
+
+
+def holds_secret(name: str, value: str) -> bool:
+    """Whether ``value``, as it stands after ``name``, is a secret."""
+    return is_secret_key(name) and not is_placeholder(value) and not is_figure(value, name=name)
+
+
+def is_figure(value: str, *, name: str = "") -> bool:
+    """Whether ``value`` is a truth value, a measurement or, for most names, a count.
+
+    A password may be a short whole number, and a key or a token a long one.
+    """
+    value = re.split(r"[;,&|]", value, maxsplit=1)[0].rstrip(".:)]}")
+    last = re.split(r"[\W_]+", name.lower())[-1]
+    whole = _COUNT.fullmatch(value) and last not in _PASSWORDS and not last.endswith("password")
+    return bool(whole or _FIGURE.fullmatch(value))
 
 
 def is_placeholder(value: str) -> bool:

@@ -18,9 +18,9 @@ from nemotron_style.runtime.secrets.names import is_secret_key
 
 MASK = "[secret]"
 _UNFINISHED = re.compile(r":/?\Z|(?:://|\bhf_|\bgh[pousr]_|github_pat_|nvapi-|\bsk-)[^\s\"']*\Z")
-_UNFINISHED_PAIR = re.compile(r"(?<![\w.-])(?P<name>[A-Za-z_][\w.-]*)\s?=\s?[^\s\"']*\Z")
-_LAST_WORD = re.compile(r"(?<!\S)\S+\Z")
-_WINDOW = 4096  # no more of the end of a text is ever held back
+_UNFINISHED_PAIR = re.compile(r"(?<![\w.-])(?P<name>[A-Za-z_][\w.-]*)[ \t]?=[ \t]?[^\s\"']*\Z")
+_KEY_BLOCK = "-----BEGIN "
+_WINDOW = 8192  # no more of the end of a text is ever held back: as much as a private key has
 
 
 def redact(text: str) -> str:
@@ -59,22 +59,34 @@ def redact_leaves(values: Any) -> Any:
     return values
 
 
-def unfinished_secret(text: str, *, any_word: bool = False) -> int:
+def unfinished_secret(text: str, *, whole_lines: bool = False) -> int:
     """How many characters at the end of ``text`` may be the beginning of a secret.
 
-    With ``any_word`` the last word may be one, whatever it looks like so far.
+    With ``whole_lines`` a line that has not ended may be one, whatever it looks like so far.
     """
     text = text[-_WINDOW:]
-    form, pair = _UNFINISHED.search(text), _UNFINISHED_PAIR.search(text)
-    longest = len(text) - form.start() if form else 0
-    if any_word and (word := _LAST_WORD.search(text)):
-        longest = max(longest, len(text) - word.start())
-    if pair and is_secret_key(pair["name"]):
-        longest = max(longest, len(text) - pair.start())
+    if whole_lines:
+        longest = len(text) - (text.rfind("\n") + 1)
+    else:
+        longest = _unfinished_line(text) if text and text[-1] != "\n" else 0
+    block = text.rfind(_KEY_BLOCK)
+    if block >= 0 and "PRIVATE KEY" in text[block:] and "-----END" not in text[block:]:
+        longest = max(longest, len(text) - block)
     for value in secret_values():
+        if whole_lines and "\n" not in value:
+            continue  # it begins and ends in one line
         most = min(len(value) - 1, len(text))
         sizes = (size for size in range(most, longest, -1) if text.endswith(value[:size]))
         longest = max(longest, next(sizes, 0))
+    return longest
+
+
+def _unfinished_line(text: str) -> int:
+    line = text[text.rfind("\n") + 1 :]
+    form, pair = _UNFINISHED.search(line), _UNFINISHED_PAIR.search(line) if "=" in line else None
+    longest = len(line) - form.start() if form else 0
+    if pair and is_secret_key(pair["name"]):
+        longest = max(longest, len(line) - pair.start())
     return longest
 
 
@@ -92,7 +104,10 @@ class RedactedStream(io.TextIOBase):
     def write(self, text: str) -> int:
         whole = self.held + text
         # On a terminal somebody waits for the end of a line; elsewhere nobody misses it.
-        cut = len(whole) - unfinished_secret(whole, any_word=not self.isatty())
+        cut = len(whole) - unfinished_secret(whole, whole_lines=not self.isatty())
+        if cut == 0:
+            self.held = whole
+            return len(text)
         spans = find_spans(whole)
         # A whole secret is not cut in two either: masked apart, its halves would show.
         cut = min([cut, *(start for start, end in spans if start < cut < end)])

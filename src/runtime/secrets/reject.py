@@ -13,8 +13,8 @@ from typing import Any
 from nemotron_style.runtime.errors import Problem, UsageError, raise_all
 from nemotron_style.runtime.secrets.detect import Secret, find_secrets
 from nemotron_style.runtime.secrets.names import (
+    holds_secret,
     is_placeholder,
-    is_secret_key,
     is_secret_variable,
     variable_name,
 )
@@ -99,7 +99,8 @@ def _find_in_leaf(path: Path, value: Any, *, named: bool) -> Secret | None:
         return None
     text = str(value)
     key = join_key(path)
-    if (named or is_secret_key(key)) and not is_placeholder(text) and "${" not in text:
+    is_secret = (named and not is_placeholder(text)) or holds_secret(key, text)
+    if is_secret and "${" not in text:
         return Secret(0, len(text), "the value of a secret, as its name says", variable_name(key))
     if not isinstance(value, str):
         return None
@@ -110,7 +111,7 @@ def _find_in_leaf(path: Path, value: Any, *, named: bool) -> Secret | None:
 def _find_colons(text: str) -> Iterator[Secret]:
     """``{"password": "..."}`` in a script; in prose a colon says nothing."""
     for match in COLON.finditer(text):
-        if is_secret_key(match["name"]) and not is_placeholder(match["secret"]):
+        if holds_secret(match["name"], match["secret"]):
             why = f"the value of {match['name']}"
             yield Secret(*match.span("secret"), why, variable_name(match["name"]))
 
@@ -119,7 +120,7 @@ def _find_option_value(option: str, word: str) -> Secret | None:
     """``--token VALUE``, in two words."""
     name = option.lstrip("-")
     in_two_words = option.startswith("-") and "=" not in option and not word.startswith("-")
-    if not in_two_words or not is_secret_key(name) or is_placeholder(word):
+    if not in_two_words or not holds_secret(name, word):
         return None
     return Secret(0, len(word), f"the value of {option}", variable_name(name))
 
