@@ -5,16 +5,20 @@ This is the last line of defence for what is printed; what is stored is refused 
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from nemotron_style.runtime.errors import OutputError, Problem
 from nemotron_style.runtime.secrets.detect import find_secrets, secret_values
 from nemotron_style.runtime.secrets.names import is_secret_key
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 MASK = "[secret]"
 _UNFINISHED = re.compile(r":/?\Z|(?:://|\bhf_|\bgh[pousr]_|github_pat_|nvapi-|\bsk-)[^\s\"']*\Z")
@@ -100,6 +104,7 @@ class RedactedStream(io.TextIOBase):
     def __init__(self, stream: TextIO, label: str = "output") -> None:
         self.stream, self.label = stream, label
         self.held = ""
+        self._buffer: RedactedBytes | None = None
 
     def write(self, text: str) -> int:
         whole = self.held + text
@@ -123,6 +128,8 @@ class RedactedStream(io.TextIOBase):
 
     def release(self) -> None:
         """Write what was held back: nothing follows."""
+        if self._buffer is not None:
+            self._buffer.finish()
         held, self.held = self.held, ""
         self._send(redact(held))
         self.flush()
@@ -155,10 +162,49 @@ class RedactedStream(io.TextIOBase):
         return self.stream.errors
 
     def __getattr__(self, name: str) -> Any:
-        # No way around: libraries that look for the bytes below a text stream find none.
-        if name in ("buffer", "raw", "stream", "detach"):
+        # No way around the mask, but for who writes to the file descriptor.
+        if name in ("raw", "stream", "detach"):
             raise AttributeError(name)
         return getattr(self.stream, name)
+
+    @property
+    def buffer(self) -> RedactedBytes:
+        """Takes what is printed as bytes, and masks it alike."""
+        if self._buffer is None:
+            self._buffer = RedactedBytes(self)
+        return self._buffer
+
+
+class RedactedBytes(io.BufferedIOBase):
+    """The bytes below a :class:`RedactedStream`: text in UTF-8, and ``\\xff`` for what is none."""
+
+    def __init__(self, text: RedactedStream) -> None:
+        self.text = text
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+
+    def write(self, data: Buffer, /) -> int:
+        view = memoryview(data)
+        self.text.write(self._decoder.decode(view))
+        return view.nbytes
+
+    def finish(self) -> None:
+        """Write the bytes of a character that was not completed."""
+        self.text.write(self._decoder.decode(b"", final=True))
+
+    def flush(self) -> None:
+        self.text.flush()
+
+    def close(self) -> None:
+        """Nothing: a wrapper around it closes it when it goes, and others still print."""
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self.text.isatty()
+
+    def fileno(self) -> int:
+        return self.text.fileno()
 
 
 @contextmanager

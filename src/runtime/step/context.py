@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from nemotron_style.runtime.atomic import write_json
 from nemotron_style.runtime.errors import InputError, Problem, suggest
 from nemotron_style.runtime.step.checkpoint import Checkpoints
-from nemotron_style.runtime.step.metrics import Metrics, plain_number
+from nemotron_style.runtime.step.fact import plain_fact, plain_number
+from nemotron_style.runtime.step.metrics import Metrics
 from nemotron_style.runtime.step.progress import Pace, format_progress
 
 if TYPE_CHECKING:
@@ -72,8 +73,14 @@ class Output:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def note(self, **facts: Any) -> None:
-        """Keep JSON-able facts in the artifact's record (a tokenizer digest, a canary, ...)."""
-        self.facts.update(facts)
+        """Keep facts in the artifact's record (a tokenizer digest, a canary, ...).
+
+        Numbers, text, and tables and lists of them; a path or a date is kept as text. Raises
+        StepFailed for what a record cannot hold.
+        """
+        where = f"output {self.slot}"
+        for name, value in facts.items():
+            self.facts[name] = plain_fact(value, where=where, key=name)
 
 
 @dataclass(kw_only=True)
@@ -148,10 +155,14 @@ class StepContext:
         return self._outputs[slot]
 
     def summarise(self, **figures: Any) -> None:
-        """Keep final figures: in the artifacts' records, and in the summary that is shown."""
+        """Keep final figures: in the artifacts' records, and in the summary that is shown.
+
+        Numbers, texts and paths. Raises StepFailed for anything else.
+        """
         for name, value in figures.items():
-            is_text = isinstance(value, str | bool) or value is None
-            self.figures[name] = value if is_text else plain_number(value)
+            is_text = isinstance(value, str | bool | os.PathLike) or value is None
+            write = plain_fact if is_text else plain_number
+            self.figures[name] = write(value, where="summary", key=name)
 
     def say(self, text: str) -> None:
         """Print one log line, on the first rank only."""
@@ -171,8 +182,10 @@ class StepContext:
         if not self.is_first or not (last or now - self._reported >= SECONDS_BETWEEN_PROGRESS):
             return
         self._reported = now
-        numbers = {name: plain_number(value) for name, value in figures.items()}
-        report: dict[str, Any] = {"done": done, "total": total, "figures": numbers}
+        numbers = {
+            name: plain_number(value, where="progress", key=name) for name, value in figures.items()
+        }
+        report: dict[str, Any] = {"done": int(done), "total": int(total), "figures": numbers}
         if per_second and not last:
             report |= {"per_second": per_second, "seconds_left": (total - done) / per_second}
         if last or now - self._logged >= SECONDS_BETWEEN_LOG_LINES:

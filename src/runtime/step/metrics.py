@@ -7,13 +7,13 @@ back to the checkpoint it starts from, so that no step is logged twice.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from pathlib import Path
 from typing import IO, Any
 
 from nemotron_style.runtime.atomic import write_text
+from nemotron_style.runtime.step.fact import plain_number
 
 
 class Metrics:
@@ -37,8 +37,11 @@ class Metrics:
         """
         if not self._enabled:
             return
-        figures = {name: plain_number(number) for name, number in numbers.items()}
-        self.last = {"step": step, **figures}
+        where = f"metrics of step {step}"
+        figures = {
+            name: plain_number(number, where=where, key=name) for name, number in numbers.items()
+        }
+        self.last = {"step": int(step), **figures}
         self.last_validation = keep_validation(self.last) or self.last_validation
         if self._lines is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,14 +86,6 @@ def keep_validation(line: dict[str, Any]) -> dict[str, Any]:
     """The step and the figures of a line that were measured on held-out rows; {} without any."""
     figures = {name: value for name, value in line.items() if name.startswith("validation")}
     return {"step": line["step"], **figures} if figures else {}
-
-
-def plain_number(number: Any) -> int | float | str:
-    """A number as JSON can hold it; tensors of one element count as numbers."""
-    if isinstance(number, int):
-        return number
-    value = float(number)
-    return value if math.isfinite(value) else str(value)
 
 
 def open_board(path: Path, *, first_step: int) -> Any:

@@ -53,7 +53,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 def main(arguments: Sequence[str]) -> int:
     """Execute one attempt; the exit code is 0, 1 (failed), 2 (unusable) or 130 (stopped)."""
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # No character that a recipe prints ends it, whatever the locale.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     path, *service = arguments
     stop = ignore_signals() if service else catch_signals()
     try:

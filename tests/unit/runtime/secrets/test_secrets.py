@@ -213,7 +213,33 @@ def test_on_a_terminal_nothing_harmless_is_held_back():
     stream = RedactedStream(whole)
     stream.write("[###---] 3/6  loss=0.5")
     assert whole.getvalue() == "[###---] 3/6  loss=0.5"
-    assert getattr(stream, "buffer", None) is None
+    assert getattr(stream, "raw", None) is None
+
+
+def test_bytes_are_masked_as_text_is(monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", VALUE)
+    whole = io.StringIO()
+    stream = RedactedStream(whole)
+    line = f"é {VALUE} ☂\n".encode()
+    assert stream.buffer.write(memoryview(line)) == len(line)
+    for number in line:
+        stream.buffer.write(bytes([number]))
+    print(f"text {VALUE}", file=stream)
+    stream.buffer.write(b"\xff\xfe \xe2\x98")
+    stream.release()
+    masked = f"é {MASK} ☂\n"
+    assert whole.getvalue() == f"{masked}{masked}text {MASK}\n\\xff\\xfe \\xe2\\x98"
+
+
+def test_a_wrapper_around_the_bytes_may_be_made_and_dropped():
+    whole = io.StringIO()
+    stream = RedactedStream(whole)
+    for _ in range(2):
+        wrapper = io.TextIOWrapper(stream.buffer, encoding="utf-8", line_buffering=True)
+        wrapper.write("é\n")
+        del wrapper
+    stream.release()
+    assert whole.getvalue() == "é\né\n"
 
 
 def test_leaves_of_a_tree_are_judged_by_key_pair_and_content(monkeypatch):

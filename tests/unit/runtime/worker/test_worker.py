@@ -105,6 +105,58 @@ def test_a_crash_leaves_a_traceback_in_the_log_and_one_line_in_the_record(
     assert list(mill.store.artifacts()) == []
 
 
+PRINTING = """
+import io
+import os
+import subprocess
+import sys
+
+
+def run(config, ctx):
+    sys.stdout.buffer.write(b"bytes \\xff\\n")
+    sys.stdout.buffer.flush()
+    sys.stdout.reconfigure(line_buffering=False)
+    sys.stdout.write("text\\n")
+    print("half \\ud800 é")
+    print("error \\udcff", file=sys.stderr)
+    sys.stderr.buffer.write(b"error bytes\\n")
+    io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8").write("wrapped\\n")
+    sys.stdout.flush()
+    os.write(sys.stdout.fileno(), b"below\\n")
+    subprocess.run([sys.executable, "-c", "print('child')"], check=True, stdout=sys.stdout)
+    subprocess.run([sys.executable, "-c", "print('heir')"], check=True)
+    assert sys.stdout.encoding and not sys.stdout.isatty()
+    (ctx.output("sack").path / "sack.txt").write_text("full")
+    (ctx.output("chaff").path / "chaff.txt").write_text("-")
+"""
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_recipe_prints_in_any_way_there_is(mill: Any, locale: str) -> None:
+    mill.write("code/milling/recipe.py", PRINTING)
+    (run,) = mill.compile("mill/grow").runs
+    path = write_plan(run.plan).path / "plan.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "nemotron_style.runtime.worker", str(path)],
+        env={**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    accent = b"\\xe9" if locale == "C" else "é".encode()
+    told = [
+        b"bytes \\xff",
+        b"text",
+        b"half \\ud800 " + accent,
+        b"wrapped",
+        b"below",
+        b"child",
+        b"heir",
+    ]
+    assert done.stdout.splitlines() == told
+    assert done.stderr.splitlines() == [b"error \\udcff", b"error bytes"]
+
+
 def test_a_users_mistake_is_told_without_a_traceback(
     mill: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
