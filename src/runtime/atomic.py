@@ -3,17 +3,22 @@
 Everything that must survive the death of a process or of the machine goes through here. A
 function has made its work durable (fsync) when it returns, unless it says otherwise. They stay
 this few so that an object store could take the place of the local disk.
+
+A folder with the setgid bit that its group may write (``chmod g+ws``) is *shared*: whatever is
+made in it, the group may use as well, whichever umask the maker has.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
 import shutil
+import stat
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +81,46 @@ def make_dir(path: Path) -> None:
     """Create ``path`` and its missing parents, each durable in the one above it."""
     missing = []
     while not path.is_dir():
-        if path.exists():
+        # Asked twice, since another process may have made it after the first look.
+        if path.exists() and not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         missing.append(path)
         path = path.parent
     for directory in reversed(missing):
-        directory.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir()
+            share(directory)
         sync(directory.parent)
+
+
+def group_rights(folder: Path) -> int:
+    """The mode bits that a shared ``folder`` hands on to what is made in it; else 0."""
+    mode = folder.stat().st_mode
+    return 0o2070 if mode & stat.S_ISGID and mode & stat.S_IWGRP else 0
+
+
+def share(directory: Path) -> None:
+    """Give a new directory to the group of the shared one that it lies in."""
+    if rights := group_rights(directory.parent):
+        directory.chmod(stat.S_IMODE(directory.stat().st_mode) | rights)
+
+
+def loosen_umask(folder: Path) -> None:
+    """Let all that this process and its children make be shared, when ``folder`` is."""
+    if group_rights(next(each for each in (folder, *folder.parents) if each.is_dir())):
+        os.umask(os.umask(0o077) & ~0o070)
+
+
+def unwritable(folders: Iterable[Path]) -> list[Path]:
+    """Of the folders, or the nearest above them that exist, those that we may not write in."""
+    nearest = (
+        next(each for each in (folder, *folder.parents) if each.exists()) for folder in folders
+    )
+    return [
+        folder
+        for folder in dict.fromkeys(nearest)
+        if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK))
+    ]
 
 
 def move_dir(source: Path, target: Path) -> bool:
@@ -169,6 +207,9 @@ def _write_aside(path: Path, text: str, *, scratch: Path | None, durable: bool =
         stream.flush()
         if scratch:
             os.fchmod(stream.fileno(), 0o444)
+        elif rights := group_rights(aside.parent):
+            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+            os.fchmod(stream.fileno(), mode | (rights & 0o060))
         if durable:
             os.fsync(stream.fileno())
     return aside

@@ -25,6 +25,7 @@ from nemotron_style.runtime.run.plan import (
     name_run,
 )
 from nemotron_style.runtime.run.snapshot import plan_snapshot
+from nemotron_style.runtime.store.store import check_root
 from nemotron_style.runtime.validation import get_key, put_key
 
 # The resources that a manifest may count, and the profile's key for each.
@@ -167,7 +168,8 @@ def plan_placement(
     profile = context.profile
     image = choose_image(run, profile, notes)
     home = context.store.root
-    store = Path(profile.remote_store) if profile.remote_store else home
+    remote = profile.remote_store
+    store = Path(check_root(remote, where=f"profile {profile.name}")) if remote else home
     # A job that starts later, or elsewhere, must not see edits made to the sources meanwhile.
     needs_snapshot = context.detached or image is not None or profile.executor != "local"
     return {

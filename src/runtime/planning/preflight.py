@@ -6,19 +6,25 @@ and change nothing.
 
 from __future__ import annotations
 
+import grp
 import math
 import os
+import pwd
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemotron_style.runtime.atomic import unwritable
 from nemotron_style.runtime.errors import Problem
 from nemotron_style.runtime.paths import expand_path
 from nemotron_style.runtime.planning.build import describe_count
 from nemotron_style.runtime.planning.inputs import Adoption
 from nemotron_style.runtime.run.plan import Plan
+from nemotron_style.runtime.store.layout import MAKE_ROOM
+from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.store import Store
 
 FREE_FLOOR = 256 << 20  # bytes: records, logs and a small checkpoint
@@ -37,6 +43,7 @@ def check_plan(plan: Plan, *, adoptions: Sequence[Adoption] = ()) -> list[Proble
     """
     return [
         *check_inputs(plan, adoptions),
+        *check_access(plan),
         *check_disk(plan, adoptions),
         *check_counts(plan),
         *check_parallel(plan),
@@ -64,6 +71,49 @@ def check_inputs(plan: Plan, adoptions: Sequence[Adoption]) -> Iterator[Problem]
             yield Problem(where=where, key=key, what=what, fix=fix)
 
 
+def check_access(plan: Plan) -> Iterator[Problem]:
+    """Everything that the run will write can be written, by this user, before it has computed."""
+    store = Store(plan.records or plan.store)
+    is_remote = plan.records is not None  # what is committed there is not seen from here
+    names = [] if is_remote else [output.name for output in plan.outputs]
+    inputs = [] if is_remote else [copy for copy in _committed_inputs(plan, store) if copy]
+    folders = [plan.record_dir / name for name in ("attempts", "decisions", "staging")]
+    refused = list(dict.fromkeys([*store.unwritable(names, inputs), *unwritable(folders)]))
+    if refused:
+        first, more = refused[0], f" and {len(refused) - 1} more" if len(refused) > 1 else ""
+        what = f"{describe_user()} cannot write in {first}{more} ({describe_owner(first)})"
+        fix = "choose another store, or ask the owner to share this one with its group "
+        fix += f"(chmod -R g+rwX {store.root} and chmod g+s on its folders)"
+        yield Problem(where=f"store {store.root}", what=what, fix=fix)
+
+
+def _committed_inputs(plan: Plan, store: Store) -> Iterator[Artifact | None]:
+    for planned in plan.inputs:
+        if planned.producer:
+            yield store.output_of(*planned.producer)
+        else:
+            yield next(iter(store.by_digest(planned.source)), None)
+
+
+def describe_user() -> str:
+    """The name of the user that this process acts for."""
+    return _name_of(pwd.getpwuid, os.geteuid())
+
+
+def describe_owner(folder: Path) -> str:
+    """Whose a folder is, and its mode, as ``ls -l`` shows them."""
+    state = folder.stat()
+    owner = f"{_name_of(pwd.getpwuid, state.st_uid)}:{_name_of(grp.getgrgid, state.st_gid)}"
+    return f"{owner}, {stat.filemode(state.st_mode)}"
+
+
+def _name_of(look_up: Callable[[int], tuple[Any, ...]], number: int) -> str:
+    try:
+        return str(look_up(number)[0])
+    except KeyError:  # a container may not know it
+        return str(number)
+
+
 def check_disk(plan: Plan, adoptions: Sequence[Adoption]) -> Iterator[Problem]:
     """The store has room for what is copied into it, and for at least as much as the inputs."""
     store = Store(plan.records or plan.store)
@@ -76,8 +126,7 @@ def check_disk(plan: Plan, adoptions: Sequence[Adoption]) -> Iterator[Problem]:
     if free < needed:
         what = f"{math.ceil(free / 10**6)} MB are free, and at least "
         what += f"{math.ceil(needed / 10**6)} MB are needed"
-        fix = "make room (`nemotron-style artifacts gc`), or choose another store"
-        yield Problem(where=f"store {store.root}", what=what, fix=fix)
+        yield Problem(where=f"store {store.root}", what=what, fix=MAKE_ROOM)
 
 
 def _local_files(adoption: Adoption) -> list[Path]:

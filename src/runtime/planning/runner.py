@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
 
+from nemotron_style.runtime.atomic import loosen_umask
 from nemotron_style.runtime.errors import (
     Interrupted,
     Problem,
@@ -124,6 +125,7 @@ def check_and_adopt(pipeline: Pipeline, launcher: Launcher) -> dict[str, Request
     problems += [one for plan in due for one in launcher.check(plan)]
     raise_all(UsageError, list(dict.fromkeys(problems)))
     store = Store(pipeline.target.plan.records or pipeline.target.plan.store)
+    loosen_umask(store.root)  # logs, and what a supervisor makes, are the group's too
     for adoption in pipeline.adoptions:
         adopted = store.adopt(adoption.location, kind=adoption.kind, name=adoption.name)
         if adopted.digest != adoption.digest:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -86,11 +87,15 @@ def seal_tree(staged: Path, scratch: Path) -> list[Hashed]:
         what = "is the name of the record, which the store writes"
         raise ArtifactError(Problem(where=str(staged), key=RECORD_NAME, what=what))
     # Read-only before hashing: a change that slips in between would be committed unseen.
+    rights = atomic.group_rights(scratch.parent)
     for file in found:
-        _protect(file.source, scratch)
+        _protect(file.source, scratch, rights & 0o040)
     hashed = [hash_file(file, durable=True) for file in found]
     # fsync of a file does not make its name durable; that of its directory does.
     for directory in directories(staged):
+        state = directory.stat()
+        if rights and state.st_uid == os.geteuid():
+            directory.chmod(stat.S_IMODE(state.st_mode) | rights)
         atomic.sync(directory)
     return hashed
 
@@ -258,11 +263,14 @@ def _finish(layout: Layout, record: Record, text: str, hashed: Iterable[Hashed])
     return Artifact(record, directory)
 
 
-def _protect(path: Path, scratch: Path) -> None:
+def _protect(path: Path, scratch: Path, rights: int) -> None:
+    """Take write permission from a file; ``rights`` are those of a shared store's group."""
     state = path.stat()
-    if state.st_nlink > 1:  # through another hard link the file could still be written to
+    is_ours = os.geteuid() in (0, state.st_uid)
+    # Through another hard link, or by another user who made it, it could still be written to.
+    if state.st_nlink > 1 or not is_ours:
         atomic.make_dir(scratch)
         copy = atomic.unique_path(scratch, "copy")
         shutil.copyfile(path, copy)
         os.replace(copy, path)
-    path.chmod(state.st_mode & 0o555)
+    path.chmod(state.st_mode & 0o555 | rights)

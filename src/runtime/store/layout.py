@@ -23,6 +23,9 @@ from pathlib import Path
 from nemotron_style.runtime.store.digest import RECORD_NAME
 from nemotron_style.runtime.store.ref import check_name, check_word, parse_version, to_key
 
+INDEX_FOLDERS = (
+    "digest", "up", "down", "output", "adopted", "made", "intent", "times", "newest",
+)  # fmt: skip
 MAKE_ROOM = (
     "make room there (`nemotron-style artifacts gc` removes what ended runs left), "
     "or choose another store"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
 from nemotron_style.runtime import atomic
-from nemotron_style.runtime.errors import ArtifactError, Problem
+from nemotron_style.runtime.errors import ArtifactError, Problem, UsageError
 from nemotron_style.runtime.paths import expand_path, find_project_root
 from nemotron_style.runtime.store import adopt, audit, resolve
 from nemotron_style.runtime.store.commit import (
@@ -21,7 +22,7 @@ from nemotron_style.runtime.store.commit import (
 from nemotron_style.runtime.store.digest import digest_tree
 from nemotron_style.runtime.store.gc import Collected, collect_garbage
 from nemotron_style.runtime.store.index import entries, read_edges, read_times
-from nemotron_style.runtime.store.layout import Layout, is_committed, versions_in
+from nemotron_style.runtime.store.layout import INDEX_FOLDERS, Layout, is_committed, versions_in
 from nemotron_style.runtime.store.record import (
     Artifact,
     Edge,
@@ -37,21 +38,40 @@ from nemotron_style.runtime.store.verify import verify_files
 __all__ = ["Collected", "Store", "default_root", "digest_tree"]
 
 ROOT_VARIABLE = "NEMOTRON_STYLE_HOME"
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:{1,2}/|[a-z0-9]+::", re.IGNORECASE)  # Path drops a slash
 
 
 def default_root(profile_store: str | None = None) -> Path:
-    """``$NEMOTRON_STYLE_HOME``, else the profile's store, else the one in the project."""
-    chosen = os.environ.get(ROOT_VARIABLE) or profile_store
-    if chosen:
-        return expand_path(chosen).absolute()
-    return find_project_root(Path.cwd()) / ".nemotron-style"
+    """``$NEMOTRON_STYLE_HOME``, else the profile's store, else the one in the project.
+
+    Raises UsageError for a URL, and for something there that is not a folder.
+    """
+    own = os.environ.get(ROOT_VARIABLE)
+    chosen = own or profile_store
+    if not chosen:
+        return find_project_root(Path.cwd()) / ".nemotron-style"
+    where = f"${ROOT_VARIABLE}" if own else "the profile's store"
+    root = expand_path(check_root(chosen, where=where)).absolute()
+    if root.exists() and not root.is_dir():
+        raise UsageError(Problem(where=where, what="is not a folder", got=str(root)))
+    return root
+
+
+def check_root(root: str, *, where: str = "store") -> str:
+    """``root``; raises UsageError for a URL, which would become a local folder of that name."""
+    if not _SCHEME.match(root):
+        return root
+    what, fix = "a store at a URL is not supported", "mount it, and give the folder of the mount"
+    raise UsageError(Problem(where=where, what=what, got=root, allowed="a folder", fix=fix))
 
 
 class Store:
     """A directory of artifacts. Reading never writes, and a missing directory is an empty store."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(os.path.realpath(expand_path(root)))  # resolve() raises for a circle
+        self.root = Path(
+            os.path.realpath(expand_path(check_root(str(root))))
+        )  # resolve() raises for a circle
         self.layout = Layout(self.root)
 
     # Finding
@@ -171,6 +191,15 @@ class Store:
             raise ArtifactError(Problem(where=str(staged), what=what, allowed=allowed, fix=fix))
 
     # Checking
+
+    def unwritable(self, names: Sequence[str], inputs: Sequence[Artifact] = ()) -> list[Path]:
+        """Folders in which commits under these names, from these inputs, must write and cannot."""
+        layout = self.layout
+        folders = [layout.staging, layout.runs]
+        folders += [layout.index / name for name in INDEX_FOLDERS]
+        folders += [folder for name in names for folder in (layout.name(name), layout.claims(name))]
+        folders += [layout.edges("down", each.digest, each.ref) for each in inputs]
+        return atomic.unwritable(folders)
 
     def verify(self, artifact: Artifact, *, deep: bool) -> list[Problem]:
         """Everything in which the artifact differs from what was committed.

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.atomic import remove_tree, write_json
+from nemotron_style.runtime.atomic import loosen_umask, remove_tree, write_json
 from nemotron_style.runtime.config.model import parse_config
 from nemotron_style.runtime.errors import (
     ArtifactError,
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         plan = plan.services[service[0]] if service else plan
         process = find_rank(plan)
         announce_secrets(plan.secrets)
+        loosen_umask(Path(plan.store))
         attempt = enter_attempt(RunFolder(plan.run_dir), process)
         stop.file = attempt.path / STOP
     except StepsError as error:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from typing import Any
 
 import pytest
 
+from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.planning.inputs import Adoption
-from nemotron_style.runtime.planning.preflight import check_plan
+from nemotron_style.runtime.planning.preflight import check_plan, describe_user
 from nemotron_style.runtime.run.plan import Plan, PlannedInput
 from nemotron_style.runtime.store.digest import digest_tree
 
@@ -64,6 +66,22 @@ def test_what_will_be_adopted_must_be_readable(mill: Any, plan: Plan, monkeypatc
     assert told(take(plan, digest), adoptions=[adoption]) == [
         f"mill/grow: input: cannot be read; got {sack}"
     ]
+
+
+def test_a_folder_that_this_user_cannot_write_is_told_before_the_run(
+    mill: Any, plan: Plan, monkeypatch: Any
+) -> None:
+    assert main(["steps", "run", "mill/grow"]) == 0
+    (output,) = [each for each in plan.outputs if each.slot == "sack"]
+    claims = mill.store.layout.claims(output.name)
+    real = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: path != claims and real(path, mode))
+    (problem,) = told(plan)
+    assert problem.startswith(f"store {mill.home}: {describe_user()} cannot write in {claims} (")
+    assert "chmod -R g+rwX" in problem
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    (problem,) = told(plan)
+    assert "more (" in problem
 
 
 def test_a_full_disk_is_told_with_both_numbers(mill: Any, plan: Plan) -> None:
@@ -139,8 +157,6 @@ def test_everything_is_told_at_once(plan: Plan) -> None:
 def test_the_command_line_submits_nothing_when_something_stands_in_the_way(
     mill: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from nemotron_style.runtime.cli import main
-
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 
 from nemotron_style.runtime import atomic
-from nemotron_style.runtime.errors import ArtifactError, InputError, RefError
+from nemotron_style.runtime.errors import ArtifactError, InputError, RefError, UsageError
 from nemotron_style.runtime.store import commit as commit_module
 from nemotron_style.runtime.store import resolve, verify
 from nemotron_style.runtime.store.digest import Found, Hashed, hash_file
@@ -210,6 +210,15 @@ def test_eight_writers_get_distinct_versions(store: Store) -> None:
     assert all(text == fact for text, fact in made.items())
 
 
+def test_a_folder_that_another_process_makes_meanwhile_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([False, True])
+    monkeypatch.setattr(Path, "is_dir", lambda path: path == tmp_path or next(looks, True))
+    (tmp_path / "new").mkdir()
+    atomic.make_dir(tmp_path / "new")
+
+
 def _commit_same_run(root: Path, writer: int) -> None:
     store = Store(root)
     for number in range(15):
@@ -359,6 +368,29 @@ def test_the_root_is_chosen_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert default_root("/shared/store") == Path("/shared/store")
     monkeypatch.setenv("NEMOTRON_STYLE_HOME", str(tmp_path / "home"))
     assert default_root("/shared/store") == tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/x", "s3:/bucket/x", "gs://b", "file:///tmp/x", "MEMORY://x", "s3::/x"]
+)
+def test_a_store_at_a_url_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NEMOTRON_STYLE_HOME", raising=False)
+    for ask in (lambda: default_root(url), lambda: Store(url), lambda: Store(Path(url))):
+        with pytest.raises(UsageError, match="a store at a URL is not supported; got"):
+            ask()
+    monkeypatch.setenv("NEMOTRON_STYLE_HOME", url)
+    with pytest.raises(UsageError, match="NEMOTRON_STYLE_HOME"):
+        default_root()
+
+
+def test_a_file_is_no_store_and_a_colon_in_a_path_no_scheme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NEMOTRON_STYLE_HOME", raising=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is not a folder"):
+        default_root(str(tmp_path / "file"))
+    assert default_root(f"{tmp_path}/a:/b") == tmp_path / "a:" / "b"
 
 
 # Adopting
