@@ -147,6 +147,7 @@ def run_step(
         upstream=not no_upstream,
         detached=detached is not None,
         force_squash=force_squash,
+        fetch=not dry_run,
     )
     if dry_run:
         show_dry_run(request, context, as_json=as_json)

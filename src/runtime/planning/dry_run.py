@@ -79,6 +79,7 @@ def describe_run(run: PlannedRun) -> dict[str, Any]:
 def _describe_content(resolved: ResolvedInput) -> dict[str, str]:
     location = resolved.adoption.location if resolved.adoption else ""
     known = {"ref": resolved.ref, "digest": resolved.digest, "adopted_from": location}
+    known["remark"] = resolved.remark
     return {name: value for name, value in known.items() if value}
 
 

@@ -3,27 +3,39 @@
 An input may be named on the command line (``-i slot=REF``, or an override of the config key that
 is bound to the slot, which means the same), at that key in the config file, or in the config's
 ``inputs:`` table, which may name a step that makes it. The first of these that is set wins.
-Nothing here writes: a path is hashed in place and adopted at submission.
+A path is hashed in place and adopted at submission; nothing here writes, but for a URI that is
+fetched in order to be run with.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from nemotron_style.runtime.catalog.catalog import Catalog
 from nemotron_style.runtime.catalog.manifest import Manifest, Slot
 from nemotron_style.runtime.config.model import InputSource
 from nemotron_style.runtime.config.resolve import ResolvedConfig
-from nemotron_style.runtime.errors import Problem, RefError, UsageError, raise_all, suggest
+from nemotron_style.runtime.errors import (
+    ConfigError,
+    Problem,
+    RefError,
+    UsageError,
+    raise_all,
+    suggest,
+)
 from nemotron_style.runtime.paths import expand_path
+from nemotron_style.runtime.secrets.redact import redact
 from nemotron_style.runtime.store.digest import digest_tree
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.ref import is_location
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.validation import get_key
+
+UNFETCHED = "uri:"
+"""Begins the source of an input whose content a dry run does not know."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,8 @@ class Adoption:
 class ResolvedInput:
     """What fills a slot: its kind and its identity (``source``, as a plan writes it).
 
-    ``ref`` and ``digest`` are known only for content that exists already.
+    ``ref`` and ``digest`` are known only for content that exists already. ``remark`` is what to
+    tell about it before it is used.
     """
 
     kind: str
@@ -48,6 +61,7 @@ class ResolvedInput:
     ref: str = ""
     digest: str = ""
     adoption: Adoption | None = None
+    remark: str = ""
 
 
 def parse_input_options(
@@ -107,10 +121,35 @@ def choose_sources(
     return sources
 
 
-def resolve_ref(ref: str, slot: Slot, *, store: Store) -> ResolvedInput:
+def choose_output(
+    maker: Manifest, slot: Slot, name: str | None, *, where: str, catalog: Catalog
+) -> Slot:
+    """The output of ``maker`` that fills ``slot``: the named one, or the only one that fits."""
+    if name is not None:
+        named = maker.produced(name)
+        if named is None:
+            names = [one.name for one in maker.produces]
+            what, allowed = f"{maker.id} has no output {name!r}", ", ".join(names)
+            fix = suggest(name, names)
+            raise ConfigError(Problem(where=where, what=what, allowed=allowed, fix=fix))
+        return named
+    kinds = catalog.kinds
+    fits = [one for one in maker.produces if kinds.accepts(slot.kind, one.kind)]
+    fits = fits or [one for one in maker.produces if kinds.conversion(one.kind, slot.kind)]
+    if len(fits) == 1:
+        return fits[0]
+    allowed = ", ".join(f"{one.name} ({one.kind})" for one in maker.produces)
+    how_many = "more than one output" if fits else "no output"
+    what = f"{maker.id} makes {how_many} that fits {slot.kind}"
+    raise ConfigError(Problem(where=where, what=what, allowed=allowed, fix="name it with slot:"))
+
+
+def resolve_ref(ref: str, slot: Slot, *, store: Store, fetch: bool = False) -> ResolvedInput:
     """The artifact that ``ref`` names, or the content at the path or URI that it is.
 
-    A bare file name is a path where no artifact has that name. Raises ``RefError`` or
+    A bare file name is a path where no artifact has that name. A URI is brought into the store
+    here, with ``fetch``: only its content says which run this is. Without, nothing is asked of the
+    network: the content is what was adopted from it last, or not known yet. Raises ``RefError`` or
     ``InputError`` when there is none, and ``UsageError`` when it could be either.
     """
     if not is_location(ref):
@@ -126,7 +165,10 @@ def resolve_ref(ref: str, slot: Slot, *, store: Store) -> ResolvedInput:
                 fix = f"write {ref}:latest for the artifact, ./{ref} for the file"
                 raise UsageError(Problem(what=what, got=repr(ref), fix=fix))
             return describe_artifact(artifact)
-    digest = digest_location(ref, kind=slot.kind)
+    ref = re.sub(r"\A(file|local)://", "", ref)
+    if "://" in ref:
+        return resolve_uri(ref, slot, store=store, fetch=fetch)
+    digest = digest_tree(expand_path(ref))[0]
     known = next((copy for copy in store.by_digest(digest) if copy.kind == slot.kind), None)
     if known and known.record.producer is None:
         return describe_artifact(known)
@@ -134,19 +176,23 @@ def resolve_ref(ref: str, slot: Slot, *, store: Store) -> ResolvedInput:
     return ResolvedInput(slot.kind, digest, digest=digest, adoption=adoption)
 
 
+def resolve_uri(uri: str, slot: Slot, *, store: Store, fetch: bool) -> ResolvedInput:
+    """The content of a URI; see :func:`resolve_ref`."""
+    name = name_location(uri)
+    if fetch:
+        return describe_artifact(store.adopt(uri, kind=slot.kind, name=name))
+    if known := store.find_adopted(uri, kind=slot.kind, name=name):
+        remark = f"as it was at {known.record.created}; the run asks whether it changed"
+        return replace(describe_artifact(known), remark=remark)
+    adoption = Adoption(redact(uri), slot.kind, name, digest="")
+    return ResolvedInput(slot.kind, f"{UNFETCHED}{adoption.location}", adoption=adoption)
+
+
 def describe_artifact(artifact: Artifact) -> ResolvedInput:
     """An artifact as an input, identified by the run that made it or else by its content."""
     producer = artifact.record.producer
     source = f"run:{producer.run_id}/{producer.slot}" if producer else artifact.digest
     return ResolvedInput(artifact.kind, source, ref=artifact.ref, digest=artifact.digest)
-
-
-def digest_location(location: str, *, kind: str) -> str:
-    """The content digest of a path or URI; remote content is fetched into a temporary store."""
-    if "://" not in location:
-        return digest_tree(expand_path(location))[0]
-    with tempfile.TemporaryDirectory() as aside:
-        return Store(aside).adopt(location, kind=kind, name="aside").digest
 
 
 def name_location(location: str) -> str:

@@ -6,10 +6,9 @@ inputs come from, plans each run, and decides what to do about it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from nemotron_style.runtime.catalog.catalog import Catalog
 from nemotron_style.runtime.catalog.manifest import Manifest, Need, Slot
 from nemotron_style.runtime.config.model import InputSource, ServiceSource
 from nemotron_style.runtime.config.resolve import ResolvedConfig, resolve_config
@@ -19,12 +18,13 @@ from nemotron_style.runtime.errors import (
     StepsError,
     UsageError,
     raise_all,
-    suggest,
 )
 from nemotron_style.runtime.planning.build import ResolvedStep, draft_plan
 from nemotron_style.runtime.planning.inputs import (
+    UNFETCHED,
     Adoption,
     ResolvedInput,
+    choose_output,
     choose_sources,
     describe_artifact,
     parse_input_options,
@@ -32,7 +32,7 @@ from nemotron_style.runtime.planning.inputs import (
 )
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest, check_request
 from nemotron_style.runtime.planning.reuse import Decision, check_names, decide
-from nemotron_style.runtime.run.plan import Plan
+from nemotron_style.runtime.run.plan import MADE_BY_RUN, Plan
 from nemotron_style.runtime.validation import get_key
 
 
@@ -81,7 +81,8 @@ class _Planner:
 
     Steps share what is upstream of them, so ``planned`` and ``converted`` (by step and content)
     keep what was planned: the same order again is the same run. ``contents`` are refs and paths
-    that were looked up, by the kind they are wanted in: a path is hashed once.
+    that were looked up, by the kind they are wanted in: a path is hashed once. ``unfetched`` are
+    runs (by id) that a URI, whose content is not known yet, decides about.
     """
 
     context: PlanContext
@@ -89,6 +90,7 @@ class _Planner:
     planned: dict[RunRequest, PlannedRun] = field(default_factory=dict)
     converted: dict[tuple[str, str], PlannedRun] = field(default_factory=dict)
     contents: dict[tuple[str, str], ResolvedInput] = field(default_factory=dict)
+    unfetched: dict[str, str] = field(default_factory=dict)
     chain: list[RunRequest] = field(default_factory=list)
 
     def plan(self, request: RunRequest) -> PlannedRun:
@@ -140,8 +142,23 @@ class _Planner:
             for name, service in services.items()
             for slot, one in service.inputs.items()
         }
-        run = PlannedRun(plan, decision, {**step.inputs, **service_inputs})
+        inputs = {**step.inputs, **service_inputs}
+        if unknown := self.find_unfetched(inputs.values()):
+            self.unfetched[plan.run_id] = unknown
+            what = f"{unknown} is fetched when it is run; its content decides which run this is"
+            decision = Decision("run", what)
+        run = PlannedRun(plan, decision, inputs)
         return self.runs.setdefault(plan.run_id, run)
+
+    def find_unfetched(self, inputs: Iterable[ResolvedInput]) -> str:
+        """The first URI that an input, or what it is made from, waits for; empty for none."""
+        for one in inputs:
+            if one.source.startswith(UNFETCHED):
+                return one.source.removeprefix(UNFETCHED)
+            run_id = one.source.removeprefix(MADE_BY_RUN).partition("/")[0]
+            if run_id in self.unfetched:
+                return self.unfetched[run_id]
+        return ""
 
     def resolve_services(
         self, manifest: Manifest, config: ResolvedConfig, refs: Mapping[str, str]
@@ -226,7 +243,8 @@ class _Planner:
         """The content that a ref, path or URI names."""
         key = (ref, slot.kind)
         if key not in self.contents:
-            self.contents[key] = resolve_ref(ref, slot, store=self.context.store)
+            context = self.context
+            self.contents[key] = resolve_ref(ref, slot, store=context.store, fetch=context.fetch)
         return self.contents[key]
 
     def make(self, source: InputSource, slot: Slot, *, where: str) -> ResolvedInput:
@@ -270,26 +288,3 @@ class _Planner:
         if made:
             return describe_artifact(made)
         return ResolvedInput(slot.kind, f"run:{run.plan.run_id}/{slot.name}")
-
-
-def choose_output(
-    maker: Manifest, slot: Slot, name: str | None, *, where: str, catalog: Catalog
-) -> Slot:
-    """The output of ``maker`` that fills ``slot``: the named one, or the only one that fits."""
-    if name is not None:
-        named = maker.produced(name)
-        if named is None:
-            names = [one.name for one in maker.produces]
-            what, allowed = f"{maker.id} has no output {name!r}", ", ".join(names)
-            fix = suggest(name, names)
-            raise ConfigError(Problem(where=where, what=what, allowed=allowed, fix=fix))
-        return named
-    kinds = catalog.kinds
-    fits = [one for one in maker.produces if kinds.accepts(slot.kind, one.kind)]
-    fits = fits or [one for one in maker.produces if kinds.conversion(one.kind, slot.kind)]
-    if len(fits) == 1:
-        return fits[0]
-    allowed = ", ".join(f"{one.name} ({one.kind})" for one in maker.produces)
-    how_many = "more than one output" if fits else "no output"
-    what = f"{maker.id} makes {how_many} that fits {slot.kind}"
-    raise ConfigError(Problem(where=where, what=what, allowed=allowed, fix="name it with slot:"))

@@ -38,7 +38,8 @@ class PlanContext:
     """Where a request is planned: the steps there are, the store, the profile, the project.
 
     ``upstream`` allows other steps to run first, ``detached`` jobs outlive the command line,
-    ``force_squash`` makes a new squashed image.
+    ``force_squash`` makes a new squashed image. With ``fetch``, inputs that are URIs are brought
+    into the store; a dry run asks nothing of the network.
     """
 
     catalog: Catalog
@@ -48,6 +49,7 @@ class PlanContext:
     upstream: bool = True
     detached: bool = False
     force_squash: bool = False
+    fetch: bool = False
 
 
 def open_context(profile: Profile, catalog: Catalog) -> PlanContext:

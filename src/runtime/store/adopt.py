@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
 import signal
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from types import FrameType
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, InputError, Problem
@@ -39,13 +40,14 @@ from nemotron_style.runtime.store.digest import (
 )
 from nemotron_style.runtime.store.layout import MAKE_ROOM, Layout
 from nemotron_style.runtime.store.record import Artifact, Evidence, Origin, parse_record
+from nemotron_style.runtime.store.ref import strip_user
+from nemotron_style.runtime.store.resolve import find_adopted
 from nemotron_style.runtime.units import format_size
 
 _CHUNK = 1 << 20
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_USER = re.compile(r"(?<=://)[^/@]*@")
-
-
+# What a file system gives out as a name for exactly these bytes. Times are none: they are coarse.
+_VERSIONS = ("ETag", "etag", "md5", "md5Hash", "content_md5", "Content-MD5", "crc32c", "generation")
 _LOCAL = re.compile(r"(file|local)://", re.IGNORECASE)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -68,6 +70,7 @@ class _Source:
     entries: list[_Entry]
     record: bytes | None
     folder: Path | None = None
+    identity: str = ""
 
 
 def adopt(layout: Layout, location: str, *, kind: str, name: str) -> Artifact:
@@ -80,6 +83,11 @@ def adopt(layout: Layout, location: str, *, kind: str, name: str) -> Artifact:
         if known := finish_commit(layout, layout.adopted(digest, kind, name)):
             return known
     source = _open_uri(location) if is_uri else _open_path(location)
+    if source.identity:
+        fetched = find_adopted(layout, source.text, kind, name, identity=source.identity)
+        key = layout.adopted(fetched.digest if fetched else "", kind, name)
+        if fetched and (known := finish_commit(layout, key)):
+            return known
     _check_room(layout, source)
     staged = atomic.unique_path(layout.staging, "adopted")
     with _removed_when_stopped(layout, staged):
@@ -159,7 +167,7 @@ def _commit(
 
 def _provenance(source: _Source) -> Evidence:
     if source.record is None:
-        return Evidence(origin=Origin(source=source.text))
+        return Evidence(origin=Origin(source=source.text, identity=source.identity))
     where = f"{source.text}/{RECORD_NAME}"
     try:
         record = parse_record(source.record, where=where)
@@ -169,7 +177,7 @@ def _provenance(source: _Source) -> Evidence:
             [*error.problems, Problem(where=where, what="is not the record of a store", fix=fix)]
         ) from None
     return Evidence(
-        origin=Origin(source=source.text, record=record),
+        origin=Origin(source=source.text, record=record, identity=source.identity),
         config=record.config,
         code=record.code,
         environment=record.environment,
@@ -233,7 +241,7 @@ def _open_file(path: Path) -> IO[bytes]:
 def _open_uri(uri: str) -> _Source:
     import fsspec
 
-    text = _USER.sub("", uri)
+    text = strip_user(uri)
     try:
         system, root = fsspec.core.url_to_fs(uri)
         is_file = system.isfile(root)
@@ -250,7 +258,18 @@ def _open_uri(uri: str) -> _Source:
         raise InputError(Problem(where=text, what="holds no files"))
     has_record = len(content) < len(entries)
     record = system.cat_file(f"{base}/{RECORD_NAME}") if has_record else None
-    return _Source(text, content, record)
+    return _Source(text, content, record, identity=_identify(infos))
+
+
+def _identify(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """The hash of what the file system says of every file; empty where that names no content."""
+    facts = []
+    for name, info in sorted(files.items()):
+        versions = [str(info[key]) for key in _VERSIONS if info.get(key)]
+        if not versions or versions[0].startswith("W/"):  # a weak ETag: other bytes may have it
+            return ""
+        facts.append((name, info.get("size"), versions))
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _relative(name: str, base: str, uri: str) -> str:

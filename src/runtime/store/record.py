@@ -98,10 +98,14 @@ class Record(_Frozen):
 
 
 class Origin(_Frozen):
-    """Where adopted content came from; ``record`` when it came from another store."""
+    """Where adopted content came from; ``record`` when it came from another store.
+
+    ``identity`` is the hash of what a remote file system said of its files (ETags), where it does.
+    """
 
     source: str
     record: Record | None = None
+    identity: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 _RESERVED = {"sha256", "run"}
 _LOCATION = re.compile(r"[a-z][a-z0-9+.-]*://.*|[./~].*|.*/.*", re.DOTALL)
+_USER = re.compile(r"(?<=://)[^/@]*@")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ def parse_ref(text: str) -> NamedRef | DigestRef | OutputRef:
 def is_location(text: str) -> bool:
     """Whether ``text`` is a path or a URI, to be adopted, rather than a ref."""
     return not text.startswith("run:") and bool(_LOCATION.fullmatch(text))
+
+
+def strip_user(uri: str) -> str:
+    """A URI as records hold it, without ``user:password@``."""
+    return _USER.sub("", uri)
 
 
 def check_name(name: str) -> str:

@@ -9,7 +9,7 @@ from nemotron_style.runtime.store.commit import read_decision
 from nemotron_style.runtime.store.index import entries, read_digests, read_refs
 from nemotron_style.runtime.store.layout import Layout, is_committed, versions_in
 from nemotron_style.runtime.store.record import Artifact, load_artifact
-from nemotron_style.runtime.store.ref import DigestRef, NamedRef, OutputRef, parse_ref
+from nemotron_style.runtime.store.ref import DigestRef, NamedRef, OutputRef, parse_ref, strip_user
 
 _SHOWN = 8
 _LIST = "`nemotron-style artifacts list` shows what there is"
@@ -44,6 +44,23 @@ def by_digest(layout: Layout, digest: str) -> list[Artifact]:
     artifacts = [find(layout, ref) for ref in read_refs(layout, digest)]
     same = (artifact for artifact in artifacts if artifact and artifact.digest == digest)
     return sorted(same, key=_age)
+
+
+def find_adopted(
+    layout: Layout, uri: str, kind: str, name: str, *, identity: str = ""
+) -> Artifact | None:
+    """The newest artifact of this kind and name that was adopted from a URI; asks the store only.
+
+    With ``identity``, one that was adopted when the URI held exactly that.
+    """
+    for version in versions_in(layout.name(name)):
+        artifact = find(layout, f"{name}:v{version}")
+        origin = artifact.record.origin if artifact else None
+        if artifact is None or origin is None or identity not in ("", origin.identity):
+            continue
+        if (artifact.kind, origin.source) == (kind, strip_user(uri)):
+            return artifact
+    return None
 
 
 def find(layout: Layout, ref: str) -> Artifact | None:

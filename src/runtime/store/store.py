@@ -176,12 +176,17 @@ class Store:
     def adopt(self, path_or_uri: str | Path, *, kind: str, name: str) -> Artifact:
         """Copy a file or directory, or what a URI points to, into the store.
 
-        Adopting the same content for the same name and kind again returns the first artifact.
+        Adopting the same content for the same name and kind again returns the first artifact. A
+        URI is not read again while its file system names the same content (ETags and the like).
 
         Raises InputError when nothing is there, something that is not a plain file or a link that
         leads out of the folder, or when there is no room; RefError for a name that cannot be used.
         """
         return adopt.adopt(self.layout, str(path_or_uri), kind=kind, name=name)
+
+    def find_adopted(self, uri: str, *, kind: str, name: str) -> Artifact | None:
+        """What was last adopted from a URI, without asking whether it changed since."""
+        return resolve.find_adopted(self.layout, uri, kind, name)
 
     def _check_staged(self, staged: Path) -> None:
         plain = staged.is_dir() and not staged.is_symlink()

@@ -34,7 +34,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     count(planner, "draft_plan")
     count(planner, "resolve_config")
-    count(inputs, "digest_location")
+    count(inputs, "digest_tree")
     count(LocalLauncher, "compile")
     return counts
 
@@ -71,7 +71,7 @@ def test_a_path_that_fills_two_slots_is_hashed_once(mill: Any, calls: Any) -> No
     path = mill.write("elsewhere/flour/sack.txt", "flour").parent
     mill.add_step("mill/pair", takes="flour", makes="bread", run=BOTH)
     mill.compile("mill/pair", inputs=(f"input={path}", f"seed={path}"))
-    assert calls["digest_location"] == 1
+    assert calls["digest_tree"] == 1
 
 
 def test_what_is_rendered_and_checked_is_what_is_submitted(mill: Any, calls: Any) -> None:
