@@ -50,6 +50,7 @@ class MemoryWorkspace:
     known_shapes: frozenset[str] = frozenset({"gpu.8xh100-80gb", "cpu.small"})
     known_secrets: frozenset[str] = frozenset({"HF_TOKEN"})
     loses_answer: bool = False
+    name: str = "ws at lepton"
 
     def _called(self, call: str, subject: str = "") -> None:
         self.calls.append((call, subject))

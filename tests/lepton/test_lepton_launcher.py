@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_style.runtime.errors import StepFailed, UsageError
-from nemotron_style.runtime.launch.base import JobHandle
+from nemotron_style.runtime.launch.base import JobHandle, handle_of
 from nemotron_style.runtime.launch.lepton import launcher as lepton_launcher
 from nemotron_style.runtime.launch.lepton import logs
 from nemotron_style.runtime.launch.lepton import submit as submission
@@ -79,7 +79,7 @@ def test_submitting_writes_what_was_shown_and_posts_it(launcher, workspace, plan
     assert json.loads((plan.run_dir / "lepton.json").read_text()) == workspace.jobs[request.name]
     attempt = RunFolder(plan.run_dir).last_attempt
     assert handle == JobHandle("lepton", plan.run_dir, 1)
-    assert attempt.job == {"executor": "lepton", "id": request.name}
+    assert attempt.job == {"executor": "lepton", "id": request.name, "workspace": workspace.name}
     assert (attempt.executor, attempt.record["state"]) == ("lepton", "PENDING")
 
 
@@ -491,6 +491,45 @@ def test_a_failure_without_any_word_points_at_the_log(launcher, workspace, plan)
     handle, _ = submit(launcher, plan)
     workspace.state = "Failed"
     assert launcher.state(handle).reason == "Lepton says Failed; the log may tell why"
+
+
+def test_another_workspace_is_not_believed_and_not_told(launcher, workspace, plan):
+    handle, _ = submit(launcher, plan)
+    other = type(workspace)(name="other at lepton", state="Failed")
+    elsewhere = LeptonLauncher(connect=lambda: other)
+    state = elsewhere.state(handle)
+    assert (state.state, state.stale) == ("PENDING", True), "an unknown job there is not LOST"
+    assert "is in workspace ws at lepton, and you are logged in to other at lepton" in state.reason
+    with pytest.raises(UsageError, match="lep login"):
+        elsewhere.cancel(handle)
+    assert other.calls == []
+    assert (handle.run_dir / "attempts/1/stop").is_file(), "a worker that sees the folder stops"
+    launcher.cancel(handle)
+    assert workspace.calls[-1][0] == "stop"
+
+
+def test_a_post_of_which_no_word_came_back_is_not_lost_elsewhere(launcher, workspace, plan):
+    workspace.raising["create"] = [KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        submit(launcher, plan)
+    attempt = RunFolder(plan.run_dir).last_attempt
+    attempt.update(started=1, launcher={})
+    elsewhere = LeptonLauncher(connect=lambda: type(workspace)(name="other at lepton"))
+    assert elsewhere.state(handle_of(attempt)).state == "PENDING"
+    assert launcher.state(handle_of(attempt)).state == "LOST"
+
+
+def test_a_workspace_that_is_down_is_asked_once_for_all_runs(
+    launcher, workspace, plan_of, tmp_path
+):
+    plans = [plan_of(store=str(tmp_path / f"mnt{n}" / "store")) for n in range(3)]
+    handles = [submit(launcher, plan)[0] for plan in plans]
+    workspace.calls.clear()
+    workspace.raising["find"] = [Unreachable("nobody answers")] * 3
+    states = launcher.states(handles)
+    assert [state.stale for state in states] == [True] * 3
+    assert len({state.reason for state in states}) == 1
+    assert [call for call, _ in workspace.calls] == ["find"]
 
 
 def test_cancelling_what_is_gone_is_no_error(launcher, workspace, plan):

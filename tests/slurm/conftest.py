@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Cluster:
     """The daemons, and the commands that a test gives them; each has a time limit."""
 
     root: Path
+    name: str = "steps"
     daemons: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -102,7 +104,7 @@ class Cluster:
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
         build_plugin(self.root)
-        self.config.write_text(write_config(self.root))
+        self.config.write_text(write_config(self.root, self.name))
         paths = {name: self.root / place for name, place in MUNGE_FILES.items()}
         flags = [f"--{name}={path}" for name, path in paths.items()]
         self._launch("munged", "--foreground", "--force", *flags)
@@ -175,11 +177,11 @@ MUNGE_FILES = {
 }
 
 
-def write_config(root: Path) -> str:
-    """``slurm.conf``: ports that are free, files below ``root``, two nodes of this host."""
+def write_config(root: Path, name: str) -> str:
+    """``slurm.conf`` of a cluster: free ports, files below ``root``, two nodes of this host."""
     host, port = socket.gethostname().split(".")[0], find_ports(NODES + 1)
     lines = [
-        "ClusterName=steps",
+        f"ClusterName={name}",
         f"SlurmctldHost={host}(127.0.0.1)",
         "SlurmUser=root",
         "AuthType=auth/munge",
@@ -237,21 +239,35 @@ def build_plugin(root: Path) -> None:
     subprocess.run(words, check=True, timeout=60)
 
 
-@pytest.fixture(scope="session")
-def slurm_cluster() -> Iterator[Cluster]:
-    missing = [name for name in PROGRAMS if not shutil.which(name)]
+@contextmanager
+def start_cluster(name: str = "steps") -> Iterator[Cluster]:
+    """A cluster of one's own, taken down at the end; skips where Slurm cannot be had."""
+    missing = [program for program in PROGRAMS if not shutil.which(program)]
     if missing:
         pytest.skip(f"Slurm is not installed here: no {', '.join(missing)}")
     if os.geteuid() != 0:
         pytest.skip("a Slurm of one's own takes root")
     root = Path(tempfile.mkdtemp(prefix="steps-slurm-", dir="/tmp"))
     root.chmod(0o755)
-    cluster = Cluster(root)
+    cluster = Cluster(root, name)
     try:
         cluster.start()
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[Cluster]:
+    with start_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def other_cluster(slurm_cluster: Cluster) -> Iterator[Cluster]:
+    """A second one, whose jobs have numbers of the first one's."""
+    with start_cluster("other") as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from nemotron_style.runtime.errors import Problem, RefError, UsageError
 from nemotron_style.runtime.launch.base import handle_of
 from nemotron_style.runtime.launch.local import abandon_attempt
 from nemotron_style.runtime.launch.registry import find_launcher
-from nemotron_style.runtime.launch.status import read_status, refresh_status
+from nemotron_style.runtime.launch.status import read_status, read_statuses, refresh_status
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import (
     RunFolder,
@@ -54,12 +54,17 @@ def list_all(
     store = open_store(context)
     step_id = load_catalog().find(step).id if step else ""
     listed, passed_over = scan_runs(store.root, step=step_id)
-    runs = []
-    for run in listed:
+    runs, silence = [], []
+    for run, state in zip(listed, read_statuses(listed), strict=True):
         try:
-            runs.append(summarise(run))
+            if isinstance(state, OSError):
+                raise state
+            runs.append(summarise(run, state))
+            silence += [state.reason] if state.stale else []
         except OSError as error:
             passed_over.append(describe_unreadable(run.run_id, error))
+    for reason in dict.fromkeys(silence):  # a backend that is silent is so for all its runs
+        print(f"note: the last known state is shown where {reason}", file=sys.stderr)
     if as_json:
         print_json({"runs": runs, "passed_over": [problem.as_dict() for problem in passed_over]})
         return
@@ -78,7 +83,8 @@ def show(context: typer.Context, run: RunWord, as_json: AsJson = False) -> None:
     found = _find(context, run)
     if as_json:
         plan = found.plan.model_dump(mode="json")
-        print_json({**summarise(found), "plan": plan, "decisions": found.decisions})
+        facts = summarise(found, read_status(found))
+        print_json({**facts, "plan": plan, "decisions": found.decisions})
         return
     sys.stdout.write("\n".join(_render_sections(found)))
 
@@ -117,7 +123,7 @@ def wait(
     found = _find(context, run)
     state = _wait_for_end(found, timeout)
     if as_json:
-        print_json(summarise(found))
+        print_json(summarise(found, state))
     else:
         print(_render_state(found, state))
     if not state.is_final:
@@ -153,7 +159,7 @@ def cancel(
             _wait_for_end(found, grace)
         state = refresh_status(found)
     if as_json:
-        print_json(summarise(found))
+        print_json(summarise(found, state))
     else:
         print(_render_state(found, state))
     if not state.is_final:
@@ -205,14 +211,13 @@ def why(context: typer.Context, run: RunWord, as_json: AsJson = False) -> None:
         print("  no decision was recorded; it was not started by `steps run`")
 
 
-def summarise(run: RunFolder) -> dict[str, Any]:
+def summarise(run: RunFolder, state: JobState) -> dict[str, Any]:
     """A run as plain data; a plan that cannot be read leaves a question mark."""
     try:
         plan = run.plan
         step, config = plan.step, plan.config_name
     except UsageError:
         step = config = "?"
-    state = read_status(run)
     complete = run.outputs or {}
     attempts = run.attempts
     return {
@@ -246,7 +251,7 @@ def _row(run: dict[str, Any]) -> list[str]:
 
 
 def _render_sections(run: RunFolder) -> list[str]:
-    facts, plan = summarise(run), run.plan
+    facts, plan = summarise(run, read_status(run)), run.plan
     head = {name: str(facts[name]) for name in ("step", "config", "state", "path")}
     head |= {name: str(facts[name]) for name in ("reason", "executor", "job") if facts[name]}
     head |= {"took": format_duration(facts["seconds"])} if facts["seconds"] else {}

@@ -78,6 +78,9 @@ class Launcher(Protocol):
     def state(self, handle: JobHandle) -> JobState:
         """The state of the job; reads only."""
 
+    def states(self, handles: Sequence[JobHandle]) -> list[JobState]:
+        """The states of many, for one question to a backend and one wait for one that is down."""
+
     def logs(self, handle: JobHandle, *, node: int = 0) -> Iterator[str]:
         """Text of the log as it appears, until the job is over; "" when nothing is new yet."""
 

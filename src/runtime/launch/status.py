@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
 from nemotron_style.runtime.launch.base import handle_of
 from nemotron_style.runtime.launch.registry import find_launcher
 from nemotron_style.runtime.run.attempt import LOCAL, Attempt
@@ -19,15 +22,61 @@ def read_status(folder: RunFolder) -> JobState:
     return read_attempt_status(last) if last else JobState(PENDING, reason=NEVER_STARTED)
 
 
+def read_statuses(folders: Sequence[RunFolder]) -> list[JobState | OSError]:
+    """The states of many runs, or why files of one cannot be read; each backend is asked once."""
+    states: dict[Path, JobState | OSError] = {}
+    asked: dict[str, list[Attempt]] = {}
+    for folder in folders:
+        try:
+            last = folder.last_attempt if folder.outputs is None else None
+            if last and read_end(last) is None:
+                asked.setdefault(last.executor, []).append(last)
+            else:
+                states[folder.path] = read_status(folder)
+        except OSError as error:
+            states[folder.path] = error
+    for executor, attempts in asked.items():
+        answers = _ask_launcher(executor, attempts)
+        states |= {at.run_dir: state for at, state in zip(attempts, answers, strict=True)}
+    return [states[folder.path] for folder in folders]
+
+
 def read_attempt_status(attempt: Attempt) -> JobState:
     """The state of one attempt. Reads only."""
+    ended = read_end(attempt)
+    if ended:
+        return ended
+    state = find_launcher(attempt.executor).state(handle_of(attempt))
+    return _complete(attempt, state)
+
+
+def read_end(attempt: Attempt) -> JobState | None:
+    """The end of an attempt as its files say it; None where its launcher has to be asked."""
     ended = attempt.recorded_end
     # A worker that was stopped cannot know whether its cluster starts the job again.
     stopped = ended and ended.state == CANCELLED and not attempt.is_cancelled
-    if ended and (attempt.executor == LOCAL or not stopped):
-        return ended
-    state = find_launcher(attempt.executor).state(handle_of(attempt))
-    # The worker may have completed the run while this was found out.
+    return None if stopped and attempt.executor != LOCAL else ended
+
+
+def _ask_launcher(executor: str, attempts: Sequence[Attempt]) -> Iterator[JobState | OSError]:
+    launcher, handles = find_launcher(executor), [handle_of(attempt) for attempt in attempts]
+    try:
+        states = launcher.states(handles)
+    except OSError:  # of one of them: which?
+        yield from map(_try_status, attempts)
+        return
+    yield from map(_complete, attempts, states)
+
+
+def _try_status(attempt: Attempt) -> JobState | OSError:
+    try:
+        return read_attempt_status(attempt)
+    except OSError as error:
+        return error
+
+
+def _complete(attempt: Attempt, state: JobState) -> JobState:
+    """``state``, unless the worker completed the run while it was found out."""
     return JobState(COMPLETED, 0) if state.is_final and attempt.is_run_complete else state
 
 

@@ -21,12 +21,14 @@ class JobState:
     """One of the eight states, with the exit code and the reason as far as known.
 
     ``live``: a process of a LOST job still runs; its worker outlived whoever watched it.
+    ``stale``: it is the last that is known, since who could tell more was not reached.
     """
 
     state: str
     exit_code: int | None = None
     reason: str = ""
     live: bool = False
+    stale: bool = False
 
     @property
     def is_final(self) -> bool:

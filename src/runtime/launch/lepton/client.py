@@ -102,6 +102,11 @@ class Workspace:
 
     client: Any
 
+    @property
+    def name(self) -> str:
+        """The workspace's id, and the host at which it is."""
+        return f"{self.client.workspace_id} at {urlsplit(self.client.url).hostname}"
+
     def create(self, body: Mapping[str, Any]) -> None:
         """Post exactly ``body``; what the SDK would change about it is refused, not sent."""
         from leptonai.api.v2.types.job import LeptonJob

@@ -43,6 +43,7 @@ from nemotron_style.runtime.launch.lepton.state import conclude, read_files
 from nemotron_style.runtime.launch.lepton.submit import post
 from nemotron_style.runtime.launch.lepton.validate import check_command, check_plan
 from nemotron_style.runtime.launch.log import Question, follow_file
+from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.snapshot import list_sources, write_snapshot
@@ -121,14 +122,17 @@ class LeptonLauncher:
         attempt = begin_attempt(request)
         if attempt is None:
             return attach(plan)
+        job = {"executor": EXECUTOR, "workspace": workspace.name}
         try:
+            # Before there is a job: another workspace must not think that there is none.
+            write_json(attempt.path / "job.json", job)
             self._deliver(request)
             post(workspace, request.body, begun=attempt.record["started"])
         except StepsError as error:
             attempt.abandon()  # should the job come up after all, its worker gives way
             attempt.close(FAILED, error=str(error))
             raise
-        write_json(attempt.path / "job.json", {"executor": EXECUTOR, "id": request.name})
+        write_json(attempt.path / "job.json", job | {"id": request.name})
         return handle_of(attempt)
 
     def _deliver(self, request: LeptonRequest) -> None:
@@ -142,18 +146,46 @@ class LeptonLauncher:
 
     def state(self, handle: JobHandle) -> JobState:
         """From our files, where they are seen, then from Lepton. No answer changes nothing."""
-        attempt = attempt_of(handle)
-        written = read_files(attempt)
-        if written is not None:
-            return written
-        plan = RunFolder(handle.run_dir).plan
+        return self.states([handle])[0]
+
+    def states(self, handles: Sequence[JobHandle]) -> list[JobState]:
+        """The same of many; a workspace that does not answer is asked once."""
+        silence: dict[str, StepsError | WorkspaceError] = {}
+        states = []
+        for handle in handles:
+            attempt = attempt_of(handle)
+            state, workspace = read_files(attempt), str(attempt.job.get("workspace", ""))
+            try:
+                if state is None and workspace not in silence:
+                    state = self._ask(handle)
+            except (WorkspaceError, UsageError) as error:
+                silence[workspace] = error
+            if state is None:
+                reason = f"the last that is known; {silence[workspace]}"
+                state = JobState(attempt.recorded_state, reason=reason, stale=True)
+            states.append(state)
+        return states
+
+    def _ask(self, handle: JobHandle) -> JobState:
+        attempt, plan = attempt_of(handle), RunFolder(handle.run_dir).plan
         try:
-            job = self.connect().find(name_job(plan, attempt.number))
+            job = self._connect_for(attempt).find(name_job(plan, attempt.number))
         except Absent:
             job = None
-        except (WorkspaceError, UsageError) as error:
-            return JobState(attempt.recorded_state, reason=f"the last that is known; {error}")
         return conclude(attempt, job, shared=is_shared(plan))
+
+    def _connect_for(self, attempt: Attempt) -> Workspace:
+        """The workspace to which an attempt's job was posted.
+
+        Raises ``UsageError`` when the user is logged in to another one, whose jobs say nothing.
+        """
+        workspace = self.connect()
+        posted = str(attempt.job.get("workspace", ""))
+        if posted in ("", workspace.name):  # an older store does not say
+            return workspace
+        what = f"its job is in workspace {posted}, and you are logged in to {workspace.name}"
+        fix = "log in to that workspace (`lep login`), and type the same command"
+        raise UsageError(Problem(where=attempt.run_dir.name, what=what, fix=fix))
 
     def logs(self, handle: JobHandle, *, node: int = 0) -> Iterator[str]:
         """The attempt's own log where it is seen, else Lepton's, live and then stored."""
@@ -172,12 +204,12 @@ class LeptonLauncher:
             return
         job = (name_job(plan, attempt.number), node)
         since = float(attempt.record.get("started", 1))
-        yield from follow_workspace(self.connect(), job, since=since, over=over)
+        yield from follow_workspace(self._connect_for(attempt), job, since=since, over=over)
 
     def cancel(self, handle: JobHandle, *, force: bool = False) -> None:
         """Stop the job, its worker saving first if it is quick; with ``force``, delete it.
 
-        Raises ``StepFailed`` when the workspace cannot be told.
+        Raises ``StepFailed`` when the workspace cannot be told, ``UsageError`` when it is another.
         """
         attempt = attempt_of(handle)
         if attempt.record.get("state") in FINAL:
@@ -185,7 +217,7 @@ class LeptonLauncher:
         attempt.record_cancel()
         attempt.request_stop("cancelled")
         name = name_job(RunFolder(handle.run_dir).plan, attempt.number)
-        workspace = self.connect()
+        workspace = self._connect_for(attempt)
         end = workspace.delete if force else workspace.stop
         try:
             end(name)

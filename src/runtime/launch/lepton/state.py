@@ -79,7 +79,7 @@ def explain_absence(attempt: Attempt) -> JobState:
     young = time.time() - float(record.get("started", 0)) < SECONDS_TO_SUBMIT
     if attempt.is_cancelled:
         return JobState(CANCELLED, reason="deleted in Lepton")
-    if not attempt.job and (young or is_alive(record.get("launcher", {}))):
+    if "id" not in attempt.job and (young or is_alive(record.get("launcher", {}))):
         return JobState(PENDING, reason="is being submitted")
     return JobState(LOST, reason="Lepton knows no such job")
 

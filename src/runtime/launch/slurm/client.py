@@ -17,7 +17,8 @@ import io
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemotron_style.runtime.errors import StepFailed
@@ -34,6 +35,8 @@ from nemotron_style.runtime.run.state import (
 from nemotron_style.runtime.shell_environment import clean_environment
 
 SECONDS_TO_ANSWER = 60
+SECONDS_TO_SHOW = 10  # Slurm's own tools give up on a controller that is down after twice that
+PROMPT = "scontrol: "
 NO_OUTPUT = "53"  # the signal with which slurmd says that it could not open the job's log
 LAST_SIGNAL = 15  # what Slurm writes as a signal beyond it is a message of its own
 
@@ -63,6 +66,27 @@ REASONS = {
 
 class SlurmError(StepFailed):
     """A command of Slurm failed, gave no answer, or one that says nothing about the job."""
+
+
+@dataclass(frozen=True)
+class ShownJob:
+    """A job as Slurm shows it; ``folder`` is its work directory."""
+
+    name: str
+    folder: str
+    state: JobState
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What this machine's Slurm says: which cluster it is, and jobs by number.
+
+    ``controller`` is the host and port of slurmctld. What Slurm does not say is empty.
+    """
+
+    cluster: str = ""
+    controller: str = ""
+    jobs: Mapping[str, ShownJob] = field(default_factory=dict)
 
 
 def submit(argv: Sequence[str], *, environment: Mapping[str, str]) -> str:
@@ -95,29 +119,40 @@ def cancel_job(job_id: str, *, force: bool) -> None:
                 raise
 
 
-def query_job(job_id: str) -> JobState | None:
-    """The state of a job; None when Slurm knows it no more. Raises ``SlurmError``."""
-    try:
-        shown = run_command(["scontrol", "--oneliner", "show", "job", job_id])
-    except SlurmError as error:
-        if "Invalid job id" in str(error):
-            return _query_accounting(job_id)
-        raise
-    return parse_job(shown)
+def ask(job_ids: Iterable[str] = ()) -> Answer:
+    """Which cluster this machine's Slurm is, and the jobs with these numbers: one command for all.
+
+    Raises ``SlurmError`` when Slurm does not answer, or only in part.
+    """
+    wanted = list(dict.fromkeys(job_ids))
+    questions = ["show config", *(f"show job {job_id}" for job_id in wanted)]
+    shown, complaints = _talk("".join(f"{question}\n" for question in questions))
+    facts = dict(re.findall(r"^(\w+)(?:\[0\])?\s+= (\S*)", shown, re.MULTILINE))
+    host, port = facts.get("SlurmctldHost", ""), facts.get("SlurmctldPort", "")
+    jobs = dict(filter(None, map(parse_job, shown.splitlines())))
+    # Whatever else kept a job from being shown, it is no reason to call the job gone.
+    if len(jobs) + complaints.count("Invalid job id") < len(wanted):
+        raise SlurmError(f"scontrol: {complaints or 'answered in part only'}")
+    forgotten = [job_id for job_id in wanted if job_id not in jobs]
+    jobs = _query_accounting(forgotten) | jobs if forgotten else jobs
+    return Answer(facts.get("ClusterName", ""), f"{host}:{port}" if host else "", jobs)
 
 
-def parse_job(shown: str) -> JobState | None:
-    """A line of ``scontrol --oneliner show job``; None when it is none."""
+def parse_job(line: str) -> tuple[str, ShownJob] | None:
+    """The number and the job of a line of ``scontrol --oneliner show job``; None for any other."""
     # The first match of each: what a user may have written into the job (its paths) comes later.
-    names = ("JobState", "Reason", "Restarts", "ExitCode")
-    matches = [re.search(rf"(?:^|\s){name}=(\S*)", shown) for name in names]
-    word, reason, restarts, exit_code = (match[1] if match else "" for match in matches)
-    if not word:
+    number = re.match(r"JobId=(\d+)", line.removeprefix(PROMPT))
+    names = ("JobName", "JobState", "Reason", "Restarts", "ExitCode")
+    matches = [re.search(rf"(?:^|\s){name}=(\S*)", line) for name in names]
+    name, word, reason, restarts, exit_code = (match[1] if match else "" for match in matches)
+    if not number or not word:
         return None
     state = STATES.get(word, RUNNING)
     if state == PENDING and restarts not in ("", "0"):
         state = REQUEUED
-    return _read_state(state, word, "" if reason == "None" else reason, exit_code)
+    folder = re.search(r"\sWorkDir=(.*?)(?=\s+[A-Z]\w*=|\s*$)", line)
+    read = _read_state(state, word, "" if reason == "None" else reason, exit_code)
+    return number[1], ShownJob(name, folder[1] if folder else "", read)
 
 
 def find_jobs(name: str, folder: Path) -> list[str]:
@@ -134,35 +169,62 @@ def read_batch_script(job_id: str) -> str:
 
 def run_command(words: Sequence[str], *, environment: Mapping[str, str] | None = None) -> str:
     """The output of a command. Raises ``SlurmError`` with the command's own words."""
-    try:
-        done = subprocess.run(
-            words,
-            stdin=subprocess.DEVNULL,
-            env=clean_environment(os.environ if environment is None else environment),
-            capture_output=True,
-            timeout=SECONDS_TO_ANSWER,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise SlurmError(f"{words[0]} is not installed on this machine") from None
-    except subprocess.TimeoutExpired:
-        raise SlurmError(f"{words[0]} gave no answer in {SECONDS_TO_ANSWER} seconds") from None
+    done = _call(words, environment=environment)
     if done.returncode != 0:
         message = done.stderr.decode(errors="replace").strip()
         raise SlurmError(f"{words[0]}: {message or f'exit code {done.returncode}'}")
     return done.stdout.decode(errors="surrogateescape")
 
 
-def _query_accounting(job_id: str) -> JobState | None:
-    """The state of a job that the queue has forgotten, where the cluster keeps accounts."""
-    words = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}"]
+def _talk(questions: str) -> tuple[str, str]:
+    """What scontrol shows, and what it complains of, when it is asked several things at once."""
+    done = _call(["scontrol", "--oneliner"], questions, seconds=SECONDS_TO_SHOW)
+    shown, complaints = (
+        text.decode(errors="surrogateescape") for text in (done.stdout, done.stderr)
+    )
+    if not shown.strip() and "Invalid job id" not in complaints:
+        raise SlurmError(f"scontrol: {complaints.strip() or f'exit code {done.returncode}'}")
+    return shown, complaints.strip()
+
+
+def _call(
+    words: Sequence[str],
+    text: str = "",
+    *,
+    environment: Mapping[str, str] | None = None,
+    seconds: float | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    limit = SECONDS_TO_ANSWER if seconds is None else seconds
     try:
-        lines = run_command([*words, "--format=State,ExitCode"]).splitlines()
+        return subprocess.run(
+            words,
+            input=text.encode(),
+            env=clean_environment(os.environ if environment is None else environment),
+            capture_output=True,
+            timeout=limit,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise SlurmError(f"{words[0]} is not installed on this machine") from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{words[0]} gave no answer in {limit:g} seconds") from None
+
+
+def _query_accounting(job_ids: Sequence[str]) -> dict[str, ShownJob]:
+    """Jobs that the queue has forgotten, where the cluster keeps accounts."""
+    words = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(job_ids)}"]
+    words.append("--format=JobIDRaw,JobName,State,ExitCode,WorkDir")
+    try:
+        lines = run_command(words).splitlines()
     except SlurmError:
-        return None
-    shown, _, exit_code = lines[-1].partition("|") if lines else ("", "", "")
-    word = shown.partition(" ")[0]  # CANCELLED by 1000
-    return _read_state(STATES[word], word, "", exit_code) if word in STATES else None
+        return {}
+    jobs = {}
+    for fields in (line.split("|", 4) for line in lines if line.count("|") >= 4):
+        number, name, shown, exit_code, folder = fields
+        word = shown.partition(" ")[0]  # CANCELLED by 1000
+        if word in STATES:
+            jobs[number] = ShownJob(name, folder, _read_state(STATES[word], word, "", exit_code))
+    return jobs
 
 
 def _read_state(state: str, word: str, reason: str, exit_code: str) -> JobState:

@@ -7,8 +7,10 @@ asked for what they do not know yet.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from nemotron_style.runtime.atomic import write_json
 from nemotron_style.runtime.errors import Problem, StepFailed
@@ -23,13 +25,14 @@ from nemotron_style.runtime.launch.launch_sh import record_exit, write_script
 from nemotron_style.runtime.launch.ray import run_on_ray
 from nemotron_style.runtime.launch.slurm import client, state
 from nemotron_style.runtime.launch.slurm.check import ask_slurm, find_absent_paths, find_missing
+from nemotron_style.runtime.launch.slurm.handle import plan_handle, write_handle
 from nemotron_style.runtime.launch.slurm.script import write_batch_script
+from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.plan import Plan
-from nemotron_style.runtime.run.state import FAILED, JobState
+from nemotron_style.runtime.run.state import FAILED, RUNNING, JobState
 from nemotron_style.runtime.secrets.names import is_secret_variable
 from nemotron_style.runtime.shell_environment import clean_environment
 
-EXECUTOR = "slurm"
 SCRIPT = "job.sbatch"
 SBATCH = ("sbatch", "--parsable")
 # Devices of this machine, which mean others on a node.
@@ -84,17 +87,21 @@ class SlurmLauncher:
         if attempt is None:
             return attach(plan)
         try:
-            job_id = submit_request(request, after)
-        except (ImportError, StepFailed) as error:
+            submit_request(request, after, attempt)
+        except (ImportError, OSError, StepFailed) as error:
+            attempt.abandon()  # should there be a job after all, its worker gives way
             attempt.close(FAILED, error=str(error))
             what = f"the job was not submitted: {error}"
             raise StepFailed(Problem(where=plan.where, what=what)) from None
-        write_json(attempt.path / "job.json", {"executor": EXECUTOR, "id": job_id})
         return handle_of(attempt)
 
     def state(self, handle: JobHandle) -> JobState:
         """From our files, then from Slurm."""
-        return state.read_state(handle)
+        return self.states([handle])[0]
+
+    def states(self, handles: Sequence[JobHandle]) -> list[JobState]:
+        """The same of many, for one question to Slurm."""
+        return state.read_states(handles)
 
     def logs(self, handle: JobHandle, *, node: int = 0) -> Iterator[str]:
         """Text as it is written, across requeues, and "" while nothing is."""
@@ -103,36 +110,56 @@ class SlurmLauncher:
     def cancel(self, handle: JobHandle, *, force: bool = False) -> None:
         """``scancel``: TERM to all processes, KILL after the site's KillWait; ``force``: now.
 
-        Raises ``StepFailed`` when Slurm does not answer.
+        Of a job of another cluster only the worker is asked to stop, by the run's folder.
+
+        Raises ``StepFailed`` when Slurm does not answer, or that is all that could be done and it
+        may not be enough.
         """
         attempt = state.find_current(handle)
-        if state.read_state(handle).is_final:
+        if self.state(handle).is_final:
             return
         attempt.record_cancel()
-        job_id = state.find_job(attempt)
-        if job_id:
-            client.cancel_job(job_id, force=force)
+        job = state.find_job(attempt)
+        if job.doubt:
+            attempt.request_stop("cancelled")
+            if force or attempt.recorded_state != RUNNING:
+                what = f"{job.doubt}; its worker was asked to save and stop, if it has one"
+                fix = "to take it off its queue, type the same command where that cluster is"
+                raise StepFailed(Problem(where=handle.run_dir.name, what=what, fix=fix))
+        elif job.id:
+            client.cancel_job(job.id, force=force)
 
 
-def submit_request(request: Request, after: Sequence[JobHandle]) -> str:
-    """Call sbatch, and check that Slurm has the very text; the number of the job.
+def submit_request(request: Request, after: Sequence[JobHandle], attempt: Attempt) -> None:
+    """Call sbatch, write down the job's number, and check that Slurm has the very text.
 
     Raises ``StepFailed`` when the job was refused, or its script came out different.
     """
     waited, failed = state.describe_unmet(after)
     if failed:
         raise StepFailed(f"it needs other runs: {', '.join(failed)}")
+    answer = client.Answer()
+    with contextlib.suppress(client.SlurmError):  # sbatch will say the same
+        answer = client.ask()
+    handle = plan_handle(request.plan, answer)
+    # Before there is a job: were this machine to die right after, another cluster must not think
+    # that there is none.
+    write_json(attempt.path / "job.json", write_handle(handle))
     dependency = write_dependency(waited) if waited else []
     argv = [*SBATCH, *dependency, *request.argv[len(SBATCH) :]]
     job_id = client.submit(argv, environment=choose_environment(request.plan, os.environ))
     try:
+        write_json(attempt.path / "job.json", write_handle(replace(handle, id=job_id)))
+    except BaseException:
+        client.cancel_job(job_id, force=True)
+        raise
+    try:
         kept = client.read_batch_script(job_id)
     except client.SlurmError:
-        return job_id  # Slurm took the job and keeps no script; there is nothing to compare
+        return  # Slurm took the job and keeps no script; there is nothing to compare
     if kept != request.files[SCRIPT]:
         client.cancel_job(job_id, force=True)
         raise StepFailed(f"Slurm changed the script of job {job_id}, so it was cancelled")
-    return job_id
 
 
 def write_dependency(job_ids: Sequence[str]) -> list[str]:

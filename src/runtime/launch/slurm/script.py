@@ -11,6 +11,7 @@ again, the attempts after it are its own.
 
 from __future__ import annotations
 
+import json
 import shlex
 
 from nemotron_style.runtime.errors import ProfileError, raise_all
@@ -43,7 +44,8 @@ put() {  # name, text: a file of the attempt, whole at once
   printf '%s\n' "$2" >"$attempt/.$1.$SLURM_JOB_ID"
   mv -f "$attempt/.$1.$SLURM_JOB_ID" "$attempt/$1"
 }
-handle=$(printf '{"executor": "slurm", "id": "%s"}' "$SLURM_JOB_ID")
+handle=$(printf '{"executor": "slurm", "id": "%s", "cluster": "%s", %s}' \
+  "$SLURM_JOB_ID" "${SLURM_CLUSTER_NAME:-}" <<place>>)
 if [ "$restart" -gt 0 ] && [ ! -d "$attempt" ]; then  # Slurm started the job again
   aside=$run/attempts/.$number.$SLURM_JOB_ID
   mkdir -p "$aside"
@@ -52,7 +54,7 @@ if [ "$restart" -gt 0 ] && [ ! -d "$attempt" ]; then  # Slurm started the job ag
     "$(date +%s)" "$detached" >"$aside/attempt.json"
   mv -T "$aside" "$attempt"
 fi
-[ -e "$attempt/job.json" ] || put job.json "$handle"
+grep -qs '"id"' "$attempt/job.json" || put job.json "$handle"
 if ! grep -qF "\"$SLURM_JOB_ID\"" "$attempt/job.json"; then
   echo "attempt $number belongs to another job; this one gives way"
   exit 1
@@ -140,6 +142,7 @@ fi
 if [ -n "$limit" ] && [ "$(worker)" != FAILED ]; then
   if [ -z "$ended" ] && [ "$restart" -lt "$requeues" ]; then
     record REQUEUED null 'reached its time limit'
+    trap '' USR1 USR2  # or one that is still to come would end the wait below
     trap 'exit 0' TERM  # which is how Slurm takes the job back
     if scontrol requeue "$SLURM_JOB_ID"; then sleep 600 & wait; fi
     trap '' TERM
@@ -172,7 +175,7 @@ def write_batch_script(plan: Plan) -> str:
     parts = [
         "\n".join(["#!/bin/bash", *options]),
         fill(OPEN, opening),
-        BEGIN,
+        fill(BEGIN, {"place": shlex.quote(write_place(plan))}),
         RECORD,
         LISTEN,
         fill(MEET, {"first_port": FIRST_PORT, "ports": PORTS}) if plan.nodes > 1 else "",
@@ -181,6 +184,12 @@ def write_batch_script(plan: Plan) -> str:
         CONCLUDE,
     ]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+def write_place(plan: Plan) -> str:
+    """The part of ``job.json`` that tells the job from others of its number, as JSON."""
+    place = {"name": plan.run_id, "folder": str(plan.run_dir)}
+    return json.dumps(place, ensure_ascii=False)[1:-1]
 
 
 def write_import(plan: Plan) -> str:

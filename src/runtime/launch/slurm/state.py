@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
 from nemotron_style.runtime.launch.log import LogReader, Question
-from nemotron_style.runtime.launch.slurm.client import SlurmError, find_jobs, query_job
+from nemotron_style.runtime.launch.slurm.client import Answer, SlurmError, ask, find_jobs
+from nemotron_style.runtime.launch.slurm.handle import SlurmHandle, read_handle
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder
@@ -22,32 +24,52 @@ SECONDS_UNTIL_FILES_SHOW = 60  # those of another machine may show up this much 
 EXIT_OF_A_STOP = 130
 
 
-def read_state(handle: JobHandle) -> JobState:
-    """The state of the run: COMPLETED as soon as its outputs exist, else that of its job."""
-    if RunFolder(handle.run_dir).outputs is not None:
-        return JobState(COMPLETED, 0)
-    return read_job_state(handle)
+def read_states(handles: Sequence[JobHandle]) -> list[JobState]:
+    """The states of runs: COMPLETED as soon as outputs exist, else those of their jobs.
+
+    Slurm is asked once for all of them.
+    """
+    done = [RunFolder(handle.run_dir).outputs is not None for handle in handles]
+    jobs = iter(read_job_states([at for at, over in zip(handles, done, strict=True) if not over]))
+    return [JobState(COMPLETED, 0) if over else next(jobs) for over in done]
 
 
-def read_job_state(handle: JobHandle) -> JobState:
-    """The state of the job, across all the times that Slurm started it. Reads only."""
-    attempt = find_current(handle)
-    ended = read_end(attempt)
-    if ended:
-        return ended
+def read_job_states(handles: Sequence[JobHandle]) -> list[JobState]:
+    """The states of jobs, across all the times that Slurm started them. Reads only."""
+    attempts = [find_current(handle) for handle in handles]
+    ends = [read_end(attempt) for attempt in attempts]
+    asked = [attempt for attempt, end in zip(attempts, ends, strict=True) if not end]
+    answer: Answer | SlurmError = Answer()
+    if asked:
+        try:
+            answer = ask(filter(None, (read_handle(attempt).id for attempt in asked)))
+        except SlurmError as error:
+            answer = error
+    return [
+        end or read_job_state(attempt, answer) for attempt, end in zip(attempts, ends, strict=True)
+    ]
+
+
+def read_job_state(attempt: Attempt, answer: Answer | SlurmError) -> JobState:
+    """The state of a job that did not write its end, by what Slurm answered."""
     try:
-        job_id = find_job(attempt)
-        state = query_job(job_id) if job_id else None
+        if isinstance(answer, SlurmError):
+            raise answer
+        job = find_job(attempt, answer)
     except SlurmError as error:
-        return JobState(attempt.recorded_state, reason=f"no news from Slurm: {error}")
-    if state and state.state not in FINAL:
-        return JobState(state.state, reason=state.reason)
+        reason = f"no news from Slurm: {error}"
+        return JobState(attempt.recorded_state, reason=reason, stale=True)
+    if job.doubt:
+        return JobState(attempt.recorded_state, reason=job.doubt, stale=True)
+    if job.state and job.state.state not in FINAL:
+        return JobState(job.state.state, reason=job.state.reason)
     # The job may have ended while Slurm was asked.
-    return read_end(attempt) or attempt.recorded_end or conclude(attempt, state, job_id=job_id)
+    return read_end(attempt) or attempt.recorded_end or conclude(attempt, job)
 
 
-def conclude(attempt: Attempt, state: JobState | None, *, job_id: str) -> JobState:
-    """The end of a job whose script could not record it; ``state`` is what Slurm says."""
+def conclude(attempt: Attempt, job: Job) -> JobState:
+    """The end of a job whose script could not record it."""
+    job_id, state = job.id, job.state
     if attempt.is_run_complete:
         return JobState(COMPLETED, 0)
     if state is None and is_young(attempt):
@@ -100,27 +122,54 @@ def read_tail(path: Path, size: int = 4096) -> str:
 def find_current(handle: JobHandle) -> Attempt:
     """The newest attempt of the same job; Slurm may have started it more than once."""
     first = attempt_of(handle)
-    job_id = first.job.get("id")
+    job = read_handle(first)
     later = [
         attempt
         for attempt in RunFolder(handle.run_dir).attempts
-        if attempt.number > handle.attempt and job_id and attempt.job.get("id") == job_id
+        if attempt.number > handle.attempt and job.id and is_same_job(read_handle(attempt), job)
     ]
     return later[-1] if later else first
 
 
-def find_job(attempt: Attempt) -> str:
-    """The number of its job, "" when there is none: who submitted it may have died right after.
+def is_same_job(one: SlurmHandle, other: SlurmHandle) -> bool:
+    """Whether two attempts are of one job; on two clusters the same number is two jobs."""
+    clusters = {one.cluster, other.cluster} - {""}
+    return one.id == other.id and len(clusters) < 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Slurm says about the job of an attempt; ``state`` is None when it knows no such job.
+
+    ``id`` is "" when there is none. ``doubt`` says why this machine's Slurm cannot speak for it:
+    then nothing follows from its silence, and no command may name its number.
+    """
+
+    id: str
+    state: JobState | None = None
+    doubt: str = ""
+
+
+def find_job(attempt: Attempt, answer: Answer | None = None) -> Job:
+    """The job of an attempt, also where who submitted it died before its number was written.
 
     Raises ``SlurmError`` when Slurm has to be asked and does not answer.
     """
-    known = str(attempt.job.get("id", ""))
-    if known:
-        return known
+    handle = read_handle(attempt)
+    if answer is None:
+        answer = ask(filter(None, [handle.id]))
+    if handle.id or handle.is_elsewhere(answer):
+        doubt = handle.explain_doubt(answer)
+        shown = handle.find(answer)
+        return Job(handle.id, shown.state if shown else None, doubt)
     folder = RunFolder(attempt.run_dir)
-    others = {str(other.job.get("id", "")) for other in folder.attempts}
-    unknown = [job for job in find_jobs(folder.run_id, folder.path) if job not in others]
-    return unknown[-1] if unknown else ""
+    others = {read_handle(other).id for other in folder.attempts}
+    place = Path(handle.folder) if handle.folder else folder.path
+    unknown = [job for job in find_jobs(handle.name, place) if job not in others]
+    if not unknown:
+        return Job("", None, handle.explain_doubt(answer))
+    shown = ask(unknown[-1:]).jobs.get(unknown[-1])
+    return Job(unknown[-1], shown.state if shown else None)
 
 
 def is_young(attempt: Attempt) -> bool:
@@ -139,7 +188,7 @@ def follow_log(handle: JobHandle, *, node: int) -> Iterator[str]:
     number, is_empty = handle.attempt, True
     reader = LogReader(attempt_of(handle).log_of(node))
     over = Question(
-        lambda: read_job_state(handle).is_final,
+        lambda: read_job_states([handle])[0].is_final,
         seconds=SECONDS_BETWEEN_QUESTIONS,
         hint=lambda: read_end(find_current(handle)) is not None,
     )
@@ -163,14 +212,15 @@ def follow_log(handle: JobHandle, *, node: int) -> Iterator[str]:
 
 
 def describe_unmet(handles: Sequence[JobHandle]) -> tuple[list[str], list[str]]:
-    """Numbers of the jobs to wait for, and a note on each run that will never complete."""
+    """Numbers of the jobs to wait for, and a note on each run that cannot be waited for."""
     waited, failed = [], []
-    for handle in handles:
-        state = read_state(handle)
-        job_id = str(find_current(handle).job.get("id", ""))
+    for handle, state in zip(handles, read_states(handles), strict=True):
+        job_id = read_handle(find_current(handle)).id
         if state.state == COMPLETED:
             continue
-        if state.is_final or not job_id:
+        if state.stale:  # on another cluster its number is somebody else's job
+            failed.append(f"{handle.run_dir.name} cannot be waited for: {state.reason}")
+        elif state.is_final or not job_id:
             failed.append(f"{handle.run_dir.name} is {state.state}")
         else:
             waited.append(job_id)

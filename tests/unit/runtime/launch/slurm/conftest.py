@@ -20,12 +20,15 @@ class Commands:
         path.write_text(f"#!/bin/sh\necho {name} \"$@\" >> '{self.folder}/said'\n{lines}\n")
         path.chmod(0o755)
 
-    def show(self, *, state: str, **fields: Any) -> None:
-        """What ``scontrol show job`` says."""
+    def show(
+        self, *, state: str, number: int = 7, name: str = "r-1", where: str = "", **fields: Any
+    ) -> None:
+        """What ``scontrol`` says of a job; ``where`` are lines of a cluster's configuration."""
         told = {"Reason": "None", "Restarts": "0", "ExitCode": "0:0", **fields}
         pairs = " ".join(f"{key}={value}" for key, value in told.items())
         tail = "WorkDir=/x JobState=COMPLETED ExitCode=9:9"
-        self.set("scontrol", f"echo 'JobId=7 JobName=r-1 JobState={state} {pairs} {tail}'")
+        job = f"JobId={number} JobName={name} JobState={state} {pairs} {tail}"
+        self.set("scontrol", f"printf '%s\n' '{where}' 'scontrol: show job {number}' '{job}'")
 
     @property
     def said(self) -> list[str]:

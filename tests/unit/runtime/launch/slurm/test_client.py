@@ -15,16 +15,17 @@ import pytest
 from nemotron_style.runtime.errors import StepFailed
 from nemotron_style.runtime.launch.base import JobHandle
 from nemotron_style.runtime.launch.slurm import client, state
-from nemotron_style.runtime.launch.slurm.client import (
-    SlurmError,
-    find_jobs,
-    parse_job,
-    query_job,
-)
+from nemotron_style.runtime.launch.slurm.client import SlurmError, ask, find_jobs, parse_job
 from nemotron_style.runtime.launch.slurm.launcher import SlurmLauncher
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.state import JobState
+
+
+def query_job(job_id: str) -> JobState | None:
+    job = ask([job_id]).jobs.get(job_id)
+    return job.state if job else None
+
 
 UNKNOWN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
 DEAD = "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1"
@@ -115,9 +116,9 @@ def test_what_is_no_job_is_none() -> None:
 @pytest.mark.parametrize(
     ("lines", "seen"),
     [
-        ("CANCELLED by 1000|0:15", JobState("CANCELLED")),
-        ("NODE_FAIL|1:0\nFAILED|4:0", JobState("FAILED", 4)),
-        ("UNHEARD|0:0", None),
+        ("7|r-1|CANCELLED by 1000|0:15|/x", JobState("CANCELLED")),
+        ("7|r-1|NODE_FAIL|1:0|/x\n7|r-1|FAILED|4:0|/x|y", JobState("FAILED", 4)),
+        ("7|r-1|UNHEARD|0:0|/x", None),
         ("", None),
     ],
 )
@@ -148,7 +149,7 @@ def test_silence_is_told_in_slurms_words(commands: Any, monkeypatch: pytest.Monk
 
 
 def test_a_command_that_hangs_is_given_up(commands: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "SECONDS_TO_ANSWER", 0.1)
+    monkeypatch.setattr(client, "SECONDS_TO_SHOW", 0.1)
     commands.set("scontrol", "exec sleep 30")
     with pytest.raises(SlurmError, match=r"gave no answer in 0\.1 seconds"):
         query_job("7")
@@ -252,12 +253,13 @@ def test_an_attempt_that_never_got_a_job_is_lost_when_its_launcher_is_gone(
 ) -> None:
     (job.attempt.path / "job.json").unlink()
     commands.set("squeue", "")
+    commands.set("scontrol", UNKNOWN)
     assert job.state == ("PENDING", None, "being submitted")
     job.attempt.update(launcher={})
     job.age()
     assert job.state == ("LOST", None, "never submitted")
     commands.set("squeue", f"echo '12 {job.handle.run_dir}'")
-    commands.show(state="RUNNING")
+    commands.show(state="RUNNING", number=12)
     assert job.state == ("RUNNING", None, "")
 
 

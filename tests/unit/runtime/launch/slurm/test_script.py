@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from nemotron_style.runtime.errors import ProfileError
 from nemotron_style.runtime.launch.slurm.job import count_grace, count_seconds, write_uri
 from nemotron_style.runtime.launch.slurm.launcher import SlurmLauncher, choose_environment
+from nemotron_style.runtime.launch.slurm.script import CONCLUDE
 from nemotron_style.runtime.run.plan import Plan
 from plans import build_plan, snapshot_in
 
@@ -168,6 +170,44 @@ def refuse(**changes: Any) -> list[tuple[str, str]]:
     with pytest.raises(ProfileError) as caught:
         SlurmLauncher().compile(make_plan(**changes))
     return [(problem.key, problem.what) for problem in caught.value.problems]
+
+
+REQUEUE = """
+run=/nowhere attempt=/nowhere restart=0 requeues=1 limit=1 ended='' code=1 SLURM_JOB_ID=7
+late='' interrupted=''
+record() { echo "record $1"; }
+finish() { echo "finish $1"; exit "$2"; }
+worker() { echo CANCELLED; }
+trap 'interrupted=1 late=1' USR2
+trap 'interrupted=1 ended=1' TERM
+sleep() { command sleep "${1/600/0.6}"; }
+scontrol() { (sleep 0.1; kill -USR2 "$$"; sleep 0.2; kill -TERM "$$") & }
+"""
+
+
+def test_a_late_signal_does_not_end_the_wait_for_being_requeued() -> None:
+    """The warning that workers take too long may come after the job was given back."""
+    script = REQUEUE + CONCLUDE
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "record REQUEUED\n"), done.stderr
+
+
+def test_a_script_knows_the_place_of_its_job_whatever_the_path_holds() -> None:
+    plan = make_plan(**merge("bare", "hostile"))
+    (words,) = [
+        line
+        for line in SlurmLauncher().compile(plan).files["job.sbatch"].splitlines()
+        if line.strip().startswith('"$SLURM_JOB_ID" "${SLURM_CLUSTER_NAME:-}"')
+    ]
+    script = f"printf '{{%s %s %s}}' {words.strip().removesuffix(')')}"
+    environment = {"SLURM_JOB_ID": '"id": "7", ', "SLURM_CLUSTER_NAME": '"cluster": "alps", '}
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, check=True, timeout=20
+    )
+    place = {"name": plan.run_id, "folder": str(plan.run_dir)}
+    assert json.loads(done.stdout) == {"id": "7", "cluster": "alps", **place}
 
 
 def test_everything_that_cannot_be_said_is_told_at_once() -> None:

@@ -93,15 +93,16 @@ def test_a_submission_leaves_the_handle(mill: Any, commands: Any, launcher: Slur
     plan = plan_grow(mill)
     request = launcher.compile(plan)
     handle = launcher.submit(request)
-    assert attempt_of(handle).job == {"executor": "slurm", "id": "41"}
+    place = {"name": plan.run_id, "folder": str(plan.run_dir)}
+    assert attempt_of(handle).job == {"executor": "slurm", "id": "41", **place}
     assert attempt_of(handle).record["executor"] == "slurm"
     for name, text in request.files.items():
         assert (plan.run_dir / name).read_text() == text
-    assert commands.said[0] == f"sbatch --parsable {plan.run_dir}/job.sbatch 1"
-    assert commands.said[1] == "scontrol write batch_script 41 -"
+    said = [f"sbatch --parsable {plan.run_dir}/job.sbatch 1", "scontrol write batch_script 41 -"]
+    assert commands.said[1:] == said
     again = SlurmLauncher().submit(launcher.compile(plan, attempt=2))
     assert again == handle
-    assert [line for line in commands.said if line.startswith("sbatch")] == commands.said[:1]
+    assert [line for line in commands.said if line.startswith("sbatch")] == said[:1]
 
 
 def test_a_script_that_slurm_changed_is_taken_back(
@@ -154,10 +155,10 @@ def test_jobs_wait_for_those_that_are_still_to_complete(
     (done.run_dir / "outputs.json").write_text("{}")
     commands.set("sbatch", "echo 42")
     plan = plan_grow(mill, "steps=2")
+    shown = f"JobId=41 JobName={first.run_dir.name} JobState=PENDING WorkDir={first.run_dir}"
     commands.set(
         "scontrol",
-        f'if [ "$1" = write ]; then cat "{plan.run_dir}/job.sbatch";'
-        " else echo 'JobId=41 JobName=x JobState=PENDING Reason=None'; fi",
+        f'if [ "$1" = write ]; then cat "{plan.run_dir}/job.sbatch"; else echo "{shown}"; fi',
     )
     launcher.submit(launcher.compile(plan), after=[first, done])
     flags = "--dependency=afterok:41 --kill-on-invalid-dep=yes"
@@ -169,7 +170,8 @@ def test_what_needs_a_failed_run_is_not_submitted(
 ) -> None:
     first = launcher.submit(launcher.compile(plan_grow(mill, "steps=1")))
     attempt_of(first).close("FAILED")
-    commands.set("scontrol", "echo 'x JobState=FAILED ExitCode=1:0'")
+    shown = f"JobId=41 JobName={first.run_dir.name} JobState=FAILED WorkDir={first.run_dir}"
+    commands.set("scontrol", f"echo '{shown}'")
     with pytest.raises(StepFailed, match=f"needs other runs: {first.run_dir.name} is FAILED"):
         launcher.submit(launcher.compile(plan_grow(mill, "steps=2")), after=[first])
 
