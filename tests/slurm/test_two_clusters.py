@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.errors import StepFailed
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
 from nemotron_style.runtime.launch.slurm import client
 from nemotron_style.runtime.planning.runner import submit_pipeline
@@ -74,8 +73,7 @@ def test_a_job_of_our_number_on_another_cluster_is_neither_believed_nor_touched(
     (submission,) = submit_pipeline(again, launcher=site.launcher)
     assert submission.handle == handle, "the same command follows, and submits no second job"
 
-    with pytest.raises(StepFailed, match="to take it off its queue"):
-        site.launcher.cancel(handle, force=True)
+    site.launcher.cancel(handle)
     assert elsewhere.job(number)["JobState"] == "RUNNING"
     monkeypatch.setenv("SLURM_CONF", str(site.cluster.config))
     # Its own worker was asked by the run's folder, and saved.

@@ -20,12 +20,7 @@ from nemotron_style.runtime.launch.local import abandon_attempt
 from nemotron_style.runtime.launch.registry import find_launcher
 from nemotron_style.runtime.launch.status import read_status, read_statuses, refresh_status
 from nemotron_style.runtime.run.attempt import Attempt
-from nemotron_style.runtime.run.folder import (
-    RunFolder,
-    describe_unreadable,
-    find_run,
-    scan_runs,
-)
+from nemotron_style.runtime.run.folder import RunFolder, describe_unreadable, find_run, scan_runs
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import COMPLETED, RUNNING, JobState
 from nemotron_style.runtime.step.progress import format_progress
@@ -64,7 +59,7 @@ def list_all(
         except OSError as error:
             passed_over.append(describe_unreadable(run.run_id, error))
     for reason in dict.fromkeys(silence):  # a backend that is silent is so for all its runs
-        print(f"note: the last known state is shown where {reason}", file=sys.stderr)
+        print(f"note: of some runs this is the last known state: {reason}", file=sys.stderr)
     if as_json:
         print_json({"runs": runs, "passed_over": [problem.as_dict() for problem in passed_over]})
         return
@@ -153,7 +148,7 @@ def cancel(
     state, last = refresh_status(found), found.last_attempt
     if last is not None and not state.is_final:
         if abandon:
-            abandon_attempt(last)
+            abandon_attempt(last, unreachable=state.stale)
         else:
             find_launcher(last.executor).cancel(handle_of(last), force=force)
             _wait_for_end(found, grace)

@@ -180,13 +180,14 @@ def obey_orders(attempt: Attempt) -> None:
         session.stop_job(attempt)
 
 
-def abandon_attempt(attempt: Attempt) -> None:
-    """Declare an attempt lost whose machine is gone, on the user's word.
+def abandon_attempt(attempt: Attempt, *, unreachable: bool = False) -> None:
+    """Declare an attempt lost, on the user's word that its machine or cluster is gone.
 
     Raises ``UsageError`` for one whose state can be told for certain, or that gives a sign of life
     while it is watched for ``SECONDS_TO_SEE_A_SIGN``.
     """
-    host, sign = attempt.remote_host, attempt.last_sign
+    host = attempt.remote_host or (attempt.executor if unreachable else "")
+    sign = attempt.last_sign
     where = attempt.run_dir.name
     if not host:
         what = "is not out of sight on another machine, so there is nothing to declare"

@@ -110,10 +110,9 @@ class SlurmLauncher:
     def cancel(self, handle: JobHandle, *, force: bool = False) -> None:
         """``scancel``: TERM to all processes, KILL after the site's KillWait; ``force``: now.
 
-        Of a job of another cluster only the worker is asked to stop, by the run's folder.
+        The worker of a job of another cluster is asked to stop, or to end, by the run's folder.
 
-        Raises ``StepFailed`` when Slurm does not answer, or that is all that could be done and it
-        may not be enough.
+        Raises ``StepFailed`` when Slurm does not answer, or a job of another cluster has no worker.
         """
         attempt = state.find_current(handle)
         if self.state(handle).is_final:
@@ -121,11 +120,12 @@ class SlurmLauncher:
         attempt.record_cancel()
         job = state.find_job(attempt)
         if job.doubt:
-            attempt.request_stop("cancelled")
-            if force or attempt.recorded_state != RUNNING:
-                what = f"{job.doubt}; its worker was asked to save and stop, if it has one"
-                fix = "to take it off its queue, type the same command where that cluster is"
-                raise StepFailed(Problem(where=handle.run_dir.name, what=what, fix=fix))
+            request = attempt.request_kill if force else attempt.request_stop
+            request("cancelled")
+            if attempt.recorded_state != RUNNING:
+                fix = "to take it off its queue, type the same command where that cluster is; "
+                fix += "if it is gone for certain, --abandon declares the run lost"
+                raise StepFailed(Problem(where=handle.run_dir.name, what=job.doubt, fix=fix))
         elif job.id:
             client.cancel_job(job.id, force=force)
 

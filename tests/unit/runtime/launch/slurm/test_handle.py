@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.errors import StepFailed
+from nemotron_style.runtime.launch import local
 from nemotron_style.runtime.launch.base import JobHandle
+from nemotron_style.runtime.launch.local import abandon_attempt
 from nemotron_style.runtime.launch.slurm import client
 from nemotron_style.runtime.launch.slurm.client import SlurmError, ask
 from nemotron_style.runtime.launch.slurm.handle import read_handle
@@ -107,7 +109,8 @@ def test_cancel_never_reaches_a_job_of_another_cluster(
         SlurmLauncher().cancel(handle, force=force)
     assert not [line for line in commands.said if "scancel" in line]
     assert attempt.is_cancelled
-    assert (attempt.path / "stop").is_file(), "its worker sees the folder and stops"
+    name = "kill" if force else "stop"
+    assert (attempt.path / name).is_file(), "should it have a worker, that sees the folder"
 
 
 def test_a_worker_under_way_elsewhere_is_asked_by_its_folder(start: Any, commands: Any) -> None:
@@ -116,7 +119,20 @@ def test_a_worker_under_way_elsewhere_is_asked_by_its_folder(start: Any, command
     know_nothing(commands, say_cluster("jura"))
     SlurmLauncher().cancel(handle)
     assert (attempt.path / "stop").is_file()
+    SlurmLauncher().cancel(handle, force=True)
+    assert attempt.is_kill_requested
     assert not [line for line in commands.said if "scancel" in line]
+
+
+def test_a_run_of_a_cluster_that_is_gone_can_be_declared_lost(
+    start: Any, commands: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "SECONDS_TO_SEE_A_SIGN", 0.05)
+    handle, attempt = start()
+    know_nothing(commands, say_cluster("jura"))
+    abandon_attempt(attempt, unreachable=SlurmLauncher().state(handle).stale)
+    assert SlurmLauncher().state(handle).state == "LOST"
+    assert attempt.is_abandoned, "a worker that is alive all the same ends itself"
 
 
 def test_cancel_reaches_our_own(start: Any, commands: Any) -> None:
