@@ -21,6 +21,8 @@ MOST_BYTES = 1 << 20
 """Far more than a config or a manifest has, and little enough for the slowest parser (YAML)."""
 MOST_DIGITS = 4300
 """Of a whole number, the most that Python reads from text."""
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Half of a pair: Python reads it from an escape, and nothing can write it."""
 LONG_NUMBER = re.compile(rf"\d{{{MOST_DIGITS + 1}}}|0[xob][\da-fA-F_]{{3500}}")
 
 

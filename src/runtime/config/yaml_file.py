@@ -20,7 +20,7 @@ import yaml
 
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.runtime.paths import show_path
-from nemotron_style.runtime.text_file import MOST_DIGITS, read_text_file
+from nemotron_style.runtime.text_file import MOST_DIGITS, SURROGATE, read_text_file
 
 PLAIN_VALUES = {
     "bool": re.compile(r"true|True|TRUE|false|False|FALSE"),
@@ -35,8 +35,6 @@ PLAIN_VALUES = {
     "null": re.compile(r"~|null|Null|NULL|"),
     "merge": re.compile("<<"),
 }
-SURROGATE = re.compile(r"[\ud800-\udfff]")
-
 MOST_BITS = 14_000  # of a whole number; Python writes no more than 4300 digits
 TOO_LONG = f"a number of more than {MOST_DIGITS} digits cannot be read"
 MOST_VALUES = 20_000

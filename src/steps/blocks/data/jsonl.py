@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from nemotron_style.runtime.errors import InputError, Problem
+from nemotron_style.runtime.text_file import MOST_DIGITS, SURROGATE
 
 Row = TypeVar("Row")
 SHOWN = 10
+LONGEST_LINE = 64 << 20
+"""Bytes of a row. A file without line ends would else be read into memory as one."""
 
 
 def refuse(what: str, **details: str) -> NoReturn:
@@ -83,7 +86,8 @@ def find_jsonl(path: str | Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise InputError(Problem(where=os.fspath(path), what="no such file"))
+        what = "is not a regular file" if path.exists() else "no such file"
+        raise InputError(Problem(where=os.fspath(path), what=what))
     found = sorted(path.glob("*.jsonl"))
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
@@ -101,7 +105,11 @@ def find_jsonl(path: str | Path) -> Path:
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
     """Numbered lines that are not blank. Split on LF only: U+2028 may stand inside a string."""
     with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
+        lines = iter(lambda: stream.readline(LONGEST_LINE + 1), b"")
+        for number, line in enumerate(lines, start=1):
+            if len(line) > LONGEST_LINE:
+                what = f"the line has more than {LONGEST_LINE:,} bytes"
+                raise InputError(Problem(where=f"{file}:{number}", what=what))
             if line.strip():
                 yield number, line
 
@@ -117,8 +125,14 @@ def _decode(line: bytes) -> dict[str, Any]:
         refuse(f"the line is not JSON: {error.msg} (column {error.colno})", fix="one object a line")
     except RecursionError:
         refuse("the line is nested too deeply to be read")
+    except InputError:  # a ValueError, of _unique
+        raise
+    except ValueError:  # of int()
+        refuse(f"a number has more than {MOST_DIGITS} digits")
     if not isinstance(row, dict):
         refuse("a row must be an object", got=brief(row))
+    if b"\\u" in line and SURROGATE.search(json.dumps(row, ensure_ascii=False)):
+        refuse("half of a surrogate pair (\\ud800 to \\udfff) is no character")
     return row
 
 

@@ -19,8 +19,11 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.runtime.text_file import read_json_file, read_text_file
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
 
+MOST_BYTES = 512 << 20
+"""Of ``tokenizer.json``; those of large vocabularies have some 30 MB."""
 TEMPLATE_FILE = "chat_template.jinja"
 _CANARY = "Name a river.\n\tThe Rhine. 1234 é ☂ 日本"
 
@@ -37,7 +40,7 @@ class Tokenizer:
         file = self.path / "tokenizer.json"
         if not file.is_file():
             raise InputError(Problem(where=str(self.path), what="there is no tokenizer.json"))
-        self._json = file.read_text(encoding="utf-8")
+        self._json = read_text_file(file, InputError, most=MOST_BYTES)
         try:
             # Two copies: whether control tokens in a text are recognised is a setting of the
             # backend and not of a call.
@@ -83,14 +86,14 @@ class Tokenizer:
     def settings(self) -> dict[str, Any]:
         """``tokenizer_config.json``, or nothing when there is none."""
         file = self.path / "tokenizer_config.json"
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+        return read_json_file(file, InputError, most=MOST_BYTES) if file.is_file() else {}
 
     @cached_property
     def template(self) -> Any:
         """The chat template from its own file, else as it stands in the settings (or None)."""
         file = self.path / TEMPLATE_FILE
         if file.is_file():
-            return file.read_text(encoding="utf-8")
+            return read_text_file(file, InputError)
         return self.settings.get("chat_template")
 
 
@@ -171,7 +174,7 @@ def write_settings(path: Path, tokens: ChatPromptTokens) -> None:
     Settings that are there already stay, apart from those of the chat format.
     """
     file = path / "tokenizer_config.json"
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    kept = read_json_file(file, InputError, most=MOST_BYTES) if file.is_file() else {}
     kept.pop("chat_template", None)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

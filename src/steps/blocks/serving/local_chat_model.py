@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from nemotron_style.runtime.errors import InputError
+from nemotron_style.runtime.text_file import read_json_file
 from nemotron_style.steps.blocks.checkpoint.hf_config import (
     CONFIG_FILE,
     parse_sizes,
@@ -161,7 +162,7 @@ def load_chat_model(
 def _stop_ids(path: Path, settings: dict[str, Any], tokenizer: Tokenizer) -> Iterator[int]:
     """Every id that any of the files says an answer ends with."""
     file = path / GENERATION_FILE
-    generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    generation = read_json_file(file, InputError) if file.is_file() else {}
     for source in (settings, generation, token_ids(tokenizer)):
         ids = source.get("eos_token_id")
         yield from ids if isinstance(ids, list) else [] if ids is None else [ids]

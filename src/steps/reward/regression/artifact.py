@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nemotron_style.runtime.errors import InputError
+from nemotron_style.runtime.text_file import read_json_file
 from nemotron_style.steps.blocks.checkpoint import torch_dist
 from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE, build_settings
 from nemotron_style.steps.blocks.checkpoint.hf_weights import export_tensor
@@ -95,7 +97,7 @@ def write_tokenizer(source: Path, target: Path, *, pad_token: str) -> dict[str, 
     (target / GENERATION_FILE).unlink()  # this model does not generate
     for name in ("tokenizer_config.json", SPECIAL_FILE):
         file = target / name
-        settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        settings = read_json_file(file, InputError) if file.is_file() else {}
         _write_json(file, settings | {"pad_token": pad_token})
     [pad_id] = Tokenizer(source).encode(pad_token, control=True)
     return ids | {"pad_token_id": pad_id}

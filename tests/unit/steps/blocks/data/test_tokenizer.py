@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,27 @@ def test_settings_of_another_tool_stay(tokenizer: Tokenizer) -> None:
     kept = json.loads(file.read_text())
     assert kept["model_max_length"] == 7
     assert "chat_template" not in kept
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", b"\xff", r"tokenizer\.json:1: is not UTF-8"),
+        ("tokenizer_config.json", b'{\n"a": \xff}', r"tokenizer_config\.json:2: is not UTF-8"),
+        ("tokenizer_config.json", b"[]", "is not a JSON object"),
+        ("tokenizer_config.json", b'{"a": ' + b"[" * 100_000, "nested too deeply"),
+        ("tokenizer_config.json", b'{"a":\n' + b"1" * 9_000 + b"}", r"json:2: holds a number"),
+        ("tokenizer_config.json", b"{", r"tokenizer_config\.json:1: is not valid JSON"),
+        ("chat_template.jinja", b"\xff", r"chat_template\.jinja:1: is not UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(
+    tokenizer: Tokenizer, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    shutil.copytree(tokenizer.path, tmp_path / "copy")
+    (tmp_path / "copy" / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        [tokenizer_facts(read := Tokenizer(tmp_path / "copy")), read.template]
 
 
 def test_a_directory_without_tokenizer_is_refused(tmp_path: Path) -> None:
