@@ -171,7 +171,12 @@ def gc(
 
     Artifacts stay.
     """
-    done = open_store(context).collect_garbage(grace_s=grace * 3600)
+    from nemotron_style.runtime.launch.leftovers import collect_leftovers
+
+    store, grace_s = open_store(context), grace * 3600
+    # What needs no room first: on a full disk, commits can be finished only after that.
+    done = collect_leftovers(store.root, grace_s=grace_s)
+    done.add(store.collect_garbage(grace_s=grace_s))
     if as_json:
         return print_json(asdict(done))
     for path in done.removed:

@@ -31,6 +31,8 @@ from nemotron_style.runtime.run.plan import Plan, load_plan
 from nemotron_style.runtime.run.state import COMPLETED, FAILED, FINAL, LOST, PENDING
 from nemotron_style.runtime.store.store import Store
 
+SEAL = "sealed.json"  # in a folder of staged outputs: they are final, and only to be committed
+
 
 @dataclass(frozen=True)
 class RunFolder:

@@ -60,6 +60,11 @@ class Collected:
     keys_written: int = 0
     skipped: list[str] = field(default_factory=list)
 
+    def add(self, other: Collected) -> None:
+        """Add what another collection did."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
 
 def collect_garbage(layout: Layout, *, grace_s: float) -> Collected:
     """Finish and mend what was decided, then remove leftovers older than ``grace_s`` seconds."""

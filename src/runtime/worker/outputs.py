@@ -7,6 +7,7 @@ does those without running the recipe again.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from nemotron_style.runtime.atomic import read_json, remove_tree, sync_tree, wri
 from nemotron_style.runtime.errors import Problem, StepFailed, raise_all
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.code import describe_code
-from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.folder import SEAL, RunFolder
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import COMPLETED
 from nemotron_style.runtime.secrets.redact import redact_leaves
@@ -25,8 +26,6 @@ from nemotron_style.runtime.step.context import ProcessRank, StepContext, Stop
 from nemotron_style.runtime.store.record import Artifact, Producer
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.worker.environment import describe_environment, describe_hardware
-
-SEAL = "sealed.json"
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,21 @@ def find_sealed(folder: RunFolder) -> Path | None:
 
 def commit_outputs(task: Task, folder: Path, inputs: Mapping[str, Artifact]) -> None:
     """Commit every sealed output that is not committed yet, then declare the run complete."""
+    try:
+        complete = _commit_each(task, folder, inputs)
+        write_json(task.folder.path / "outputs.json", complete)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = "is full; the outputs are sealed, and only their commit is missing"
+        fix = "make room there (`nemotron-style artifacts gc` removes what ended runs left); "
+        fix += "the same command then commits them without computing again"
+        raise StepFailed(Problem(where=f"store {task.plan.store}", what=what, fix=fix)) from error
+    remove_tree(folder.parent)
+    remove_tree(task.folder.path / "checkpoints")  # nothing will be continued from them
+
+
+def _commit_each(task: Task, folder: Path, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
     plan, store = task.plan, task.store
     sealed = read_json(folder / SEAL) or {}
     shared = describe_run(plan, sealed)
@@ -94,10 +108,7 @@ def commit_outputs(task: Task, folder: Path, inputs: Mapping[str, Artifact]) -> 
         if artifact:
             entry = {"ref": artifact.ref, "kind": artifact.kind, "digest": artifact.digest}
             committed[output.slot] = entry
-    complete = {"outputs": committed, "figures": sealed.get("figures", {})}
-    write_json(task.folder.path / "outputs.json", complete)
-    remove_tree(folder.parent)
-    remove_tree(task.folder.path / "checkpoints")  # nothing will be continued from them
+    return {"outputs": committed, "figures": sealed.get("figures", {})}
 
 
 def describe_run(plan: Plan, sealed: Mapping[str, Any]) -> dict[str, Any]:

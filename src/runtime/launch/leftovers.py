@@ -1,0 +1,52 @@
+"""What ended attempts left in the folders of runs, and nobody will use any more.
+
+An attempt that fails leaves the outputs it had begun; the next attempt of the same run removes
+them, but there may never be one. Sealed outputs stay, since only their commit is to be done, and
+so do checkpoints, from which the run continues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from nemotron_style.runtime import atomic
+from nemotron_style.runtime.errors import StepsError
+from nemotron_style.runtime.launch.status import read_status
+from nemotron_style.runtime.run.folder import SEAL, RunFolder, scan_runs
+from nemotron_style.runtime.store.gc import Collected, remove
+
+
+def collect_leftovers(root: Path, *, grace_s: float) -> Collected:
+    """Remove the leftovers of runs that ended, where they are older than ``grace_s`` seconds."""
+    done = Collected()
+    runs = root / "runs"
+    if not runs.is_dir():
+        return done
+    before = atomic.read_clock(runs) - grace_s
+    for unfinished in runs.glob(".*"):  # a run's folder that was never put in place
+        _remove_old([unfinished], root, before, done)
+    for run in scan_runs(root)[0]:
+        try:
+            _remove_old(list(_leftovers(run)), root, before, done)
+        except (OSError, StepsError) as error:  # a cluster that does not answer, for one
+            done.skipped.append(f"{run.run_id}: {error}")
+    return done
+
+
+def _leftovers(run: RunFolder) -> Iterator[Path]:
+    """What no attempt of a run needs again; nothing while one is, or may be, under way."""
+    last = run.last_attempt
+    if last is None or not read_status(run).is_final or (run.outputs is None and last.is_live):
+        return
+    yield from run.path.glob("attempts/.claim-*")
+    yield from run.path.glob("checkpoints/**/.attempt-*")
+    for staged in run.path.glob("staging/*"):
+        if run.outputs is not None or not (staged / SEAL).exists():
+            yield staged
+
+
+def _remove_old(leftovers: list[Path], root: Path, before: float, done: Collected) -> None:
+    for leftover in leftovers:
+        if atomic.last_change(leftover) < before:
+            remove(leftover, root, done)
