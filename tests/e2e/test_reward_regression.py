@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from card import card
 from nemotron_style.runtime.errors import InputError, Interrupted
 from nemotron_style.runtime.step.context import StepContext, Stop
 from nemotron_style.steps.blocks.data.toy_truth import Truth, load_truth
@@ -239,3 +240,11 @@ def test_nothing_that_is_not_finite_is_kept_and_the_run_goes_on(small_toy, tmp_p
 
     fail_at_every_spot(train, tmp_path / "hit" / "run", last=2)
     assert digest(train()) == digest(train(tmp_path))
+
+
+def test_it_trains_on_a_card_as_on_the_cpu(small_toy, trained: StepContext, tmp_path: Path) -> None:
+    ctx = context(small_toy, tmp_path)
+    with card():
+        run(settings(), ctx)
+    for ours, theirs in zip(lines(ctx), lines(trained), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)

@@ -8,6 +8,7 @@ import json
 import pytest
 
 import rlhf_world as world_of
+from card import card
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.context import Stop
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
@@ -363,3 +364,12 @@ def test_nothing_that_is_not_finite_is_kept_and_the_run_goes_on(world, plain, tm
     with world_of.Judge().serve() as judge:
         fail_at_every_spot(lambda: train(world, tmp_path, judge), tmp_path, last=3)
         assert digest(train(world, tmp_path, judge)) == digest(ctx)
+
+
+def test_it_trains_on_a_card_as_on_the_cpu(world, plain, tmp_path):
+    with world_of.Judge().serve() as judge, card():
+        ctx = train(world, tmp_path, judge)
+    for ours, theirs in zip(steps_of(ctx), steps_of(plain[0]), strict=True):
+        shared = {name for name in theirs if not name.startswith("timing")}
+        for name in shared:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name

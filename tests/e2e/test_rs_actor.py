@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from card import card
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.context import StepContext, Stop
 from nemotron_style.runtime.step.metrics import read_metrics
@@ -317,3 +318,12 @@ def test_nothing_that_is_not_finite_is_kept_and_the_run_goes_on(
         fail_at_every_spot(lambda: train(small_toy, hit, config), hit, last=2)
         after = train(small_toy, hit, config)
         assert digest(after) == digest(train(small_toy, tmp_path / "plain", config))
+
+
+def test_it_trains_on_a_card_as_on_the_cpu(
+    small_toy: Any, whole: StepContext, tmp_path: Path
+) -> None:
+    with faulty.Faulty() as server, card():
+        ctx = train(small_toy, tmp_path, settings(server.port))
+    for ours, theirs in zip(lines(ctx.run_dir), lines(whole.run_dir), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from card import card
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.context import StepContext, Stop
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER, weights_digest
@@ -246,3 +247,11 @@ def test_updates_that_may_be_skipped_are_counted(tmp_path: Path) -> None:
         run(config, ctx)
     assert ctx.figures["skipped_updates"] == 1
     assert [line["step"] for line in lines(ctx) if line.get("grad_norm") == "nan"] == [2]
+
+
+def test_it_trains_on_a_card_as_on_the_cpu(trained: StepContext, tmp_path: Path) -> None:
+    ctx = context(tmp_path)
+    with card():
+        run(settings(), ctx)
+    for ours, theirs in zip(lines(ctx), lines(trained), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 import steerlm2_world
+from card import MixedDevicesError, card
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.metrics import read_metrics
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WEIGHTS, weights_digest
 from nemotron_style.steps.blocks.checkpoint.torch_dist import read_full
 from nemotron_style.steps.blocks.data.steerlm2_row import LOG_Q
+from nemotron_style.steps.blocks.loss import steerlm2
 from nemotron_style.steps.blocks.loss.steerlm2 import baseline
 from nemotron_style.steps.blocks.training import training_state
 from nemotron_style.steps.sft.steerlm2 import recipe
@@ -266,3 +268,27 @@ def test_nothing_that_is_not_finite_is_kept_and_the_run_goes_on(world, tmp_path)
     fail_at_every_spot(lambda: world.train_in(hit, *short), hit, last=2)
     after = product(world.train_in(hit, *short))
     assert after == product(world.train_in(tmp_path / "plain", *short))
+
+
+def test_it_trains_on_a_card_as_on_the_cpu(world, whole, tmp_path):
+    with card():
+        ctx = world.train_in(tmp_path, "trainer.sft.max_epochs=2")
+    for ours, theirs in zip(steps_of(ctx), steps_of(whole), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+
+def test_a_mask_left_on_the_card_is_noticed(world, tmp_path, monkeypatch):
+    plain = steerlm2.response_logprob
+    monkeypatch.setattr(
+        steerlm2, "response_logprob", lambda logprobs, mask: plain(logprobs, mask.to("meta"))
+    )
+    with card(), pytest.raises(MixedDevicesError, match="mul"):
+        world.train_in(tmp_path)
+
+
+def steps_of(ctx):
+    """The metrics without what the clock decides."""
+    return [
+        {name: value for name, value in line.items() if "per_second" not in name}
+        for line in ctx.metrics.history()
+    ]
