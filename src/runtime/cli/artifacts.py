@@ -15,7 +15,7 @@ from nemotron_style.runtime.catalog.kinds import load_kinds
 from nemotron_style.runtime.cli.options import AsJson, choose_store, command_group, open_store
 from nemotron_style.runtime.cli.table import print_json, print_problems, print_table, render_pairs
 from nemotron_style.runtime.cli.terminal import escape_json
-from nemotron_style.runtime.store.diff import compare
+from nemotron_style.runtime.store.diff import compare, compare_content
 from nemotron_style.runtime.store.lineage import Node, walk
 from nemotron_style.runtime.store.lineage_text import describe, render, short
 from nemotron_style.runtime.store.record import Artifact
@@ -153,11 +153,15 @@ def diff(context: typer.Context, left: Ref, right: Ref, *, as_json: AsJson = Fal
     differences = compare(ours, theirs)
     if as_json:
         keys = [asdict(difference) for difference in differences]
-        return print_json({"left": ours.ref, "right": theirs.ref, "differences": keys})
-    if not differences:
-        return print("no difference")
-    rows = [(each.key, _shorten(each.left), _shorten(each.right)) for each in differences]
-    print_table(rows, header=("KEY", ours.ref, theirs.ref))
+        identical = ours.digest == theirs.digest
+        refs = {"left": ours.ref, "right": theirs.ref}
+        return print_json({**refs, "bit_identical": identical, "differences": keys})
+    if differences:
+        rows = [(each.key, _shorten(each.left), _shorten(each.right)) for each in differences]
+        print_table(rows, header=("KEY", ours.ref, theirs.ref))
+    else:
+        print("no difference")
+    print(compare_content(ours, theirs))
 
 
 @app.command()

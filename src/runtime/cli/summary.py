@@ -14,6 +14,8 @@ from nemotron_style.runtime.paths import show_path
 from nemotron_style.runtime.planning.dry_run import describe_run
 from nemotron_style.runtime.planning.runner import Outcome, Submission
 from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.plan import identify, name_run
+from nemotron_style.runtime.store.diff import compare_content
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.units import format_duration, format_number
 
@@ -41,10 +43,30 @@ def print_summary(outcomes: Sequence[Outcome], catalog: Catalog) -> None:
         chosen = list(outcome.figures.items())[:MOST_FIGURES]
         text = "  ".join(f"{name}={format_number(value)}" for name, value in chosen)
         figures += [(outcome.run.plan.step, text)] if text else []
-    commands = list(suggest_commands(target, catalog))
-    for title, pairs in {"Figures": figures, "Look at": results, "Next": commands}.items():
+    sections = {
+        "Figures": figures,
+        "Made again": [pair for outcome in shown for pair in compare_with_earlier(outcome)],
+        "Look at": results,
+        "Next": list(suggest_commands(target, catalog)),
+    }
+    for title, pairs in sections.items():
         if pairs:
             sys.stdout.write(f"\n{emphasise(title)}\n{render_pairs(pairs)}")
+
+
+def compare_with_earlier(outcome: Outcome) -> Iterator[tuple[str, str]]:
+    """What a run with ``--fresh`` made, against what the run before it made of the same plan."""
+    plan = outcome.run.plan
+    if not plan.identity.get("generation") or outcome.run.decision.action == "reuse":
+        return
+    before = {**plan.identity, "generation": plan.identity["generation"] - 1}
+    folder = RunFolder(plan.record_dir.with_name(name_run(plan.step, identify(before))))
+    store = Store(plan.records or plan.store)
+    for slot, output in outcome.outputs.items():
+        earlier = (folder.outputs or {}).get("outputs", {}).get(slot)
+        ours, theirs = store.find(output["ref"]), store.find(earlier["ref"]) if earlier else None
+        if ours and theirs:
+            yield slot, f"{compare_content(ours, theirs)}; the other is {theirs.ref}"
 
 
 def _row(outcome: Outcome) -> list[str]:

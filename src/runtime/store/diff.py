@@ -32,6 +32,23 @@ def compare(left: Artifact, right: Artifact) -> list[Difference]:
     ]
 
 
+def compare_content(left: Artifact, right: Artifact) -> str:
+    """How the files of two artifacts compare, in one line."""
+    ours = {file.path: file for file in left.record.files}
+    theirs = {file.path: file for file in right.record.files}
+    if left.digest == right.digest:
+        noun = "file" if len(ours) == 1 else "files"
+        return f"bit-identical: every byte of {len(ours)} {noun}"
+    every = ours.keys() | theirs.keys()
+    differing = sum(ours.get(path) != theirs.get(path) for path in every)
+    text = f"{differing} of {len(every)} files differ"
+    # A checkpoint's files depend on how many processes wrote it.
+    weights = [artifact.facts.get("weights_digest") for artifact in (left, right)]
+    if weights[0] and weights[0] == weights[1]:
+        return f"{text}; the weights are bit-identical"
+    return text
+
+
 def _show(values: dict[str, Any], key: str) -> Any:
     return "null" if key in values and values[key] is None else values.get(key)
 

@@ -223,9 +223,23 @@ def test_fresh_makes_it_again_beside_the_old(mill: Any, capsys: Capture) -> None
     assert "run: --fresh: generation 1" in shown
     versions = [artifact.record.version for artifact in mill.store.artifacts("mill-grow-default")]
     assert sorted(versions) == [1, 2]
+    again = shown[shown.index("Made again\n") :].splitlines()[1]
+    told = "bit-identical: every byte of 1 file; the other is mill-grow-default:v1"
+    assert again.split(maxsplit=1) == ["sack", told]
     assert run("mill/grow", "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert document["runs"][0]["outputs"]["sack"]["ref"] == "mill-grow-default:v2"
+    assert "Made again" not in shown[: shown.index("generation 1")]
+
+
+def test_what_was_made_again_with_other_bytes_is_told(mill: Any, capsys: Capture) -> None:
+    recipe = (mill.root / "code/milling/recipe.py").read_text()
+    chance = recipe.replace('" ".join(ctx.arguments) or "-"', "str(time.monotonic_ns())")
+    mill.write("code/milling/recipe.py", chance)
+    assert run("mill/grow") == 0
+    assert run("mill/grow", "--fresh") == 0
+    again = capsys.readouterr().out.partition("Made again\n")[2]
+    assert "1 of 1 files differ; the other is mill-grow-default.chaff:v1" in again
 
 
 def test_a_path_is_adopted_when_the_step_runs(mill: Any, capsys: Capture) -> None:
