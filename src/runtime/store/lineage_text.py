@@ -12,6 +12,8 @@ from nemotron_style.runtime.store.openlineage import to_events
 from nemotron_style.runtime.store.record import Record
 
 _SHORT = 12
+_DEEPEST = 24  # levels
+_INDENT = 4  # columns a level
 
 
 def render(lineage: Lineage, style: str) -> str:
@@ -20,24 +22,35 @@ def render(lineage: Lineage, style: str) -> str:
 
 
 def render_tree(lineage: Lineage) -> str:
-    """One branch a node; a node that several share is shown in full where it stands first."""
+    """One branch a node; a node that several share is shown in full where it stands first.
+
+    A branch deeper than ``_DEEPEST`` is continued below, at the margin: with every indent kept, the
+    text of a long chain would grow with the square of its length.
+    """
     # A stack instead of recursion: chains of a thousand artifacts are deeper than Python allows.
     lines: list[str] = []
     shown: set[str] = set()
     pending = [(lineage.root, "", "", "")]
-    while pending:
+    below: dict[str, None] = {}
+    while pending or below:
+        if not pending:
+            ref = next(iter(below))
+            del below[ref]
+            pending.append((ref, "", "", ""))
         ref, label, head, tail = pending.pop()
         node = lineage.nodes[ref]
-        again = ref in shown
-        shown.add(ref)
-        title = f"{label}{ref}  {node.kind}  {short(node.digest)}"
-        lines.append(head + title + ("  (shown above)" if again else ""))
-        if again:
-            continue
         further = lineage.beyond(ref)
-        bar = "│   " if further else "    "
-        lines.append(tail + bar + describe(node))
-        pending += reversed(_branches(further, tail))
+        title = f"{head}{label}{ref}  {node.kind}  {short(node.digest)}"
+        if ref in shown:
+            lines.append(f"{title}  (shown above)")
+        elif ref in below or (further and len(tail) >= _DEEPEST * _INDENT):
+            lines.append(f"{title}  (continued below)")
+            below[ref] = None
+        else:
+            shown.add(ref)
+            bar = "│   " if further else "    "
+            lines += [title, tail + bar + describe(node)]
+            pending += reversed(_branches(further, tail))
     return "\n".join(lines)
 
 

@@ -137,15 +137,44 @@ def test_lineage_reads_only_what_it_reaches(
     assert set(read) == {"data", "left", "right"}
 
 
-def test_a_long_chain_is_told_without_recursion() -> None:
-    chain = Lineage("m:v1500", down=False)
-    for number in range(1500, 0, -1):
+def chain_of(length: int) -> Lineage:
+    chain = Lineage(f"m:v{length}", down=False)
+    for number in range(length, 0, -1):
         chain.add(Node(f"m:v{number}", "k", "sha256:" + "0" * 64, None))
         chain.link(Link("model", f"m:v{number - 1}", f"m:v{number}"))
     chain.add(Node("m:v0", "k", "sha256:" + "0" * 64, None))
-    lines = render(chain, "tree").splitlines()
-    assert len(lines) == 2 * 1501
+    return chain
+
+
+def test_a_long_chain_is_told_without_recursion_and_no_wider_than_deep() -> None:
+    lines = render(chain_of(1500), "tree").splitlines()
+    turns = [at for at, line in enumerate(lines) if line.endswith("(continued below)")]
+    assert len(lines) == 2 * 1501 + len(turns)
+    assert lines[turns[0]].strip().startswith("└── model: m:v1476  k")
+    assert lines[turns[0] + 1].startswith("m:v1476  k")
     assert lines[-2].strip().startswith("└── model: m:v0  k")
+    assert max(map(len, lines)) < 160
+
+
+def test_the_text_of_a_chain_grows_with_its_length_alone() -> None:
+    sizes = [len(render(chain_of(length), "tree")) for length in (500, 1000, 2000)]
+    assert sizes[2] - sizes[1] < 2.2 * (sizes[1] - sizes[0])
+
+
+def test_a_chain_that_just_fits_is_not_continued_below() -> None:
+    assert "below" not in render(chain_of(24), "tree")
+    assert "below" in render(chain_of(25), "tree")
+
+
+def test_what_two_deep_branches_share_is_told_once_in_full() -> None:
+    graph = chain_of(40)
+    graph.add(Node("side:v1", "k", "sha256:" + "0" * 64, None))
+    graph.link(Link("extra", "side:v1", "m:v40"))
+    graph.link(Link("model", "m:v10", "side:v1"))
+    lines = render(graph, "tree").splitlines()
+    for number in range(41):
+        full = [line for line in lines if re.search(rf"\bm:v{number}  k  0+$", line)]
+        assert len(full) == 1, number
 
 
 def test_graphs_for_other_tools(store: Store, diamond: Artifact) -> None:

@@ -181,6 +181,25 @@ def test_a_claim_that_came_to_nothing_leaves_a_gap(store: Store) -> None:
     assert commit(store, "three").ref == "model:v9"
 
 
+def test_registering_lists_no_claims_unless_one_came_or_went(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(store, "one")
+    listed: list[str] = []
+    real = commit_module._list_newest
+    monkeypatch.setattr(
+        commit_module, "_list_newest", lambda *args: listed.append("") or real(*args)
+    )
+    assert [commit(store, text).ref for text in ("two", "three")] == ["model:v2", "model:v3"]
+    assert listed == []
+    atomic.create_empty(store.layout.claims("model") / "v9")  # by another machine
+    assert commit(store, "four").ref == "model:v10"
+    assert len(listed) == 1
+    for note in ("", "x y", "99"):
+        store.layout.newest("model").write_text(note)
+        assert commit(store, note + "five").record.version == 9 + len(listed)
+
+
 def test_latest_is_the_highest_number_not_the_longest_text(store: Store) -> None:
     artifacts = [commit(store, str(number)) for number in range(11)]
     assert store.resolve("model") == artifacts[-1]
