@@ -42,13 +42,21 @@ class ResolvedStep:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything of this step that can change its result."""
+        """Everything of this step that can change its result.
+
+        A manifest lies outside the package: which object it runs, and what that makes, are said
+        here, and are no part of the code.
+        """
+        run = self.manifest.run
         return {
             "step": self.manifest.id,
             "manifest_version": self.manifest.version,
+            "entrypoint": run.entrypoint,
+            "config_class": run.config,
+            "outputs": {slot.name: slot.kind for slot in self.manifest.produces},
             "config": self.config.semantic,
             "inputs": {slot: one.source for slot, one in self.inputs.items()},
-            "code": digest_code(self.manifest.run.entrypoint, self.manifest.run.config),
+            "code": digest_code(run.entrypoint, run.config),
         }
 
     @property

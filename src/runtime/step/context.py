@@ -130,7 +130,10 @@ class StepContext:
         return self.stop.is_requested()
 
     def input(self, slot: str) -> Artifact:
-        """The verified artifact of a slot. Raises ``InputError`` when it was not given."""
+        """The artifact of a slot, unchanged by size and time.
+
+        Raises ``InputError`` when it was not given.
+        """
         artifact = self.optional_input(slot)
         if artifact is None:
             near = suggest(slot, self.inputs)
@@ -138,7 +141,7 @@ class StepContext:
         return artifact
 
     def optional_input(self, slot: str) -> Artifact | None:
-        """The verified artifact of a slot, or None when it was not given."""
+        """The artifact of a slot, unchanged by size and time, or None when it was not given."""
         return self.inputs.get(slot)
 
     def service(self, name: str) -> str | None:

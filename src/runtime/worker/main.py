@@ -171,7 +171,9 @@ def work(task: Task) -> None:
     """
     plan = task.plan
     if plan.beside is not None:  # a service of a step makes nothing, and starts anew with it
-        run_recipe(task, open_inputs(plan, task.store))
+        inputs = open_inputs(plan, task.store)
+        check_code(plan)
+        run_recipe(task, inputs)
         return
     sealed = find_sealed(task.folder)  # before the outputs: another rank turns one into the other
     if task.folder.outputs is not None:

@@ -234,6 +234,31 @@ def test_cosmetic_keys_change_nothing_and_others_do(mill: Any) -> None:
     assert mill.compile("mill/grow", "seed=7").target.plan.run_id != plain.run_id
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("milling.recipe:run", "milling.recipe:save"),
+        ("milling.config:Config", "milling.config:Other"),
+        ('type = "stone"', 'type = "grain"'),
+        ('name = "chaff"', 'name = "husk"'),
+        ('name = "mill/grow"', 'name = "mill/grow"\nversion = "2"'),
+    ],
+)
+def test_what_the_manifest_runs_and_makes_enters_the_identity(
+    mill: Any, old: str, new: str
+) -> None:
+    with (mill.root / "code/milling/config.py").open("a") as config:
+        config.write("\n\nclass Other(Config):\n    pass\n")
+    before = mill.compile("mill/grow").target.plan
+    path = mill.root / "manifests/mill/grow/step.toml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace("Turns", "Makes"))
+    assert mill.compile("mill/grow").target.plan.fingerprint == before.fingerprint
+    path.write_text(text.replace(old, new))
+    assert mill.compile("mill/grow").target.plan.fingerprint != before.fingerprint
+
+
 def test_the_code_enters_the_identity(mill: Any) -> None:
     before = mill.compile("mill/grow").target.plan
     mill.write("code/milling/extra.py", "SPEED = 1\n")

@@ -14,15 +14,17 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.atomic import write_json
+from nemotron_style.runtime.errors import UsageError
+from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.plan import Plan
-from nemotron_style.runtime.step.context import Stop
+from nemotron_style.runtime.step.context import ProcessRank, Stop
 from nemotron_style.runtime.step.metrics import read_metrics
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.worker import main as worker_main
 from nemotron_style.runtime.worker.main import ATTEMPT_VARIABLE, main, read_rank
-from nemotron_style.runtime.worker.outputs import SEAL
+from nemotron_style.runtime.worker.outputs import SEAL, Task
 
 
 @pytest.fixture(autouse=True)
@@ -230,6 +232,18 @@ def test_sources_that_changed_since_the_plan_are_refused(mill: Any) -> None:
     mill.write("code/milling/extra.py", "")
     assert main([str(folder.path / "plan.json")]) == 2
     assert "sources changed" in folder.attempts[-1].record["error"]
+
+
+def test_sources_of_a_service_that_changed_since_the_plan_are_refused(
+    press: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = press.compile("mill/press").target.plan.services["power"]
+    monkeypatch.setattr(worker_main, "open_inputs", lambda plan, store: {})
+    task = Task(plan, Attempt(press.root / "attempts" / "1"), ProcessRank(), Stop())
+    path = next((press.root / "code").rglob("wheel.py"))
+    path.write_text(path.read_text() + "\nSPEED = 2\n")
+    with pytest.raises(UsageError, match="sources changed after the plan was made"):
+        worker_main.work(task)
 
 
 def test_a_config_that_no_longer_fits_is_refused(mill: Any) -> None:
