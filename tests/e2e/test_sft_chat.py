@@ -12,6 +12,7 @@ import torch
 from card import card
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.context import StepContext, Stop
+from nemotron_style.runtime.store.digest import digest_tree
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER, weights_digest
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
 from nemotron_style.steps.blocks.model.language_model import unwrap
@@ -113,6 +114,8 @@ def test_two_runs_are_the_same_to_the_bit(trained: StepContext, tmp_path: Path) 
     assert lines(again) == lines(trained)
     digest = trained.output("model").facts["weights_digest"]
     assert again.output("model").facts["weights_digest"] == digest
+    content = digest_tree(trained.output("model").path)[0]
+    assert digest_tree(again.output("model").path)[0] == content
 
 
 @pytest.mark.parametrize("step", [2, 5])
