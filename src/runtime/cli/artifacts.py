@@ -123,7 +123,8 @@ def verify(
     else:
         for problem in problems:
             print(problem, file=sys.stderr)
-        print(f"{checked} checked, {len(problems)} problems")
+        how = "checked by size and time" if shallow else "checked"
+        print(f"{checked} {how}, {len(problems)} problems")
     if problems:
         raise typer.Exit(1)
 

@@ -17,6 +17,7 @@ from nemotron_style.runtime.run.code import (
     describe_code,
     find_package,
     hash_files,
+    is_source,
     walk_sources,
 )
 from nemotron_style.runtime.run.plan import Snapshot
@@ -38,10 +39,11 @@ def plan_snapshot(store: Path, entrypoint: str, *objects: str) -> Snapshot:
 def write_snapshot(snapshot: Snapshot, *objects: str) -> None:
     """Copy the code to where the plan says, unless it is there.
 
-    Raises ``UsageError`` when the sources changed since the plan was made.
+    Raises ``UsageError`` when the sources changed since the plan was made, or the copy did.
     """
     final = Path(snapshot.path)
     if final.is_dir():
+        check_snapshot(snapshot)
         return
     aside = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
     for name, path in list_sources(*objects):
@@ -57,6 +59,14 @@ def write_snapshot(snapshot: Snapshot, *objects: str) -> None:
         remove_tree(aside)  # another submission was first, with the same content
 
 
+def check_snapshot(snapshot: Snapshot) -> None:
+    """Raise ``UsageError`` when a copy of the code is not what it was made of."""
+    if hash_files(_list_copied(Path(snapshot.path))) != snapshot.digest:
+        what = "this copy of the code was changed after it was made"
+        fix = "remove it, if no job uses it, and run the same command again"
+        raise UsageError(Problem(where=snapshot.path, what=what, fix=fix))
+
+
 def list_sources(*objects: str) -> list[tuple[str, Path]]:
     """Every file of this package and of those of ``objects``, by its name below the snapshot."""
     sources: dict[str, Path] = {}
@@ -67,5 +77,8 @@ def list_sources(*objects: str) -> list[tuple[str, Path]]:
 
 
 def _list_copied(aside: Path) -> list[tuple[str, Path]]:
-    paths = [path for path in aside.rglob("*") if path.is_file()]
-    return sorted((path.relative_to(aside).as_posix(), path) for path in paths)
+    """The files of a copy without what Python wrote beside them since."""
+    files = ((path.relative_to(aside), path) for path in aside.rglob("*") if path.is_file())
+    return sorted(
+        (name.as_posix(), path) for name, path in files if all(map(is_source, name.parts))
+    )

@@ -36,6 +36,7 @@ from nemotron_style.runtime.run.code import digest_code
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.lease import keep_lease
 from nemotron_style.runtime.run.plan import Plan, PlannedInput, load_sealed_plan
+from nemotron_style.runtime.run.snapshot import check_snapshot
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, RUNNING, JobState
 from nemotron_style.runtime.secrets.detect import announce_secrets
 from nemotron_style.runtime.secrets.redact import redact, redacted_output
@@ -172,7 +173,7 @@ def work(task: Task) -> None:
     plan = task.plan
     if plan.beside is not None:  # a service of a step makes nothing, and starts anew with it
         inputs = open_inputs(plan, task.store)
-        check_code(plan)
+        check_code(task)
         run_recipe(task, inputs)
         return
     sealed = find_sealed(task.folder)  # before the outputs: another rank turns one into the other
@@ -180,7 +181,7 @@ def work(task: Task) -> None:
         return  # another attempt completed the run while this one was on its way
     inputs = open_inputs(plan, task.store)
     if sealed is None:
-        check_code(plan)
+        check_code(task)
         sealed = run_recipe(task, inputs)
     if task.attempt.is_abandoned:
         raise StepFailed("this attempt was declared lost; it leaves the outputs to the next one")
@@ -212,8 +213,14 @@ def find_input(planned: PlannedInput, store: Store) -> Artifact | None:
     return next((copy for copy in copies if copy.kind == planned.kind), next(iter(copies), None))
 
 
-def check_code(plan: Plan) -> None:
-    """Raise ``UsageError`` when the sources are not those that the plan was made with."""
+def check_code(task: Task) -> None:
+    """Raise ``UsageError`` when the sources are not those that the plan was made with.
+
+    Where the job has a copy of the code, the first rank compares all of it, the runtime too.
+    """
+    plan = task.plan
+    if plan.snapshot and task.process.rank == 0 and Path(plan.snapshot.path).is_dir():
+        check_snapshot(plan.snapshot)
     if digest_code(plan.entrypoint, plan.config_class) != plan.identity["code"]:
         what = "the step's sources changed after the plan was made"
         raise UsageError(Problem(where=plan.step, what=what, fix="run the same command again"))

@@ -69,3 +69,19 @@ def test_sources_that_changed_since_the_plan_are_refused(mill: Any) -> None:
     with pytest.raises(UsageError, match=r"sources changed"):
         write_snapshot(snapshot, ENTRYPOINT)
     assert list(Path(snapshot.path).parent.iterdir()) == []
+
+
+def test_a_copy_that_was_changed_is_not_used_again(mill: Any) -> None:
+    snapshot = plan_snapshot(mill.home, ENTRYPOINT)
+    write_snapshot(snapshot, ENTRYPOINT)
+    copy = Path(snapshot.path, "milling/recipe.py")
+    mill.write(f"{copy.parent}/__pycache__/recipe.pyc", "made by Python")
+    write_snapshot(snapshot, ENTRYPOINT)
+    text = copy.read_text()
+    copy.write_text(text + "\nprint('more')\n")
+    with pytest.raises(UsageError, match=r"this copy of the code was changed"):
+        write_snapshot(snapshot, ENTRYPOINT)
+    copy.write_text(text)
+    (copy.parent / "extra.py").touch()
+    with pytest.raises(UsageError, match=r"this copy of the code was changed"):
+        write_snapshot(snapshot, ENTRYPOINT)

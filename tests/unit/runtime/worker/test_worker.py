@@ -18,6 +18,7 @@ from nemotron_style.runtime.errors import UsageError
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.plan import Plan
+from nemotron_style.runtime.run.snapshot import plan_snapshot, write_snapshot
 from nemotron_style.runtime.step.context import ProcessRank, Stop
 from nemotron_style.runtime.step.metrics import read_metrics
 from nemotron_style.runtime.store.record import Artifact
@@ -232,6 +233,16 @@ def test_sources_that_changed_since_the_plan_are_refused(mill: Any) -> None:
     mill.write("code/milling/extra.py", "")
     assert main([str(folder.path / "plan.json")]) == 2
     assert "sources changed" in folder.attempts[-1].record["error"]
+
+
+def test_a_copy_of_the_code_that_changed_since_the_plan_is_refused(mill: Any) -> None:
+    snapshot = plan_snapshot(mill.home, "milling.recipe:run")
+    write_snapshot(snapshot, "milling.recipe:run")
+    Path(snapshot.path, "nemotron_style/runtime/units.py").write_text("changed")
+    plan = mill.compile("mill/grow").target.plan.model_copy(update={"snapshot": snapshot})
+    folder = write_plan(plan)
+    assert main([str(folder.path / "plan.json")]) == 2
+    assert "copy of the code was changed" in folder.attempts[-1].record["error"]
 
 
 def test_sources_of_a_service_that_changed_since_the_plan_are_refused(
