@@ -21,10 +21,11 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # The last lines of a script, from the plan and the command that they run.
 Ending = Callable[[Plan, str], str]
 
-# Only the named secrets, and no other line of the file, reach the environment.
+# Only the named secrets, and no other line of the file, reach the environment. Of a pipe nothing is
+# read, for which the job would wait as long as it may run.
 READ_SECRETS = """
 secrets=<<path>>
-[ "$(stat -Lc %a "$secrets")" = 600 ] || { echo <<refusal>> >&2; exit 2; }
+[ -f "$secrets" ] && [ "$(stat -Lc %a "$secrets")" = 600 ] || { echo <<refusal>> >&2; exit 2; }
 while IFS= read -r line || [ -n "$line" ]; do
   case "$line" in <<names>>) export "${line?}" ;; esac
 done < "$secrets"
@@ -130,7 +131,7 @@ def read_secrets(plan: Plan) -> str:
         READ_SECRETS,
         {
             "path": shlex.quote(path),
-            "refusal": shlex.quote(f"{path}: must be there with mode 600"),
+            "refusal": shlex.quote(f"{path}: must be a file of mode 600"),
             "names": "|".join(f"{name}=*" for name in plan.secrets),
         },
     )
