@@ -63,11 +63,16 @@ class Loader(yaml.SafeLoader):
         return value
 
 
+class Dumper(yaml.SafeDumper):
+    """A dumper that puts text in quotes where this loader, or one of YAML 1.1, needs them."""
+
+
 Loader.yaml_implicit_resolvers = {}
 
 for _kind, _pattern in PLAIN_VALUES.items():
     _whole = re.compile(f"(?:{_pattern.pattern})\\Z", _pattern.flags)
-    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _whole, None)
+    for _side in (Loader, Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _whole, None)
 
 
 @dataclass(frozen=True)

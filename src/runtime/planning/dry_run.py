@@ -94,6 +94,8 @@ def _render_overview(pipeline: Pipeline) -> Iterator[str]:
 def _render_plan(run: PlannedRun) -> Iterator[str]:
     import yaml
 
+    from nemotron_style.runtime.config.yaml_file import Dumper
+
     plan = run.plan
     yield f"== {plan.run_id}"
     yield f"step      {plan.step}"
@@ -112,5 +114,5 @@ def _render_plan(run: PlannedRun) -> Iterator[str]:
     if plan.secrets:
         yield f"secrets   {', '.join(plan.secrets)}"
     yield "config"
-    text = yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(plan.config, Dumper=Dumper, sort_keys=False, allow_unicode=True)
     yield from (f"  {line}" for line in text.splitlines())

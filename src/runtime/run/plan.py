@@ -241,12 +241,15 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+_SAID_LAST = ("code", "config_class", "entrypoint", "generation", "outputs")
+
+
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two identities, one line a key: ``seed: 1 -> 2``."""
     before, after = _flatten(old), _flatten(new)
     differing = [path for path in {**before, **after} if before.get(path) != after.get(path)]
     lines = []
-    for path in sorted(differing, key=lambda path: (path in (("code",), ("generation",)), path)):
+    for path in sorted(differing, key=lambda path: (path[0] in _SAID_LAST, path)):
         if path == ("code",):
             digests = (str(side.get("code", ""))[:12] for side in (old, new))
             lines.append(f"code of the step changed ({' -> '.join(digests)})")

@@ -3,11 +3,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
 from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.config.model import InputSource, parse_config
 from nemotron_style.runtime.config.resolve import load_config_class, resolve_config
-from nemotron_style.runtime.config.yaml_file import parse_value
+from nemotron_style.runtime.config.yaml_file import Dumper, Loader, parse_value
 from nemotron_style.runtime.errors import ConfigError, ManifestError
 from nemotron_style.runtime.run.plan import identify
 from nemotron_style.runtime.validation import find_key, flatten, split_key
@@ -454,3 +455,11 @@ def test_an_override_of_an_upstream_step_is_the_text_that_stands_there(toy, text
 def test_an_override_that_is_given_in_two_ways_is_refused():
     with pytest.raises(ValueError, match=r"overrides say model\.x twice"):
         InputSource(step="toy/train", overrides={"model.x": 1, "model": {"x": 2}})
+
+
+def test_a_config_that_is_shown_reads_as_what_it_is():
+    words = "010 0o10 1e5 1e-4 1_000 1:30 yes off true null ~ 0x1F 2024-01-01 = << é .5 5. - x:y"
+    values = {"text": [*words.split(), "", " a", "a #b", "\n"], "rest": [1e-5, 1e20, True, None, 7]}
+    shown = yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    assert yaml.load(shown, Loader) == values
+    assert yaml.safe_load(shown)["text"] == values["text"]
