@@ -19,6 +19,7 @@ from nemotron_style.runtime.store.layout import is_committed, versions_in
 from nemotron_style.runtime.store.record import Artifact, Producer, render_record
 from nemotron_style.runtime.store.store import Store
 
+KILLS = int(os.environ.get("STORE_KILLS", "50"))
 OPERATIONS = ("open", "mkdir", "rename", "replace", "link", "unlink", "rmdir", "fsync", "chmod")
 
 
@@ -197,6 +198,29 @@ def test_collecting_garbage_may_die_before_any_operation(tmp_path: Path) -> None
     assert number > 5
 
 
+def test_mending_may_die_before_any_operation(tmp_path: Path) -> None:
+    number, done = 0, False
+    while not done:
+        store, staged = prepare(tmp_path / "store")
+        second = finish_run(store, staged)
+        third = finish_run(store, write_output(store.root / "runs" / "r-2"))
+        first = store.resolve("m:v1")
+        before = {each.ref: each.digest for each in store.artifacts()}
+        for path, target in ((first.path, "aside"), (second.path, first.path.name)):
+            path.rename(path.with_name(target))
+        first.path.with_name("aside").rename(second.path)  # two versions are swapped
+        (third.path / "artifact.json").unlink()
+        ours, theirs = (store.layout.output(run, "model") for run in ("r-1", "r-2"))
+        theirs.replace(ours)  # one key stands in the place of another
+        done = survives(lambda: store.collect_garbage(grace_s=-1), number)  # noqa: B023
+        store.collect_garbage(grace_s=-1)
+        assert {each.ref: each.digest for each in store.artifacts()} == before
+        assert store.verify_all(deep=True) == (4, [])
+        check_clean(store)
+        number += 2
+    assert number > 20
+
+
 def intend(store: Store, half: Path) -> None:
     """Write the intent that a commit to this directory would have left, of other files."""
     record = store.resolve("m:v1").record
@@ -211,7 +235,7 @@ def _work_until_killed(root: Path, seed: int) -> None:
     store = Store(root)
     chance = random.Random(seed)
     while True:
-        run = f"r-{chance.randrange(40)}"
+        run = f"r-{chance.randrange(max(40, KILLS))}"
         place = root / "runs" / f"{os.getpid()}-{chance.random()}" / run
         finish_run(store, write_output(place))
         store.adopt(place.parent.parent / "rows.jsonl", kind="raw_jsonl", name="data")
@@ -219,10 +243,11 @@ def _work_until_killed(root: Path, seed: int) -> None:
 
 
 def test_killed_at_random_moments_nothing_committed_is_lost(tmp_path: Path) -> None:
+    """``STORE_KILLS=500`` is the long form."""
     store, _ = prepare(tmp_path / "store")
     chance = random.Random(7)
     seen: dict[str, str] = {}
-    for seed in range(25):
+    for seed in range(KILLS // 2):
         context = multiprocessing.get_context("fork")
         workers = [
             context.Process(target=_work_until_killed, args=(store.root, seed * 2 + each))
@@ -243,4 +268,6 @@ def test_killed_at_random_moments_nothing_committed_is_lost(tmp_path: Path) -> N
     assert len(runs) == len(set(runs)) > 10
     store.collect_garbage(grace_s=-1)
     check_clean(store)
-    check_whole(store)
+    assert store.verify_all(deep=True)[1] == []
+    after = finish_run(store, write_output(store.root / "runs" / "r-after"))
+    assert store.output_of("r-after", "model") == after == store.resolve("m")

@@ -192,7 +192,7 @@ def test_every_single_damage_is_found_and_what_can_be_mended_is(
     before = picture(sound.root)
     figures: Counter[str] = Counter()
     wrong: list[str] = []
-    for damage in itertools.islice(damages(sound.root), 0, None, 1 if EVERYTHING else 4):
+    for damage in itertools.islice(damages(sound.root), 0, None, 1 if EVERYTHING else 8):
         kind = damage.what.split()[0]
         root = tmp_path / "damaged"
         shutil.rmtree(root, ignore_errors=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nemotron_style.runtime.atomic import unwritable
 from nemotron_style.runtime.catalog.catalog import Catalog
 from nemotron_style.runtime.catalog.kinds import Kinds
 from nemotron_style.runtime.catalog.manifest import Run
@@ -18,7 +19,7 @@ from nemotron_style.runtime.planning.preflight import check_port, nearest_folder
 from nemotron_style.runtime.planning.request import open_context
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.plan import Plan
-from nemotron_style.runtime.store.store import default_root
+from nemotron_style.runtime.store.store import Store, default_root
 
 PRIVATE = 0o600
 
@@ -60,8 +61,9 @@ def check_profile(profile: Profile) -> list[Check]:
 def check_store(profile: Profile) -> Check:
     """The store can be written, or created."""
     root = default_root(profile.store)
-    folder = nearest_folder(root)
-    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+    refused = unwritable([root, *Store(root).unwritable([])])
+    folder = refused[0] if refused else nearest_folder(root)
+    if not refused:
         return Check("store", f"{root} can be {'written' if folder == root else 'created'}")
     what = f"{folder} {'cannot be written' if folder.is_dir() else 'is not a folder'}"
     fix = "choose another with store = ..., or with $NEMOTRON_STYLE_HOME"

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.errors import ArtifactError, Problem
 from nemotron_style.runtime.store.commit import MEND, key_of, read_decision
 from nemotron_style.runtime.store.index import entries, is_plain_key, keys_of, read_times
@@ -128,6 +129,7 @@ def check_index(layout: Layout) -> list[Problem]:
         fix = MEND if is_refuted(layout, key, known) else RESTORE
         problems.append(_problem(layout, key, "belongs to no artifact that is there", fix))
     problems += _check_undecided(layout, known)
+    problems += _check_runs(layout, known)
     return problems
 
 
@@ -193,6 +195,17 @@ def _check_undecided(layout: Layout, known: Iterable[str]) -> Iterator[Problem]:
         if not is_committed(directory) and ref not in known and to_key(ref) not in intended:
             what = "holds no artifact, and no commit is known that began it"
             yield _problem(layout, directory, what, "move it elsewhere, or restore its record")
+
+
+def _check_runs(layout: Layout, known: Mapping[str, Record]) -> Iterator[Problem]:
+    """What complete runs say that they committed, and neither artifacts nor index know."""
+    for run in entries(layout.runs):
+        outputs = (read_json(run / "outputs.json") or {}).get("outputs", {})
+        for slot, output in outputs.items():
+            record = known.get(output["ref"])
+            if record is None or record.digest != output["digest"]:
+                what = f"run {run.name} committed it from {slot}, and it is gone"
+                yield Problem(where=output["ref"], what=what, fix=RESTORE)
 
 
 def _problem(layout: Layout, path: Path, what: str, fix: str) -> Problem:

@@ -76,6 +76,7 @@ def collect_garbage(layout: Layout, *, grace_s: float) -> Collected:
     before = atomic.read_clock(layout.staging) - grace_s
     # First what needs no room: the disk may be full, and all that follows writes.
     _remove_staged(layout, before, done)
+    _copy_moved_decisions(layout, done)
     decisions = list(read_decisions(layout))
     decided = {each.record.ref: each.record for each in decisions if each.record}
     for directory in list(directories_of(layout)):
@@ -138,7 +139,7 @@ def _mend_place(
         # Its place may be taken by another wrong one (two were swapped), so all go aside first.
         aside = atomic.unique_path(layout.staging, f"half-made-{to_key(foreign.ref)}")
         target = layout.version(foreign.name, foreign.version)
-        if not read_committed(target) and foreign.ref in decided:
+        if not read_committed(target):
             os.rename(directory, aside)
 
 
@@ -217,20 +218,18 @@ def _remove_half_made(layout: Layout, directory: Path, done: Collected) -> None:
     done.removed[-1] = str(directory.relative_to(layout.root))
 
 
+def _copy_moved_decisions(layout: Layout, done: Collected) -> None:
+    """Write each decision that stands under a wrong key under its own, if nothing stands there."""
+    for wrong in [each.key for each in read_decisions(layout) if each.record is None]:
+        with _skipping(done, wrong):
+            if record := _read_moved(wrong):
+                key, text = key_of(layout, record), render_record(record)
+                done.keys_written += atomic.create_text(key, text, scratch=layout.staging)
+
+
 def _mend_decisions(layout: Layout, decisions: list[Decision], done: Collected) -> None:
-    """Put each decision under its own key again, from a copy elsewhere or from an artifact."""
+    """Write each missing or spoiled decision again from its artifact; remove those of no other."""
     spoiled = {each.key for each in decisions if each.record is None}
-    moved: set[Path] = set()
-    for key in spoiled:
-        with _skipping(done, key):
-            if is_plain_key(key):  # a decision is never empty: it is linked when it is written
-                moved.add(key)
-            elif record := _read_moved(key):
-                text = render_record(record)
-                done.keys_written += atomic.create_text(
-                    key_of(layout, record), text, scratch=layout.staging
-                )
-                moved.add(key)
     claimants: dict[Path, list[Record]] = {}
     for record in committed_records(layout):
         claimants.setdefault(key_of(layout, record), []).append(record)
@@ -240,9 +239,12 @@ def _mend_decisions(layout: Layout, decisions: list[Decision], done: Collected) 
                 best = max(records, key=lambda record: (_is_whole(layout, record), record.version))
                 atomic.write_text(key, render_record(best), scratch=layout.staging)
                 done.keys_written += 1
-    for key in sorted(moved - claimants.keys()):
+    for key in sorted(spoiled - claimants.keys()):
         with _skipping(done, key):
-            remove(key, layout.root, done)
+            moved = _read_moved(key)
+            # A decision is never empty, as it is linked when it is written.
+            if is_plain_key(key) or (moved and key_of(layout, moved).exists()):
+                remove(key, layout.root, done)
 
 
 def _read_moved(path: Path) -> Record | None:

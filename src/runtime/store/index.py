@@ -81,7 +81,7 @@ def read_times(layout: Layout, ref: str) -> Times:
 def parse_times(path: Path) -> Times:
     """The times in a file; empty when it holds none, or not those that were written."""
     try:
-        text = path.read_text()
+        text = path.read_text() if path.is_file() else ""
         times = json.loads(text)
     except (OSError, ValueError):
         return {}

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +160,8 @@ def read_record(path: Path) -> Record:
     Raises FileNotFoundError when there is none, and ArtifactError when it cannot be read.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to read a pipe would take for ever
+            raise _broken(str(path), "the record is no plain file")
         data = path.read_bytes()
     except FileNotFoundError:
         raise

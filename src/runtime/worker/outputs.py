@@ -7,7 +7,6 @@ does those without running the recipe again.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,12 +75,12 @@ def commit_outputs(task: Task, folder: Path, inputs: Mapping[str, Artifact]) -> 
         complete = _commit_each(task, folder, inputs)
         write_json(task.folder.path / "outputs.json", complete)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        what = "is full; the outputs are sealed, and only their commit is missing"
-        fix = "make room there (`nemotron-style artifacts gc` removes what ended runs left); "
+        # The recipe is done: whoever reads this must not think that its work is lost.
+        what = f"cannot be written: {error.strerror}; the outputs are sealed, not yet committed"
+        fix = "mend that (`nemotron-style artifacts gc` removes what ended runs left); "
         fix += "the same command then commits them without computing again"
-        raise StepFailed(Problem(where=f"store {task.plan.store}", what=what, fix=fix)) from error
+        where, got = f"store {task.plan.store}", str(error.filename or "")
+        raise StepFailed(Problem(where=where, what=what, got=got, fix=fix)) from error
     remove_tree(folder.parent)
     remove_tree(task.folder.path / "checkpoints")  # nothing will be continued from them
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -195,3 +196,31 @@ def test_a_changed_time_hides_no_changed_file(store: Store) -> None:
     times.chmod(0o644)
     times.write_text(text.replace(old, f"{before.size}, {now}"))
     assert "has other content" in str(store.verify(whole, deep=False)[0])
+
+
+def test_a_pipe_in_the_place_of_a_file_of_the_store_stops_no_reader(store: Store) -> None:
+    first, second = commit(store, "r-1"), commit(store, "r-2")
+    for path in (
+        first.path / "artifact.json",
+        store.layout.output("r-2", "model"),
+        store.layout.times(second.ref),
+    ):
+        path.unlink()
+        os.mkfifo(path)
+    assert len(problems(store)) >= 3
+    assert list(store.artifacts()) == [second]
+    assert store.output_of("r-2", "model") is None
+    store.collect_garbage(grace_s=-1)
+    assert problems(store) == []
+    assert store.output_of("r-2", "model") == second
+
+
+def test_what_a_complete_run_committed_is_missed_when_all_else_is_gone(store: Store) -> None:
+    whole = commit(store, "r-1")
+    outputs = {"model": {"ref": whole.ref, "kind": "k", "digest": whole.digest}}
+    (store.layout.runs / "r-1").mkdir(parents=True)
+    (store.layout.runs / "r-1" / "outputs.json").write_text(json.dumps({"outputs": outputs}))
+    assert problems(store) == []
+    shutil.rmtree(store.layout.artifacts)
+    shutil.rmtree(store.layout.index)
+    assert "model:v1: run r-1 committed it from model, and it is gone" in problems(store)[0]

@@ -206,27 +206,35 @@ def test_latest_is_the_highest_number_not_the_longest_text(store: Store) -> None
     assert artifacts[-1].ref == "model:v11"
 
 
+PROCESSES = int(os.environ.get("STORE_PROCESSES", "8"))
+PUBLISHES = int(os.environ.get("STORE_PUBLISHES", "160"))
+
+
 def _commit_many(root: Path, writer: int) -> None:
     store = Store(root)
-    for number in range(20):
+    for number in range(writer, PUBLISHES, PROCESSES):
         staged = store.stage("test")
-        (staged / "a.txt").write_text(f"{writer} {number}")
-        store.commit(staged, name="model", kind="k", facts={"made": f"{writer} {number}"})
+        (staged / "a.txt").write_text(f"number {number}")
+        producer = Producer(run_id=f"r-{number}", step="a/b", slot="model")
+        facts = {"made": f"number {number}"}
+        store.commit(staged, name="model", kind="k", producer=producer, facts=facts)
 
 
-def test_eight_writers_get_distinct_versions(store: Store) -> None:
+def test_many_writers_get_distinct_versions_and_lose_nothing(store: Store) -> None:
+    """``STORE_PROCESSES=64 STORE_PUBLISHES=2000`` is the long form."""
     spawn = multiprocessing.get_context("fork").Process
-    writers = [spawn(target=_commit_many, args=(store.root, each)) for each in range(8)]
+    writers = [spawn(target=_commit_many, args=(store.root, each)) for each in range(PROCESSES)]
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(300)
         assert writer.exitcode == 0
     artifacts = list(store.artifacts("model"))
-    assert [artifact.record.version for artifact in artifacts] == list(range(160, 0, -1))
+    assert [artifact.record.version for artifact in artifacts] == list(range(PUBLISHES, 0, -1))
     made = {(artifact.path / "a.txt").read_text(): artifact.facts["made"] for artifact in artifacts}
-    assert len(made) == 160
+    assert len(made) == PUBLISHES
     assert all(text == fact for text, fact in made.items())
+    assert store.verify_all(deep=True) == (PUBLISHES, [])
 
 
 def test_a_folder_that_another_process_makes_meanwhile_is_no_obstacle(
