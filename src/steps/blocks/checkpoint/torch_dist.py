@@ -47,6 +47,7 @@ from nemotron_style.steps.blocks.checkpoint.contents_reader import (
     parse_contents,
 )
 from nemotron_style.steps.blocks.checkpoint.finite import describe_nonfinite, find_nonfinite
+from nemotron_style.steps.blocks.checkpoint.tensor_archive import check_archive
 from nemotron_style.steps.blocks.model.rank_zero import gather, is_rank_zero
 
 # Warnings about calls that megatron-core makes, and about reading in one process.
@@ -87,7 +88,8 @@ def tensor_entries(path: Path) -> dict[str, TensorStorageMetadata]:
     contents = read_contents(path)
     try:
         _check_files(contents, path)
-    except (ContentsError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        _check_archives(contents, path)
+    except Exception as error:  # a damaged archive can raise anything
         what = "the weights cannot be read"
         raise InputError(Problem(what=what, where=str(path), got=str(error))) from error
     entries = contents.state_dict_metadata.items()
@@ -118,6 +120,17 @@ def _check_files(contents: Metadata, path: Path) -> None:
     for file, left in room.items():
         if left < 0:
             raise ContentsError(f"{file} is too short for its tensors")
+
+
+def _check_archives(contents: Metadata, path: Path) -> None:
+    """Raise unless all that torch opens for a model, ``common.pt`` too, are plain tensors."""
+    entries = contents.storage_data.values()
+    places = {(one.relative_path, one.offset, one.length) for one in entries}
+    common = path / "common.pt"
+    if common.is_file():
+        places.add((common.name, 0, common.stat().st_size))
+    for name, offset, length in places:
+        check_archive(path / name, offset, length)
 
 
 class _RepeatableWriter(dcp.FileSystemWriter):

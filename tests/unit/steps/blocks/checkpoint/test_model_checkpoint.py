@@ -1,9 +1,11 @@
 """Models and training states on disk: the same bits back, and nothing executed while reading."""
 
+import io
 import json
 import os
 import pickle
 import random
+import zipfile
 from enum import Enum
 from http import HTTPStatus
 
@@ -243,6 +245,48 @@ def test_no_memory_is_taken_for_what_a_table_only_promises(saved, promise):
     file.write_bytes(pickle.dumps(contents))
     for read in (load_model, weights_digest):
         with pytest.raises(InputError, match=r"cannot be read|not the table"):
+            read(saved)
+
+
+def with_archive(path, target, data, *, method=zipfile.ZIP_STORED):
+    """Put an archive with the pickle ``data`` in place of ``common.pt`` or of a small tensor."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", method) as file:
+        file.writestr("archive/data.pkl", data)
+        file.writestr("archive/version", "3\n")
+        file.writestr("archive/byteorder", "little")
+        file.writestr("archive/data/0", bytes(64))
+    if target == "common":
+        (path / "weights" / "common.pt").write_bytes(archive.getvalue())
+        return
+    (weights,) = (path / "weights").glob("*.distcp")
+    contents = torch_dist.read_contents(weights.parent)
+    for index, entry in contents.storage_data.items():
+        if index.fqn == "decoder.final_layernorm.weight":
+            entry.offset, entry.length = weights.stat().st_size, len(archive.getvalue())
+    weights.write_bytes(weights.read_bytes() + archive.getvalue())
+    (weights.parent / ".metadata").write_bytes(pickle.dumps(contents))
+
+
+# A key whose hash takes 2**60 steps: a tuple of two of the tuple before, and so on.
+ENDLESS = b"\x80\x02})q\x00" + b"".join(b"h%ch%c\x86q%c" % (n, n, n + 1) for n in range(60))
+
+
+@pytest.mark.parametrize("target", ["common", "tensor"])
+@pytest.mark.parametrize(
+    ("data", "method", "what"),
+    [
+        (ENDLESS + b"K\x01s.", zipfile.ZIP_STORED, "uses a value twice, by BINGET"),
+        (b"\x80\x02}2.", zipfile.ZIP_STORED, "uses a value twice, by DUP"),
+        (b"\x80\x02}" + b"0" * 10_000 + b".", zipfile.ZIP_STORED, "one short pickle"),
+        (b"\x80\x02}q\x00.", zipfile.ZIP_DEFLATED, "compressed"),
+    ],
+    ids=["endless", "dup", "long", "compressed"],
+)
+def test_the_pickle_of_a_tensor_is_bounded_too(saved, target, data, method, what):
+    with_archive(saved, target, data, method=method)
+    for read in (load_model, weights_digest):
+        with pytest.raises(InputError, match=what):
             read(saved)
 
 
