@@ -6,6 +6,7 @@ that makes one kind out of another.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,7 @@ def load_kinds(*, paths: tuple[Path, ...] | None = None) -> Kinds:
     """
     if paths is None:
         paths = tuple(root / "kinds.toml" for root in manifest_roots())
-        paths = (paths[0], *filter(Path.is_file, paths[1:]))
+        paths = (paths[0], *filter(os.path.lexists, paths[1:]))
     kinds: dict[str, Kind] = {}
     origin: dict[str, str] = {}
     problems: list[Problem] = []

@@ -58,7 +58,7 @@ def load_config_class(manifest: Manifest) -> type[StepConfig]:
     module, _, name = text.partition(":")
     try:
         schema = getattr(importlib.import_module(module), name)
-    except Exception as error:  # a module of the user's own may raise anything
+    except (Exception, SystemExit) as error:  # a module of the user's own may raise anything
         what = f"{text!r} cannot be imported: {_describe_import_error(error)}"
         raise ManifestError(Problem(where=where, key="run.config", what=what)) from None
     if not (isinstance(schema, type) and issubclass(schema, StepConfig)):
@@ -79,7 +79,7 @@ def load_config_class(manifest: Manifest) -> type[StepConfig]:
     return schema
 
 
-def _describe_import_error(error: Exception) -> str:
+def _describe_import_error(error: BaseException) -> str:
     if isinstance(error, ImportError | AttributeError | SyntaxError):  # they name the place
         return str(error)
     last = traceback.extract_tb(error.__traceback__)[-1]

@@ -84,9 +84,9 @@ class RunFolder:
 
     @property
     def seconds(self) -> float:
-        """Wall seconds of all attempts whose end is recorded."""
+        """Wall seconds of all attempts whose beginning and end are recorded."""
         records = [attempt.record for attempt in self.attempts]
-        ended = [record for record in records if "ended" in record]
+        ended = [record for record in records if {"started", "ended"} <= record.keys()]
         return sum(float(record["ended"] - record["started"]) for record in ended)
 
     @property

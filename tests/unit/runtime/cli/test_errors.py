@@ -147,6 +147,7 @@ def test_the_manifest_of_a_step_takes_away_its_own_step_only(
         ("def run(:\n", "invalid syntax (config.py, line 1)"),
         ("import os\n\nraise OSError('no stone')\n", "OSError: no stone"),
         ("x = '\0'\n", "null bytes"),
+        ("raise SystemExit(0)\n", "SystemExit: 0"),
     ],
 )
 def test_a_module_of_a_step_that_cannot_be_imported(
@@ -156,6 +157,15 @@ def test_a_module_of_a_step_that_cannot_be_imported(
     text = refuse(capsys, "steps", "run", "mill/grow")
     assert "step.toml: run.config: 'milling.config:Config' cannot be imported" in text
     assert message in text
+
+
+@pytest.mark.parametrize("name", [*(name for name in NODES if name != "no file"), *TABLES])
+def test_the_kinds_of_a_project(mill: Any, capsys: Capture, name: str) -> None:
+    make, message = {**NODES, **TABLES}[name]
+    path = mill.root / "manifests" / "kinds.toml"
+    path.unlink()
+    make(path)
+    assert f"kinds.toml{message}" in refuse(capsys, "steps", "list")
 
 
 @pytest.mark.parametrize("name", ["a loop of links", "a pipe", "a device"])
