@@ -154,6 +154,16 @@ def test_a_folder_that_cannot_chat_is_refused(folder: Path, tmp_path: Path) -> N
     (mute / TEMPLATE_FILE).write_text("{% if %}")
     with pytest.raises(InputError, match="is no chat template"):
         load_chat_model(mute)
+    (mute / TEMPLATE_FILE).write_text("{{ messages }}")
+    (mute / "generation_config.json").write_text('{"eos_token_id": [1, "two"]}')
+    with pytest.raises(InputError, match="eos_token_id: is not the id of a token; got 'two'"):
+        load_chat_model(mute)
+    (mute / TEMPLATE_FILE).unlink()
+    settings = json.loads((mute / "tokenizer_config.json").read_text())
+    strange = {**settings, "chat_template": [1, {"name": "tools"}], "sep_token": {"id": 3}}
+    (mute / "tokenizer_config.json").write_text(json.dumps(strange))
+    with pytest.raises(InputError, match="has no chat template"):
+        load_chat_model(mute)
     file = mute / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "gpt2"}))
     with pytest.raises(InputError, match="another architecture"):

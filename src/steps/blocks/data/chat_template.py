@@ -100,7 +100,8 @@ def read_template(tokenizer: Tokenizer) -> ChatTemplate:
     """
     source: Any = tokenizer.template
     if isinstance(source, list):  # several, by name
-        source = {each.get("name"): each.get("template") for each in source}.get("default")
+        named = [each for each in source if isinstance(each, dict)]
+        source = next((one.get("template") for one in named if one.get("name") == "default"), None)
     if isinstance(source, str):
         return ChatTemplate(tokenizer, source)
     what = "the model has no chat template, so it cannot be asked in messages"

@@ -121,7 +121,9 @@ def main() -> None:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    memory = MAX_MEMORY if hard == resource.RLIM_INFINITY else min(MAX_MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     template: jinja2.Template | None = None
     for line in sys.stdin:
         given = json.loads(line)

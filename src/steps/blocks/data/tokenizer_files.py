@@ -90,7 +90,7 @@ def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, *, where: str) -
 def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     """The text of each token to which ``tokenizer_config.json`` gives a role, by role."""
     texts = {
-        name: value["content"] if isinstance(value, dict) else value
+        name: value.get("content") if isinstance(value, dict) else value
         for name, value in tokenizer.settings.items()
         if name.endswith("_token")
     }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nemotron_style.runtime.errors import InputError
+from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.text_file import read_json_file
 from nemotron_style.steps.blocks.checkpoint.hf_config import (
     CONFIG_FILE,
@@ -165,7 +165,11 @@ def _stop_ids(path: Path, settings: dict[str, Any], tokenizer: Tokenizer) -> Ite
     generation = read_json_file(file, InputError) if file.is_file() else {}
     for source in (settings, generation, token_ids(tokenizer)):
         ids = source.get("eos_token_id")
-        yield from ids if isinstance(ids, list) else [] if ids is None else [ids]
+        for number in ids if isinstance(ids, list) else [] if ids is None else [ids]:
+            if type(number) is not int:
+                what, got = "is not the id of a token", repr(number)[:80]
+                raise InputError(Problem(where=str(path), key="eos_token_id", what=what, got=got))
+            yield number
 
 
 def _ending(tokenizer: Tokenizer) -> str:

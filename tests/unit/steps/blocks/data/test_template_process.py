@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -109,6 +111,16 @@ def test_a_process_that_somebody_ended_is_replaced(obeying: TemplateRenderer) ->
         os.kill(process.pid, signal.SIGKILL)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert obeying.render(say("hello")) == "hello"
+
+
+def test_a_machine_that_allows_less_memory_is_enough() -> None:
+    script = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))\n"
+        "from nemotron_style.steps.blocks.data.template_process import TemplateRenderer\n"
+        "print(TemplateRenderer('{{ messages[0].content }}', {}).render([{'content': 'hello'}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "hello\n", done.stderr
 
 
 def test_the_process_ends_with_its_renderer() -> None:
