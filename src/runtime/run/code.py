@@ -66,6 +66,8 @@ def walk_sources(root: Path, name: str) -> list[tuple[str, Path]]:
 def _walk(folder: Path, name: str, *, above: frozenset[str]) -> Iterator[tuple[str, Path]]:
     with os.scandir(folder) as entries:
         sources = [entry for entry in entries if is_source(entry.name)]
+    if any(entry.name == "pyvenv.cfg" for entry in sources):
+        return  # a virtual environment holds installed packages, wherever it lies
     for entry in sources:
         inner = f"{name}/{entry.name}"
         if entry.is_file():

@@ -37,6 +37,8 @@ def test_every_file_of_the_steps_package_counts_and_no_other(mill: Any) -> None:
         "milling/__pycache__/x.py",
         "milling/x.pyc",
         "milling/config.py~",
+        "milling/venv/pyvenv.cfg",
+        "milling/venv/lib/x.py",
     ):
         mill.write(f"code/{name}", "x = 1\n")
     assert digest_code("milling.recipe:run") == before

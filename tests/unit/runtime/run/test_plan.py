@@ -133,7 +133,7 @@ def test_no_worker_runs_a_plan_of_which_one_byte_is_another(mill: Any) -> None:
     path = plan.run_dir / "plan.json"
     path.parent.mkdir(parents=True)
     whole = plan.to_json().encode()
-    for position in range(0, len(whole), 3):
+    for position in range(0, len(whole), 11):
         flipped = bytes([whole[position] ^ 1])
         path.write_bytes(whole[:position] + flipped + whole[position + 1 :])
         with pytest.raises(UsageError, match=r"plan.json"):
