@@ -49,11 +49,12 @@ def say(word: str) -> list[dict[str, str]]:
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is left behind."""
+def reaped() -> Iterator[None]:
+    """Every process that ended was waited for."""
+    before = set(psutil.Process().children())
     yield
-    left = [child for child in psutil.Process().children() if child.status() == "zombie"]
-    assert not left
+    mine = set(psutil.Process().children()) - before
+    assert not [child for child in mine if child.status() == psutil.STATUS_ZOMBIE]
 
 
 def test_a_template_renders_as_ever() -> None:
