@@ -175,6 +175,8 @@ def plan_placement(
     """The fields of a plan that say where it runs and with what; none enters the fingerprint."""
     profile = context.profile
     image = choose_image(run, profile, notes)
+    if image is None and any(mount.source != mount.target for mount in profile.mounts):
+        notes.append("mounts: without effect, since there is no image to mount them into")
     home = context.store.root
     remote = profile.remote_store
     store = Path(check_root(remote, where=f"profile {profile.name}")) if remote else home
@@ -216,7 +218,7 @@ def plan_site(context: PlanContext, *, gpus: int | None = None) -> dict[str, Any
     """
     profile = context.profile
     settings = profile.model_dump(mode="json", exclude_unset=True)
-    site = select_site(profile.executor, settings)
+    site = select_site(profile.executor, settings, where=f"profile {profile.name}")
     if gpus is not None and "gpus_per_node" in site and profile.executor != "lepton":
         site["gpus_per_node"] = min(gpus, site["gpus_per_node"])
     if profile.executor == "slurm":

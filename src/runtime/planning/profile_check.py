@@ -49,13 +49,20 @@ class Check:
 def check_profile(profile: Profile) -> list[Check]:
     """Every check of a profile; nothing is written or submitted."""
     return [
-        Check("keys", f"{len(profile.summary()) - 1} set, all of them fit"),
+        check_keys(profile),
         check_store(profile),
         check_workdir(profile),
         *check_mounts(profile),
         *check_secrets(profile),
         *check_launcher(profile),
     ]
+
+
+def check_keys(profile: Profile) -> Check:
+    """The keys fit, or the profile would not have loaded; those without effect are named."""
+    count = len(profile.summary().keys() - {"name", "ignored"})
+    idle = f"; without effect here: {', '.join(profile.ignored)}" if profile.ignored else ""
+    return Check("keys", f"{count} set, all of them fit{idle}")
 
 
 def check_store(profile: Profile) -> Check:

@@ -213,21 +213,22 @@ def submit_pipeline(pipeline: Pipeline, *, launcher: Launcher) -> list[Submissio
     """Submit every run that has to run, each after those that it needs, and return.
 
     When one is refused, or Ctrl-C arrives meanwhile, the jobs submitted before it are cancelled
-    and the error is raised.
+    and the error is raised, with the jobs that could not be cancelled.
     """
     requests = check_and_adopt(pipeline, launcher)
     handles: dict[str, JobHandle] = {}
     own: list[JobHandle] = []
     for run in pipeline.runs:
-        record_decision(run)
-        if run.decision.action == "reuse":
-            continue
         try:
+            record_decision(run)
+            if run.decision.action == "reuse":
+                continue
             request = requests.get(run.plan.run_id)
             handle = start_run(run, launcher, request, after=find_upstream_jobs(run, handles))
-        except (Exception, KeyboardInterrupt):
-            for submitted in reversed(own):
-                launcher.cancel(submitted, force=True)
+        except (Exception, KeyboardInterrupt) as error:
+            left = take_back(own[::-1], launcher)
+            if left:
+                raise add_problems(error, left) from error
             raise
         handles[run.plan.run_id] = handle
         own += [handle] if run.decision.action != "attach" else []
@@ -236,6 +237,35 @@ def submit_pipeline(pipeline: Pipeline, *, launcher: Launcher) -> list[Submissio
         Submission(run, handles.get(run.plan.run_id), read_status(RunFolder(run.plan.record_dir)))
         for run in pipeline.runs
     ]
+
+
+def take_back(handles: Sequence[JobHandle], launcher: Launcher) -> list[Problem]:
+    """Cancel every one of these jobs; a problem for each that may still be there."""
+    problems = []
+    stopped = False
+    for handle in handles:
+        try:
+            if not stopped:
+                launcher.cancel(handle, force=True)
+                continue
+            why = "it was not tried"
+        except KeyboardInterrupt:  # whoever is in such a hurry gets the list
+            why, stopped = "it was interrupted", True
+        except Exception as error:
+            why = str(error)
+        run_id = handle.run_dir.name
+        what, fix = f"could not be cancelled: {why}", f"nemotron-style runs cancel --force {run_id}"
+        problems.append(Problem(where=run_id, what=what, fix=fix))
+    return problems
+
+
+def add_problems(error: BaseException, more: Sequence[Problem]) -> StepsError:
+    """The same error for a user, with more problems after its own."""
+    if isinstance(error, StepsError):
+        return type(error)([*error.problems, *more])
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted([Problem(what="interrupted while jobs were being submitted"), *more])
+    return StepFailed([Problem(what=f"{type(error).__name__}: {error}"), *more])
 
 
 def find_upstream_jobs(run: PlannedRun, handles: Mapping[str, JobHandle]) -> list[JobHandle]:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import pwd
+import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.catalog.manifest import read_toml
-from nemotron_style.runtime.errors import Problem, ProfileError, suggest
-from nemotron_style.runtime.paths import expand_path, find_project_root, shipped_folder, show_path
+from nemotron_style.runtime.errors import Problem, ProfileError, raise_all, suggest
+from nemotron_style.runtime.paths import (
+    ROOT,
+    expand_path,
+    find_home,
+    find_project_root,
+    list_folders_above,
+    shipped_folder,
+    show_path,
+)
 from nemotron_style.runtime.profiles.nemo_env import RESERVED
 
 ENV_FILE_VARIABLE = "NEMOTRON_ENV_FILE"
@@ -33,10 +43,11 @@ class ProfileTable:
 def read_profiles(*, project_root: Path | None = None) -> dict[str, ProfileTable]:
     """Every profile by name; the project's own win over those of the package.
 
-    The project's file is ``$NEMOTRON_ENV_FILE``, or the nearest ``env.toml`` upwards.
+    The project's file is ``$NEMOTRON_ENV_FILE``, or the nearest ``env.toml`` at or above the
+    project's root, within the user's home or the same repository.
 
     Raises:
-        ProfileError: a file is no TOML, or has keys outside of any table.
+        ProfileError: a file is no TOML, has keys outside of any table, or is not the user's own.
     """
     tables: dict[str, ProfileTable] = {}
     for path in [*sorted(shipped_folder("profiles").glob("*.toml")), *_env_files(project_root)]:
@@ -57,9 +68,44 @@ def _env_files(project_root: Path | None) -> list[Path]:
             what = f"names {named!r}, and there is no such file"
             raise ProfileError(Problem(where=f"${ENV_FILE_VARIABLE}", what=what))
         return [path]
-    start = project_root or find_project_root(Path.cwd())
-    nearest = (folder / "env.toml" for folder in (start, *start.parents))
-    return [path for path in nearest if path.is_file()][:1]
+    root = project_root or find_project_root(Path.cwd())
+    nearest = (folder / "env.toml" for folder in _list_folders(root))
+    found = [path for path in nearest if path.is_file()][:1]
+    raise_all(ProfileError, [problem for path in found for problem in _find_distrust(path)])
+    return found
+
+
+def _list_folders(root: Path) -> list[Path]:
+    """The project's root, and what is above it in the user's home or in the same repository."""
+    folders = list_folders_above(root)
+    if find_home() in folders:
+        return folders
+    inside = [at for at, folder in enumerate(folders) if (folder / ".git").exists()][:1]
+    return folders[: inside[0] + 1] if inside else [root]
+
+
+def _find_distrust(path: Path) -> Iterator[Problem]:
+    """Why a file that was only come upon must not decide what is run in the user's name."""
+    facts = path.stat()
+    trust = f"or, to trust it, export {ENV_FILE_VARIABLE}={path}"
+    if facts.st_uid not in (os.getuid(), ROOT):
+        what = "belongs to another user, and its profiles are commands that you would run"
+        fix = f"copy it into your project's root, {trust}"
+        yield Problem(where=str(path), what=what, got=_name_user(facts.st_uid), fix=fix)
+    # A group of the user's own is how most systems set up a user.
+    by_group = facts.st_mode & stat.S_IWGRP and facts.st_gid != os.getgid()
+    if by_group or facts.st_mode & stat.S_IWOTH:
+        what = "can be written by other users, and its profiles are commands that you would run"
+        mode = f"{stat.S_IMODE(facts.st_mode):03o}"
+        fix = f"chmod go-w {path}, {trust}"
+        yield Problem(where=str(path), what=what, got=f"mode {mode}", fix=fix)
+
+
+def _name_user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
 
 
 def follow(name: str, tables: Mapping[str, ProfileTable]) -> list[ProfileTable]:

@@ -28,7 +28,7 @@ from nemotron_style.runtime.config.interpolation import leaves, resolve_interpol
 from nemotron_style.runtime.errors import Problem, ProfileError, raise_all, suggest
 from nemotron_style.runtime.profiles.files import ProfileTable, follow, read_profiles
 from nemotron_style.runtime.profiles.keys import LOCAL, sort_keys
-from nemotron_style.runtime.profiles.nemo_env import IGNORED, OURS, translate
+from nemotron_style.runtime.profiles.nemo_env import IGNORED, OURS, is_dialect, translate
 from nemotron_style.runtime.secrets.detect import announce_secrets
 from nemotron_style.runtime.secrets.reject import remove_secrets
 from nemotron_style.runtime.validation import explain_errors, join_key
@@ -218,7 +218,8 @@ def _assemble(name: str, chain: list[ProfileTable]) -> Profile:
         links.append((each.where, table))
         problems += found
     merged: dict[str, Any] = reduce(_overlay, (table for _, table in reversed(links)), {})
-    unusable, misplaced = sort_keys(links, OWN)
+    dialect = [is_dialect(each.table) for each in chain]
+    unusable, misplaced = sort_keys(links, OWN, dialect=dialect)
     ignored = list(dict.fromkeys([*merged.get("ignored", ()), *unusable]))
     merged = {
         key: value

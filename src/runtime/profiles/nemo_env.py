@@ -42,6 +42,11 @@ IGNORED = (
 READS_VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?(\w+)['\"]?\s*(?:,[^}]*)?\}")
 
 
+def is_dialect(table: Mapping[str, Any]) -> bool:
+    """Whether a profile's table has a key that only NVIDIA's dialect has."""
+    return any(key in OURS or key in IGNORED or key == "lustre_mount" for key in table)
+
+
 def translate(table: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[Problem]]:
     """One profile's table under our key names, and what is wrong with it.
 

@@ -6,8 +6,10 @@ import pytest
 
 from nemotron_style.runtime.errors import ProfileError
 from nemotron_style.runtime.paths import find_project_root
+from nemotron_style.runtime.planning.profile_check import check_profile
 from nemotron_style.runtime.profiles.files import is_base, read_profiles
-from nemotron_style.runtime.profiles.model import Profile, load_profile
+from nemotron_style.runtime.profiles.keys import EXECUTORS, INSTEAD, OWNER, USERS
+from nemotron_style.runtime.profiles.model import OWN, Profile, load_profile
 from nemotron_style.runtime.secrets.names import is_secret_variable
 
 DIALECT = """
@@ -270,6 +272,74 @@ def test_a_key_of_another_executor_is_refused(toy, table, key, owner, takes):
     assert "nodes" in allowed
     if owner != "local":
         assert f"env.toml [x]: {key}" in refusal("y")  # told where it stands
+
+
+UNHONOURED = {
+    "local": ("time", "memory", "cpus_per_task", "max_requeues", "shared_memory_mb"),
+    "slurm": ("shared_memory_mb",),
+    "lepton": ("time", "memory", "cpus_per_task", "grace_seconds", "secrets_file"),
+}
+VALUES = {"time": '"01:00:00"', "memory": '"8G"', "secrets_file": '"/s"'}
+
+
+@pytest.mark.parametrize(
+    ("executor", "key"), [(name, key) for name, keys in UNHONOURED.items() for key in keys]
+)
+def test_a_key_that_its_executor_cannot_honour_is_refused_with_what_to_do(toy, executor, key):
+    image = 'image = "x:1"\nresource_shape = "s"\n' if executor == "lepton" else ""
+    toy.write(
+        "env.toml",
+        f'[x]\nexecutor = "{executor}"\n{image}{key} = {VALUES.get(key, 7)}\n'
+        f"[child]\nextends = 'x'\n",
+    )
+    for name in ("x", "child"):
+        text = refusal(name)
+        assert f"env.toml [x]: {key}: is honoured by " in text
+        assert f"this profile's executor is {executor}" in text
+        assert "take it out" in text or "leave it out" in text
+
+
+def test_each_key_of_a_profile_is_honoured_refused_or_for_all(toy):
+    """A key that is added to the schema and to no executor's list is one for all of them."""
+    for_all = {key for key in OWN if key not in USERS}
+    assert for_all == {
+        *("executor", "extends", "description", "image", "mounts", "env", "secrets", "setup"),
+        *("store", "remote_store", "workdir", "python"),
+    }
+    for executor in EXECUTORS:
+        unhonoured = {key for key, users in USERS.items() if executor not in users}
+        assert unhonoured - set(OWNER) == set(INSTEAD[executor]), "each says what to do instead"
+
+
+def test_a_value_that_asks_for_nothing_is_no_mistake(toy):
+    toy.write("env.toml", "[x]\nmax_requeues = 0\n")
+    assert load_profile("x").max_requeues == 0
+
+
+def test_limits_of_a_base_are_left_out_where_nobody_would_keep_them(toy):
+    toy.write(
+        "env.toml",
+        '[base]\ntime = "01:00:00"\nmax_requeues = 3\nenv = { A = "1" }\n'
+        '[cluster]\nextends = "base"\nexecutor = "slurm"\n'
+        '[here]\nextends = "cluster"\nexecutor = "local"\n',
+    )
+    cluster, here = load_profile("cluster"), load_profile("here")
+    assert (cluster.time, cluster.max_requeues, cluster.ignored) == ("01:00:00", 3, ())
+    assert (here.time, here.max_requeues, here.env) == (None, 0, {"A": "1"})
+    assert here.ignored == ("time", "max_requeues")
+    text = next(check.text for check in check_profile(here) if check.name == "keys")
+    assert text.endswith("all of them fit; without effect here: time, max_requeues")
+
+
+def test_a_shared_file_of_nvidias_dialect_is_told_about_and_not_refused(toy):
+    toy.write(
+        "env.toml",
+        '[x]\nexecutor = "lepton"\ncontainer_image = "x:1"\nresource_shape = "s"\n'
+        'time = "01:00:00"\nmem = "8G"\n[y]\nexecutor = "lepton"\nhost = "h"\nqos = "x"\n',
+    )
+    assert load_profile("x").ignored == ("time", "memory")
+    assert load_profile("x").time is None
+    assert "qos: belongs to the slurm executor" in refusal("y")
 
 
 def test_values_that_would_break_a_line_are_refused(toy):
