@@ -295,7 +295,7 @@ def test_a_template_that_never_ends_costs_its_own_request_alone(model: LocalChat
             return post(url, body)
 
         endless = pool.submit(ask, "loop")
-        assert [ask(f"word {n}")[0] for n in range(5)] == [200] * 5
+        assert [ask(f"word {n}")[0] for n in range(2)] == [200] * 2
         assert not endless.done()
         status, told = ask("deep")
         assert (status, told["error"]["code"]) == (400, "cannot_render")
