@@ -20,7 +20,7 @@ help:
 	@echo "make test-fast  the tests that take seconds"
 	@echo "make rooms      modules and lines of every room, and what is too large"
 	@echo "make check      style, types, import rules and every test"
-	@echo "make bench      figures: command line, training, group step, sampling, serving"
+	@echo "make bench      figures: command line, redaction, training, group step, sampling, serving"
 	@echo "make bench-smoke one round of every bench whose environment is there"
 	@echo "make gpu        the training path on a GPU: does it hold, what does it cost (DEVICE=cpu: in small)"
 	@echo "make bench-vllm figures: sampling in the training process and with vLLM"
@@ -99,6 +99,7 @@ check: lint test
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/command_line.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/redaction.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/training.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/generation.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/serving.py
@@ -106,6 +107,7 @@ bench: $(READY)
 # The scripts of other environments run where those are; ours alone, of grpo.py, runs anywhere.
 bench-smoke: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/command_line.py smoke
+	OMP_NUM_THREADS=1 $(BIN)/python bench/redaction.py smoke
 	OMP_NUM_THREADS=1 $(BIN)/python bench/training.py smoke
 	OMP_NUM_THREADS=1 $(BIN)/python bench/generation.py smoke
 	OMP_NUM_THREADS=1 $(BIN)/python bench/serving.py smoke

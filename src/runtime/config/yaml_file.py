@@ -38,6 +38,7 @@ PLAIN_VALUES = {
 MOST_BITS = 14_000  # of a whole number; Python writes no more than 4300 digits
 TOO_LONG = f"a number of more than {MOST_DIGITS} digits cannot be read"
 MOST_VALUES = 20_000
+TOO_MANY = f"holds more than {MOST_VALUES:,} values"
 DEEPEST = 64
 """Bounds of a config with every alias written out: OmegaConf takes a second for the one, and
 recursion ends in a crash well beyond the other."""
@@ -45,6 +46,18 @@ recursion ends in a crash well beyond the other."""
 
 class Loader(yaml.SafeLoader):
     """A safe loader that takes nothing for a number or a truth value but its plain spelling."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._left = MOST_VALUES
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node. Raises a YAML error at the first that is too many: reading takes long."""
+        self._left -= 1
+        if self._left < 0:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, TOO_MANY, mark)
+        return super().compose_node(parent, index)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """The value of ``node``. Raises a YAML error for one that cannot be written again."""
@@ -158,7 +171,7 @@ def _check_node(node: yaml.Node, where: str, locations: dict[str, str]) -> Itera
     if depth > DEEPEST:
         yield Problem(where=where, what=f"is nested deeper than {DEEPEST} levels")
     elif values > MOST_VALUES:
-        what = f"holds more than {MOST_VALUES:,} values, once aliases are written out"
+        what = f"{TOO_MANY}, once aliases are written out"
         yield Problem(where=where, what=what, got=f"{values:,}" if values < 10**12 else "")
     else:
         yield from _check_keys(node, where, locations)

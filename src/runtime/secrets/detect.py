@@ -102,9 +102,9 @@ def secret_values() -> Mapping[str, str]:
     """
     # os.environ decodes each entry anew whenever it is asked, which takes longer than to search a
     # line; the bytes below it are compared in no time.
-    raw = dict(getattr(os.environ, "_data", os.environ))
+    raw = getattr(os.environ, "_data", os.environ)
     if raw != _known.environment or _announced != _known.announced:
-        _known.environment, _known.announced = raw, set(_announced)
+        _known.environment, _known.announced = dict(raw), set(_announced)
         _known.values = _read_values(os.environ)
     return _known.values
 

@@ -58,6 +58,7 @@ YAML: dict[str, tuple[str, str]] = {
     "open brackets": ("a: " + "[" * 20_000, ": is nested deeper than 64 levels"),
     "braces": ("a: " + "{b: " * 400 + "1" + "}" * 400, ": is nested deeper than 64 levels"),
     **{name: (bomb(line), ": holds more than 20,000 values") for name, line in BOMBS.items()},
+    "many values": ("a:\n" + "- 1\n" * 200_000, ":19999:3: is not valid YAML: holds more than"),
     "a long number": ("a: 1\nsteps: " + "9" * 10_000, ":2:8: is not valid YAML: a number of more"),
     "a long hexadecimal": ("steps: 0x" + "f" * 10_000, ":1:8: is not valid YAML: a number of more"),
     "half a pair": ('steps: "\\ud800"', ":1:8: is not valid YAML: half of a surrogate pair"),
