@@ -111,6 +111,8 @@ class Supervisor:
 
     def run(self, command: Sequence[str]) -> None:
         """Start the job and stay until nothing of it is left."""
+        if "buried" in (self.attempt.owner or {}):
+            return None  # it was taken for lost before this process was known
         if self.cancelled:
             return self.attempt.close(CANCELLED, exit_code=STOPPED, error="cancelled")
         try:

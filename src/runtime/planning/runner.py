@@ -18,7 +18,13 @@ from nemotron_style.runtime.errors import (
     UsageError,
     raise_all,
 )
-from nemotron_style.runtime.launch.base import JobHandle, Launcher, Request, handle_of
+from nemotron_style.runtime.launch.base import (
+    JobHandle,
+    Launcher,
+    Request,
+    attempt_of,
+    handle_of,
+)
 from nemotron_style.runtime.launch.registry import find_launcher
 from nemotron_style.runtime.launch.status import read_status, refresh_status
 from nemotron_style.runtime.planning.planner import Pipeline, PlannedRun
@@ -143,12 +149,8 @@ def execute_run(
     """Reuse a run, or start or attach to it and wait for its end; ``request`` was checked."""
     folder = RunFolder(run.plan.record_dir)
     reused = run.decision.action == "reuse"
-    try:
-        record_decision(run)
-    except OSError as error:  # a store that can only be read is good enough to reuse from
-        if run.decision.action not in ("reuse", "attach"):
-            raise
-        interruption.watcher.warn(f"note: the decision is not recorded: {error}")
+    if note := record_decision(run):
+        interruption.watcher.warn(note)
     if not reused:
         state = follow_run(start_run(run, launcher, request), interruption)
         if state.state != COMPLETED:
@@ -159,10 +161,16 @@ def execute_run(
     return Outcome(run, outputs, complete.get("figures", {}), 0.0 if reused else folder.seconds)
 
 
-def record_decision(run: PlannedRun) -> None:
-    """Keep the decision about a run, for ``runs why``."""
+def record_decision(run: PlannedRun) -> str:
+    """Keep the decision about a run, for ``runs why``; a note when it could not be kept."""
     decision = {**vars(run.decision), "details": [*run.decision.details]}
-    RunFolder(run.plan.record_dir).record_decision(decision)
+    try:
+        RunFolder(run.plan.record_dir).record_decision(decision)
+    except OSError as error:  # a store that can only be read is good enough to reuse from
+        if run.decision.action not in ("reuse", "attach"):
+            raise
+        return f"note: the decision is not recorded: {error}"
+    return ""
 
 
 def start_run(
@@ -231,7 +239,8 @@ def submit_pipeline(pipeline: Pipeline, *, launcher: Launcher) -> list[Submissio
                 raise add_problems(error, left) from error
             raise
         handles[run.plan.run_id] = handle
-        own += [handle] if run.decision.action != "attach" else []
+        # What another command began a moment ago is followed, and is not this one's to cancel.
+        own += [handle] if attempt_of(handle).is_own else []
     # Only now: a job may have begun, or ended, while later ones were submitted.
     return [
         Submission(run, handles.get(run.plan.run_id), read_status(RunFolder(run.plan.record_dir)))

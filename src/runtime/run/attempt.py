@@ -165,6 +165,11 @@ class Attempt:
         return max(_read_change(self.path / name) for name in SIGNS)
 
     @property
+    def is_own(self) -> bool:
+        """Whether this process began it; its launcher may be another one by now."""
+        return bool(self.record.get("claimed_by") == identify_process(os.getpid()))
+
+    @property
     def mark(self) -> str:
         """The variable that identifies the processes of this attempt on this machine."""
         return f"{MARK}={os.path.realpath(self.path)}"

@@ -120,6 +120,7 @@ class RunFolder:
             "executor": executor,
             "detached": detached,
             "launcher": identify_process(os.getpid()),
+            "claimed_by": identify_process(os.getpid()),
         }
         aside = atomic.unique_path(claimed.path.parent, ".claim")
         atomic.write_json(aside / "attempt.json", record)

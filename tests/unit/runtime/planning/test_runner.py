@@ -1,18 +1,21 @@
-"""A chain that is handed over as a whole, or taken back as a whole."""
+"""A chain that is handed over or taken back as a whole; and following one of its runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nemotron_style.runtime.errors import Interrupted, StepFailed, StepsError
-from nemotron_style.runtime.launch.base import JobHandle
+from nemotron_style.runtime.launch.base import JobHandle, handle_of
 from nemotron_style.runtime.launch.local import LocalLauncher
 from nemotron_style.runtime.planning import runner
-from nemotron_style.runtime.planning.runner import submit_pipeline
+from nemotron_style.runtime.planning.runner import Interruption, submit_pipeline
+from nemotron_style.runtime.run.folder import RunFolder
 
 
 @dataclass
@@ -21,6 +24,7 @@ class Queue(LocalLauncher):
 
     refusal: BaseException = field(default_factory=lambda: StepFailed("the queue is full"))
     cancelling: Callable[[int], None] = lambda number: None
+    claim: Callable[[RunFolder], object] = RunFolder.claim_attempt
     taken: list[str] = field(default_factory=list)
     tried: list[str] = field(default_factory=list)
 
@@ -28,6 +32,7 @@ class Queue(LocalLauncher):
         if len(self.taken) == 2:
             raise self.refusal
         self.taken.append(request.plan.run_id)
+        self.claim(RunFolder(request.plan.run_dir))
         return JobHandle("local", request.plan.run_dir, 1)
 
     def cancel(self, handle: JobHandle, *, force: bool = False) -> None:
@@ -92,13 +97,71 @@ def test_a_decision_that_cannot_be_written_takes_the_chain_back_too(
 ) -> None:
     queue, record = Queue(), runner.record_decision
 
-    def fail_late(run: Any) -> None:
+    def fail_late(run: Any) -> str:
         if queue.taken:
             raise OSError("disk full")
-        record(run)
+        return record(run)
 
     monkeypatch.setattr(runner, "record_decision", fail_late)
     with pytest.raises(OSError, match="disk full"):
         submit_pipeline(mill.compile("mill/bake"), launcher=queue)
     assert queue.tried == queue.taken
     assert len(queue.taken) == 1
+
+
+def claim_elsewhere(folder: RunFolder) -> None:
+    """Another process begins the next attempt."""
+    pid = os.fork()
+    if pid == 0:
+        folder.claim_attempt()
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def test_what_another_command_began_meanwhile_is_not_taken_back(mill: Any) -> None:
+    queue = Queue(claim=claim_elsewhere)
+    hand_over(mill, queue)
+    assert len(queue.taken) == 2
+    assert queue.tried == []
+
+
+class Quiet:
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *words: None
+
+
+def test_a_third_ctrl_c_leaves_what_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    launcher = Queue()
+    monkeypatch.setattr(runner, "find_launcher", lambda executor: launcher)
+    interruption = Interruption(Quiet(), JobHandle("local", tmp_path / "a-1", 1))  # type: ignore[arg-type]
+    interruption._catch(2, None)
+    interruption._catch(2, None)
+    assert launcher.tried == ["a-1", "a-1"]
+    with pytest.raises(Interrupted, match=r"a-1 may be under way still"):
+        interruption._catch(2, None)
+
+
+def test_who_follows_an_attempt_that_ends_follows_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """That another command has begun before this one could."""
+    folder = RunFolder(tmp_path / "runs/a-1")
+    followed: list[int] = []
+
+    class Launcher(LocalLauncher):
+        def logs(self, handle: JobHandle, *, node: int = 0) -> Iterator[str]:
+            followed.append(handle.attempt)
+            attempt = folder.attempts[-1]
+            attempt.close("FAILED" if handle.attempt == 1 else "CANCELLED", exit_code=7)
+            if handle.attempt == 1:
+                folder.claim_attempt()
+            yield ""
+
+    monkeypatch.setattr(runner, "find_launcher", lambda executor: Launcher())
+    first = folder.claim_attempt()
+    assert first is not None
+    state = runner.follow_run(handle_of(first), Interruption(Quiet()))  # type: ignore[arg-type]
+    assert followed == [1, 2]
+    assert (state.state, state.exit_code) == ("CANCELLED", 7)
