@@ -169,7 +169,8 @@ def _check_decided(layout: Layout, record: Record) -> list[Problem]:
     if is_committed(directory):
         return []  # an unreadable record is reported with its directory
     intent = layout.intent(key_of(layout, record), record.ref)
-    if _age(intent) < _COMMIT_S:
+    # Looked at once more: a commit drops its intent when it has written the record.
+    if _age(intent) < _COMMIT_S or is_committed(directory):
         return []
     if directory.is_dir():
         # Between decision and record its commit was cut off, or the record was lost later.
@@ -189,10 +190,14 @@ def _age(intent: Path) -> float:
 
 def _check_undecided(layout: Layout, known: Iterable[str]) -> Iterator[Problem]:
     """Directories without a record of which neither a decision nor an intent says what they are."""
-    intended = {each.name.partition("~")[2] for each in entries(layout.index / "intent")}
     for directory in directories_of(layout):
         ref = f"{directory.parent.name}:{directory.name}"
-        if not is_committed(directory) and ref not in known and to_key(ref) not in intended:
+        if is_committed(directory) or ref in known:
+            continue
+        intents = entries(layout.index / "intent")
+        intended = any(each.name.partition("~")[2] == to_key(ref) for each in intents)
+        # An intent stands from before the directory until after the record.
+        if not intended and directory.exists() and not is_committed(directory):
             what = "holds no artifact, and no commit is known that began it"
             yield _problem(layout, directory, what, "move it elsewhere, or restore its record")
 

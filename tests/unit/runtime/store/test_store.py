@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import stat
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -226,6 +227,10 @@ def test_many_writers_get_distinct_versions_and_lose_nothing(store: Store) -> No
     writers = [spawn(target=_commit_many, args=(store.root, each)) for each in range(PROCESSES)]
     for writer in writers:
         writer.start()
+    while any(writer.is_alive() for writer in writers):
+        problems = store.verify_all(deep=False)[1]  # commits under way are no problem
+        assert problems == [] or not store.layout.index.exists()
+        time.sleep(0.1)
     for writer in writers:
         writer.join(300)
         assert writer.exitcode == 0
