@@ -114,7 +114,7 @@ def fits_times(layout: Layout, record: Record) -> bool:
 def check_index(layout: Layout) -> list[Problem]:
     """Decisions without their artifact, keys that cannot be used, and keys too many."""
     present = list(files_under(*(layout.index / folder for folder in KEYS)))
-    times = entries(layout.index / "times")
+    times = list(files_under(layout.index / "times"))
     decisions = list(read_decisions(layout))  # after the keys: a commit decides before it adds any
     problems = [each.problem for each in decisions if each.problem]
     problems += unlisted(layout)
@@ -124,7 +124,8 @@ def check_index(layout: Layout) -> list[Problem]:
     known = {record.ref: record for record in [*decided, *committed_records(layout)]}
     expected = {key for record in known.values() for key in keys_of(layout, record)}
     strays = [key for key in present if key not in expected]
-    strays += [each for each in times if from_key(each.name) not in known]
+    places = {layout.times(ref) for ref in known}
+    strays += [each for each in times if each not in places]
     for key in strays:
         fix = MEND if is_refuted(layout, key, known) else RESTORE
         problems.append(_problem(layout, key, "belongs to no artifact that is there", fix))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemotron_style.runtime import atomic
-from nemotron_style.runtime.errors import ArtifactError, RefError, StepsError
+from nemotron_style.runtime.errors import ArtifactError, StepsError
 from nemotron_style.runtime.store.audit import (
     KEYS,
     Decision,
@@ -44,7 +44,7 @@ from nemotron_style.runtime.store.index import (
 )
 from nemotron_style.runtime.store.layout import Layout, is_committed
 from nemotron_style.runtime.store.record import Record, read_record, render_record
-from nemotron_style.runtime.store.ref import NamedRef, from_key, parse_ref, to_key
+from nemotron_style.runtime.store.ref import from_key, to_key
 from nemotron_style.runtime.store.verify import verify_files
 
 _ASIDE = re.compile(r"half-made-(?P<key>[^@]+@v\d+)-\w+")
@@ -166,7 +166,7 @@ def _return_aside(
         with _skipping(done, aside):
             ref = from_key(match["key"])
             if ref in decided or is_committed(aside):
-                if atomic.move_dir(aside, _place_of(layout, ref)):
+                if atomic.move_dir(aside, layout.place(ref)):
                     done.finished.append(ref)
             elif atomic.last_change(aside) < before:
                 remove(aside, layout.root, done)
@@ -177,7 +177,7 @@ def _finish_intent(
 ) -> None:
     """Finish the commit that an intent began; when it cannot be, remove what it left, if old."""
     ref = from_key(intent.name.partition("~")[2])
-    directory = _place_of(layout, ref)
+    directory = layout.place(ref)
     try:
         key = key_of(layout, read_record(intent))
     except (FileNotFoundError, ArtifactError):
@@ -191,14 +191,6 @@ def _finish_intent(
         if directory.is_dir() and ref not in decided and not is_committed(directory):
             _remove_half_made(layout, directory, done)
         intent.unlink(missing_ok=True)
-
-
-def _place_of(layout: Layout, ref: str) -> Path:
-    """The directory of ``name:v3``. Raises RefError for anything else."""
-    parsed = parse_ref(ref)
-    if not isinstance(parsed, NamedRef) or parsed.version is None:
-        raise RefError(f"{ref!r} is not the ref of one version")
-    return layout.version(parsed.name, parsed.version)
 
 
 def _remove_half_made(layout: Layout, directory: Path, done: Collected) -> None:
@@ -243,7 +235,8 @@ def _mend_decisions(layout: Layout, decisions: list[Decision], done: Collected) 
         with _skipping(done, key):
             moved = _read_moved(key)
             # A decision is never empty, as it is linked when it is written.
-            if is_plain_key(key) or (moved and key_of(layout, moved).exists()):
+            kept_elsewhere = moved and key_of(layout, moved).exists()
+            if is_plain_key(key) or parse_times(key) or kept_elsewhere:
                 remove(key, layout.root, done)
 
 
@@ -263,12 +256,13 @@ def _is_whole(layout: Layout, record: Record) -> bool:
 def _mend_keys(layout: Layout, done: Collected) -> None:
     """Write the keys of all artifacts that are missing or changed; remove those that are wrong."""
     present = list(files_under(*(layout.index / folder for folder in KEYS)))
-    times = entries(layout.index / "times")
+    times = list(files_under(layout.index / "times"))
     known = {each.record.ref: each.record for each in read_decisions(layout) if each.record}
     known |= {record.ref: record for record in committed_records(layout)}
     expected = {key for record in known.values() for key in keys_of(layout, record)}
     strays = [key for key in present if key not in expected]
-    strays += [each for each in times if from_key(each.name) not in known]
+    places = {layout.times(ref) for ref in known}
+    strays += [each for each in times if each not in places]
     wrong = [key for key in strays if is_refuted(layout, key, known)]
     wrong += [key for key in present if key in expected and not is_plain_key(key)]
     for key in wrong:
@@ -293,6 +287,9 @@ def _write_keys_of(layout: Layout, record: Record) -> int:
     if not is_committed(directory):
         return 0
     claim = layout.claims(record.name) / directory.name
+    for key in (*keys_of(layout, record), layout.times(record.ref)):
+        if key.is_dir():
+            key.rmdir()  # the strays in it are gone; others stop this
     written = write_keys(layout, record) + atomic.create_empty(claim)
     if not fits_times(layout, record) and not verify_files(record, directory):
         write_times(layout, record, [hash_file(each) for each in find_files(directory)])

@@ -20,8 +20,16 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from nemotron_style.runtime.errors import Problem, RefError
 from nemotron_style.runtime.store.digest import RECORD_NAME
-from nemotron_style.runtime.store.ref import check_name, check_word, parse_version, to_key
+from nemotron_style.runtime.store.ref import (
+    NamedRef,
+    check_name,
+    check_word,
+    parse_ref,
+    parse_version,
+    to_key,
+)
 
 INDEX_FOLDERS = (
     "digest", "up", "down", "output", "adopted", "made", "intent", "times", "newest",
@@ -49,6 +57,13 @@ class Layout:
     def version(self, name: str, version: int) -> Path:
         """The directory of one version."""
         return self.name(name) / f"v{version}"
+
+    def place(self, ref: str) -> Path:
+        """The directory of ``name:v3``. Raises RefError for any other ref."""
+        parsed = parse_ref(ref)
+        if not isinstance(parsed, NamedRef) or parsed.version is None:
+            raise RefError(Problem(what="is not the ref of one version", got=repr(ref)))
+        return self.version(parsed.name, parsed.version)
 
     def claims(self, name: str) -> Path:
         """The files whose creation hands out the versions of a name."""

@@ -127,7 +127,12 @@ class Store:
         """(slot, artifact) of everything that was made from this very artifact."""
         edges = read_edges(self.layout, "down", artifact.digest, artifact.ref)
         consumers = ((slot, resolve.find(self.layout, ref)) for slot, ref in edges)
-        return [(slot, consumer) for slot, consumer in consumers if consumer]
+        # A key may stand under a wrong name; the consumer's record says what it was made from.
+        return [
+            (slot, consumer)
+            for slot, consumer in consumers
+            if consumer and artifact.edge(slot) in consumer.record.inputs
+        ]
 
     # Committing
 

@@ -224,3 +224,36 @@ def test_what_a_complete_run_committed_is_missed_when_all_else_is_gone(store: St
     shutil.rmtree(store.layout.artifacts)
     shutil.rmtree(store.layout.index)
     assert "model:v1: run r-1 committed it from model, and it is gone" in problems(store)[0]
+
+
+def test_keys_under_wrong_names_make_no_edges_and_stop_no_reader(store: Store) -> None:
+    first, second = commit(store, "r-1"), commit(store, "r-2")
+    strays = [
+        store.layout.edges("down", first.digest, first.ref) / "model~model@v2",
+        store.layout.edges("down", first.digest, first.ref) / "nonsense",
+        store.layout.digest(first.digest) / "nonsense",
+    ]
+    for stray in strays:
+        stray.parent.mkdir(parents=True, exist_ok=True)
+        stray.touch()
+    assert store.consumers(first) == []
+    assert store.by_digest(first.digest) == [first]
+    assert store.resolve(first.digest[:20]) == first
+    assert len(problems(store)) == 3
+    store.collect_garbage(grace_s=-1)
+    assert problems(store) == []
+    assert list(store.artifacts()) == [second, first]
+
+
+def test_age_is_measured_by_the_clock_of_the_disk(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(store, "r-1")
+    staged = store.stage("left")
+    (staged / "x").write_text("x")
+    monkeypatch.setattr("time.time", lambda: 4e9)  # this machine's clock is decades ahead
+    assert store.collect_garbage(grace_s=3600.0).removed == []
+    monkeypatch.setattr("time.time", lambda: 0.0)  # or behind
+    for path in (staged / "x", staged):
+        os.utime(path, (1e9, 1e9))
+    assert store.collect_garbage(grace_s=3600.0).removed == [f"staging/{staged.name}"]
