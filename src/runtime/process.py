@@ -13,6 +13,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,12 @@ def _count_threads(pid: int) -> int:
 
 
 def _describe_host() -> dict[str, str]:
+    return _read_host(os.getpid())
+
+
+@cache
+def _read_host(pid: int) -> dict[str, str]:
+    """Where process ``pid``, which is this one, runs; it stays there as long as it lives."""
     return {
         "host": os.uname().nodename,
         # The number itself is confidential.

@@ -152,12 +152,18 @@ class Attempt:
     def remote_host(self) -> str:
         """Where it is under way out of sight of this process; "" when it is over or in sight."""
         owner, record = self.owner, self.record
-        if self.executor != LOCAL or record.get("state") in FINAL:
+        is_submitted = self.executor != LOCAL and "id" in self.job
+        if is_submitted or record.get("state") in FINAL:  # its cluster answers from everywhere
             return ""
         for process in self._list_holders(record, owner):
             if not is_alive(process) and self._may_run(process):
                 return str(process.get("host", "another machine"))
         return ""
+
+    @property
+    def may_be_submitted(self) -> bool:
+        """Whether the command that began it may be at work still, here or on another machine."""
+        return self._may_run(self.record.get("launcher", {}))
 
     @property
     def last_sign(self) -> float:
@@ -257,7 +263,7 @@ class Attempt:
     ) -> list[Mapping[str, Any]]:
         """The processes that carry it out; a detached one is in the hands of its supervisor."""
         launcher = record.get("launcher", {})
-        if record.get("detached"):
+        if record.get("detached") or self.executor != LOCAL:
             return [launcher]
         return [launcher, self.child] if owner is None else [owner, self.child]
 

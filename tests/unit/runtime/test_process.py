@@ -119,9 +119,11 @@ def test_where_proc_shows_other_processes_nothing_is_said(monkeypatch: pytest.Mo
     """As in a PID namespace whose /proc is still that of its parent."""
     with monkeypatch.context() as patch:
         patch.setattr(process.os, "readlink", lambda path: "1")
+        process._read_host.cache_clear()
         identity = identify_process(os.getpid())
         assert identity["namespace"] == ""
         assert answers(identity) == (False, False)
+    process._read_host.cache_clear()
 
 
 def test_the_identity_holds_no_confidential_number() -> None:

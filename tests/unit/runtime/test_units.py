@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from nemotron_style.runtime.units import (
     DAY,
     format_age,
+    format_clock,
     format_duration,
     format_number,
     format_rate,
@@ -71,3 +74,9 @@ def test_an_age_is_counted_from_now_and_a_date_after_a_month() -> None:
 def test_slow_work_is_told_by_the_unit() -> None:
     assert format_rate(2.5) == "2.5/s"
     assert format_rate(0.25) == "4.0s each"
+
+
+def test_a_clock_of_today_needs_no_date() -> None:
+    now = time.time()
+    assert format_clock(now) == format_time(now)[11:16]
+    assert format_clock(now - 3 * 86400) == format_time(now - 3 * 86400)[:16]

@@ -8,7 +8,6 @@ import time
 from dataclasses import replace
 
 from nemotron_style.runtime.launch.lepton.client import RemoteJob
-from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.state import (
     CANCELLED,
@@ -79,7 +78,7 @@ def explain_absence(attempt: Attempt) -> JobState:
     young = time.time() - float(record.get("started", 0)) < SECONDS_TO_SUBMIT
     if attempt.is_cancelled:
         return JobState(CANCELLED, reason="deleted in Lepton")
-    if "id" not in attempt.job and (young or is_alive(record.get("launcher", {}))):
+    if "id" not in attempt.job and (young or attempt.may_be_submitted):
         return JobState(PENDING, reason="is being submitted")
     return JobState(LOST, reason="Lepton knows no such job")
 

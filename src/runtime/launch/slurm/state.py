@@ -13,7 +13,6 @@ from nemotron_style.runtime.launch.base import JobHandle, attempt_of
 from nemotron_style.runtime.launch.log import LogReader, Question
 from nemotron_style.runtime.launch.slurm.client import Answer, SlurmError, ask, find_jobs
 from nemotron_style.runtime.launch.slurm.handle import SlurmHandle, read_handle
-from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, FINAL, LOST, JobState
@@ -174,7 +173,7 @@ def find_job(attempt: Attempt, answer: Answer | None = None) -> Job:
 
 def is_young(attempt: Attempt) -> bool:
     """Whether something happened here so lately that there may be more to come."""
-    if "id" not in attempt.job and is_alive(attempt.record.get("launcher", {})):
+    if "id" not in attempt.job and attempt.may_be_submitted:
         return True
     newest = max((each.stat().st_mtime for each in attempt.path.iterdir()), default=0.0)
     return time.time() - newest < SECONDS_UNTIL_FILES_SHOW

@@ -16,7 +16,9 @@ from hosts import pretend_to_be
 from nemotron_style.runtime.errors import UsageError
 from nemotron_style.runtime.launch import local
 from nemotron_style.runtime.launch.base import handle_of
+from nemotron_style.runtime.launch.lepton import state as lepton_state
 from nemotron_style.runtime.launch.local import LocalLauncher, abandon_attempt
+from nemotron_style.runtime.launch.slurm import state as slurm_state
 from nemotron_style.runtime.launch.status import read_status, refresh_status
 from nemotron_style.runtime.process import identify_process
 from nemotron_style.runtime.run.attempt import Attempt
@@ -247,3 +249,35 @@ def test_an_attempt_of_an_earlier_version_on_another_machine_is_under_way(
     status = read_status(folder)
     assert status.state == "PENDING"
     assert status.reason.startswith("under way on another machine, last sign ")
+
+
+@pytest.mark.parametrize("executor", ["slurm", "lepton"])
+def test_a_job_that_another_machine_is_submitting_is_not_lost(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, executor: str
+) -> None:
+    """However long that takes; without a number there is no cluster to ask."""
+    monkeypatch.setattr(local, "SECONDS_TO_SEE_A_SIGN", 0.02)
+    attempt = begin(folder, executor=executor)
+    attempt.update(started=0.0)
+    for path in attempt.path.iterdir():
+        os.utime(path, (0, 0))
+
+    def is_pending() -> bool:
+        if executor == "slurm":
+            return slurm_state.is_young(attempt)
+        return lepton_state.explain_absence(attempt).state == "PENDING"
+
+    assert is_pending()
+    with monkeypatch.context() as patch:
+        pretend_to_be("beta", patch)
+        assert is_pending()
+        assert attempt.remote_host == os.uname().nodename
+        (attempt.path / "job.json").write_text('{"id": "7"}')
+        assert attempt.remote_host == ""  # its cluster knows
+        (attempt.path / "job.json").unlink()
+        abandon_attempt(attempt)
+    assert attempt.recorded_state == "LOST"
+    attempt.update(launcher=end_process(), started=0.0)
+    for path in attempt.path.iterdir():
+        os.utime(path, (0, 0))
+    assert not is_pending()
