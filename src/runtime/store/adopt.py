@@ -27,7 +27,7 @@ from types import FrameType
 from typing import IO, Any, cast
 
 from nemotron_style.runtime import atomic
-from nemotron_style.runtime.errors import ArtifactError, InputError, Problem
+from nemotron_style.runtime.errors import ArtifactError, InputError, Problem, StepsError
 from nemotron_style.runtime.paths import expand_path
 from nemotron_style.runtime.store.commit import commit_tree, discard, draft_record, finish_commit
 from nemotron_style.runtime.store.digest import (
@@ -99,6 +99,10 @@ def adopt(layout: Layout, location: str, *, kind: str, name: str) -> Artifact:
             return _commit(layout, staged, source, hashed, kind=kind, name=name)
         except OSError as error:
             raise _explain(error, layout, source) from error
+        except Exception as error:  # what boto, aiohttp and their like raise is no OSError
+            if not is_uri or isinstance(error, StepsError):
+                raise
+            raise _unreadable(source.text, error) from error
 
 
 def _check_room(layout: Layout, source: _Source) -> None:
@@ -246,8 +250,8 @@ def _open_uri(uri: str) -> _Source:
         system, root = fsspec.core.url_to_fs(uri)
         is_file = system.isfile(root)
         infos = {root: system.info(root)} if is_file else system.find(root, detail=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(Problem(where=text, what=f"cannot be read: {error}")) from error
+    except Exception as error:
+        raise _unreadable(text, error) from error
     base = root.rpartition("/")[0] if is_file else root.rstrip("/")
     entries = []
     for name, info in sorted(infos.items()):
@@ -259,6 +263,12 @@ def _open_uri(uri: str) -> _Source:
     has_record = len(content) < len(entries)
     record = system.cat_file(f"{base}/{RECORD_NAME}") if has_record else None
     return _Source(text, content, record, identity=_identify(infos))
+
+
+def _unreadable(uri: str, error: Exception) -> InputError:
+    known = isinstance(error, OSError | ValueError | ImportError)
+    reason = str(error) if known else f"{type(error).__name__}: {error}"
+    return InputError(Problem(where=uri, what=f"cannot be read: {reason}"))
 
 
 def _identify(files: Mapping[str, Mapping[str, Any]]) -> str:

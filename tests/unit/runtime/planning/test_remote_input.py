@@ -97,6 +97,27 @@ def test_what_nothing_identifies_is_read_again(
     assert [one.record.version for one in mill.store.artifacts("sack")] == [2, 1]
 
 
+@pytest.mark.parametrize("method", ["isfile", "info", "_open"])
+def test_whatever_a_file_system_raises_is_one_message(
+    mill: Any,
+    bucket: Bucket,
+    method: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class NoCredentialsError(Exception):
+        """As botocore has it: no OSError."""
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr(Bucket, method, fail)
+    assert main(["steps", "run", "mill/bake", *GIVEN]) == 2
+    shown = capsys.readouterr().err
+    assert f"{URI}: cannot be read: NoCredentialsError: Unable to locate" in shown
+    assert not any(mill.store.artifacts())
+
+
 def test_what_comes_after_an_unfetched_input_is_not_known_either(mill: Any, bucket: Bucket) -> None:
     source = f"{{step: mill/grind, slot: sack, overrides: {{mill.input_path: '{URI}'}}}}"
     mill.write("manifests/mill/bake/far.yaml", f"inputs: {{input: {source}}}\n")
