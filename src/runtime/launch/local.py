@@ -44,6 +44,7 @@ SUPERVISOR = "nemotron_style.runtime.launch.supervisor"
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_OF_GRACE = 120
 SECONDS_TO_SEE_A_SIGN = 15.0
+SECONDS_OF_SILENCE = 60.0
 LAST_SIGNAL = 64
 
 
@@ -137,7 +138,9 @@ class LocalLauncher:
         def over() -> bool:
             return self.state(handle).is_final
 
-        yield from follow_file(path, over=over, pause=SECONDS_BETWEEN_LOOKS)
+        warn = warn_of_silence(attempt_of(handle))
+        for text in follow_file(path, over=over, pause=SECONDS_BETWEEN_LOOKS):
+            yield text or next(warn)
 
     def cancel(self, handle: JobHandle, *, force: bool = False) -> None:
         """Ask it to save and stop, through its supervisor if it has one; ``force`` kills it all."""
@@ -170,6 +173,29 @@ def supervise(plan: Plan, command: Sequence[str], attempt: int) -> tuple[str, ..
     grace = str(plan.site.get("grace_seconds", SECONDS_OF_GRACE))
     start = [sys.executable, "-P", "-m", SUPERVISOR, str(plan.run_dir / "attempts" / str(attempt))]
     return (*start, "--grace", grace, *needed, "--", *command)
+
+
+def warn_of_silence(attempt: Attempt) -> Iterator[str]:
+    """A line for who waits for another machine that gives no sign any more; "" all other times.
+
+    How long it has been silent is measured by this clock alone; those of two machines differ.
+    """
+    sign, since = attempt.last_sign, time.monotonic()
+    looked = since
+    while True:
+        yield ""
+        if time.monotonic() - looked < SECONDS_BETWEEN_SIGNS:
+            continue
+        looked = time.monotonic()
+        if attempt.last_sign != sign:
+            sign, since = attempt.last_sign, looked
+        elif looked - since > SECONDS_OF_SILENCE and (host := attempt.remote_host):
+            since = float("inf")  # once is enough, until it is heard of again
+            command = f"nemotron-style runs cancel --abandon {attempt.run_dir.name}"
+            yield (
+                f"note: no sign from {host} since {format_clock(sign)}; "
+                f"if that machine is gone for certain: {command}\n"
+            )
 
 
 def obey_orders(attempt: Attempt) -> None:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from nemotron_style.runtime.errors import UsageError
 from nemotron_style.runtime.launch import local
 from nemotron_style.runtime.launch.base import handle_of
 from nemotron_style.runtime.launch.lepton import state as lepton_state
-from nemotron_style.runtime.launch.local import LocalLauncher, abandon_attempt
+from nemotron_style.runtime.launch.local import LocalLauncher, abandon_attempt, warn_of_silence
 from nemotron_style.runtime.launch.slurm import state as slurm_state
 from nemotron_style.runtime.launch.status import read_status, refresh_status
 from nemotron_style.runtime.process import identify_process
@@ -237,6 +238,22 @@ def test_only_silence_on_another_machine_can_be_declared_lost(
     abandon_attempt(attempt)
     assert "declared lost by its user" in read_status(folder).reason
     assert not attempt.take_ownership()
+
+
+def test_who_waits_for_a_silent_machine_is_told_once(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "SECONDS_BETWEEN_SIGNS", 0.0)
+    monkeypatch.setattr(local, "SECONDS_OF_SILENCE", 0.0)
+    attempt = begin(folder)
+    lines = warn_of_silence(attempt)
+    assert "".join(islice(lines, 20)) == ""  # it is in sight
+    pretend_to_be("beta", monkeypatch)
+    note = "".join(islice(lines, 20))
+    assert note.count("note: no sign from ") == 1
+    assert "runs cancel --abandon a-1" in note
+    os.utime(attempt.path / "attempt.json", (1e10, 1e10))
+    assert "".join(islice(lines, 20)).count("note: ") == 1
 
 
 def test_an_attempt_of_an_earlier_version_on_another_machine_is_under_way(
