@@ -45,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object at ``path``, or None when there is none that can be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return dict(value) if isinstance(value, dict) else None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.errors import UsageError, explain_system_error
 from nemotron_style.runtime.text_file import read_json_file, read_text_file
@@ -248,6 +249,11 @@ def test_a_json_file_names_its_line(tmp_path: Path) -> None:
             read_json_file(tmp_path / "a.json", UsageError)
     with pytest.raises(UsageError, match="embedded null byte"):
         read_text_file(tmp_path / "a\0b", UsageError)
+
+
+def test_a_file_of_a_run_that_is_nested_without_an_end_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a":' + "[" * 100_000)
+    assert read_json(tmp_path / "a.json") is None
 
 
 def shell(line: str) -> subprocess.CompletedProcess[str]:
