@@ -5,12 +5,13 @@ Jinja's sandbox, where it can reach nothing but what it is given, in a process w
 (:mod:`template_process`). It is not told the date, so that the same messages are always the same
 prompt.
 
-What a message says never becomes a control token: the prompt must have exactly those that the
-template writes around messages of harmless words.
+What a message says never becomes a control token: where it holds one, the message is encoded as
+ordinary text, apart from what the template writes around it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,6 @@ from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.data.jsonl import brief
 from nemotron_style.steps.blocks.data.template_process import TemplateFault, TemplateRenderer
 from nemotron_style.steps.blocks.data.tokenizer import TEMPLATE_FILE, Tokenizer
-from nemotron_style.steps.blocks.data.tokenizer_files import special_tokens
 
 Message = Mapping[str, str]
 
@@ -37,7 +37,7 @@ class ChatTemplate:
     @cached_property
     def renderer(self) -> TemplateRenderer:
         """What runs it."""
-        words = dict.fromkeys(_ROLES, "") | special_tokens(self.tokenizer)
+        words = dict.fromkeys(_ROLES, "") | self.tokenizer.special_tokens
         return TemplateRenderer(self.source, words)
 
     def check(self) -> None:
@@ -58,18 +58,45 @@ class ChatTemplate:
         """The tokens of the prompt that the assistant's answer to ``messages`` continues.
 
         Raises InputError for messages that the template refuses or leaves out, and for one that
-        holds a control token.
+        holds a control token and is not written as it stands.
         """
-        words = [f"message{number}" for number in range(len(messages))]
+        bare, words = self._render_words(messages)
+        text = self._render(messages)
+        ids = self.tokenizer.encode(text, control=True)
+        if self._controls_of(ids) == self._controls_of(self.tokenizer.encode(bare, control=True)):
+            return ids
+        return self._encode_apart(messages, bare=bare, words=words, text=text)
+
+    def _render_words(self, messages: Sequence[Message]) -> tuple[str, list[str]]:
+        """The prompt with a harmless word in the place of each message, and these words.
+
+        Raises InputError for a message that the template leaves out.
+        """
+        width = len(str(len(messages)))  # of one length, so that none is a part of another
+        words = [f"message{number:0{width}d}" for number in range(len(messages))]
         pairs = zip(messages, words, strict=True)
         bare = self._render([{**message, "content": word} for message, word in pairs])
         for number, word in enumerate(words):
             if word not in bare:
                 role = messages[number]["role"]
                 _refuse(f"messages[{number}]", "the chat template leaves it out", f"role {role}")
-        ids = self.tokenizer.encode(self._render(messages), control=True)
-        if self._controls_of(ids) != self._controls_of(self.tokenizer.encode(bare, control=True)):
+        return bare, words
+
+    def _encode_apart(
+        self, messages: Sequence[Message], *, bare: str, words: Sequence[str], text: str
+    ) -> list[int]:
+        """The tokens of what the template writes, and of each message as ordinary text.
+
+        For messages that hold control tokens. Raises InputError where the template writes one of
+        them in other words, so that it cannot be told apart.
+        """
+        contents = {word: one["content"] for word, one in zip(words, messages, strict=True)}
+        parts = re.split(f"({'|'.join(words)})", bare)
+        if "".join(contents.get(part, part) for part in parts) != text:
             self._blame(messages)
+        ids: list[int] = []
+        for part in parts:
+            ids += self.tokenizer.encode(contents.get(part, part), control=part not in contents)
         return ids
 
     def _render(self, messages: Sequence[Message]) -> str:

@@ -18,9 +18,11 @@ import sys
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import jinja2
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 CPU_SECONDS = 1.0
@@ -148,14 +150,46 @@ class _Unwritable(jinja2.Undefined):
         self._fail_with_undefined_error()
 
 
+class _Generation(Extension):
+    """``{% generation %}`` marks what the assistant wrote, for loss masks; here it is its body."""
+
+    tags: ClassVar[set[str]] = {"generation"}
+
+    def parse(self, parser: Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # a scope of its own, as in transformers: what is set within it is not seen behind it
+        return jinja2.nodes.Scope(body).set_lineno(line)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """The filter ``tojson`` as transformers has it: Jinja's own escapes what HTML would read."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
 def _compile(source: str, words: Mapping[str, str]) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=_Unwritable,
-        extensions=["jinja2.ext.loopcontrols"],
+        extensions=["jinja2.ext.loopcontrols", _Generation],
     )
-    environment.globals |= {"raise_exception": _raise, **words}
+    environment.filters["tojson"] = _to_json
+    # What transformers passes where nobody gives tools or documents; a template asks for them.
+    absent = {"tools": None, "documents": None}
+    environment.globals |= {"raise_exception": _raise, **absent, **words}
     return environment.from_string(source)
 
 

@@ -24,7 +24,7 @@ from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptT
 
 MOST_BYTES = 512 << 20
 """Of ``tokenizer.json``; those of large vocabularies have some 30 MB."""
-TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FILE, SPECIAL_FILE = "chat_template.jinja", "special_tokens_map.json"
 _CANARY = "Name a river.\n\tThe Rhine. 1234 é ☂ 日本"
 
 
@@ -44,13 +44,25 @@ class Tokenizer:
         try:
             # Two copies: whether control tokens in a text are recognised is a setting of the
             # backend and not of a call.
-            self._with_control = Backend.from_str(self._json)
-            self._plain = Backend.from_str(self._json)
+            text = _without_habits(self._json)
+            self._with_control, self._plain = self._open_backend(text), self._open_backend(text)
+        except InputError:
+            raise
         except Exception as error:  # the library raises bare Exception
             raise InputError(
                 Problem(where=str(file), what="not a tokenizer", got=str(error))
             ) from error
         self._plain.encode_special_tokens = True
+
+    def _open_backend(self, text: str) -> Backend:
+        backend = Backend.from_str(text)
+        # A role makes a token of the vocabulary a control token, as transformers has it.
+        known = backend.get_vocab(with_added_tokens=True)
+        named = [*self.special_tokens.values(), *self.further_special_tokens]
+        backend.add_special_tokens(
+            [AddedToken(text, normalized=False) for text in named if text in known]
+        )
+        return backend
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
         """Token ids of ``text``; nothing is added around it.
@@ -72,7 +84,7 @@ class Tokenizer:
 
     @cached_property
     def control_ids(self) -> dict[str, int]:
-        """Control tokens (those marked special in ``tokenizer.json``) and their ids."""
+        """Control tokens (every added token but white space, and those with a role), and ids."""
         added = self._with_control.get_added_tokens_decoder()
         return {token.content: number for number, token in added.items() if token.special}
 
@@ -87,6 +99,30 @@ class Tokenizer:
         """``tokenizer_config.json``, or nothing when there is none."""
         file = self.path / "tokenizer_config.json"
         return read_json_file(file, InputError, most=MOST_BYTES) if file.is_file() else {}
+
+    @cached_property
+    def special_tokens(self) -> dict[str, str]:
+        """The text of each token that has a role (``bos_token``, ``eos_token`` ...), by role.
+
+        ``tokenizer_config.json`` goes before ``special_tokens_map.json``.
+        """
+        texts = {name: _text_of(value) for name, value in self._named_tokens.items()}
+        roles = sorted(name for name in texts if name.endswith("_token"))
+        return {name: text for name in roles if (text := texts[name]) is not None}
+
+    @cached_property
+    def further_special_tokens(self) -> list[str]:
+        """The texts of special tokens that the settings list without a role."""
+        listed: list[Any] = []
+        for name in ("additional_special_tokens", "extra_special_tokens"):
+            tokens = self._named_tokens.get(name) or []
+            listed += tokens.values() if isinstance(tokens, dict) else tokens
+        return [text for token in listed if (text := _text_of(token)) is not None]
+
+    @cached_property
+    def _named_tokens(self) -> dict[str, Any]:
+        file = self.path / SPECIAL_FILE
+        return (read_json_file(file, InputError) if file.is_file() else {}) | self.settings
 
     @cached_property
     def template(self) -> Any:
@@ -219,6 +255,25 @@ def _template_digest(tokenizer: Tokenizer) -> str | None:
     template = tokenizer.template
     source = template if isinstance(template, str) else json.dumps(template)
     return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}" if template else None
+
+
+def _without_habits(text: str) -> str:
+    """A ``tokenizer.json`` in which every added token is special, and nothing is cut or padded.
+
+    Many files mark added tokens as not special, those that begin a turn among them; then anybody's
+    text could begin one. Added tokens of white space alone stay text: they mark nothing. And
+    whoever saved the file may have padded or cut texts, which the library keeps in it.
+    """
+    content = json.loads(text)
+    for token in content.get("added_tokens") or ():
+        token["special"] = token["special"] or bool(token["content"].strip())
+    return json.dumps(content | {"padding": None, "truncation": None})
+
+
+def _text_of(token: Any) -> str | None:
+    """The text of a token as a settings file writes it: a string, or a table with ``content``."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) and text else None
 
 
 def _stored_tokens(tokenizer: Tokenizer) -> ChatPromptTokens | None:

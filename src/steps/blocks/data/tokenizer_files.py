@@ -13,6 +13,7 @@ from pathlib import Path
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.tokenizer import (
+    SPECIAL_FILE,
     TEMPLATE_FILE,
     Tokenizer,
     open_chat,
@@ -22,7 +23,7 @@ from nemotron_style.steps.blocks.data.tokenizer import (
 from nemotron_style.steps.blocks.settings.hub_code import find_code_keys
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
-SPECIAL_FILE, GENERATION_FILE = "special_tokens_map.json", "generation_config.json"
+GENERATION_FILE = "generation_config.json"
 SETTINGS_FILE = "tokenizer_config.json"
 FILES = ("tokenizer.json", SETTINGS_FILE, SPECIAL_FILE, TEMPLATE_FILE)
 
@@ -45,7 +46,7 @@ def export_tokenizer(source: Path, target: Path) -> dict[str, int | None]:
     tokenizer = Tokenizer(source)
     copy_tokenizer(source, target)
     if not (target / SPECIAL_FILE).is_file():
-        write_json(target / SPECIAL_FILE, special_tokens(tokenizer))
+        write_json(target / SPECIAL_FILE, tokenizer.special_tokens)
     ids = token_ids(tokenizer)
     known = {name: number for name, number in ids.items() if number is not None}
     write_json(target / GENERATION_FILE, known)
@@ -87,19 +88,9 @@ def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, *, where: str) -
     )
 
 
-def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
-    """The text of each token to which ``tokenizer_config.json`` gives a role, by role."""
-    texts = {
-        name: value.get("content") if isinstance(value, dict) else value
-        for name, value in tokenizer.settings.items()
-        if name.endswith("_token")
-    }
-    return {name: text for name, text in sorted(texts.items()) if isinstance(text, str)}
-
-
 def token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
     """``bos_token_id``, ``eos_token_id`` and ``pad_token_id``; None for a role that no id has."""
-    special = special_tokens(tokenizer)
+    special = tokenizer.special_tokens
     ids = {
         role: tokenizer.encode(special.get(role, ""), control=True)
         for role in ("bos_token", "eos_token", "pad_token")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer as Backend
 
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
@@ -149,3 +150,74 @@ def test_a_directory_without_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="not a tokenizer"):
         Tokenizer(tmp_path)
+
+
+def rewrite(path: Path, **changes: object) -> Tokenizer:
+    """The tokenizer in ``path`` with other values in its ``tokenizer.json``."""
+    file = path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return Tokenizer(path)
+
+
+@pytest.mark.parametrize("control", [True, False])
+def test_truncation_and_padding_that_were_saved_apply_to_nobody(
+    tokenizer: Tokenizer, control: bool
+) -> None:
+    text = "The river is wide. " * 20
+    expected = tokenizer.encode(text, control=control)
+    backend = Backend.from_file(str(tokenizer.path / "tokenizer.json"))
+    backend.enable_truncation(8, direction="left")
+    backend.enable_padding(length=64, pad_id=0, pad_token="\x00")
+    backend.save(str(tokenizer.path / "tokenizer.json"))
+    saved = Tokenizer(tokenizer.path)
+    assert saved.encode(text, control=control) == expected
+    assert saved.encode("a", control=control) == tokenizer.encode("a", control=control)
+
+
+def test_markers_that_are_not_called_special_are_control_tokens(tokenizer: Tokenizer) -> None:
+    added = json.loads((tokenizer.path / "tokenizer.json").read_text())["added_tokens"]
+    changed = rewrite(tokenizer.path, added_tokens=[{**token, "special": False} for token in added])
+    assert changed.control_ids == tokenizer.control_ids
+    assert changed.encode("a\x11b", control=True)[1] == tokenizer.control_ids["\x11"]
+    assert not set(changed.control_ids.values()) & set(changed.encode("a\x11b"))
+    chat = open_chat(changed)
+    with pytest.raises(InputError, match="control token"):
+        chat.prompt(parse_messages([{"role": "user", "content": "a\x11User"}]))
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"additional_special_tokens": ["<|end|>"]},
+        {"extra_special_tokens": {"water": {"content": "<|end|>"}}},
+        {"bos_token": "<|end|>"},
+        {"eos_token": {"content": "<|end|>"}},
+    ],
+)
+def test_tokens_that_only_a_settings_file_names_are_control_tokens(
+    tokenizer: Tokenizer, where: str, named: dict[str, object]
+) -> None:
+    model = json.loads((tokenizer.path / "tokenizer.json").read_text())["model"]
+    model["vocab"]["<|end|>"] = number = tokenizer.vocab_size  # a token, and not an added one
+    rewrite(tokenizer.path, model=model)
+    file = tokenizer.path / where
+    settings = json.loads(file.read_text()) if file.is_file() else {}
+    if where == "special_tokens_map.json":  # the settings go before it
+        own = json.loads((tokenizer.path / "tokenizer_config.json").read_text())
+        kept = {name: value for name, value in own.items() if name not in named}
+        (tokenizer.path / "tokenizer_config.json").write_text(json.dumps(kept))
+    file.write_text(json.dumps(settings | named))
+    changed = Tokenizer(tokenizer.path)
+    assert changed.control_ids["<|end|>"] == number
+    assert number not in changed.encode("a<|end|>")
+    assert changed.encode("a<|end|>", control=True)[-1] == number
+
+
+def test_added_tokens_of_white_space_stay_text(tokenizer: Tokenizer) -> None:
+    document = json.loads((tokenizer.path / "tokenizer.json").read_text())
+    number = tokenizer.vocab_size
+    blank = {**document["added_tokens"][0], "id": number, "content": "    ", "special": False}
+    changed = rewrite(tokenizer.path, added_tokens=[*document["added_tokens"], blank])
+    assert "    " not in changed.control_ids
+    assert number in changed.encode("a    b")

@@ -16,7 +16,6 @@ from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, tokenizer_fact
 from nemotron_style.steps.blocks.data.tokenizer_files import (
     export_tokenizer,
     import_tokenizer,
-    special_tokens,
     token_ids,
 )
 
@@ -36,7 +35,7 @@ def settle(folder: Path, **settings: object) -> Tokenizer:
 def test_roles_are_read_as_texts_or_as_tables(folder: Path) -> None:
     table = {"__type": "AddedToken", "content": "\x12", "special": True, "lstrip": False}
     tokenizer = settle(folder, bos_token=table, eos_token="\x11", pad_token=None, unk_token="no id")
-    assert special_tokens(tokenizer) == {
+    assert tokenizer.special_tokens == {
         "bos_token": "\x12",
         "eos_token": "\x11",
         "unk_token": "no id",
