@@ -102,10 +102,10 @@ def test_runtime_and_configs_import_nothing_heavy_at_module_level():
             assert not roots & set(HEAVY), name
 
 
-def test_a_step_imports_blocks_and_four_modules_of_the_runtime_only():
+def test_a_step_imports_blocks_and_five_modules_of_the_runtime_only():
     allowed = tuple(
         f"nemotron_style.runtime.{name}"
-        for name in ("config.model", "errors", "step", "store.record")
+        for name in ("config.model", "errors", "step", "store.record", "text_file")
     )
     for name, path in modules():
         parts = name.split(".")
