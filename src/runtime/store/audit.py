@@ -90,7 +90,8 @@ def check_directory(layout: Layout, directory: Path) -> list[Problem]:
     record = load_artifact(directory).record
     keys = [*keys_of(layout, record), layout.claims(record.name) / f"v{record.version}"]
     texts = [key_of(layout, record), layout.times(record.ref)]
-    missing = [key for key in (*keys, *texts) if not os.path.lexists(key)]
+    missing = [key for key in keys if not os.path.lexists(key)]
+    missing += [key for key in texts if not key.is_file()]
     problems = [(key, "is missing", MEND) for key in missing]
     for key in keys:
         if key not in missing and not is_plain_key(key):

@@ -225,12 +225,6 @@ def _mend_decisions(layout: Layout, decisions: list[Decision], done: Collected) 
     claimants: dict[Path, list[Record]] = {}
     for record in committed_records(layout):
         claimants.setdefault(key_of(layout, record), []).append(record)
-    for key, records in claimants.items():
-        if key in spoiled or not key.exists():
-            with _skipping(done, key):
-                best = max(records, key=lambda record: (_is_whole(layout, record), record.version))
-                atomic.write_text(key, render_record(best), scratch=layout.staging)
-                done.keys_written += 1
     for key in sorted(spoiled - claimants.keys()):
         with _skipping(done, key):
             moved = _read_moved(key)
@@ -238,6 +232,14 @@ def _mend_decisions(layout: Layout, decisions: list[Decision], done: Collected) 
             kept_elsewhere = moved and key_of(layout, moved).exists()
             if is_plain_key(key) or parse_times(key) or kept_elsewhere:
                 remove(key, layout.root, done)
+    for key, records in claimants.items():
+        if key in spoiled or not key.is_file():
+            with _skipping(done, key):
+                if key.is_dir():
+                    key.rmdir()
+                best = max(records, key=lambda record: (_is_whole(layout, record), record.version))
+                atomic.write_text(key, render_record(best), scratch=layout.staging)
+                done.keys_written += 1
 
 
 def _read_moved(path: Path) -> Record | None:
