@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ def pretend_to_be(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this process take itself for one of another machine."""
     names = ("host", "machine", "boot", "namespace")
     monkeypatch.setattr(process, "_describe_host", lambda: dict.fromkeys(names, host))
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename=host))
 
 
 class Host:

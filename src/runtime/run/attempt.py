@@ -157,7 +157,9 @@ class Attempt:
             return ""
         for process in self._list_holders(record, owner):
             if not is_alive(process) and self._may_run(process):
-                return str(process.get("host", "another machine"))
+                host = str(process.get("host", "another machine"))
+                is_here = host == os.uname().nodename
+                return f"another container of {host}" if is_here else host
         return ""
 
     @property

@@ -27,6 +27,8 @@ from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.lease import keep_lease
 from waiting import until
 
+HERE = os.uname().nodename
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
@@ -63,7 +65,7 @@ def test_no_attempt_begins_beside_one_of_another_machine(
     pretend_to_be("beta", monkeypatch)
     status = refresh_status(folder)
     assert (status.state, status.is_final) == ("RUNNING", False)
-    assert status.reason.startswith(f"under way on {os.uname().nodename}, last sign ")
+    assert status.reason.startswith(f"under way on {HERE}, last sign ")
     assert folder.claim_attempt() is None
     assert attempt.recorded_end is None
 
@@ -256,6 +258,14 @@ def test_who_waits_for_a_silent_machine_is_told_once(
     assert "".join(islice(lines, 20)).count("note: ") == 1
 
 
+def test_another_container_of_this_machine_is_called_so(folder: RunFolder) -> None:
+    attempt = begin(folder)
+    attempt.update(launcher=identify_process(os.getpid()) | {"namespace": "pid:[7]"})
+    reason = read_status(folder).reason
+    assert reason.startswith(f"under way on another container of {HERE}, last sign ")
+    assert folder.claim_attempt() is None
+
+
 def test_an_attempt_of_an_earlier_version_on_another_machine_is_under_way(
     folder: RunFolder,
 ) -> None:
@@ -288,7 +298,7 @@ def test_a_job_that_another_machine_is_submitting_is_not_lost(
     with monkeypatch.context() as patch:
         pretend_to_be("beta", patch)
         assert is_pending()
-        assert attempt.remote_host == os.uname().nodename
+        assert attempt.remote_host == HERE
         (attempt.path / "job.json").write_text('{"id": "7"}')
         assert attempt.remote_host == ""  # its cluster knows
         (attempt.path / "job.json").unlink()
