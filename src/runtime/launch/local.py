@@ -63,6 +63,7 @@ class LocalLauncher:
     """Starts runs, and reads what became of them from their folders."""
 
     children: dict[JobHandle, subprocess.Popen[bytes]] = field(default_factory=dict)
+    stopped: set[JobHandle] = field(default_factory=set)
 
     def compile(self, plan: Plan, *, attempt: int = 1) -> LocalRequest:
         """Raises ``ProfileError`` for more than one machine, and for mounts that cannot be."""
@@ -119,10 +120,19 @@ class LocalLauncher:
         attempt = attempt_of(handle)
         if child and not attempt.record.get("detached"):  # else its supervisor does both
             if code is None:
-                obey_orders(attempt)
+                self.obey_orders(handle)
             else:
                 close_unreported(attempt, code)
         return describe_attempt(attempt)
+
+    def obey_orders(self, handle: JobHandle) -> None:
+        """Do what another machine asks for of a job that has no worker yet, or a deaf one."""
+        attempt = attempt_of(handle)
+        if attempt.is_kill_requested or attempt.is_abandoned:
+            session.kill_job(attempt)
+        elif attempt.is_cancelled and attempt.owner is None and handle not in self.stopped:
+            self.stopped.add(handle)  # a second signal may mean something else
+            session.stop_job(attempt)
 
     def states(self, handles: Sequence[JobHandle]) -> list[JobState]:
         """The same of many; there is nobody to ask."""
@@ -148,6 +158,7 @@ class LocalLauncher:
         if attempt.state in FINAL and not attempt.is_live:
             return
         attempt.record_cancel()
+        self.stopped.add(handle)
         record = attempt.record
         if attempt.remote_host:  # no signal goes there
             attempt.request_stop("cancelled")
@@ -196,14 +207,6 @@ def warn_of_silence(attempt: Attempt) -> Iterator[str]:
                 f"note: no sign from {host} since {format_clock(sign)}; "
                 f"if that machine is gone for certain: {command}\n"
             )
-
-
-def obey_orders(attempt: Attempt) -> None:
-    """Do what was asked for on another machine, to a job that has no worker yet or a deaf one."""
-    if attempt.is_kill_requested or attempt.is_abandoned:
-        session.kill_job(attempt)
-    elif attempt.is_cancelled and attempt.owner is None:
-        session.stop_job(attempt)
 
 
 def abandon_attempt(attempt: Attempt, *, unreachable: bool = False) -> None:

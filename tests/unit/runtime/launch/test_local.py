@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from hosts import pretend_to_be
 from nemotron_style.runtime.errors import ProfileError
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
 from nemotron_style.runtime.launch.launch_sh import write_command, write_script
@@ -418,6 +419,24 @@ def test_a_child_without_a_client_counts_and_can_be_ended(mill: Any) -> None:
     wait(launcher, handle)
     assert launcher.state(handle).state == "CANCELLED"
     assert find_marked(attempt.mark) == []
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_cancelled_on_another_machine_before_there_is_a_worker(
+    mill: Any, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    """The command line that started it does what no signal from there can."""
+    fifo = mill.root / "fifo"
+    os.mkfifo(fifo)
+    launcher, plan = LocalLauncher(), plan_grow(mill, setup=(f"cat {shlex.quote(str(fifo))}",))
+    handle = launcher.submit(launcher.compile(plan))
+    with monkeypatch.context() as patch:
+        pretend_to_be("beta", patch)
+        LocalLauncher().cancel(handle, force=force)
+    assert launcher.state(handle).state in ("PENDING", "CANCELLED")
+    wait(launcher, handle)
+    assert launcher.state(handle).state == "CANCELLED"
+    assert find_marked(attempt_of(handle).mark) == []
 
 
 def test_a_submission_that_breaks_off_leaves_a_record_of_why(mill: Any) -> None:
