@@ -170,7 +170,8 @@ def test_what_is_posted_is_what_the_dry_run_shows(drive, lepton, plan, launcher)
     (posted,) = lepton.posted
     assert write_body(json.loads(posted)) == shown
     assert (plan.run_dir / "lepton.json").read_text(encoding="utf-8") == shown
-    assert RunFolder(plan.run_dir).last_attempt.job == {"executor": "lepton", "id": name}
+    job = {"executor": "lepton", "id": name, "workspace": "ws at 127.0.0.1"}
+    assert RunFolder(plan.run_dir).last_attempt.job == job
     assert [call for call in lepton.asked if call[0] != "GET"] == [("POST", "/jobs")]
 
 
