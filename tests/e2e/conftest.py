@@ -17,7 +17,8 @@ from nemotron_style.runtime.store.store import Store
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.conversation import Conversation, Turn
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, train_tokenizer
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import initialize

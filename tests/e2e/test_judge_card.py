@@ -22,8 +22,8 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import write_tensors
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.jsonl import read_rows
-from nemotron_style.steps.blocks.data.tokenizer import train_tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import export_tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.judge.prompt import ask_messages
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import initialize

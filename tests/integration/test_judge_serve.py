@@ -28,8 +28,9 @@ from nemotron_style.steps.blocks.checkpoint.safetensors_folder import write_tens
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.chat_template import ChatTemplate
 from nemotron_style.steps.blocks.data.conversation import parse_messages
-from nemotron_style.steps.blocks.data.tokenizer import TEMPLATE_FILE, open_chat, train_tokenizer
+from nemotron_style.steps.blocks.data.tokenizer import TEMPLATE_FILE, open_chat
 from nemotron_style.steps.blocks.data.tokenizer_files import export_tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model.language_model import build_model

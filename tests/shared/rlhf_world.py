@@ -21,7 +21,7 @@ from nemotron_style.runtime.store.store import Store
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model, weights_digest
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.jsonl import write_rows
-from nemotron_style.steps.blocks.data.tokenizer import train_tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig

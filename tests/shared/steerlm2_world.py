@@ -16,7 +16,7 @@ from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.conversation import Conversation, Turn
 from nemotron_style.steps.blocks.data.jsonl import write_rows
 from nemotron_style.steps.blocks.data.steerlm2_row import LOG_P_A, LOG_P_Y, LOG_Q
-from nemotron_style.steps.blocks.data.tokenizer import train_tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.generation.chat_sampler import (
     Request,
     load_chat_sampler,

@@ -23,7 +23,7 @@ from torch import nn
 from nemotron_style.runtime.errors import StepFailed
 from nemotron_style.steps.blocks.checkpoint.logit_parity import model_logits
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
-from nemotron_style.steps.blocks.data.tokenizer import train_tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.generation.backend import GenerationEngine, open_engine
 from nemotron_style.steps.blocks.generation.engine import Sample
 from nemotron_style.steps.blocks.generation.logprob_gap import measure_gap, measure_sample_gap

@@ -27,7 +27,7 @@ import pytest
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
-from nemotron_style.steps.blocks.data.tokenizer import train_tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.http.endpoint import read_address
 from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.judge.client import JudgeClient, JudgeFailure, NamedQuestion

@@ -63,7 +63,7 @@ _ROPE_KEYS = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
 
 
 def build_settings(
-    config: ModelConfig, *, dtype: str, token_ids: Mapping[str, int | None]
+    config: ModelConfig, *, dtype: str, token_ids: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The ``config.json`` of a model of these sizes.
 

@@ -1,4 +1,4 @@
-"""Text to tokens: a directory with ``tokenizer.json``, and how a small one is trained.
+"""Text to tokens: a directory with ``tokenizer.json`` and what stands beside it.
 
 The directory is what Hugging Face tools read (``tokenizer.json``, ``tokenizer_config.json``,
 ``chat_template.jinja``). Its config also holds the ``chat_prompt_tokens`` that the tokenizer was
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
@@ -25,6 +25,7 @@ from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptT
 MOST_BYTES = 512 << 20
 """Of ``tokenizer.json``; those of large vocabularies have some 30 MB."""
 TEMPLATE_FILE, SPECIAL_FILE = "chat_template.jinja", "special_tokens_map.json"
+GENERATION_FILE = "generation_config.json"
 _CANARY = "Name a river.\n\tThe Rhine. 1234 é ☂ 日本"
 
 
@@ -99,6 +100,12 @@ class Tokenizer:
         """``tokenizer_config.json``, or nothing when there is none."""
         file = self.path / "tokenizer_config.json"
         return read_json_file(file, InputError, most=MOST_BYTES) if file.is_file() else {}
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """``generation_config.json``, or nothing when there is none."""
+        file = self.path / GENERATION_FILE
+        return read_json_file(file, InputError) if file.is_file() else {}
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:
@@ -176,38 +183,11 @@ def stop_id(tokenizer: Tokenizer, chat: ChatFormat) -> int:
     return number
 
 
-def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, path: Path, *, tokens: ChatPromptTokens
-) -> Tokenizer:
-    """Train a byte-level BPE tokenizer on ``texts`` and write it to ``path``.
-
-    Every text can be encoded and comes back unchanged, since all 256 bytes are in the vocabulary;
-    ``vocab_size`` counts them and the control tokens, and is an upper bound: a small corpus stops
-    when nothing is left to merge. Control tokens come first and are never merged.
-    """
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=[
-            AddedToken(token, special=True, normalized=False) for token in tokens.atomic
-        ],
-    )
-    backend.train_from_iterator(texts, trainer=trainer)
-    path.mkdir(parents=True, exist_ok=True)
-    backend.save(str(path / "tokenizer.json"), pretty=True)
-    write_settings(path, tokens)
-    return Tokenizer(path)
-
-
 def write_settings(path: Path, tokens: ChatPromptTokens) -> None:
     """Write ``tokenizer_config.json`` and the chat template beside a ``tokenizer.json``.
 
-    Settings that are there already stay, apart from those of the chat format.
+    Settings that are there already stay, apart from those of the chat format and what ends a turn:
+    that is said in three files, and all of them follow.
     """
     file = path / "tokenizer_config.json"
     kept = read_json_file(file, InputError, most=MOST_BYTES) if file.is_file() else {}
@@ -223,6 +203,13 @@ def write_settings(path: Path, tokens: ChatPromptTokens) -> None:
         "chat_prompt_tokens": tokens.model_dump(),
     }
     write_json(file, settings)
+    if (path / SPECIAL_FILE).is_file():
+        named = read_json_file(path / SPECIAL_FILE, InputError)
+        write_json(path / SPECIAL_FILE, named | {"eos_token": tokens.turn_start})
+    tokenizer = Tokenizer(path)
+    if tokenizer.generation:
+        [end] = tokenizer.encode(tokens.turn_start, control=True)
+        write_json(path / GENERATION_FILE, tokenizer.generation | {"eos_token_id": end})
     template = ChatFormat(tokens).template()
     (path / TEMPLATE_FILE).write_text(template, encoding="utf-8", newline="\n")
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.runtime.text_file import read_json_file
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.tokenizer import (
+    GENERATION_FILE,
     SPECIAL_FILE,
     TEMPLATE_FILE,
     Tokenizer,
@@ -23,9 +26,14 @@ from nemotron_style.steps.blocks.data.tokenizer import (
 from nemotron_style.steps.blocks.settings.hub_code import find_code_keys
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
-GENERATION_FILE = "generation_config.json"
 SETTINGS_FILE = "tokenizer_config.json"
-FILES = ("tokenizer.json", SETTINGS_FILE, SPECIAL_FILE, TEMPLATE_FILE)
+CONFIG_FILE = "config.json"
+FILES = (
+    *("tokenizer.json", SETTINGS_FILE, SPECIAL_FILE, TEMPLATE_FILE, GENERATION_FILE),
+    # the same words for tools that read no tokenizer.json
+    *("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model"),
+)
+ROLES = ("bos_token", "eos_token", "pad_token")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -33,8 +41,14 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
     Raises InputError for settings that name code, which whoever reads the copy might fetch.
     """
-    settings = Tokenizer(source).settings
-    raise_all(InputError, [*find_code_keys(settings, where=str(source / SETTINGS_FILE))])
+    tokenizer = Tokenizer(source)
+    raise_all(
+        InputError,
+        [
+            *find_code_keys(tokenizer.settings, where=str(source / SETTINGS_FILE)),
+            *find_code_keys(tokenizer.generation, where=str(source / GENERATION_FILE)),
+        ],
+    )
     target.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         if (source / name).is_file():
@@ -42,19 +56,26 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def export_tokenizer(source: Path, target: Path) -> dict[str, int | None]:
-    """Write a tokenizer as Hugging Face reads it; return its token ids for ``config.json``."""
+    """Write a tokenizer as Hugging Face reads it; return its token ids for ``config.json``.
+
+    The generation config that came with it is written as it came.
+    """
     tokenizer = Tokenizer(source)
     copy_tokenizer(source, target)
     if not (target / SPECIAL_FILE).is_file():
         write_json(target / SPECIAL_FILE, tokenizer.special_tokens)
     ids = token_ids(tokenizer)
-    known = {name: number for name, number in ids.items() if number is not None}
-    write_json(target / GENERATION_FILE, known)
+    if not (target / GENERATION_FILE).is_file():
+        known = {name: number for name, number in ids.items() if number is not None}
+        write_json(target / GENERATION_FILE, known)
     return ids
 
 
 def import_tokenizer(source: Path, target: Path, *, tokens: ChatPromptTokens | None) -> Tokenizer:
     """Copy a tokenizer into a folder of its own; ``tokens`` set its chat format.
+
+    The ids in the folder's ``config.json`` (several may end an answer) go into its generation
+    config, since the model's own config has no place for them.
 
     Raises:
         InputError: there is no ``tokenizer.json``, it is stored with other chat tokens, or one of
@@ -67,6 +88,12 @@ def import_tokenizer(source: Path, target: Path, *, tokens: ChatPromptTokens | N
     if tokens:
         open_chat(Tokenizer(source), tokens)
     copy_tokenizer(source, target)
+    file = source / CONFIG_FILE
+    config = read_json_file(file, InputError) if file.is_file() else {}
+    names = [f"{role}_id" for role in ROLES]
+    ids = {name: config[name] for name in names if config.get(name) is not None}
+    if ids:
+        write_json(target / GENERATION_FILE, ids | Tokenizer(target).generation)
     if tokens:
         write_settings(target, tokens)
     return Tokenizer(target)
@@ -88,11 +115,13 @@ def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, *, where: str) -
     )
 
 
-def token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
-    """``bos_token_id``, ``eos_token_id`` and ``pad_token_id``; None for a role that no id has."""
+def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """``bos_token_id``, ``eos_token_id`` and ``pad_token_id``; None for a role that no id has.
+
+    They are those of the generation config, where several ids may end an answer, or else those of
+    the tokens that have the roles.
+    """
     special = tokenizer.special_tokens
-    ids = {
-        role: tokenizer.encode(special.get(role, ""), control=True)
-        for role in ("bos_token", "eos_token", "pad_token")
-    }
-    return {f"{role}_id": found[0] if len(found) == 1 else None for role, found in ids.items()}
+    ids = {role: tokenizer.encode(special.get(role, ""), control=True) for role in ROLES}
+    derived = {f"{role}_id": own[0] if len(own) == 1 else None for role, own in ids.items()}
+    return {name: tokenizer.generation.get(name, number) for name, number in derived.items()}

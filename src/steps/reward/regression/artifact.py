@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ def write_settings(
     sizes: ModelConfig,
     config: RewardConfig,
     dtype: str,
-    token_ids: Mapping[str, int | None],
+    token_ids: Mapping[str, Any],
 ) -> None:
     """Write ``config.json`` and ``reward_config.json``; ``dtype`` is that of the trunk."""
     config.write(path)
@@ -86,7 +87,7 @@ def write_settings(
     _write_json(path / CONFIG_FILE, settings)
 
 
-def write_tokenizer(source: Path, target: Path, *, pad_token: str) -> dict[str, int | None]:
+def write_tokenizer(source: Path, target: Path, *, pad_token: str) -> dict[str, Any]:
     """Write the tokenizer with ``pad_token``; its token ids, as ``config.json`` has them.
 
     Hugging Face's head reads at the last token that is not padding. A conversation ends with

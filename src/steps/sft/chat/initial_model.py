@@ -17,7 +17,8 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     read_config,
 )
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, train_tokenizer
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.training.launch_check import find_launch_problems

@@ -10,7 +10,8 @@ import pytest
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.chat_template import ChatTemplate, read_template
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, train_tokenizer
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 
 TOKENS = ChatPromptTokens(
     system_turn_start="<|system|>", turn_start="<|turn|>", label_start="<|label|>"

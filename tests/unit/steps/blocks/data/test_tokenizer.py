@@ -19,9 +19,9 @@ from nemotron_style.steps.blocks.data.tokenizer import (
     open_chat,
     stop_id,
     tokenizer_facts,
-    train_tokenizer,
     write_settings,
 )
+from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 
 JUDGED = [
     {"role": role, "content": f"text of {role}"}

@@ -12,12 +12,13 @@ import pytest
 
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, tokenizer_facts, train_tokenizer
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, tokenizer_facts
 from nemotron_style.steps.blocks.data.tokenizer_files import (
     export_tokenizer,
     import_tokenizer,
     token_ids,
 )
+from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 
 
 @pytest.fixture
@@ -108,3 +109,54 @@ def test_settings_that_name_code_are_not_handed_on(folder: Path, tmp_path: Path,
     with pytest.raises(InputError, match="auto_map: can have code fetched or run"):
         copy(folder, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+
+
+def write(folder: Path, name: str, **content: object) -> None:
+    (folder / name).write_text(json.dumps(content))
+
+
+def read(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text())
+
+
+@pytest.mark.parametrize("where", ["config.json", "generation_config.json"])
+def test_several_ends_and_a_beginning_survive_a_round_trip(
+    folder: Path, tmp_path: Path, where: str
+) -> None:
+    ids = {"eos_token_id": [1, 5, 7], "bos_token_id": 2}
+    write(folder, where, **ids, temperature=0.6)
+    (folder / "merges.txt").write_text("a b")
+    tokenizer = import_tokenizer(folder, tmp_path / "in", tokens=None)
+    assert token_ids(tokenizer) | ids == token_ids(tokenizer)
+    exported = export_tokenizer(tmp_path / "in", tmp_path / "out")
+    assert exported["eos_token_id"] == [1, 5, 7]
+    generation = read(tmp_path / "out", "generation_config.json")
+    assert generation | ids == generation
+    assert ("temperature" in generation) == (where == "generation_config.json")
+    again = import_tokenizer(tmp_path / "out", tmp_path / "again", tokens=None)
+    assert token_ids(again) == token_ids(tokenizer)
+    assert (tmp_path / "again" / "merges.txt").read_text() == "a b"
+
+
+def test_after_a_change_of_turn_tokens_every_file_names_the_new_end(
+    folder: Path, tmp_path: Path
+) -> None:
+    write(folder, "generation_config.json", eos_token_id=[3, 4], temperature=0.6)
+    write(folder, "special_tokens_map.json", eos_token="\x12", bos_token="\x12")
+    settings = read(folder, "tokenizer_config.json")
+    del settings["chat_prompt_tokens"]
+    write(folder, "tokenizer_config.json", **settings)
+    tokenizer = import_tokenizer(folder, tmp_path / "in", tokens=ChatPromptTokens())
+    end = tokenizer.control_ids["\x11"]
+    assert token_ids(tokenizer)["eos_token_id"] == end
+    export_tokenizer(tmp_path / "in", tmp_path / "out")
+    generation = {"eos_token_id": end, "temperature": 0.6}
+    assert read(tmp_path / "out", "generation_config.json") == generation
+    special = {"eos_token": "\x11", "bos_token": "\x12"}
+    assert read(tmp_path / "out", "special_tokens_map.json") == special
+
+
+def test_a_generation_config_that_names_code_is_not_handed_on(folder: Path, tmp_path: Path) -> None:
+    write(folder, "generation_config.json", custom_generate="org/decoding")
+    with pytest.raises(InputError, match="custom_generate: can have code fetched or run"):
+        import_tokenizer(folder, tmp_path / "copy", tokens=None)

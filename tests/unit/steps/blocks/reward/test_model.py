@@ -14,7 +14,7 @@ import torch
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
-from nemotron_style.steps.blocks.data.tokenizer import train_tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.model.language_model import build_model, unwrap
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.reward.config import RewardConfig, Scale
