@@ -242,6 +242,8 @@ def test_a_job_on_its_way_is_pending_and_one_that_never_came_is_lost(launcher, w
     handle = JobHandle("lepton", plan.run_dir, 1)
     assert launcher.state(handle).state == "PENDING"
     attempt.update(started=time.time() - 3600, launcher={"pid": 1, "ticks": 0, "boot": "other"})
+    assert launcher.state(handle).state == "PENDING"  # another machine may be at it still
+    attempt.update(launcher={})
     assert launcher.state(handle).state == "LOST"
 
 
