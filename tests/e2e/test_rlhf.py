@@ -290,6 +290,10 @@ def test_training_prompts_are_no_validation(world, tmp_path):
     url = 'judge.url="http://127.0.0.1:9"'
     with pytest.raises(InputError, match="train_used_as_validation_unintentionally"):
         world.train_in(tmp_path, url, validation=world.prompts)
+    rows = [world_of.ask(f"describe {a} {b}") for a, b in (("red", "blue"), ("red", "small"))]
+    elsewhere = world.data("elsewhere", rows)  # the same prompts in another file and order
+    with pytest.raises(InputError, match="2 of 2 are in the other file too"):
+        world.train_in(tmp_path, url, validation=elsewhere)
 
 
 def test_the_policy_does_not_judge_itself(world, tmp_path):

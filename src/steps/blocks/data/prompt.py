@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,12 @@ class Prompt:
     def answered(self, text: str) -> list[Message]:
         """The conversation with ``text`` as the assistant's response."""
         return [*self.messages, {"role": "assistant", "content": text}]
+
+
+def count_shared(train: Iterable[Prompt], held_out: Iterable[Prompt]) -> int:
+    """How many of the held-out prompts are trained on too, by their tokens."""
+    known = {tuple(prompt.ids) for prompt in train}
+    return sum(tuple(prompt.ids) in known for prompt in held_out)
 
 
 @dataclass(frozen=True)

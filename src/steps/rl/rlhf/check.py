@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nemotron_style.runtime.errors import InputError, Problem, StepFailed, raise_all
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.runtime.store.record import Artifact
+from nemotron_style.steps.blocks.data.prompt import Prompt, count_shared
 from nemotron_style.steps.blocks.loss.kl import estimate_kl
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.pairwise_judge import PairwiseJudge, find_judge, read_card
@@ -67,20 +68,33 @@ def _machine(config: Config, ctx: StepContext) -> Iterator[Problem]:
 
 
 def _validation(config: Config, ctx: StepContext) -> Iterator[Problem]:
-    """The prompts that are trained on say nothing about others."""
-    train, validation = ctx.input("prompts"), ctx.optional_input("validation")
     wanted = config.grpo.val_at_start or config.grpo.val_at_end
-    if validation is None:
-        if wanted:
-            what = "is asked for by grpo.val_at_start or grpo.val_at_end, and no prompts are given"
-            yield Problem(key="data.validation.data_path", what=what)
-    elif validation.digest == train.digest and not config.data.allow_train_as_validation:
-        yield Problem(
+    if wanted and ctx.optional_input("validation") is None:
+        what = "is asked for by grpo.val_at_start or grpo.val_at_end, and no prompts are given"
+        yield Problem(key="data.validation.data_path", what=what)
+
+
+def check_held_out(
+    config: Config, ctx: StepContext, train: Sequence[Prompt], held_out: Sequence[Prompt]
+) -> None:
+    """Refuse held-out prompts that are all trained on, and say how many are.
+
+    Whichever file they stand in: what was trained on says nothing about other prompts.
+    """
+    shared = count_shared(train, held_out)
+    if not shared or config.data.allow_train_as_validation:
+        return
+    if shared < len(held_out):
+        ctx.say(f"warning: {shared} of {len(held_out)} held-out prompts are trained on too")
+        return
+    raise InputError(
+        Problem(
             key="data.validation.data_path",
             what="train_used_as_validation_unintentionally: the prompts are those of training",
-            got=validation.ref,
+            got=f"{ctx.input('validation').ref}: {shared} of {shared} are in the other file too",
             fix="give other prompts, or set data.allow_train_as_validation=true",
         )
+    )
 
 
 def _confused(policy: Artifact, judge: Artifact) -> Iterator[Problem]:

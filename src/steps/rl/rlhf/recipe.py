@@ -59,6 +59,7 @@ from nemotron_style.steps.rl.rlhf.advantages import build_samples, shape_rewards
 from nemotron_style.steps.rl.rlhf.check import (
     PROBED,
     check_backend,
+    check_held_out,
     check_job,
     check_same_judge,
     count_flat_steps,
@@ -111,6 +112,7 @@ def run(config: Config, ctx: StepContext) -> None:
     prompts = reader.read(ctx.input("prompts").path, read_messages)
     validation_input, truth_input = ctx.optional_input("validation"), ctx.optional_input("truth")
     held_out = reader.read(validation_input.path, read_messages) if validation_input else []
+    check_held_out(config, ctx, prompts, held_out)
     truth = load_truth(truth_input.path) if truth_input else None
     order = SampleOrder(len(prompts), config.seed, grpo.num_prompts_per_step)
     steps = order.steps(max_steps=grpo.max_num_steps, max_epochs=grpo.max_num_epochs)

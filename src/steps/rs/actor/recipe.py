@@ -36,7 +36,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     save_model,
     written_digest,
 )
-from nemotron_style.steps.blocks.data.prompt import PromptReader
+from nemotron_style.steps.blocks.data.prompt import PromptReader, count_shared
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import (
     Tokenizer,
@@ -98,6 +98,8 @@ def run(config: Config, ctx: StepContext) -> None:
     held_out = reader.read(validation_input.path) if validation_input else []
     truth = load_truth(truth_input.path) if truth_input else None
     check_prompts(config, len(prompts))
+    if shared := count_shared(prompts, held_out):
+        ctx.say(f"warning: {shared} of {len(held_out)} held-out prompts are trained on too")
     order = SampleOrder(
         len(prompts), config.seed, rs.num_rollout_samples, sample=config.model.data.sample
     )
