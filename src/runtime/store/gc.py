@@ -36,8 +36,8 @@ from nemotron_style.runtime.store.digest import RECORD_NAME, find_files, hash_fi
 from nemotron_style.runtime.store.index import (
     entries,
     is_plain_key,
+    is_times,
     keys_of,
-    parse_times,
     read_times,
     write_keys,
     write_times,
@@ -230,7 +230,7 @@ def _mend_decisions(layout: Layout, decisions: list[Decision], done: Collected) 
             moved = _read_moved(key)
             # A decision is never empty, as it is linked when it is written.
             kept_elsewhere = moved and key_of(layout, moved).exists()
-            if is_plain_key(key) or parse_times(key) or kept_elsewhere:
+            if is_plain_key(key) or is_times(key) or kept_elsewhere:
                 remove(key, layout.root, done)
     for key, records in claimants.items():
         if key in spoiled or not key.is_file():
@@ -278,7 +278,7 @@ def _mend_keys(layout: Layout, done: Collected) -> None:
 
 def _is_ours(layout: Layout, path: Path) -> bool:
     """Whether a file is of the index and kept elsewhere too: others may be of an artifact."""
-    if is_plain_key(path) or parse_times(path) or path.parent == layout.index / "times":
+    if is_plain_key(path) or is_times(path) or path.parent == layout.index / "times":
         return True
     record = _read_moved(path)
     return record is not None and read_decision(layout, key_of(layout, record)) == record

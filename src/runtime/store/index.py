@@ -70,30 +70,38 @@ def read_edges(layout: Layout, direction: str, digest: str, ref: str) -> Iterato
 def write_times(layout: Layout, record: Record, hashed: Iterable[Hashed]) -> None:
     """Remember size and time of each file as they were when it was hashed."""
     times = {item.file.path: [item.file.size, item.mtime_ns] for item in hashed}
-    atomic.write_text(layout.times(record.ref), _render_times(times), scratch=layout.staging)
+    text = _render_times(times, record.ref)
+    atomic.write_text(layout.times(record.ref), text, scratch=layout.staging)
 
 
 def read_times(layout: Layout, ref: str) -> Times:
     """Size (bytes) and time (ns) of each file when it was hashed; empty when not known."""
-    return parse_times(layout.times(ref))
+    text, times = _parse_times(layout.times(ref))
+    sealed = times.pop(_SEAL, None) is not None
+    return {} if sealed and text != _render_times(times, ref) else times
 
 
-def parse_times(path: Path) -> Times:
-    """The times in a file; empty when it holds none, or not those that were written."""
+def is_times(path: Path) -> bool:
+    """Whether a file holds times, be they those of another artifact."""
+    return _SEAL in _parse_times(path)[1]
+
+
+def _parse_times(path: Path) -> tuple[str, Times]:
     try:
         text = path.read_text() if path.is_file() else ""
         times = json.loads(text)
     except (OSError, ValueError):
-        return {}
+        return "", {}
     if not isinstance(times, dict):
-        return {}
-    sealed = times.pop(_SEAL, None) is not None
-    pairs = all(isinstance(pair, list) and len(pair) == 2 for pair in times.values())
-    return times if pairs and (not sealed or text == _render_times(times)) else {}
+        return "", {}
+    pairs = [value for name, value in times.items() if name != _SEAL]
+    sound = all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+    return (text, times) if sound else ("", {})
 
 
-def _render_times(times: Times) -> str:
-    seal = hashlib.sha256(json.dumps(times).encode()).hexdigest()
+def _render_times(times: Times, ref: str) -> str:
+    # The ref is sealed too: two artifacts may have files of equal names and sizes.
+    seal = hashlib.sha256(json.dumps([ref, times]).encode()).hexdigest()
     return json.dumps({**times, _SEAL: seal})
 
 

@@ -257,3 +257,14 @@ def test_age_is_measured_by_the_clock_of_the_disk(
     for path in (staged / "x", staged):
         os.utime(path, (1e9, 1e9))
     assert store.collect_garbage(grace_s=3600.0).removed == [f"staging/{staged.name}"]
+
+
+def test_the_times_of_one_artifact_are_not_those_of_another(store: Store) -> None:
+    first, second = commit(store, "r-1"), commit(store, "r-2")
+    ours, theirs = store.layout.times(first.ref), store.layout.times(second.ref)
+    ours.rename(ours.with_name("aside"))
+    theirs.rename(ours)
+    ours.with_name("aside").rename(theirs)
+    assert len([each for each in problems(store) if "is not what was written" in each]) == 2
+    store.collect_garbage(grace_s=-1)
+    assert problems(store) == []
