@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -17,7 +18,7 @@ from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.text_file import MOST_DIGITS, SURROGATE
 
 Row = TypeVar("Row")
-SHOWN = 10
+SHOWN, LARGEST = 10, sys.float_info.max
 LONGEST_LINE = 64 << 20
 """Bytes of a row. A file without line ends would else be read into memory as one."""
 
@@ -28,6 +29,12 @@ def refuse(what: str, **details: str) -> NoReturn:
     ``details`` are fields of :class:`Problem`: ``key``, ``got``, ``allowed``, ``fix``.
     """
     raise InputError(Problem(what=what, **details))
+
+
+def is_number(value: object) -> bool:
+    """Whether a JSON value is a number that float64 can hold: no truth value, NaN or infinity."""
+    is_plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_plain and -LARGEST <= value <= LARGEST  # an integer may have any length
 
 
 def brief(value: object, width: int = 60) -> str:

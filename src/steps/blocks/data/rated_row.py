@@ -12,7 +12,6 @@ answer should lead.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from typing import Any
 
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.data.conversation import Conversation, parse_conversation
-from nemotron_style.steps.blocks.data.jsonl import brief, refuse
+from nemotron_style.steps.blocks.data.jsonl import brief, is_number, refuse
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _LAYOUTS = "messages and attributes, prompt and response, or chosen and rejected"
@@ -106,15 +105,9 @@ def _ratings(ratings: Any, missing: float | None) -> dict[str, float]:
 
 
 def _number(value: Any, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        refuse("a rating must be a number", key=key, got=brief(value))
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        refuse("a rating must be finite", key=key, got=str(number))
-    return number
+    if not is_number(value):
+        refuse("a rating must be a finite number", key=key, got=brief(value))
+    return float(value)
 
 
 def _refuse_others(row: Mapping[str, Any], keys: set[str]) -> None:

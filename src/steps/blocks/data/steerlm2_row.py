@@ -13,7 +13,6 @@ particular no response is ever cut to length, because its log-probability covers
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from pydantic import (
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat
 from nemotron_style.steps.blocks.data.conversation import Conversation, Turn
-from nemotron_style.steps.blocks.data.jsonl import brief, read_rows, refuse
+from nemotron_style.steps.blocks.data.jsonl import brief, is_number, read_rows, refuse
 from nemotron_style.steps.blocks.settings.json_model import validation_problems
 
 LOG_P_A = "log(P(a|x,y))"
@@ -115,8 +114,7 @@ def encode_group(group: ScoredGroup, *, encode: Encode, max_tokens: int) -> Enco
 
 
 def _check_logprob(value: Any) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and value <= 0 and math.isfinite(value)):
+    if not (is_number(value) and value <= 0):
         allowed = "a finite number that is not above 0"
         refuse("wrong type or value", got=brief(value), allowed=allowed)
     return value

@@ -78,6 +78,14 @@ class Tokenizer:
         """The text of ``ids``, control tokens included: the inverse of :meth:`encode`."""
         return str(self._with_control.decode(list(ids), skip_special_tokens=False))
 
+    def decode_token(self, number: int) -> str:
+        """The text that a token adds to another before it.
+
+        At the beginning of a text many decoders drop the space that a token begins with.
+        """
+        before = self._plain.encode("a", add_special_tokens=False).ids[:1]
+        return self.decode([*before, number]).removeprefix(self.decode(before))
+
     @cached_property
     def vocab_size(self) -> int:
         """The smallest embedding that has a row for every id, added tokens included."""

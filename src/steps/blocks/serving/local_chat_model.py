@@ -124,7 +124,7 @@ class LocalChatModel:
             text = text[: min(ends)]
         elif sample.finished:
             text = text.removesuffix(self.ending)
-        pieces = [self.tokenizer.decode([number]) for number in sample.tokens if task.pieces]
+        pieces = [self.tokenizer.decode_token(number) for number in sample.tokens if task.pieces]
         return Choice(text, sample.finish, sample.log_probs, pieces)
 
 

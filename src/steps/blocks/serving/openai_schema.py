@@ -8,12 +8,12 @@ than its request says. ``null`` stands for absence everywhere, as in OpenAI's in
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from nemotron_style.steps.blocks.data.jsonl import is_number
 from nemotron_style.steps.blocks.http.error import HttpError, is_text, read_json, shorten
 from nemotron_style.steps.blocks.reward.types import Message
 
@@ -159,16 +159,12 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_temperature(value: Any) -> bool:
-    return _is_number(value) and (value == 0 or LEAST_TEMPERATURE <= value <= 2)
+    return is_number(value) and (value == 0 or LEAST_TEMPERATURE <= value <= 2)
 
 
 def _between(low: float, high: float) -> Callable[[Any], bool]:
-    return lambda value: _is_number(value) and low < value <= high
+    return lambda value: is_number(value) and low < value <= high
 
 
 def _whole(low: int, high: int) -> Callable[[Any], bool]:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect, Request
@@ -188,6 +189,10 @@ class Service:
     async def _answer(self, request: Request) -> Response:
         """Raises ``HttpError`` for every other status than 200 and 503."""
         path, method = request.scope["path"], request.method
+        if path.startswith(("http://", "https://")):  # the form in which a proxy is asked
+            path = urlsplit(path).path
+        if method == "HEAD":  # as GET; the server leaves out the body
+            method = "GET"
         if method not in ("GET", "POST"):
             raise HttpError(501, "bad_request", f"Unsupported method ({method[:20]!r})")
         if path not in self.methods:

@@ -12,13 +12,12 @@ behind them and is not shown to the judge. Of the true scores only the order cou
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nemotron_style.steps.blocks.data.conversation import PAIR_ROLES, parse_messages
-from nemotron_style.steps.blocks.data.jsonl import brief, refuse
+from nemotron_style.steps.blocks.data.jsonl import brief, is_number, refuse
 from nemotron_style.steps.blocks.judge.prompt import Question
 
 SCORES = ("score_1", "score_2")
@@ -85,8 +84,7 @@ def _truth(scores: Any) -> tuple[float, float]:
     if not isinstance(scores, Mapping) or set(scores) != set(SCORES):
         refuse("the truth is a score for each response", key="truth", got=brief(scores))
     for name in SCORES:
-        value = scores[name]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value):
-            refuse("a true score must be a finite number", key=f"truth.{name}", got=brief(value))
+        if not is_number(scores[name]):
+            got = brief(scores[name])
+            refuse("a true score must be a finite number", key=f"truth.{name}", got=got)
     return float(scores["score_1"]), float(scores["score_2"])

@@ -78,7 +78,8 @@ def test_ends_of_the_range_of_a_log_probability_are_allowed():
 
 @pytest.mark.parametrize("field", [LOG_P_A, LOG_P_Y, LOG_Q])
 @pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), float("-inf"), 0.1, "-1.5", None, True, [-1.0]]
+    "value",
+    [float("nan"), float("inf"), float("-inf"), 0.1, -(10**400), "-1.5", None, True, [-1.0]],
 )
 def test_log_probability_that_is_none(field, value):
     row = good_row(responses=[response(), response(**{field: value})])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
 
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
@@ -221,3 +222,15 @@ def test_added_tokens_of_white_space_stay_text(tokenizer: Tokenizer) -> None:
     changed = rewrite(tokenizer.path, added_tokens=[*document["added_tokens"], blank])
     assert "    " not in changed.control_ids
     assert number in changed.encode("a    b")
+
+
+def test_a_token_keeps_the_space_that_it_begins_with(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    words = {"\u2581river": 0, "\u2581is": 1, "\u2581a": 2, "<unk>": 3}
+    backend = Backend(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    sentencepiece = Tokenizer(tmp_path)
+    assert sentencepiece.decode([0]) == "river"  # at the beginning of a text
+    assert [sentencepiece.decode_token(number) for number in (0, 1)] == [" river", " is"]
+    ids = tokenizer.encode("The river is")
+    assert "".join(map(tokenizer.decode_token, ids)) == "The river is"

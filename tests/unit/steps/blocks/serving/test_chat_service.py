@@ -247,6 +247,8 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"temperature": -0.1}, "temperature", "0, or 0.01 to 2"),
     ({"temperature": 1e-9}, "temperature", "0, or 0.01 to 2"),
     ({"temperature": 2.5}, "temperature", "0, or 0.01 to 2"),
+    ({"temperature": 10**400}, "temperature", "0, or 0.01 to 2"),
+    ({"top_p": 10**400}, "top_p", "above 0, up to 1"),
     ({"temperature": "hot"}, "temperature", "got 'hot'"),
     ({"temperature": True}, "temperature", "got True"),
     ({"top_p": 0}, "top_p", "above 0, up to 1"),

@@ -93,8 +93,8 @@ class World:
             text = response.read()
         finally:
             connection.close()
-        kind = response.headers.get_content_type()
-        return response.status, json.loads(text) if "json" in kind else text, response.headers
+        is_json = text and "json" in response.headers.get_content_type()
+        return response.status, json.loads(text) if is_json else text, response.headers
 
     def score(self, *texts: str, **headers: str) -> tuple[int, Any]:
         return self.ask("POST", "/v1/score", {"conversations": list(map(talk, texts))}, **headers)[
@@ -741,3 +741,19 @@ def test_labels_and_numbers_are_written_as_the_format_wants() -> None:
     assert told['h_bucket{le="+Inf"}'] == told["h_count"] == 4
     assert "c_created" not in told
     assert (total(count), total(count, kind="other"), total(count, kind="none")) == (2.25, 0.25, 0)
+
+
+def test_a_head_request_is_answered_as_a_get_without_a_body(world: World) -> None:
+    status, body, headers = world.ask("HEAD", "/health")
+    assert (status, body) == (200, b"")
+    assert int(headers["Content-Length"]) > 0
+    assert world.ask("HEAD", "/v1/score")[0] == 405
+    assert world.ask("HEAD", "/nowhere")[0] == 404
+    raw = world.send(b"HEAD /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert raw.endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("target", [b"http://somewhere:80/health", b"https://x/health"])
+def test_a_target_in_the_form_for_proxies_is_understood(world: World, target: bytes) -> None:
+    raw = world.send(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert raw.startswith(b"HTTP/1.1 200 ")
