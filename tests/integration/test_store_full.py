@@ -81,7 +81,7 @@ def test_a_full_store_is_read_and_loses_nothing_and_gc_makes_room(
 
     assert main(["artifacts", "gc"]) == 0  # what is young stays
     assert (failed.path / "staging" / "1" / "model" / "weights").exists()
-    assert main(["artifacts", "gc", "--grace", "-1"]) == 0
+    assert main(["artifacts", "gc", "--grace", "0"]) == 0
     assert "removed runs/failed-1/staging/1" in capsys.readouterr().out
     assert commit(store, "r-2").startswith("model:v")
     assert store.adopt(rows, kind="raw_jsonl", name="rows").ref == "rows:v1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict
 from datetime import datetime
@@ -15,6 +16,7 @@ from nemotron_style.runtime.catalog.kinds import load_kinds
 from nemotron_style.runtime.cli.options import AsJson, choose_store, command_group, open_store
 from nemotron_style.runtime.cli.table import print_json, print_problems, print_table, render_pairs
 from nemotron_style.runtime.cli.terminal import escape_json
+from nemotron_style.runtime.errors import Problem, UsageError
 from nemotron_style.runtime.store.diff import compare, compare_content
 from nemotron_style.runtime.store.lineage import Node, walk
 from nemotron_style.runtime.store.lineage_text import describe, render, short
@@ -178,6 +180,9 @@ def gc(
     """
     from nemotron_style.runtime.launch.leftovers import collect_leftovers
 
+    if not 0 <= grace < math.inf:  # neither is NaN
+        what, allowed = "is no number of hours", "0 or more"
+        raise UsageError(Problem(key="--grace", what=what, got=str(grace), allowed=allowed))
     store, grace_s = open_store(context), grace * 3600
     # What needs no room first: on a full disk, commits can be finished only after that.
     done = collect_leftovers(store.root, grace_s=grace_s)

@@ -217,8 +217,15 @@ def test_gc_tells_what_it_removed(run: Run, store: Store, model: Artifact) -> No
     staged = store.stage("left")
     (staged / "a").write_text("x")
     assert read_json(run, "gc")["removed"] == []
-    _, out, _ = run("gc", "--grace", "-1")
+    _, out, _ = run("gc", "--grace", "0")
     assert out == (
         f"removed staging/{staged.name}\n1 removed (1 B), 0 finished, 0 keys written again\n"
     )
     assert store.verify(model, deep=True) == []
+
+
+@pytest.mark.parametrize("hours", ["-1", "nan", "inf"])
+def test_gc_takes_a_number_of_hours_alone(run: Run, store: Store, hours: str) -> None:
+    left = store.stage("left")  # younger than NaN, if one compares carelessly
+    assert run("gc", "--grace", hours)[0] == 2
+    assert left.exists()

@@ -112,6 +112,6 @@ def test_the_command_says_how_much_it_freed(
 ) -> None:
     folder.attempts[0].close("FAILED")
     monkeypatch.setenv("NEMOTRON_STYLE_HOME", str(folder.path.parents[1]))
-    assert main(["artifacts", "gc", "--grace", "-1"]) == 0
+    assert main(["artifacts", "gc", "--grace", "0"]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == "1 removed (7 B), 0 finished, 0 keys written again"
