@@ -145,14 +145,14 @@ def test_fewer_pairs_are_drawn_from_the_seed(folder: Path, tmp_path: Path) -> No
 def test_everything_wrong_with_the_rows_is_told_before_the_judge_is_asked(
     folder: Path, tmp_path: Path
 ) -> None:
-    rows = [comparison(0), comparison(1, response_2="x" * 200), comparison(2, response_1="a\x11b")]
+    rows = [comparison(0), comparison(1, response_2="x" * 200), comparison(2) | {"truth": {}}]
     with pytest.raises(InputError) as caught:
         run(settings(), context(tmp_path / "a", folder, rows))
     told = str(caught.value)
     assert "rows.jsonl:2" in told
     assert "no room for the judge's answer" in told
     assert "rows.jsonl:3" in told
-    assert "control token" in told
+    assert "the truth is a score for each response" in told
     equal = comparison(0) | {"truth": {"score_1": 2, "score_2": 2}}
     with pytest.raises(InputError, match="in no pair is one response truly better"):
         run(settings(), context(tmp_path / "b", folder, [equal]))
