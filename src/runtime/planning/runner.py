@@ -30,7 +30,7 @@ from nemotron_style.runtime.launch.status import read_status, refresh_status
 from nemotron_style.runtime.planning.planner import Pipeline, PlannedRun
 from nemotron_style.runtime.planning.preflight import check_plan
 from nemotron_style.runtime.run.folder import RunFolder
-from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, JobState
+from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, LOST, JobState
 from nemotron_style.runtime.secrets.reject import reject_secrets
 from nemotron_style.runtime.store.store import Store
 
@@ -152,7 +152,12 @@ def execute_run(
     if note := record_decision(run):
         interruption.watcher.warn(note)
     if not reused:
-        state = follow_run(start_run(run, launcher, request), interruption)
+        while True:
+            state = follow_run(start_run(run, launcher, request), interruption)
+            last = folder.last_attempt
+            # One that was dying when this command attached to it begins again, as a moment later.
+            if state.state != LOST or last is None or last.is_own or last.is_abandoned:
+                break
         if state.state != COMPLETED:
             raise explain_failure(run, state, folder)
     complete = folder.outputs or {}

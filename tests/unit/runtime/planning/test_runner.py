@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,3 +166,41 @@ def test_who_follows_an_attempt_that_ends_follows_the_next_one(
     state = runner.follow_run(handle_of(first), Interruption(Quiet()))  # type: ignore[arg-type]
     assert followed == [1, 2]
     assert (state.state, state.exit_code) == ("CANCELLED", 7)
+
+
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_a_run_that_was_dying_when_it_was_attached_to_begins_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, abandoned: bool
+) -> None:
+    folder = RunFolder(tmp_path / "runs/a-1")
+    followed: list[int] = []
+
+    class Launcher(LocalLauncher):
+        def logs(self, handle: JobHandle, *, node: int = 0) -> Iterator[str]:
+            followed.append(handle.attempt)
+            attempt = folder.attempts[-1]
+            if handle.attempt == 1 and abandoned:
+                attempt.declare_lost("its machine is gone")
+            attempt.close("LOST" if handle.attempt == 1 else "COMPLETED")
+            yield ""
+
+    def start(*_: Any) -> JobHandle:
+        if not folder.attempts:
+            claim_elsewhere(folder)  # by a command whose worker is killed just now
+        elif folder.attempts[-1].recorded_end:
+            folder.claim_attempt()
+        return handle_of(folder.attempts[-1])
+
+    monkeypatch.setattr(runner, "find_launcher", lambda executor: Launcher())
+    monkeypatch.setattr(runner, "start_run", start)
+    monkeypatch.setattr(runner, "record_decision", lambda run: "")
+    plan = SimpleNamespace(record_dir=folder.path, outputs=(), step="a", config_name="tiny")
+    run = SimpleNamespace(plan=plan, decision=SimpleNamespace(action="attach"))
+    interruption: Any = Interruption(Quiet())  # type: ignore[arg-type]
+    if abandoned:  # whoever said so decides what happens next
+        with pytest.raises(StepFailed):
+            runner.execute_run(run, Launcher(), interruption)  # type: ignore[arg-type]
+        assert followed == [1]
+    else:
+        runner.execute_run(run, Launcher(), interruption)  # type: ignore[arg-type]
+        assert followed == [1, 2]
