@@ -119,7 +119,7 @@ class CudaAdam:
         from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
         self.guard = UpdateGuard(model, config.max_skipped_updates)
-        self._weight_decay = config.weight_decay
+        self._weight_decay, self._gradient_clip = config.weight_decay, gradient_clip
         dtype = next(model.parameters()).dtype
         settings = OptimizerConfig(
             optimizer="adam",
@@ -137,22 +137,27 @@ class CudaAdam:
         self._adam = get_megatron_optimizer(settings, [model])
 
     def step(self, lr: float, *, step: int, loss: float) -> float:
-        # megatron-core's own `step` applies whatever it finds, so the norm is asked for before it.
+        # The parts of megatron-core's own `step`, which applies whatever it finds.
         self._adam.prepare_grads()
         norm = float(self._adam.get_grad_norm())
         if self.guard.allows(step=step, loss=loss, grad_norm=norm):
-            self._update(lr)
+            self._update(lr, norm)
         # In float32 `grad` is now `main_grad` itself: the next backward pass would add to both.
         self._adam.zero_grad()
         return norm
 
-    def _update(self, lr: float) -> None:
+    def _update(self, lr: float, norm: float) -> None:
+        from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
         for group in self._adam.param_groups:
             # megatron-core leaves both products to its own scheduler: without them it would decay
             # the vectors (norms) too.
             group["lr"] = lr * group["lr_mult"]
             group["weight_decay"] = self._weight_decay * group["wd_mult"]
-        self._adam.step()
+        if self._gradient_clip:
+            weights = self._adam.get_parameters()
+            clip_grad_by_total_norm_fp32(weights, max_norm=self._gradient_clip, total_norm=norm)
+        self._adam.step_with_ready_grads()
 
     def sharded_state(self, weights: dict[str, Any], *, loading: bool) -> dict[str, Any]:
         return self._adam.sharded_state_dict(weights, is_loading=loading)
