@@ -111,14 +111,16 @@ def loosen_umask(folder: Path) -> None:
         os.umask(os.umask(0o077) & ~0o070)
 
 
+def nearest_folder(path: Path) -> Path:
+    """``path``, or the nearest folder above it that exists."""
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
 def unwritable(folders: Iterable[Path]) -> list[Path]:
     """Of the folders, or the nearest above them that exist, those that we may not write in."""
-    nearest = (
-        next(each for each in (folder, *folder.parents) if each.exists()) for folder in folders
-    )
     return [
         folder
-        for folder in dict.fromkeys(nearest)
+        for folder in dict.fromkeys(map(nearest_folder, folders))
         if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK))
     ]
 

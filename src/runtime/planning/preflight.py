@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.atomic import unwritable
+from nemotron_style.runtime.atomic import nearest_folder, unwritable
 from nemotron_style.runtime.errors import Problem
 from nemotron_style.runtime.paths import expand_path
 from nemotron_style.runtime.planning.build import describe_count
@@ -135,11 +135,6 @@ def _local_files(adoption: Adoption) -> list[Path]:
         return []
     path = expand_path(adoption.location)
     return [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
-
-
-def nearest_folder(path: Path) -> Path:
-    """``path``, or the nearest folder above it that exists."""
-    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def check_counts(plan: Plan) -> Iterator[Problem]:

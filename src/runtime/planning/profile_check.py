@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.atomic import unwritable
+from nemotron_style.runtime.atomic import nearest_folder, unwritable
 from nemotron_style.runtime.catalog.catalog import Catalog
 from nemotron_style.runtime.catalog.kinds import Kinds
 from nemotron_style.runtime.catalog.manifest import Run
 from nemotron_style.runtime.errors import Problem, StepsError
 from nemotron_style.runtime.planning.build import plan_placement, seal_plan
-from nemotron_style.runtime.planning.preflight import check_port, nearest_folder
+from nemotron_style.runtime.planning.preflight import check_port
 from nemotron_style.runtime.planning.request import open_context
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.plan import Plan

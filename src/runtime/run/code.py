@@ -18,6 +18,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from nemotron_style.runtime.errors import ManifestError, Problem, UsageError
+from nemotron_style.runtime.shell_environment import clean_environment
 
 OWN = "nemotron_style"
 MOST_BYTES = 2 << 30
@@ -190,7 +191,7 @@ def _git(folder: Path, *arguments: str) -> bytes | None:
 
     The environment says nothing about which repository: ``GIT_DIR`` is set inside hooks.
     """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    environment = clean_environment(os.environ)
     fixed = {"GIT_NO_REPLACE_OBJECTS": "1", "GIT_NO_LAZY_FETCH": "1", "GIT_OPTIONAL_LOCKS": "0"}
     command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments]
     try:

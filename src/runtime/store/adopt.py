@@ -108,8 +108,7 @@ def adopt(layout: Layout, location: str, *, kind: str, name: str) -> Artifact:
 def _check_room(layout: Layout, source: _Source) -> None:
     """Raise InputError when the copy cannot fit, before any of it is written."""
     needed = sum(entry.size for entry in source.entries)
-    existing = next(each for each in (layout.staging, *layout.staging.parents) if each.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(atomic.nearest_folder(layout.staging)).free
     if needed > free:
         what = f"{format_size(free)} are free, and a copy of {source.text} needs "
         what += format_size(needed)

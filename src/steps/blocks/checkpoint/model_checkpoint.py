@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -114,7 +114,10 @@ def weights_digest(source: nn.Module | Path) -> str:
     weights = (
         torch_dist.read_full(source / WEIGHTS) if isinstance(source, Path) else full_weights(source)
     )
-    return digest_weights(weights)
+    digest = WeightsDigest()
+    for _ in digest.track(weights):
+        pass
+    return digest.text
 
 
 def written_digest(path: Path) -> str:
@@ -125,14 +128,24 @@ def written_digest(path: Path) -> str:
     return share_from_rank_zero(lambda: weights_digest(path))
 
 
-def digest_weights(weights: Iterable[tuple[str, Tensor]]) -> str:
-    """The weights digest of whole tensors that come in the order of their names."""
-    digest = hashlib.sha256()
-    for name, whole in weights:
-        digest.update(f"{name}\n{whole.dtype}\n{list(whole.shape)}\n".encode())
-        # bytes as they lie in memory; numpy has no bfloat16
-        digest.update(whole.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return f"sha256:{digest.hexdigest()}"
+class WeightsDigest:
+    """The weights digest of whole tensors, taken while they pass on their way to something else."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def track(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Pass tensors on, which come in the order of their names."""
+        for name, whole in weights:
+            self._hash.update(f"{name}\n{whole.dtype}\n{list(whole.shape)}\n".encode())
+            # bytes as they lie in memory; numpy has no bfloat16
+            self._hash.update(whole.contiguous().view(-1).view(torch.uint8).numpy().data)
+            yield name, whole
+
+    @property
+    def text(self) -> str:
+        """``sha256:…`` of what has passed."""
+        return f"sha256:{self._hash.hexdigest()}"
 
 
 def full_weights(model: nn.Module) -> list[tuple[str, Tensor]]:

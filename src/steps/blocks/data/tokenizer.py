@@ -58,11 +58,9 @@ class Tokenizer:
     def _open_backend(self, text: str) -> Backend:
         backend = Backend.from_str(text)
         # A role makes a token of the vocabulary a control token, as transformers has it.
-        known = backend.get_vocab(with_added_tokens=True)
         named = [*self.special_tokens.values(), *self.further_special_tokens]
-        backend.add_special_tokens(
-            [AddedToken(text, normalized=False) for text in named if text in known]
-        )
+        known = [text for text in named if backend.token_to_id(text) is not None]
+        backend.add_special_tokens([AddedToken(text, normalized=False) for text in known])
         return backend
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
@@ -260,8 +258,12 @@ def _without_habits(text: str) -> str:
     whoever saved the file may have padded or cut texts, which the library keeps in it.
     """
     content = json.loads(text)
-    for token in content.get("added_tokens") or ():
-        token["special"] = token["special"] or bool(token["content"].strip())
+    tokens = content.get("added_tokens") or ()
+    ordinary = [one for one in tokens if not one["special"] and one["content"].strip()]
+    if not ordinary and content.get("padding") is content.get("truncation") is None:
+        return text  # as most are: a large file is not written anew for nothing
+    for token in ordinary:
+        token["special"] = True
     return json.dumps(content | {"padding": None, "truncation": None})
 
 

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from nemotron_style.runtime.errors import InputError, Problem, StepFailed
+from nemotron_style.runtime.shell_environment import find_rank_variables
 from nemotron_style.steps.blocks.data.tokenizer_files import export_tokenizer
 from nemotron_style.steps.blocks.generation.engine import BROKEN_LOGITS, Sample
 from nemotron_style.steps.blocks.generation.random_stream import sample_keys
@@ -50,14 +51,6 @@ _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process, and a schedule that repeats
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two engines would be bound to one core
 }
-_OF_TORCHRUN = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
 _LOG_LINES = 12
 
 
@@ -245,7 +238,8 @@ def _require_vllm() -> None:
 
 
 def _start(folder: Path, device: torch.device) -> subprocess.Popen[str]:
-    kept = {name: value for name, value in os.environ.items() if name not in _OF_TORCHRUN}
+    ranks = find_rank_variables(os.environ)  # vLLM is one process, whatever this one is part of
+    kept = {name: value for name, value in os.environ.items() if name not in ranks}
     environment = {**_ENVIRONMENT, **kept, "TMPDIR": str(folder)}
     if device.type == "cpu":
         environment["TORCH_COMPILE_DISABLE"] = "1"  # needs a C++ compiler, and saves nothing

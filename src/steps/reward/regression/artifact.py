@@ -16,7 +16,7 @@ from nemotron_style.runtime.text_file import read_json_file
 from nemotron_style.steps.blocks.checkpoint import torch_dist
 from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE, build_settings
 from nemotron_style.steps.blocks.checkpoint.hf_weights import export_tensor
-from nemotron_style.steps.blocks.checkpoint.model_checkpoint import digest_weights
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WeightsDigest
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import write_tensors
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import (
@@ -56,12 +56,11 @@ def write_weights(
     torch_dist.write(sharded_weights(unwrap(model)), parts)
 
     def join() -> str:
-        write_tensors(
-            path, _units(torch_dist.read_full(parts), sizes, mix), max_bytes=MAX_FILE_BYTES
-        )
-        digest = digest_weights(torch_dist.read_full(parts))
+        digest = WeightsDigest()
+        units = _units(digest.track(torch_dist.read_full(parts)), sizes, mix)
+        write_tensors(path, units, max_bytes=MAX_FILE_BYTES)
         shutil.rmtree(parts)
-        return digest
+        return digest.text
 
     return share_from_rank_zero(join)
 

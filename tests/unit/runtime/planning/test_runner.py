@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.errors import Interrupted, StepFailed, StepsError
-from nemotron_style.runtime.launch.base import JobHandle, handle_of
+from nemotron_style.runtime.launch.base import JobHandle, attempt_of, handle_of
 from nemotron_style.runtime.launch.local import LocalLauncher
 from nemotron_style.runtime.planning import runner
 from nemotron_style.runtime.planning.runner import Interruption, submit_pipeline
+from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder
 
 
@@ -144,23 +145,32 @@ def test_a_third_ctrl_c_leaves_what_does_not_answer(
         interruption._catch(2, None)
 
 
-def test_who_follows_an_attempt_that_ends_follows_the_next_one(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """That another command has begun before this one could."""
-    folder = RunFolder(tmp_path / "runs/a-1")
+def follow_until(end: Callable[[Attempt], None], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the attempts that are followed from now on; each ends as ``end`` says."""
     followed: list[int] = []
 
     class Launcher(LocalLauncher):
         def logs(self, handle: JobHandle, *, node: int = 0) -> Iterator[str]:
             followed.append(handle.attempt)
-            attempt = folder.attempts[-1]
-            attempt.close("FAILED" if handle.attempt == 1 else "CANCELLED", exit_code=7)
-            if handle.attempt == 1:
-                folder.claim_attempt()
+            end(attempt_of(handle))
             yield ""
 
     monkeypatch.setattr(runner, "find_launcher", lambda executor: Launcher())
+    return followed
+
+
+def test_who_follows_an_attempt_that_ends_follows_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """That another command has begun before this one could."""
+    folder = RunFolder(tmp_path / "runs/a-1")
+
+    def end(attempt: Attempt) -> None:
+        attempt.close("FAILED" if attempt.number == 1 else "CANCELLED", exit_code=7)
+        if attempt.number == 1:
+            folder.claim_attempt()
+
+    followed = follow_until(end, monkeypatch)
     first = folder.claim_attempt()
     assert first is not None
     state = runner.follow_run(handle_of(first), Interruption(Quiet()))  # type: ignore[arg-type]
@@ -173,16 +183,11 @@ def test_a_run_that_was_dying_when_it_was_attached_to_begins_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, abandoned: bool
 ) -> None:
     folder = RunFolder(tmp_path / "runs/a-1")
-    followed: list[int] = []
 
-    class Launcher(LocalLauncher):
-        def logs(self, handle: JobHandle, *, node: int = 0) -> Iterator[str]:
-            followed.append(handle.attempt)
-            attempt = folder.attempts[-1]
-            if handle.attempt == 1 and abandoned:
-                attempt.declare_lost("its machine is gone")
-            attempt.close("LOST" if handle.attempt == 1 else "COMPLETED")
-            yield ""
+    def end(attempt: Attempt) -> None:
+        if attempt.number == 1 and abandoned:
+            attempt.declare_lost("its machine is gone")
+        attempt.close("LOST" if attempt.number == 1 else "COMPLETED")
 
     def start(*_: Any) -> JobHandle:
         if not folder.attempts:
@@ -191,7 +196,7 @@ def test_a_run_that_was_dying_when_it_was_attached_to_begins_again(
             folder.claim_attempt()
         return handle_of(folder.attempts[-1])
 
-    monkeypatch.setattr(runner, "find_launcher", lambda executor: Launcher())
+    followed = follow_until(end, monkeypatch)
     monkeypatch.setattr(runner, "start_run", start)
     monkeypatch.setattr(runner, "record_decision", lambda run: "")
     plan = SimpleNamespace(record_dir=folder.path, outputs=(), step="a", config_name="tiny")
@@ -199,8 +204,8 @@ def test_a_run_that_was_dying_when_it_was_attached_to_begins_again(
     interruption: Any = Interruption(Quiet())  # type: ignore[arg-type]
     if abandoned:  # whoever said so decides what happens next
         with pytest.raises(StepFailed):
-            runner.execute_run(run, Launcher(), interruption)  # type: ignore[arg-type]
+            runner.execute_run(run, LocalLauncher(), interruption)  # type: ignore[arg-type]
         assert followed == [1]
     else:
-        runner.execute_run(run, Launcher(), interruption)  # type: ignore[arg-type]
+        runner.execute_run(run, LocalLauncher(), interruption)  # type: ignore[arg-type]
         assert followed == [1, 2]

@@ -14,17 +14,7 @@ from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFold
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights
-from nemotron_style.steps.blocks.settings.model_config import ModelConfig
-
-SIZES = ModelConfig(
-    num_layers=1,
-    hidden_size=16,
-    ffn_hidden_size=24,
-    num_attention_heads=2,
-    num_query_groups=1,
-    vocab_size=30,
-    max_sequence_length=32,
-)
+from small_model import ONE_LAYER
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,7 +38,7 @@ def test_what_has_no_number_is_finite():
 
 
 def broken_model():
-    model = build_model(SIZES, ddp=False)
+    model = build_model(ONE_LAYER, ddp=False)
     with torch.no_grad():
         model.decoder.layers[0].mlp.linear_fc2.weight[3, 1] = math.nan
     return model
@@ -65,7 +55,7 @@ def test_a_checkpoint_with_a_nan_is_not_read(tmp_path: Path, monkeypatch: pytest
         patch.setattr(torch_dist, "_require_finite", lambda *_, **__: None)
         torch_dist.write(sharded_weights(broken_model()), tmp_path)
     with pytest.raises(InputError, match=r"linear_fc2\.weight.*not finite"):
-        torch_dist.read(sharded_weights(build_model(SIZES, ddp=False)), tmp_path)
+        torch_dist.read(sharded_weights(build_model(ONE_LAYER, ddp=False)), tmp_path)
 
 
 def test_a_hugging_face_folder_with_an_infinite_row_is_not_read(tmp_path: Path):

@@ -8,7 +8,6 @@ from torch.overrides import TorchFunctionMode
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model, wrap
 from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
-from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients
 from nemotron_style.steps.blocks.training.optimizer import (
@@ -17,16 +16,7 @@ from nemotron_style.steps.blocks.training.optimizer import (
     build_optimizer,
     gradient_norm,
 )
-
-CONFIG = ModelConfig(
-    num_layers=1,
-    hidden_size=16,
-    ffn_hidden_size=24,
-    num_attention_heads=2,
-    num_query_groups=1,
-    vocab_size=30,
-    max_sequence_length=32,
-)
+from small_model import ONE_LAYER
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,7 +31,7 @@ def gradients(model):
 
 def test_updates_are_those_of_torch_with_decay_on_matrices_only():
     config = OptimConfig(lr=1e-2, weight_decay=0.1, betas=(0.8, 0.9), eps=1e-6)
-    model = build_model(CONFIG)
+    model = build_model(ONE_LAYER)
     copies = [torch.nn.Parameter(p.detach().clone()) for p in model.parameters()]
     adam = torch.optim.AdamW(
         [
@@ -66,7 +56,7 @@ def test_updates_are_those_of_torch_with_decay_on_matrices_only():
 
 
 def test_no_clip_leaves_gradients_alone():
-    model = build_model(CONFIG)
+    model = build_model(ONE_LAYER)
     gradients(model)
     before = [p.main_grad.clone() for p in model.parameters()]
     norm = build_optimizer(model, OptimConfig(), gradient_clip=None).step(1e-3, step=1, loss=1.0)
@@ -76,7 +66,7 @@ def test_no_clip_leaves_gradients_alone():
 
 
 def test_frozen_weights_stay():
-    model = build_model(CONFIG, ddp=False)
+    model = build_model(ONE_LAYER, ddp=False)
     model.embedding.requires_grad_(False)
     model = wrap(model)
     frozen = model.module.embedding.word_embeddings.weight.clone()
@@ -113,7 +103,7 @@ def test_both_optimizers_decay_and_update_the_same_weights(monkeypatch: pytest.M
     for name in ("get_data_parallel_group_gloo", "get_expert_data_parallel_group_gloo"):
         monkeypatch.setattr(parallel_state, name, lambda *_, **__: None)
     config = OptimConfig(lr=1e-2, weight_decay=0.5)
-    on_cpu, on_cuda = build_model(CONFIG), build_model(CONFIG)
+    on_cpu, on_cuda = build_model(ONE_LAYER), build_model(ONE_LAYER)
     with OnCpu():
         # megatron-core clips tensors of CUDA devices alone
         pairs = [
