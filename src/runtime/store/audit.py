@@ -55,6 +55,34 @@ def read_decisions(layout: Layout) -> Iterator[Decision]:
             yield Decision(key, None, error.problems[0])
 
 
+@dataclass(frozen=True)
+class Index:
+    """The keys that are there, those that the ``known`` records ask for, and what is left over.
+
+    ``known`` are the records of all decisions and of all artifacts that can be read, by ref.
+    """
+
+    decisions: list[Decision]
+    known: dict[str, Record]
+    present: list[Path]
+    expected: set[Path]
+    strays: list[Path]
+
+
+def read_index(layout: Layout) -> Index:
+    """The index as it stands beside the artifacts."""
+    present = list(files_under(*(layout.index / folder for folder in KEYS)))
+    times = list(files_under(layout.index / "times"))
+    decisions = list(read_decisions(layout))  # after the keys: a commit decides before it adds any
+    decided = (each.record for each in decisions if each.record)
+    known = {record.ref: record for record in (*decided, *committed_records(layout))}
+    expected = {key for record in known.values() for key in keys_of(layout, record)}
+    places = {layout.times(ref) for ref in known}
+    strays = [key for key in present if key not in expected]
+    strays += [each for each in times if each not in places]
+    return Index(decisions, known, present, expected, strays)
+
+
 def directories_of(layout: Layout) -> Iterator[Path]:
     """Every directory in which a version stands, or may stand under a wrong name.
 
@@ -114,24 +142,16 @@ def fits_times(layout: Layout, record: Record) -> bool:
 
 def check_index(layout: Layout) -> list[Problem]:
     """Decisions without their artifact, keys that cannot be used, and keys too many."""
-    present = list(files_under(*(layout.index / folder for folder in KEYS)))
-    times = list(files_under(layout.index / "times"))
-    decisions = list(read_decisions(layout))  # after the keys: a commit decides before it adds any
-    problems = [each.problem for each in decisions if each.problem]
+    index = read_index(layout)
+    problems = [each.problem for each in index.decisions if each.problem]
     problems += unlisted(layout)
-    decided = [each.record for each in decisions if each.record]
-    for record in decided:
-        problems += _check_decided(layout, record)
-    known = {record.ref: record for record in [*decided, *committed_records(layout)]}
-    expected = {key for record in known.values() for key in keys_of(layout, record)}
-    strays = [key for key in present if key not in expected]
-    places = {layout.times(ref) for ref in known}
-    strays += [each for each in times if each not in places]
-    for key in strays:
-        fix = MEND if is_refuted(layout, key, known) else RESTORE
+    for decision in index.decisions:
+        problems += _check_decided(layout, decision.record) if decision.record else []
+    for key in index.strays:
+        fix = MEND if is_refuted(layout, key, index.known) else RESTORE
         problems.append(_problem(layout, key, "belongs to no artifact that is there", fix))
-    problems += _check_undecided(layout, known)
-    problems += _check_runs(layout, known)
+    problems += _check_undecided(layout, index.known)
+    problems += _check_runs(layout, index.known)
     return problems
 
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, StepsError
 from nemotron_style.runtime.store.audit import (
-    KEYS,
     Decision,
     committed_records,
     directories_of,
@@ -30,6 +29,7 @@ from nemotron_style.runtime.store.audit import (
     is_refuted,
     read_committed,
     read_decisions,
+    read_index,
 )
 from nemotron_style.runtime.store.commit import finish_commit, key_of, read_decision
 from nemotron_style.runtime.store.digest import RECORD_NAME, find_files, hash_file
@@ -257,21 +257,14 @@ def _is_whole(layout: Layout, record: Record) -> bool:
 
 def _mend_keys(layout: Layout, done: Collected) -> None:
     """Write the keys of all artifacts that are missing or changed; remove those that are wrong."""
-    present = list(files_under(*(layout.index / folder for folder in KEYS)))
-    times = list(files_under(layout.index / "times"))
-    known = {each.record.ref: each.record for each in read_decisions(layout) if each.record}
-    known |= {record.ref: record for record in committed_records(layout)}
-    expected = {key for record in known.values() for key in keys_of(layout, record)}
-    strays = [key for key in present if key not in expected]
-    places = {layout.times(ref) for ref in known}
-    strays += [each for each in times if each not in places]
-    wrong = [key for key in strays if is_refuted(layout, key, known)]
-    wrong += [key for key in present if key in expected and not is_plain_key(key)]
+    index = read_index(layout)
+    wrong = [key for key in index.strays if is_refuted(layout, key, index.known)]
+    wrong += [key for key in index.present if key in index.expected and not is_plain_key(key)]
     for key in wrong:
         with _skipping(done, key):
             if _is_ours(layout, key):
                 remove(key, layout.root, done)
-    for record in known.values():
+    for record in index.known.values():
         with _skipping(done, layout.version(record.name, record.version)):
             done.keys_written += _write_keys_of(layout, record)
 
