@@ -44,8 +44,28 @@ def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) ->
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object at ``path``, or None when there is none that can be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return parse_object(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """The JSON object at ``path``, or None when there is none.
+
+    Raises ``OSError`` when there is one that cannot be read: whoever concludes from a file that is
+    missing must not take one for missing that somebody else owns.
+    """
+    try:
+        return parse_object(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+        return None
+
+
+def parse_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that ``text`` is, or None when it is none, or is nested without an end."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         return None
     return dict(value) if isinstance(value, dict) else None
 

@@ -33,7 +33,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.atomic import create_text, read_json, write_json, write_text
+from nemotron_style.runtime.atomic import (
+    create_text,
+    read_facts,
+    read_json,
+    write_json,
+    write_text,
+)
 from nemotron_style.runtime.process import find_marked, identify_process, is_alive, is_dead
 from nemotron_style.runtime.run.state import (
     CANCELLED,
@@ -274,19 +280,6 @@ class Attempt:
 
     def _own(self, owner: Mapping[str, Any]) -> bool:
         return create_text(self.path / "owner.json", json.dumps(owner, indent=2) + "\n")
-
-
-def read_facts(path: Path) -> dict[str, Any] | None:
-    """The JSON object at ``path``, or None when there is none.
-
-    Raises ``OSError`` when there is one that cannot be read: whoever concludes from a file that is
-    missing must not take one for missing that somebody else owns.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return dict(value) if isinstance(value, dict) else None
 
 
 def _read_change(path: Path) -> float:

@@ -26,7 +26,7 @@ from typing import Any
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import Problem, RefError, suggest
 from nemotron_style.runtime.process import identify_process
-from nemotron_style.runtime.run.attempt import LOCAL, Attempt, read_facts
+from nemotron_style.runtime.run.attempt import LOCAL, Attempt
 from nemotron_style.runtime.run.plan import Plan, load_plan
 from nemotron_style.runtime.run.state import COMPLETED, FAILED, FINAL, LOST, PENDING
 from nemotron_style.runtime.store.store import Store
@@ -56,7 +56,7 @@ class RunFolder:
     @property
     def outputs(self) -> dict[str, Any] | None:
         """What ``outputs.json`` says (``outputs`` by slot, ``figures``); None until complete."""
-        return read_facts(self.path / "outputs.json")
+        return atomic.read_facts(self.path / "outputs.json")
 
     @property
     def attempts(self) -> list[Attempt]:

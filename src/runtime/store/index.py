@@ -89,11 +89,9 @@ def is_times(path: Path) -> bool:
 def _parse_times(path: Path) -> tuple[str, Times]:
     try:
         text = path.read_text() if path.is_file() else ""
-        times = json.loads(text)
-    except (OSError, ValueError):
+    except (OSError, UnicodeDecodeError):
         return "", {}
-    if not isinstance(times, dict):
-        return "", {}
+    times = atomic.parse_object(text) or {}
     pairs = [value for name, value in times.items() if name != _SEAL]
     sound = all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
     return (text, times) if sound else ("", {})

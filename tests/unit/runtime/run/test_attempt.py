@@ -308,3 +308,11 @@ def test_a_job_that_another_machine_is_submitting_is_not_lost(
     for path in attempt.path.iterdir():
         os.utime(path, (0, 0))
     assert not is_pending()
+
+
+def test_a_record_that_is_nested_without_an_end_counts_as_none(folder: RunFolder) -> None:
+    attempt = begin(folder)
+    (attempt.path / "attempt.json").write_text("[" * 200_000)
+    assert attempt.record == {}
+    assert attempt.recorded_end is None
+    assert read_status(folder).state

@@ -268,3 +268,12 @@ def test_the_times_of_one_artifact_are_not_those_of_another(store: Store) -> Non
     assert len([each for each in problems(store) if "is not what was written" in each]) == 2
     store.collect_garbage(grace_s=-1)
     assert problems(store) == []
+
+
+def test_times_that_are_nested_without_an_end_are_named_and_mended(store: Store) -> None:
+    times = store.layout.times(commit(store, "a-1").ref)
+    times.chmod(0o644)
+    times.write_text("[" * 200_000)
+    assert any("is not what was written" in each for each in problems(store))
+    store.collect_garbage(grace_s=0)
+    assert problems(store) == []
