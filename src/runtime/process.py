@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Any
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MACHINE_ID = Path("/etc/machine-id")
 UNKNOWN = -1
+KERNEL_THREAD = 0x00200000  # PF_KTHREAD of the flags in /proc/PID/stat
+SECONDS_OF_EXEC = 1.0  # a program may lie on a slow disk
 
 
 def identify_process(pid: int) -> dict[str, Any]:
@@ -68,11 +71,34 @@ def find_marked(mark: str) -> list[int]:
     wanted = mark.encode(errors="surrogateescape")
     marked = []
     for pid in _all_pids():
-        with contextlib.suppress(OSError):  # it ended meanwhile, or belongs to somebody else
-            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        with contextlib.suppress(OSError):  # it belongs to somebody else
+            environment = _read_environment(pid)
             state = _read_state(pid) if wanted in environment.split(b"\0") else None
             marked += [pid] if state and state[0] not in "ZX" else []
     return marked
+
+
+def _read_environment(pid: int) -> bytes:
+    """NAME=value pairs, each with a null byte after it; b"" of a process that has ended.
+
+    Raises ``OSError`` for one that belongs to somebody else.
+    """
+    end, before = time.monotonic() + SECONDS_OF_EXEC, ("", "")
+    while True:
+        environment = b""
+        # The first is a new kernel's word for what has no memory.
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        fields = None if environment else _read_stat(pid)
+        if not fields or fields[0] in "ZX" or int(fields[6]) & KERNEL_THREAD:
+            return environment
+        # In the middle of execve there is nothing to read, and a process would look like one that
+        # has no mark. Of a program without any environment both ends are known, and stay equal.
+        ends = env_start, env_end = fields[47], fields[48]
+        if (env_start == env_end != "0" and ends == before) or time.monotonic() > end:
+            return environment
+        before = ends
+        time.sleep(0.0001)
 
 
 def _descendants(pid: int) -> list[int]:

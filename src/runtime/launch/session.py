@@ -21,7 +21,7 @@ from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.shell_environment import clean_environment
 
 SUPERVISOR_LOG = "supervisor.log"
-ROUNDS_OF_KILLING = 5
+ROUNDS_OF_SIGNALS = 5
 
 
 def start_supervisor(argv: Sequence[str], attempt: Attempt, plan: Plan) -> subprocess.Popen[bytes]:
@@ -75,15 +75,23 @@ def start_session(
 def stop_job(attempt: Attempt) -> None:
     """Have the job save and stop: by a file that its worker looks for, and SIGTERM."""
     attempt.request_stop("cancelled")
+    told: set[int] = set()
+    for _ in range(ROUNDS_OF_SIGNALS):  # a process that was just being born is found next time
+        pids = find_stoppable(attempt) - told
+        if not pids:
+            return
+        for pid in pids:
+            send_signal(pid, signal.SIGTERM)
+        told |= pids
+
+
+def find_stoppable(attempt: Attempt) -> set[int]:
+    """The processes of a job that a SIGTERM may go to: none that would lose what it has."""
     owner = attempt.owner or {}
     if not is_alive(owner):  # before there is a worker, and after it, there is nothing to save
-        pids = find_marked(attempt.mark)
-    elif owner["leader"] == owner["pid"]:
-        pids = [owner["pid"]]
-    else:  # torchrun is above the worker, and would kill what has not saved in half a minute
-        pids = []
-    for pid in pids:
-        send_signal(pid, signal.SIGTERM)
+        return set(find_marked(attempt.mark))
+    # torchrun is above a worker, and would kill what has not saved in half a minute
+    return {owner["pid"]} if owner["leader"] == owner["pid"] else set()
 
 
 def kill_job(attempt: Attempt) -> None:
@@ -93,7 +101,7 @@ def kill_job(attempt: Attempt) -> None:
     for process in (attempt.child, attempt.owner or {}):
         if is_alive(process):
             kill_family(process["pid"])
-    for _ in range(ROUNDS_OF_KILLING):  # a process that was just being born is found next time
+    for _ in range(ROUNDS_OF_SIGNALS):  # a process that was just being born is found next time
         marked = find_marked(attempt.mark)
         for pid in marked:
             send_signal(pid, signal.SIGKILL)

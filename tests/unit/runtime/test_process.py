@@ -14,7 +14,7 @@ import pytest
 
 from hosts import pretend_to_be
 from nemotron_style.runtime import process
-from nemotron_style.runtime.process import identify_process, is_alive, is_dead
+from nemotron_style.runtime.process import find_marked, identify_process, is_alive, is_dead
 from waiting import until
 
 
@@ -129,3 +129,15 @@ def test_where_proc_shows_other_processes_nothing_is_said(monkeypatch: pytest.Mo
 def test_the_identity_holds_no_confidential_number() -> None:
     if process.MACHINE_ID.exists():
         assert process.MACHINE_ID.read_text().strip() not in identify_process(os.getpid()).values()
+
+
+def test_a_process_that_becomes_another_program_keeps_its_mark(tmp_path: Path) -> None:
+    """In the middle of execve /proc shows no environment for a moment."""
+    script = tmp_path / "chain.sh"
+    script.write_text('test "$1" = 0 || exec bash "$0" $(($1 - 1))')
+    process = subprocess.Popen(["bash", str(script), "200"], env=os.environ | {"CHAIN": "of-execs"})
+    seen = []
+    while process.poll() is None:
+        seen.append(process.pid in find_marked("CHAIN=of-execs"))
+    assert all(seen[:-1])  # it may have ended before the last look
+    assert len(seen) > 20

@@ -15,6 +15,7 @@ import pytest
 
 from hosts import pretend_to_be
 from nemotron_style.runtime.errors import ProfileError
+from nemotron_style.runtime.launch import session
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
 from nemotron_style.runtime.launch.launch_sh import write_command, write_script
 from nemotron_style.runtime.launch.local import LocalLauncher, close_unreported
@@ -439,6 +440,23 @@ def test_cancelled_on_another_machine_before_there_is_a_worker(
     assert launcher.state(handle).state == "CANCELLED"
     # `cat` may end a moment after the shell around it, of which the end is recorded
     until(lambda: find_marked(attempt_of(handle).mark) == [], seconds=10)
+
+
+def test_a_child_that_is_born_while_the_job_is_stopped_does_not_outlive_it(
+    mill: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shell that SIGTERM ends may have started a command after it was looked for."""
+    launcher, plan = LocalLauncher(), plan_grow(mill, setup=("sleep 100 & sleep 101",))
+    handle = launcher.submit(launcher.compile(plan))
+    attempt = attempt_of(handle)
+    shell = until(lambda: len(find_marked(attempt.mark)) == 3 and attempt.child["pid"])
+    looks = [[shell]]
+    monkeypatch.setattr(
+        session, "find_marked", lambda mark: looks.pop() if looks else find_marked(mark)
+    )
+    session.stop_job(attempt)
+    until(lambda: find_marked(attempt.mark) == [], seconds=10)
+    wait(launcher, handle)
 
 
 def test_a_submission_that_breaks_off_leaves_a_record_of_why(mill: Any) -> None:
