@@ -20,7 +20,7 @@ from nemotron_style.steps.blocks.loss.reward_shaping import (
     scale_reward,
     shape_reward,
 )
-from nemotron_style.steps.rl.rlhf.nemo_rl import Grpo
+from nemotron_style.steps.rl.rlhf.grpo_config import Grpo
 from nemotron_style.steps.rl.rlhf.rollout import Rollout
 from nemotron_style.steps.rl.rlhf.train_sample import TrainSample, to_samples
 

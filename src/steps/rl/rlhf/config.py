@@ -1,8 +1,8 @@
 """Settings of ``rl/rlhf``, under the names of NeMo-RL's GRPO and NeMo-Gym's ``genrm_compare``.
 
-What is declared here, in ``nemo_rl`` and in ``gym`` decides something; the keys of ``fixed_values``
-are there so that a command line written for NeMo-RL is understood.  ``backend``, ``processes``,
-``judge`` and ``agreement_limit`` are keys of this project.
+What is declared here, in ``grpo_config`` and in ``gym`` decides something; the keys of
+``fixed_values`` are there so that a command line written for NeMo-RL is understood.  ``backend``,
+``processes``, ``judge`` and ``agreement_limit`` are keys of this project.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from nemotron_style.steps.rl.rlhf.fixed_values import (
     held,
     held_keys,
 )
+from nemotron_style.steps.rl.rlhf.grpo_config import Grpo, Policy
 from nemotron_style.steps.rl.rlhf.gym import Env
-from nemotron_style.steps.rl.rlhf.nemo_rl import Grpo, Policy
 
 GYM = "nemo_gym"
 """What ``judge.url`` says where NeMo-Gym serves the judge itself."""

@@ -31,7 +31,7 @@ from nemotron_style.steps.blocks.model.rank_zero import gather
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
 from nemotron_style.steps.blocks.training.microbatch_plan import MicroBatch, plan_microbatches
 from nemotron_style.steps.rl.rlhf.config import Config
-from nemotron_style.steps.rl.rlhf.nemo_rl import Policy
+from nemotron_style.steps.rl.rlhf.grpo_config import Policy
 from nemotron_style.steps.rl.rlhf.rollout import Rollout
 
 

@@ -16,8 +16,8 @@ from nemotron_style.runtime.validation import find_key, split_key
 from nemotron_style.steps.blocks.training.lr_schedule import megatron_decay
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.fixed_values import HELD_ELSEWHERE, held_keys
+from nemotron_style.steps.rl.rlhf.grpo_config import MegatronCfg
 from nemotron_style.steps.rl.rlhf.hacking_alert import ALERTS
-from nemotron_style.steps.rl.rlhf.nemo_rl import MegatronCfg
 
 ROOT = Path(__file__).parents[4]
 KEYS = (ROOT / "tests" / "golden" / "rlhf_keys.txt").read_text().split()

@@ -1,0 +1,40 @@
+"""A step whose job is written by a compiler: what the compiler may know, and what it makes.
+
+A manifest names one with ``[run] compiler``, a function ``(config, site) -> CompiledJob``. It is
+pure and imports no torch: what it makes is part of the sealed plan, so the dry run shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nemotron_style.runtime.errors import Problem
+
+
+@dataclass(frozen=True)
+class JobSite:
+    """Where a job will run: ``nodes`` and ``gpus_per_node`` are what the profile offers.
+
+    ``inputs`` has the kind of each filled slot.
+    """
+
+    executor: str
+    image: str | None = None
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CompiledJob:
+    """Files that the job finds in its plan, lines that explain them, and what the job takes.
+
+    ``resources`` replaces those of the manifest (``nodes``, ``gpus`` on each of them);
+    ``problems`` are reported together with all others, and then nothing is launched.
+    """
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    resources: Mapping[str, int] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()

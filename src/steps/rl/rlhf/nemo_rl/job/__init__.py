@@ -1,0 +1,1 @@
+"""What runs in NeMo-RL's container: prepare, start its script, watch it, collect the result."""
