@@ -150,7 +150,10 @@ def write_command(plan: Plan) -> str:
     if not plan.has_ranks:
         return shlex.join([plan.python, "-m", *target])
     start = shlex.join([plan.python, "-m", "torch.distributed.run"])
-    meeting = "--standalone"
+    # By a file of this user's: with --standalone it would listen on every address of the machine
+    # for state that it unpickles.
+    meeting = '--rdzv-backend c10d --rdzv-conf store_type=file --rdzv-endpoint "$(mktemp)"'
+    meeting += " --local-addr 127.0.0.1"
     if plan.nodes > 1:
         # Static rendezvous: rank 0 is on the machine that the address names, always.
         meeting = f'--nnodes {plan.nodes} --node-rank "$NODE_RANK"'

@@ -199,7 +199,8 @@ def test_the_command_of_several_processes(mill: Any) -> None:
         update={"resources": {"nodes": 1, "processes": 4}, "launch": "torchrun"}
     )
     assert write_command(plan) == (
-        f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 4"
+        f"{sys.executable} -m torch.distributed.run --rdzv-backend c10d --rdzv-conf store_type=file"
+        ' --rdzv-endpoint "$(mktemp)" --local-addr 127.0.0.1 --nproc-per-node 4'
         f" -m nemotron_style.runtime.worker {plan.run_dir}/plan.json"
     )
 
