@@ -87,7 +87,19 @@ class Tokenizer:
     @cached_property
     def vocab_size(self) -> int:
         """The smallest embedding that has a row for every id, added tokens included."""
-        return max(self._with_control.get_vocab(with_added_tokens=True).values()) + 1
+        return max(self._known_ids) + 1
+
+    def knows(self, ids: Iterable[int]) -> bool:
+        """Whether each of ``ids`` is that of a token.
+
+        Rows that pad an embedding, and gaps between ids, belong to no token: a model can sample
+        them all the same, and :meth:`decode` leaves them out.
+        """
+        return self._known_ids.issuperset(ids)
+
+    @cached_property
+    def _known_ids(self) -> frozenset[int]:
+        return frozenset(self._with_control.get_vocab(with_added_tokens=True).values())
 
     @cached_property
     def control_ids(self) -> dict[str, int]:

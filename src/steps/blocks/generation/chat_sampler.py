@@ -85,7 +85,7 @@ class ChatSampler:
         """``samples`` responses to each request; None where no attempt gave a usable one.
 
         A response is usable when the model stopped by itself, the text is not empty, and it holds
-        no control token but those that end it. Others are sampled again, never cut or mended: that
+        no control token but those that end it, and no id without a token. Others are sampled again, never cut or mended: that
         samples from the model *given* that it finishes, which changes every log-prob of a group
         by the same amount.
         """
@@ -151,7 +151,10 @@ class ChatSampler:
         )
 
     def predict_labels(self, pairs: Sequence[tuple[Conversation, str]]) -> list[str]:
-        """The likeliest label of each conversation with its response, token by token."""
+        """The likeliest label of each conversation with its response, token by token.
+
+        One that holds an id without a token is no label: U+FFFD stands for it.
+        """
         prompts = [self._attribute_ids(conversation, text) for conversation, text in pairs]
         longest = max((len(ids) for ids in prompts), default=0)
         params = SamplingParams(
@@ -160,13 +163,16 @@ class ChatSampler:
             stop_ids=[self._encode(self.chat.tokens.end_of_turn)[-1]],
         )
         groups = self.engine.generate(prompts, params, seed=0)
-        labels = [self.tokenizer.decode(group[0].tokens) for group in groups]
-        return [label.removesuffix(self.chat.tokens.end_of_turn) for label in labels]
+        return [self._read_label(group[0]) for group in groups]
+
+    def _read_label(self, sample: Sample) -> str:
+        if not self.tokenizer.knows(sample.tokens):
+            return "\ufffd"
+        return self.tokenizer.decode(sample.tokens).removesuffix(self.chat.tokens.end_of_turn)
 
     def _read(self, sample: Sample, attempt: int) -> Response | None:
         """The response that a sample holds, or None when it is not usable."""
-        # Rows of the embedding beyond the tokenizer's ids only pad it: such an id has no text.
-        if not sample.finished or max(sample.tokens) >= self.tokenizer.vocab_size:
+        if not sample.finished or not self.tokenizer.knows(sample.tokens):
             return None
         generated = self.tokenizer.decode(sample.tokens)
         text = self.chat.read_response(generated)

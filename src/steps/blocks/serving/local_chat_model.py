@@ -111,11 +111,8 @@ class LocalChatModel:
         )
 
     def _decode(self, ids: Sequence[int]) -> str:
-        """Text without control tokens, and without rows of the embedding that only pad it."""
-        known = self.tokenizer.vocab_size
-        return self.tokenizer.decode(
-            number for number in ids if number < known and number not in self.control_ids
-        )
+        """Text without control tokens; ids without a token have none (``Tokenizer.decode``)."""
+        return self.tokenizer.decode(number for number in ids if number not in self.control_ids)
 
     def _read_sample(self, sample: Sample, task: CompletionTask) -> Choice:
         text = self._decode(sample.tokens)

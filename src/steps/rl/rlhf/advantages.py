@@ -30,8 +30,9 @@ class ShapedRewards:
     """Rewards of a step's samples after scaling and shaping, float64 ``[B]``.
 
     ``groups`` has the index of each sample's prompt. ``valid_B`` is False for a sample that takes
-    part in nothing: its group was not judged, or one of its log-probs is missing. ``mask_B`` is
-    False for one that is not trained on; its reward may still take part in its group's baseline.
+    part in nothing: its group was not judged, one of its log-probs is missing, or one of its ids is
+    that of no token. ``mask_B`` is False for one that is not trained on; its reward may still take
+    part in its group's baseline.
     """
 
     rewards_B: Tensor
@@ -67,8 +68,8 @@ def shape_rewards(
         for reward, sample in zip(raw, samples, strict=True)
     ]
     rewards_B = torch.tensor(shaped, dtype=torch.float64)
-    has_logprobs = [all(map(math.isfinite, sample.log_probs)) for sample in samples]
-    valid_B = rewards_B.isfinite() & torch.tensor(has_logprobs)
+    usable = [sample.known and all(map(math.isfinite, sample.log_probs)) for sample in samples]
+    valid_B = rewards_B.isfinite() & torch.tensor(usable)
     truncated_B = torch.tensor([sample.truncated for sample in samples])
     return ShapedRewards(
         rewards_B=rewards_B,

@@ -33,6 +33,7 @@ def rollout_metrics(
         ),
         **_advantage_metrics(samples),
         "num_mask_sample_filtered": float((~shaped.mask_B).sum()),
+        "num_unknown_id_samples": float(sum(not sample.known for sample in drawn)),
     }
 
 

@@ -25,12 +25,20 @@ from nemotron_style.steps.blocks.model.rank_zero import RankZero
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer: its tokens, the log-probs they were sampled with, and what the judge reads."""
+    """One answer: its tokens, the log-probs they were sampled with, and what the judge reads.
+
+    ``known`` is False where an id is that of no token, such as a row that pads the embedding. The
+    judge reads a text without it, so its reward is not for these tokens. Such a sample is left out
+    and counted. Its id is not made impossible in the sampler instead: the trainer's softmax runs
+    over every row, and each token would have another log-prob there, by the log of what the
+    sampler cut.
+    """
 
     tokens: list[int]
     log_probs: list[float]
     answer: Answer
     truncated: bool
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,11 @@ class RolloutSampler:
             text = text.replace(token, "") if token.strip() else text
         reasoning, answer = split_reasoning(text)
         return Sample(
-            sample.tokens, sample.log_probs, Answer(answer, reasoning), not sample.finished
+            sample.tokens,
+            sample.log_probs,
+            Answer(answer, reasoning),
+            truncated=not sample.finished,
+            known=self.tokenizer.knows(sample.tokens),
         )
 
 

@@ -138,7 +138,7 @@ class RolloutSampler:
 
     def _text(self, sample: Sample) -> str | None:
         """The text that is sent to be scored; None where there is none, or no valid one."""
-        if max(sample.tokens) >= self.tokenizer.vocab_size:  # rows that only pad the embedding
+        if not self.tokenizer.knows(sample.tokens):
             return None
         text = self.tokenizer.decode(sample.tokens)
         for end in self.params.end_strings:

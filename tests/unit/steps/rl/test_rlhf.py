@@ -100,9 +100,9 @@ def config(**grpo):
     return Config.model_validate({"policy": {"train_global_batch_size": 8}, "grpo": values})
 
 
-def sample(length=3, *, truncated=False, log_prob=-1.0):
+def sample(length=3, *, truncated=False, log_prob=-1.0, known=True):
     tokens = list(range(length))
-    return Sample(tokens, [log_prob] * length, Answer("x"), truncated)
+    return Sample(tokens, [log_prob] * length, Answer("x"), truncated, known)
 
 
 def group(name, samples):
@@ -158,6 +158,22 @@ def test_a_sample_without_a_log_prob_leaves_its_group():
     samples, metrics = train_on(rollouts, [[1.0, 99.0, 0.0, 0.0], [2.0] * 4], config())
     assert [one.mask for one in samples][:4] == [1.0, 0.0, 1.0, 1.0]
     assert metrics["total_reward/max"] == 2.0
+
+
+def test_a_sample_with_an_id_of_no_token_is_not_trained_on_and_counted():
+    samples = [sample(), sample(known=False), sample(), sample()]
+    rollouts = [group("a", samples), group("b", [sample() for _ in range(4)])]
+    samples, metrics = train_on(rollouts, [[1.0, 99.0, 0.0, 0.0], [2.0] * 4], config())
+    assert [one.mask for one in samples][:4] == [1.0, 0.0, 1.0, 1.0]
+    assert metrics["total_reward/max"] == 2.0
+    assert metrics["num_unknown_id_samples"] == 1
+    without, _ = train_on(
+        [group("a", [sample() for _ in range(3)]), rollouts[1]],
+        [[1.0, 0.0, 0.0], [2.0] * 4],
+        config(),
+    )
+    kept = [one.advantage for one in samples if one.mask]
+    assert kept == [one.advantage for one in without]  # as if it had never been
 
 
 def test_a_truncated_sample_is_masked_and_compared_all_the_same():

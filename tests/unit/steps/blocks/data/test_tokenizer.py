@@ -64,6 +64,14 @@ def test_control_tokens_are_whole_only_where_asked(tokenizer: Tokenizer) -> None
     assert stop_id(tokenizer, open_chat(tokenizer)) == turn
 
 
+def test_rows_beyond_the_ids_and_gaps_between_them_are_no_tokens(tmp_path: Path) -> None:
+    backend = Backend(models.WordLevel({"a": 0, "b": 2, "?": 5}, unk_token="?"))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.knows([0, 2, 5])
+    assert [number for number in range(8) if not tokenizer.knows([0, number])] == [1, 3, 4, 6, 7]
+
+
 def test_training_is_deterministic(tokenizer: Tokenizer, tmp_path: Path) -> None:
     again = train_tokenizer(TEXTS, 600, tmp_path / "again", tokens=ChatPromptTokens())
     assert again.digest == tokenizer.digest
