@@ -85,9 +85,9 @@ class ChatSampler:
         """``samples`` responses to each request; None where no attempt gave a usable one.
 
         A response is usable when the model stopped by itself, the text is not empty, and it holds
-        no control token but those that end it, and no id without a token. Others are sampled again, never cut or mended: that
-        samples from the model *given* that it finishes, which changes every log-prob of a group
-        by the same amount.
+        no control token but those that end it, and no id without a token. Others are sampled
+        again, never cut or mended: that samples from the model *given* that it finishes, which
+        changes every log-prob of a group by the same amount.
         """
         params = SamplingParams(
             max_new_tokens=max_new_tokens,
