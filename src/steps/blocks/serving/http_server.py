@@ -3,7 +3,8 @@
 * A whole head must come within ``idle_seconds`` of the connection's begin, or of the answer before.
   uvicorn's own timer ends with the first byte, so a client could send one now and then.
 * More than ``connections`` are turned away at once, not only when they ask for something.
-* An answer reaches a client that is still sending (:class:`LingeringTransport`).
+* An answer reaches a client that is still sending (:class:`LingeringTransport`), and one that has
+  said all and closed its writing half. uvicorn takes that for the client's end.
 * What is no HTTP is refused in JSON, as everything else is.
 """
 
@@ -25,6 +26,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from nemotron_style.steps.blocks.http.error import HttpError
 
 SECONDS_TO_LINGER = 1.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds between two probes of a client that has closed its writing half."""
 
 
 class BackgroundServer(uvicorn.Server):
@@ -126,6 +129,7 @@ class BoundedProtocol(H11Protocol):
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.service = config.app
+        self._is_half_closed = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(LingeringTransport(transport, self))  # type: ignore[arg-type]
@@ -142,6 +146,45 @@ class BoundedProtocol(H11Protocol):
         if not self.transport.is_closing():
             self.conn.receive_data(data)
             self.handle_events()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether to keep the writing half open: where a whole request waits for its answer.
+
+        A client that is gone ends its sending in the same way. What tells the two apart is that
+        its system resets the connection when something is written to it.
+        """
+        if self.cycle is None or self.cycle.more_body or self.cycle.response_complete:
+            return False
+        self._is_half_closed = True
+        self._plan_end()
+        self._probe(FIRST_PAUSE)
+        return True
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_half_closed:
+            self._plan_end()
+
+    def _plan_end(self) -> None:
+        """Close after the last request that came before the client closed its half."""
+        if self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = bool(self.conn.trailing_data[0])  # requests sent ahead
+
+    def _probe(self, pause: float) -> None:
+        """Write to a client that waits, again and again, so that a reset shows that it is gone.
+
+        ``100 Continue`` may be sent to a client that did not ask for it, which discards it
+        (RFC 9110, 15.2). HTTP/1.0 knows none of that: such a client is never probed.
+        """
+        cycle = self.cycle
+        if self.transport.is_closing() or cycle.response_started:
+            return
+        if cycle.scope["http_version"] == "1.1":
+            event = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
+            self.transport.write(self.conn.send(event))
+            self.loop.call_later(pause, self._probe, min(2 * pause, LONGEST_PAUSE))
 
     def timeout_keep_alive_handler(self) -> None:
         if self.conn.trailing_data[0]:  # a part of a head

@@ -8,6 +8,7 @@ import http.client
 import json
 import re
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -441,6 +442,76 @@ def test_what_is_no_http_does_no_harm(world: World, raw: bytes) -> None:
         while connection.recv(65536):
             pass
     assert world.score("a")[0] == 200
+
+
+def request_of(text: str, version: str = "1.1") -> bytes:
+    """A whole request to score ``text``, as bytes."""
+    body = json.dumps({"conversations": [talk(text)]}).encode()
+    head = f"POST /v1/score HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def read_scores(answer: bytes) -> list[float]:
+    """The scores of every answer in ``answer``; interim answers (1xx) hold none."""
+    found = re.findall(rb'\{"model".*?\]\}', answer)
+    return [json.loads(one)["results"][0]["score"] for one in found]
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_a_client_that_has_closed_its_writing_half_gets_its_answer(version: str) -> None:
+    """It said all it has to say and waits, while others are served before it."""
+    with serving() as world, ThreadPoolExecutor(2) as pool:
+        world.scorer.gate.clear()
+        first = pool.submit(world.score, "first")
+        assert world.scorer.entered.wait(20)
+        with socket.create_connection(("127.0.0.1", world.port), timeout=20) as waiting:
+            waiting.sendall(request_of("half", version))
+            waiting.shutdown(socket.SHUT_WR)
+            until(lambda: world.service.batcher.queued == 1)
+            threading.Event().wait(0.3)  # some probes
+            assert world.service.batcher.queued == 1
+            world.scorer.gate.set()
+            answer = b""
+            while part := waiting.recv(65536):
+                answer += part
+        assert first.result()[0] == 200
+    assert b"HTTP/1.1 200 OK" in answer
+    assert (b"100 Continue" in answer) == (version == "1.1")
+    assert read_scores(answer) == [right("half")]
+    assert not total(world.service.errors)
+
+
+def test_requests_sent_ahead_of_a_half_close_are_all_answered(world: World) -> None:
+    with socket.create_connection(("127.0.0.1", world.port), timeout=20) as waiting:
+        waiting.sendall(request_of("a") + request_of("b") + b"POST /v1/sc")
+        waiting.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := waiting.recv(65536):
+            answer += part
+    assert read_scores(answer) == [right("a"), right("b")]
+
+
+@pytest.mark.parametrize("end", ["closed", "reset", "closed after its half"])
+def test_a_client_that_is_gone_is_dropped_from_the_queue(end: str) -> None:
+    with serving() as world, ThreadPoolExecutor(2) as pool:
+        world.scorer.gate.clear()
+        held = pool.submit(world.score, "first")
+        assert world.scorer.entered.wait(20)
+        leaving = socket.create_connection(("127.0.0.1", world.port), timeout=20)
+        leaving.sendall(request_of("gone"))
+        until(lambda: world.service.batcher.queued == 1)
+        if end == "reset":
+            leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if end == "closed after its half":
+            leaving.shutdown(socket.SHUT_WR)
+            assert b"100 Continue" in leaving.recv(100)
+        leaving.close()
+        until(lambda: total(world.service.errors, kind="disconnected") == 1)
+        world.scorer.gate.set()
+        assert held.result()[0] == 200
+        until(lambda: world.service.batcher.queued == 0)
+        assert world.score("next")[0] == 200
+    assert world.scorer.batches == [1, 1]  # nothing was scored for it
 
 
 def test_slow_clients_are_let_go() -> None:
