@@ -1,1 +1,1 @@
-"""Statistics of evaluations: confidence intervals and correlations."""
+"""Statistics of evaluations: confidence intervals, correlations, and plots; no torch."""

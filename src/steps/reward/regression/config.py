@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
-from nemotron_style.steps.blocks.settings.not_built import SavesMemory
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.training_config import (
     Count,
@@ -79,7 +78,7 @@ class Data(Section):
     sample: bool = Field(default=False, description="repeat the data, reshuffled, until max_steps")
 
 
-class Model(SavesMemory):
+class Model(Section):
     """``model``: where it starts, its head, its batches, and how it is divided.
 
     ``micro_batch_size`` bounds memory and never changes the result; a pair is one row.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.steps.blocks.training.metric_plot import draw_panels
+from nemotron_style.steps.blocks.stats.metric_plot import draw_panels
 from nemotron_style.steps.reward.regression.metrics import Points, describe
 
 

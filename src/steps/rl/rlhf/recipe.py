@@ -51,8 +51,8 @@ from nemotron_style.steps.blocks.loss.loss_metrics import merge_metrics
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
+from nemotron_style.steps.blocks.stats.metric_plot import draw_metrics
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
-from nemotron_style.steps.blocks.training.metric_plot import draw_metrics
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.rl.rlhf.advantages import build_samples, shape_rewards

@@ -49,10 +49,10 @@ from nemotron_style.steps.blocks.generation.backend import open_engine
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
+from nemotron_style.steps.blocks.stats.metric_plot import copy_logs, draw_metrics
 from nemotron_style.steps.blocks.training.launch_check import check_launch
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
-from nemotron_style.steps.blocks.training.metric_plot import copy_logs, draw_metrics
 from nemotron_style.steps.blocks.training.microbatch import accumulate_nll, count_tokens
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import TrainingState

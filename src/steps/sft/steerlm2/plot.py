@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.steps.blocks.training.metric_plot import draw_metrics
+from nemotron_style.steps.blocks.stats.metric_plot import draw_metrics
 
 TITLES = {
     "distance": "distance KL(w || b)",

@@ -45,10 +45,10 @@ from nemotron_style.steps.blocks.data.steerlm2_row import read_groups
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, tokenizer_facts
 from nemotron_style.steps.blocks.loss.steerlm2 import baseline
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
+from nemotron_style.steps.blocks.stats.metric_plot import copy_logs
 from nemotron_style.steps.blocks.training.launch_check import check_launch
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
-from nemotron_style.steps.blocks.training.metric_plot import copy_logs
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.sft.steerlm2.batch import Batch, accumulate

@@ -1,0 +1,93 @@
+"""What the slot ``model`` holds, and by which variables NeMo-RL finds it.
+
+A Hugging Face folder is the policy itself.  A Megatron checkpoint holds weights alone: NeMo-RL
+takes sizes, names and tokenizer from the Hugging Face model that ``policy.model_name`` still names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nemotron_style.runtime.errors import InputError, Problem
+from nemotron_style.runtime.store.record import Artifact
+from nemotron_style.steps.rl.rlhf.nemo_rl.job.checkpoints import resolve_iteration
+from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import JobVariable
+
+HF_TWIN, WEIGHTS = "hf", "weights"
+"""Parts of a checkpoint that this step has made."""
+FORMATS = {"run_config.yaml": "megatron_bridge", "metadata.json": "megatron_lm"}
+"""The file that must lie in the iteration's folder, and the format that NeMo-RL calls it by."""
+TO_HF = "convert it first: nemotron-style steps run convert/megatron_to_hf -i model=REF"
+
+
+@dataclass(frozen=True)
+class PolicySource:
+    """The variables that name the policy, and the Hugging Face folder, where there is one."""
+
+    variables: dict[JobVariable, str] = field(default_factory=dict)
+    hf_folder: Path | None = None
+    digest: str | None = None
+
+
+def find_policy(model: Artifact | None, checkpoint_format: str | None) -> PolicySource:
+    """Where NeMo-RL finds the policy of the input ``model``; nothing without an input.
+
+    ``checkpoint_format`` is ``policy.pretrained_checkpoint.format`` of the compiled file, None
+    where it has no such section.  Raises InputError for a checkpoint that NeMo-RL would not load.
+    """
+    if model is None:
+        return PolicySource()
+    folder = model.path
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        variables = {JobVariable.POLICY_MODEL: str(folder)}
+        return PolicySource(variables, folder, model.digest)
+    weights = _find_megatron(model, checkpoint_format)
+    variables = {JobVariable.PRETRAINED: str(weights)}
+    twin = folder / HF_TWIN
+    if (twin / "config.json").is_file():
+        return PolicySource(variables | {JobVariable.POLICY_MODEL: str(twin)}, twin, model.digest)
+    return PolicySource(variables, None, model.digest)
+
+
+def _find_megatron(model: Artifact, wanted: str | None) -> Path:
+    """The iteration's folder of a Megatron checkpoint of the ``wanted`` format."""
+    folder = model.path
+    if (folder / "model_config.json").is_file():
+        what = "this project's own Megatron layout has other tensor names than Megatron-Bridge"
+        raise InputError(Problem(where=model.ref, key="model", what=what, fix=TO_HF))
+    roots = (folder, folder / WEIGHTS)
+    found = {
+        name: iteration
+        for root in roots
+        if (iteration := resolve_iteration(root))
+        for file, name in FORMATS.items()
+        if (iteration / file).is_file()
+    }
+    if not found:
+        raise InputError(
+            Problem(
+                where=model.ref,
+                key="model",
+                what="is no checkpoint that NeMo-RL loads",
+                got=", ".join(sorted(path.name for path in folder.iterdir())[:8]),
+                allowed="a Hugging Face folder (config.json, *.safetensors), or a Megatron"
+                " checkpoint whose iteration has run_config.yaml (megatron_bridge) or metadata.json"
+                " (megatron_lm)",
+                fix="latest_checkpointed_iteration.txt must name an iter_* that is there",
+            )
+        )
+    if wanted not in found:
+        raise InputError(
+            Problem(
+                where=model.ref,
+                key="policy.pretrained_checkpoint.format",
+                what="the checkpoint has another format",
+                got=str(wanted),
+                allowed=" or ".join(found),
+                fix="before v0.7.0 NeMo-RL reads no Megatron checkpoint: " + TO_HF
+                if wanted is None
+                else "",
+            )
+        )
+    return found[wanted]
