@@ -1,0 +1,158 @@
+"""What was given, in the names of one version: aliases, renames, and keys that decide nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nemotron_style.runtime.errors import Problem
+from nemotron_style.runtime.validation import flatten, put_key
+from nemotron_style.steps.rl.rlhf.nemo_rl.draft import ABSENT, Draft, find, merge
+from nemotron_style.steps.rl.rlhf.nemo_rl.schema import (
+    GYM,
+    JUDGE,
+    keys_of,
+    nemotron,
+    versions_with,
+)
+from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
+
+ALIASES = {
+    f"{GYM}.genrm_compare": f"{GYM}.genrm_compare_resources_server",
+    f"{GYM}.genrm_model.responses_api_models.vllm_model": JUDGE,
+}
+"""Names of Nemotron's documentation and configs: NeMo-Gym ignores or mistakes both."""
+
+_CHECKPOINT = "policy.automodel_cfg.checkpoint"
+RENAMES = (
+    (Version.HEAD, "policy.megatron_cfg.use_linear_ce_fusion_loss", "use_fused_linear_logprobs"),
+    (
+        Version.HEAD,
+        "policy.megatron_cfg.linear_ce_fusion_chunk_size",
+        "fused_linear_logprobs_chunk_size",
+    ),
+    (Version.V0_8_0, "policy.dtensor_cfg", "automodel_cfg"),
+    (Version.V0_8_0, "data_plane.storage_capacity", "simple.storage_capacity"),
+    (Version.V0_8_0, "data_plane.num_storage_units", "simple.num_storage_units"),
+)
+"""Since when, the old key, and its new name beside it. Either name is understood."""
+MOVED_AWAY = {
+    "policy.dtensor_cfg._v2": "it is always the second one",
+    "policy.automodel_cfg._v2": "it is always the second one",
+    "checkpointing.model_save_format": f"it is {_CHECKPOINT}.model_save_format now",
+    "checkpointing.save_consolidated": f"it is {_CHECKPOINT}.save_consolidated now",
+}
+"""Keys that v0.8.0 took away from backends that do not need them; Megatron does not."""
+
+OURS = (
+    "data.allow_train_as_validation",
+    "data.default_agent_ref",
+    "data.normalized_data_dir",
+    "run",
+)
+"""Keys that the job or the runtime reads, and NeMo-RL does not know."""
+
+
+def adapt(draft: Draft) -> None:
+    """Bring ``draft.given`` into the names of its version; what is dropped is told."""
+    for other, name in ALIASES.items():
+        _merge_alias(draft, other, name)
+    _agree_on_judge(draft)
+    for since, old, beside in RENAMES:
+        new = f"{old.rpartition('.')[0]}.{beside}"
+        source, target = (old, new) if draft.version >= since else (new, old)
+        _rename(draft, source, target)
+    if draft.take("data.manifest_path") not in (ABSENT, None):
+        what = "names files that lineage would not see"
+        fix = "set data.train.data_path and data.validation.data_path"
+        draft.problems.append(Problem(key="data.manifest_path", what=what, fix=fix))
+    for key in OURS:
+        draft.take(key)
+    _drop_dead(draft)
+
+
+def _merge_alias(draft: Draft, other: str, name: str) -> None:
+    """Put a table under its real name; two different values for one key are a problem."""
+    renamed, table = draft.take(other), find(draft.given, name)
+    if not isinstance(renamed, Mapping):
+        return
+    known = flatten(table) if isinstance(table, Mapping) else {}
+    for key, value in flatten(renamed).items():
+        if known.get(key, value) not in (None, value):
+            draft.problems.append(_differ(f"{other}.{key}", value, f"{name}.{key}", known[key]))
+    put_key(draft.given, name, merge(renamed, table if isinstance(table, Mapping) else {}))
+    draft.told.append(f"{other} is {name}: NeMo-Gym knows the second alone")
+
+
+def _differ(key: str, value: Any, other: str, known: Any) -> Problem:
+    return Problem(
+        key=key,
+        what=f"is another name of {other}, and they differ",
+        got=str(value),
+        allowed=str(known),
+        fix="give one of them",
+    )
+
+
+def _agree_on_judge(draft: Draft) -> None:
+    """The judge's model stands in its server, and under the name that Gym's YAML refers to.
+
+    The server's is what somebody says on the command line; the other one is a default of configs.
+    """
+    model = find(draft.given, f"{JUDGE}.model")
+    if model not in (ABSENT, None):
+        named = find(draft.given, f"{GYM}.genrm_model_name")
+        if named not in (ABSENT, None, model):
+            draft.told.append(f"{GYM}.genrm_model_name follows {JUDGE}.model: {model}, not {named}")
+        put_key(draft.given, f"{GYM}.genrm_model_name", model)
+
+
+def _rename(draft: Draft, source: str, target: str) -> None:
+    value, there = find(draft.given, source), find(draft.given, target)
+    if value is ABSENT:
+        return
+    draft.take(source)
+    if isinstance(value, Mapping) and isinstance(there, Mapping):
+        put_key(draft.given, target, merge(value, there))
+    elif there not in (ABSENT, value):
+        draft.problems.append(_differ(source, value, target, there))
+    else:
+        put_key(draft.given, target, value)
+    draft.told.append(f"{source} is called {target} in NeMo-RL {draft.version}")
+
+
+def _drop_dead(draft: Draft) -> None:
+    """Take out what decides nothing and stands in Nemotron's configs, and tell it.
+
+    The same in any other key is refused, see ``check``.
+    """
+    known, theirs = keys_of(draft.version), nemotron()
+    for key in sorted(theirs.dropped):
+        value, row = find(draft.given, key), known.get(key)
+        if value is ABSENT or (row and not row.dead):
+            continue
+        if key == "grpo.normalize_rewards" and value is not None:
+            put_key(draft.given, "grpo.adv_estimator.normalize_rewards", value)
+        draft.take(key)
+        why = (row or theirs.dead.get(key, row) or _nothing).dead or _known_elsewhere(key, draft)
+        draft.told.append(f"{key}={_short(value)} is dropped: {why}")
+    for key, why in MOVED_AWAY.items() if draft.version >= Version.V0_8_0 else ():
+        if (value := draft.take(key)) is not ABSENT:
+            draft.told.append(f"{key}={_short(value)} is dropped: {why}")
+
+
+class _Nothing:
+    dead = ""
+
+
+_nothing = _Nothing()
+
+
+def _known_elsewhere(key: str, draft: Draft) -> str:
+    others = ", ".join(versions_with(key)) or "no version"
+    return f"NeMo-RL {draft.version} does not know it ({others} does)"
+
+
+def _short(value: Any) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,202 @@
+"""Our config as one complete YAML of NeMo-RL, in which nothing is left to a default.
+
+    config -> names of the version (adapt) -> known keys (check) -> base values -> derived values
+           -> GPUs (placement) -> rules -> nemo_rl.yaml
+
+It is pure: what only the job knows stands in the YAML as a variable of its environment.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from nemotron_style.runtime.errors import Problem
+from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
+from nemotron_style.runtime.validation import put_key
+from nemotron_style.steps.rl.rlhf.nemo_rl import derive
+from nemotron_style.steps.rl.rlhf.nemo_rl.adapt import adapt
+from nemotron_style.steps.rl.rlhf.nemo_rl.check import check_keys
+from nemotron_style.steps.rl.rlhf.nemo_rl.config import Config
+from nemotron_style.steps.rl.rlhf.nemo_rl.draft import Derived, Draft, merge
+from nemotron_style.steps.rl.rlhf.nemo_rl.environment import compile_environment
+from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import CONFIG_FILE, JOB_FILE
+from nemotron_style.steps.rl.rlhf.nemo_rl.placement import Placement, place
+from nemotron_style.steps.rl.rlhf.nemo_rl.schema import GYM, JUDGE, keys_of
+from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
+
+SCRIPT = "examples/nemo_gym/run_grpo_nemo_gym.py"
+"""Of NeMo-RL, run as it is."""
+OF_THIS_PROJECT = ("backend", "seed", "nemo_rl")
+LEAST_MINUTES = 30.0
+"""Of silence before a run counts as stalled: loading, compiling graphs, a long rollout."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """``values`` are the whole config, nested; ``told`` are lines about what was not kept."""
+
+    version: Version
+    values: dict[str, Any]
+    derived: tuple[Derived, ...]
+    told: tuple[str, ...]
+    placement: Placement
+    stall_minutes: float
+    problems: tuple[Problem, ...]
+
+
+def compile_job(config: Config, site: JobSite) -> CompiledJob:
+    """The files of a NeMo-RL job, the lines that explain them, and the nodes that it takes."""
+    version, problems = choose_version(config, site)
+    if version is None:
+        return CompiledJob(problems=tuple(problems))
+    compiled = compile_values(config, site)
+    job = {
+        "version": str(version),
+        "image": config.nemo_rl.image or site.image,
+        "script": SCRIPT,
+        "stall_minutes": compiled.stall_minutes,
+        "environment": compile_environment(config, version),
+    }
+    placed = compiled.placement
+    return CompiledJob(
+        files={CONFIG_FILE: write_yaml(compiled), JOB_FILE: json.dumps(job, indent=1) + "\n"},
+        notes=tuple(_notes(compiled)),
+        resources={"nodes": placed.nodes, "gpus": placed.gpus},
+        problems=compiled.problems,
+    )
+
+
+def compile_values(config: Config, site: JobSite, version: Version | None = None) -> Compiled:
+    """The complete config for a version; that of ``config`` or of the image's tag where None.
+
+    Raises ValueError where no version is known.
+    """
+    version = version or choose_version(config, site)[0]
+    if version is None:
+        raise ValueError("no version of NeMo-RL")
+    given = config.model_dump(mode="json")
+    given = {name: value for name, value in given.items() if name not in OF_THIS_PROJECT}
+    draft = Draft(version, _escape(given))
+    allows_train = config.data is not None and config.data.allow_train_as_validation is True
+    adapt(draft)
+    draft.problems += check_keys(draft.given, version)
+    draft.values = merge(_base(version), draft.given)
+    if missing := list(_find_missing_models(draft, site)):
+        draft.problems += missing
+    draft.derive("grpo.seed", config.seed, "seed")
+    derive.derive_start(draft, site)
+    derive.derive_backend(draft)
+    derive.derive_batch(draft)
+    derive.derive_advantages(draft)
+    derive.derive_validation(draft, site, allows_train=allows_train)
+    derive.derive_optimizer(draft)
+    derive.derive_generation(draft)
+    derive.derive_ports(draft)
+    seconds = derive.derive_judge(draft)
+    placed = place(draft, site)
+    stall = config.nemo_rl.stall_minutes or max(LEAST_MINUTES, 10.0 + seconds / 60)
+    return Compiled(
+        version=version,
+        values=_sorted(draft.values),
+        derived=tuple(draft.derived),
+        told=tuple(draft.told),
+        placement=placed,
+        stall_minutes=round(stall, 1),
+        problems=tuple(draft.problems),
+    )
+
+
+def choose_version(config: Config, site: JobSite) -> tuple[Version | None, list[Problem]]:
+    """The NeMo-RL that ``nemo_rl.version`` names, or the image's tag; and why there is none."""
+    if config.nemo_rl.version is not None:
+        return config.nemo_rl.version, []
+    image = config.nemo_rl.image or site.image
+    tag = re.search(r"v\d+\.\d+\.\d+(?!\d)", image or "")
+    allowed = ", ".join(Version)
+    if tag and tag[0] in list(Version):
+        return Version(tag[0]), []
+    what = "the image's tag names no NeMo-RL that is known" if image else "there is no image"
+    fix = f"set nemo_rl.version to one of {allowed}"
+    return None, [Problem(key="nemo_rl.version", what=what, got=image or "", fix=fix)]
+
+
+def write_yaml(compiled: Compiled) -> str:
+    """The config as YAML, for NeMo-RL's own loader."""
+    import yaml
+
+    head = f"# For NeMo-RL {compiled.version}: {SCRIPT}. Every key is written out.\n"
+    return head + yaml.safe_dump(
+        compiled.values, sort_keys=False, allow_unicode=True, width=100, default_flow_style=False
+    )
+
+
+def _notes(compiled: Compiled) -> Iterator[str]:
+    yield f"NeMo-RL {compiled.version}, {SCRIPT}"
+    if compiled.version == Version.V0_8_0:
+        yield "v0.8.0: what was not seen of it is taken from the main branch before it (inferred)"
+    yield from ("GPUs:", *(f"  {line}" for line in compiled.placement.lines()))
+    if compiled.told:
+        yield from ("Not as it was written:", *(f"  {line}" for line in compiled.told))
+    yield "Derived:"
+    for each in compiled.derived:
+        yield f"  {each.key}={_show(each.value)}: {each.why}"
+
+
+def _show(value: Any) -> str:
+    return json.dumps(value) if not isinstance(value, str) else value
+
+
+def _find_missing_models(draft: Draft, site: JobSite) -> Iterator[Problem]:
+    if not draft.get("policy.model_name") and not site.inputs.get("model"):
+        fix = "set it, or RL_POLICY_MODEL, or give the input 'model'"
+        yield Problem(key="policy.model_name", what="there is no policy to align", fix=fix)
+    if not draft.get(f"{GYM}.genrm_model_name"):
+        fix = f"set {JUDGE}.model, or RL_REWARD_MODEL"
+        yield Problem(key=f"{GYM}.genrm_model_name", what="there is no judge", fix=fix)
+    if draft.get("env.should_use_nemo_gym") is not True:
+        yield Problem(
+            key="env.should_use_nemo_gym",
+            what="the rewards of this step come from a judge in NeMo-Gym",
+            got=_show(draft.get("env.should_use_nemo_gym")),
+            allowed="true",
+        )
+
+
+def _base(version: Version) -> dict[str, Any]:
+    """The values of keys that nobody gave, as far as the version knows them."""
+    known, values = keys_of(version), {}
+    for key, value in _read_base().items():
+        if version >= Version.V0_8_0:
+            key = key.replace("policy.dtensor_cfg.", "policy.automodel_cfg.")
+        row = known.get(key)
+        if row is not None and (row.need or not row.dead):
+            put_key(values, key, value)
+    return values
+
+
+@cache
+def _read_base() -> Mapping[str, Any]:
+    path = files("nemotron_style.steps.rl.rlhf.nemo_rl.tables") / "base.json"
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def _escape(values: Any) -> Any:
+    """``values`` with every ``${`` in a text kept from OmegaConf: ours alone are to be filled."""
+    if isinstance(values, str):
+        return values.replace("${", "\\${")
+    if isinstance(values, Mapping):
+        return {key: _escape(value) for key, value in values.items()}
+    return [_escape(one) for one in values] if isinstance(values, list) else values
+
+
+def _sorted(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _sorted(values[key]) for key in sorted(values)}
+    return values

@@ -1,0 +1,86 @@
+"""A NeMo-RL config that is being made: what was given, what stands now, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+from nemotron_style.runtime.errors import Problem
+from nemotron_style.runtime.validation import get_key, put_key, remove_key
+from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
+
+ABSENT: Any = object()
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A value that was decided here, and why it is what it is."""
+
+    key: str
+    value: Any
+    why: str
+
+
+@dataclass
+class Draft:
+    """``given``: what the user said; ``values``: the whole; ``told``: what became of the rest."""
+
+    version: Version
+    given: dict[str, Any]
+    values: dict[str, Any] = field(default_factory=dict)
+    derived: list[Derived] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def get(self, key: str) -> Any:
+        """The value that stands at a key, or None."""
+        return get_key(self.values, key)
+
+    def was_given(self, key: str) -> bool:
+        """Whether the user said something at a key, null included."""
+        return find(self.given, key) is not ABSENT
+
+    def derive(self, key: str, value: Any, why: str) -> None:
+        """Set a value that nobody gave; a given one stays, and the rules say whether it fits."""
+        if not self.was_given(key):
+            self._put(key, value, why)
+
+    def force(self, key: str, value: Any, why: str) -> None:
+        """Set a value that can be no other one; a given one that differs is told."""
+        old = find(self.given, key)
+        if old not in (ABSENT, None, value):
+            why = f"{why}; {old!r} was given"
+        self._put(key, value, why)
+
+    def take(self, key: str) -> Any:
+        """The value that was given at a key, which is taken out; ABSENT where there is none."""
+        value = find(self.given, key)
+        if value is not ABSENT:
+            remove_key(self.given, key)
+        return value
+
+    def _put(self, key: str, value: Any, why: str) -> None:
+        put_key(self.values, key, value)
+        self.derived.append(Derived(key, value, why))
+
+
+def find(values: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key of nested tables, or ABSENT: null and absent differ."""
+    inner: Any = values
+    for part in key.split("."):
+        if not isinstance(inner, Mapping) or part not in inner:
+            return ABSENT
+        inner = inner[part]
+    return inner
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``, table by table."""
+    merged = deepcopy(dict(below))
+    for key, value in above.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(old, value) if both else deepcopy(value)
+    return merged

@@ -1,0 +1,141 @@
+"""One complete NeMo-RL YAML from what was given, with a reason for every value that follows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import yaml
+
+from nemotron_style.runtime.config.model import parse_config
+from nemotron_style.runtime.step.compiled import JobSite
+from nemotron_style.runtime.validation import get_key, put_key
+from nemotron_style.steps.rl.rlhf.nemo_rl.check import check_keys, find_missing
+from nemotron_style.steps.rl.rlhf.nemo_rl.compile import Compiled, compile_job, compile_values
+from nemotron_style.steps.rl.rlhf.nemo_rl.config import Config
+from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import CONFIG_FILE, JOB_FILE
+from nemotron_style.steps.rl.rlhf.nemo_rl.schema import COMPARE, GYM, JUDGE
+from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
+
+INPUTS = {"prompts": "prompts_jsonl", "validation": "prompts_jsonl"}
+MODELS = {"policy.model_name": "a/policy", f"{GYM}.genrm_model_name": "a/judge"}
+SERVE = f"{JUDGE}.vllm_serve_kwargs"
+
+
+def config(version: str | None = "v0.7.0", **given: Any) -> Any:
+    """A config of a policy, a judge, and dotted keys."""
+    values: dict[str, Any] = {"nemo_rl": {"version": version}}
+    for key, value in (MODELS | given).items():
+        put_key(values, key, value)
+    return parse_config(Config, values, where=lambda _: "a.yaml")
+
+
+def site(**more: Any) -> JobSite:
+    return JobSite(**{"executor": "slurm", "gpus_per_node": 8, "inputs": INPUTS, **more})
+
+
+def compiled(version: str = "v0.7.0", at: JobSite | None = None, /, **given: Any) -> Compiled:
+    return compile_values(config(version, **given), at or site())
+
+
+def keys(values: Mapping[str, Any], above: str = "") -> set[str]:
+    found = set()
+    for name, value in values.items():
+        found.add(above + name)
+        if isinstance(value, Mapping):
+            found |= keys(value, f"{above}{name}.")
+    return found
+
+
+@pytest.mark.parametrize("version", list(Version))
+def test_what_is_compiled_is_complete_and_known(version: Version) -> None:
+    for inputs in (INPUTS, INPUTS | {"model": "checkpoint_megatron"}, {}):
+        result = compiled(version, site(inputs=inputs))
+        assert list(result.problems) == []
+        assert find_missing(result.values, version) == []
+        assert list(check_keys(result.values, version)) == []
+
+
+@pytest.mark.parametrize("version", list(Version))
+def test_the_yaml_holds_the_values_and_the_notes_every_reason(version: Version) -> None:
+    given = config(version)
+    job, result = compile_job(given, site()), compile_values(given, site())
+    assert yaml.safe_load(job.files[CONFIG_FILE]) == result.values
+    about = json.loads(job.files[JOB_FILE])
+    assert about["version"] == version
+    assert about["stall_minutes"] >= 30
+    for each in result.derived:
+        assert each.why
+        assert get_key(result.values, each.key) == each.value
+        assert any(f"  {each.key}=" in line for line in job.notes)
+
+
+def test_the_version_is_that_of_the_images_tag() -> None:
+    job = compile_job(config(None), site(image="nvcr.io/nvidia/nemo-rl:v0.6.0"))
+    assert job.files[CONFIG_FILE].startswith("# For NeMo-RL v0.6.0")
+    for image in (None, "nemo-rl:latest", "nemo-rl:v0.5.0"):
+        (problem,) = compile_job(config(None), site(image=image)).problems
+        assert problem.key == "nemo_rl.version"
+        assert "v0.6.0, v0.7.0, head, v0.8.0" in problem.fix
+
+
+def test_the_judge_waits_for_the_group_in_training_and_validation() -> None:
+    given = {"grpo.num_generations_per_prompt": 4, "grpo.num_prompts_per_step": 8}
+    old, new = compiled("v0.7.0", **given).values, compiled("head", **given).values
+    for values in (old, new):
+        assert get_key(values, f"{COMPARE}.num_rollouts_per_prompt") == 4
+        assert values["policy"]["train_global_batch_size"] == 32
+    assert old["data"]["validation"]["repeat"] == 4
+    assert "val_num_generations_per_prompt" not in old["grpo"]
+    assert new["grpo"]["val_num_generations_per_prompt"] == 4
+    assert "repeat" not in new["data"]["validation"]
+
+
+def test_without_validation_data_nothing_is_validated_unless_training_data_may_serve() -> None:
+    none = compiled("v0.7.0", site(inputs={})).values
+    assert (none["grpo"]["val_period"], none["checkpointing"]["metric_name"]) == (0, None)
+    assert "validation" not in none["data"]
+    allowed = {"data.allow_train_as_validation": True}
+    same = compiled("v0.7.0", site(inputs={}), **allowed).values["data"]
+    assert same["validation"]["data_path"] == same["train"]["data_path"]
+    assert "allow_train_as_validation" not in same
+
+
+@pytest.mark.parametrize(
+    ("version", "model", "checkpoint"),
+    [
+        ("v0.6.0", "${oc.env:NEMOTRON_STYLE_POLICY_MODEL}", None),
+        ("v0.7.0", "a/policy", "${oc.env:NEMOTRON_STYLE_PRETRAINED}"),
+        ("head", "a/policy", "${oc.env:NEMOTRON_STYLE_PRETRAINED}"),
+    ],
+)
+def test_a_megatron_checkpoint_starts_the_policy(
+    version: str, model: str, checkpoint: str | None
+) -> None:
+    policy = compiled(version, site(inputs=INPUTS | {"model": "checkpoint_megatron"})).values[
+        "policy"
+    ]
+    assert policy["model_name"] == policy["tokenizer"]["name"] == model
+    assert policy.get("pretrained_checkpoint", {}).get("path") == checkpoint
+
+
+def test_a_metric_gets_its_prefix() -> None:
+    values = compiled(**{"checkpointing.metric_name": "accuracy"}).values
+    assert values["checkpointing"]["metric_name"] == "val:accuracy"
+
+
+def test_text_of_the_user_is_no_interpolation() -> None:
+    values = compiled(**{f"{COMPARE}.default_principle": "say ${HOME}"}).values
+    assert get_key(values, f"{COMPARE}.default_principle") == "say \\${HOME}"
+
+
+def test_a_step_without_a_judge_or_a_policy_is_refused() -> None:
+    empty = parse_config(Config, {"nemo_rl": {"version": "head"}}, where=lambda _: "")
+    assert {each.key for each in compile_values(empty, site()).problems} == {
+        "policy.model_name",
+        f"{GYM}.genrm_model_name",
+    }
+    (problem,) = compiled(**{"env.should_use_nemo_gym": False}).problems
+    assert problem.key == "env.should_use_nemo_gym"
