@@ -8,7 +8,8 @@ the whole case and returns what it computed under the names used in ``expected``
 within the file's ``meta.tolerance`` (or ``tolerance_suggested``).  A case that expects
 ``{"error": ...}`` passes when the project refuses it with an error of its own.  A loss that also
 has ``expected_v0_6_0`` is computed a second time as that version did; null means refused.  A case
-with an input that nothing here reads fails: its answer would say nothing of it.
+with a field, an input or a key of its config that nothing here reads fails: its answer would say
+nothing of it.
 Prints one line for a case that fails, a count at the end, and exits 1 when anything failed, 2 when
 a file cannot be read.
 """
@@ -37,6 +38,18 @@ Check = Callable[[Case], Mapping[str, Any]]
 
 CHECKS: dict[str, Check] = {**conformance_grpo.CHECKS, **conformance_judge.CHECKS}
 DEFAULT_TOLERANCE = 1e-6
+FIELDS = {"id", "kind", "inputs", "config", "expected", "expected_v0_6_0", "tolerance", "note"}
+OTHER_ANSWERS = {"expected_gym_1a4912e"}
+"""What another version answers; it is for readers."""
+WITHOUT_EFFECT = {
+    # What a failed comparison is worth, which has no worth here, and waiting, which no case does.
+    "compare": {
+        *("default_ranking", "default_score"),
+        *("genrm_parse_retry_sleep_s", "judge_request_timeout_s"),
+    },
+    "dynamic_sampling": {"use_dynamic_sampling"},
+}
+"""Keys that a kind of case has, and that change no answer of it here."""
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 """Numbers that JSON has no word for, as some files write them."""
 
@@ -140,8 +153,9 @@ def failure(case: Case, *, tolerance: float, others: Sequence[Case] = ()) -> str
 
     ``others`` are the cases of the same file: some go on where another ended.
     """
+    found = [f"{key}: unknown here" for key in sorted(set(case) - FIELDS - OTHER_ANSWERS)]
     whole = {**case, "others": others}
-    found = list(wrong(whole, case["expected"], tolerance=tolerance))
+    found += wrong(whole, case["expected"], tolerance=tolerance)
     if case["kind"] == "loss" and "expected_v0_6_0" in case:
         expected = case["expected_v0_6_0"] or {"error": "not in that version"}
         old = wrong({**whole, "compat": "v0.6.0"}, expected, tolerance=tolerance)
@@ -153,7 +167,7 @@ def failure(case: Case, *, tolerance: float, others: Sequence[Case] = ()) -> str
 
 
 class ReadFields(Mapping[str, Any]):
-    """The inputs of a case, with the names of those that were read."""
+    """The inputs or the config of a case, with the names of those that were read."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values, self.read = values, set[str]()
@@ -172,19 +186,38 @@ class ReadFields(Mapping[str, Any]):
 def wrong(case: Case, expected: Any, *, tolerance: float) -> Iterator[str]:
     """Where the answer departs from ``expected``; an error that is not expected is one place."""
     refusal = isinstance(expected, Mapping) and "error" in expected
-    inputs = ReadFields(case["inputs"])
+    fields = {part: ReadFields(case[part]) for part in ("inputs", "config") if part in case}
     try:
-        got = CHECKS[case["kind"]]({**case, "inputs": inputs})
+        got = CHECKS[case["kind"]]({**case, **fields})
+        yield from differences(expected, got, tolerance=tolerance)
     except ValueError as error:
         if not refusal:
             yield f"ValueError: {error}"
-        return
+            return
     except Exception as error:  # the report must cover the cases that follow
         yield f"{type(error).__name__}: {error}"
         return
-    yield from differences(expected, got, tolerance=tolerance)
-    for key in sorted(set(inputs) - inputs.read):
-        yield f"inputs.{key}: unknown here, so the answer says nothing of it"
+    for part, values in fields.items():
+        unread = set(values) - values.read - WITHOUT_EFFECT.get(case["kind"], set())
+        for key in sorted(without_part(case, part) if refusal else unread):
+            yield f"{part}.{key}: unknown here, so the answer says nothing of it"
+
+
+def without_part(case: Case, part: str) -> Iterator[str]:
+    """Fields that have no part in the refusal of ``case``: no other case of the kind has them, and
+    without them it is refused all the same. (What is refused was not read to its end.)
+    """
+    others = [one for one in case["others"] if one["kind"] == case["kind"]]
+    known = {key for one in others if one["id"] != case["id"] for key in one.get(part, ())}
+    for key in set(case[part]) - known if others else ():
+        rest = {name: value for name, value in case[part].items() if name != key}
+        try:
+            if "error" in CHECKS[case["kind"]]({**case, part: rest}):
+                yield key
+        except ValueError:
+            yield key
+        except KeyError:
+            pass  # it is needed
 
 
 def main(paths: Sequence[str]) -> int:

@@ -143,11 +143,10 @@ def run_prompt_key(case: Case) -> Outcome:
 
 
 def run_messages(case: Case) -> Outcome:
-    inputs = case["inputs"]
+    inputs, role = case["inputs"], case["config"]["supports_principle_role"]
     if not inputs["metadata"]:  # nothing to compare: the judge server passes it on
         return {"messages": inputs["messages"], "metadata_forwarded": False}
     question = Question(tuple(inputs["messages"]), **inputs["metadata"])
-    role = case["config"]["supports_principle_role"]
     return {
         "messages": ask_messages(question, form="genrm", principle_role=role),
         "metadata_forwarded": False,

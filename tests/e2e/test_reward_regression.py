@@ -228,7 +228,7 @@ def test_another_number_of_processes_is_refused(small_toy, tmp_path: Path) -> No
 
 
 def test_nothing_that_is_not_finite_is_kept_and_the_run_goes_on(small_toy, tmp_path: Path) -> None:
-    rm = {"max_steps": 2, "val_check_interval": 2, "save_interval": 1}
+    rm = {"max_steps": 2, "val_check_interval": 1, "save_interval": 1}
     config = settings().model_dump(mode="json")
     config["trainer"]["rm"] |= rm
     rows = rated_rows(load_truth(small_toy.truth.path), 40, seed=1)

@@ -13,7 +13,7 @@ from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.context import Stop
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
 from nemotron_style.steps.blocks.judge.client import JudgeUnavailable
-from nonfinite import fail_at_every_spot
+from nonfinite import SAMPLING_SPOTS, fail_at_every_spot
 
 COMPARE = "env.nemo_gym.genrm_compare.resources_servers.genrm_compare"
 QUICK = f"{COMPARE}.genrm_parse_retry_sleep_s=0.001"
@@ -366,7 +366,12 @@ def test_more_processes_than_there_are_is_refused(world, tmp_path):
 def test_nothing_that_is_not_finite_is_kept_and_the_run_goes_on(world, plain, tmp_path):
     ctx, _ = plain
     with world_of.Judge().serve() as judge:
-        fail_at_every_spot(lambda: train(world, tmp_path, judge), tmp_path, last=3)
+        fail_at_every_spot(
+            lambda: train(world, tmp_path, judge),
+            tmp_path,
+            last=3,
+            spots=SAMPLING_SPOTS,
+        )
         assert digest(train(world, tmp_path, judge)) == digest(ctx)
 
 

@@ -26,7 +26,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_dige
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
 from nemotron_style.steps.rs.actor import recipe, reward_pool
 from nemotron_style.steps.rs.actor.config import Config
-from nonfinite import fail_at_every_spot
+from nonfinite import SAMPLING_SPOTS, fail_at_every_spot
 
 _spec = importlib.util.spec_from_file_location(
     "faulty_server",
@@ -315,7 +315,7 @@ def test_nothing_that_is_not_finite_is_kept_and_the_run_goes_on(
         values["trainer"]["rs"] |= {"max_steps": 2, "val_check_interval": 2, "save_interval": 1}
         config = Config.model_validate_json(json.dumps(values))
         hit = tmp_path / "hit"
-        fail_at_every_spot(lambda: train(small_toy, hit, config), hit, last=2)
+        fail_at_every_spot(lambda: train(small_toy, hit, config), hit, last=2, spots=SAMPLING_SPOTS)
         after = train(small_toy, hit, config)
         assert digest(after) == digest(train(small_toy, tmp_path / "plain", config))
 

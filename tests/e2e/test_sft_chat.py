@@ -218,7 +218,9 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
 
 def test_nothing_that_is_not_finite_is_kept_and_the_run_goes_on(tmp_path: Path) -> None:
     config = settings().model_copy(deep=True)
-    sft = config.trainer.sft.model_copy(update={"max_steps": 2, "save_interval": 1})
+    sft = config.trainer.sft.model_copy(
+        update={"max_steps": 2, "val_check_interval": 1, "save_interval": 1}
+    )
     config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"sft": sft})})
 
     def train(path: Path = tmp_path / "hit") -> StepContext:

@@ -263,7 +263,8 @@ def test_two_processes_train_the_model_that_one_trains(world, tmp_path):
 
 
 def test_nothing_that_is_not_finite_is_kept_and_the_run_goes_on(world, tmp_path):
-    short = ("trainer.sft.max_steps=2", "trainer.sft.save_interval=1")
+    intervals = ("trainer.sft.save_interval=1", "trainer.sft.val_check_interval=1")
+    short = ("trainer.sft.max_steps=2", *intervals)
     hit = tmp_path / "hit"
     fail_at_every_spot(lambda: world.train_in(hit, *short), hit, last=2)
     after = product(world.train_in(hit, *short))

@@ -177,16 +177,20 @@ def test_comparison_of_values():
     assert found("Infinity", "Infinity") == []
 
 
+@pytest.mark.parametrize("part", ["inputs", "config", None])
 @pytest.mark.parametrize("file", [VECTORS, GRPO, JUDGE], ids=lambda file: file.stem)
-def test_a_field_that_nothing_reads_fails_its_case(file, tmp_path, capsys):
-    document = json.loads(file.read_text())
-    for case in document["cases"]:
-        case["inputs"]["importance_sampling_weights"] = [1.0]
-    conformance.main([write(tmp_path / "v.json", document)])
-    report = capsys.readouterr().out
-    unread = report.count("inputs.importance_sampling_weights: unknown")
-    refused = sum("error" in case["expected"] for case in document["cases"])
-    assert unread + refused >= len(document["cases"])
+def test_a_field_that_nothing_reads_fails_its_case(file, part):
+    """An input, a key of the config, a field of the case: also where an error is expected."""
+    cases = json.loads(file.read_text())["cases"]
+    tolerance = 2e-5
+    for case in (case for case in cases if part is None or part in case):
+        fields = case if part is None else case[part]
+        odd = {**fields, "importance_sampling_weights": [1.0]}
+        changed = odd if part is None else {**case, part: odd}
+        others = [changed if each is case else each for each in cases]
+        assert conformance.failure(case, tolerance=tolerance, others=cases) is None
+        told = conformance.failure(changed, tolerance=tolerance, others=others)
+        assert told, case["id"]
 
 
 def test_a_response_whose_output_is_no_list_has_no_text():

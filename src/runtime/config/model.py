@@ -97,6 +97,16 @@ def cosmetic(default: Any = ..., **kwargs: Any) -> Any:
     return Field(default, json_schema_extra={"cosmetic": True}, **kwargs)
 
 
+def unused(default: Any, **kwargs: Any) -> Any:
+    """A field that no code reads: it is there so that the configs of other systems carry over.
+
+    It is cosmetic, and the planner names it where a config gives it another value than
+    ``default``. A key that promises something that matters (memory, numbers) must be held to one
+    value instead: nobody would notice that the promise is not kept.
+    """
+    return Field(default, json_schema_extra={"cosmetic": True, "unused": True}, **kwargs)
+
+
 def parse_config(
     schema: type[StepConfig], values: Mapping[str, Any], *, where: Callable[[str], str]
 ) -> StepConfig:

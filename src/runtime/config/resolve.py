@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ class ResolvedConfig:
     ``values`` is complete (defaults included) and JSON-able; a slot-bound key that nobody gave is
     null in it. ``semantic`` is what can change the result: ``values`` without cosmetic fields and
     without slot-bound keys, as a tree (dotted keys would make one of two). ``sources`` says where
-    inputs come from, and ``services`` how the services beside the step are started.
+    inputs come from, and ``services`` how the services beside the step are started. ``unused`` are
+    the keys that were set and that no code reads.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ResolvedConfig:
     sources: dict[str, InputSource] = field(default_factory=dict)
     services: dict[str, ServiceSource] = field(default_factory=dict)
     semantic: dict[str, Any] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 def load_config_class(manifest: Manifest) -> type[StepConfig]:
@@ -113,7 +115,8 @@ def resolve_config(
     for key in manifest.bound_keys:
         remove_key(semantic, key)
     label = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-.")
-    return ResolvedConfig(label or "config", values, sources, services, semantic)
+    unused = tuple(unused_keys(config))
+    return ResolvedConfig(label or "config", values, sources, services, semantic, unused)
 
 
 def find_config(manifest: Manifest, name: str) -> Path:
@@ -134,7 +137,7 @@ def semantic_values(config: BaseModel) -> dict[str, Any]:
     """``config`` as plain data without its cosmetic fields."""
     plain = config.model_dump(mode="json")
     fields = type(config).model_fields
-    kept = [name for name in plain if not _is_cosmetic(fields.get(name))]
+    kept = [name for name in plain if not _is_marked(fields.get(name), "cosmetic")]
     return {name: _semantic(getattr(config, name), plain[name]) for name in kept}
 
 
@@ -149,6 +152,17 @@ def _semantic(value: Any, plain: Any) -> Any:
     return plain
 
 
-def _is_cosmetic(info: Any) -> bool:
+def unused_keys(config: BaseModel, prefix: str = "") -> Iterator[str]:
+    """Every key that no code reads and that has another value than its default."""
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if _is_marked(info, "unused"):
+            if value != info.get_default(call_default_factory=True):
+                yield prefix + name
+        elif isinstance(value, BaseModel):
+            yield from unused_keys(value, f"{prefix}{name}.")
+
+
+def _is_marked(info: Any, mark: str) -> bool:
     extra = getattr(info, "json_schema_extra", None)
-    return isinstance(extra, dict) and bool(extra.get("cosmetic"))
+    return isinstance(extra, dict) and bool(extra.get(mark))

@@ -13,6 +13,7 @@ from nemotron_style.runtime.catalog.manifest import Manifest, Run
 from nemotron_style.runtime.config.resolve import ResolvedConfig
 from nemotron_style.runtime.errors import ConfigError, Problem, UsageError
 from nemotron_style.runtime.planning.inputs import ResolvedInput
+from nemotron_style.runtime.planning.notes import describe_count, note_idle_gpus, note_unused
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest
 from nemotron_style.runtime.profiles.keys import select_site
 from nemotron_style.runtime.profiles.model import Profile
@@ -115,6 +116,8 @@ def draft_plan(
     if services:
         identity["services"] = beside
     resources, notes = plan_resources(manifest, step.config.values, context.profile)
+    beside_keys = (f"{name}.{key}" for name, one in services.items() for key in one.config.unused)
+    notes += note_unused([*step.config.unused, *beside_keys])
     placement = plan_placement(manifest.run, context, resources=resources, notes=notes)
     base = request.name or f"{manifest.id.replace('/', '-').replace('_', '-')}-{step.config.name}"
     # The step waits for the inputs of its services too; they have no key in its own config.
@@ -234,7 +237,7 @@ def plan_site(context: PlanContext, *, gpus: int | None = None) -> dict[str, Any
 def plan_resources(
     manifest: Manifest, values: Mapping[str, Any], profile: Profile
 ) -> tuple[dict[str, Any], list[str]]:
-    """The manifest's resources as numbers, and a note for each that replaces a profile's value.
+    """The manifest's resources as numbers; notes on those that replace a profile's value, or idle.
 
     ``processes`` and ``gpus`` (on each machine) and ``nodes`` may be a number, a config key, or a
     list of config keys whose product is meant, as NeMo has ``trainer.devices`` and
@@ -260,14 +263,8 @@ def plan_resources(
         if offer is not None and (number < offer or (number > offer and name != "gpus")):
             told = f"{key}: {number} ({describe_count(source)} of the step)"
             notes.append(f"{told} instead of the profile's {offer}")
+    notes += note_idle_gpus(manifest.run, resources, profile, offered=offered["gpus"])
     return resources, notes
-
-
-def describe_count(source: Any) -> str:
-    """Where a count comes from: config keys, or the manifest for a plain number."""
-    if isinstance(source, list | tuple):
-        return " x ".join(map(str, source))
-    return source if isinstance(source, str) else "the manifest"
 
 
 def count(source: Any, values: Mapping[str, Any], manifest: Manifest, name: str) -> int:

@@ -20,8 +20,8 @@ from typing import Any
 from nemotron_style.runtime.atomic import nearest_folder, unwritable
 from nemotron_style.runtime.errors import Problem
 from nemotron_style.runtime.paths import expand_path
-from nemotron_style.runtime.planning.build import describe_count
 from nemotron_style.runtime.planning.inputs import Adoption
+from nemotron_style.runtime.planning.notes import describe_count
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.store.layout import MAKE_ROOM
 from nemotron_style.runtime.store.record import Artifact

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from nemotron_style.runtime.config.model import Section, cosmetic
+from nemotron_style.runtime.config.model import Section, cosmetic, unused
 from nemotron_style.runtime.errors import Problem
 from nemotron_style.steps.blocks.settings.fixed_value import fixed
+from nemotron_style.steps.blocks.settings.not_built import refuse_float16
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -19,7 +20,9 @@ Count = Annotated[int, Field(ge=1)]
 class Precision(Section):
     """``trainer.precision``: the type of weights and activations."""
 
-    precision: Literal["bf16", "bf16-mixed", "32", "32-true", 32] = "bf16"
+    precision: Annotated[
+        Literal["bf16", "bf16-mixed", "32", "32-true", 32], BeforeValidator(refuse_float16)
+    ] = "bf16"
 
     @property
     def half(self) -> bool:
@@ -100,8 +103,8 @@ class CheckpointCallback(Section):
     """``exp_manager.checkpoint_callback_params``; the ``save_top_k`` newest states stay."""
 
     save_top_k: int = cosmetic(default=2, ge=1)
-    filename: str | None = cosmetic(default=None)
-    model_parallel_size: int | None = cosmetic(default=None)
+    filename: str | None = unused(None)
+    model_parallel_size: int | None = unused(None)
 
 
 class ExpManager(Section):
@@ -111,13 +114,13 @@ class ExpManager(Section):
     exp_dir: str | None = fixed(
         None, why="not used", fix="set exp_manager.explicit_log_dir to get a copy of the logs"
     )
-    name: str | None = cosmetic(default=None)
+    name: str | None = unused(None)
     create_wandb_logger: bool = fixed(
         False,
         why="no outside service is told about a run",
         fix="read metrics.jsonl or the TensorBoard files of the run",
     )
-    wandb_logger_kwargs: dict[str, Any] = cosmetic(default={})
+    wandb_logger_kwargs: dict[str, Any] = unused({})
     resume_if_exists: bool = fixed(
         True, why="a run always continues from its checkpoint", fix="start anew with --fresh"
     )
@@ -141,7 +144,7 @@ class Peft(Section):
     restore_from_path: str | None = fixed(
         None, why="there are no adapters to restore without model.peft"
     )
-    lora_tuning: dict[str, Any] = cosmetic(default={})
+    lora_tuning: dict[str, Any] = unused({})
 
 
 class CheckpointPath(Section):

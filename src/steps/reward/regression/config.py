@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.settings.not_built import SavesMemory
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.training_config import (
     Count,
@@ -78,7 +79,7 @@ class Data(Section):
     sample: bool = Field(default=False, description="repeat the data, reshuffled, until max_steps")
 
 
-class Model(Section):
+class Model(SavesMemory):
     """``model``: where it starts, its head, its batches, and how it is divided.
 
     ``micro_batch_size`` bounds memory and never changes the result; a pair is one row.

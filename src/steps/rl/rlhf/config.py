@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
+from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic, unused
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.http.endpoint import read_address
 from nemotron_style.steps.blocks.judge.pairing import ComparisonPlan
@@ -56,20 +56,20 @@ class Data(Section):
 
     train: TrainData = TrainData()
     validation: ValidationData = ValidationData()
-    shuffle: bool = True
+    shuffle: bool = held(True, why="prompts are always shuffled, by the seed")
     allow_train_as_validation: bool = cosmetic(default=False)
     # held to one value, or without effect
     max_input_seq_length: int | None = held(None, why="prompts are never cut")
-    num_workers: int = cosmetic(default=0, ge=0)
+    num_workers: int = unused(0, ge=0)
     use_multiple_dataloader: bool = fixed(False, why="there is one file of prompts")
     manifest_path: str | None = fixed(
         None,
         why="names files that lineage would not see",
         fix="set data.train.data_path and data.validation.data_path",
     )
-    default_agent_ref: str | dict[str, Any] | None = cosmetic(default=None)
-    normalized_data_dir: str | None = cosmetic(default=None)
-    default: dict[str, Any] = cosmetic(default={})
+    default_agent_ref: str | dict[str, Any] | None = unused(None)
+    normalized_data_dir: str | None = unused(None)
+    default: dict[str, Any] = unused({})
 
 
 class Judge(Section):
@@ -162,7 +162,8 @@ class Config(StepConfig):
     @model_validator(mode="after")
     def _agree(self) -> Config:
         problems = [*_sizes(self), *find_conflicts(_mirrors(self)), *_judge(self)]
-        problems += _held(self) if self.backend == "embedded" else []
+        if self.backend == "embedded":
+            problems += [*_held(self), *find_conflicts(_embedded_mirrors(self.policy))]
         raise_all(ConfigError, problems)
         return self
 
@@ -216,6 +217,19 @@ def _mirrors(config: Config) -> list[tuple[str, Any, str, Any]]:
     ]
 
 
+def _embedded_mirrors(policy: Policy) -> list[tuple[str, Any, str, Any]]:
+    """Keys that repeat another one where our own loop trains."""
+    adam, scheduler = policy.megatron_cfg.optimizer, policy.megatron_cfg.scheduler
+    adam_key, scheduler_key = "policy.megatron_cfg.optimizer", "policy.megatron_cfg.scheduler"
+    asked = {True: "bfloat16", False: "float32", None: None}[adam.bf16]
+    decay = f"{adam_key}.weight_decay", adam.weight_decay
+    return [
+        (f"{adam_key}.bf16", asked, "policy.precision", policy.precision),
+        (f"{scheduler_key}.start_weight_decay", scheduler.start_weight_decay, *decay),
+        (f"{scheduler_key}.end_weight_decay", scheduler.end_weight_decay, *decay),
+    ]
+
+
 def _judge(config: Config) -> Iterator[Problem]:
     """Where the judge is."""
     url = config.judge.url
@@ -227,10 +241,17 @@ def _judge(config: Config) -> Iterator[Problem]:
         read_address(url, key="judge.url")
 
 
+def _get(values: Any, name: str) -> Any:
+    """An entry of a section, or of a table of any keys that may lack it or be null."""
+    if isinstance(values, Section):
+        return getattr(values, name)
+    return (values or {}).get(name)
+
+
 def _held(config: Config) -> Iterator[Problem]:
     """Keys at values that our own loop does not know."""
     for key, mark in [*held_keys(Config), *HELD_ELSEWHERE]:
-        value = reduce(getattr, key.split("."), config)
+        value = reduce(_get, key.split("."), config)
         if not any(value == one and type(value) is type(one) for one in mark.allowed):
             yield Problem(
                 key=key,

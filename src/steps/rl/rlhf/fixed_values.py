@@ -1,6 +1,6 @@
 """How the keys of NeMo-RL and NeMo-Gym are held that decide nothing in our own loop.
 
-They are there so that command lines carry over. A key is *without effect* (``cosmetic``: any value
+They are there so that command lines carry over. A key is *without effect* (``unused``: any value
 of its type, it tunes something that does not exist here), held to *one value* whoever trains
 (``fixed``), or held to one value where our own loop trains (``held``; NeMo-RL will know what to do
 with others). ``docs/steps/rl-rlhf.md`` lists them.
@@ -14,9 +14,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from nemotron_style.runtime.config.model import Section, cosmetic
+from nemotron_style.runtime.config.model import Section, cosmetic, unused
 from nemotron_style.steps.blocks.settings.fixed_value import fixed, only
+from nemotron_style.steps.blocks.settings.not_built import NO_FP8
 
+WHOLE = "each process holds the whole model"
 DEAD = "no version of NeMo-RL that can be compiled for reads it"
 _STORE = "the store keeps checkpoints and models"
 _TRACKER = "no outside service is told about a run"
@@ -47,10 +49,22 @@ def held_keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, H
             yield from held_keys(field.annotation, f"{prefix}{name}.")
 
 
+_PACKING = "prompts and their answers are packed by group, up to the sizes of a pass"
+_PACKING_FIX = "set policy.train_micro_batch_size and policy.logprob_batch_size"
+_MEGATRON = "policy.megatron_cfg"
+
 HELD_ELSEWHERE = (
     ("loss_fn.use_kl_in_reward", Held((False,), "the estimator of advantages takes no KL")),
+    ("policy.sequence_packing.enabled", Held((None, False), _PACKING, _PACKING_FIX)),
+    ("policy.dynamic_batching.enabled", Held((None, False), _PACKING, _PACKING_FIX)),
+    ("policy.draft.enabled", Held((None, False), "not built: no second model drafts answers")),
+    (f"{_MEGATRON}.fp8_cfg.enabled", Held((None, False), NO_FP8)),
+    (
+        f"{_MEGATRON}.distributed_data_parallel_config.use_custom_fsdp",
+        Held((None, False), WHOLE, "use smaller passes, or more processes in bfloat16"),
+    ),
 )
-"""Held keys of sections that are not this step's own."""
+"""Held keys of sections that are not this step's own, and of tables of any keys."""
 
 
 class Checkpointing(Section):
@@ -59,7 +73,7 @@ class Checkpointing(Section):
     enabled: bool = fixed(True, why="a run that cannot continue is not begun")
     checkpoint_dir: str | None = held(None, why=_STORE)
     metric_name: str | None = held(None, why="the last weights are produced, not chosen ones")
-    higher_is_better: bool = cosmetic(default=True)
+    higher_is_better: bool = unused(True)
     keep_top_k: int | None = cosmetic(default=2, ge=1)
     save_period: int = cosmetic(default=10, ge=0, description="steps; 0: at the end alone")
     checkpoint_must_save_by: str | None = held(None, why="a run that is told to stop saves")
@@ -72,17 +86,17 @@ class Logger(Section):
     """``logger``: a run keeps its own logs."""
 
     log_dir: str | None = held(None, why="logs lie in the run's folder")
-    num_val_samples_to_print: int = cosmetic(default=0, ge=0)
+    num_val_samples_to_print: int = unused(0, ge=0)
     wandb_enabled: bool = fixed(False, why=_TRACKER, fix=_TRACKER_FIX)
     mlflow_enabled: bool = fixed(False, why=_TRACKER, fix=_TRACKER_FIX)
     swanlab_enabled: bool = fixed(False, why=_TRACKER, fix=_TRACKER_FIX)
-    tensorboard_enabled: bool = cosmetic(default=True)
-    monitor_gpus: bool = cosmetic(default=False)
-    wandb: dict[str, Any] = cosmetic(default={})
-    tensorboard: dict[str, Any] = cosmetic(default={})
-    mlflow: dict[str, Any] = cosmetic(default={})
-    swanlab: dict[str, Any] = cosmetic(default={})
-    gpu_monitoring: dict[str, Any] = cosmetic(default={})
+    tensorboard_enabled: bool = unused(True)
+    monitor_gpus: bool = unused(False)
+    wandb: dict[str, Any] = unused({})
+    tensorboard: dict[str, Any] = unused({})
+    mlflow: dict[str, Any] = unused({})
+    swanlab: dict[str, Any] = unused({})
+    gpu_monitoring: dict[str, Any] = unused({})
 
 
 class Cluster(Section):
@@ -90,9 +104,9 @@ class Cluster(Section):
 
     gpus_per_node: int = cosmetic(default=1, ge=1)
     num_nodes: int = cosmetic(default=1, ge=1)
-    master_port_range_low: int | None = cosmetic(default=None)
-    master_port_range_high: int | None = cosmetic(default=None)
-    segment_size: int | None = cosmetic(default=None)
+    master_port_range_low: int | None = unused(None)
+    master_port_range_high: int | None = unused(None)
+    segment_size: int | None = unused(None)
 
 
 Run = Annotated[

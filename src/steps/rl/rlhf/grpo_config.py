@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from nemotron_style.runtime.config.model import Section, cosmetic
+from nemotron_style.runtime.config.model import Section, cosmetic, unused
 from nemotron_style.runtime.errors import ConfigError, Problem
 from nemotron_style.steps.blocks.loss.reward_shaping import RewardScaling, RewardShaping
 from nemotron_style.steps.blocks.settings.fixed_value import fixed
+from nemotron_style.steps.blocks.settings.not_built import (
+    NO_FUSION,
+    NO_OFFLOAD,
+    NO_RECOMPUTE,
+    NO_SEQUENCE_PARALLEL,
+    refuse_float16,
+)
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.training_config import Count
 from nemotron_style.steps.blocks.training.lr_schedule import megatron_decay
-from nemotron_style.steps.rl.rlhf.fixed_values import DEAD, held
+from nemotron_style.steps.rl.rlhf.fixed_values import DEAD, WHOLE, held
 
 _MEGATRON = "is read where DTensor trains, and Megatron does"
-_WHOLE = "each process holds the whole model"
 _END = "an answer ends as the chat format says"
+_FLOAT16 = "not built: float16 needs a scale of the loss that follows the gradients"
+_WIDE_LOGITS = "not built: the logits of a whole pass are held in float32"
+_TRAIN_PASS = "lower policy.train_micro_batch_size: a pass then holds fewer activations"
+_LOGPROB_PASS = "lower policy.logprob_batch_size and policy.train_micro_batch_size"
+_SHARE = "use more processes: in bfloat16 each holds its share of the optimizer's state"
 
 
 class AdvEstimator(Section):
@@ -34,10 +45,10 @@ class AsyncGrpo(Section):
     """``grpo.async_grpo``."""
 
     enabled: bool = held(False, why="a step is trained on its own samples")
-    max_trajectory_age_steps: int = cosmetic(default=1)
-    max_generation_failures: int = cosmetic(default=0)
-    in_flight_weight_updates: bool = cosmetic(default=False)
-    recompute_kv_cache_after_weight_updates: bool = cosmetic(default=False)
+    max_trajectory_age_steps: int = unused(1)
+    max_generation_failures: int = unused(0)
+    in_flight_weight_updates: bool = unused(False)
+    recompute_kv_cache_after_weight_updates: bool = unused(False)
 
 
 class Grpo(Section):
@@ -69,7 +80,7 @@ class Grpo(Section):
     use_dynamic_sampling: bool = held(
         False, why="verdicts of a judge seldom tie", fix="leave it off"
     )
-    dynamic_sampling_max_gen_batches: int = cosmetic(default=10)
+    dynamic_sampling_max_gen_batches: int = unused(10)
     batch_multiplier: int | float = held(1, 1.0, why="needs grpo.use_dynamic_sampling")
     async_grpo: AsyncGrpo = AsyncGrpo()
     invalid_tool_call_advantage: float | None = held(None, why="answers hold no tool calls")
@@ -77,18 +88,18 @@ class Grpo(Section):
         None, why="only the final answer is looked at"
     )
     stop_at_validation_metric: str | None = held(None, why="the run has a fixed length")
-    val_batch_size: int | None = cosmetic(default=None)
+    val_batch_size: int | None = unused(None)
     max_val_samples: int | None = held(None, why="all validation prompts are answered")
-    calculate_advantages_on_gpu: bool = cosmetic(default=False)
-    penalize_invalid_tool_call: bool = cosmetic(default=True)
-    penalize_malformed_thinking: bool = cosmetic(default=True)
+    calculate_advantages_on_gpu: bool = unused(False)
+    penalize_invalid_tool_call: bool = unused(True)
+    penalize_malformed_thinking: bool = unused(True)
     use_best_at_k: bool = fixed(False, why=DEAD)
-    best_at_k_k: int = cosmetic(default=8)
-    best_at_k_m: int = cosmetic(default=1000)
+    best_at_k_k: int = unused(8)
+    best_at_k_m: int = unused(1000)
     use_combined_training: bool = fixed(False, why=DEAD)
-    combined_training_weight_mode: str = cosmetic(default="auto")
-    combined_training_best_at_k_weight: float = cosmetic(default=0.2)
-    combined_training_pass_at_1_weight: float = cosmetic(default=1.0)
+    combined_training_weight_mode: str = unused("auto")
+    combined_training_best_at_k_weight: float = unused(0.2)
+    combined_training_pass_at_1_weight: float = unused(1.0)
     dynamic_sampling_oversample_ratio: float = fixed(1.0, why=DEAD)
 
 
@@ -103,14 +114,16 @@ class Optimizer(Section):
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     adam_eps: float = Field(default=1e-8, gt=0)
     clip_grad: float | None = cosmetic(default=None)
-    sgd_momentum: float = cosmetic(default=0.9)
+    sgd_momentum: float = unused(0.9)
     bf16: bool | None = cosmetic(default=None)
-    fp16: bool | None = cosmetic(default=None)
-    params_dtype: str | None = cosmetic(default=None)
-    use_distributed_optimizer: bool = cosmetic(default=True)
-    use_precision_aware_optimizer: bool = cosmetic(default=True)
-    optimizer_cpu_offload: bool = cosmetic(default=False)
-    optimizer_offload_fraction: float = cosmetic(default=0.0)
+    fp16: bool | None = held(None, False, why=_FLOAT16, fix="set policy.precision=bfloat16")
+    params_dtype: str | None = held(
+        None, "float32", why="the optimizer's own weights are always float32"
+    )
+    use_distributed_optimizer: bool = unused(True)
+    use_precision_aware_optimizer: bool = unused(True)
+    optimizer_cpu_offload: bool = held(False, why=NO_OFFLOAD, fix=_SHARE)
+    optimizer_offload_fraction: float = held(0.0, why=NO_OFFLOAD, fix=_SHARE)
 
 
 class Scheduler(Section):
@@ -144,33 +157,35 @@ class MegatronCfg(Section):
     enabled: bool = fixed(
         True, why="only Megatron makes a checkpoint_megatron", fix="leave it true"
     )
-    tensor_model_parallel_size: int = held(1, why=_WHOLE)
-    pipeline_model_parallel_size: int = held(1, why=_WHOLE)
-    context_parallel_size: int = held(1, why=_WHOLE)
-    expert_model_parallel_size: int = held(1, why=_WHOLE)
-    expert_tensor_parallel_size: int = held(1, why=_WHOLE)
-    sequence_parallel: bool = cosmetic(default=False)
-    activation_checkpointing: bool = cosmetic(default=False)
-    empty_unused_memory_level: int = cosmetic(default=1)
-    converter_type: str | None = cosmetic(default=None)
-    num_layers_in_first_pipeline_stage: int | None = cosmetic(default=None)
-    num_layers_in_last_pipeline_stage: int | None = cosmetic(default=None)
-    pipeline_dtype: str | None = cosmetic(default=None)
-    apply_rope_fusion: bool = cosmetic(default=True)
-    bias_activation_fusion: bool = cosmetic(default=True)
-    defer_fp32_logits: bool = cosmetic(default=False)
-    freeze_moe_router: bool = cosmetic(default=True)
-    moe_router_dtype: str | None = cosmetic(default="fp64")
-    moe_router_load_balancing_type: str = cosmetic(default="none")
-    moe_router_bias_update_rate: float = cosmetic(default=0.0)
-    moe_permute_fusion: bool = cosmetic(default=False)
-    moe_per_layer_logging: bool = cosmetic(default=False)
-    moe_enable_deepep: bool = cosmetic(default=False)
-    moe_token_dispatcher_type: str = cosmetic(default="alltoall")
-    moe_shared_expert_overlap: bool = cosmetic(default=False)
-    distributed_data_parallel_config: dict[str, Any] = cosmetic(default={})
-    fp8_cfg: dict[str, Any] | None = cosmetic(default=None)
-    env_vars: dict[str, str] | None = cosmetic(default=None)
+    tensor_model_parallel_size: int = held(1, why=WHOLE)
+    pipeline_model_parallel_size: int = held(1, why=WHOLE)
+    context_parallel_size: int = held(1, why=WHOLE)
+    expert_model_parallel_size: int = held(1, why=WHOLE)
+    expert_tensor_parallel_size: int = held(1, why=WHOLE)
+    sequence_parallel: bool = held(False, why=NO_SEQUENCE_PARALLEL, fix=_TRAIN_PASS)
+    activation_checkpointing: bool = held(False, why=NO_RECOMPUTE, fix=_TRAIN_PASS)
+    gradient_accumulation_fusion: bool = held(False, why=NO_FUSION)
+    fine_grained_activation_offloading: bool = held(False, why=NO_OFFLOAD, fix=_TRAIN_PASS)
+    empty_unused_memory_level: int = unused(1)
+    converter_type: str | None = unused(None)
+    num_layers_in_first_pipeline_stage: int | None = unused(None)
+    num_layers_in_last_pipeline_stage: int | None = unused(None)
+    pipeline_dtype: str | None = unused(default=None)
+    apply_rope_fusion: bool = unused(True)
+    bias_activation_fusion: bool = unused(True)
+    defer_fp32_logits: bool = held(False, why=_WIDE_LOGITS, fix=_LOGPROB_PASS)
+    freeze_moe_router: bool = unused(True)
+    moe_router_dtype: str | None = unused("fp64")
+    moe_router_load_balancing_type: str = unused("none")
+    moe_router_bias_update_rate: float = unused(0.0)
+    moe_permute_fusion: bool = unused(False)
+    moe_per_layer_logging: bool = unused(False)
+    moe_enable_deepep: bool = unused(False)
+    moe_token_dispatcher_type: str = unused("alltoall")
+    moe_shared_expert_overlap: bool = unused(False)
+    distributed_data_parallel_config: dict[str, Any] = unused({})
+    fp8_cfg: dict[str, Any] | None = unused(None)
+    env_vars: dict[str, str] | None = unused(None)
 
     def learning_rate(self, update: int, *, updates: int) -> float:
         """Learning rate of the update number ``update`` (from 0) of ``updates``."""
@@ -192,18 +207,18 @@ class Generation(Section):
     stop_token_ids: list[int] | None = held(None, [], why=_END)
     stop_strings: list[str] | None = held(None, [], why=_END)
     # held to one value, or without effect
-    port_range_low: int = cosmetic(default=11001)
-    port_range_high: int = cosmetic(default=15000)
-    vllm_cfg: dict[str, Any] = cosmetic(default={})
-    vllm_kwargs: dict[str, Any] = cosmetic(default={})
-    colocated: dict[str, Any] = cosmetic(default={})
+    port_range_low: int = unused(11001)
+    port_range_high: int = unused(15000)
+    vllm_cfg: dict[str, Any] = unused({})
+    vllm_kwargs: dict[str, Any] = unused({})
+    colocated: dict[str, Any] = unused({})
 
 
 class PretrainedCheckpoint(Section):
     """``policy.pretrained_checkpoint``: the model to align, which is the reference too."""
 
     path: str | None = None
-    format: Literal["megatron_bridge", "megatron_lm"] | None = cosmetic(default=None)
+    format: Literal["megatron_bridge", "megatron_lm"] | None = unused(None)
 
 
 class PolicyTokenizer(Section):
@@ -237,21 +252,25 @@ class Policy(Section):
     train_micro_batch_size: Count = cosmetic(default=1)
     logprob_batch_size: Count = cosmetic(default=1)
     max_total_sequence_length: Count | None = Field(default=None, description="null: the model's")
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    precision: Annotated[Literal["bfloat16", "float32"], BeforeValidator(refuse_float16)] = (
+        "bfloat16"
+    )
     max_grad_norm: float = Field(default=1.0, ge=0)
     megatron_cfg: MegatronCfg = MegatronCfg()
     generation: Generation = Generation()
     # held to one value, or without effect
     hf_config_overrides: dict[str, Any] = held({}, why="the checkpoint knows its own sizes")
-    dtensor_cfg: Annotated[dict[str, Any], AfterValidator(_refuse_dtensor)] = Field(default={})
-    generation_batch_size: int | None = cosmetic(default=None)
-    logprob_chunk_size: int | None = cosmetic(default=None)
-    offload_optimizer_for_logprob: bool = cosmetic(default=False)
-    refit_buffer_size_gb: float | None = cosmetic(default=None)
-    dynamic_batching: dict[str, Any] = cosmetic(default={})
-    sequence_packing: dict[str, Any] = cosmetic(default={})
-    draft: dict[str, Any] = cosmetic(default={})
-    make_sequence_length_divisible_by: int = cosmetic(default=1)
+    dtensor_cfg: Annotated[dict[str, Any], AfterValidator(_refuse_dtensor)] = unused(
+        default={"enabled": False}
+    )
+    generation_batch_size: int | None = unused(None)
+    logprob_chunk_size: int | None = held(None, why=_WIDE_LOGITS, fix=_LOGPROB_PASS)
+    offload_optimizer_for_logprob: bool = held(False, why=NO_OFFLOAD, fix=_SHARE)
+    refit_buffer_size_gb: float | None = unused(None)
+    dynamic_batching: dict[str, Any] = unused({})
+    sequence_packing: dict[str, Any] = unused({})
+    draft: dict[str, Any] = unused({})
+    make_sequence_length_divisible_by: int = unused(1)
     optimizer: dict[str, Any] | None = fixed(
         None, why=_MEGATRON, fix="set policy.megatron_cfg.optimizer"
     )

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config.model import Section, cosmetic, flatten
+from nemotron_style.runtime.config.model import Section, cosmetic, flatten, unused
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.judge.aggregation import Aggregation
 from nemotron_style.steps.blocks.judge.pairing import ComparisonPlan
@@ -76,7 +76,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 class Server(Section):
     """A reference to one of Gym's servers."""
 
-    type: str = "responses_api_models"
+    type: str = fixed("responses_api_models", why="the judge answers as a model does")
     name: str = fixed("genrm_model", why="there is one judge")
 
 
@@ -105,8 +105,8 @@ class GenrmCompare(Section):
     group_reasoning_length_penalty_coeff: Weight = 0.0
     group_answer_length_penalty_coeff: Weight = 0.0
     group_style_penalty_coeff: Weight = 0.0
-    default_score: float = cosmetic(default=3.0, description="never used: a failure is no score")
-    default_ranking: float = cosmetic(default=3.5, description="never used")
+    default_score: float = unused(3.0, description="never used: a failure is no score")
+    default_ranking: float = unused(3.5, description="never used")
     genrm_parse_retries: int = Field(default=3, ge=0)
     genrm_parse_retry_sleep_s: float = cosmetic(default=0.2, ge=0)
 
@@ -145,13 +145,13 @@ class Implementation(Section):
     model: str | None = None
     supports_principle_role: bool = True
     # held to one value, or without effect
-    entrypoint: str | None = cosmetic(default=None)
-    uses_reasoning_parser: bool = cosmetic(default=False)
-    return_token_id_information: bool = cosmetic(default=False)
-    hf_home: str | None = cosmetic(default=None)
-    debug: bool = cosmetic(default=False)
-    vllm_serve_env_vars: dict[str, str] = cosmetic(default={})
-    vllm_serve_kwargs: dict[str, Any] = cosmetic(default={})
+    entrypoint: str | None = unused(None)
+    uses_reasoning_parser: bool = unused(False)
+    return_token_id_information: bool = unused(False)
+    hf_home: str | None = unused(None)
+    debug: bool = unused(False)
+    vllm_serve_env_vars: dict[str, str] = unused({})
+    vllm_serve_kwargs: dict[str, Any] = unused({})
     base_url: list[str] | None = fixed(
         None, [], why="names a judge that is there already", fix="set judge.url"
     )
@@ -188,18 +188,18 @@ class NemoGym(Section):
     genrm_compare_resources_server: CompareServer = CompareServer()
     genrm_compare: CompareServer | None = None
     # held to one value, or without effect
-    uv_venv_dir: str | None = cosmetic(default=None)
-    skip_venv_if_present: bool = cosmetic(default=True)
-    num_gpu_nodes: int = cosmetic(default=0, ge=0)
-    port_range_low: int = cosmetic(default=15001)
-    port_range_high: int = cosmetic(default=20000)
-    is_trajectory_collection: bool = cosmetic(default=False)
-    rollout_max_attempts_to_avoid_lp_nan: int = cosmetic(default=1)
-    invalid_tool_call_patterns: list[str] = cosmetic(default=[])
-    thinking_tags: list[str] = cosmetic(default=[])
-    config_paths: list[str] = cosmetic(default=[])
-    policy_model: dict[str, Any] = cosmetic(default={})
-    policy_model_reasoning_off: dict[str, Any] = cosmetic(default={})
+    uv_venv_dir: str | None = unused(None)
+    skip_venv_if_present: bool = unused(True)
+    num_gpu_nodes: int = unused(0, ge=0)
+    port_range_low: int = unused(15001)
+    port_range_high: int = unused(20000)
+    is_trajectory_collection: bool = unused(False)
+    rollout_max_attempts_to_avoid_lp_nan: int = unused(1)
+    invalid_tool_call_patterns: list[str] = unused([])
+    thinking_tags: list[str] = unused([])
+    config_paths: list[str] = unused([])
+    policy_model: dict[str, Any] = unused({})
+    policy_model_reasoning_off: dict[str, Any] = unused({})
 
     @model_validator(mode="before")
     @classmethod
@@ -215,13 +215,13 @@ class Env(Section):
     )
     nemo_gym: NemoGym = NemoGym()
     # held to one value, or without effect
-    should_log_nemo_gym_responses: bool = cosmetic(default=True)
+    should_log_nemo_gym_responses: bool = unused(True)
     should_mask_flagged_samples: bool = fixed(
         True, why="what could not be judged is never trained on"
     )
     use_genrm_compare: bool = fixed(True, why=DEAD)
-    genrm_agent_names: list[str] = cosmetic(default=["genrm_simple_agent"])
-    genrm_compare_server_name: str | None = cosmetic(default=None)
+    genrm_agent_names: list[str] = unused(["genrm_simple_agent"])
+    genrm_compare_server_name: str | None = unused(None)
 
     @property
     def compare(self) -> GenrmCompare:

@@ -1,7 +1,7 @@
 """Sections of NeMo-Aligner's ``gpt_rs_actor.yaml``.
 
 A key decides something, or it is held to one value (``fixed``), or it is *without effect*
-(``cosmetic``: any value of its type, it tunes something that does not exist here). The page
+(``unused``: any value of its type, it tunes something that does not exist here). The page
 ``docs/steps/rs-actor.md`` lists them all.
 """
 
@@ -9,12 +9,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from nemotron_style.runtime.config.model import Section, cosmetic
+from nemotron_style.runtime.config.model import Section, cosmetic, unused
+from nemotron_style.runtime.errors import ConfigError, Problem
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.settings import training_config
 from nemotron_style.steps.blocks.settings.fixed_value import fixed
+from nemotron_style.steps.blocks.settings.not_built import (
+    NO_OFFLOAD,
+    SMALLER_SHARE,
+    SavesMemory,
+)
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.training_config import AlignerJob, Count, Length
 from nemotron_style.steps.blocks.settings.waiting_config import Waiting
@@ -34,7 +40,7 @@ class Rs(Length):
     # mirrors, or without effect
     model_gbs: int | None = cosmetic(default=None)
     model_mbs: int | None = cosmetic(default=None)
-    rollout_batch_seq_length: int | None = cosmetic(default=None)
+    rollout_batch_seq_length: int | None = unused(None)
 
 
 class Trainer(AlignerJob):
@@ -46,7 +52,7 @@ class Trainer(AlignerJob):
 class RewardModelAddress(Section):
     """``remote_rm.reward_model``: NeMo-Aligner's older names of ``remote_rm.host`` and ``port``."""
 
-    name: str | None = cosmetic(default=None)
+    name: str | None = unused(None)
     ip: str | None = None
     port: Port | None = None
 
@@ -57,7 +63,7 @@ class RemoteRm(Section):
     host: str | None = Field(default=None, description="a name, an address or a URL")
     port: Port | None = None
     reward_model: RewardModelAddress = RewardModelAddress()
-    pad_to_length: int | None = cosmetic(default=None)
+    pad_to_length: int | None = unused(None)
     token_env: str | None = cosmetic(
         default=None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
@@ -79,8 +85,8 @@ class SamplingParams(Section):
     add_BOS: bool = fixed(
         False, why="the prompt is the text of the chat format, and nothing before it"
     )
-    all_probs: bool = cosmetic(default=False)
-    compute_logprob: bool = cosmetic(default=False)
+    all_probs: bool = unused(False)
+    compute_logprob: bool = unused(False)
 
 
 class LengthParams(Section):
@@ -100,7 +106,7 @@ class RejectionSampling(Section):
     forward_micro_batch_size: Count | None = cosmetic(default=None)
     num_val_samples: Count | None = cosmetic(default=None)
     val_rollout_micro_batch_size: Count | None = cosmetic(default=None)
-    offload_adam_states: bool = cosmetic(default=False)
+    offload_adam_states: bool = fixed(False, why=NO_OFFLOAD, fix=SMALLER_SHARE)
     sampling_params: SamplingParams = SamplingParams()
     length_params: LengthParams = LengthParams()
     agreement_limit: Annotated[float, Field(gt=1)] | None = None
@@ -111,7 +117,7 @@ class DataPrefix(Section):
 
     train: str | None = None
     validation: str | None = None
-    test: str | None = cosmetic(default=None)
+    test: str | None = unused(None)
 
 
 class Data(Section):
@@ -121,18 +127,18 @@ class Data(Section):
     chat_prompt_tokens: ChatPromptTokens | None = None
     sample: bool = Field(default=False, description="repeat the prompts, reshuffled")
     # held to one value, or without effect
-    data_impl: str = cosmetic(default="jsonl")
+    data_impl: str = unused("jsonl")
     splits_string: str | None = fixed(None, why="prompts are not split", fix="give two files")
     seq_length: int | None = cosmetic(default=None)
-    skip_warmup: bool = cosmetic(default=True)
-    num_workers: int = cosmetic(default=0, ge=0)
+    skip_warmup: bool = unused(True)
+    num_workers: int = unused(0, ge=0)
     dataloader_type: str = fixed(
         "single", why="epochs follow each other", fix="set model.data.sample=true"
     )
     reset_position_ids: bool = fixed(False, why="a row holds one conversation")
     reset_attention_mask: bool = fixed(False, why="a row holds one conversation")
     eod_mask_loss: bool = fixed(False, why="the end of a response is learnt")
-    index_mapping_dir: str | None = cosmetic(default=None)
+    index_mapping_dir: str | None = unused(None)
 
 
 class CheckpointCallback(training_config.CheckpointCallback):
@@ -140,8 +146,8 @@ class CheckpointCallback(training_config.CheckpointCallback):
 
     monitor: str = fixed("val_global_rewards", why="the last weights are produced, not chosen ones")
     mode: str = fixed("max", why="a larger reward is better")
-    always_save_nemo: bool = cosmetic(default=False)
-    save_nemo_on_train_end: bool = cosmetic(default=True)
+    always_save_nemo: bool = unused(False)
+    save_nemo_on_train_end: bool = unused(True)
 
 
 class ExpManager(training_config.ExpManager):
@@ -154,18 +160,27 @@ class ExpManager(training_config.ExpManager):
 class Peft(training_config.Peft):
     """``model.peft``, with one more key that has no effect."""
 
-    restore_from_ckpt: dict[str, Any] = cosmetic(default={})
+    restore_from_ckpt: dict[str, Any] = unused({})
 
 
 class Optim(OptimConfig):
     """``model.optim``, with the settings of buckets, which megatron-core chooses itself."""
 
-    bucket_cap_mb: int = cosmetic(default=200)
-    overlap_grad_sync: bool = cosmetic(default=False)
-    contiguous_grad_buffer: bool = cosmetic(default=True)
+    bucket_cap_mb: int = unused(200)
+    overlap_grad_sync: bool = unused(False)
+    contiguous_grad_buffer: bool = unused(True)
 
 
-class Model(Section):
+def _refuse_base_config(config: dict[str, Any]) -> dict[str, Any]:
+    """``config``, which has no effect; NeMo-Aligner's own file names data in it."""
+    if changed := sorted(set(config) - {"data"}):
+        what = "the model's config is that of its checkpoint"
+        fix = "take the keys out, or give model.KEY where the step has it"
+        raise ConfigError(Problem(what=what, got=", ".join(changed), allowed="data", fix=fix))
+    return config
+
+
+class Model(SavesMemory):
     """``model``: what is sampled, and how what is kept is trained on.
 
     ``global_batch_size`` counts kept responses of an update, ``micro_batch_size`` those of a pass.
@@ -183,8 +198,9 @@ class Model(Section):
     mcore_gpt: bool = fixed(True, why="models are megatron-core's")
     megatron_amp_O2: bool = cosmetic(default=False)
     max_position_embeddings: int | None = cosmetic(default=None)
-    sequence_parallel: bool = fixed(False, why="the model is whole in each process")
     seed: int | None = cosmetic(default=None)
     precision: str | int | None = cosmetic(default=None)
     peft: Peft = Peft()
-    overwrite_base_config: dict[str, Any] = cosmetic(default={})
+    overwrite_base_config: Annotated[dict[str, Any], AfterValidator(_refuse_base_config)] = unused(
+        default={}
+    )

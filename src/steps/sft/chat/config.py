@@ -10,6 +10,7 @@ from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.not_built import SavesMemory
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.training_config import (
     Count,
@@ -96,7 +97,7 @@ class Architecture(Section):
         return self
 
 
-class Model(Section):
+class Model(SavesMemory):
     """``model``: a checkpoint to start from, or the sizes of a new one; how it is divided.
 
     With both, the checkpoint is a mistake or the sizes are: the step refuses.

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
+from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic, unused
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts, fixed
@@ -67,8 +67,8 @@ class ValidationData(DatasetRest):
     global_batch_size: Count | None = None
     max_seq_length: Count | None = None
     shuffle: bool = fixed(False, why="every row is used")
-    drop_last: bool = cosmetic(default=True)
-    output_original_text: bool = cosmetic(default=True)
+    drop_last: bool = unused(True)
+    output_original_text: bool = unused(True)
 
 
 class Data(Section):
@@ -84,7 +84,7 @@ class Data(Section):
     )
     chat_prompt_tokens: ChatPromptTokens | None = None
     sample: bool = False
-    num_workers: int = cosmetic(default=0, ge=0)
+    num_workers: int = unused(0, ge=0)
     train_ds: TrainData = TrainData()
     validation_ds: ValidationData = ValidationData()
 
@@ -113,7 +113,7 @@ class Model(ModelRest):
     pipeline_model_parallel_size: Count = 1
     encoder_seq_length: Count | None = None
     global_batch_size: Count | None = cosmetic(default=None)
-    micro_batch_size: Count | None = cosmetic(default=None)
+    micro_batch_size: Count | None = unused(None)
     steerlm2: SteerLM2 = SteerLM2()
     data: Data = Data()
     optim: OptimConfig = OptimConfig()
@@ -122,7 +122,7 @@ class Model(ModelRest):
 class Config(StepConfig):
     """Settings of a SteerLM 2.0 training run."""
 
-    name: str = cosmetic(default="sft-steerlm2")
+    name: str = unused("sft-steerlm2")
     trainer: Trainer = Trainer()
     exp_manager: ExpManager = ExpManager()
     model: Model = Model()
