@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.catalog.catalog import load_catalog
-from nemotron_style.runtime.planning.planner import Pipeline, compile_pipeline
+from nemotron_style.runtime.planning.pipeline import Pipeline
+from nemotron_style.runtime.planning.planner import compile_pipeline
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.store.store import Store

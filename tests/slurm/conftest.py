@@ -23,7 +23,8 @@ import pytest
 from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
 from nemotron_style.runtime.launch.slurm.launcher import SlurmLauncher
-from nemotron_style.runtime.planning.planner import Pipeline, compile_pipeline
+from nemotron_style.runtime.planning.pipeline import Pipeline
+from nemotron_style.runtime.planning.planner import compile_pipeline
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest
 from nemotron_style.runtime.planning.runner import submit_pipeline
 from nemotron_style.runtime.profiles.model import Profile

@@ -104,23 +104,34 @@ def load_catalog(*, roots: Sequence[Path] | None = None) -> Catalog:
 
 
 def _unknown_kinds(manifest: Manifest, kinds: Kinds) -> Iterator[Problem]:
-    for table, slots in (("consumes", manifest.consumes), ("produces", manifest.produces)):
-        for index, slot in enumerate(slots):
-            if slot.kind in kinds:
-                continue
-            fix = suggest(slot.kind, kinds.names) or "add it to kinds.toml"
-            key, what = f"{table}[{index}].type", f"there is no kind {slot.kind!r}"
-            yield Problem(where=show_path(manifest.path), key=key, what=what, fix=fix)
+    for prefix, form in _list_forms(manifest):
+        for table, slots in (("consumes", form.consumes), ("produces", form.produces)):
+            for index, slot in enumerate(slots):
+                if slot.kind in kinds:
+                    continue
+                fix = suggest(slot.kind, kinds.names) or "add it to kinds.toml"
+                key, what = f"{prefix}{table}[{index}].type", f"there is no kind {slot.kind!r}"
+                yield Problem(where=show_path(manifest.path), key=key, what=what, fix=fix)
 
 
 def _unmet_needs(manifest: Manifest, steps: Mapping[str, Manifest]) -> Iterator[Problem]:
     services = [name for name, step in steps.items() if step.run.service]
-    for index, need in enumerate(manifest.needs):
-        if need.step not in services:
-            what, got = "there is no such service", repr(need.step)
-            where, key = show_path(manifest.path), f"needs[{index}].step"
-            fix = suggest(need.step, services)
-            yield Problem(where=where, key=key, what=what, got=got, fix=fix)
+    for prefix, form in _list_forms(manifest):
+        for index, need in enumerate(form.needs):
+            if need.step not in services:
+                what, got = "there is no such service", repr(need.step)
+                where, key = show_path(manifest.path), f"{prefix}needs[{index}].step"
+                fix = suggest(need.step, services)
+                yield Problem(where=where, key=key, what=what, got=got, fix=fix)
+
+
+def _list_forms(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
+    """The step with the tables that it or one of its variants has, and where they stand."""
+    yield "", manifest
+    for name, variant in manifest.variants.items():
+        tables = ("consumes", "produces", "needs")
+        inherited = {table: () for table in tables if getattr(variant, table) is None}
+        yield f"variants.{name}.", manifest.forms[name].model_copy(update=inherited)
 
 
 def _collect_aliases(

@@ -2,8 +2,8 @@
 
 A manifest is ``manifests/<id>/step.toml``. Its tables are those of NVIDIA Nemotron's ``step.toml``
 (``[step]``, ``[[consumes]]``, ``[[produces]]``, ``[[parameters]]``, ``[[strategies]]``,
-``[[errors]]``, ``[[models]]``, ``[reference]``); added are ``[run]``, ``[[needs]]`` and a ``name``
-for each slot.
+``[[errors]]``, ``[[models]]``, ``[reference]``); added are ``[run]``, ``[[needs]]``, ``[variants]``
+and a ``name`` for each slot.
 """
 
 from __future__ import annotations
@@ -106,21 +106,35 @@ class Model(Table):
 class Run(Table):
     """How the step is started: ``module:function`` and ``module:Config``, and what it needs.
 
-    A ``service`` runs until it is stopped and makes no artifact.
+    A ``service`` runs until it is stopped and makes no artifact. A ``compiler`` writes files that
+    the job reads (``step.compiled``). The config's value at ``image_key`` names another image, and
+    the one at ``variant_key`` a variant of the step.
     """
 
     entrypoint: str
     config: str
     launch: Literal["python", "torchrun", "ray"] = "python"
+    compiler: str | None = None
     image: str | None = None
+    image_key: str | None = None
+    variant_key: str | None = None
     resources: dict[str, Any] = Field(default_factory=dict)
     passthrough: StrictBool = False
     service: StrictBool = False
 
-    @field_validator("entrypoint", "config")
+    @field_validator("entrypoint", "config", "compiler")
     @classmethod
-    def _check_import_string(cls, text: str) -> str:
-        return _match(IMPORT_STRING, text, "'package.module:name'")
+    def _check_import_string(cls, text: str | None) -> str | None:
+        return text and _match(IMPORT_STRING, text, "'package.module:name'")
+
+
+class Variant(Table):
+    """Another way to do a step's work: its tables replace those of the step as a whole."""
+
+    run: Run | None = None
+    consumes: tuple[Slot, ...] | None = None
+    produces: tuple[Slot, ...] | None = None
+    needs: tuple[Need, ...] | None = None
 
 
 class Header(Table):
@@ -147,6 +161,7 @@ class Tables(Table):
     consumes: tuple[Slot, ...] = ()
     produces: tuple[Slot, ...] = ()
     needs: tuple[Need, ...] = ()
+    variants: dict[str, Variant] = Field(default_factory=dict)
     parameters: tuple[Parameter, ...] = ()
     strategies: tuple[Strategy, ...] = ()
     errors: tuple[KnownError, ...] = ()
@@ -180,6 +195,18 @@ class Manifest(Header, Tables):
     def bound_keys(self) -> dict[str, Slot]:
         """The consumed slots that have a config key, by that key."""
         return {slot.config_key: slot for slot in self.consumes if slot.config_key}
+
+    @property
+    def forms(self) -> dict[str, Manifest]:
+        """The step under "", and what each of its variants makes of it under the variant's name."""
+        given = {
+            name: {table: value for table, value in variant if value is not None}
+            for name, variant in self.variants.items()
+        }
+        return {"": self} | {
+            name: self.model_copy(update={**tables, "variants": {}})
+            for name, tables in given.items()
+        }
 
     def produced(self, name: str) -> Slot | None:
         """The output slot called ``name``."""
@@ -238,6 +265,16 @@ def _cross_check(manifest: Manifest, where: str, root: Path | None) -> Iterable[
         what = "differs from the folder of the manifest"
         allowed = repr(inside if root else folder.name)
         yield Problem(where=where, key="step.id", what=what, got=manifest.id, allowed=allowed)
+    if bool(manifest.variants) != bool(manifest.run.variant_key):
+        what = "variants are chosen by a key of the config, and that key chooses nothing else"
+        fix = 'give both: [run] variant_key = "KEY", and [variants.VALUE]'
+        yield Problem(where=where, key="variants", what=what, fix=fix)
+    for name, form in manifest.forms.items():
+        prefix = f"variants.{name}." if name else ""
+        yield from (replace(one, key=prefix + one.key) for one in _check_tables(form, where))
+
+
+def _check_tables(manifest: Manifest, where: str) -> Iterable[Problem]:
     for table, slots in (("consumes", manifest.consumes), ("produces", manifest.produces)):
         for name in _repeated(slot.name for slot in slots):
             yield Problem(where=where, key=f"{table}.name", what=f"slot {name!r} stands twice")

@@ -10,7 +10,7 @@ from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.cli.table import open_console
 from nemotron_style.runtime.cli.terminal import one_line, unfiltered, write_exactly
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
-from nemotron_style.runtime.planning.planner import PlannedRun
+from nemotron_style.runtime.planning.pipeline import PlannedRun
 from nemotron_style.runtime.step.progress import format_progress
 
 if TYPE_CHECKING:

@@ -33,7 +33,8 @@ from nemotron_style.runtime.planning.dry_run import (
     describe_pipeline,
     render_pipeline,
 )
-from nemotron_style.runtime.planning.planner import Pipeline, compile_pipeline
+from nemotron_style.runtime.planning.pipeline import Pipeline
+from nemotron_style.runtime.planning.planner import compile_pipeline
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest, open_context
 from nemotron_style.runtime.planning.runner import execute_pipeline, submit_pipeline
 from nemotron_style.runtime.profiles.model import Profile, load_profile
@@ -148,6 +149,7 @@ def run_step(
         detached=detached is not None,
         force_squash=force_squash,
         fetch=not dry_run,
+        provisional=dry_run,
     )
     if dry_run:
         show_dry_run(request, context, as_json=as_json)

@@ -27,7 +27,7 @@ from nemotron_style.runtime.cli.table import (
     render_pairs,
 )
 from nemotron_style.runtime.errors import Problem, StepsError, UsageError, suggest
-from nemotron_style.runtime.validation import flatten, show_value
+from nemotron_style.runtime.validation import flatten, get_key, show_value
 
 
 class StepsGroup(LazyGroup):
@@ -201,7 +201,8 @@ def _render_sections(step: Manifest, catalog: Catalog) -> Iterator[str]:
         "Takes": _takes(step.consumes, catalog) or [("nothing", "")],
         "Makes": makes or [("nothing", "It runs until it is stopped.")],
         "Needs beside it": [(n.name, f"{n.step}  {n.description}") for n in step.needs],
-        "Configs": [(name, "") for name in step.configs or ("none",)],
+        "Configs": list(_configs(step)) or [("none", "")],
+        "Variants": list(_variants(step)),
         "Parameters": list(_parameters(step, defaults)),
         "Models": [(model.name, model.description) for model in step.models],
         "When ... then ...": [(advice.when, advice.then) for advice in step.strategies],
@@ -214,6 +215,23 @@ def _render_sections(step: Manifest, catalog: Catalog) -> Iterator[str]:
         f"  # {why}\n{_wrap(command, page - 2, continued=True)}\n"
         for command, why in _examples(step, defaults)
     )
+
+
+def _configs(step: Manifest) -> Iterator[tuple[str, str]]:
+    """The configs, and which variant of the step each of them chooses."""
+    from nemotron_style.runtime.config.inheritance import read_config_file
+
+    for name in step.configs:
+        key, path = step.run.variant_key, step.folder / f"{name}.yaml"
+        values = read_config_file(path, home=step.folder).values if key else {}
+        yield name, f"{key}: {get_key(values, key)}" if key else ""
+
+
+def _variants(step: Manifest) -> Iterator[tuple[str, str]]:
+    """What the step takes and makes, and how it starts, where the config chooses a variant."""
+    for name, form in [*step.forms.items()][1:]:
+        how = form.run.launch + (f" in the image {form.run.image}" if form.run.image else "")
+        yield f"{step.run.variant_key}={name}", f"{_flow(form)}. Started by {how}."
 
 
 def _wrap(text: str, width: int, *, continued: bool = False) -> str:

@@ -11,9 +11,10 @@ import importlib
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -23,12 +24,16 @@ from nemotron_style.runtime.errors import ConfigError, ManifestError, Problem, s
 from nemotron_style.runtime.paths import expand_path, show_path
 from nemotron_style.runtime.validation import (
     find_key,
+    get_key,
     put_key,
     remove_key,
     schema_keys,
     split_key,
     suggest_key,
 )
+
+if TYPE_CHECKING:
+    from nemotron_style.runtime.config.yaml_file import YamlFile
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,18 @@ class ResolvedConfig:
     null in it. ``semantic`` is what can change the result: ``values`` without cosmetic fields and
     without slot-bound keys, as a tree (dotted keys would make one of two). ``sources`` says where
     inputs come from, and ``services`` how the services beside the step are started. ``unused`` are
-    the keys that were set and that no code reads.
+    the keys that were set and that no code reads. ``manifest`` is the step, or the variant of it
+    that the config chooses; ``parsed`` has the class it names.
     """
 
+    manifest: Manifest
     name: str
     values: dict[str, Any]
     sources: dict[str, InputSource] = field(default_factory=dict)
     services: dict[str, ServiceSource] = field(default_factory=dict)
     semantic: dict[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    parsed: StepConfig | None = None
 
 
 def load_config_class(manifest: Manifest) -> type[StepConfig]:
@@ -57,12 +65,7 @@ def load_config_class(manifest: Manifest) -> type[StepConfig]:
     manifest binds.
     """
     where, text = show_path(manifest.path), manifest.run.config
-    module, _, name = text.partition(":")
-    try:
-        schema = getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as error:  # a module of the user's own may raise anything
-        what = f"{text!r} cannot be imported: {_describe_import_error(error)}"
-        raise ManifestError(Problem(where=where, key="run.config", what=what)) from None
+    schema = import_object(text, where=where, key="run.config")
     if not (isinstance(schema, type) and issubclass(schema, StepConfig)):
         what = f"{text!r} is not a subclass of StepConfig"
         raise ManifestError(Problem(where=where, key="run.config", what=what))
@@ -79,6 +82,16 @@ def load_config_class(manifest: Manifest) -> type[StepConfig]:
             for key in unknown
         )
     return schema
+
+
+def import_object(text: str, *, where: str, key: str) -> Any:
+    """What ``module:name`` names. Raises ManifestError when it cannot be imported."""
+    module, _, name = text.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (Exception, SystemExit) as error:  # a module of the user's own may raise anything
+        what = f"{text!r} cannot be imported: {_describe_import_error(error)}"
+        raise ManifestError(Problem(where=where, key=key, what=what)) from None
 
 
 def _describe_import_error(error: BaseException) -> str:
@@ -103,7 +116,9 @@ def resolve_config(
     from nemotron_style.runtime.config.merge import MergedConfig
 
     path = find_config(manifest, name)
-    schema, file = load_config_class(manifest), read_config_file(path, home=manifest.folder)
+    file = read_config_file(path, home=manifest.folder)
+    manifest = choose_variant(manifest, file, overrides)
+    schema = load_config_class(manifest)
     merged = MergedConfig(manifest, schema, file, name=show_path(path))
     merged.apply_overrides(overrides)
     sources, services = merged.take_sources()
@@ -115,8 +130,30 @@ def resolve_config(
     for key in manifest.bound_keys:
         remove_key(semantic, key)
     label = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-.")
-    unused = tuple(unused_keys(config))
-    return ResolvedConfig(label or "config", values, sources, services, semantic, unused)
+    label, unused = label or "config", tuple(unused_keys(config))
+    return ResolvedConfig(manifest, label, values, sources, services, semantic, unused, config)
+
+
+def choose_variant(manifest: Manifest, file: YamlFile, overrides: Sequence[str]) -> Manifest:
+    """The variant of a step that its merged config names, before a schema has seen that config.
+
+    Any other value, or none, leaves the step as it is. Raises ConfigError for an interpolation.
+    """
+    from nemotron_style.runtime.config.override import parse_override
+
+    key = manifest.run.variant_key
+    if not manifest.variants or key is None:
+        return manifest
+    where, chosen = file.locations.get(key, ""), get_key(file.values, key)
+    for text in overrides:
+        with suppress(ConfigError):  # it is reported with all others when they are applied
+            override = parse_override(text)
+            if override.key == key:
+                where, chosen = f"override {text!r}", override.value
+    if isinstance(chosen, str) and "${" in chosen:
+        what, fix = "decides how the step runs before any value is resolved", "write it out"
+        raise ConfigError(Problem(where=where, key=key, what=what, got=chosen, fix=fix))
+    return manifest.forms[chosen] if chosen in [*manifest.variants] else manifest
 
 
 def find_config(manifest: Manifest, name: str) -> Path:

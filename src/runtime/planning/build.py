@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.catalog.manifest import Manifest, Run
 from nemotron_style.runtime.config.resolve import ResolvedConfig
-from nemotron_style.runtime.errors import ConfigError, Problem, UsageError
-from nemotron_style.runtime.planning.inputs import ResolvedInput
-from nemotron_style.runtime.planning.notes import describe_count, note_idle_gpus, note_unused
+from nemotron_style.runtime.errors import Problem, UsageError
+from nemotron_style.runtime.planning.compiler import choose_image, compile_job
+from nemotron_style.runtime.planning.inputs import MISSING, UNREAD, ResolvedInput
+from nemotron_style.runtime.planning.notes import note_unused
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest
+from nemotron_style.runtime.planning.resources import plan_resources
 from nemotron_style.runtime.profiles.keys import select_site
-from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.code import digest_code
 from nemotron_style.runtime.run.plan import (
     Plan,
@@ -27,10 +28,7 @@ from nemotron_style.runtime.run.plan import (
 )
 from nemotron_style.runtime.run.snapshot import plan_snapshot
 from nemotron_style.runtime.store.store import check_root
-from nemotron_style.runtime.validation import get_key, put_key
-
-# The resources that a manifest may count, and the profile's key for each.
-COUNTED = {"nodes": "nodes", "processes": "tasks_per_node", "gpus": "gpus_per_node"}
+from nemotron_style.runtime.validation import put_key
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,15 @@ class ResolvedStep:
 
 @dataclass(frozen=True)
 class PlanDraft:
-    """A plan that lacks only its generation; ``services`` are (fields, identity) by name."""
+    """A plan that lacks only its generation; ``services`` are (fields, identity) by name.
+
+    ``problems`` are what the compiler of the step refuses.
+    """
 
     fields: Mapping[str, Any]
     identity: Mapping[str, Any]
     services: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
+    problems: Sequence[Problem] = ()
 
     def seal(self, generation: int) -> Plan:
         """The plan of a generation, under its fingerprint."""
@@ -115,10 +117,15 @@ def draft_plan(
     beside = {name: service.identity for name, service in services.items()}
     if services:
         identity["services"] = beside
-    resources, notes = plan_resources(manifest, step.config.values, context.profile)
+    values, profile = step.config.values, context.profile
+    notes: list[str] = []
+    image = choose_image(manifest.run, values, profile, notes)
+    job = compile_job(step.config, step.inputs, profile=profile, image=image)
+    resources, counted = plan_resources(manifest, values, profile, compiled=job.resources)
     beside_keys = (f"{name}.{key}" for name, one in services.items() for key in one.config.unused)
-    notes += note_unused([*step.config.unused, *beside_keys])
-    placement = plan_placement(manifest.run, context, resources=resources, notes=notes)
+    unused = note_unused([*step.config.unused, *beside_keys])
+    notes = [*counted, *notes, *unused, *job.notes]
+    placement = plan_placement(manifest.run, context, resources=resources, image=image, notes=notes)
     base = request.name or f"{manifest.id.replace('/', '-').replace('_', '-')}-{step.config.name}"
     # The step waits for the inputs of its services too; they have no key in its own config.
     service_inputs = [
@@ -131,6 +138,7 @@ def draft_plan(
         "outputs": plan_outputs(manifest, base),
         "resources": resources,
         "arguments": request.arguments,
+        "files": dict(job.files),
     }
     return PlanDraft(
         fields={**plan_work(step), **placement, **own_fields},
@@ -139,6 +147,7 @@ def draft_plan(
             name: ({**plan_work(service), **placement}, beside[name])
             for name, service in services.items()
         },
+        problems=job.problems,
     )
 
 
@@ -147,7 +156,8 @@ def plan_work(step: ResolvedStep) -> dict[str, Any]:
     manifest = step.manifest
     values = copy.deepcopy(step.config.values)
     for planned in step.planned_inputs:
-        if planned.config_key:
+        # A slot that waits for its content has its path there already, or nothing.
+        if planned.config_key and not planned.source.startswith((MISSING, UNREAD)):
             put_key(values, planned.config_key, planned.source)
     return {
         "step": manifest.id,
@@ -173,11 +183,15 @@ def plan_outputs(manifest: Manifest, base: str) -> tuple[PlannedOutput, ...]:
 
 
 def plan_placement(
-    run: Run, context: PlanContext, *, resources: Mapping[str, Any], notes: list[str]
+    run: Run,
+    context: PlanContext,
+    *,
+    resources: Mapping[str, Any],
+    image: str | None,
+    notes: list[str],
 ) -> dict[str, Any]:
     """The fields of a plan that say where it runs and with what; none enters the fingerprint."""
     profile = context.profile
-    image = choose_image(run, profile, notes)
     if image is None and any(mount.source != mount.target for mount in profile.mounts):
         notes.append("mounts: without effect, since there is no image to mount them into")
     home = context.store.root
@@ -204,15 +218,6 @@ def plan_placement(
     }
 
 
-def choose_image(run: Run, profile: Profile, notes: list[str]) -> str | None:
-    """The image of the step, else of the profile; on this machine only if the profile has one."""
-    if profile.executor == "local" and profile.image is None:
-        return None
-    if run.image and profile.image and run.image != profile.image:
-        notes.append(f"image: the step's {run.image} instead of the profile's {profile.image}")
-    return run.image or profile.image
-
-
 def plan_site(context: PlanContext, *, gpus: int | None = None) -> dict[str, Any]:
     """The settings that only the executor understands, under the profile's names.
 
@@ -232,49 +237,3 @@ def plan_site(context: PlanContext, *, gpus: int | None = None) -> dict[str, Any
         what = "only a Slurm profile has a squashed image"
         raise UsageError(Problem(where="--force-squash", what=what, got=profile.executor))
     return site | ({"force_squash": True} if context.force_squash else {})
-
-
-def plan_resources(
-    manifest: Manifest, values: Mapping[str, Any], profile: Profile
-) -> tuple[dict[str, Any], list[str]]:
-    """The manifest's resources as numbers; notes on those that replace a profile's value, or idle.
-
-    ``processes`` and ``gpus`` (on each machine) and ``nodes`` may be a number, a config key, or a
-    list of config keys whose product is meant, as NeMo has ``trainer.devices`` and
-    ``trainer.num_nodes``. A step that starts as one process runs on one machine.
-    """
-    launch, resources = manifest.run.launch, dict(manifest.run.resources)
-    if launch != "torchrun":
-        resources["processes"] = 1
-    offered = {
-        "nodes": None if launch == "python" else profile.nodes,
-        "processes": profile.tasks_per_node if launch == "torchrun" else None,
-        "gpus": None if profile.executor == "lepton" else profile.gpus_per_node,
-    }
-    notes: list[str] = []
-    for name, key in COUNTED.items():
-        offer, source = offered[name], resources.get(name)
-        if source is None:
-            resources |= {} if name == "gpus" else {name: offer or 1}
-            continue
-        number = 0 if name == "gpus" and source == 0 else count(source, values, manifest, name)
-        resources[name] = number
-        # A wish for more GPUs than there are changes nothing: plan_site takes the smaller number.
-        if offer is not None and (number < offer or (number > offer and name != "gpus")):
-            told = f"{key}: {number} ({describe_count(source)} of the step)"
-            notes.append(f"{told} instead of the profile's {offer}")
-    notes += note_idle_gpus(manifest.run, resources, profile, offered=offered["gpus"])
-    return resources, notes
-
-
-def count(source: Any, values: Mapping[str, Any], manifest: Manifest, name: str) -> int:
-    """The product of numbers and config keys. Raises ``ConfigError`` unless all are positive."""
-    product = 1
-    for factor in source if isinstance(source, list | tuple) else [source]:
-        value = get_key(values, factor) if isinstance(factor, str) else factor
-        if type(value) is not int or value < 1:
-            what = f"the manifest counts {name} with it, so it must be a positive integer"
-            key = str(factor)
-            raise ConfigError(Problem(where=manifest.id, key=key, what=what, got=repr(value)))
-        product *= value
-    return product

@@ -11,7 +11,7 @@ from typing import Any
 
 from nemotron_style.runtime.launch.base import Launcher, Request
 from nemotron_style.runtime.planning.inputs import ResolvedInput
-from nemotron_style.runtime.planning.planner import Pipeline, PlannedRun
+from nemotron_style.runtime.planning.pipeline import Pipeline, PlannedRun
 from nemotron_style.runtime.run.folder import RunFolder
 
 
@@ -70,6 +70,7 @@ def describe_run(run: PlannedRun) -> dict[str, Any]:
         "config": plan.config_name,
         "notes": list(plan.notes),
         "decision": decision.action,
+        "provisional": bool(run.pending),
         "reason": decision.reason,
         "details": list(decision.details),
         "inputs": inputs,
@@ -98,12 +99,18 @@ def _render_plan(run: PlannedRun) -> Iterator[str]:
 
     plan = run.plan
     yield f"== {plan.run_id}"
+    if run.pending:
+        yield "note      provisional: the content of its inputs may make it another run"
     yield f"step      {plan.step}"
     how = ", detached" if plan.detached else ""
     yield f"profile   {plan.profile} ({plan.executor}{how})"
     yield from (f"note      {note}" for note in plan.notes)
     for planned in plan.inputs:
-        known = _describe_content(run.inputs[planned.slot])
+        resolved = run.inputs[planned.slot]
+        known = _describe_content(resolved)
+        if resolved.pending and not resolved.adoption:
+            yield f"input     {planned.slot}: {planned.kind}  {resolved.remark}"
+            continue
         shown = "  ".join(value for value in known.values() if value != planned.source)
         line = f"input     {planned.slot}: {planned.kind}  {planned.source}  {shown}"
         yield line.rstrip()
@@ -116,3 +123,6 @@ def _render_plan(run: PlannedRun) -> Iterator[str]:
     yield "config"
     text = yaml.dump(plan.config, Dumper=Dumper, sort_keys=False, allow_unicode=True)
     yield from (f"  {line}" for line in text.splitlines())
+    for name, content in plan.files.items():
+        yield f"file      {name}"
+        yield from (f"  {line}".rstrip() for line in content.splitlines())

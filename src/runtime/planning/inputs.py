@@ -20,6 +20,7 @@ from nemotron_style.runtime.config.model import InputSource
 from nemotron_style.runtime.config.resolve import ResolvedConfig
 from nemotron_style.runtime.errors import (
     ConfigError,
+    InputError,
     Problem,
     RefError,
     UsageError,
@@ -34,8 +35,8 @@ from nemotron_style.runtime.store.ref import is_location
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.validation import get_key
 
-UNFETCHED = "uri:"
-"""Begins the source of an input whose content a dry run does not know."""
+UNFETCHED, UNREAD, MISSING = "uri:", "path:", "missing:"
+"""Begin the source of an input whose content a dry run does not know."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class ResolvedInput:
     """What fills a slot: its kind and its identity (``source``, as a plan writes it).
 
     ``ref`` and ``digest`` are known only for content that exists already. ``remark`` is what to
-    tell about it before it is used.
+    tell about it before it is used. ``pending`` says why its content, which decides which run this
+    is, is not known yet.
     """
 
     kind: str
@@ -62,6 +64,7 @@ class ResolvedInput:
     digest: str = ""
     adoption: Adoption | None = None
     remark: str = ""
+    pending: str = ""
 
 
 def parse_input_options(
@@ -144,13 +147,18 @@ def choose_output(
     raise ConfigError(Problem(where=where, what=what, allowed=allowed, fix="name it with slot:"))
 
 
-def resolve_ref(ref: str, slot: Slot, *, store: Store, fetch: bool = False) -> ResolvedInput:
+def resolve_ref(
+    ref: str, slot: Slot, *, store: Store, fetch: bool = False, provisional: bool = False
+) -> ResolvedInput:
     """The artifact that ``ref`` names, or the content at the path or URI that it is.
 
     A bare file name is a path where no artifact has that name. A URI is brought into the store
     here, with ``fetch``: only its content says which run this is. Without, nothing is asked of the
-    network: the content is what was adopted from it last, or not known yet. Raises ``RefError`` or
-    ``InputError`` when there is none, and ``UsageError`` when it could be either.
+    network: the content is what was adopted from it last, or not known yet. Nor is that of a path
+    that this machine cannot read, in a ``provisional`` plan.
+
+    Raises ``RefError`` or ``InputError`` when there is none, and ``UsageError`` when it could be
+    either.
     """
     if not is_location(ref):
         is_file = os.path.exists(ref)
@@ -168,7 +176,17 @@ def resolve_ref(ref: str, slot: Slot, *, store: Store, fetch: bool = False) -> R
     ref = re.sub(r"\A(file|local)://", "", ref)
     if "://" in ref:
         return resolve_uri(ref, slot, store=store, fetch=fetch)
-    digest = digest_tree(expand_path(ref))[0]
+    path = expand_path(ref)
+    try:
+        digest = digest_tree(path)[0]
+    except InputError as error:
+        if os.access(path, os.R_OK):
+            raise
+        fix = "give the command where it can be read, such as on the cluster's login node"
+        if not provisional:
+            raise InputError([replace(one, fix=one.fix or fix) for one in error.problems]) from None
+        remark, pending = f"{error}; to submit, {fix}", f"{ref} is not readable from here"
+        return ResolvedInput(slot.kind, UNREAD + ref, remark=remark, pending=pending)
     known = next((copy for copy in store.by_digest(digest) if copy.kind == slot.kind), None)
     if known and known.record.producer is None:
         return describe_artifact(known)
@@ -185,7 +203,9 @@ def resolve_uri(uri: str, slot: Slot, *, store: Store, fetch: bool) -> ResolvedI
         remark = f"as it was at {known.record.created}; the run asks whether it changed"
         return replace(describe_artifact(known), remark=remark)
     adoption = Adoption(redact(uri), slot.kind, name, digest="")
-    return ResolvedInput(slot.kind, f"{UNFETCHED}{adoption.location}", adoption=adoption)
+    source = f"{UNFETCHED}{adoption.location}"
+    pending = f"{adoption.location} is fetched when it is run"
+    return ResolvedInput(slot.kind, source, adoption=adoption, pending=pending)
 
 
 def describe_artifact(artifact: Artifact) -> ResolvedInput:

@@ -21,8 +21,7 @@ from nemotron_style.runtime.errors import (
 )
 from nemotron_style.runtime.planning.build import ResolvedStep, draft_plan
 from nemotron_style.runtime.planning.inputs import (
-    UNFETCHED,
-    Adoption,
+    MISSING,
     ResolvedInput,
     choose_output,
     choose_sources,
@@ -30,38 +29,11 @@ from nemotron_style.runtime.planning.inputs import (
     parse_input_options,
     resolve_ref,
 )
+from nemotron_style.runtime.planning.pipeline import Pipeline, PlannedRun
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest, check_request
 from nemotron_style.runtime.planning.reuse import Decision, check_names, decide
-from nemotron_style.runtime.run.plan import MADE_BY_RUN, Plan
+from nemotron_style.runtime.run.plan import MADE_BY_RUN
 from nemotron_style.runtime.validation import get_key
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A plan, what to do about it, and what is known of its inputs (by slot)."""
-
-    plan: Plan
-    decision: Decision
-    inputs: Mapping[str, ResolvedInput]
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """Runs in the order in which they can be made; the last one makes what was requested."""
-
-    runs: tuple[PlannedRun, ...]
-
-    @property
-    def target(self) -> PlannedRun:
-        """The run of the requested step."""
-        return self.runs[-1]
-
-    @property
-    def adoptions(self) -> tuple[Adoption, ...]:
-        """Content to bring into the store before the runs that are not reused."""
-        needed = [run for run in self.runs if run.decision.action != "reuse"]
-        inputs = [one for run in needed for one in run.inputs.values()]
-        return tuple(dict.fromkeys(one.adoption for one in inputs if one.adoption))
 
 
 def compile_pipeline(request: RunRequest, *, context: PlanContext) -> Pipeline:
@@ -72,6 +44,7 @@ def compile_pipeline(request: RunRequest, *, context: PlanContext) -> Pipeline:
     """
     planner = _Planner(context)
     planner.plan(request)
+    raise_all(UsageError, list(dict.fromkeys(planner.problems)))
     return Pipeline(tuple(planner.runs.values()))
 
 
@@ -81,8 +54,8 @@ class _Planner:
 
     Steps share what is upstream of them, so ``planned`` and ``converted`` (by step and content)
     keep what was planned: the same order again is the same run. ``contents`` are refs and paths
-    that were looked up, by the kind they are wanted in: a path is hashed once. ``unfetched`` are
-    runs (by id) that a URI, whose content is not known yet, decides about.
+    that were looked up, by the kind they are wanted in: a path is hashed once. ``problems`` are
+    those of all slots and of all compilers; planning goes on, so that all are found.
     """
 
     context: PlanContext
@@ -90,7 +63,7 @@ class _Planner:
     planned: dict[RunRequest, PlannedRun] = field(default_factory=dict)
     converted: dict[tuple[str, str], PlannedRun] = field(default_factory=dict)
     contents: dict[tuple[str, str], ResolvedInput] = field(default_factory=dict)
-    unfetched: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
     chain: list[RunRequest] = field(default_factory=list)
 
     def plan(self, request: RunRequest) -> PlannedRun:
@@ -102,10 +75,19 @@ class _Planner:
             what = "the inputs of these steps form a circle"
             raise ConfigError(Problem(key="inputs", what=what, got=circle))
         self.chain.append(request)
+        try:
+            run = self.planned[request] = self.plan_new(request)
+        finally:
+            self.chain.pop()
+        return run
+
+    def plan_new(self, request: RunRequest) -> PlannedRun:
+        """Plan a request that was not planned before."""
         catalog = self.context.catalog
-        manifest = catalog.find(request.step)
+        step = catalog.find(request.step)
+        config = resolve_config(step, name=request.config, overrides=request.overrides)
+        manifest = config.manifest
         check_request(request, manifest)
-        config = resolve_config(manifest, name=request.config, overrides=request.overrides)
         service_slots = [
             f"{need.name}.{slot.name}"
             for need in manifest.needs
@@ -113,12 +95,9 @@ class _Planner:
         ]
         refs = parse_input_options(request.inputs, manifest, service_slots=service_slots)
         sources = choose_sources(manifest, config, refs=refs, overrides=request.overrides)
-        step = ResolvedStep(manifest, config, self.resolve_inputs(manifest, sources))
+        resolved = ResolvedStep(manifest, config, self.resolve_inputs(manifest, sources))
         services = self.resolve_services(manifest, config, refs)
-        run = self.add_run(request, step, services, is_upstream=len(self.chain) > 1)
-        self.chain.pop()
-        self.planned[request] = run
-        return run
+        return self.add_run(request, resolved, services, is_upstream=len(self.chain) > 1)
 
     def add_run(
         self,
@@ -143,21 +122,20 @@ class _Planner:
             for slot, one in service.inputs.items()
         }
         inputs = {**step.inputs, **service_inputs}
-        if unknown := self.find_unfetched(inputs.values()):
-            self.unfetched[plan.run_id] = unknown
-            what = f"{unknown} is fetched when it is run; its content decides which run this is"
-            decision = Decision("run", what)
-        run = PlannedRun(plan, decision, inputs)
+        pending = self.find_pending(inputs.values())
+        if pending:
+            decision = Decision("run", f"{pending}; its content decides which run this is")
+        if decision.action != "reuse":
+            self.problems += draft.problems
+        run = PlannedRun(step.manifest, plan, decision, inputs, pending)
         return self.runs.setdefault(plan.run_id, run)
 
-    def find_unfetched(self, inputs: Iterable[ResolvedInput]) -> str:
-        """The first URI that an input, or what it is made from, waits for; empty for none."""
+    def find_pending(self, inputs: Iterable[ResolvedInput]) -> str:
+        """What the first input waits for, or what that is made from; empty for none."""
         for one in inputs:
-            if one.source.startswith(UNFETCHED):
-                return one.source.removeprefix(UNFETCHED)
-            run_id = one.source.removeprefix(MADE_BY_RUN).partition("/")[0]
-            if run_id in self.unfetched:
-                return self.unfetched[run_id]
+            made_by = self.runs.get(one.source.removeprefix(MADE_BY_RUN).partition("/")[0])
+            if pending := one.pending or (made_by.pending if made_by else ""):
+                return pending
         return ""
 
     def resolve_services(
@@ -198,10 +176,9 @@ class _Planner:
     ) -> dict[str, ResolvedInput]:
         """What fills the slots of a step, or of the service of a ``need``; ``known`` slots stay.
 
-        Raises with the problems of all slots.
+        What is wrong with a slot is kept among the problems, and the slot counts as missing.
         """
         inputs = dict(known or {})
-        problems: list[Problem] = []
         for slot in manifest.consumes:
             if slot.name in inputs:
                 continue
@@ -209,11 +186,10 @@ class _Planner:
                 resolved = self.resolve_slot(manifest, slot, sources.get(slot.name), need)
             except StepsError as error:
                 where = f"{manifest.id}: {slot.name}"
-                problems += [replace(one, where=one.where or where) for one in error.problems]
-                continue
+                self.problems += [replace(one, where=one.where or where) for one in error.problems]
+                resolved = ResolvedInput(slot.kind, MISSING + slot.name, pending="refused")
             if resolved:
                 inputs[slot.name] = resolved
-        raise_all(UsageError, problems)
         return inputs
 
     def resolve_slot(
@@ -227,6 +203,9 @@ class _Planner:
                 fix += f", or {need.config_key} of a service that is there already"
             makers = ", ".join(step.id for step in catalog.producers(slot.kind))
             fix += f"; made by: {makers}" if makers else ""
+            if self.context.provisional:
+                remark, pending = f"MISSING, nothing fills it; {fix}", f"{slot.name} is missing"
+                return ResolvedInput(slot.kind, MISSING + slot.name, remark=remark, pending=pending)
             what = f"the input ({slot.kind}) is required and nothing fills it"
             raise UsageError(Problem(where=manifest.id, key=slot.name, what=what, fix=fix))
         if source is None:
@@ -244,7 +223,8 @@ class _Planner:
         key = (ref, slot.kind)
         if key not in self.contents:
             context = self.context
-            self.contents[key] = resolve_ref(ref, slot, store=context.store, fetch=context.fetch)
+            how = {"fetch": context.fetch, "provisional": context.provisional}
+            self.contents[key] = resolve_ref(ref, slot, store=context.store, **how)
         return self.contents[key]
 
     def make(self, source: InputSource, slot: Slot, *, where: str) -> ResolvedInput:
@@ -252,9 +232,9 @@ class _Planner:
         assert source.step is not None
         request = RunRequest(source.step, source.config, overrides=source.as_overrides())
         catalog = self.context.catalog
-        maker = catalog.find(source.step)
-        output = choose_output(maker, slot, source.slot, where=where, catalog=catalog)
-        return self.describe_output(self.plan(request), output)
+        run = self.plan(request)
+        output = choose_output(run.manifest, slot, source.slot, where=where, catalog=catalog)
+        return self.describe_output(run, output)
 
     def convert(self, content: ResolvedInput, slot: Slot, *, where: str) -> ResolvedInput:
         """The same content in the kind of ``slot``, by the step that ``kinds.toml`` names."""

@@ -158,6 +158,8 @@ def check_counts(plan: Plan) -> Iterator[Problem]:
 def _count_source(plan: Plan, resource: str) -> str:
     from nemotron_style.runtime.catalog.catalog import load_catalog
 
+    if plan.files:
+        return "what the config asks for, see the notes of --dry-run"
     step = load_catalog().steps.get(plan.step)
     return describe_count(step.run.resources.get(resource) if step else None)
 

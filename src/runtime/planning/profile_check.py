@@ -172,6 +172,6 @@ def plan_without_step(profile: Profile) -> Plan:
         "launch": run.launch,
         "resources": counts,
         "arguments": (),
-        **plan_placement(run, context, resources=counts, notes=[]),
+        **plan_placement(run, context, resources=counts, image=profile.image, notes=[]),
     }
     return seal_plan(fields, identity)

@@ -39,7 +39,8 @@ class PlanContext:
 
     ``upstream`` allows other steps to run first, ``detached`` jobs outlive the command line,
     ``force_squash`` makes a new squashed image. With ``fetch``, inputs that are URIs are brought
-    into the store; a dry run asks nothing of the network.
+    into the store; a dry run asks nothing of the network. ``provisional`` plans are shown and never
+    submitted, so an input may be missing, or lie where this machine cannot read it.
     """
 
     catalog: Catalog
@@ -50,6 +51,7 @@ class PlanContext:
     detached: bool = False
     force_squash: bool = False
     fetch: bool = False
+    provisional: bool = False
 
 
 def open_context(profile: Profile, catalog: Catalog) -> PlanContext:

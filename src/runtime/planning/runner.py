@@ -27,7 +27,7 @@ from nemotron_style.runtime.launch.base import (
 )
 from nemotron_style.runtime.launch.registry import find_launcher
 from nemotron_style.runtime.launch.status import read_status, refresh_status
-from nemotron_style.runtime.planning.planner import Pipeline, PlannedRun
+from nemotron_style.runtime.planning.pipeline import Pipeline, PlannedRun
 from nemotron_style.runtime.planning.preflight import check_plan
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, LOST, JobState

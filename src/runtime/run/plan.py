@@ -15,11 +15,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 
 from nemotron_style.runtime.errors import Problem, UsageError
 from nemotron_style.runtime.validation import flatten
@@ -85,7 +85,7 @@ class Plan(_Frozen):
     not see ``store``. ``notes`` tell which values of the profile were overridden.
     ``services`` run beside the step, by the names of the manifest's ``[[needs]]``; the plan of
     such a one says ``beside`` which run (``<run id>/services/<name>``). What a service consumes is
-    an input of the step too, under ``<name>.<slot>``.
+    an input of the step too, under ``<name>.<slot>``. ``files`` were compiled for the job.
     """
 
     schema_version: Literal[1] = 1
@@ -119,6 +119,7 @@ class Plan(_Frozen):
     fingerprint: str
     services: dict[str, Plan] = {}
     beside: str | None = None
+    files: dict[str, str] = {}
 
     @property
     def where(self) -> str:
@@ -154,6 +155,11 @@ class Plan(_Frozen):
     def record_dir(self) -> Path:
         """The run's folder as the command line sees it; nearly always the same."""
         return Path(self.records or self.store, "runs", self.beside or self.run_id)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_files(self, dump: Callable[[Plan], dict[str, Any]]) -> dict[str, Any]:
+        body = dump(self)
+        return body if self.files else {key: body[key] for key in body if key != "files"}
 
     def to_json(self) -> str:
         """The canonical text with its seal: sorted keys, two spaces, one newline at the end."""

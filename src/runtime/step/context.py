@@ -88,7 +88,8 @@ class StepContext:
     """A recipe's view of its run; the defaults are those of a lone first attempt.
 
     ``run_dir`` is shared by all ranks and attempts; ``attempt`` counts from 1; ``arguments`` are
-    those given after ``--``; ``services`` wait for a service and return its URL.
+    those given after ``--``; ``services`` wait for a service and return its URL; ``files`` are
+    texts of the plan.
     """
 
     run_dir: Path
@@ -100,6 +101,7 @@ class StepContext:
     arguments: tuple[str, ...] = ()
     stop: Stop = field(default_factory=Stop)
     services: Mapping[str, Callable[[], str]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self, outputs: Iterable[str]) -> None:
@@ -143,6 +145,16 @@ class StepContext:
     def optional_input(self, slot: str) -> Artifact | None:
         """The artifact of a slot, unchanged by size and time, or None when it was not given."""
         return self.inputs.get(slot)
+
+    def file(self, name: str) -> str:
+        """The text of a file that the step's compiler wrote into the plan.
+
+        Raises ``InputError`` when it wrote none of that name.
+        """
+        if name not in self.files:
+            near = suggest(name, self.files)
+            raise InputError(Problem(where=self.run_id, key=name, what="no such file", fix=near))
+        return self.files[name]
 
     def service(self, name: str) -> str | None:
         """The URL of a service of the manifest's ``needs``, once it answers that it is ready.

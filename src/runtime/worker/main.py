@@ -239,6 +239,7 @@ def run_recipe(task: Task, inputs: Mapping[str, Artifact]) -> Path:
         attempt=number,
         arguments=plan.arguments,
         stop=task.stop,
+        files=plan.files,
         services={
             name: partial(await_service, service, number, stop=task.stop)
             for name, service in plan.services.items()

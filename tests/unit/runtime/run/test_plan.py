@@ -74,7 +74,12 @@ def whole_plan(mill: Any) -> Plan:
     request = RunRequest("mill/press", name="oil")
     plan = compile_pipeline(request, context=context).target.plan
     return plan.model_copy(
-        update={"notes": ("a note",), "records": "/records", "site": {"qos": "high"}}
+        update={
+            "notes": ("a note",),
+            "records": "/records",
+            "site": {"qos": "high"},
+            "files": {"job.yaml": "a: 1"},
+        }
     )
 
 
@@ -126,6 +131,13 @@ def test_no_worker_runs_a_plan_that_was_changed_in_any_field(press: Any) -> None
                 load_sealed_plan(path)
             tried.add(where[0])
     assert tried == {*Plan.model_fields, "seal"}
+
+
+def test_a_plan_without_compiled_files_is_written_as_before_there_were_any(mill: Any) -> None:
+    plan = mill.compile("mill/grow").target.plan
+    assert plan.files == {}
+    assert '"files"' not in plan.to_json()
+    assert parse_plan(plan.to_json(), where="plan.json") == plan
 
 
 def test_no_worker_runs_a_plan_of_which_one_byte_is_another(mill: Any) -> None:

@@ -1,0 +1,65 @@
+"""The job that a step's compiler writes: files, notes, resources, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nemotron_style.runtime.catalog.manifest import Run
+from nemotron_style.runtime.config.resolve import ResolvedConfig, import_object
+from nemotron_style.runtime.errors import ManifestError, Problem
+from nemotron_style.runtime.paths import show_path
+from nemotron_style.runtime.planning.inputs import ResolvedInput
+from nemotron_style.runtime.profiles.model import Profile
+from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
+from nemotron_style.runtime.validation import get_key
+
+
+def compile_job(
+    config: ResolvedConfig,
+    inputs: Mapping[str, ResolvedInput],
+    *,
+    profile: Profile,
+    image: str | None,
+) -> CompiledJob:
+    """What the compiler of the step makes; nothing where the manifest names none.
+
+    Raises ``ManifestError`` for a compiler that cannot be imported, or makes something else.
+    """
+    manifest = config.manifest
+    text, where = manifest.run.compiler, show_path(manifest.path)
+    if text is None:
+        return CompiledJob()
+    compiler = import_object(text, where=where, key="run.compiler")
+    site = JobSite(
+        executor=profile.executor,
+        image=image,
+        nodes=profile.nodes,
+        gpus_per_node=profile.gpus_per_node,
+        inputs={slot: one.kind for slot, one in inputs.items()},
+    )
+    compiled = compiler(config.parsed, site)
+    if not isinstance(compiled, CompiledJob):
+        what, got = f"{text} returns no CompiledJob", type(compiled).__name__
+        raise ManifestError(Problem(where=where, key="run.compiler", what=what, got=got))
+    return compiled
+
+
+def choose_image(
+    run: Run, values: Mapping[str, Any], profile: Profile, notes: list[str]
+) -> str | None:
+    """The image of the step, else of the profile; on this machine only if the profile has one.
+
+    Where the config may name one (``image_key``), what it names comes first, then the profile's.
+    """
+    named = get_key(values, run.image_key) if run.image_key else None
+    if named:
+        return str(named)
+    if profile.executor == "local" and profile.image is None:
+        return None
+    first, second = (profile.image, run.image) if run.image_key else (run.image, profile.image)
+    if first and second and first != second:
+        of_step = "the step's", "the profile's"
+        of_first, of_second = of_step[::-1] if run.image_key else of_step
+        notes.append(f"image: {of_first} {first} instead of {of_second} {second}")
+    return first or second
