@@ -28,6 +28,8 @@ SOURCES = Path(__file__).parents[3] / "src" / "steps"
 CATALOG = load_catalog()
 STEPS = sorted(step for step in CATALOG.steps if (SOURCES / step).is_dir())
 
+# Compiles for another loop, which has keys of the same names in a config of its own.
+COMPILERS = {"nemo_rl"}
 # Attributes of other things that have the name of an unused key.
 OTHERS = {
     "rs/actor": {"name", "filename"},
@@ -69,7 +71,9 @@ def is_held(field: FieldInfo) -> bool:
 @cache
 def reads_of(folder: str) -> frozenset[str]:
     """The names of attributes that the sources in a folder read."""
-    trees = [ast.parse(file.read_text()) for file in (SOURCES / folder).rglob("*.py")]
+    files = (SOURCES / folder).rglob("*.py")
+    own = (file for file in files if not COMPILERS & set(file.relative_to(SOURCES).parts))
+    trees = [ast.parse(file.read_text()) for file in own]
     nodes = (node for tree in trees for node in ast.walk(tree))
     return frozenset(
         node.attr
