@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nemotron_style.runtime.config.model import flatten
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.runtime.validation import flatten, put_key
-from nemotron_style.steps.rl.rlhf.nemo_rl.draft import ABSENT, Draft, find, merge
+from nemotron_style.steps.rl.rlhf.nemo_rl.draft import ABSENT, Draft, find, merge, put, show
 from nemotron_style.steps.rl.rlhf.nemo_rl.schema import (
     GYM,
     JUDGE,
@@ -80,7 +80,7 @@ def _merge_alias(draft: Draft, other: str, name: str) -> None:
     for key, value in flatten(renamed).items():
         if known.get(key, value) not in (None, value):
             draft.problems.append(_differ(f"{other}.{key}", value, f"{name}.{key}", known[key]))
-    put_key(draft.given, name, merge(renamed, table if isinstance(table, Mapping) else {}))
+    put(draft.given, name, merge(renamed, table if isinstance(table, Mapping) else {}))
     draft.told.append(f"{other} is {name}: NeMo-Gym knows the second alone")
 
 
@@ -104,7 +104,7 @@ def _agree_on_judge(draft: Draft) -> None:
         named = find(draft.given, f"{GYM}.genrm_model_name")
         if named not in (ABSENT, None, model):
             draft.told.append(f"{GYM}.genrm_model_name follows {JUDGE}.model: {model}, not {named}")
-        put_key(draft.given, f"{GYM}.genrm_model_name", model)
+        put(draft.given, f"{GYM}.genrm_model_name", model)
 
 
 def _rename(draft: Draft, source: str, target: str) -> None:
@@ -113,11 +113,11 @@ def _rename(draft: Draft, source: str, target: str) -> None:
         return
     draft.take(source)
     if isinstance(value, Mapping) and isinstance(there, Mapping):
-        put_key(draft.given, target, merge(value, there))
+        put(draft.given, target, merge(value, there))
     elif there not in (ABSENT, value):
         draft.problems.append(_differ(source, value, target, there))
     else:
-        put_key(draft.given, target, value)
+        put(draft.given, target, value)
     draft.told.append(f"{source} is called {target} in NeMo-RL {draft.version}")
 
 
@@ -132,13 +132,13 @@ def _drop_dead(draft: Draft) -> None:
         if value is ABSENT or (row and not row.dead):
             continue
         if key == "grpo.normalize_rewards" and value is not None:
-            put_key(draft.given, "grpo.adv_estimator.normalize_rewards", value)
+            put(draft.given, "grpo.adv_estimator.normalize_rewards", value)
         draft.take(key)
         why = (row or theirs.dead.get(key, row) or _nothing).dead or _known_elsewhere(key, draft)
-        draft.told.append(f"{key}={_short(value)} is dropped: {why}")
+        draft.told.append(f"{key}={show(value)} is dropped: {why}")
     for key, why in MOVED_AWAY.items() if draft.version >= Version.V0_8_0 else ():
         if (value := draft.take(key)) is not ABSENT:
-            draft.told.append(f"{key}={_short(value)} is dropped: {why}")
+            draft.told.append(f"{key}={show(value)} is dropped: {why}")
 
 
 class _Nothing:
@@ -151,8 +151,3 @@ _nothing = _Nothing()
 def _known_elsewhere(key: str, draft: Draft) -> str:
     others = ", ".join(versions_with(key)) or "no version"
     return f"NeMo-RL {draft.version} does not know it ({others} does)"
-
-
-def _short(value: Any) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nemotron_style.runtime.errors import Problem, suggest
-from nemotron_style.runtime.validation import show_value, suggest_key
+from nemotron_style.steps.rl.rlhf.nemo_rl.draft import ABSENT, find, show
 from nemotron_style.steps.rl.rlhf.nemo_rl.schema import GYM, JUDGE, Key, keys_of, versions_with
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
@@ -38,7 +38,7 @@ def check_keys(given: Mapping[str, Any], version: Version, above: str = "") -> I
             yield from _check_unknown(key, value, version)
         elif row.dead and not row.need:
             what = f"decides nothing in NeMo-RL {version}: {row.dead}"
-            yield Problem(key=key, what=what, got=show_value(value), fix="leave it out")
+            yield Problem(key=key, what=what, got=show(value), fix="leave it out")
         elif row.is_table and isinstance(value, Mapping):
             yield from check_keys(value, version, f"{key}.")
         elif not any(_fits(value, kind) for kind in row.kinds):
@@ -46,7 +46,7 @@ def check_keys(given: Mapping[str, Any], version: Version, above: str = "") -> I
             yield Problem(
                 key=key,
                 what=f"does not fit NeMo-RL {version}",
-                got=show_value(value),
+                got=show(value),
                 allowed=allowed,
             )
         else:
@@ -65,8 +65,8 @@ def find_missing(values: Mapping[str, Any], version: Version) -> list[str]:
         and not row.inferred
         and key not in NOT_ON_THIS_PATH
         and not key.startswith(FROM_YAML)
-        and _table_is_there(values, key)
-        and _is_absent(values, key)
+        and isinstance(find(values, key.rpartition(".")[0]) if "." in key else values, Mapping)
+        and find(values, key) is ABSENT
     ]
 
 
@@ -100,11 +100,11 @@ def _check_unknown(key: str, value: Any, version: Version) -> Iterator[Problem]:
         yield Problem(key=key, what=what, allowed="genrm_model")
         return
     others = versions_with(key)
-    fix = f"leave it out, or use {' or '.join(others)}" if others else suggest_key(key, known)
+    fix = f"leave it out, or use {' or '.join(others)}" if others else suggest(key, known)
     what = f"is not known to NeMo-RL {version}"
     if above in known and known[above].closed:
         what += ", whose constructor refuses it"
-    yield Problem(key=key, what=what, got=show_value(value), fix=fix)
+    yield Problem(key=key, what=what, got=show(value), fix=fix)
 
 
 def _check_server(key: str, value: Any, version: Version) -> Iterator[Problem]:
@@ -122,7 +122,7 @@ def _check_server(key: str, value: Any, version: Version) -> Iterator[Problem]:
     yield Problem(
         key=key,
         what="is no key of NeMo-Gym and no server: NeMo-Gym would ignore it",
-        got=show_value(value),
+        got=show(value),
         allowed=f"one of {', '.join(SERVER_KINDS)}, with one table that has an entrypoint",
         fix=fix or suggest(key.rpartition(".")[2], names),
     )
@@ -156,24 +156,7 @@ def _check_value(key: str, value: Any, row: Key, version: Version) -> Iterator[P
     if row.allowed and value is not None and not _is_open(value) and value not in row.allowed:
         allowed = ", ".join(map(str, row.allowed))
         what = f"does not fit NeMo-RL {version}"
-        yield Problem(key=key, what=what, got=show_value(value), allowed=allowed)
+        yield Problem(key=key, what=what, got=show(value), allowed=allowed)
     elif isinstance(value, int | float) and not isinstance(value, bool) and not row.holds(value):
         what = f"does not fit NeMo-RL {version}"
-        yield Problem(key=key, what=what, got=show_value(value), allowed=row.range)
-
-
-def _table_is_there(values: Mapping[str, Any], key: str) -> bool:
-    above = key.rpartition(".")[0]
-    inner: Any = values
-    for part in above.split(".") if above else ():
-        inner = inner.get(part) if isinstance(inner, Mapping) else None
-    return isinstance(inner, Mapping)
-
-
-def _is_absent(values: Mapping[str, Any], key: str) -> bool:
-    inner: Any = values
-    for part in key.split("."):
-        if not isinstance(inner, Mapping) or part not in inner:
-            return True
-        inner = inner[part]
-    return False
+        yield Problem(key=key, what=what, got=show(value), allowed=row.range)

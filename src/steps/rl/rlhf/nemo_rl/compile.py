@@ -18,12 +18,11 @@ from typing import Any
 
 from nemotron_style.runtime.errors import Problem
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
-from nemotron_style.runtime.validation import put_key
 from nemotron_style.steps.rl.rlhf.nemo_rl import derive
 from nemotron_style.steps.rl.rlhf.nemo_rl.adapt import adapt
 from nemotron_style.steps.rl.rlhf.nemo_rl.check import check_keys
 from nemotron_style.steps.rl.rlhf.nemo_rl.config import Config
-from nemotron_style.steps.rl.rlhf.nemo_rl.draft import Derived, Draft, merge
+from nemotron_style.steps.rl.rlhf.nemo_rl.draft import Derived, Draft, merge, put, show
 from nemotron_style.steps.rl.rlhf.nemo_rl.environment import compile_environment
 from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import CONFIG_FILE, JOB_FILE
 from nemotron_style.steps.rl.rlhf.nemo_rl.placement import Placement, place
@@ -145,11 +144,7 @@ def _notes(compiled: Compiled) -> Iterator[str]:
         yield from ("Not as it was written:", *(f"  {line}" for line in compiled.told))
     yield "Derived:"
     for each in compiled.derived:
-        yield f"  {each.key}={_show(each.value)}: {each.why}"
-
-
-def _show(value: Any) -> str:
-    return json.dumps(value) if not isinstance(value, str) else value
+        yield f"  {each.key}={show(each.value)}: {each.why}"
 
 
 def _find_missing_models(draft: Draft, site: JobSite) -> Iterator[Problem]:
@@ -163,7 +158,7 @@ def _find_missing_models(draft: Draft, site: JobSite) -> Iterator[Problem]:
         yield Problem(
             key="env.should_use_nemo_gym",
             what="the rewards of this step come from a judge in NeMo-Gym",
-            got=_show(draft.get("env.should_use_nemo_gym")),
+            got=show(draft.get("env.should_use_nemo_gym")),
             allowed="true",
         )
 
@@ -176,7 +171,7 @@ def _base(version: Version) -> dict[str, Any]:
             key = key.replace("policy.dtensor_cfg.", "policy.automodel_cfg.")
         row = known.get(key)
         if row is not None and (row.need or not row.dead):
-            put_key(values, key, value)
+            put(values, key, value)
     return values
 
 

@@ -56,7 +56,6 @@ COSMETIC = (
     "telemetry",
     "run",
     "checkpointing.checkpoint_dir",
-    "checkpointing.keep_top_k",
     "data.allow_train_as_validation",
     "data.normalized_data_dir",
     "policy.generation.port_range_low",
@@ -110,7 +109,7 @@ class NemoRl(Section):
     stall_minutes: float | None = cosmetic(
         default=None, gt=0, description="no progress ends the run; null: from the judge's budget"
     )
-    environment: dict[str, str] = cosmetic(
+    environment: dict[str, str] = Field(
         default={}, description="variables of the job, over those that are compiled"
     )
     allow_policy_as_judge: bool = Field(default=False, description="the judge may be the policy")

@@ -65,10 +65,9 @@ def derive_batch(draft: Draft) -> None:
 def derive_advantages(draft: Draft) -> None:
     """The estimator in full: an absent one means other things in other versions."""
     for name in ("normalize_rewards", "use_leave_one_out_baseline"):
+        value = draft.get(f"grpo.{name}")
         why = f"grpo.{name}, which newer versions read here alone"
-        draft.derive(f"grpo.adv_estimator.{name}", draft.get(f"grpo.{name}"), why)
-    if draft.version >= Version.HEAD:
-        draft.values["grpo"].pop("normalize_rewards", None)
+        draft.derive(f"grpo.adv_estimator.{name}", True if value is None else value, why)
 
 
 def derive_validation(draft: Draft, site: JobSite, *, allows_train: bool) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.runtime.validation import get_key, put_key, remove_key
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
 ABSENT: Any = object()
@@ -36,7 +36,8 @@ class Draft:
 
     def get(self, key: str) -> Any:
         """The value that stands at a key, or None."""
-        return get_key(self.values, key)
+        value = find(self.values, key)
+        return None if value is ABSENT else value
 
     def was_given(self, key: str) -> bool:
         """Whether the user said something at a key, null included."""
@@ -58,11 +59,13 @@ class Draft:
         """The value that was given at a key, which is taken out; ABSENT where there is none."""
         value = find(self.given, key)
         if value is not ABSENT:
-            remove_key(self.given, key)
+            above, _, last = key.rpartition(".")
+            table = find(self.given, above) if above else self.given
+            del table[last]
         return value
 
     def _put(self, key: str, value: Any, why: str) -> None:
-        put_key(self.values, key, value)
+        put(self.values, key, value)
         self.derived.append(Derived(key, value, why))
 
 
@@ -74,6 +77,22 @@ def find(values: Mapping[str, Any], key: str) -> Any:
             return ABSENT
         inner = inner[part]
     return inner
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value at a dotted key, and make the tables above it where there are none."""
+    *above, last = key.split(".")
+    for part in above:
+        if not isinstance(values.get(part), dict):
+            values[part] = {}
+        values = values[part]
+    values[last] = value
+
+
+def show(value: Any, width: int = 60) -> str:
+    """A value in one line, as YAML users know it."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
