@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule, show
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.view import View
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
@@ -19,12 +19,25 @@ def one_backend(job: View) -> Iterator[Problem]:
     """Exactly one of the two backends is enabled."""
     other = job.flag(f"{job.automodel}.enabled")
     if job.megatron == other:
-        state = str(other).lower()
+        state = show(other)
         yield Problem(
             key=MEGATRON,
             what="exactly one backend trains the policy",
             got=f"{MEGATRON} {state}, {job.automodel}.enabled {state}",
             allowed="one true, one false",
+            fix=f"set {MEGATRON}=true {job.automodel}.enabled=false",
+        )
+
+
+@rule(Effect.SILENT, "checkpoints are shards of Automodel, which nothing here goes on from")
+def artifact(job: View) -> Iterator[Problem]:
+    """What is published as `checkpoint_megatron` is trained by Megatron."""
+    if job.facts.publishes_megatron and job.flag(f"{job.automodel}.enabled") and not job.megatron:
+        yield Problem(
+            key=f"{job.automodel}.enabled",
+            what="Automodel writes no checkpoint_megatron, which this step makes",
+            got="true",
+            allowed="false",
             fix=f"set {MEGATRON}=true {job.automodel}.enabled=false",
         )
 
@@ -45,7 +58,7 @@ def renamed_backend(job: View) -> Iterator[Problem]:
 def no_second_worker(job: View) -> Iterator[Problem]:
     """From v0.8.0 on there is one Automodel worker, and no `_v2`."""
     if job.has("policy.automodel_cfg._v2") and not job.megatron:
-        got = str(job.get("policy.automodel_cfg._v2")).lower()
+        got = show(job.get("policy.automodel_cfg._v2"))
         what = "is gone in v0.8.0: there is one worker"
         yield Problem(key="policy.automodel_cfg._v2", what=what, got=got, fix="leave it out")
 
@@ -64,7 +77,7 @@ def save_format(job: View) -> Iterator[Problem]:
             key="checkpointing.model_save_format",
             what="is refused at the first save while policy.dtensor_cfg._v2 is not true,"
             " with Megatron too",
-            got=str(form),
+            got=show(form),
             allowed="null",
             fix="set it to null, or policy.dtensor_cfg._v2=true",
         )
@@ -87,7 +100,7 @@ def automodel_checkpoint(job: View) -> Iterator[Problem]:
         yield Problem(
             key=f"{section}.save_consolidated",
             what="is a word from v0.8.0 on",
-            got=str(consolidated).lower(),
+            got=show(consolidated),
             allowed='"false", "final" or "every"',
         )
 
@@ -126,7 +139,7 @@ def precision(job: View) -> Iterator[Problem]:
         value = job.get(key)
         if value is not None and value not in PRECISIONS:
             allowed = ", ".join(PRECISIONS)
-            yield Problem(key=key, what="is unknown", got=str(value), allowed=allowed)
+            yield Problem(key=key, what="is unknown", got=show(value), allowed=allowed)
 
 
 @rule(Effect.STOPS, "AssertionError: context parallel together with sequence parallel (RL#659)")
@@ -138,7 +151,7 @@ def automodel_context_parallel(job: View) -> Iterator[Problem]:
         yield Problem(
             key=f"{job.automodel}.context_parallel_size",
             what=f"excludes sequence_parallel with TP {job.tensor_parallel}",
-            got=str(job.context_parallel),
+            got=show(job.context_parallel),
             allowed="1",
             fix=f"or set {job.automodel}.sequence_parallel=false",
         )
@@ -159,7 +172,7 @@ def pretrained_format(job: View) -> Iterator[Problem]:
         if form not in FORMATS:
             allowed = " or ".join(FORMATS)
             what = "is unknown"
-            yield Problem(key=f"{key}.format", what=what, got=str(form), allowed=allowed)
+            yield Problem(key=f"{key}.format", what=what, got=show(form), allowed=allowed)
 
 
 @rule(Effect.SILENT, "the key is not read: training starts from model_name", before=Version.V0_7_0)
@@ -171,7 +184,7 @@ def pretrained_unread(job: View) -> Iterator[Problem]:
             yield Problem(
                 key=key,
                 what="is not read by v0.6.0, which would start from policy.model_name",
-                got=str(job.get("policy.model_name")),
+                got=show(job.get("policy.model_name")),
                 fix="convert the checkpoint to Hugging Face weights and name them there,"
                 " or use v0.7.0",
             )

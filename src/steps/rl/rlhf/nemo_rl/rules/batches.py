@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule, show
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.view import View
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
@@ -20,7 +20,7 @@ def on_policy_batch(job: View) -> Iterator[Problem]:
         yield Problem(
             key=GLOBAL_BATCH,
             what="loss_fn.force_on_policy_ratio takes one update a step",
-            got=str(job.global_batch),
+            got=show(job.global_batch),
             allowed=f"P * N = {job.prompts} * {job.generations} = {job.samples}",
             fix=f"set {GLOBAL_BATCH}={job.samples}",
         )
@@ -35,7 +35,7 @@ def samples_fill_batches(job: View) -> Iterator[Problem]:
         yield Problem(
             key=GLOBAL_BATCH,
             what="does not divide the samples of a step",
-            got=str(job.global_batch),
+            got=show(job.global_batch),
             allowed=f"divisors of P * N = {job.prompts} * {job.generations} = {job.samples}",
             fix=f"set {GLOBAL_BATCH}={job.samples}, or change grpo.num_prompts_per_step",
         )
@@ -48,7 +48,7 @@ def batch_fills_replicas(job: View) -> Iterator[Problem]:
         yield Problem(
             key=GLOBAL_BATCH,
             what="is no multiple of the data parallel size",
-            got=str(job.global_batch),
+            got=show(job.global_batch),
             allowed=f"multiples of DP {job.data_parallel} = {job.train_gpus} GPUs"
             f" / ({job.product})",
             fix="change grpo.num_prompts_per_step and the batch, or the number of GPUs",
@@ -62,12 +62,12 @@ def micro_batches_fill(job: View) -> Iterator[Problem]:
         return
     shares = {"train_micro_batch_size": job.global_batch, "logprob_batch_size": job.samples}
     for name, samples in shares.items():
-        size, data_parallel = job.number(f"policy.{name}"), job.data_parallel
+        size, data_parallel = job.size(f"policy.{name}"), job.data_parallel
         if samples % data_parallel == 0 and samples // data_parallel % size:
             yield Problem(
                 key=f"policy.{name}",
                 what="does not divide the samples of a rank",
-                got=str(size),
+                got=show(size),
                 allowed=f"divisors of {samples} / DP {data_parallel} = {samples // data_parallel}",
                 fix="change it, or set policy.sequence_packing.enabled=true",
             )
@@ -97,7 +97,7 @@ def batch_multiplier(job: View) -> Iterator[Problem]:
         yield Problem(
             key="grpo.batch_multiplier",
             what="is for dynamic sampling only",
-            got=str(factor),
+            got=show(factor),
             allowed="1 while grpo.use_dynamic_sampling is false",
         )
 
@@ -107,12 +107,12 @@ def prompts_of_loaders(job: View) -> Iterator[Problem]:
     """With several data loaders, P is a multiple of the prompts of each."""
     if not job.flag("data.use_multiple_dataloader"):
         return
-    each = job.number("data.num_prompts_per_dataloader")
+    each = job.size("data.num_prompts_per_dataloader")
     if job.prompts % each:
         yield Problem(
             key="data.num_prompts_per_dataloader",
             what="does not divide the prompts of a step",
-            got=str(each),
+            got=show(each),
             allowed=f"divisors of grpo.num_prompts_per_step = {job.prompts}",
         )
 
@@ -134,7 +134,7 @@ def gpus_fill_models(job: View) -> Iterator[Problem]:
 def gpus_fill_experts(job: View) -> Iterator[Problem]:
     """With Megatron, the GPUs of the policy are a multiple of ETP * EP * PP."""
     sizes = "expert_tensor_parallel_size", "expert_model_parallel_size"
-    tensor, model = (job.number(f"policy.megatron_cfg.{size}", 1) for size in sizes)
+    tensor, model = (job.size(f"policy.megatron_cfg.{size}", 1) for size in sizes)
     product = tensor * model * job.pipeline_parallel
     if job.megatron and job.train_gpus % product:
         yield Problem(
@@ -184,7 +184,7 @@ def equal_micro_batches(job: View) -> Iterator[Problem]:
             key="policy.logprob_batch_size",
             what=f"with TP {job.tensor_parallel} it differs from policy.train_micro_batch_size,"
             " and log-probs depend on the batch",
-            got=str(logprob),
+            got=show(logprob),
             allowed=str(train),
             fix=f"set them equal, or {IGNORE_ACCURACY}=1 in the job to run all the same",
         )
@@ -197,7 +197,7 @@ def sequences_fit_bins(job: View) -> Iterator[Problem]:
         return
     longest = job.number("policy.max_total_sequence_length")
     longest = min(longest, job.number("policy.generation.vllm_cfg.max_model_len", longest))
-    multiple = int(job.number("policy.make_sequence_length_divisible_by", 1))
+    multiple = int(job.size("policy.make_sequence_length_divisible_by", 1))
     padded = -(-longest // multiple) * multiple
     for name in ("train_mb_tokens", "logprob_mb_tokens"):
         room = job.number(f"policy.sequence_packing.{name}")
@@ -205,7 +205,7 @@ def sequences_fit_bins(job: View) -> Iterator[Problem]:
             yield Problem(
                 key=f"policy.sequence_packing.{name}",
                 what=f"a sequence of {longest} tokens (padded to {padded}) does not fit",
-                got=str(room),
+                got=show(room),
                 allowed=f"{padded} or more",
             )
 
@@ -224,7 +224,7 @@ def padding_multiple(job: View) -> Iterator[Problem]:
         yield Problem(
             key="policy.make_sequence_length_divisible_by",
             what="does not split over the parallel ranks",
-            got=str(multiple),
+            got=show(multiple),
             allowed=f"multiples of {' * '.join(parts)} = {factor}",
         )
 
@@ -239,9 +239,9 @@ def context_parallel_packs(job: View) -> Iterator[Problem]:
         yield Problem(
             key=f"{section}.context_parallel_size",
             what="needs sequence packing" if job.megatron else "excludes sequence packing",
-            got=f"{job.context_parallel}, policy.sequence_packing.enabled {str(job.packs).lower()}",
+            got=f"{job.context_parallel}, policy.sequence_packing.enabled {show(job.packs)}",
             allowed="1",
-            fix=f"or set policy.sequence_packing.enabled={str(job.megatron).lower()}",
+            fix=f"or set policy.sequence_packing.enabled={show(job.megatron)}",
         )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule, show
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.view import View
 
 SECTION = "checkpointing"
@@ -33,7 +33,7 @@ def save_period(job: View) -> Iterator[Problem]:
         yield Problem(
             key=key,
             what="divides the number of each step",
-            got=str(job.number(key)),
+            got=show(job.number(key)),
             allowed="1 or more",
             fix="to save at the end only, take a number above grpo.max_num_steps",
         )
@@ -48,7 +48,7 @@ def metric_prefix(job: View) -> Iterator[Problem]:
         yield Problem(
             key=key,
             what="does not say which metrics it is of",
-            got=str(name),
+            got=show(name),
             allowed="val:NAME, train:NAME, or null",
             fix=f"set {key}=val:{name}",
         )
@@ -65,7 +65,7 @@ def metric_exists(job: View) -> Iterator[Problem]:
         yield Problem(
             key=key,
             what="is no metric of validation",
-            got=str(job.get(key)),
+            got=show(job.get(key)),
             allowed="val:total_reward/mean, val:accuracy, or a metric of an agent",
         )
 
@@ -106,7 +106,7 @@ def save_by(job: View) -> Iterator[Problem]:
     if is_known and not re.fullmatch(r"\d+:\d+:\d+:\d+", str(value)):
         fix = f'quote it: {key}="00:03:45:00"'
         what = "is no time"
-        yield Problem(key=key, what=what, got=str(value), allowed="DD:HH:MM:SS", fix=fix)
+        yield Problem(key=key, what=what, got=show(value), allowed="DD:HH:MM:SS", fix=fix)
 
 
 @rule(Effect.SILENT, "the position in the old file is applied to the new one: rows are left out")
@@ -128,8 +128,8 @@ def resumes_same_rows(job: View) -> Iterator[Problem]:
                 key=key,
                 what=f"step_{resumed.step} of {job.get(f'{SECTION}.checkpoint_dir')} was made"
                 " with another value, and the run would go on from there",
-                got=str(new),
-                allowed=str(old),
+                got=show(new),
+                allowed=show(old),
                 fix=f"keep it, or give a new {SECTION}.checkpoint_dir",
             )
 
@@ -144,8 +144,8 @@ def resumes_same_model(job: View) -> Iterator[Problem]:
         yield Problem(
             key="policy.model_name",
             what=f"step_{resumed.step} was trained from another model, and it would win",
-            got=str(new),
-            allowed=str(old),
+            got=show(new),
+            allowed=show(old),
             fix=f"give a new {SECTION}.checkpoint_dir",
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule, show
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.view import View
 
 RANGES = {
@@ -27,7 +27,7 @@ def nodes_are_there(job: View) -> Iterator[Problem]:
             yield Problem(
                 key=key,
                 what="NeMo-RL takes more than the job has",
-                got=str(job.number(key)),
+                got=show(job.number(key)),
                 allowed=f"up to {has}",
             )
 
@@ -91,6 +91,5 @@ def logger_settings(job: View) -> Iterator[Problem]:
     for name in ("wandb", "swanlab", "tensorboard", "mlflow"):
         given = job.get(f"logger.{name}")
         if job.flag(f"logger.{name}_enabled") and not isinstance(given, dict):
-            got = "null" if given is None else str(given)
-            what = f"is needed by logger.{name}_enabled"
-            yield Problem(key=f"logger.{name}", what=what, got=got, allowed="a table, {} too")
+            key, what = f"logger.{name}", f"is needed by logger.{name}_enabled"
+            yield Problem(key=key, what=what, got=show(given), allowed="a table, {} too")

@@ -207,9 +207,10 @@ def _train_rows(job: View) -> int:
 def _loader_batch(job: View) -> int:
     """Rows that the loader takes at once."""
     several = job.flag("data.use_multiple_dataloader")
-    prompts = job.number("data.num_prompts_per_dataloader") if several else job.prompts
+    prompts = job.size("data.num_prompts_per_dataloader") if several else job.prompts
     samples = job.flag("grpo.use_dynamic_sampling")
-    return int(prompts * (job.number("grpo.batch_multiplier", 1) if samples else 1))
+    factor = job.number("grpo.batch_multiplier", 1) if samples else 1
+    return max(1, int(prompts * factor))
 
 
 def _files(job: View) -> list[FileRows]:

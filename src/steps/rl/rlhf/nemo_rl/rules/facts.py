@@ -75,7 +75,7 @@ class Facts:
 
     ``nodes`` and ``gpus_per_node`` are those of the job. ``variables`` are the names of all
     environment variables that the job gets, secret ones too. ``ray_worker_ports`` is the range
-    that Ray's workers listen in.
+    that Ray's workers listen in. ``publishes_megatron``: a ``checkpoint_megatron`` is promised.
     """
 
     version: Version
@@ -87,3 +87,4 @@ class Facts:
     ray_worker_ports: tuple[int, int] | None = None
     rows: RowFacts | None = None
     resumes: Resumed | None = None
+    publishes_megatron: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule, show
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.view import View
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
@@ -22,7 +22,7 @@ def uses_vllm(job: View) -> bool:
 @rule(Effect.STOPS, "AssertionError `World size must be a multiple of model parallel size`")
 def gpus_fill_engines(job: View) -> Iterator[Problem]:
     """The GPUs of generation are a multiple of vLLM's TP * PP."""
-    tensor, pipeline = (job.number(f"{VLLM}.{n}_parallel_size", 1) for n in ("tensor", "pipeline"))
+    tensor, pipeline = (job.size(f"{VLLM}.{n}_parallel_size", 1) for n in ("tensor", "pipeline"))
     if uses_vllm(job) and job.generation_gpus % (tensor * pipeline):
         yield Problem(
             key=f"{VLLM}.tensor_parallel_size",
@@ -41,7 +41,7 @@ def stages_need_async(job: View) -> Iterator[Problem]:
         yield Problem(
             key=f"{VLLM}.pipeline_parallel_size",
             what=f"needs {VLLM}.async_engine=true",
-            got=str(stages),
+            got=show(stages),
             allowed="1",
         )
 
@@ -49,15 +49,15 @@ def stages_need_async(job: View) -> Iterator[Problem]:
 @rule(Effect.STOPS, "AssertionError when vLLM is made (RL#1101)")
 def engine_experts(job: View) -> Iterator[Problem]:
     """vLLM's EP is 1, or a multiple of TP; with the asynchronous engine, 1 or TP."""
-    experts = job.number(f"{VLLM}.expert_parallel_size", 1)
-    tensor = job.number(f"{VLLM}.tensor_parallel_size", 1)
+    experts = job.size(f"{VLLM}.expert_parallel_size", 1)
+    tensor = job.size(f"{VLLM}.tensor_parallel_size", 1)
     is_async = job.gym or job.flag(f"{VLLM}.async_engine")
     breaks = experts % tensor or (is_async and experts != tensor)
     if uses_vllm(job) and experts > 1 and breaks:
         yield Problem(
             key=f"{VLLM}.expert_parallel_size",
             what="does not go with vLLM's TP" + (" and its asynchronous engine" * is_async),
-            got=str(experts),
+            got=show(experts),
             allowed=f"1 or {'' if is_async else 'multiples of '}TP {tensor}",
         )
 
@@ -69,12 +69,12 @@ def sampling_range(job: View) -> Iterator[Problem]:
     if not 0 < top_p <= 1:
         allowed = "above 0, up to 1"
         yield Problem(
-            key=f"{GENERATION}.top_p", what="is out of range", got=str(top_p), allowed=allowed
+            key=f"{GENERATION}.top_p", what="is out of range", got=show(top_p), allowed=allowed
         )
     if top_k != -1 and top_k < 1 and not job.gym:
         allowed = "null, -1, or 1 and more"
         yield Problem(
-            key=f"{GENERATION}.top_k", what="is out of range", got=str(top_k), allowed=allowed
+            key=f"{GENERATION}.top_k", what="is out of range", got=show(top_k), allowed=allowed
         )
 
 
@@ -119,13 +119,13 @@ def split_one_node(job: View) -> Iterator[Problem]:
         yield Problem(
             key=f"{RESOURCES}.gpus_per_node",
             what=f"training and generation share one node{left}",
-            got=str(gpus).replace("None", "null"),
+            got=show(gpus),
             allowed=f"1 to {job.gpus_per_node - 1}",
         )
     if nodes not in (None, 1):
         what = "generation and training share one node"
         key = f"{RESOURCES}.num_nodes"
-        yield Problem(key=key, what=what, got=str(nodes), allowed="null or 1")
+        yield Problem(key=key, what=what, got=show(nodes), allowed="null or 1")
 
 
 @rule(Effect.STOPS, "AssertionError in `setup`: no nodes for training")
@@ -140,14 +140,14 @@ def split_nodes(job: View) -> Iterator[Problem]:
         yield Problem(
             key=f"{RESOURCES}.num_nodes",
             what=f"generation takes whole nodes{left}",
-            got=str(nodes).replace("None", "null"),
+            got=show(nodes),
             allowed=f"1 to {job.num_nodes - 1}",
         )
     if gpus != job.gpus_per_node:
         yield Problem(
             key=f"{RESOURCES}.gpus_per_node",
             what="generation takes whole nodes",
-            got=str(gpus).replace("None", "null"),
+            got=show(gpus),
             allowed=f"cluster.gpus_per_node = {job.gpus_per_node}",
         )
 
@@ -158,7 +158,7 @@ def some_gpus(job: View) -> Iterator[Problem]:
     for key in ("cluster.gpus_per_node", "cluster.num_nodes"):
         if job.number(key) < 1:
             what = "leaves nothing to train on"
-            yield Problem(key=key, what=what, got=str(job.number(key)), allowed="1 or more")
+            yield Problem(key=key, what=what, got=show(job.number(key)), allowed="1 or more")
 
 
 @rule(Effect.STOPS, "AssertionError in `setup`", before=Version.V0_7_0)
@@ -180,7 +180,7 @@ def metrics_interval(job: View) -> Iterator[Problem]:
     is_on = uses_vllm(job) and job.flag(f"{VLLM}.enable_vllm_metrics_logger")
     if is_on and job.number(key) <= 0:
         what, allowed = "in seconds", "above 0"
-        yield Problem(key=key, what=what, got=str(job.number(key)), allowed=allowed)
+        yield Problem(key=key, what=what, got=show(job.number(key)), allowed=allowed)
 
 
 @rule(Effect.SILENT, "responses end at the smaller of both; a warning from v0.7.0 on", advice=True)
@@ -204,10 +204,10 @@ def validation_sampling(job: View) -> Iterator[Problem]:
         yield Problem(
             key=f"{GENERATION}.val_{differ[0]}",
             what="differs from training, which only vLLM with NeMo-Gym can do",
-            got=str(job.get(f"{GENERATION}.val_{differ[0]}")),
-            allowed=str(job.get(f"{GENERATION}.{differ[0]}")),
+            got=show(job.get(f"{GENERATION}.val_{differ[0]}")),
+            allowed=show(job.get(f"{GENERATION}.{differ[0]}")),
         )
     elif job.gym and job.get(f"{GENERATION}.val_top_k"):
-        got = str(job.get(f"{GENERATION}.val_top_k"))
+        got = show(job.get(f"{GENERATION}.val_top_k"))
         what = "is not possible with NeMo-Gym"
         yield Problem(key=f"{GENERATION}.val_top_k", what=what, got=got, allowed="null")

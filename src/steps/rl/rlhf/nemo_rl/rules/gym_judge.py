@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule, show
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.view import (
     COMPARE,
     COMPARE_FILE,
@@ -29,7 +29,7 @@ def cohort_fills(job: View) -> Iterator[Problem]:
             key=COHORT_KEY,
             what=f"the judge waits for {job.cohort} responses to a prompt,"
             f" and {GENERATIONS} sends {job.generations}: it would wait for ever",
-            got=str(job.cohort),
+            got=show(job.cohort),
             allowed=str(job.generations),
             fix=f"set {COHORT_KEY}={job.generations}",
         )
@@ -40,6 +40,7 @@ def validation_cohort_fills(job: View) -> Iterator[Problem]:
     """Each validation prompt comes `num_rollouts_per_prompt` times (by `repeat`, later by key)."""
     if not job.validates or job.get("data.validation") is None or job.cohort <= 1:
         return
+    wanted = job.generations  # which the judge waits for, or the rule above says so
     key = "data.validation.repeat"
     sent = job.number(key, 1)
     if job.version >= Version.HEAD:
@@ -48,15 +49,14 @@ def validation_cohort_fills(job: View) -> Iterator[Problem]:
     rows = job.facts.rows.validation if job.facts.rows else None
     reads_ids = job.version >= Version.V0_7_0
     copies = (rows.copies_of_ids if reads_ids else rows.copies) if rows else 1
-    if copies is None or sent * copies != job.cohort:
+    if copies is None or sent * copies != wanted:
         come = sent * copies if copies else "different numbers"
         yield Problem(
             key=key,
-            what=f"the judge waits for {job.cohort} responses to a validation prompt,"
-            f" and {come} come",
-            got=str(job.get(key, 1)),
-            allowed=str(job.cohort),
-            fix=f"set {key}={job.cohort}, with each prompt once in the file",
+            what=f"the judge waits for {wanted} responses to a validation prompt, and {come} come",
+            got=show(job.get(key, 1)),
+            allowed=str(wanted),
+            fix=f"set {key}={wanted}, with each prompt once in the file",
         )
 
 
@@ -67,7 +67,7 @@ def one_worker(job: View) -> Iterator[Problem]:
     if job.compares and workers > 1:
         what = "each process collects groups of its own, which never fill"
         key = f"{COMPARE}.num_workers"
-        yield Problem(key=key, what=what, got=str(workers), allowed="1")
+        yield Problem(key=key, what=what, got=show(workers), allowed="1")
 
 
 @rule(Effect.HANGS, "the last response of a group gets an error, the others wait for ever")
@@ -80,7 +80,7 @@ def comparison_names(job: View) -> Iterator[Problem]:
         value = job.get(f"{COMPARE}.{name}", allowed[0])
         if job.compares and value not in allowed:
             key, names = f"{COMPARE}.{name}", " or ".join(allowed)
-            yield Problem(key=key, what="is unknown", got=str(value), allowed=names)
+            yield Problem(key=key, what="is unknown", got=show(value), allowed=names)
 
 
 @rule(Effect.HANGS, "the judge waits for its placement group without a time limit")
@@ -124,7 +124,7 @@ def judge_fits_a_node(job: View) -> Iterator[Problem]:
             yield Problem(
                 key=f"{server.key}.vllm_serve_kwargs.tensor_parallel_size",
                 what="TP * PP of the judge do not fit a node",
-                got=str(server.gpus),
+                got=show(server.gpus),
                 allowed=f"up to {gpus}",
                 fix="or set vllm_serve_env_vars.VLLM_RAY_DP_PACK_STRATEGY=span",
             )
@@ -140,7 +140,7 @@ def serve_settings(job: View) -> Iterator[Problem]:
         is_amended = COMPARE_FILE in job.config_paths and server.key == f"{GENRM}.genrm_model"
         for key in (f"{server.key}.{name}" for name in wanted):
             if not job.get(key, is_amended):
-                got = str(job.get(key)).replace("None", "null")
+                got = show(job.get(key))
                 yield Problem(key=key, what="is needed to serve the model", got=got)
 
 
@@ -175,7 +175,7 @@ def external_judge(job: View) -> Iterator[Problem]:
         yield Problem(
             key=f"{key}.base_url",
             what="is not read by the NeMo-Gym of v0.6.0, which starts a judge of its own",
-            got=str(table["base_url"]),
+            got=show(table["base_url"]),
             allowed="null",
             fix="use NeMo-RL v0.7.0 or newer",
         )
@@ -188,7 +188,7 @@ def cohort_compares(job: View) -> Iterator[Problem]:
         yield Problem(
             key=COHORT_KEY,
             what="a response alone is not compared: each reward would be default_score",
-            got=str(job.cohort),
+            got=show(job.cohort),
             allowed=f"{GENERATIONS}, 2 or more",
         )
 
@@ -237,7 +237,7 @@ def style_penalty(job: View) -> Iterator[Problem]:
     if job.compares and value > 0:
         what = "is not read by the NeMo-Gym of v0.6.0"
         fix = "leave it out, or use v0.7.0"
-        yield Problem(key=key, what=what, got=str(value), allowed="0", fix=fix)
+        yield Problem(key=key, what=what, got=show(value), allowed="0", fix=fix)
 
 
 @rule(Effect.SILENT, "judgements are cut, cannot be parsed, and become default scores")
@@ -251,7 +251,7 @@ def judge_has_room(job: View) -> Iterator[Problem]:
         yield Problem(
             key=key,
             what="the judge's answer leaves no room for the two responses",
-            got=str(answer),
+            got=show(answer),
             allowed=f"less than max_model_len {context} of the judge",
         )
 
@@ -262,7 +262,7 @@ def judge_is_another(job: View) -> Iterator[Problem]:
     key, table = job.judge
     name = table.get("model") or job.get("env.nemo_gym.genrm_model_name")
     if job.text("policy.model_name") == name:
-        yield Problem(key=f"{key}.model", what="the policy would judge itself", got=str(name))
+        yield Problem(key=f"{key}.model", what="the policy would judge itself", got=show(name))
 
 
 @rule(Effect.SILENT, "the standard deviation is not a number and becomes 0", advice=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule, show
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.view import View
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
@@ -20,7 +20,7 @@ def gym_is_used(job: View) -> Iterator[Problem]:
         yield Problem(
             key="env.should_use_nemo_gym",
             what="env.nemo_gym is given and would not be used",
-            got=str(job.get("env.should_use_nemo_gym")).lower(),
+            got=show(job.get("env.should_use_nemo_gym")),
             allowed="true",
             fix="or leave env.nemo_gym out",
         )
@@ -50,7 +50,7 @@ def all_validation_rows(job: View) -> Iterator[Problem]:
         yield Problem(
             key="grpo.max_val_samples",
             what="with NeMo-Gym the whole validation file is used",
-            got=str(value),
+            got=show(value),
             allowed="null",
             fix="shorten the file instead",
         )
@@ -82,7 +82,7 @@ def no_top_k(job: View) -> Iterator[Problem]:
         yield Problem(
             key="policy.generation.top_k",
             what=what,
-            got=str(value),
+            got=show(value),
             allowed="null",
             fix="use top_p",
         )
@@ -96,7 +96,7 @@ def no_stop(job: View) -> Iterator[Problem]:
         if job.gym and value:
             what = "is not passed on by NeMo-Gym"
             key = f"policy.generation.{name}"
-            yield Problem(key=key, what=what, got=str(value), allowed="null")
+            yield Problem(key=key, what=what, got=show(value), allowed="null")
 
 
 @rule(Effect.STOPS, "ValueError when training starts", since=Version.V0_7_0)
@@ -110,7 +110,7 @@ def penalties_need_gym(job: View) -> Iterator[Problem]:
         yield Problem(
             key=key,
             what="needs env.should_use_nemo_gym=true",
-            got=str(job.get(key)).lower(),
+            got=show(job.get(key)),
             fix="leave it out",
         )
 
@@ -121,7 +121,7 @@ def unwanted_tokens(job: View) -> Iterator[Problem]:
     key = "reward_penalties.token_ids.unwanted"
     if job.flag("reward_penalties.penalize_unwanted_tokens") and not job.get(key):
         what = "reward_penalties.penalize_unwanted_tokens needs the tokens"
-        yield Problem(key=key, what=what, got=str(job.get(key)).lower(), allowed="a list of ids")
+        yield Problem(key=key, what=what, got=show(job.get(key)), allowed="a list of ids")
 
 
 @rule(Effect.STOPS, "NotImplementedError after all workers are up")
@@ -170,7 +170,7 @@ def rollout_attempts(job: View) -> Iterator[Problem]:
     key = "env.nemo_gym.rollout_max_attempts_to_avoid_lp_nan"
     if job.gym and job.number(key, 1) < 1:
         yield Problem(
-            key=key, what="is out of range", got=str(job.number(key)), allowed="1 or more"
+            key=key, what="is out of range", got=show(job.number(key)), allowed="1 or more"
         )
 
 
@@ -197,4 +197,4 @@ def early_stop(job: View) -> Iterator[Problem]:
         yield Problem(key="grpo.stop_at_validation_threshold", what=what, got=got)
     if metric == "pass_k" and groups <= 1:
         key = "grpo.val_num_generations_per_prompt"
-        yield Problem(key=key, what="pass_k needs more", got=str(groups), allowed="2 or more")
+        yield Problem(key=key, what="pass_k needs more", got=show(groups), allowed="2 or more")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule, show
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.view import View
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
@@ -113,4 +113,4 @@ def validation_sampling(job: View) -> Iterator[Problem]:
     """From HEAD on, validation has sampling parameters of its own."""
     for name in ("temperature", "top_p", "top_k"):
         key = f"policy.generation.val_{name}"
-        yield from missing(job, key, write=str(job.get(f"policy.generation.{name}")).lower())
+        yield from missing(job, key, write=show(job.get(f"policy.generation.{name}")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule, show
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.view import View
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
@@ -40,7 +40,7 @@ def truncation_type(job: View) -> Iterator[Problem]:
     """The type of truncation is tis, icepop or seq-mask-tis."""
     value = job.get(TRUNCATION)
     if is_truncated(job) and value not in TYPES:
-        yield Problem(key=TRUNCATION, what="is unknown", got=str(value), allowed=", ".join(TYPES))
+        yield Problem(key=TRUNCATION, what="is unknown", got=show(value), allowed=", ".join(TYPES))
 
 
 @rule(Effect.STOPS, "AssertionError when the loss is made")
@@ -48,7 +48,7 @@ def truncation_ratio(job: View) -> Iterator[Problem]:
     """The ratio of truncation is positive."""
     value = job.get(RATIO)
     if is_truncated(job) and (value is None or job.number(RATIO) <= 0):
-        what, got = f"with {TRUNCATION} {job.get(TRUNCATION)}", str(value)
+        what, got = f"with {TRUNCATION} {job.get(TRUNCATION)}", show(value)
         yield Problem(key=RATIO, what=what, got=got, allowed="a number above 0")
 
 
@@ -77,7 +77,7 @@ def truncation_bounds(job: View) -> Iterator[Problem]:
             yield Problem(key=key, what=what, got="null", allowed=f"up to {job.get(RATIO)}")
     elif job.number(key) > job.number(RATIO):
         what = "is above the upper bound"
-        yield Problem(key=key, what=what, got=str(job.get(key)), allowed=f"up to {job.get(RATIO)}")
+        yield Problem(key=key, what=what, got=show(job.get(key)), allowed=f"up to {job.get(RATIO)}")
 
 
 @rule(Effect.STOPS, "AssertionError when the loss is made")
@@ -114,7 +114,7 @@ def cispo(job: View) -> Iterator[Problem]:
         yield Problem(
             key="loss_fn.use_cispo",
             what=f"needs loss_fn.{wanted}",
-            got=str(job.get(f"loss_fn.{name}")).lower(),
+            got=show(job.get(f"loss_fn.{name}")),
             fix=f"set loss_fn.{wanted}",
         )
 
@@ -134,7 +134,7 @@ def kl_type(job: View) -> Iterator[Problem]:
     value = job.get("loss_fn.reference_policy_kl_type", "k3")
     if job.number(KL, 0) != 0 and value not in ("k1", "k2", "k3"):
         key = "loss_fn.reference_policy_kl_type"
-        yield Problem(key=key, what="is unknown", got=str(value), allowed="k1, k2, k3")
+        yield Problem(key=key, what="is unknown", got=show(value), allowed="k1, k2, k3")
 
 
 @rule(Effect.STOPS, "ValueError `Invalid adv_estimator name` when training starts")
@@ -145,7 +145,7 @@ def advantage_estimator(job: View) -> Iterator[Problem]:
     value = job.get("grpo.adv_estimator.name", "grpo")
     if value not in names:
         key = "grpo.adv_estimator.name"
-        yield Problem(key=key, what="is unknown", got=str(value), allowed=", ".join(names))
+        yield Problem(key=key, what="is unknown", got=show(value), allowed=", ".join(names))
 
 
 @rule(
@@ -182,8 +182,8 @@ def normalisation_unread(job: View) -> Iterator[Problem]:
         yield Problem(
             key="grpo.normalize_rewards",
             what=f"is not read by NeMo-RL {job.version}; {key} is",
-            got=f"{str(asked).lower()}, and {str(used).lower()} there",
-            fix=f"set {key}={str(asked).lower()}",
+            got=f"{show(asked)}, and {show(used)} there",
+            fix=f"set {key}={show(asked)}",
         )
 
 

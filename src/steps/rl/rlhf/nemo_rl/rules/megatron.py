@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule, show
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.view import View
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
@@ -44,7 +44,7 @@ def whole_offload(job: View) -> Iterator[Problem]:
         yield Problem(
             key=f"{OPTIMIZER}.optimizer_offload_fraction",
             what=f"with optimizer_cpu_offload, NeMo-RL {job.version} moves all or nothing",
-            got=str(fraction),
+            got=show(fraction),
             allowed="1.0",
         )
 
@@ -72,7 +72,7 @@ def offload(job: View) -> Iterator[Problem]:
     ):
         if is_wrong:
             what = "does not go with optimizer_cpu_offload"
-            yield Problem(key=f"{OPTIMIZER}.{key}", what=what, got=str(got), allowed=allowed)
+            yield Problem(key=f"{OPTIMIZER}.{key}", what=what, got=show(got), allowed=allowed)
 
 
 @rule(Effect.STOPS, "AssertionError in the set-up of Megatron", before=Version.V0_7_0)
@@ -84,7 +84,7 @@ def auxiliary_loss(job: View) -> Iterator[Problem]:
         yield Problem(
             key=f"{SECTION}.moe_aux_loss_coeff",
             what=f"v0.6.0 cannot scale the loss of {balancing}",
-            got=str(coefficient),
+            got=show(coefficient),
             allowed="0",
             fix="set moe_router_load_balancing_type=none",
         )
@@ -96,7 +96,7 @@ def attention(job: View) -> Iterator[Problem]:
     key = f"{SECTION}.attention_backend"
     value = job.get(key)
     if job.megatron and value is not None and value not in ATTENTION:
-        yield Problem(key=key, what="is unknown", got=str(value), allowed=", ".join(ATTENTION))
+        yield Problem(key=key, what="is unknown", got=show(value), allowed=", ".join(ATTENTION))
 
 
 @rule(Effect.STOPS, "ValueError in the set-up of Megatron", since=Version.V0_7_0)
@@ -106,7 +106,7 @@ def recomputation(job: View) -> Iterator[Problem]:
     value = job.get(key, "full")
     is_on = job.megatron and job.flag(f"{SECTION}.activation_checkpointing")
     if is_on and value not in ("full", "selective"):
-        yield Problem(key=key, what="is unknown", got=str(value), allowed="full or selective")
+        yield Problem(key=key, what="is unknown", got=show(value), allowed="full or selective")
 
 
 @rule(Effect.SILENT, "recompute_modules is not read", since=Version.V0_7_0, advice=True)
@@ -167,6 +167,6 @@ def offloaded_modules(job: View) -> Iterator[Problem]:
         yield Problem(
             key=f"{SECTION}.offload_modules",
             what="fine_grained_activation_offloading needs the names of the modules",
-            got=str(job.get(f"{SECTION}.offload_modules")).lower(),
+            got=show(job.get(f"{SECTION}.offload_modules")),
             allowed="a list with at least one name",
         )

@@ -70,6 +70,13 @@ class View:
             raise Undecidable(key)
         return value
 
+    def size(self, key: str, default: int | None = None) -> Any:
+        """A number of at least 1 under a key, one to divide by; Undecidable for any other."""
+        value = self.number(key, default)
+        if value < 1:
+            raise Undecidable(key)
+        return value
+
     def flag(self, key: str, *, default: bool = False) -> bool:
         value = self.get(key)
         return default if value is None else value is True
@@ -90,11 +97,11 @@ class View:
 
     @property
     def prompts(self) -> Any:
-        return self.number("grpo.num_prompts_per_step")
+        return self.size("grpo.num_prompts_per_step")
 
     @property
     def generations(self) -> Any:
-        return self.number("grpo.num_generations_per_prompt")
+        return self.size("grpo.num_generations_per_prompt")
 
     @property
     def samples(self) -> Any:
@@ -103,7 +110,7 @@ class View:
 
     @property
     def global_batch(self) -> Any:
-        return self.number("policy.train_global_batch_size")
+        return self.size("policy.train_global_batch_size")
 
     # Backend and parallelism of the policy
 
@@ -125,17 +132,17 @@ class View:
     def tensor_parallel(self) -> Any:
         name = "megatron_cfg.tensor_model_parallel_size"
         key = f"policy.{name}" if self.megatron else f"{self.automodel}.tensor_parallel_size"
-        return self.number(key, 1)
+        return self.size(key, 1)
 
     @property
     def context_parallel(self) -> Any:
         section = "policy.megatron_cfg" if self.megatron else self.automodel
-        return self.number(f"{section}.context_parallel_size", 1)
+        return self.size(f"{section}.context_parallel_size", 1)
 
     @property
     def pipeline_parallel(self) -> Any:
         key = "policy.megatron_cfg.pipeline_model_parallel_size"
-        return self.number(key, 1) if self.megatron else 1
+        return self.size(key, 1) if self.megatron else 1
 
     @property
     def model_parallel(self) -> Any:
@@ -245,8 +252,7 @@ class View:
         if table.get("base_url") and self.version > Version.V0_6_0:
             return []
         data, tensor, pipeline = (
-            self.number(f"{key}.vllm_serve_kwargs.{name}", size)
-            for name, size in JUDGE_SIZES.items()
+            self.size(f"{key}.vllm_serve_kwargs.{name}", size) for name, size in JUDGE_SIZES.items()
         )
         strategy = self.get(f"{key}.vllm_serve_env_vars.VLLM_RAY_DP_PACK_STRATEGY") or "strict"
         return [LocalServer(key, data, tensor * pipeline, str(strategy))]
