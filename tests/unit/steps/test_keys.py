@@ -41,6 +41,34 @@ BY_TABLE = {"data/toy": {"rated", "rated_heldout", "comparisons", "comparisons_h
 # Counted by the manifest, or seeds that every step has.
 BY_RUNTIME = {"cluster.gpus_per_node", "seed"}
 
+# Why a key that is read is no part of a run's identity: why no artifact and no record, from which
+# a run would be reused, tells two of its values apart.
+_PROCESSES = "the same sums in another order: rounding"
+_PASS = "how much of a batch is computed at a time: the same sums in another order"
+_RESUME = "when and how often the state is saved; a run continues exactly"
+_MIRROR = "must equal another key, which is a part"
+_WAITING = "how long others are waited for; who is late has failed, and the record counts it"
+COSMETIC = {
+    **dict.fromkeys(("devices", "num_nodes", "processes", "gpus_per_node"), _PROCESSES),
+    **dict.fromkeys(("micro_batch_size", "forward_micro_batch_size"), _PASS),
+    **dict.fromkeys(("train_micro_batch_size", "logprob_batch_size"), _PASS),
+    **dict.fromkeys(("save_interval", "save_period", "save_top_k", "keep_top_k"), _RESUME),
+    **dict.fromkeys(("seed", "precision", "bf16", "clip_grad", "seq_length"), _MIRROR),
+    **dict.fromkeys(("start_weight_decay", "end_weight_decay", "global_batch_size"), _MIRROR),
+    **dict.fromkeys(("max_epochs", "max_steps", "model_gbs", "model_mbs"), _MIRROR),
+    **dict.fromkeys(("max_position_embeddings", "num_val_generations_per_prompt"), _MIRROR),
+    "num_rollouts_per_prompt": _MIRROR,  # the cohort of rl/rlhf; in rs/actor it is a part
+    **dict.fromkeys(("ready_seconds", "timeout", "first_pause", "longest_pause"), _WAITING),
+    "genrm_parse_retry_sleep_s": _WAITING,
+    "tries": "rs/actor ends where they are used up: a failure is no score",
+    "at_once": "requests under way; each has a seed of its own",
+    "token_env": "where a credential is found",
+    "accelerator": "refused where the machine is another",
+    "megatron_amp_O2": "refused where the precision is another; nothing else looks at it",
+    "explicit_log_dir": "a copy of the logs, outside of the store",
+    "val_check_interval": "the last step is always validated, and its weights are produced",
+}
+
 Key = tuple[str, str, FieldInfo]
 
 
@@ -58,6 +86,11 @@ def keys(section: type[BaseModel], prefix: str = "") -> Iterator[Key]:
 def is_unused(field: FieldInfo) -> bool:
     extra = field.json_schema_extra
     return isinstance(extra, dict) and bool(extra.get("unused"))
+
+
+def is_cosmetic(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("cosmetic"))
 
 
 def is_held(field: FieldInfo) -> bool:
@@ -110,6 +143,37 @@ def test_shipped_configs_set_no_unused_key(step: str) -> None:
     manifest = CATALOG.find(step)
     for name in manifest.configs:
         assert resolve_config(manifest, name=name).unused == (), name
+
+
+def test_every_key_outside_of_the_identity_has_a_reason(step: str) -> None:
+    declared = keys(load_config_class(CATALOG.find(step)))
+    outside = {name for _, name, field in declared if is_cosmetic(field) and not is_unused(field)}
+    assert outside <= set(COSMETIC)
+
+
+@pytest.mark.parametrize(
+    ("step", "overrides"),
+    [
+        ("sft/chat", ["trainer.sft.limit_val_batches=0.5"]),
+        ("sft/chat", ["model.data.validation_ds.global_batch_size=7"]),
+        ("reward/regression", ["trainer.rm.limit_val_batches=0.5"]),
+        ("rs/actor", ["model.rs.num_val_samples=8"]),
+        ("rs/actor", ["model.rs.val_rollout_micro_batch_size=8"]),
+        ("rl/rlhf", ["grpo.val_num_generations_per_prompt=2"]),
+        ("rl/rlhf", ["grpo.val_at_end=false"]),
+        ("rl/rlhf", ["grpo.val_period=1"]),
+        ("rl/rlhf", ["judge.min_accuracy=0.9"]),
+        ("rl/rlhf", ["judge.min_swap_agreement=0.9"]),
+        ("rl/rlhf", ["data.allow_train_as_validation=true"]),
+        ("eval/arena", ["judge.waiting.tries=1"]),
+        ("judge/card", ["batch_tokens=4096"]),
+    ],
+    ids=lambda value: str(value),
+)
+def test_what_changes_a_record_or_a_promise_is_another_run(step: str, overrides: list[str]) -> None:
+    manifest = CATALOG.find(step)
+    plain = resolve_config(manifest, name="tiny").semantic
+    assert resolve_config(manifest, name="tiny", overrides=overrides).semantic != plain
 
 
 ALIGNER = {

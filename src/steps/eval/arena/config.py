@@ -44,6 +44,14 @@ class Sampling(Section):
         return self
 
 
+class JudgeWaiting(Waiting):
+    """``judge.waiting``: each try after an answer without a verdict has a seed of its own, so
+    that their number changes the results.
+    """
+
+    tries: int = Field(default=8, ge=1, description="of each question")
+
+
 class Judge(Section):
     """Who compares, and how it is asked."""
 
@@ -66,7 +74,7 @@ class Judge(Section):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="environment variable that holds the bearer token",
     )
-    waiting: Waiting = Waiting()
+    waiting: JudgeWaiting = JudgeWaiting()
 
     @field_validator("url")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
+from nemotron_style.runtime.config.model import Section, StepConfig
 
 
 class Model(Section):
@@ -42,7 +42,7 @@ class Config(StepConfig):
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="the type that the judge computes in"
     )
-    batch_tokens: int = cosmetic(
+    batch_tokens: int = Field(  # what is decoded side by side is rounded together
         default=65536, ge=1, description="tokens of questions and answers held side by side"
     )
     pairs_per_checkpoint: int = Field(

@@ -23,10 +23,13 @@ Weight = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Rm(Length):
-    """``trainer.rm``: where training ends, and how often it validates and saves."""
+    """``trainer.rm``: where training ends, and how often it validates and saves.
+
+    The rows of the last validation change the figures that the model's record holds.
+    """
 
     save_interval: int = cosmetic(default=100, ge=0)
-    limit_val_batches: ValidationLimit = cosmetic(default=1.0)
+    limit_val_batches: ValidationLimit = 1.0
 
 
 class Trainer(Job):

@@ -57,7 +57,7 @@ class Data(Section):
     train: TrainData = TrainData()
     validation: ValidationData = ValidationData()
     shuffle: bool = held(True, why="prompts are always shuffled, by the seed")
-    allow_train_as_validation: bool = cosmetic(default=False)
+    allow_train_as_validation: bool = False
     # held to one value, or without effect
     max_input_seq_length: int | None = held(None, why="prompts are never cut")
     num_workers: int = unused(0, ge=0)
@@ -73,7 +73,10 @@ class Data(Section):
 
 
 class Judge(Section):
-    """``judge``: keys of ours about the model that compares answers."""
+    """``judge``: keys of ours about the model that compares answers.
+
+    A floor is a promise of the model that is produced, so another floor is another run.
+    """
 
     url: str | None = Field(default=None, description="of a judge that is there already")
     token_env: str | None = cosmetic(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -82,10 +85,10 @@ class Judge(Section):
     )
     response_format: dict[str, Any] | None = None
     both_orders: bool = False
-    min_accuracy: float | None = cosmetic(
+    min_accuracy: float | None = Field(
         default=0.6, ge=0, le=1, description="floor of its card; null: no card is asked for"
     )
-    min_swap_agreement: float = cosmetic(default=0.5, ge=0, le=1)
+    min_swap_agreement: float = Field(default=0.5, ge=0, le=1)
     failure_budget: float = Field(default=0.2, ge=0, le=1)
     flat_steps: Count = Field(default=3, description="steps without any difference, then stop")
     at_once: Count = cosmetic(default=8)

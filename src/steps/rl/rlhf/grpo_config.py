@@ -63,11 +63,12 @@ class Grpo(Section):
     adv_estimator: AdvEstimator = AdvEstimator()
     advantage_clip_low: float | None = None
     advantage_clip_high: float | None = None
-    val_period: int = cosmetic(default=10, ge=0, description="steps; 0: never in between")
-    val_at_start: bool = cosmetic(default=False)
-    val_at_end: bool = cosmetic(default=False)
-    val_start_at: int = cosmetic(default=-1)
-    val_num_generations_per_prompt: Count = cosmetic(default=1)
+    # The last validation stands in the model's record: when it was, and of how many answers.
+    val_period: int = Field(default=10, ge=0, description="steps; 0: never in between")
+    val_at_start: bool = False
+    val_at_end: bool = False
+    val_start_at: int = -1
+    val_num_generations_per_prompt: Count = 1
     num_val_generations_per_prompt: Count | None = cosmetic(default=None)
     overlong_filtering: bool = False
     skip_reference_policy_logprobs_calculation: bool = False

@@ -97,15 +97,18 @@ class LengthParams(Section):
 
 
 class RejectionSampling(Section):
-    """``model.rs``: prompts of a step, samples of a prompt, and how many of them are kept."""
+    """``model.rs``: prompts of a step, samples of a prompt, and how many of them are kept.
+
+    The samples of validation change the gain that the model's record holds.
+    """
 
     num_rollout_samples: Count = 512
     num_rollouts_per_prompt: Count = 4
     top_n_rollouts: Count = 1
     rollout_micro_batch_size: Count = 8
     forward_micro_batch_size: Count | None = cosmetic(default=None)
-    num_val_samples: Count | None = cosmetic(default=None)
-    val_rollout_micro_batch_size: Count | None = cosmetic(default=None)
+    num_val_samples: Count | None = None
+    val_rollout_micro_batch_size: Count | None = None
     offload_adam_states: bool = fixed(False, why=NO_OFFLOAD, fix=SMALLER_SHARE)
     sampling_params: SamplingParams = SamplingParams()
     length_params: LengthParams = LengthParams()

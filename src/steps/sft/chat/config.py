@@ -22,9 +22,12 @@ from nemotron_style.steps.blocks.settings.training_config import (
 
 
 class Sft(Length):
-    """``trainer.sft``: where training ends, and how often it validates and saves."""
+    """``trainer.sft``: where training ends, and how often it validates and saves.
 
-    limit_val_batches: ValidationLimit = cosmetic(default=1.0)
+    The rows of the last validation change the figures that the model's record holds.
+    """
+
+    limit_val_batches: ValidationLimit = 1.0
 
 
 class Trainer(Job):
@@ -46,7 +49,7 @@ class ValidationData(Section):
     """``model.data.validation_ds``; without a file there is no validation."""
 
     file_path: str | None = None
-    global_batch_size: Count | None = cosmetic(default=None, description="null: that of train_ds")
+    global_batch_size: Count | None = Field(default=None, description="null: that of train_ds")
     micro_batch_size: Count | None = cosmetic(default=None, description="null: that of train_ds")
 
 
