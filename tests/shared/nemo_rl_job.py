@@ -121,7 +121,13 @@ class JobWorld:
         """One attempt. The stand-in does what is ``asked`` of it."""
         self.attempt += 1
         self.monkeypatch.setenv("STAND_IN", json.dumps({"version": self.version, **asked}))
-        job = {"version": self.version, "script": SCRIPT, "environment": {}}
+        job = {
+            "version": self.version,
+            "image": "nemo-rl:test",
+            "script": SCRIPT,
+            "stall_minutes": self.stall_minutes,
+            "environment": {},
+        }
         self.ctx = ctx = JobContext(
             run_dir=self.run_dir,
             inputs=self.inputs,
@@ -131,10 +137,7 @@ class JobWorld:
             files={CONFIG_FILE: yaml.safe_dump(self.compiled), JOB_FILE: json.dumps(job)},
         )
         ctx.metrics.rewind(0)  # as the worker does before every attempt
-        config: Any = SimpleNamespace(
-            nemo_rl=SimpleNamespace(stall_minutes=self.stall_minutes),
-            data=SimpleNamespace(default_agent_ref=None),
-        )
+        config: Any = SimpleNamespace(data=SimpleNamespace(default_agent_ref=None))
         try:
             run(config, ctx)
         finally:

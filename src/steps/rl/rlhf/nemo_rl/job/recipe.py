@@ -15,7 +15,6 @@ dependencies of this package.
 from __future__ import annotations
 
 import json
-import math
 import os
 from typing import TYPE_CHECKING
 
@@ -56,7 +55,7 @@ def run(config: Config, ctx: StepContext) -> None:
     home = find_home(script)
 
     # -- the inputs, in its form; everything that it would not take is refused here
-    prepared = prepare(ctx, settings, version, config.data.default_agent_ref)
+    prepared = prepare(ctx, settings, version, config.data.default_agent_ref if config.data else None)
     folders = prepared.folders
     steps = settings.count_steps(prepared.rows)
     ctx.say(f"NeMo-RL {version} in {home}: {prepared.rows} prompts, {steps} steps")
@@ -75,7 +74,7 @@ def run(config: Config, ctx: StepContext) -> None:
         log,
         steps=steps,
         notes=folders.root / "judge_failures.json",
-        stall_seconds=60 * (config.nemo_rl.stall_minutes or job.get("stall_minutes", math.inf)),
+        stall_seconds=60 * job["stall_minutes"],
     )
     watch.replay()
 
@@ -106,6 +105,7 @@ def run(config: Config, ctx: StepContext) -> None:
         output.note(
             **describe_origin(checkpoint, settings, is_best=is_best, is_last=is_last),
             **describe_upstream(home, version, os.environ),
+            image=job["image"],
             policy=prepared.made_of["model"],
             export=export,
         )
