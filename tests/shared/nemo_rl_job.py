@@ -60,16 +60,6 @@ COMPILED: dict[str, Any] = {
 }
 
 
-@dataclass(kw_only=True)
-class JobContext(StepContext):
-    """A context whose plan has files."""
-
-    files: Mapping[str, str] = field(default_factory=dict)
-
-    def file(self, name: str) -> str:
-        return self.files[name]
-
-
 @dataclass
 class JobWorld:
     """Inputs, a tree, and a run's folder; every :meth:`run` is an attempt of the same run."""
@@ -117,7 +107,7 @@ class JobWorld:
         lines = [json.dumps({"prompt": f"question {number}"}) for number in range(rows)]
         return self.add("prompts", "prompts_jsonl", {"rows.jsonl": "\n".join(lines) + "\n"})
 
-    def run(self, **asked: Any) -> JobContext:
+    def run(self, **asked: Any) -> StepContext:
         """One attempt. The stand-in does what is ``asked`` of it."""
         self.attempt += 1
         self.monkeypatch.setenv("STAND_IN", json.dumps({"version": self.version, **asked}))
@@ -128,7 +118,7 @@ class JobWorld:
             "stall_minutes": self.stall_minutes,
             "environment": {},
         }
-        self.ctx = ctx = JobContext(
+        self.ctx = ctx = StepContext(
             run_dir=self.run_dir,
             inputs=self.inputs,
             outputs=("model", "best"),

@@ -71,6 +71,9 @@ def find_sealed(folder: RunFolder) -> Path | None:
 
 def commit_outputs(task: Task, folder: Path, inputs: Mapping[str, Artifact]) -> None:
     """Commit every sealed output that is not committed yet, then declare the run complete."""
+    # Nothing is continued from them once the outputs are sealed. A file that an output shares with
+    # one of them then has one name left, and a commit copies those that have several.
+    remove_tree(task.folder.path / "checkpoints")
     try:
         complete = _commit_each(task, folder, inputs)
         write_json(task.folder.path / "outputs.json", complete)
@@ -82,7 +85,6 @@ def commit_outputs(task: Task, folder: Path, inputs: Mapping[str, Artifact]) -> 
         where, got = f"store {task.plan.store}", str(error.filename or "")
         raise StepFailed(Problem(where=where, what=what, got=got, fix=fix)) from error
     remove_tree(folder.parent)
-    remove_tree(task.folder.path / "checkpoints")  # nothing will be continued from them
 
 
 def _commit_each(task: Task, folder: Path, inputs: Mapping[str, Artifact]) -> dict[str, Any]:

@@ -95,6 +95,31 @@ def test_what_is_no_longer_needed_is_gone(mill: Any) -> None:
     assert not (folder.path / "checkpoints").exists()
 
 
+SHARING = """
+import os
+
+
+def run(config, ctx):
+    kept = ctx.run_dir / "checkpoints/loop/step_1"
+    kept.mkdir(parents=True)
+    (kept / "weights").write_text("grain")
+    os.link(kept / "weights", ctx.output("sack").path / "weights")
+    (ctx.output("chaff").path / "chaff.txt").write_text(str((kept / "weights").stat().st_ino))
+"""
+
+
+def test_a_file_that_an_output_shares_with_a_checkpoint_is_not_copied(mill: Any) -> None:
+    mill.write("code/milling/recipe.py", SHARING)
+    code, _ = carry_out(mill)
+    assert code == 0
+    sack, chaff = (
+        mill.store.resolve("mill-grow-default"),
+        mill.store.resolve("mill-grow-default.chaff"),
+    )
+    number = int((chaff.path / "chaff.txt").read_text())
+    assert (sack.path / "weights").stat().st_ino == number
+
+
 def test_a_crash_leaves_a_traceback_in_the_log_and_one_line_in_the_record(
     mill: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,7 +55,9 @@ def run(config: Config, ctx: StepContext) -> None:
     home = find_home(script)
 
     # -- the inputs, in its form; everything that it would not take is refused here
-    prepared = prepare(ctx, settings, version, config.data.default_agent_ref if config.data else None)
+    prepared = prepare(
+        ctx, settings, version, config.data.default_agent_ref if config.data else None
+    )
     folders = prepared.folders
     steps = settings.count_steps(prepared.rows)
     ctx.say(f"NeMo-RL {version} in {home}: {prepared.rows} prompts, {steps} steps")
