@@ -33,8 +33,9 @@ class PolicySource:
 def find_policy(model: Artifact | None, checkpoint_format: str | None) -> PolicySource:
     """Where NeMo-RL finds the policy of the input ``model``; nothing without an input.
 
-    ``checkpoint_format`` is ``policy.pretrained_checkpoint.format`` of the compiled file, None
-    where it has no such section.  Raises InputError for a checkpoint that NeMo-RL would not load.
+    ``checkpoint_format`` is ``policy.pretrained_checkpoint.format`` as it stands in the compiled
+    file, None where it has no such section.  Raises InputError for a checkpoint that NeMo-RL would
+    not load.
     """
     if model is None:
         return PolicySource()
@@ -42,16 +43,19 @@ def find_policy(model: Artifact | None, checkpoint_format: str | None) -> Policy
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         variables = {JobVariable.POLICY_MODEL: str(folder)}
         return PolicySource(variables, folder, model.digest)
-    weights = _find_megatron(model, checkpoint_format)
-    variables = {JobVariable.PRETRAINED: str(weights)}
+    name, weights = _find_megatron(model, checkpoint_format)
+    variables = {JobVariable.PRETRAINED: str(weights), JobVariable.PRETRAINED_FORMAT: name}
     twin = folder / HF_TWIN
     if (twin / "config.json").is_file():
         return PolicySource(variables | {JobVariable.POLICY_MODEL: str(twin)}, twin, model.digest)
     return PolicySource(variables, None, model.digest)
 
 
-def _find_megatron(model: Artifact, wanted: str | None) -> Path:
-    """The iteration's folder of a Megatron checkpoint of the ``wanted`` format."""
+def _find_megatron(model: Artifact, wanted: str | None) -> tuple[str, Path]:
+    """The format and the iteration's folder of a Megatron checkpoint; ``wanted`` may leave it open.
+
+    Where both formats fit, it is Megatron-Bridge's, which brings the model's config along.
+    """
     folder = model.path
     if (folder / "model_config.json").is_file():
         what = "this project's own Megatron layout has other tensor names than Megatron-Bridge"
@@ -77,17 +81,19 @@ def _find_megatron(model: Artifact, wanted: str | None) -> Path:
                 fix="latest_checkpointed_iteration.txt must name an iter_* that is there",
             )
         )
+    if wanted == JobVariable.PRETRAINED_FORMAT.reference:
+        return next((name, found[name]) for name in FORMATS.values() if name in found)
     if wanted not in found:
         raise InputError(
             Problem(
                 where=model.ref,
                 key="policy.pretrained_checkpoint.format",
-                what="the checkpoint has another format",
+                what="the checkpoint has another format"
+                if wanted
+                else "this NeMo-RL reads no Megatron checkpoint",
                 got=str(wanted),
                 allowed=" or ".join(found),
-                fix="before v0.7.0 NeMo-RL reads no Megatron checkpoint: " + TO_HF
-                if wanted is None
-                else "",
+                fix="" if wanted else TO_HF,
             )
         )
-    return found[wanted]
+    return wanted, found[wanted]

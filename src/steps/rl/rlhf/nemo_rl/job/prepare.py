@@ -21,6 +21,7 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 SLOTS = {
     JobVariable.POLICY_MODEL: "model",
     JobVariable.PRETRAINED: "model",
+    JobVariable.PRETRAINED_FORMAT: "model",
     JobVariable.TRAIN_DATA: "prompts",
     JobVariable.VALIDATION_DATA: "validation",
 }
@@ -88,9 +89,7 @@ def prepare(
     folders.config.write_text(settings.text, encoding="utf-8")
     train = _prepare_slot(ctx, "prompts", settings, version, agent)
     validation = _prepare_slot(ctx, "validation", settings, version, agent)
-    policy = find_policy(
-        ctx.optional_input("model"), settings.get("policy.pretrained_checkpoint.format")
-    )
+    policy = find_policy(ctx.optional_input("model"), settings.checkpoint_format)
     variables = {
         JobVariable.CHECKPOINTS: str(folders.checkpoints),
         JobVariable.LOGS: str(folders.logs),

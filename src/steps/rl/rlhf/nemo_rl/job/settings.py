@@ -76,6 +76,12 @@ class Settings:
         return self.prompts * pairs * int(self.get(f"{COMPARE}.num_judges_per_comparison", 1))
 
     @property
+    def checkpoint_format(self) -> str | None:
+        """Of a Megatron checkpoint to start from, as it is written: perhaps left to the job."""
+        section = (yaml.safe_load(self.text).get("policy") or {}).get("pretrained_checkpoint")
+        return section.get("format") if section else None
+
+    @property
     def metric(self) -> str | None:
         """The metric by which checkpoints are ranked."""
         return self.get("checkpointing.metric_name")
