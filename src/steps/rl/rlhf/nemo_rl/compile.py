@@ -26,7 +26,9 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.draft import Derived, Draft, merge, pu
 from nemotron_style.steps.rl.rlhf.nemo_rl.environment import compile_environment
 from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import CONFIG_FILE, JOB_FILE
 from nemotron_style.steps.rl.rlhf.nemo_rl.placement import Placement, place
-from nemotron_style.steps.rl.rlhf.nemo_rl.schema import GYM, JUDGE, keys_of
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.check import advise, check
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.facts import Facts
+from nemotron_style.steps.rl.rlhf.nemo_rl.schema import keys_of
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
 SCRIPT = "examples/nemo_gym/run_grpo_nemo_gym.py"
@@ -38,7 +40,10 @@ LEAST_MINUTES = 30.0
 
 @dataclass(frozen=True)
 class Compiled:
-    """``values`` are the whole config, nested; ``told`` are lines about what was not kept."""
+    """``values`` are the whole config, nested; ``told`` are lines about what was not kept.
+
+    ``advice`` are lines about what NeMo-RL takes and a run hardly wants.
+    """
 
     version: Version
     values: dict[str, Any]
@@ -47,6 +52,7 @@ class Compiled:
     placement: Placement
     stall_minutes: float
     problems: tuple[Problem, ...]
+    advice: tuple[str, ...]
 
 
 def compile_job(config: Config, site: JobSite) -> CompiledJob:
@@ -86,8 +92,7 @@ def compile_values(config: Config, site: JobSite, version: Version | None = None
     adapt(draft)
     draft.problems += check_keys(draft.given, version)
     draft.values = merge(_base(version), draft.given)
-    if missing := list(_find_missing_models(draft, site)):
-        draft.problems += missing
+    draft.problems += _find_missing_policy(draft, site)
     draft.derive("grpo.seed", config.seed, "seed")
     derive.derive_start(draft, site)
     derive.derive_backend(draft)
@@ -99,15 +104,24 @@ def compile_values(config: Config, site: JobSite, version: Version | None = None
     derive.derive_ports(draft)
     seconds = derive.derive_judge(draft)
     placed = place(draft, site)
+    values = _sorted(draft.values)
+    facts = Facts(
+        version,
+        site.executor,
+        nodes=placed.nodes,
+        gpus_per_node=placed.gpus,
+        publishes_megatron=True,
+    )
     stall = config.nemo_rl.stall_minutes or max(LEAST_MINUTES, 10.0 + seconds / 60)
     return Compiled(
         version=version,
-        values=_sorted(draft.values),
+        values=values,
         derived=tuple(draft.derived),
         told=tuple(draft.told),
         placement=placed,
         stall_minutes=round(stall, 1),
-        problems=tuple(draft.problems),
+        problems=(*draft.problems, *check(values, facts)),
+        advice=tuple(advise(values, facts)),
     )
 
 
@@ -142,25 +156,17 @@ def _notes(compiled: Compiled) -> Iterator[str]:
     yield from ("GPUs:", *(f"  {line}" for line in compiled.placement.lines()))
     if compiled.told:
         yield from ("Not as it was written:", *(f"  {line}" for line in compiled.told))
+    if compiled.advice:
+        yield from ("Worth knowing:", *(f"  {line}" for line in compiled.advice))
     yield "Derived:"
     for each in compiled.derived:
         yield f"  {each.key}={show(each.value)}: {each.why}"
 
 
-def _find_missing_models(draft: Draft, site: JobSite) -> Iterator[Problem]:
+def _find_missing_policy(draft: Draft, site: JobSite) -> Iterator[Problem]:
     if not draft.get("policy.model_name") and not site.inputs.get("model"):
         fix = "set it, or RL_POLICY_MODEL, or give the input 'model'"
         yield Problem(key="policy.model_name", what="there is no policy to align", fix=fix)
-    if not draft.get(f"{GYM}.genrm_model_name"):
-        fix = f"set {JUDGE}.model, or RL_REWARD_MODEL"
-        yield Problem(key=f"{GYM}.genrm_model_name", what="there is no judge", fix=fix)
-    if draft.get("env.should_use_nemo_gym") is not True:
-        yield Problem(
-            key="env.should_use_nemo_gym",
-            what="the rewards of this step come from a judge in NeMo-Gym",
-            got=show(draft.get("env.should_use_nemo_gym")),
-            allowed="true",
-        )
 
 
 def _base(version: Version) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def pretrained_format(job: View) -> Iterator[Problem]:
         if not job.megatron:
             what = "is read by the Megatron backend only"
             yield Problem(key=key, what=what, fix=f"set {MEGATRON}=true, or leave it out")
-        form = given.get("format")
+        form = job.get(f"{key}.format")
         if form not in FORMATS:
             allowed = " or ".join(FORMATS)
             what = "is unknown"
@@ -184,7 +184,7 @@ def pretrained_unread(job: View) -> Iterator[Problem]:
             yield Problem(
                 key=key,
                 what="is not read by v0.6.0, which would start from policy.model_name",
-                got=show(job.get("policy.model_name")),
+                got=show(job.raw("policy.model_name")),
                 fix="convert the checkpoint to Hugging Face weights and name them there,"
                 " or use v0.7.0",
             )

@@ -102,8 +102,7 @@ def save_by(job: View) -> Iterator[Problem]:
     """`checkpoint_must_save_by` is DD:HH:MM:SS."""
     key = f"{SECTION}.checkpoint_must_save_by"
     value = job.get(key)
-    is_known = value is not None and "${" not in str(value)
-    if is_known and not re.fullmatch(r"\d+:\d+:\d+:\d+", str(value)):
+    if value is not None and not re.fullmatch(r"\d+:\d+:\d+:\d+", str(value)):
         fix = f'quote it: {key}="00:03:45:00"'
         what = "is no time"
         yield Problem(key=key, what=what, got=show(value), allowed="DD:HH:MM:SS", fix=fix)
@@ -122,11 +121,11 @@ def resumes_same_rows(job: View) -> Iterator[Problem]:
         "grpo.num_prompts_per_step",
         "grpo.seed",
     ):
-        old, new = before.get(key), job.get(key)
+        old, new = before.raw(key), job.raw(key)
         if before.has(key) and old != new and "${" not in f"{old}{new}":
             yield Problem(
                 key=key,
-                what=f"step_{resumed.step} of {job.get(f'{SECTION}.checkpoint_dir')} was made"
+                what=f"step_{resumed.step} of {job.raw(f'{SECTION}.checkpoint_dir')} was made"
                 " with another value, and the run would go on from there",
                 got=show(new),
                 allowed=show(old),
@@ -138,8 +137,8 @@ def resumes_same_rows(job: View) -> Iterator[Problem]:
 def resumes_same_model(job: View) -> Iterator[Problem]:
     """A run goes on with the model that it began with."""
     resumed = job.facts.resumes
-    old = View(resumed.values, job.facts).get("policy.model_name") if resumed else None
-    new = job.get("policy.model_name")
+    old = View(resumed.values, job.facts).raw("policy.model_name") if resumed else None
+    new = job.raw("policy.model_name")
     if resumed and old is not None and old != new and "${" not in f"{old}{new}":
         yield Problem(
             key="policy.model_name",

@@ -49,13 +49,15 @@ def rows_are_used(job: View) -> Iterator[Problem]:
 def prompts_are_told_apart(job: View) -> Iterator[Problem]:
     """No prompt comes twice in one step, unless its rows have ids (NeMo-Gym of v0.7.0 on)."""
     reads_ids = job.version >= Version.V0_7_0
-    if not job.compares:
+    if not job.compares or job.facts.rows is None:
         return
     for same in job.train_rows.same_prompts:
         steps = [(line - 1) // job.prompts for line in same.lines]
         meets = any(first == second for first, second in pairwise(steps))
         can_meet = meets or job.flag("data.shuffle")
-        if can_meet and not (reads_ids and same.have_ids):
+        # From v0.7.0 on the job gives each row an id where it has none.
+        told_apart = reads_ids and (same.have_ids or not job.facts.rows.are_final)
+        if can_meet and not told_apart:
             yield Problem(
                 where=job.train_rows.path,
                 what=f"lines {_numbers(same.lines)} have the same prompt,"

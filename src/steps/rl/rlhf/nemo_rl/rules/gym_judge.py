@@ -148,9 +148,10 @@ def serve_settings(job: View) -> Iterator[Problem]:
 def judge_is_named(job: View) -> Iterator[Problem]:
     """The judge has a model."""
     key, _ = job.judge
-    named = job.get(f"{key}.model") or job.get("env.nemo_gym.genrm_model_name")
-    if not named:
-        yield Problem(key=f"{key}.model", what="the judge has no model", fix="give its model")
+    name = "env.nemo_gym.genrm_model_name"
+    if not (job.get(f"{key}.model") or job.get(name)):
+        fix = f"set {key}.model, or RL_REWARD_MODEL"
+        yield Problem(key=name, what="there is no judge", fix=fix)
 
 
 @rule(Effect.SILENT, "the judge gets a conversation without the two responses, or is not started")

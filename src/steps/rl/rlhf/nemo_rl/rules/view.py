@@ -50,7 +50,17 @@ class View:
         return self.facts.version
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value under a dotted key, null too; ``default`` where the key is not there."""
+        """The value under a dotted key, null too; ``default`` where the key is not there.
+
+        Raises Undecidable for a text that the job completes.
+        """
+        value = self.raw(key, default)
+        if isinstance(value, str) and "${" in value:
+            raise Undecidable(key)
+        return value
+
+    def raw(self, key: str, default: Any = None) -> Any:
+        """The same, with texts that the job completes as they are."""
         value: Any = self.values
         for part in key.split("."):
             if not isinstance(value, Mapping) or part not in value:
@@ -59,7 +69,7 @@ class View:
         return value
 
     def has(self, key: str) -> bool:
-        return self.get(key, MISSING) is not MISSING
+        return self.raw(key, MISSING) is not MISSING
 
     def number(self, key: str, default: float | None = None) -> Any:
         """The number under a key; ``default`` for null and where the key is not there."""
@@ -82,9 +92,9 @@ class View:
         return default if value is None else value is True
 
     def text(self, key: str) -> str:
-        """The text under a key that is no variable of the job."""
+        """The text under a key."""
         value = self.get(key)
-        if not isinstance(value, str) or "${" in value:
+        if not isinstance(value, str):
             raise Undecidable(key)
         return value
 

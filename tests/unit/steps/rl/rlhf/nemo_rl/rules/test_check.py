@@ -36,7 +36,7 @@ def test_an_empty_configuration_is_told_its_missing_keys_and_raises_nothing() ->
         assert {"data.train", "policy.sequence_packing.enabled"} <= set(told)
 
 
-@pytest.mark.parametrize("other", ["many", 3, 0, None, True, [], {}], ids=repr)
+@pytest.mark.parametrize("other", ["many", "${oc.env:NAME}", 3, 0, None, True, [], {}], ids=repr)
 def test_values_of_another_type_raise_nothing(other: object) -> None:
     """Types are checked elsewhere, together with the rules."""
 

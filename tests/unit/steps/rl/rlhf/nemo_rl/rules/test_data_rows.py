@@ -126,6 +126,11 @@ def test_ids_tell_rows_apart_from_v0_7_0_on() -> None:
     assert [bool(find(version, **same)) for version in Version] == [True, False, False, False]
 
 
+def test_the_job_gives_rows_ids_where_they_are_read() -> None:
+    same = rows(are_final=False, same_prompts=(SamePrompt((1, 3)),))
+    assert [bool(find(version, **same)) for version in Version] == [True, False, False, False]
+
+
 def test_what_the_job_mends_is_no_problem_before_it_does() -> None:
     changes = {"blank": (1,), "without_params": (2,), "without_agent": (3,), "flat_input": (4,)}
     for version in Version:

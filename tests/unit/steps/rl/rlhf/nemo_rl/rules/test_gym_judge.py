@@ -91,8 +91,8 @@ CASES = [
     Case(
         "gym_judge.judge_is_named",
         {f"{JUDGE}.model": None, "env.nemo_gym.genrm_model_name": None},
-        f"{JUDGE}.model",
-        ("no model",),
+        "env.nemo_gym.genrm_model_name",
+        ("no judge", "RL_REWARD_MODEL"),
     ),
     Case(
         "gym_judge.judge_implementation",
