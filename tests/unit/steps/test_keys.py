@@ -205,7 +205,6 @@ NEMO_RL = {
     "policy.megatron_cfg.scheduler.end_weight_decay": "0.1",
     "policy.offload_optimizer_for_logprob": "true",
     "policy.logprob_chunk_size": "1024",
-    "data.shuffle": "false",
     **{key: "true" for key, _ in HELD_ELSEWHERE if key.startswith("policy.")},
 }
 

@@ -9,6 +9,7 @@ Python version and world size.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,6 +19,8 @@ from nemotron_style.runtime.errors import InputError, Problem
 @dataclass(frozen=True)
 class SampleOrder:
     """Global batches of ``batch`` indices below ``size``, reshuffled every epoch.
+
+    Without ``shuffle`` every epoch goes through them as they are.
 
     With ``sample`` false the samples that do not fill a last batch are dropped from their epoch
     (another part in each), as NeMo-Aligner's loader does with ``drop_last``. With ``sample`` true
@@ -31,6 +34,7 @@ class SampleOrder:
     seed: int
     batch_size: int
     sample: bool = False
+    shuffle: bool = True
 
     def __post_init__(self) -> None:
         assert self.size > 0
@@ -49,10 +53,14 @@ class SampleOrder:
         if not self.sample:
             epoch, number = divmod(step, self.steps_per_epoch)
             start = number * self.batch_size
-            return permutation(self.size, self.seed, epoch)[start : start + self.batch_size]
+            return tuple(self._of_epoch(epoch)[start : start + self.batch_size])
         first = step * self.batch_size
         stream = (divmod(index, self.size) for index in range(first, first + self.batch_size))
-        return tuple(permutation(self.size, self.seed, epoch)[offset] for epoch, offset in stream)
+        return tuple(self._of_epoch(epoch)[offset] for epoch, offset in stream)
+
+    def _of_epoch(self, epoch: int) -> Sequence[int]:
+        """The indices of an epoch, in the order they are consumed."""
+        return permutation(self.size, self.seed, epoch) if self.shuffle else range(self.size)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -56,7 +56,7 @@ class Data(Section):
 
     train: TrainData = TrainData()
     validation: ValidationData = ValidationData()
-    shuffle: bool = held(True, why="prompts are always shuffled, by the seed")
+    shuffle: bool = True
     allow_train_as_validation: bool = False
     # held to one value, or without effect
     max_input_seq_length: int | None = held(None, why="prompts are never cut")

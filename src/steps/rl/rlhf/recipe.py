@@ -114,7 +114,8 @@ def run(config: Config, ctx: StepContext) -> None:
     held_out = reader.read(validation_input.path, read_messages) if validation_input else []
     check_held_out(config, ctx, prompts, held_out)
     truth = load_truth(truth_input.path) if truth_input else None
-    order = SampleOrder(len(prompts), config.seed, grpo.num_prompts_per_step)
+    size, shuffle = grpo.num_prompts_per_step, config.data.shuffle
+    order = SampleOrder(len(prompts), config.seed, size, shuffle=shuffle)
     steps = order.steps(max_steps=grpo.max_num_steps, max_epochs=grpo.max_num_epochs)
     ctx.say(f"{len(prompts)} prompts, {len(held_out)} held out, {steps} steps")
 

@@ -23,6 +23,13 @@ def test_the_permutation_is_fixed_forever() -> None:
     assert sorted(permutation(8, 1234, 0)) == list(range(8))
 
 
+def test_samples_that_are_not_shuffled_keep_their_order_in_every_epoch() -> None:
+    order = SampleOrder(10, 7, 4, shuffle=False)
+    assert [order.batch(step) for step in range(3)] == [(0, 1, 2, 3), (4, 5, 6, 7), (0, 1, 2, 3)]
+    stream = SampleOrder(5, 7, 4, sample=True, shuffle=False)
+    assert stream.batch(1) == (4, 0, 1, 2)
+
+
 def test_the_rest_of_an_epoch_is_dropped() -> None:
     order = SampleOrder(10, 7, 4)
     assert order.steps_per_epoch == 2
