@@ -112,6 +112,8 @@ def compile_values(config: Config, site: JobSite, version: Version | None = None
         gpus_per_node=placed.gpus,
         publishes_megatron=True,
     )
+    told = {problem.key for problem in draft.problems}
+    broken = [problem for problem in check(values, facts) if problem.key not in told]
     stall = config.nemo_rl.stall_minutes or max(LEAST_MINUTES, 10.0 + seconds / 60)
     return Compiled(
         version=version,
@@ -120,7 +122,7 @@ def compile_values(config: Config, site: JobSite, version: Version | None = None
         told=tuple(draft.told),
         placement=placed,
         stall_minutes=round(stall, 1),
-        problems=(*draft.problems, *check(values, facts)),
+        problems=(*draft.problems, *broken),
         advice=tuple(advise(values, facts)),
     )
 

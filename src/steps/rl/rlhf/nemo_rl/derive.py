@@ -82,7 +82,8 @@ def derive_validation(draft: Draft, site: JobSite, *, allows_train: bool) -> Non
         draft.force("data.validation.data_path", variable.reference, why)
         why = f"each validation prompt is answered {group} times, as often as the judge waits for"
         if draft.version >= Version.HEAD:
-            draft.derive("grpo.val_num_generations_per_prompt", group, why)
+            repeated = draft.get("data.validation.repeat") or 1  # the older way to the same
+            draft.derive("grpo.val_num_generations_per_prompt", max(1, group // repeated), why)
         else:
             draft.derive("data.validation.repeat", group, why)
         metric = "val:total_reward/mean"

@@ -81,6 +81,8 @@ def micro_batches_fill(job: View) -> Iterator[Problem]:
 def updates_of_a_step(job: View) -> Iterator[Problem]:
     """More than one update a step is said."""
     updates = job.samples // job.global_batch
+    if job.flag("loss_fn.force_on_policy_ratio"):
+        return  # then there is one, or an error
     if updates > 1 and job.samples % job.global_batch == 0:
         yield Problem(
             key=GLOBAL_BATCH,

@@ -41,22 +41,23 @@ def validation_cohort_fills(job: View) -> Iterator[Problem]:
     if not job.validates or job.get("data.validation") is None or job.cohort <= 1:
         return
     wanted = job.generations  # which the judge waits for, or the rule above says so
-    key = "data.validation.repeat"
-    sent = job.number(key, 1)
-    if job.version >= Version.HEAD:
-        sent *= job.number("grpo.val_num_generations_per_prompt", 1)
-        key = "grpo.val_num_generations_per_prompt"
+    repeat, groups = "data.validation.repeat", "grpo.val_num_generations_per_prompt"
+    sent = job.number(repeat, 1)
+    has_groups = job.version >= Version.HEAD
+    sent *= job.number(groups, 1) if has_groups else 1
     rows = job.facts.rows.validation if job.facts.rows else None
     reads_ids = job.version >= Version.V0_7_0
     copies = (rows.copies_of_ids if reads_ids else rows.copies) if rows else 1
     if copies is None or sent * copies != wanted:
         come = sent * copies if copies else "different numbers"
+        key = groups if has_groups else repeat
+        unrepeated = f", {repeat}=1" if has_groups and job.number(repeat, 1) != 1 else ""
         yield Problem(
             key=key,
             what=f"the judge waits for {wanted} responses to a validation prompt, and {come} come",
             got=show(job.get(key, 1)),
             allowed=str(wanted),
-            fix=f"set {key}={wanted}, with each prompt once in the file",
+            fix=f"set {key}={wanted}{unrepeated}, with each prompt once in the file",
         )
 
 

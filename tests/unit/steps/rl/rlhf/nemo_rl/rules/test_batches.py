@@ -14,7 +14,6 @@ CASES = [
         {"loss_fn.force_on_policy_ratio": True, "policy.train_global_batch_size": 8},
         "policy.train_global_batch_size",
         ("got 8", "4 * 4 = 16"),
-        also=frozenset({"batches.updates_of_a_step"}),
     ),
     Case(
         "batches.samples_fill_batches",
