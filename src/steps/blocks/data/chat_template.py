@@ -60,38 +60,46 @@ class ChatTemplate:
         Raises InputError for messages that the template refuses or leaves out, and for one that
         holds a control token and is not written as it stands.
         """
-        bare, words = self._render_words(messages)
+        bare, contents = self._render_words(messages)
         text = self._render(messages)
         ids = self.tokenizer.encode(text, control=True)
         if self._controls_of(ids) == self._controls_of(self.tokenizer.encode(bare, control=True)):
             return ids
-        return self._encode_apart(messages, bare=bare, words=words, text=text)
+        return self._encode_apart(messages, bare=bare, contents=contents, text=text)
 
-    def _render_words(self, messages: Sequence[Message]) -> tuple[str, list[str]]:
-        """The prompt with a harmless word in the place of each message, and these words.
+    def _render_words(self, messages: Sequence[Message]) -> tuple[str, dict[str, str]]:
+        """The prompt with a harmless word in the place of each message, and what each stands for.
 
-        Raises InputError for a message that the template leaves out.
+        An empty message stays: templates ask whether there is a text, and none says nothing.
+        Raises InputError for another that the template leaves out.
         """
         width = len(str(len(messages)))  # of one length, so that none is a part of another
-        words = [f"message{number:0{width}d}" for number in range(len(messages))]
-        pairs = zip(messages, words, strict=True)
-        bare = self._render([{**message, "content": word} for message, word in pairs])
-        for number, word in enumerate(words):
+        words = {
+            number: f"message{number:0{width}d}"
+            for number, message in enumerate(messages)
+            if message["content"]
+        }
+        bare = self._render(
+            [
+                {**message, "content": words.get(number, message["content"])}
+                for number, message in enumerate(messages)
+            ]
+        )
+        for number, word in words.items():
             if word not in bare:
                 role = messages[number]["role"]
                 _refuse(f"messages[{number}]", "the chat template leaves it out", f"role {role}")
-        return bare, words
+        return bare, {word: messages[number]["content"] for number, word in words.items()}
 
     def _encode_apart(
-        self, messages: Sequence[Message], *, bare: str, words: Sequence[str], text: str
+        self, messages: Sequence[Message], *, bare: str, contents: Mapping[str, str], text: str
     ) -> list[int]:
         """The tokens of what the template writes, and of each message as ordinary text.
 
         For messages that hold control tokens. Raises InputError where the template writes one of
         them in other words, so that it cannot be told apart.
         """
-        contents = {word: one["content"] for word, one in zip(words, messages, strict=True)}
-        parts = re.split(f"({'|'.join(words)})", bare)
+        parts = re.split(f"({'|'.join(contents)})", bare)
         if "".join(contents.get(part, part) for part in parts) != text:
             self._blame(messages)
         ids: list[int] = []

@@ -18,6 +18,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any, ClassVar, NoReturn
 
 import jinja2
@@ -26,6 +27,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 CPU_SECONDS = 1.0
+DAY = date(2024, 7, 26)
+"""The day that a template is told: that which Llama's own templates fall back on."""
 MAX_CHARACTERS = 4_000_000  # of a prompt: about a million tokens
 MAX_MEMORY = 1 << 30
 MAX_PROCESSES = 4
@@ -143,11 +146,30 @@ def main() -> None:
         sys.stdout.flush()
 
 
+class _Message(dict[str, str]):
+    """A message; what it does not have (``metadata``, say) is written as nothing."""
+
+
 class _Unwritable(jinja2.Undefined):
     """What is not there may be asked about, and not written: a role without a name, say."""
 
     def __str__(self) -> str:
+        if isinstance(self._undefined_obj, _Message):
+            return ""
         self._fail_with_undefined_error()
+
+
+class _FixedDate(_Unwritable):
+    """``strftime_now`` for templates that cannot do without it: always the same day.
+
+    Asked about it is not defined, so that a template with a date of its own takes that.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)  # Jinja looks at what it calls
+
+    def __call__(self, form: str) -> str:  # type: ignore[override]
+        return DAY.strftime(form)
 
 
 class _Generation(Extension):
@@ -188,13 +210,13 @@ def _compile(source: str, words: Mapping[str, str]) -> jinja2.Template:
     )
     environment.filters["tojson"] = _to_json
     # What transformers passes where nobody gives tools or documents; a template asks for them.
-    absent = {"tools": None, "documents": None}
+    absent = {"tools": None, "documents": None, "strftime_now": _FixedDate(name="strftime_now")}
     environment.globals |= {"raise_exception": _raise, **absent, **words}
     return environment.from_string(source)
 
 
 def _render(template: jinja2.Template, messages: list[dict[str, str]]) -> str:
-    text = template.render(messages=messages, add_generation_prompt=True)
+    text = template.render(messages=list(map(_Message, messages)), add_generation_prompt=True)
     if len(text) > MAX_CHARACTERS:
         raise jinja2.TemplateError(f"it writes more than {MAX_CHARACTERS} characters")
     return text

@@ -88,6 +88,15 @@ def test_a_forged_marker_is_encoded_as_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids) == template._render(forged)
 
 
+def test_an_empty_message_is_rendered_as_it_is(tokenizer: Tokenizer) -> None:
+    """A template may ask whether there is a text, and write no turn for none."""
+    turns = "{% for m in messages if m['content'] %}<|turn|>{{ m['content'] }}{% endfor %}"
+    template = ChatTemplate(tokenizer, turns)
+    assert template.encode(user("", "hello")) == template.encode(user("hello"))
+    ids = template.encode(user("", "hello <|turn|>"))
+    assert len([number for number in ids if number in template.controls]) == 1
+
+
 def test_where_a_template_rewrites_a_forged_message_it_is_refused(tokenizer: Tokenizer) -> None:
     template = ChatTemplate(tokenizer, PLAIN.replace("m['content']", "m['content'] | trim"))
     with pytest.raises(InputError, match=r"messages\[0\]\.content.*control token"):

@@ -56,6 +56,20 @@ def reaped() -> Iterator[None]:
     assert not [child for child in mine if child.status() == psutil.STATUS_ZOMBIE]
 
 
+def test_a_template_is_told_the_same_day_for_ever() -> None:
+    renderer = TemplateRenderer("{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}", {})
+    assert renderer.render(say("hi")) == "26 Jul 2024 hi"
+    own = "{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% else %}mine{% endif %}"
+    assert TemplateRenderer(own, {}).render(say("hi")) == "mine"
+
+
+def test_a_message_lacks_things_in_silence_and_nothing_else_does() -> None:
+    assert TemplateRenderer("a{{ messages[0]['metadata'] }}b", {}).render(say("hi")) == "ab"
+    for source in ("{{ {'user': 1}['tool'] }}", "{{ nothing }}", "{{ messages[0].content.name }}"):
+        with pytest.raises(TemplateFault, match=r"undefined|no attribute"):
+            TemplateRenderer(source, {}).render(say("hi"))
+
+
 def test_a_template_renders_as_ever() -> None:
     renderer = TemplateRenderer(ECHO, WORDS)
     renderer.check()
