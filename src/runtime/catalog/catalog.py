@@ -9,8 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nemotron_style.runtime.catalog.kinds import Kinds, load_kinds, manifest_roots
+from nemotron_style.runtime.catalog.kinds import (
+    Kinds,
+    add_tree_kinds,
+    load_kinds,
+    manifest_roots,
+)
 from nemotron_style.runtime.catalog.manifest import Manifest, load_manifest
+from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest, read_tree
+from nemotron_style.runtime.catalog.tree import find_trees
 from nemotron_style.runtime.errors import ManifestError, Problem, RefError, suggest
 from nemotron_style.runtime.paths import show_path
 
@@ -43,6 +50,9 @@ class Catalog:
             raise ManifestError(self.broken[exact])
         names = [*self.steps, *self.broken, *self.aliases]
         hits = {self.aliases.get(name, name) for name in names if name.endswith("/" + word)}
+        # A tree that somebody adds must not take a short name away from a step of ours.
+        own = {name for name in hits if not isinstance(self.steps.get(name), TreeManifest)}
+        hits = own or hits
         if len(hits) == 1:
             return self.find(hits.pop())
         if hits:
@@ -69,12 +79,17 @@ class Catalog:
         )
 
 
-def load_catalog(*, roots: Sequence[Path] | None = None) -> Catalog:
+def load_catalog(
+    *, roots: Sequence[Path] | None = None, profile_steps: Sequence[str] = ()
+) -> Catalog:
     """Read every ``step.toml`` below ``roots``: the shipped manifests, then the project's own.
 
-    Raises ManifestError only for ``kinds.toml``, without which nothing can be understood.
+    Then those of the trees that the environment, and a profile with its ``steps``, name.
+
+    Raises ManifestError only for ``kinds.toml``, without which nothing can be understood, and
+    UsageError for a tree that is not there.
     """
-    kinds = load_kinds()
+    kinds, trees = load_kinds(), find_trees(profile_steps)
     roots = manifest_roots() if roots is None else roots
     found: dict[str, list[Path]] = {}
     steps: dict[str, Manifest] = {}
@@ -88,8 +103,20 @@ def load_catalog(*, roots: Sequence[Path] | None = None) -> Catalog:
         except ManifestError as error:
             broken.setdefault(name, []).extend(error.problems)
             continue
-        broken.setdefault(name, []).extend(_unknown_kinds(manifest, kinds))
         steps[name] = manifest
+    for tree in trees:
+        kinds, problems = add_tree_kinds(kinds, tree)
+        if problems:
+            broken[f"{tree.name}/types.toml"] = problems
+        for name, step in read_tree(tree):
+            if name in steps or name in broken:
+                broken[f"{name} in {show_path(tree.root)}"] = [_explain_taken(name, step, steps)]
+            elif isinstance(step, Manifest):
+                steps[name] = step
+            else:
+                broken[name] = list(step.problems)
+    for name, manifest in steps.items():
+        broken.setdefault(name, []).extend(_unknown_kinds(manifest, kinds))
     for name, manifest in steps.items():
         broken.setdefault(name, []).extend(_unmet_needs(manifest, steps))
     broken = {name: problems for name, problems in broken.items() if problems}
@@ -101,6 +128,15 @@ def load_catalog(*, roots: Sequence[Path] | None = None) -> Catalog:
     aliases = _collect_aliases(steps, broken)
     whole = {name: steps[name] for name in sorted(steps) if name not in broken}
     return Catalog(steps=whole, broken=dict(sorted(broken.items())), kinds=kinds, aliases=aliases)
+
+
+def _explain_taken(
+    name: str, step: Manifest | ManifestError, steps: Mapping[str, Manifest]
+) -> Problem:
+    where = show_path(step.path) if isinstance(step, Manifest) else step.problems[0].where
+    other = f" of {show_path(steps[name].path)}" if name in steps else ""
+    what, fix = f"there is a step {name!r} already{other}", "rename one of them, or the tree"
+    return Problem(where=where, key="step.id", what=what, fix=fix)
 
 
 def _unknown_kinds(manifest: Manifest, kinds: Kinds) -> Iterator[Problem]:

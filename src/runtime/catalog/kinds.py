@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nemotron_style.runtime.catalog.manifest import read_toml
+from nemotron_style.runtime.catalog.tree import Tree
 from nemotron_style.runtime.errors import ManifestError, Problem, raise_all, suggest
 from nemotron_style.runtime.paths import find_project_root, shipped_folder, show_path
 from nemotron_style.runtime.validation import explain_errors
@@ -72,6 +73,33 @@ class Kinds:
                 if self.accepts(wanted, target):
                     return step
         return None
+
+
+def add_tree_kinds(kinds: Kinds, tree: Tree) -> tuple[Kinds, list[Problem]]:
+    """``kinds`` with those of a tree's ``types.toml``; a name that is known keeps its meaning.
+
+    Where the file is not in order, ``kinds`` as they are, and what is wrong with it.
+    """
+    path = tree.root / "types.toml"
+    if not path.is_file():
+        return kinds, []
+    where, found, problems = show_path(path), {kind.name: kind for kind in kinds}, []
+    try:
+        tables = read_toml(path)
+    except ManifestError as error:
+        return kinds, list(error.problems)
+    for name, table in tables.items():
+        if name in kinds:
+            continue
+        try:
+            kind = Kind.model_validate({**table, "name": name})
+        except (ValidationError, TypeError) as error:
+            problems += _explain_table(error, name, table, where)
+            continue
+        steps = {target: tree.name_step(step) for target, step in kind.convert_to.items()}
+        found[name] = kind.model_copy(update={"convert_to": steps})
+    problems += _check_names(found, dict.fromkeys(found, where))
+    return (kinds, problems) if problems else (Kinds(found), [])
 
 
 def load_kinds(*, paths: tuple[Path, ...] | None = None) -> Kinds:

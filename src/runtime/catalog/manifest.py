@@ -186,9 +186,19 @@ class Manifest(Header, Tables):
         return self.path.parent
 
     @property
+    def config_folder(self) -> Path:
+        """Where the configs of the step lie."""
+        return self.folder
+
+    @property
+    def default_config(self) -> str:
+        """The config that is meant where none is named."""
+        return "default"
+
+    @property
     def configs(self) -> tuple[str, ...]:
-        """The names of the configs beside the manifest; ``default`` and ``tiny`` come first."""
-        names = sorted(path.stem for path in self.folder.glob("*.yaml"))
+        """The names of the step's configs; ``default`` and ``tiny`` come first."""
+        names = sorted(path.stem for path in self.config_folder.glob("*.yaml"))
         return tuple(sorted(names, key=lambda name: (name != "default", name != "tiny")))
 
     @property

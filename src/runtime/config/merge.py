@@ -13,10 +13,12 @@ from nemotron_style.runtime.config.interpolation import leaves, resolve_interpol
 from nemotron_style.runtime.config.model import (
     MANDATORY,
     InputSource,
+    OpenConfig,
     ServiceSource,
     StepConfig,
     parse_config,
 )
+from nemotron_style.runtime.config.open_override import check_open
 from nemotron_style.runtime.config.override import apply_override, parse_override
 from nemotron_style.runtime.config.yaml_file import YamlFile
 from nemotron_style.runtime.errors import ConfigError, Problem, suggest
@@ -63,6 +65,8 @@ class MergedConfig:
         for text in overrides:
             try:
                 override = parse_override(text)
+                if issubclass(self.schema, OpenConfig):
+                    check_open(self.values, override)
                 apply_override(self.values, override, schema)
                 self.locations[override.key] = f"override {text!r}"
                 self.overridden.append(override.key)

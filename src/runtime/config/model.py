@@ -7,7 +7,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from nemotron_style.runtime.errors import ConfigError
 from nemotron_style.runtime.validation import explain_errors, is_plain_key
@@ -34,6 +42,24 @@ class StepConfig(Section):
     """The base of every step's ``Config``."""
 
     seed: int = Field(default=1234, ge=0, description="seeds everything that is drawn")
+
+
+class OpenConfig(StepConfig):
+    """A config whose YAML files are its schema: keys and types are those that they have.
+
+    Overrides are held to that (``config.override``); here every key and value is accepted.
+    """
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
+
+    seed: Any = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_seed(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if "seed" not in self.model_fields_set:
+            del values["seed"]
+        return values
 
 
 class ServiceSource(Section):

@@ -116,7 +116,7 @@ def resolve_config(
     from nemotron_style.runtime.config.merge import MergedConfig
 
     path = find_config(manifest, name)
-    file = read_config_file(path, home=manifest.folder)
+    file = read_config_file(path, home=manifest.config_folder)
     manifest = choose_variant(manifest, file, overrides)
     schema = load_config_class(manifest)
     merged = MergedConfig(manifest, schema, file, name=show_path(path))
@@ -164,7 +164,7 @@ def find_config(manifest: Manifest, name: str) -> Path:
     if "/" in name or name.endswith((".yaml", ".yml")):
         return expand_path(name)
     if name in manifest.configs:
-        return manifest.folder / f"{name}.yaml"
+        return manifest.config_folder / f"{name}.yaml"
     allowed = ", ".join(manifest.configs) or "none; give the path of a YAML file"
     what = f"{manifest.id} has no config {name!r}"
     raise ConfigError(Problem(what=what, allowed=allowed, fix=suggest(name, manifest.configs)))

@@ -1,0 +1,1 @@
+"""Steps that NVIDIA Nemotron's runner would start, started by ours."""

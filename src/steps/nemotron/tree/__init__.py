@@ -1,0 +1,1 @@
+"""Any step of a tree in NVIDIA Nemotron's layout; see ``recipe.py``."""
