@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nemotron_style.runtime.catalog.manifest import read_toml
-from nemotron_style.runtime.catalog.tree import Tree
+from nemotron_style.runtime.catalog.tree import Tree, find_trees
 from nemotron_style.runtime.errors import ManifestError, Problem, raise_all, suggest
 from nemotron_style.runtime.paths import find_project_root, shipped_folder, show_path
 from nemotron_style.runtime.validation import explain_errors
@@ -103,10 +103,11 @@ def add_tree_kinds(kinds: Kinds, tree: Tree) -> tuple[Kinds, list[Problem]]:
 
 
 def load_kinds(*, paths: tuple[Path, ...] | None = None) -> Kinds:
-    """The shipped kinds and those of the project's ``manifests/kinds.toml``, if any.
+    """The shipped kinds, those of the project's ``manifests/kinds.toml``, and those of trees.
 
     Raises ManifestError for a malformed table, an unknown name, a repeated kind or a cycle.
     """
+    trees = find_trees() if paths is None else ()
     if paths is None:
         paths = tuple(root / "kinds.toml" for root in manifest_roots())
         paths = (paths[0], *filter(os.path.lexists, paths[1:]))
@@ -127,7 +128,10 @@ def load_kinds(*, paths: tuple[Path, ...] | None = None) -> Kinds:
             kinds[name], origin[name] = kind, where
     problems += _check_names(kinds, origin)
     raise_all(ManifestError, problems)
-    return Kinds(kinds)
+    known = Kinds(kinds)
+    for tree in trees:
+        known = add_tree_kinds(known, tree)[0]  # what is wrong with one, `steps list` says
+    return known
 
 
 def manifest_roots() -> tuple[Path, ...]:

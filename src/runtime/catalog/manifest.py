@@ -218,6 +218,10 @@ class Manifest(Header, Tables):
             for name, tables in given.items()
         }
 
+    def is_content(self, value: Any) -> bool:
+        """Whether a value at the key of an input names what fills it; always, but for trees."""
+        return True
+
     def produced(self, name: str) -> Slot | None:
         """The output slot called ``name``."""
         return next((slot for slot in self.produces if slot.name == name), None)

@@ -10,6 +10,7 @@ does.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +30,7 @@ from nemotron_style.runtime.catalog.manifest import (
 from nemotron_style.runtime.catalog.runspec import Runspec, read_runspec
 from nemotron_style.runtime.catalog.tree import DEFAULT_NAME, Tree
 from nemotron_style.runtime.errors import ManifestError, Problem
-from nemotron_style.runtime.paths import shipped_folder, show_path
+from nemotron_style.runtime.paths import expand_path, shipped_folder, show_path
 from nemotron_style.runtime.validation import explain_errors, get_key
 
 PACKAGE = "nemotron_style.steps.nemotron.tree"
@@ -101,6 +102,10 @@ class TreeManifest(Manifest):
         """The config that is meant where none is named, as the runspec says."""
         return self.runspec.config.default
 
+    def is_content(self, value: Any) -> bool:
+        """Whether a value at an input's key is a path here; a hub id, say, is left as it is."""
+        return os.path.exists(expand_path(str(value)))
+
     def slots(self, side: str) -> tuple[TreeSlot, ...]:
         """The slots of ``input`` or ``output``."""
         slots = self.consumes if side == "input" else self.produces
@@ -129,7 +134,11 @@ class TreeManifest(Manifest):
             else slot
             for slot in self.slots("input")
         ]
-        produces = [slot for slot in self.slots("output") if slot.keys or slot.required]
+        produces = [
+            slot
+            for slot in self.slots("output")
+            if slot.required or (slot.config_key and get_key(values, slot.config_key) is not None)
+        ]
         image = run_env.get("container_image") or self.run.image
         return self.model_copy(
             update={
@@ -202,7 +211,7 @@ def read_step(path: Path, tree: Tree, keys: Mapping[str, BoundStep]) -> TreeMani
         tree=tree.name,
         import_root=tree.import_root,
         runspec=spec,
-        literal=bound.literal,
+        literal=("run.env.mounts", *bound.literal),  # mounts may be clones of repositories
         **header,
         **{name: getattr(document, name) for name in Tables.model_fields},
     )
@@ -259,4 +268,3 @@ def _check(document: Document, spec: Runspec, path: Path, where: str) -> Iterabl
         twice = [name for name, n in Counter(slot.name for slot in slots).items() if n > 1]
         for name in twice:
             yield Problem(where=where, key=f"{table}.name", what=f"slot {name!r} stands twice")
-

@@ -143,8 +143,9 @@ def run_step(
         name=name,
         fresh=fresh,
     )
+    profile = choose_profile(attached, detached)
     context = replace(
-        open_context(choose_profile(attached, detached), load_catalog()),
+        open_context(profile, load_catalog(profile_steps=profile.steps)),
         upstream=not no_upstream,
         detached=detached is not None,
         force_squash=force_squash,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +22,12 @@ from nemotron_style.runtime.validation import join_key, schema_keys, suggest_key
 
 Path = tuple[str | int, ...]
 _UNRESOLVED = object()
+_NVIDIAS = {
+    "art": "it looks an artifact up in NVIDIA's registry; give -i SLOT=REF, or the key a path",
+    "manifest": "it reads a file of a data step while a job runs; give the key a path",
+    "auto_mount": "it clones a repository, and is understood in run.env.mounts only",
+}
+"""Resolvers that NVIDIA Nemotron's runner adds to OmegaConf, and what to do instead."""
 _RESOLVERS: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
     "div": operator.truediv,
@@ -47,7 +54,8 @@ def resolve_interpolations(
 
     def look_up(path: Path, text: str) -> Any:
         try:
-            return _look_up(config, path)
+            with warnings.catch_warnings(action="ignore"):  # of ``${oc.env:NAME,}``, which works
+                return _look_up(config, path)
         except Exception as error:  # OmegaConf passes on whatever a resolver raises
             key = join_key(path)
             problems.append(_explain(error, text, key, where(key), known=known))
@@ -146,6 +154,8 @@ def _explain(error: Exception, text: str, key: str, where: str, *, known: list[s
     if resolver := re.search(r"Unsupported interpolation type (\S+)", reason):
         names = ("oc.env", "oc.select", "oc.decode", "oc.create", "mul", "add", "div", "max")
         what, fix = f"{text} uses {resolver[1]!r}, which is not known", suggest(resolver[1], names)
+        if resolver[1] in _NVIDIAS:
+            return Problem(where=where, key=key, what=f"{text}: {_NVIDIAS[resolver[1]]}")
         return Problem(where=where, key=key, what=what, allowed=", ".join(names), fix=fix)
     if missing := re.search(r"Missing mandatory value: (\S+)", reason):
         what = f"{text} points to {missing[1]!r}, which has no value yet"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from nemotron_style.runtime.catalog.manifest import Manifest
+from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest
 from nemotron_style.runtime.config.interpolation import leaves, resolve_interpolations
 from nemotron_style.runtime.config.model import (
     MANDATORY,
@@ -18,16 +19,18 @@ from nemotron_style.runtime.config.model import (
     StepConfig,
     parse_config,
 )
-from nemotron_style.runtime.config.open_override import check_open
+from nemotron_style.runtime.config.open_override import MISSING, check_open, find_value
 from nemotron_style.runtime.config.override import apply_override, parse_override
 from nemotron_style.runtime.config.yaml_file import YamlFile
 from nemotron_style.runtime.errors import ConfigError, Problem, suggest
+from nemotron_style.runtime.secrets.reject import remove_secrets
 from nemotron_style.runtime.validation import (
     explain_errors,
     find_key,
     get_key,
     join_key,
     put_key,
+    remove_key,
     split_key,
 )
 
@@ -48,6 +51,7 @@ class MergedConfig:
         self.locations = dict(file.locations)
         self.overridden: list[str] = []
         self.problems: list[Problem] = []
+        self.literal: dict[str, Any] = {}
 
     def where(self, key: str) -> str:
         """The file and line of ``key``, or of the nearest table above it.
@@ -72,6 +76,31 @@ class MergedConfig:
                 self.overridden.append(override.key)
             except ConfigError as error:
                 self.problems += error.problems
+
+    def fill_slots(self, manifest: TreeManifest, filled: Iterable[str]) -> None:
+        """Put marks at the keys of a tree's slots, and its literal keys aside, uninterpolated.
+
+        The keys of all outputs are filled, and those of the inputs that are named.
+        """
+        for slot in manifest.slots("output"):
+            for key, text in manifest.marks("output", [slot.name]).items():
+                if key in self.overridden:
+                    what = f"is where the output {slot.name} is made, and cannot be chosen"
+                    self._add_problem(key, what, fix="leave it out; --name names the artifact")
+                if find_value(self.values, split_key(key)) is not MISSING:
+                    put_key(self.values, key, text)
+                elif slot.required:
+                    what = f"is bound to the output {slot.name}, and this config has no such key"
+                    self._add_problem(key, what, fix=f"add it: +{key}=''")
+        for key, text in manifest.marks("input", filled).items():
+            put_key(self.values, key, text)
+        for key in manifest.literal:
+            value = find_value(self.values, split_key(key))
+            if value is not MISSING:
+                safe, leaked = remove_secrets({key: value}, where=self.where)
+                self.problems += leaked
+                put_key(self.literal, key, safe.get(key))
+                remove_key(self.values, key)
 
     def take_sources(self) -> tuple[dict[str, InputSource], dict[str, ServiceSource]]:
         """Take the tables ``inputs`` and ``services`` out of the values, interpolations resolved.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from nemotron_style.runtime.catalog.manifest import Manifest
-from nemotron_style.runtime.config.model import InputSource, ServiceSource, StepConfig
+from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest
+from nemotron_style.runtime.config.model import (
+    InputSource,
+    OpenConfig,
+    ServiceSource,
+    StepConfig,
+)
 from nemotron_style.runtime.errors import ConfigError, ManifestError, Problem, suggest
 from nemotron_style.runtime.paths import expand_path, show_path
 from nemotron_style.runtime.validation import (
@@ -69,6 +75,8 @@ def load_config_class(manifest: Manifest) -> type[StepConfig]:
     if not (isinstance(schema, type) and issubclass(schema, StepConfig)):
         what = f"{text!r} is not a subclass of StepConfig"
         raise ManifestError(Problem(where=where, key="run.config", what=what))
+    if issubclass(schema, OpenConfig):
+        return schema  # which keys there are, its files say
     keys = [*manifest.bound_keys, *(need.config_key for need in manifest.needs if need.config_key)]
     if unknown := [key for key in keys if find_key(schema, split_key(key)).field is None]:
         known = list(schema_keys(schema))
@@ -102,17 +110,22 @@ def _describe_import_error(error: BaseException) -> str:
 
 
 def resolve_config(
-    manifest: Manifest, *, name: str = "default", overrides: Sequence[str] = ()
+    manifest: Manifest,
+    *,
+    name: str = "default",
+    overrides: Sequence[str] = (),
+    filled: Iterable[str] = (),
 ) -> ResolvedConfig:
     """Merge a config with its parents and with ``overrides``, and validate it.
 
     ``name`` is a config beside the manifest, or a path of a YAML file (it has a ``/`` or a
     ``.yaml``). A slot-bound key may be left open (``???``): what fills it is not decided here.
+    Of a step of a tree, the keys of ``filled`` inputs hold marks, which other keys may refer to.
 
     Raises ConfigError with every problem of the files, the overrides and the values.
     """
     # They import YAML, which `steps list` can do without.
-    from nemotron_style.runtime.config.inheritance import read_config_file
+    from nemotron_style.runtime.config.inheritance import merge_tables, read_config_file
     from nemotron_style.runtime.config.merge import MergedConfig
 
     path = find_config(manifest, name)
@@ -121,6 +134,8 @@ def resolve_config(
     schema = load_config_class(manifest)
     merged = MergedConfig(manifest, schema, file, name=show_path(path))
     merged.apply_overrides(overrides)
+    if isinstance(manifest, TreeManifest):
+        merged.fill_slots(manifest, filled)
     sources, services = merged.take_sources()
     config, unbound = merged.validate()
     values = config.model_dump(mode="json")
@@ -129,6 +144,11 @@ def resolve_config(
     semantic = semantic_values(config)
     for key in manifest.bound_keys:
         remove_key(semantic, key)
+    if isinstance(manifest, TreeManifest):
+        for tree in (values, semantic):
+            tree.update(merge_tables(tree, merged.literal))
+        semantic.pop("run", None)  # the identity has what of it can change the result
+        manifest = manifest.settle(values)
     label = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-.")
     label, unused = label or "config", tuple(unused_keys(config))
     return ResolvedConfig(manifest, label, values, sources, services, semantic, unused, config)
@@ -163,6 +183,8 @@ def find_config(manifest: Manifest, name: str) -> Path:
     """
     if "/" in name or name.endswith((".yaml", ".yml")):
         return expand_path(name)
+    if name == "default":
+        name = manifest.default_config
     if name in manifest.configs:
         return manifest.config_folder / f"{name}.yaml"
     allowed = ", ".join(manifest.configs) or "none; give the path of a YAML file"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.catalog.manifest import Manifest, Run
+from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest
 from nemotron_style.runtime.config.resolve import ResolvedConfig
 from nemotron_style.runtime.errors import Problem, UsageError
 from nemotron_style.runtime.planning.compiler import choose_image, compile_job
@@ -17,6 +18,7 @@ from nemotron_style.runtime.planning.inputs import MISSING, UNREAD, ResolvedInpu
 from nemotron_style.runtime.planning.notes import note_unused
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest
 from nemotron_style.runtime.planning.resources import plan_resources
+from nemotron_style.runtime.planning.tree_step import describe_code
 from nemotron_style.runtime.profiles.keys import select_site
 from nemotron_style.runtime.run.code import digest_code
 from nemotron_style.runtime.run.plan import (
@@ -47,7 +49,8 @@ class ResolvedStep:
         here, and are no part of the code.
         """
         run = self.manifest.run
-        return {
+        own = describe_code(self.manifest) if isinstance(self.manifest, TreeManifest) else None
+        return ({"tree": own} if own else {}) | {
             "step": self.manifest.id,
             "manifest_version": self.manifest.version,
             "entrypoint": run.entrypoint,

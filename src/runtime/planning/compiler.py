@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemotron_style.runtime.catalog.manifest import Run
+from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest
 from nemotron_style.runtime.config.resolve import ResolvedConfig, import_object
 from nemotron_style.runtime.errors import ManifestError, Problem
 from nemotron_style.runtime.paths import show_path
 from nemotron_style.runtime.planning.inputs import ResolvedInput
+from nemotron_style.runtime.planning.tree_step import compile_tree
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
 from nemotron_style.runtime.validation import get_key
@@ -27,6 +29,8 @@ def compile_job(
     Raises ``ManifestError`` for a compiler that cannot be imported, or makes something else.
     """
     manifest = config.manifest
+    if isinstance(manifest, TreeManifest):
+        return compile_tree(config, inputs, profile=profile)
     text, where = manifest.run.compiler, show_path(manifest.path)
     if text is None:
         return CompiledJob()

@@ -104,7 +104,8 @@ def choose_sources(
 
     Raises ``UsageError`` when an option and an override contradict each other.
     """
-    overridden = {word.partition("=")[0].lstrip("+").strip() for word in overrides if "=" in word}
+    words = (word.partition("=") for word in overrides if "=" in word)
+    overridden = {key.lstrip("+").strip(): value for key, _, value in words}
     sources: dict[str, InputSource] = {}
     problems: list[Problem] = []
     for slot in manifest.consumes:
@@ -112,11 +113,11 @@ def choose_sources(
         value = get_key(config.values, key) if key else None
         if ref is not None:
             sources[slot.name] = InputSource(ref=ref)
-            if key in overridden and str(value) != ref:
-                what = f"{key}={value} says otherwise; they mean the same input"
+            if key in overridden and str(value) != ref and overridden[key] != ref:
+                what = f"{key}={overridden[key]} says otherwise; they mean the same input"
                 fix = "give one of them"
                 problems.append(Problem(where="-i", key=slot.name, what=what, got=ref, fix=fix))
-        elif value is not None:
+        elif value is not None and manifest.is_content(value):
             sources[slot.name] = InputSource(ref=str(value))
         elif slot.name in config.sources:
             sources[slot.name] = config.sources[slot.name]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from nemotron_style.runtime.catalog.manifest import Manifest, Need, Slot
+from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest
 from nemotron_style.runtime.config.model import InputSource, ServiceSource
 from nemotron_style.runtime.config.resolve import ResolvedConfig, resolve_config
 from nemotron_style.runtime.errors import (
@@ -85,7 +86,10 @@ class _Planner:
         """Plan a request that was not planned before."""
         catalog = self.context.catalog
         step = catalog.find(request.step)
-        config = resolve_config(step, name=request.config, overrides=request.overrides)
+        given = {word.partition("=")[0] for word in request.inputs}
+        config = resolve_config(
+            step, name=request.config, overrides=request.overrides, filled=given
+        )
         manifest = config.manifest
         check_request(request, manifest)
         service_slots = [
@@ -95,6 +99,11 @@ class _Planner:
         ]
         refs = parse_input_options(request.inputs, manifest, service_slots=service_slots)
         sources = choose_sources(manifest, config, refs=refs, overrides=request.overrides)
+        if isinstance(manifest, TreeManifest) and sources.keys() - given:
+            # Its config names content that is here; other keys may be derived from that one.
+            config = resolve_config(
+                step, name=request.config, overrides=request.overrides, filled=sources
+            )
         resolved = ResolvedStep(manifest, config, self.resolve_inputs(manifest, sources))
         services = self.resolve_services(manifest, config, refs)
         return self.add_run(request, resolved, services, is_upstream=len(self.chain) > 1)

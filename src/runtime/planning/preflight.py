@@ -22,6 +22,7 @@ from nemotron_style.runtime.errors import Problem
 from nemotron_style.runtime.paths import expand_path
 from nemotron_style.runtime.planning.inputs import Adoption
 from nemotron_style.runtime.planning.notes import describe_count
+from nemotron_style.runtime.planning.tree_step import check_job
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.store.layout import MAKE_ROOM
 from nemotron_style.runtime.store.record import Artifact
@@ -48,6 +49,7 @@ def check_plan(plan: Plan, *, adoptions: Sequence[Adoption] = ()) -> list[Proble
         *check_counts(plan),
         *check_parallel(plan),
         *check_port(plan),
+        *check_job(plan),
     ]
 
 

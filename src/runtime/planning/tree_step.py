@@ -22,6 +22,7 @@ from nemotron_style.runtime.paths import show_path
 from nemotron_style.runtime.planning.inputs import ResolvedInput
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.code import walk_sources
+from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.step.compiled import CompiledJob
 from nemotron_style.runtime.validation import get_key, show_value
 
@@ -30,6 +31,7 @@ JOB = "nemotron_step.json"
 # What run.env says about the job itself; all else in it is read by the config alone.
 ACTED_UPON = ("container_image", "env_vars", "mounts", "nodes", "gpus_per_node")
 PROCESSES = ("nproc_per_node", "nprocs_per_node", "ntasks_per_node")
+SEEN = "step.py is not copied; the machine or image of the job must have this folder:"
 AUTO_MOUNT = re.compile(r"\$\{auto_mount:\s*(?P<url>[^,}]+),?\s*(?P<target>[^}]*)\}")
 
 
@@ -47,15 +49,21 @@ def compile_tree(
         "launch": run.launch,
         "cmd": run.cmd,
         "workdir": run.workdir,
+        "image": manifest.run.image,
+        "mounts": list(find_mounts(manifest)),
         "import_root": str(manifest.import_root) if manifest.import_root else None,
         "env": env,
-        "slots": dict(describe_slots(manifest, inputs)),
+        "slots": list(describe_slots(manifest, inputs)),
     }
     return CompiledJob(
         files={JOB: json.dumps(job, indent=2) + "\n"},
-        notes=tuple(explain(manifest, config, inputs, profile)),
+        notes=(
+            *explain(manifest, config, inputs),
+            *([] if is_here(profile) else [f"{SEEN} {manifest.folder}"]),
+            *(f"needs {missing}: {fix}" for missing, fix in find_needs(job, profile)),
+        ),
         resources=count_resources(manifest, profile),
-        problems=tuple(find_problems(manifest, config, inputs, profile)),
+        problems=tuple(find_problems(manifest, inputs)),
     )
 
 
@@ -84,13 +92,13 @@ def read_variables(manifest: TreeManifest, profile: Profile) -> dict[str, str]:
 
 def describe_slots(
     manifest: TreeManifest, inputs: Mapping[str, ResolvedInput]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, how the job fills its keys) of every filled input and every output with a key."""
+) -> Iterator[dict[str, Any]]:
+    """How the job fills the keys of every filled input and every output."""
     filled = [("input", slot) for slot in manifest.slots("input") if slot.name in inputs]
     for side, slot in (*filled, *(("output", slot) for slot in manifest.slots("output"))):
         if slot.keys:
             entry = {"side": side, "slot": slot.name, "keys": slot.keys, "file": slot.file}
-            yield f"{side}:{slot.name}", {**entry, "mark": mark(side, slot.name)}
+            yield {**entry, "mark": mark(side, slot.name, slot.file)}
 
 
 def count_resources(manifest: TreeManifest, profile: Profile) -> dict[str, int]:
@@ -116,10 +124,7 @@ def count_resources(manifest: TreeManifest, profile: Profile) -> dict[str, int]:
 
 
 def explain(
-    manifest: TreeManifest,
-    config: ResolvedConfig,
-    inputs: Mapping[str, ResolvedInput],
-    profile: Profile,
+    manifest: TreeManifest, config: ResolvedConfig, inputs: Mapping[str, ResolvedInput]
 ) -> Iterator[str]:
     """Lines for the dry run: what is covered by the plan, and what is not."""
     code = f"code: the {len(digest_files(manifest))} files of {show_path(manifest.folder)}"
@@ -135,10 +140,6 @@ def explain(
         if value is not None:
             told = f"{slot.keys[0]}={show_value(value)} stays as it is and has no lineage"
             yield f"input {slot.name}: {told}"
-    if cmd := manifest.runspec.run.cmd:
-        program = cmd.split()[0]
-        missing = profile.executor == "local" and not profile.image and not shutil.which(program)
-        yield f"command: {cmd}" + (f"  ({program} is not on this machine)" if missing else "")
     others = [
         f"run.env.{name}"
         for name, value in manifest.run_env.items()
@@ -148,13 +149,8 @@ def explain(
         yield f"{', '.join(others)}: read by the config alone; the profile says where it runs"
 
 
-def find_problems(
-    manifest: TreeManifest,
-    config: ResolvedConfig,
-    inputs: Mapping[str, ResolvedInput],
-    profile: Profile,
-) -> Iterator[Problem]:
-    """What keeps the step from being run here, each with what to do about it."""
+def find_problems(manifest: TreeManifest, inputs: Mapping[str, ResolvedInput]) -> Iterator[Problem]:
+    """The slots that the job could not use, each with what to do about it."""
     where = show_path(manifest.path)
     for slot in manifest.slots("output"):
         if not slot.keys:
@@ -166,26 +162,39 @@ def find_problems(
             what = "nothing says which key of the config holds its path"
             fix = "leave -i out, or add config_key = 'KEY' to its [[consumes]]"
             yield Problem(where=where, key=f"consumes.{slot.name}", what=what, fix=fix)
-    yield from _check_mounts(manifest, profile)
-    workdir = manifest.runspec.run.workdir
-    if workdir and profile.executor == "local" and not profile.image and not Path(workdir).is_dir():
-        what = f"step.py runs in {workdir}, which is not on this machine"
-        fix = f"use a profile with an image, such as {manifest.run.image}"
-        yield Problem(where=manifest.id, what=what, fix=fix)
 
 
-def _check_mounts(manifest: TreeManifest, profile: Profile) -> Iterator[Problem]:
-    """Every mount of ``run.env`` that neither the profile nor this machine has."""
+def find_mounts(manifest: TreeManifest) -> Iterator[tuple[str, str]]:
+    """(what, where) of the config's ``run.env.mounts``; NVIDIA's runner clones repositories."""
     mounts = manifest.run_env.get("mounts") or []
-    targets = {mount.target for mount in profile.mounts}
     for entry in mounts if isinstance(mounts, list) else [mounts]:
-        repository = AUTO_MOUNT.fullmatch(str(entry))
-        text = repository["target"] if repository else str(entry).partition(":")[2] or str(entry)
-        is_here = profile.executor == "local" and not profile.image and Path(text).is_dir()
-        if text in targets or is_here:
-            continue
-        what = f"it wants {repository['url'] if repository else entry} mounted at {text}"
-        fix = f'check it out, and add mounts = ["/your/checkout:{text}"] to the profile'
-        yield Problem(where=manifest.id, key="run.env.mounts", what=what, fix=fix)
+        clone = AUTO_MOUNT.fullmatch(str(entry))
+        source, _, target = str(entry).partition(":")
+        yield (clone["url"], clone["target"]) if clone else (source, target or source)
 
 
+def is_here(plan: Plan | Profile) -> bool:
+    """Whether a job runs on this machine and outside any image, so that what it has is known."""
+    return plan.executor == "local" and not plan.image
+
+
+def find_needs(job: Mapping[str, Any], plan: Plan | Profile) -> Iterator[tuple[str, str]]:
+    """(what is missing, what to do) of what the job finds neither in its profile nor here."""
+    targets = {mount.target for mount in plan.mounts}
+    for source, target in job["mounts"]:
+        if target not in targets and not (is_here(plan) and Path(target).is_dir()):
+            fix = f'bring it there, with mounts = ["FOLDER:{target}"] in a profile with an image'
+            yield f"{source} at {target}", fix
+    if is_here(plan) and job["workdir"] and not Path(job["workdir"]).is_dir():
+        fix = f"use a profile with the image {job['image']}" if job["image"] else "make it"
+        yield f"the folder {job['workdir']}", fix
+    program = job["cmd"].split()[0] if job["cmd"] else ""
+    if is_here(plan) and program and not shutil.which(program):
+        yield f"the program {program}", f"install it; the step's command is: {job['cmd']}"
+
+
+def check_job(plan: Plan) -> Iterator[Problem]:
+    """What the job of a tree's step would miss, as far as it is known before it is submitted."""
+    if JOB in plan.files:
+        for missing, fix in find_needs(json.loads(plan.files[JOB]), plan):
+            yield Problem(where=plan.step, what=f"step.py needs {missing}", fix=fix)

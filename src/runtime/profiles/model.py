@@ -82,7 +82,8 @@ class Profile(BaseModel):
     save ``grace_seconds`` before it. ``python`` starts the worker where ``sys.executable`` cannot,
     in an image or on a node. ``secrets_file`` is read where the job runs; ``upload`` is an fsspec
     URL that takes plan and code to a job whose store (``remote_store``) this machine does not
-    see. ``ignored`` are keys of the ``env.toml`` dialect that have no meaning here.
+    see. ``steps`` are ``NAME=FOLDER`` of steps in NVIDIA's layout. ``ignored`` are keys of the
+    ``env.toml`` dialect that have no meaning here.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -100,6 +101,7 @@ class Profile(BaseModel):
     setup: tuple[str, ...] = ()
     store: str | None = None
     workdir: str | None = None
+    steps: tuple[str, ...] = ()
 
     nodes: int | None = Field(default=None, ge=1)
     gpus_per_node: int | None = Field(default=None, ge=0)

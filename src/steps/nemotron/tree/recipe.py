@@ -66,6 +66,9 @@ def run(config: Config, ctx: StepContext) -> None:
     if code:
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
         raise StepFailed(Problem(where=job["step"], what=f"step.py {how}", fix="its log says why"))
+    for entry in job["slots"]:
+        if entry["side"] == "output":
+            ctx.output(entry["slot"]).note(step_files=job["files"])
 
 
 def check_files(folder: Path, files: Mapping[str, str], *, where: str) -> None:
@@ -89,13 +92,28 @@ def _hash(path: Path) -> str:
 def fill_paths(values: dict[str, Any], job: Mapping[str, Any], ctx: StepContext) -> dict[str, Any]:
     """``values`` with real paths at the keys of the slots, and in all text derived from them."""
     paths: dict[str, str] = {}
-    for slot, entry in job["slots"].items():
-        input_path = ctx.inputs[slot].path if entry["side"] == "input" else None
-        path = str(Path(input_path or ctx.output(slot).path, entry["file"] or ""))
+    for entry in job["slots"]:
+        path = find_path(entry, ctx)
         paths[entry["mark"]] = path
         for key in entry["keys"]:
             _put(values, key.split("."), path)
     return dict(_replace(values, paths))
+
+
+def find_path(entry: Mapping[str, Any], ctx: StepContext) -> str:
+    """The path of a slot, with the file below it that its key wants.
+
+    Of an input that is one file under another name, that file.
+    """
+    slot, file = entry["slot"], entry["file"]
+    if entry["side"] == "output":
+        return str(Path(ctx.output(slot).path, file or ""))
+    folder = ctx.input(slot).path
+    if not file:
+        return str(folder)
+    present = list(folder.iterdir())
+    is_other = not (folder / file).exists() and "*" not in file
+    return str(present[0] if is_other and len(present) == 1 else folder / file)
 
 
 def _put(values: dict[str, Any], parts: list[str], value: str) -> None:
