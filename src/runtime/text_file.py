@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,17 @@ def read_json_file(
     if not isinstance(value, dict):
         raise error(Problem(where=show_path(path), what="is not a JSON object"))
     return value
+
+
+def read_toml_file(path: Path, error: type[StepsError]) -> dict[str, Any]:
+    """A TOML file as a table; a file that cannot be read or parsed raises ``error``."""
+    text = read_text_file(path, error)
+    try:
+        if LONG_NUMBER.search(text):  # in hexadecimal it would be read, and could not be shown
+            raise ValueError
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as refused:
+        raise error(explain_parser(refused, text, show_path(path), "TOML")) from None
 
 
 def explain_parser(error: Exception, text: str, where: str, language: str) -> Problem:

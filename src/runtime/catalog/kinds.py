@@ -13,10 +13,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nemotron_style.runtime.catalog.manifest import read_toml
 from nemotron_style.runtime.catalog.tree import Tree, find_trees
 from nemotron_style.runtime.errors import ManifestError, Problem, raise_all, suggest
 from nemotron_style.runtime.paths import find_project_root, shipped_folder, show_path
+from nemotron_style.runtime.text_file import read_toml_file
 from nemotron_style.runtime.validation import explain_errors
 
 
@@ -85,7 +85,7 @@ def add_tree_kinds(kinds: Kinds, tree: Tree) -> tuple[Kinds, list[Problem]]:
         return kinds, []
     where, found, problems = show_path(path), {kind.name: kind for kind in kinds}, []
     try:
-        tables = read_toml(path)
+        tables = read_toml_file(path, ManifestError)
     except ManifestError as error:
         return kinds, list(error.problems)
     for name, table in tables.items():
@@ -116,7 +116,7 @@ def load_kinds(*, paths: tuple[Path, ...] | None = None) -> Kinds:
     problems: list[Problem] = []
     for path in paths:
         where = show_path(path)
-        for name, table in read_toml(path).items():
+        for name, table in read_toml_file(path, ManifestError).items():
             try:
                 kind = Kind.model_validate({**table, "name": name})
             except (ValidationError, TypeError) as error:

@@ -9,7 +9,6 @@ and a ``name`` for each slot.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,9 +17,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator
 
-from nemotron_style.runtime.errors import ManifestError, Problem, StepsError, raise_all
+from nemotron_style.runtime.errors import ManifestError, Problem, raise_all
 from nemotron_style.runtime.paths import show_path
-from nemotron_style.runtime.text_file import LONG_NUMBER, explain_parser, read_text_file
+from nemotron_style.runtime.text_file import read_toml_file
 from nemotron_style.runtime.validation import explain_errors
 
 STEP_ID = re.compile(r"[a-z0-9][a-z0-9_]*(/[a-z0-9][a-z0-9_]*)+")
@@ -233,7 +232,7 @@ def load_manifest(path: Path, *, root: Path | None = None) -> Manifest:
     Raises ManifestError with every problem of the file; a TOML syntax error names its line.
     """
     where = show_path(path)
-    table = read_toml(path)
+    table = read_toml_file(path, ManifestError)
     try:
         document = Document.model_validate(table)
     except ValidationError as error:
@@ -243,17 +242,6 @@ def load_manifest(path: Path, *, root: Path | None = None) -> Manifest:
     manifest = Manifest(path=path, **document.step.model_dump(), **tables)
     raise_all(ManifestError, list(_cross_check(manifest, where, root)))
     return manifest
-
-
-def read_toml(path: Path, error: type[StepsError] = ManifestError) -> dict[str, Any]:
-    """A TOML file as a table; a file that cannot be read or parsed raises ``error``."""
-    text = read_text_file(path, error)
-    try:
-        if LONG_NUMBER.search(text):  # in hexadecimal it would be read, and could not be shown
-            raise ValueError
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as refused:
-        raise error(explain_parser(refused, text, show_path(path), "TOML")) from None
 
 
 def _match(pattern: re.Pattern[str], text: str, allowed: str) -> str:

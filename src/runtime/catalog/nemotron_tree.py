@@ -25,12 +25,12 @@ from nemotron_style.runtime.catalog.manifest import (
     Slot,
     Table,
     Tables,
-    read_toml,
 )
 from nemotron_style.runtime.catalog.runspec import Runspec, read_runspec
 from nemotron_style.runtime.catalog.tree import DEFAULT_NAME, Tree
 from nemotron_style.runtime.errors import ManifestError, Problem
 from nemotron_style.runtime.paths import expand_path, shipped_folder, show_path
+from nemotron_style.runtime.text_file import read_toml_file
 from nemotron_style.runtime.validation import explain_errors, get_key
 
 PACKAGE = "nemotron_style.steps.nemotron.tree"
@@ -173,7 +173,7 @@ def read_tree(tree: Tree) -> Iterator[tuple[str, Manifest | ManifestError]]:
 
 def read_keys() -> Mapping[str, BoundStep]:
     """What we know of the keys of NVIDIA's own steps, by their ids."""
-    tables = read_toml(shipped_folder("manifests") / KEYS)
+    tables = read_toml_file(shipped_folder("manifests") / KEYS, ManifestError)
     return {name: BoundStep.model_validate(table) for name, table in tables.items()}
 
 
@@ -182,7 +182,7 @@ def read_step(path: Path, tree: Tree, keys: Mapping[str, BoundStep]) -> TreeMani
 
     Raises ManifestError with everything that is wrong with them.
     """
-    where, table, problems = show_path(path), read_toml(path), []
+    where, table, problems = show_path(path), read_toml_file(path, ManifestError), []
     try:
         spec = read_runspec(path.with_name("step.py"))
     except ManifestError as error:

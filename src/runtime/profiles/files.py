@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.catalog.manifest import read_toml
 from nemotron_style.runtime.errors import Problem, ProfileError, raise_all, suggest
 from nemotron_style.runtime.paths import (
     ROOT,
@@ -22,6 +21,7 @@ from nemotron_style.runtime.paths import (
     show_path,
 )
 from nemotron_style.runtime.profiles.nemo_env import RESERVED
+from nemotron_style.runtime.text_file import read_toml_file
 
 ENV_FILE_VARIABLE = "NEMOTRON_ENV_FILE"
 
@@ -51,7 +51,7 @@ def read_profiles(*, project_root: Path | None = None) -> dict[str, ProfileTable
     """
     tables: dict[str, ProfileTable] = {}
     for path in [*sorted(shipped_folder("profiles").glob("*.toml")), *_env_files(project_root)]:
-        for name, table in read_toml(path, ProfileError).items():
+        for name, table in read_toml_file(path, ProfileError).items():
             if not isinstance(table, dict):
                 what, fix = "stands outside of any profile", "put it below a line [name]"
                 raise ProfileError(Problem(where=show_path(path), key=name, what=what, fix=fix))
