@@ -102,6 +102,14 @@ class TreeManifest(Manifest):
         """The config that is meant where none is named, as the runspec says."""
         return self.runspec.config.default
 
+    def describe_start(self) -> Iterator[tuple[str, str]]:
+        """(key, value) of what the runspec says about the job, for ``steps show``."""
+        spec = self.runspec
+        counts = f"{spec.resources.nodes} x {spec.resources.gpus_per_node} GPUs"
+        yield from (("launch", spec.run.launch), ("resources", counts))
+        known = {"image": spec.image, "workdir": spec.run.workdir, "cmd": spec.run.cmd}
+        yield from ((key, value) for key, value in known.items() if value)
+
     def is_content(self, value: Any) -> bool:
         """Whether a value at an input's key is a path here; a hub id, say, is left as it is."""
         return os.path.exists(expand_path(str(value)))

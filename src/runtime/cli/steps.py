@@ -13,6 +13,7 @@ import typer
 
 from nemotron_style.runtime.catalog.catalog import Catalog, load_catalog
 from nemotron_style.runtime.catalog.manifest import Manifest, Slot
+from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest
 from nemotron_style.runtime.cli.completion import complete_category, complete_kind, complete_step
 from nemotron_style.runtime.cli.lazy import LazyGroup
 from nemotron_style.runtime.cli.options import AsJson, command_group
@@ -25,6 +26,7 @@ from nemotron_style.runtime.cli.table import (
     print_problems,
     print_tree,
     render_pairs,
+    wrap_text,
 )
 from nemotron_style.runtime.errors import Problem, StepsError, UsageError, suggest
 from nemotron_style.runtime.validation import flatten, get_key, show_value
@@ -193,7 +195,7 @@ def _flow(step: Manifest) -> str:
 def _render_sections(step: Manifest, catalog: Catalog) -> Iterator[str]:
     defaults = _defaults(step)
     page = min(choose_width(in_pipe=PAGE), PAGE)
-    yield f"{emphasise(step.id)} - {step.name}\n\n{_wrap(step.description, page)}\n"
+    yield f"{emphasise(step.id)} - {step.name}\n\n{wrap_text(step.description, page)}\n"
     if step.aliases:
         yield f"Also called: {', '.join(step.aliases)}\n"
     makes = [(slot.name, _describe_slot(slot)) for slot in step.produces]
@@ -201,6 +203,7 @@ def _render_sections(step: Manifest, catalog: Catalog) -> Iterator[str]:
         "Takes": _takes(step.consumes, catalog) or [("nothing", "")],
         "Makes": makes or [("nothing", "It runs until it is stopped.")],
         "Needs beside it": [(n.name, f"{n.step}  {n.description}") for n in step.needs],
+        "Started": list(step.describe_start()) if isinstance(step, TreeManifest) else [],
         "Configs": list(_configs(step)) or [("none", "")],
         "Variants": list(_variants(step)),
         "Parameters": list(_parameters(step, defaults)),
@@ -212,7 +215,7 @@ def _render_sections(step: Manifest, catalog: Catalog) -> Iterator[str]:
         if pairs:
             yield f"{emphasise(title)}\n{render_pairs(pairs)}"
     yield f"{emphasise('Try')}\n" + "".join(
-        f"  # {why}\n{_wrap(command, page - 2, continued=True)}\n"
+        f"  # {why}\n{wrap_text(command, page - 2, continued=True)}\n"
         for command, why in _examples(step, defaults)
     )
 
@@ -232,19 +235,6 @@ def _variants(step: Manifest) -> Iterator[tuple[str, str]]:
     for name, form in [*step.forms.items()][1:]:
         how = form.run.launch + (f" in the image {form.run.image}" if form.run.image else "")
         yield f"{step.run.variant_key}={name}", f"{_flow(form)}. Started by {how}."
-
-
-def _wrap(text: str, width: int, *, continued: bool = False) -> str:
-    """``text`` indented and wrapped; ``continued`` lines are one command to the shell."""
-    lines = textwrap.wrap(
-        " ".join(text.split()),
-        width,
-        initial_indent="  ",
-        subsequent_indent="      " if continued else "  ",
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
-    return (" \\\n" if continued else "\n").join(lines)
 
 
 def _takes(slots: Sequence[Slot], catalog: Catalog) -> list[tuple[str, str]]:

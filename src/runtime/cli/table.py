@@ -133,3 +133,16 @@ def render_pairs(pairs: Iterable[tuple[str, str]], *, indent: str = "  ") -> str
 def emphasise(text: str) -> str:
     """``text`` in bold on a terminal."""
     return f"{BOLD}{text}{PLAIN}" if sys.stdout.isatty() else text
+
+
+def wrap_text(text: str, width: int, *, continued: bool = False) -> str:
+    """``text`` indented and wrapped; ``continued`` lines are one command to the shell."""
+    lines = textwrap.wrap(
+        " ".join(text.split()),
+        width,
+        initial_indent="  ",
+        subsequent_indent="      " if continued else "  ",
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return (" \\\n" if continued else "\n").join(lines)

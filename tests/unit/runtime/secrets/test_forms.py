@@ -282,3 +282,10 @@ def test_redaction_takes_linear_time() -> None:
         begun = time.process_time()
         redact(unit * (200_000 // len(unit)))
         assert time.process_time() - begun < 2, unit
+
+
+def test_the_name_of_a_variable_under_itself_is_no_value() -> None:
+    config = {"env_vars": {"HF_TOKEN": "HF_TOKEN"}}
+    assert remove_secrets(config, where=str) == (config, [])
+    for table in ({"HF_TOKEN": "GH_PAT_x7Hq2"}, {"password": "password1"}):
+        assert remove_secrets(table, where=str)[0] == {}
