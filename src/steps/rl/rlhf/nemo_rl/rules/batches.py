@@ -79,7 +79,7 @@ def micro_batches_fill(job: View) -> Iterator[Problem]:
     advice=True,
 )
 def updates_of_a_step(job: View) -> Iterator[Problem]:
-    """More than one update a step is said."""
+    """A step makes one update."""
     updates = job.samples // job.global_batch
     if job.flag("loss_fn.force_on_policy_ratio"):
         return  # then there is one, or an error

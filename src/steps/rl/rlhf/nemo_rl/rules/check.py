@@ -42,11 +42,21 @@ RULES = sorted(
 )
 """In the order in which problems are told: what hangs, then what stops, then what is silent."""
 
+ROWS_OF_VALIDATION = gym_judge.validation_cohort_fills.name
+
 
 def check(values: Mapping[str, Any], facts: Facts) -> Iterator[Problem]:
     """What breaks a run of the complete configuration ``values``, what hangs first."""
     for _, problem in find_breaches(values, facts, advice=False):
         yield problem
+
+
+def check_rows(values: Mapping[str, Any], facts: Facts) -> Iterator[Problem]:
+    """What breaks a run in the rows that ``facts`` knows, for the job that has just made them."""
+    about_rows = {rule.name for rule in rules_of(data_rows)} | {ROWS_OF_VALIDATION}
+    for rule, problem in find_breaches(values, facts, advice=False):
+        if rule.name in about_rows:
+            yield problem
 
 
 def advise(values: Mapping[str, Any], facts: Facts) -> Iterator[str]:

@@ -39,7 +39,7 @@ def save_period(job: View) -> Iterator[Problem]:
         )
 
 
-@rule(Effect.STOPS, "AssertionError at the first save (from HEAD on at the start, RL#1261)")
+@rule(Effect.STOPS, "AssertionError at the first save (from v0.8.0 on at the start, RL#1261)")
 def metric_prefix(job: View) -> Iterator[Problem]:
     """`metric_name` begins with `val:` or `train:`."""
     key = f"{SECTION}.metric_name"
@@ -91,7 +91,7 @@ def metric_at_saves(job: View) -> Iterator[Problem]:
 
 @rule(Effect.SILENT, "the best and the newest are kept", advice=True)
 def kept(job: View) -> Iterator[Problem]:
-    """With `keep_top_k` 1, two checkpoints are kept."""
+    """`keep_top_k` is more than 1, since the newest is kept beside the best."""
     if saves(job) and job.get(f"{SECTION}.keep_top_k") == 1:
         what = "1 keeps two checkpoints: the best and the newest"
         yield Problem(key=f"{SECTION}.keep_top_k", what=what)
@@ -151,7 +151,7 @@ def resumes_same_model(job: View) -> Iterator[Problem]:
 
 @rule(Effect.SILENT, "the highest step_N of the folder is resumed, whatever it holds", advice=True)
 def resumes(job: View) -> Iterator[Problem]:
-    """A folder that holds checkpoints is said."""
+    """The folder of checkpoints is empty, or the run is meant to go on."""
     resumed = job.facts.resumes
     if resumed is not None:
         most = job.get("grpo.max_num_steps")

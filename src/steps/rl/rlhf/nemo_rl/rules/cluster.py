@@ -34,7 +34,7 @@ def nodes_are_there(job: View) -> Iterator[Problem]:
 
 @rule(Effect.SILENT, "GPUs are reserved and idle", advice=True)
 def gpus_are_used(job: View) -> Iterator[Problem]:
-    """GPUs that neither the policy nor a judge uses are counted."""
+    """Every GPU of the job has work."""
     nodes, gpus = job.facts.nodes, job.facts.gpus_per_node
     if nodes is None or gpus is None:
         return

@@ -32,7 +32,7 @@ def rows_fill_a_step(job: View) -> Iterator[Problem]:
 
 @rule(Effect.SILENT, "incomplete batches are dropped each epoch", advice=True)
 def rows_are_used(job: View) -> Iterator[Problem]:
-    """Rows that no step uses are counted."""
+    """The rows of an epoch are a multiple of P."""
     rows, needed = _train_rows(job), _loader_batch(job)
     steps, dropped = divmod(rows, needed)
     if steps and dropped:

@@ -37,7 +37,7 @@ def cohort_fills(job: View) -> Iterator[Problem]:
 
 @rule(Effect.HANGS, "the judge waits for responses to validation prompts without a time limit")
 def validation_cohort_fills(job: View) -> Iterator[Problem]:
-    """Each validation prompt comes `num_rollouts_per_prompt` times (by `repeat`, later by key)."""
+    """Each validation prompt is sent as often as the judge waits for."""
     if not job.validates or job.get("data.validation") is None or job.cohort <= 1:
         return
     wanted = job.generations  # which the judge waits for, or the rule above says so
@@ -269,7 +269,7 @@ def judge_is_another(job: View) -> Iterator[Problem]:
 
 @rule(Effect.SILENT, "the standard deviation is not a number and becomes 0", advice=True)
 def pairs_are_normalised(job: View) -> Iterator[Problem]:
-    """Groups of two are not normalised with a leave-one-out baseline."""
+    """With a leave-one-out baseline, groups have more than two responses."""
     baseline = job.flag("grpo.adv_estimator.use_leave_one_out_baseline", default=True)
     normalises = job.flag("grpo.adv_estimator.normalize_rewards", default=True)
     if job.generations == 2 and baseline and normalises:

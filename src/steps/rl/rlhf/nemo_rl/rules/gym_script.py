@@ -151,7 +151,7 @@ def async_corrects(job: View) -> Iterator[Problem]:
 
 @rule(Effect.STOPS, "AssertionError after all workers are up")
 def async_apart(job: View) -> Iterator[Problem]:
-    """Asynchronous GRPO generates on GPUs of its own (from HEAD on, or by Megatron)."""
+    """Asynchronous GRPO generates on GPUs of its own (from head on, or by Megatron)."""
     by_megatron = job.get("policy.generation.backend") == "megatron"
     is_possible = by_megatron and job.version >= Version.HEAD
     if job.flag("grpo.async_grpo.enabled") and job.colocated and not is_possible:
@@ -176,7 +176,7 @@ def rollout_attempts(job: View) -> Iterator[Problem]:
 
 @rule(Effect.SILENT, "a response that is cut by its own limit is not marked", advice=True)
 def overlong_limit(job: View) -> Iterator[Problem]:
-    """Overlong filtering sees responses that fill the whole context only."""
+    """With overlong filtering, responses may fill the whole context."""
     limit = job.number("policy.generation.max_new_tokens")
     context = job.number(f"{VLLM}.max_model_len")
     if job.gym and job.flag("grpo.overlong_filtering") and limit < context:

@@ -110,7 +110,7 @@ def asynchronous(job: View) -> Iterator[Problem]:
 
 @rule(Effect.STOPS, "`Field required` when the configuration is read", since=Version.HEAD)
 def validation_sampling(job: View) -> Iterator[Problem]:
-    """From HEAD on, validation has sampling parameters of its own."""
+    """From head on, validation has sampling parameters of its own."""
     for name in ("temperature", "top_p", "top_k"):
         key = f"policy.generation.val_{name}"
         yield from missing(job, key, write=show(job.get(f"policy.generation.{name}")))

@@ -174,7 +174,7 @@ def unclipped_advantages(job: View) -> Iterator[Problem]:
     since=Version.HEAD,
 )
 def normalisation_unread(job: View) -> Iterator[Problem]:
-    """From HEAD on, rewards are normalised as `grpo.adv_estimator` says."""
+    """From head on, rewards are normalised as `grpo.adv_estimator` says."""
     key = "grpo.adv_estimator.normalize_rewards"
     asked = job.get("grpo.normalize_rewards")
     used = job.get(key, True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import preflight_page
 from nemo_rl_rules import COMPARE, FACTS, JUDGE, MEGATRON, REMOVED, change, valid_values
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules import check as all_rules
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.check import RULES, SUBJECTS, advise, check
@@ -142,3 +143,8 @@ def test_the_documented_path_of_the_judge_is_not_dropped_silently() -> None:
     (problem,) = check(values, replace(FACTS, version=Version.V0_6_0))
     assert problem.key == section
     assert "genrm_model, vllm_model" in str(problem)
+
+
+def test_the_page_of_rules_is_that_of_today() -> None:
+    page = preflight_page.PAGE.read_text(encoding="utf-8")
+    assert page == preflight_page.renew(page), "run: python tests/shared/preflight_page.py"
