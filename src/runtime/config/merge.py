@@ -94,6 +94,10 @@ class MergedConfig:
                     self._add_problem(key, what, fix=f"add it: +{key}=''")
         for key, text in manifest.marks("input", filled).items():
             put_key(self.values, key, text)
+        required = [slot for slot in manifest.slots("input") if slot.required]
+        for key in (key for slot in required for key in slot.keys):
+            if find_value(self.values, split_key(key)) == MANDATORY:
+                put_key(self.values, key, None)  # what fills it is decided when inputs are bound
         for key in manifest.literal:
             value = find_value(self.values, split_key(key))
             if value is not MISSING:

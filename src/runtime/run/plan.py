@@ -283,6 +283,8 @@ def _flatten(identity: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
             for name, service in value.items():
                 parts = _flatten(service).items()
                 flat |= {("services", name, *path): text for path, text in parts}
+        elif key == "tree":  # the files of a step in NVIDIA's layout, and its environment
+            flat |= {(key, name): _write(item) for name, item in flatten(value).items()}
         else:
             flat[key,] = _write(value)
     return flat

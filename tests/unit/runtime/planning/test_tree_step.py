@@ -17,7 +17,7 @@ from nemotron_style.runtime.planning.tree_step import JOB, check_job
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.store.store import Store
-from step_tree import HEAD, write_step, write_tree
+from step_tree import HEAD, TOML, write_step, write_tree
 
 
 class Bench:
@@ -69,6 +69,17 @@ def test_a_path_in_the_config_is_an_input_like_any_other(bench) -> None:
     assert plan.inputs[0].kind == "text_lines"
 
 
+def test_a_config_of_ones_own_may_say_where_an_input_comes_from(bench) -> None:
+    own = bench.folder / "own.yaml"
+    own.write_text("defaults: default.yaml\ninputs:\n  text_lines: {ref: ./text}\n")
+    plan = bench.plan(config="./own.yaml", inputs=())
+    assert plan.inputs == bench.plan().inputs
+    own.write_text("defaults: default.yaml\ninputs:\n  text_lines: {step: acme/words/list}\n")
+    write_step(bench.root, "words/list", toml=TOML.replace("word_counts", "text_lines"))
+    with pytest.raises(UsageError, match="acme/words/list: text_lines: the input"):
+        bench.plan(config="./own.yaml", inputs=())
+
+
 def test_what_is_no_path_here_stays_as_it_is_and_is_told(bench) -> None:
     plan = bench.plan("source=acme/texts", inputs=())
     assert plan.config["source"] == "acme/texts"
@@ -98,7 +109,7 @@ def test_strict_where_nvidias_runner_merges_anything(bench) -> None:
         bench.plan("result.folder=/elsewhere")
     with pytest.raises(UsageError, match="looks an artifact up in NVIDIA's registry; give -i"):
         bench.plan("++note=${art:model,path}")
-    with pytest.raises(UsageError, match=r"source: is mandatory and was not given"):
+    with pytest.raises(UsageError, match=r"text_lines: the input .* is required and nothing fills"):
         bench.plan(inputs=())
 
 

@@ -204,6 +204,11 @@ def test_differences_name_the_keys() -> None:
     assert describe_difference(IDENTITY, IDENTITY) == []
 
 
+def test_a_changed_file_of_a_tree_is_named() -> None:
+    old, new = ({**IDENTITY, "tree": {"files": {"step.py": text, "a": "x"}}} for text in "ab")
+    assert describe_difference(old, new) == ['tree.files."step.py": "a" -> "b"']
+
+
 def test_a_difference_shows_in_whatever_key_it_hides() -> None:
     def differ(old: Any, new: Any) -> list[str]:
         return describe_difference({**IDENTITY, "config": old}, {**IDENTITY, "config": new})
