@@ -141,6 +141,10 @@ NEMOTRON = {
     "grpo.use_best_at_k": {"type": "bool", "dead": BEST_AT_K},
     "grpo.use_combined_training": {"type": "bool", "dead": BEST_AT_K},
 }
+STYLE_PENALTY = (
+    "env.nemo_gym.genrm_compare_resources_server.resources_servers.genrm_compare"
+    ".group_style_penalty_coeff"
+)
 NOT_FOR_USERS = (
     *("policy_base_url", "policy_api_key", "policy_model_name"),  # NeMo-RL writes these
     *("ray_head_node_address", "head_server", "hf_token", "dry_run", "json", "query", "verbose"),
@@ -180,7 +184,11 @@ def read_version(facts: dict[str, Any], name: str) -> dict[str, Entry]:
         for key in present
         if not is_open(key) and not any(key.startswith(f"{above}.") for above in dicts)
     )
-    return open_up({key: read_entry(key, facts[key][name], keep) for key in keep})
+    table = open_up({key: read_entry(key, facts[key][name], keep) for key in keep})
+    for key in keep:  # a block that is passed on as a whole, to a constructor that takes no others
+        if (block := facts[key][name].get("passed_on_whole")) in table and block != key:
+            table[block]["closed"] = True
+    return table
 
 
 def open_up(table: dict[str, Entry]) -> dict[str, Entry]:
@@ -199,6 +207,8 @@ def read_entry(key: str, fact: dict[str, Any], keys: list[str]) -> Entry:
     entry: Entry = {"type": TYPES.get(key) or ("dict|null" if key in OPEN else kind)}
     if fact.get("required") in ("type", "indexed") and key not in OPEN:
         entry["need"] = {"type": "type", "indexed": "code"}[fact["required"]]
+    if fact.get("dead") and fact.get("required_by_type"):
+        entry["need"] = "type"  # nothing reads it, and yet the class demands it
     default = fact.get("code_default")
     if "code_default" in fact and not str(default).startswith("<"):
         entry["default"] = default
@@ -210,8 +220,6 @@ def read_entry(key: str, fact: dict[str, Any], keys: list[str]) -> Entry:
         entry["type"] += "|null"
     if fact.get("dead"):
         entry["dead"] = re.sub(r" \(AST scan \+ grep\)", "", fact["why"])
-    if fact.get("passed_on_whole"):
-        entry["closed"] = True  # the constructor behind it refuses any other key
     return entry | LIMITS.get(key, {})
 
 
@@ -376,7 +384,7 @@ def read_nemotron(tables: list[dict[str, Entry]]) -> dict[str, Any]:
         and any(key in table for table in tables)
         and any(key not in table or table[key].get("dead") for table in tables)
     ]
-    return {"dead": NEMOTRON, "dropped": carried}
+    return {"dead": NEMOTRON, "dropped": [*carried, STYLE_PENALTY]}
 
 
 def gym_lines(kinds: dict[str, dict[str, Entry]]) -> dict[str, Entry]:

@@ -11,6 +11,7 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.draft import ABSENT, Draft, find, merg
 from nemotron_style.steps.rl.rlhf.nemo_rl.schema import (
     GYM,
     JUDGE,
+    NULL_MEANS_ABSENT,
     keys_of,
     nemotron,
     versions_with,
@@ -24,18 +25,23 @@ ALIASES = {
 """Names of Nemotron's documentation and configs: NeMo-Gym ignores or mistakes both."""
 
 _CHECKPOINT = "policy.automodel_cfg.checkpoint"
+_MEGATRON = "policy.megatron_cfg"
 RENAMES = (
-    (Version.HEAD, "policy.megatron_cfg.use_linear_ce_fusion_loss", "use_fused_linear_logprobs"),
     (
         Version.HEAD,
-        "policy.megatron_cfg.linear_ce_fusion_chunk_size",
-        "fused_linear_logprobs_chunk_size",
+        f"{_MEGATRON}.use_linear_ce_fusion_loss",
+        f"{_MEGATRON}.use_fused_linear_logprobs",
     ),
-    (Version.V0_8_0, "policy.dtensor_cfg", "automodel_cfg"),
-    (Version.V0_8_0, "data_plane.storage_capacity", "simple.storage_capacity"),
-    (Version.V0_8_0, "data_plane.num_storage_units", "simple.num_storage_units"),
+    (
+        Version.HEAD,
+        f"{_MEGATRON}.linear_ce_fusion_chunk_size",
+        f"{_MEGATRON}.fused_linear_logprobs_chunk_size",
+    ),
+    (Version.V0_8_0, "policy.dtensor_cfg", "policy.automodel_cfg"),
+    (Version.V0_8_0, "data_plane.storage_capacity", "data_plane.simple.storage_capacity"),
+    (Version.V0_8_0, "data_plane.num_storage_units", "data_plane.simple.num_storage_units"),
 )
-"""Since when, the old key, and its new name beside it. Either name is understood."""
+"""Since when, the old key and the new one. Either name is understood in every version."""
 MOVED_AWAY = {
     "policy.dtensor_cfg._v2": "it is always the second one",
     "policy.automodel_cfg._v2": "it is always the second one",
@@ -58,10 +64,11 @@ def adapt(draft: Draft) -> None:
     for other, name in ALIASES.items():
         _merge_alias(draft, other, name)
     _agree_on_judge(draft)
-    for since, old, beside in RENAMES:
-        new = f"{old.rpartition('.')[0]}.{beside}"
+    for since, old, new in RENAMES:
         source, target = (old, new) if draft.version >= since else (new, old)
         _rename(draft, source, target)
+    if draft.version < Version.HEAD:  # which reads both, and multiplies them
+        _rename(draft, "grpo.val_num_generations_per_prompt", "data.validation.repeat")
     if draft.take("data.manifest_path") not in (ABSENT, None):
         what = "names files that lineage would not see"
         fix = "set data.train.data_path and data.validation.data_path"
@@ -69,6 +76,9 @@ def adapt(draft: Draft) -> None:
     for key in OURS:
         draft.take(key)
     _drop_dead(draft)
+    for key, value in flatten(draft.given).items():
+        if value is None and key.startswith(NULL_MEANS_ABSENT):
+            draft.take(key)
 
 
 def _merge_alias(draft: Draft, other: str, name: str) -> None:
@@ -149,5 +159,6 @@ _nothing = _Nothing()
 
 
 def _known_elsewhere(key: str, draft: Draft) -> str:
-    others = ", ".join(versions_with(key)) or "no version"
-    return f"NeMo-RL {draft.version} does not know it ({others} does)"
+    others = versions_with(key)
+    known = f", known to {', '.join(others)}" if others else ""
+    return f"unknown to NeMo-RL {draft.version}{known}"

@@ -49,6 +49,7 @@ class Compiled:
     values: dict[str, Any]
     derived: tuple[Derived, ...]
     told: tuple[str, ...]
+    advice: tuple[str, ...]
     placement: Placement
     stall_minutes: float
     problems: tuple[Problem, ...]
@@ -110,6 +111,7 @@ def compile_values(config: Config, site: JobSite, version: Version | None = None
         site.executor,
         nodes=placed.nodes,
         gpus_per_node=placed.gpus,
+        image=config.nemo_rl.image or site.image,
         publishes_megatron=True,
     )
     told = {problem.key for problem in draft.problems}

@@ -16,7 +16,14 @@ from pydantic import ConfigDict, Field, create_model, model_serializer
 from pydantic.fields import FieldInfo
 
 from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
-from nemotron_style.steps.rl.rlhf.nemo_rl.schema import GYM, JUDGE, Key, keys_of, nemotron
+from nemotron_style.steps.rl.rlhf.nemo_rl.schema import (
+    GYM,
+    JUDGE,
+    NULL_MEANS_ABSENT,
+    Key,
+    keys_of,
+    nemotron,
+)
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
 KINDS: Mapping[str, Any] = {
@@ -128,6 +135,8 @@ def _union() -> dict[str, Key]:
             kinds = tuple(dict.fromkeys((*old.kinds, *key.kinds)))
             both = old.allowed and key.allowed
             allowed = tuple(dict.fromkeys((*old.allowed, *key.allowed))) if both else ()
+            if name.startswith(NULL_MEANS_ABSENT):
+                kinds = tuple(dict.fromkeys((*kinds, "null")))
             union[name] = Key(kinds, allowed=allowed, open=old.open or key.open)
     return union
 

@@ -79,7 +79,7 @@ def derive_validation(draft: Draft, site: JobSite, *, allows_train: bool) -> Non
         variable = JobVariable.VALIDATION_DATA if given else JobVariable.TRAIN_DATA
         why = "rows that the job made" if given else "data.allow_train_as_validation"
         data["validation"] = {**(data.get("validation") or {})}
-        draft.force("data.validation.data_path", variable.reference, why)
+        draft.leave_to_job("data.validation.data_path", variable, why)
         why = f"each validation prompt is answered {group} times, as often as the judge waits for"
         if draft.version >= Version.HEAD:
             repeated = draft.get("data.validation.repeat") or 1  # the older way to the same
@@ -141,6 +141,7 @@ def _carry_optimizer(draft: Draft) -> None:
     }
     for name, value in named.items():
         if value is not None:
+            value = float(value)  # 1e-8 without a dot is text in YAML 1.1
             draft.derive(f"{OPTIMIZER}.{name}", value, "policy.optimizer.kwargs, for Megatron")
 
 
@@ -226,20 +227,20 @@ def derive_start(draft: Draft, site: JobSite) -> None:
     draft.values["policy"].pop("pretrained_checkpoint", None)
     if kind == "checkpoint_hf":
         why = "the input is a Hugging Face checkpoint"
-        draft.force("policy.model_name", JobVariable.POLICY_MODEL.reference, why)
+        draft.leave_to_job("policy.model_name", JobVariable.POLICY_MODEL, why)
     elif kind or start not in (ABSENT, None):
         if draft.version < Version.V0_7_0:
             why = f"NeMo-RL {draft.version} starts from Hugging Face alone: the job converts"
-            draft.force("policy.model_name", JobVariable.POLICY_MODEL.reference, why)
+            draft.leave_to_job("policy.model_name", JobVariable.POLICY_MODEL, why)
         else:
             _start_from_megatron(draft)
     why = "policy.model_name"
     draft.derive("policy.tokenizer.name", draft.get("policy.model_name"), why)
     why = "rows in the Responses form, made by the job"
-    draft.force("data.train.data_path", JobVariable.TRAIN_DATA.reference, why)
+    draft.leave_to_job("data.train.data_path", JobVariable.TRAIN_DATA, why)
     why = "each run has its own, where a requeue finds it"
-    draft.force("checkpointing.checkpoint_dir", JobVariable.CHECKPOINTS.reference, why)
-    draft.force("logger.log_dir", JobVariable.LOGS.reference, "the job reads the logs there")
+    draft.leave_to_job("checkpointing.checkpoint_dir", JobVariable.CHECKPOINTS, why)
+    draft.leave_to_job("logger.log_dir", JobVariable.LOGS, "the job reads the logs there")
     draft.force("checkpointing.enabled", True, "the result is a checkpoint")
     draft.force("logger.tensorboard_enabled", True, "the job reads the metrics from its files")
 
@@ -247,10 +248,10 @@ def derive_start(draft: Draft, site: JobSite) -> None:
 def _start_from_megatron(draft: Draft) -> None:
     why = "policy and reference start from the input; model_name is its Hugging Face twin"
     block = "policy.pretrained_checkpoint"
-    draft.force(f"{block}.path", JobVariable.PRETRAINED.reference, why)
+    draft.leave_to_job(f"{block}.path", JobVariable.PRETRAINED, why)
     kind = find(draft.given, f"{block}.format")
     if kind in (ABSENT, None):
         why = "as the checkpoint is, which the job sees"
-        draft.force(f"{block}.format", JobVariable.PRETRAINED_FORMAT.reference, why)
+        draft.leave_to_job(f"{block}.format", JobVariable.PRETRAINED_FORMAT, why)
     else:
         draft.values["policy"]["pretrained_checkpoint"]["format"] = kind

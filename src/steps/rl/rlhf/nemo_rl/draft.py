@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemotron_style.runtime.errors import Problem
+from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import JobVariable
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
 ABSENT: Any = object()
@@ -52,8 +53,12 @@ class Draft:
         """Set a value that can be no other one; a given one that differs is told."""
         old = find(self.given, key)
         if old not in (ABSENT, None, value):
-            why = f"{why}; {old!r} was given"
+            why = f"{why}; {show(old)} was given"
         self._put(key, value, why)
+
+    def leave_to_job(self, key: str, variable: JobVariable, why: str) -> None:
+        """Set a value that only the job knows, whatever path or name was given for it here."""
+        self._put(key, variable.reference, why)
 
     def take(self, key: str) -> Any:
         """The value that was given at a key, which is taken out; ABSENT where there is none."""

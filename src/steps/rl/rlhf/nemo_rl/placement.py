@@ -85,7 +85,8 @@ def place(draft: Draft, site: JobSite) -> Placement:
     node = site.gpus_per_node or max(GPUS_OF_A_NODE, asked or 0)
     copy = _product(draft, SERVE, "tensor_parallel_size", "pipeline_parallel_size")
     copies = draft.get(f"{SERVE}.data_parallel_size") or 1
-    external = bool(draft.get(f"{JUDGE}.base_url"))
+    # The NeMo-Gym of v0.6.0 starts its own, whatever base_url says.
+    external = bool(draft.get(f"{JUDGE}.base_url")) and draft.version > "v0.6.0"
     judge = 0 if external else copies * copy
     policy_nodes = _policy_nodes(draft, site, judge, node)
     shares = policy_nodes == 1 and (site.nodes or 1) == 1 and judge < node

@@ -30,6 +30,8 @@ SERVERS = {
     f"{GYM}.genrm_simple_agent_reasoning_off.responses_api_agents.simple_agent": "simple_agent",
 }
 """Where NeMo-Gym's servers stand that this step knows, and what kind each is."""
+NULL_MEANS_ABSENT = ("logger.wandb.", "logger.swanlab.", "logger.mlflow.")
+"""Keys that configs fill from variables of the machine, which need not be set."""
 
 
 @dataclass(frozen=True)

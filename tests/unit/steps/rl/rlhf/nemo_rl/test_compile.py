@@ -139,3 +139,60 @@ def test_a_step_without_a_judge_or_a_policy_is_refused() -> None:
     }
     (problem,) = compiled(**{"env.should_use_nemo_gym": False}).problems
     assert problem.key == "env.should_use_nemo_gym"
+
+
+def test_either_name_of_the_validation_groups_is_understood() -> None:
+    for key in ("data.validation.repeat", "grpo.val_num_generations_per_prompt"):
+        old, new = compiled("v0.7.0", **{key: 8}), compiled("head", **{key: 8})
+        assert [*old.problems, *new.problems] == []
+        assert old.values["data"]["validation"]["repeat"] == 8
+        repeat = new.values["data"]["validation"].get("repeat", 1)
+        assert repeat * new.values["grpo"]["val_num_generations_per_prompt"] == 8
+
+
+def test_megatron_trains_whatever_else_was_asked_for() -> None:
+    result = compiled(
+        **{
+            "policy.dtensor_cfg.enabled": True,
+            "policy.megatron_cfg.enabled": False,
+            "policy.optimizer": {
+                "name": "AdamW",
+                "kwargs": {"lr": 2e-6, "eps": "1e-8"},
+            },
+        }
+    )
+    policy = result.values["policy"]
+    assert (policy["dtensor_cfg"]["enabled"], policy["megatron_cfg"]["enabled"]) == (False, True)
+    rates = policy["megatron_cfg"]["optimizer"]
+    assert (rates["lr"], rates["min_lr"], rates["adam_eps"]) == (2e-6, 2e-6, 1e-8)
+    assert policy["optimizer"] is None
+    why = {each.key: each.why for each in result.derived}["policy.megatron_cfg.enabled"]
+    assert why.endswith("DTensor writes none; false was given")
+
+
+def test_rules_see_the_whole_config_and_advise_on_it() -> None:
+    result = compiled(**{"policy.train_global_batch_size": 32})
+    same = compiled(**{f"{GYM}.genrm_model_name": "a/policy"})
+    (problem,) = result.problems
+    assert problem.key == "policy.train_global_batch_size"
+    assert "16 * 8 = 128" in problem.allowed
+    assert any("itself" in line for line in same.advice)
+
+
+def test_an_external_judge_takes_no_gpus_and_v0_6_0_cannot_have_one() -> None:
+    given = {f"{JUDGE}.base_url": ["http://judge:8000/v1"]}
+    new, old = compiled("v0.7.0", **given), compiled("v0.6.0", **given)
+    assert list(new.problems) == []
+    assert (new.placement.policy_gpus, new.placement.judge_gpus) == (8, 0)
+    (problem,) = old.problems
+    assert problem.key == f"{JUDGE}.base_url"
+
+
+def test_every_deadline_of_the_judge_follows_its_tokens() -> None:
+    given = {f"{COMPARE}.genrm_responses_create_params.max_output_tokens": 16384}
+    result = compiled("v0.8.0", **given)
+    compare = get_key(result.values, COMPARE)
+    assert compare["judge_request_timeout_s"] == 3277  # 4 tries of 16384 tokens at 20 a second
+    assert compare["cohort_evaluation_timeout_s"] == 2 * compare["judge_request_timeout_s"]
+    assert result.stall_minutes > compare["judge_request_timeout_s"] / 60
+    assert get_key(result.values, f"{SERVE}.max_model_len") >= 4096 + 1024 + 16384
