@@ -41,6 +41,7 @@ COMPILED: dict[str, Any] = {
     "env": {
         "should_use_nemo_gym": True,
         "nemo_gym": {
+            "config_paths": ["resources_servers/genrm_compare/configs/genrm_compare.yaml"],
             "genrm_model_name": "a-judge",
             "genrm_compare_resources_server": {
                 "resources_servers": {"genrm_compare": {"num_rollouts_per_prompt": 4}}

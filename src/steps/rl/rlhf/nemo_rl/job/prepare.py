@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.runtime.step.context import StepContext
@@ -16,6 +18,9 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.job.policy_source import PolicySource,
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.rows import AGENT, PreparedRows, prepare_rows
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.settings import Settings
 from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import CONFIG_FILE, JobVariable
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.check import check_rows
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.facts import Facts
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rows import read_row_facts
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
 SLOTS = {
@@ -89,6 +94,7 @@ def prepare(
     folders.config.write_text(settings.text, encoding="utf-8")
     train = _prepare_slot(ctx, "prompts", settings, version, agent)
     validation = _prepare_slot(ctx, "validation", settings, version, agent)
+    raise_all(InputError, list(_find_bad_rows(settings, version, train, validation)))
     policy = find_policy(ctx.optional_input("model"), settings.checkpoint_format)
     variables = {
         JobVariable.CHECKPOINTS: str(folders.checkpoints),
@@ -110,6 +116,18 @@ def prepare(
     rows = train.rows if train else 0
     notes = (*(train.notes if train else ()), *(validation.notes if validation else ()))
     return Prepared(variables, made_of, rows, policy, notes, folders)
+
+
+def _find_bad_rows(
+    settings: Settings,
+    version: Version,
+    train: PreparedRows | None,
+    validation: PreparedRows | None,
+) -> Iterator[Problem]:
+    """What breaks a run in the files as NeMo-RL will read them."""
+    paths = [prepared.path if prepared else None for prepared in (train, validation)]
+    rows = read_row_facts(*paths, are_final=settings.uses_gym)
+    return check_rows(yaml.safe_load(settings.text), Facts(version, rows=rows))
 
 
 def check_variables(settings: Settings, variables: Mapping[str, str]) -> None:
@@ -142,7 +160,14 @@ def _prepare_slot(
         return None
     if settings.uses_gym:
         data = JobFolders(ctx.run_dir).data
-        return prepare_rows(artifact.path, data, slot=slot, version=version, agent=agent or AGENT)
+        return prepare_rows(
+            artifact.path,
+            data,
+            slot=slot,
+            version=version,
+            agent=agent or AGENT,
+            most_tokens=settings.get("policy.generation.max_new_tokens"),
+        )
     file = find_jsonl(artifact.path)
     content = file.read_bytes()
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"

@@ -37,10 +37,17 @@ class PreparedRows:
 
 
 def prepare_rows(
-    source: Path, folder: Path, *, slot: str, version: Version, agent: str | Mapping[str, Any]
+    source: Path,
+    folder: Path,
+    *,
+    slot: str,
+    version: Version,
+    agent: str | Mapping[str, Any],
+    most_tokens: int | None = None,
 ) -> PreparedRows:
     """Rows for NeMo-Gym: ``source`` itself where nothing is to be changed, else a new file.
 
+    ``most_tokens`` of a response stand in the rows at v0.6.0, which reads the limit there alone.
     Raises InputError with every bad row.
     """
     file = find_jsonl(source)
@@ -50,6 +57,10 @@ def prepare_rows(
     notes = list(name_duplicates(keys, slot, version))
     if version >= Version.V0_7_0:  # the first whose NeMo-Gym knows prompt ids
         normal = add_prompt_ids(normal, keys)
+    elif most_tokens is not None:
+        normal = [
+            row | {PARAMS: {"max_output_tokens": most_tokens, **row[PARAMS]}} for row in normal
+        ]
     data = file.read_bytes()
     if normal != rows or len(data.splitlines()) != len(rows):  # a blank line is no row to NeMo-RL
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in normal)

@@ -164,6 +164,24 @@ def test_without_event_files_the_log_gives_the_metrics(world: JobWorld) -> None:
 
 
 def test_a_run_that_leaves_no_checkpoint_has_failed(world: JobWorld) -> None:
-    world.inputs["prompts"] = world.add_prompts(1)  # one row, and two prompts a step
+    world.compiled["grpo"]["max_num_steps"] = 0
     with pytest.raises(StepFailed, match="left no whole checkpoint"):
         world.run()
+
+
+def test_fewer_rows_than_a_step_takes_are_refused_before_anything_starts(world: JobWorld) -> None:
+    world.inputs["prompts"] = world.add_prompts(1)
+    with pytest.raises(InputError, match="1 rows are fewer than P 2"):
+        world.run()
+    assert not list(world.checkpoints.glob("step_*"))
+
+
+def test_a_prompt_that_stands_twice_in_a_step_is_refused_where_the_judge_cannot_tell(
+    world: JobWorld,
+) -> None:
+    rows = "".join(json.dumps({"prompt": text}) + "\n" for text in ("why?", "why?", "how?", "who?"))
+    world.inputs["prompts"] = world.add("prompts", "prompts_jsonl", {"rows.jsonl": rows})
+    with pytest.raises(InputError, match="lines 1, 2 have the same prompt"):
+        world.run()
+    world.version = "v0.7.0"  # from here on each row gets an id of its own
+    world.run()

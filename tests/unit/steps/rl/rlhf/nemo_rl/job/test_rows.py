@@ -124,3 +124,15 @@ def test_many_equal_prompts_are_counted(tmp_path: Path) -> None:
     prepared = prepare(tmp_path, *({"prompt": f"{n // 2}"} for n in range(30)))
     assert len(prepared.notes) == 11
     assert prepared.notes[-1] == "prompts: 15 prompts stand in several rows, 10 shown"
+
+
+@pytest.mark.parametrize("version", Version)
+def test_rows_limit_responses_where_nothing_else_does(tmp_path: Path, version: Version) -> None:
+    own = {"responses_create_params": {"input": ASKED, "max_output_tokens": 9}}
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ({"prompt": "how?"}, own)))
+    found = prepare_rows(
+        file, tmp_path, slot="prompts", version=version, agent=AGENT, most_tokens=64
+    )
+    limits = [row["responses_create_params"].get("max_output_tokens") for row in read(found)]
+    assert limits == [64 if version == Version.V0_6_0 else None, 9]
