@@ -72,19 +72,22 @@ class Board:
 
 
 def join_ray(units: int) -> None:
+    """Take every worker unit by a placement group, as NeMo-RL takes its GPUs."""
     import ray
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     ray.init(address="auto")
+    group = placement_group([{"worker_units": 1}] * units, strategy="SPREAD")
+    assert group.wait(60), f"ResourceInsufficientError: {ray.cluster_resources()}"
 
-    @ray.remote(num_cpus=0, scheduling_strategy="SPREAD", resources={"worker_units": 1})
+    @ray.remote(num_cpus=0, resources={"worker_units": 1})
     def where() -> str:
-        time.sleep(0.2)
-        return ray.get_runtime_context().get_node_id()
+        return str(ray.get_runtime_context().get_node_id())
 
-    offered = int(ray.cluster_resources().get("worker_units", 0))
-    assert offered == units, f"ResourceInsufficientError: {offered} worker units, not {units}"
-    nodes = set(ray.get([where.remote() for _ in range(units)]))
-    print(f"ray: {len(nodes)} nodes took part")
+    places = [PlacementGroupSchedulingStrategy(group, index) for index in range(units)]
+    nodes = ray.get([where.options(scheduling_strategy=place).remote() for place in places])
+    print(f"ray: {len(set(nodes))} nodes took part")
 
 
 def save(config: dict[str, Any], step: int, info: dict[str, Any]) -> None:
