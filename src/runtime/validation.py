@@ -64,10 +64,13 @@ def put_key(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def remove_key(values: dict[str, Any], key: str) -> None:
-    """Take the value at a dotted key out of nested tables, where there is one."""
+    """Take the value at a dotted key out of nested tables, where there is one.
+
+    The tables above it are there afterwards, so that nothing tells whether it was.
+    """
     *above, last = split_key(key)
     for part in above:
-        inner = values.get(part)
+        inner = values.setdefault(part, {})
         if not isinstance(inner, dict):
             return
         values = inner

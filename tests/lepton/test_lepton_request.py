@@ -26,6 +26,7 @@ HOSTILE = {
 CASES = {
     "one": {},
     "four": {"resources": {"nodes": 4, "processes": 8}, "launch": "torchrun"},
+    "ray": {"resources": {"nodes": 2, "processes": 1, "gpus": 8}, "launch": "ray"},
     "service": {"services": True},
     "upload": {"site": {"upload": "s3://bucket/jobs"}, "records": "/home/me/store"},
 }

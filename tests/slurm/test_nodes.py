@@ -48,8 +48,11 @@ def run(config, ctx):
         raise RuntimeError("the driver broke")
 """
 
-FAKE_RAY = """#!/bin/bash
-place=$FAKE_RAY/$SLURM_JOB_ID
+FAKE_RAY = r"""#!/bin/bash
+[ -z "$SLURM_JOB_ID" ] || exit 8  # Ray would hand them to all workers
+started_with() { tr '\0' '\n' </proc/$PPID/environ | sed -n "s/^$1=//p"; }
+SLURM_NODEID=$(started_with SLURM_NODEID)
+place=$FAKE_RAY/$(started_with SLURM_JOB_ID)
 mkdir -p "$place"
 echo "$SLURM_NODEID $*" >>"$place/said"
 case "$1 $2" in
@@ -163,10 +166,11 @@ def test_the_driver_decides_how_a_ray_job_ends(
     assert state.exit_code == code, site.told(handle)
     job = site.cluster.await_state(site.job_id(handle), "COMPLETED", "FAILED")
     assert job["ExitCode"] == f"{code}:0"
-    port = 20000 + int(site.job_id(handle)) % 12000
+    port = 9000 + int(site.job_id(handle)) % 900
     units = json.dumps({"worker_units": 1, "slurm_managed_ray_cluster": 1})
     head, worker = read_said(fake_ray, 0), read_said(fake_ray, 1)
-    flags = f"--resources={units} --disable-usage-stats"
+    flags = f"--min-worker-port=10002 --max-worker-port=11000 --resources={units}"
+    flags += " --disable-usage-stats"
     assert head == [
         f"start --head --node-ip-address=127.0.0.1 --port={port} {flags}",
         "stop",

@@ -15,7 +15,7 @@ from nemotron_style.runtime.catalog.kinds import (
     load_kinds,
     manifest_roots,
 )
-from nemotron_style.runtime.catalog.manifest import Manifest, load_manifest
+from nemotron_style.runtime.catalog.manifest import Manifest, Slot, load_manifest
 from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest, read_tree
 from nemotron_style.runtime.catalog.tree import find_trees
 from nemotron_style.runtime.errors import ManifestError, Problem, RefError, suggest
@@ -62,6 +62,10 @@ class Catalog:
         fix = suggest(word, [*names, *tails]) or "see them with: nemotron-style steps list"
         raise RefError(Problem(what=f"there is no step {word!r}", fix=fix))
 
+    def takes(self, slot: Slot, kind: str) -> bool:
+        """Whether an artifact of ``kind`` fills ``slot`` as it is."""
+        return any(self.kinds.accepts(wanted, kind) for wanted in (slot.kind, *slot.also))
+
     def producers(self, kind: str) -> tuple[Manifest, ...]:
         """The steps with an output that may be used as ``kind``."""
         return tuple(
@@ -75,7 +79,7 @@ class Catalog:
         return tuple(
             step
             for step in self.steps.values()
-            if any(self.kinds.accepts(slot.kind, kind) for slot in step.consumes)
+            if any(self.takes(slot, kind) for slot in step.consumes)
         )
 
 
@@ -142,12 +146,14 @@ def _explain_taken(
 def _unknown_kinds(manifest: Manifest, kinds: Kinds) -> Iterator[Problem]:
     for prefix, form in _list_forms(manifest):
         for table, slots in (("consumes", form.consumes), ("produces", form.produces)):
-            for index, slot in enumerate(slots):
-                if slot.kind in kinds:
-                    continue
-                fix = suggest(slot.kind, kinds.names) or "add it to kinds.toml"
-                key, what = f"{prefix}{table}[{index}].type", f"there is no kind {slot.kind!r}"
-                yield Problem(where=show_path(manifest.path), key=key, what=what, fix=fix)
+            kinds_of = [
+                (at, kind) for at, slot in enumerate(slots) for kind in (slot.kind, *slot.also)
+            ]
+            for index, kind in kinds_of:
+                if kind not in kinds:
+                    fix = suggest(kind, kinds.names) or "add it to kinds.toml"
+                    key, what = f"{prefix}{table}[{index}].type", f"there is no kind {kind!r}"
+                    yield Problem(where=show_path(manifest.path), key=key, what=what, fix=fix)
 
 
 def _unmet_needs(manifest: Manifest, steps: Mapping[str, Manifest]) -> Iterator[Problem]:

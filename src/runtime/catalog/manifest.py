@@ -36,10 +36,11 @@ class Table(BaseModel):
 
 
 class Slot(Table):
-    """One named input or output. ``config_key`` is the config's other name for an input."""
+    """One named input or output; an input may ``also`` take other kinds, or have a config key."""
 
     name: str
     kind: str = Field(validation_alias="type")
+    also: tuple[str, ...] = ()
     description: str = ""
     required: StrictBool = True
     config_key: str | None = None
@@ -208,14 +209,11 @@ class Manifest(Header, Tables):
     @property
     def forms(self) -> dict[str, Manifest]:
         """The step under "", and what each of its variants makes of it under the variant's name."""
-        given = {
-            name: {table: value for table, value in variant if value is not None}
-            for name, variant in self.variants.items()
-        }
-        return {"": self} | {
-            name: self.model_copy(update={**tables, "variants": {}})
-            for name, tables in given.items()
-        }
+        forms = {"": self}
+        for name, variant in self.variants.items():
+            tables = {table: value for table, value in variant if value is not None}
+            forms[name] = self.model_copy(update={**tables, "variants": {}})
+        return forms
 
     def is_content(self, value: Any) -> bool:
         """Whether a value at the key of an input names what fills it; always, but for trees."""

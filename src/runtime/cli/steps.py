@@ -248,7 +248,7 @@ def _takes(slots: Sequence[Slot], catalog: Catalog) -> list[tuple[str, str]]:
 
 
 def _describe_slot(slot: Slot) -> str:
-    notes = [slot.kind]
+    notes = [" or ".join([slot.kind, *slot.also])]
     notes += [] if slot.required else ["optional"]
     notes += [f"config key {slot.config_key}"] if slot.config_key else []
     description = slot.description.strip()

@@ -21,6 +21,10 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # The last lines of a script, from the plan and the command that they run.
 Ending = Callable[[Plan, str], str]
 
+# A driver of Ray joins the cluster that it finds, and hands its environment to all workers, which
+# would take themselves for ranks of MPI or tasks of Slurm.
+LEAVE_OTHERS = 'unset RAY_ADDRESS "${!SLURM_@}" "${!PMI_@}" "${!PMIX_@}" "${!MPI_@}" "${!OMPI_@}"'
+
 # Only the named secrets, and no other line of the file, reach the environment. Of a pipe nothing is
 # read, for which the job would wait as long as it may run.
 READ_SECRETS = """
@@ -90,6 +94,7 @@ def write_script(plan: Plan, *, seat: str = "", end: Ending = exec_command) -> s
         "#!/usr/bin/env bash",
         "set -euo pipefail",
         *([seat] if seat else []),
+        *([LEAVE_OTHERS] if plan.launch == "ray" else []),
         f"cd {shlex.quote(plan.workdir)}",
         *write_exports(plan),
         *plan.setup,

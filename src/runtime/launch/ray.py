@@ -2,7 +2,8 @@
 
 The first machine starts Ray's head, waits for the others, and runs the command; the others lend
 their machines to it until it is done. Each announces the same two resources that NeMo-RL's own
-launcher does: a unit for each of its workers, and the name of the cluster.
+launcher does: a unit for each of its workers, and the name of the cluster. What a job asks of a
+single machine starts no cluster: a driver that finds none starts its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ import shlex
 from nemotron_style.runtime.launch.launch_sh import Ending, fill, quote_attempts, record_exit
 from nemotron_style.runtime.run.plan import Plan
 
+# What NeMo-RL binds by itself lies apart from these, in every version: generation, NeMo-Gym and
+# vLLM below 9000 or above 11000.
+FIRST_PORT, PORTS = 9000, 900
+WORKER_PORTS = 10002, 11000
 SECONDS_TO_GATHER = 600
 SECONDS_BETWEEN_LOOKS = 2
 
@@ -20,7 +25,9 @@ CLUSTER = r"""
 units=<<units>> patience=<<patience>> pause=<<pause>>
 resources=<<resources>>
 over=<<attempts>>/"$NEMOTRON_STYLE_ATTEMPT"/exit-0  # written when the command is done
+ports='<<ports>>'
 export RAY_ADDRESS="$MASTER_ADDR:$MASTER_PORT"
+ulimit -Sn 65535 2>/dev/null || ulimit -Sn "$(ulimit -Hn)" || true  # a socket for each worker
 take_part() { if [ "$NODE_RANK" = 0 ]; then lead; else join; fi; }
 in_time() { [ "$SECONDS" -lt "$((started + patience))" ]; }
 started=$SECONDS told=''
@@ -31,8 +38,10 @@ count_units() {
   echo "${shown:-0}"
 }
 lead() {
-  local code=0
-  ray start --head --node-ip-address="$MASTER_ADDR" --port="$MASTER_PORT" \
+  local code=0 address  # Ray knows its machines by number, not by name
+  address=$(getent ahostsv4 "$MASTER_ADDR" | awk '{print $1; exit}') || true
+  # shellcheck disable=SC2086  # two words
+  ray start --head --node-ip-address="${address:-$MASTER_ADDR}" --port="$MASTER_PORT" $ports \
     --resources="$resources" --disable-usage-stats || return 1
   until [ "$(count_units)" -ge "$units" ]; do
     if ! in_time; then
@@ -49,7 +58,9 @@ lead() {
 }
 join() {
   trap 'told=1' TERM
-  until ray start --address="$RAY_ADDRESS" --resources="$resources" --disable-usage-stats; do
+  # shellcheck disable=SC2086
+  until ray start --address="$RAY_ADDRESS" $ports --resources="$resources" \
+    --disable-usage-stats; do
     if [ -e "$over" ] || ! in_time; then
       echo "ray: no head at $RAY_ADDRESS after $patience seconds" >&2
       return 1
@@ -68,8 +79,11 @@ def run_on_ray(plan: Plan, command: str, *, end: Ending = record_exit) -> str:
     The exit code of the first machine is that of the command. ``end`` runs a machine's part and
     must leave its exit code in the attempt's folder, where all machines see it.
     """
-    units = int(plan.site.get("gpus_per_node") or 1)  # workers of each machine
+    # Workers of each machine: where a compiler counted its GPUs, as many as it counted.
+    units = int(plan.resources.get("gpus") or plan.site.get("gpus_per_node") or 1)
+    low, high = WORKER_PORTS
     values = {
+        "ports": f"--min-worker-port={low} --max-worker-port={high}",
         "units": plan.nodes * units,
         "patience": SECONDS_TO_GATHER,
         "pause": SECONDS_BETWEEN_LOOKS,

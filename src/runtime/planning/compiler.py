@@ -37,7 +37,7 @@ def compile_job(
     compiler = import_object(text, where=where, key="run.compiler")
     site = JobSite(
         executor=profile.executor,
-        image=image,
+        image=image or manifest.run.image,  # without one, the step's says what is meant
         nodes=profile.nodes,
         gpus_per_node=profile.gpus_per_node,
         inputs={slot: one.kind for slot, one in inputs.items()},

@@ -210,6 +210,8 @@ class _Planner:
             fix = f"give -i {need.name}.{slot.name}=REF" if need else f"give -i {slot.name}=REF"
             if need and need.config_key:
                 fix += f", or {need.config_key} of a service that is there already"
+            elif slot.config_key and not need:
+                fix += f" or {slot.config_key}=PATH"
             makers = ", ".join(step.id for step in catalog.producers(slot.kind))
             fix += f"; made by: {makers}" if makers else ""
             if self.context.provisional:
@@ -223,7 +225,7 @@ class _Planner:
             resolved = self.look_up(source.ref, slot)
         else:
             resolved = self.make(source, slot, where=f"{manifest.id}: inputs.{slot.name}")
-        if catalog.kinds.accepts(slot.kind, resolved.kind):
+        if catalog.takes(slot, resolved.kind):
             return resolved
         return self.convert(resolved, slot, where=manifest.id)
 

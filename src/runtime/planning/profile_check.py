@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from nemotron_style.runtime.atomic import nearest_folder, unwritable
 from nemotron_style.runtime.catalog.catalog import Catalog
 from nemotron_style.runtime.catalog.kinds import Kinds
 from nemotron_style.runtime.catalog.manifest import Run
+from nemotron_style.runtime.config.interpolation import leaves
 from nemotron_style.runtime.errors import Problem, StepsError
 from nemotron_style.runtime.planning.build import plan_placement, seal_plan
 from nemotron_style.runtime.planning.preflight import check_port
@@ -20,8 +22,11 @@ from nemotron_style.runtime.planning.request import open_context
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.store.store import Store, default_root
+from nemotron_style.runtime.validation import join_key
 
 PRIVATE = 0o600
+# In the shipped profiles, which are examples.
+PLACEHOLDER = re.compile(r"\bmy-(account|node-group-id)\b")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ def check_profile(profile: Profile) -> list[Check]:
         check_keys(profile),
         check_store(profile),
         check_workdir(profile),
+        *check_placeholders(profile),
         *check_mounts(profile),
         *check_secrets(profile),
         *check_launcher(profile),
@@ -63,6 +69,16 @@ def check_keys(profile: Profile) -> Check:
     count = len(profile.summary().keys() - {"name", "ignored"})
     idle = f"; without effect here: {', '.join(profile.ignored)}" if profile.ignored else ""
     return Check("keys", f"{count} set, all of them fit{idle}")
+
+
+def check_placeholders(profile: Profile) -> Iterator[Check]:
+    """Every value that still holds a name of the shipped examples instead of the site's own."""
+    for path, text in leaves(profile.summary()):
+        found = PLACEHOLDER.search(text) if isinstance(text, str) else None
+        if found:
+            key, what = join_key(path), f"{found[0]} is the placeholder of an example"
+            fix = "copy the profile into your env.toml and put in your site's name"
+            yield Check(key, problem=Problem(key=key, what=what, got=text, fix=fix))
 
 
 def check_store(profile: Profile) -> Check:

@@ -15,6 +15,7 @@ import json
 import shlex
 
 from nemotron_style.runtime.errors import ProfileError, raise_all
+from nemotron_style.runtime.launch import ray
 from nemotron_style.runtime.launch.launch_sh import fill
 from nemotron_style.runtime.launch.slurm import job
 from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE
@@ -178,12 +179,18 @@ def write_batch_script(plan: Plan) -> str:
         fill(BEGIN, {"place": shlex.quote(write_place(plan))}),
         RECORD,
         LISTEN,
-        fill(MEET, {"first_port": FIRST_PORT, "ports": PORTS}) if plan.nodes > 1 else "",
+        write_meeting(plan) if plan.nodes > 1 else "",
         write_import(plan),
         fill(STEP, {"srun": write_srun(plan)}),
         CONCLUDE,
     ]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+def write_meeting(plan: Plan) -> str:
+    """Lines that say where the processes of all nodes meet."""
+    first, count = (ray.FIRST_PORT, ray.PORTS) if plan.launch == "ray" else (FIRST_PORT, PORTS)
+    return fill(MEET, {"first_port": first, "ports": count})
 
 
 def write_place(plan: Plan) -> str:

@@ -145,3 +145,22 @@ def test_check_of_a_cluster_says_where_commands_run(project: Any, capsys: Captur
     _code, out, _err = profiles(capsys, "check", "cluster")
     assert "note" in out
     assert "type it on the login node" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("slurm_rl_nemo_rl_rlhf", ["account", "store", "env.HF_HOME"]),
+        ("lepton_rl_nemo_rl_rlhf", ["node_group"]),
+    ],
+)
+def test_check_names_the_placeholders_of_an_example(
+    project: Any, capsys: Capture, name: str, keys: list[str]
+) -> None:
+    told = json.loads(profiles(capsys, "check", name, "--json")[1])
+    found = {
+        each["check"]
+        for each in told["checks"]
+        if "placeholder" in each.get("problem", {}).get("what", "")
+    }
+    assert found >= set(keys)

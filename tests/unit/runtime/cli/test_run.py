@@ -45,7 +45,7 @@ def refuse(capsys: Capture, *words: str) -> str:
         (("mill/grow", "-r", "nowhere"), "there is no profile 'nowhere'"),
         (("mill/grow", "--", "x"), "takes no arguments after --"),
         (("mill/bake", "-i", "inptu=x"), "did you mean 'input'"),
-        (("mill/bake", "-c", "bare"), "give -i input=REF; made by: mill/grind"),
+        (("mill/bake", "-c", "bare"), "give -i input=REF or mill.input_path=PATH; made"),
         (("mill/bake", "--no-upstream"), "run it first: nemotron-style steps run mill/g"),
     ],
 )

@@ -96,7 +96,7 @@ def test_what_is_not_there_is_told_with_its_slot(mill: Any) -> None:
 
 
 def test_a_missing_input_says_how_to_give_it(mill: Any) -> None:
-    with pytest.raises(UsageError, match=r"-i input=REF; made by: mill/grind"):
+    with pytest.raises(UsageError, match=r"-i input=REF or mill.input_path=PATH; made by"):
         mill.compile("mill/bake", config="bare")
 
 

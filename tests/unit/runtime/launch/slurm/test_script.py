@@ -56,9 +56,9 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "ray": {
         "image": "/images/nemo-rl.sqsh",
-        "resources": {"nodes": 2, "processes": 1},
+        "resources": {"nodes": 2, "processes": 1, "gpus": 8},
         "launch": "ray",
-        "site": {**SITE, "gres": "gpu:h100:8", "gpus_per_node": 8, "force_squash": True},
+        "site": {**SITE, "gres": "gpu:h100:8", "force_squash": True},
     },
 }
 
