@@ -113,6 +113,9 @@ def _says_so(words: list[str]) -> bool:
 
 def holds_secret(name: str, value: str) -> bool:
     """Whether ``value``, as it stands after ``name``, is a secret."""
+    last = re.split(r"[.\[\]]+", name)[-1]
+    if last.isupper() and value.rstrip(",;)]}'\"") == last:
+        return False  # HF_TOKEN: HF_TOKEN says which variable is read
     return is_secret_key(name) and not is_placeholder(value) and not is_figure(value, name=name)
 
 

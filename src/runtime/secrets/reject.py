@@ -99,8 +99,6 @@ def _find_in_leaf(path: Path, value: Any, *, named: bool) -> Secret | None:
         return None
     text = str(value)
     key = join_key(path)
-    if path and text == path[-1] and text.isupper():
-        return None  # HF_TOKEN: HF_TOKEN names the variable to read
     is_secret = (named and not is_placeholder(text)) or holds_secret(key, text)
     if is_secret and "${" not in text:
         return Secret(0, len(text), "the value of a secret, as its name says", variable_name(key))

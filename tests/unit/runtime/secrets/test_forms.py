@@ -287,5 +287,6 @@ def test_redaction_takes_linear_time() -> None:
 def test_the_name_of_a_variable_under_itself_is_no_value() -> None:
     config = {"env_vars": {"HF_TOKEN": "HF_TOKEN"}}
     assert remove_secrets(config, where=str) == (config, [])
+    assert list(find_secrets('HF_TOKEN: HF_TOKEN\n{"HF_TOKEN": "HF_TOKEN",')) == []
     for table in ({"HF_TOKEN": "GH_PAT_x7Hq2"}, {"password": "password1"}):
         assert remove_secrets(table, where=str)[0] == {}
