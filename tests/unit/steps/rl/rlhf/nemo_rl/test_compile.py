@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from nemo_rl_configs import PROMPTS, make_config
 from nemotron_style.runtime.config.model import parse_config
 from nemotron_style.runtime.step.compiled import JobSite
-from nemotron_style.runtime.validation import get_key, put_key
+from nemotron_style.runtime.validation import get_key
 from nemotron_style.steps.rl.rlhf.nemo_rl.check import check_keys, find_missing
 from nemotron_style.steps.rl.rlhf.nemo_rl.compile import Compiled, compile_job, compile_values
 from nemotron_style.steps.rl.rlhf.nemo_rl.config import Config
@@ -19,21 +20,15 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import CONFIG_FILE, JOB_
 from nemotron_style.steps.rl.rlhf.nemo_rl.schema import COMPARE, GYM, JUDGE
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
-INPUTS = {"prompts": "prompts_jsonl", "validation": "prompts_jsonl"}
-MODELS = {"policy.model_name": "a/policy", f"{GYM}.genrm_model_name": "a/judge"}
 SERVE = f"{JUDGE}.vllm_serve_kwargs"
 
 
-def config(version: str | None = "v0.7.0", **given: Any) -> Any:
-    """A config of a policy, a judge, and dotted keys."""
-    values: dict[str, Any] = {"nemo_rl": {"version": version}}
-    for key, value in (MODELS | given).items():
-        put_key(values, key, value)
-    return parse_config(Config, values, where=lambda _: "a.yaml")
+def config(version: str | None = "v0.7.0", **given: Any) -> Config:
+    return make_config(version, given)
 
 
 def site(**more: Any) -> JobSite:
-    return JobSite(**{"executor": "slurm", "gpus_per_node": 8, "inputs": INPUTS, **more})
+    return JobSite(**{"executor": "slurm", "gpus_per_node": 8, "inputs": PROMPTS, **more})
 
 
 def compiled(version: str = "v0.7.0", at: JobSite | None = None, /, **given: Any) -> Compiled:
@@ -51,7 +46,7 @@ def keys(values: Mapping[str, Any], above: str = "") -> set[str]:
 
 @pytest.mark.parametrize("version", list(Version))
 def test_what_is_compiled_is_complete_and_known(version: Version) -> None:
-    for inputs in (INPUTS, INPUTS | {"model": "checkpoint_megatron"}, {}):
+    for inputs in (PROMPTS, PROMPTS | {"model": "checkpoint_megatron"}, {}):
         result = compiled(version, site(inputs=inputs))
         assert list(result.problems) == []
         assert find_missing(result.values, version) == []
@@ -114,7 +109,7 @@ def test_without_validation_data_nothing_is_validated_unless_training_data_may_s
 def test_a_megatron_checkpoint_starts_the_policy(
     version: str, model: str, checkpoint: str | None
 ) -> None:
-    policy = compiled(version, site(inputs=INPUTS | {"model": "checkpoint_megatron"})).values[
+    policy = compiled(version, site(inputs=PROMPTS | {"model": "checkpoint_megatron"})).values[
         "policy"
     ]
     assert policy["model_name"] == policy["tokenizer"]["name"] == model
