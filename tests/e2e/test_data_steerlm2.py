@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from card import card, fail_where_devices_mix
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.context import StepContext, Stop
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
@@ -198,3 +199,20 @@ def test_unfinished_responses_are_never_cut(small_toy: Any, tmp_path: Path) -> N
 def test_prompts_that_are_all_set_apart_are_refused(small_toy: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="24 of 24 distinct prompts set apart"):
         make_run(small_toy, tmp_path, make_config(data={"validation_prompts": 24}))
+
+
+def test_on_a_card_the_rows_are_those_of_the_cpu(small_toy: Any, tmp_path: Path) -> None:
+    few = make_config(
+        data={"train_groups": 2, "validation_groups": 1},
+        sampling={"num_responses": 2},
+        attribute_check={"num_samples": 2},
+    )
+    plain = make_run(small_toy, tmp_path / "cpu", few)
+    with card():
+        ctx = make_run(small_toy, tmp_path / "card", few)
+    for name in OUTPUTS:
+        for ours, theirs in zip(rows_of(ctx, name), rows_of(plain, name), strict=True):
+            assert ours["prompt_turns"] == theirs["prompt_turns"]
+            for one, other in zip(ours["responses"], theirs["responses"], strict=True):
+                assert one == pytest.approx(other, abs=1e-4)
+    fail_where_devices_mix(lambda: make_run(small_toy, tmp_path / "mixed", few), ["batch"])

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from card import card
+from card import card, fail_where_devices_mix
 from nemotron_style.runtime.errors import InputError, Interrupted
 from nemotron_style.runtime.step.context import StepContext, Stop
 from nemotron_style.steps.blocks.data.toy_truth import Truth, load_truth
@@ -248,3 +248,7 @@ def test_it_trains_on_a_card_as_on_the_cpu(small_toy, trained: StepContext, tmp_
         run(settings(), ctx)
     for ours, theirs in zip(lines(ctx), lines(trained), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+
+def test_a_mix_of_devices_ends_the_run(small_toy, tmp_path: Path) -> None:
+    fail_where_devices_mix(lambda: run(settings(), context(small_toy, tmp_path)))

@@ -8,7 +8,7 @@ import json
 import pytest
 
 import rlhf_world as world_of
-from card import card
+from card import card, fail_where_devices_mix
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.context import Stop
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
@@ -382,3 +382,8 @@ def test_it_trains_on_a_card_as_on_the_cpu(world, plain, tmp_path):
         shared = {name for name in theirs if not name.startswith("timing")}
         for name in shared:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
+
+
+def test_a_mix_of_devices_ends_the_run(world, tmp_path):
+    with world_of.Judge().serve() as judge:
+        fail_where_devices_mix(lambda: train(world, tmp_path, judge))

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from card import card
+from card import card, fail_where_devices_mix
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.context import StepContext, Stop
 from nemotron_style.runtime.step.metrics import read_metrics
@@ -327,3 +327,8 @@ def test_it_trains_on_a_card_as_on_the_cpu(
         ctx = train(small_toy, tmp_path, settings(server.port))
     for ours, theirs in zip(lines(ctx.run_dir), lines(whole.run_dir), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+
+def test_a_mix_of_devices_ends_the_run(small_toy: Any, tmp_path: Path) -> None:
+    with faulty.Faulty() as server:
+        fail_where_devices_mix(lambda: train(small_toy, tmp_path, settings(server.port)))

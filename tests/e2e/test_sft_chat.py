@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from card import card
+from card import card, fail_where_devices_mix
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.context import StepContext, Stop
 from nemotron_style.runtime.store.digest import digest_tree
@@ -260,3 +260,7 @@ def test_it_trains_on_a_card_as_on_the_cpu(trained: StepContext, tmp_path: Path)
         run(settings(), ctx)
     for ours, theirs in zip(lines(ctx), lines(trained), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_a_mix_of_devices_ends_the_run(tmp_path: Path) -> None:
+    fail_where_devices_mix(lambda: run(settings(), context(tmp_path)))

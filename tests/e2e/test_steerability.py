@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from card import card
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
@@ -132,3 +133,15 @@ def test_without_truth_an_attribute_model_judges(small_toy: Any, tmp_path: Path)
     assert "differences" not in results
     assert "baseline" not in rows[0]
     assert results["rates"]["model"]["joint"]["rate"] > 0.1
+
+
+def test_on_a_card_the_results_are_those_of_the_cpu(small_toy: Any, tmp_path: Path) -> None:
+    inputs = dict.fromkeys(("model", "attribute"), small_toy.model) | {"prompts": small_toy.prompts}
+    few = make_config(
+        data={"max_prompts": 2, "labels": ["helpfulness:4,verbosity:1"]},
+        sampling={"num_samples": 1},
+    )
+    plain = make_run(tmp_path / "cpu", inputs, few)
+    with card():
+        ctx = make_run(tmp_path / "card", inputs, few)
+    assert read_results(ctx) == read_results(plain)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import steerlm2_world
-from card import MixedDevicesError, card
+from card import MixedDevicesError, card, fail_where_devices_mix
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.metrics import read_metrics
 from nemotron_style.runtime.store.store import Store
@@ -285,6 +285,10 @@ def test_a_mask_left_on_the_card_is_noticed(world, tmp_path, monkeypatch):
     )
     with card(), pytest.raises(MixedDevicesError, match="mul"):
         world.train_in(tmp_path)
+
+
+def test_a_mix_of_devices_ends_the_run(world, tmp_path):
+    fail_where_devices_mix(lambda: world.train_in(tmp_path))
 
 
 def steps_of(ctx):

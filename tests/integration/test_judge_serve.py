@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
+from card import card
 from listening import addresses_of, find_listener
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.errors import InputError
@@ -224,6 +225,17 @@ def test_what_is_asked_differently_is_drawn_as_if_alone(model: LocalChatModel) -
         assert texts == [choice.text for choice in alone] == [choice.text for choice in others]
         assert len(texts) == asked.n
     assert len({choices[0].text for choices in together}) == len(tasks)
+
+
+def test_on_a_card_the_answers_are_those_of_the_cpu(model: LocalChatModel, folder: Path) -> None:
+    tasks = [task(model, 1, max_tokens=6), task(model, 2, max_tokens=6, temperature=0.0, n=2)]
+    plain = model.complete(tasks)
+    with card():
+        there = load_chat_model(folder).complete(tasks)
+    for ours, theirs in zip(there, plain, strict=True):
+        assert [one.text for one in ours] == [one.text for one in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
 
 
 # Over HTTP.

@@ -9,8 +9,9 @@ device that torch was built without.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,14 +22,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nemotron_style.steps.blocks.training import optimizer
+from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch
+from nemotron_style.steps.blocks.training import microbatch, optimizer
 
 CARD = torch.device("meta")
 aten = torch.ops.aten
 ACROSS = {aten._to_copy.default, aten.copy_.default, aten.set_.source_Tensor}
 """Operations that take tensors of two devices."""
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
-"""Operations whose indices may lie on the CPU."""
+"""Operations whose indices, the second argument, may lie on the CPU."""
 
 
 class MixedDevicesError(RuntimeError):
@@ -63,6 +65,12 @@ class OnCard(torch.Tensor):
         torch.Tensor.data.__set__(self, other)
         self.inner = other.inner
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        # torch itself would make tensors without numbers of lists
+        parts = index if isinstance(index, tuple) else (index,)
+        parts = tuple(torch.tensor(one) if isinstance(one, list) else one for one in parts)
+        super().__setitem__(parts, value)
+
     def tolist(self) -> Any:
         return self.inner.tolist()
 
@@ -77,9 +85,12 @@ class OnCard(torch.Tensor):
 def execute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The result of an operation, on the device where it belongs."""
     across = operation in ACROSS or "c10d" in str(operation)
-    looked_at = args[:1] if operation in INDEXED else (args, kwargs)
+    looked_at = (args[:1], args[2:]) if operation in INDEXED else (args, kwargs)
     tensors = [leaf for leaf in tree_leaves(looked_at) if isinstance(leaf, torch.Tensor)]
     on_card = any(isinstance(tensor, OnCard) for tensor in tensors)
+    empty = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+    empty = [one for one in empty if one.is_meta and not isinstance(one, OnCard)]
+    assert not empty, f"{operation}: a tensor without numbers"
     # a number on the CPU, such as a constant, may be used anywhere
     on_cpu = any(not isinstance(tensor, OnCard) and tensor.dim() for tensor in tensors)
     if on_card and on_cpu and not across:
@@ -158,3 +169,34 @@ def card() -> Iterator[None]:
             patch.setattr(parallel_state, name, lambda *_, **__: None)
         with Names(), Dispatch():
             yield
+
+
+@contextmanager
+def mixing(where: str) -> Iterator[None]:
+    """A mistake: one tensor is left on the CPU, in a batch or in what is made of log-probs."""
+    plain_to, plain_run = PackedBatch.to, microbatch._run
+
+    def to(batch, device):
+        return replace(plain_to(batch, device), predictors_T=batch.predictors_T)
+
+    def run(model, batches, finish, **options):
+        def mix(facts, outputs):
+            return finish(facts, outputs * torch.ones(outputs.shape))
+
+        return plain_run(model, batches, mix, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if where == "batch":
+            patch.setattr(PackedBatch, "to", to)
+        else:
+            patch.setattr(microbatch, "_run", run)
+        yield
+
+
+def fail_where_devices_mix(
+    work: Callable[[], object], places: Sequence[str] = ("batch", "loss")
+) -> None:
+    """``work`` ends on the card at each of the two mistakes."""
+    for where in places:
+        with card(), mixing(where), pytest.raises(MixedDevicesError):
+            work()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from card import card
 from nemotron_style.runtime.errors import InputError, StepFailed
 from nemotron_style.steps.blocks.checkpoint.hf_config import build_settings
 from nemotron_style.steps.blocks.checkpoint.hf_weights import export_weights
@@ -341,3 +342,38 @@ def test_bfloat16_decodes_with_the_rounded_weights(model: torch.nn.Module) -> No
     assert (found - wide).abs().mean() < 0.1
     assert (found - wide).abs().max() > 1e-4
     assert next(model.parameters()).dtype is torch.float32
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(max_new_tokens=9, temperature=0.0, stop_ids=[STOP]),
+        SamplingParams(
+            max_new_tokens=9,
+            min_new_tokens=4,
+            temperature=0.7,
+            top_k=9,
+            top_p=0.9,
+            repetition_penalty=1.2,
+            stop_ids=[STOP],
+        ),
+    ],
+    ids=["greedy", "every setting"],
+)
+def test_on_a_card_the_samples_are_those_of_the_cpu(
+    model: torch.nn.Module, sampling: SamplingParams
+) -> None:
+    plain = flat(Engine(model, CONFIG).generate(PROMPTS, sampling, samples_per_prompt=3, seed=1))
+    with card():
+        there = build_model(CONFIG, ddp=False)
+        with torch.no_grad():
+            for weight, plain_weight in zip(there.parameters(), model.parameters(), strict=True):
+                weight.copy_(plain_weight)
+        samples = flat(
+            Engine(there, CONFIG, max_rows=5).generate(
+                PROMPTS, sampling, samples_per_prompt=3, seed=1
+            )
+        )
+    assert [one.tokens for one in samples] == [one.tokens for one in plain]
+    for one, other in zip(samples, plain, strict=True):
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-5)

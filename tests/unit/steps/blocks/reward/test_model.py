@@ -6,11 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from card import CARD, card
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
@@ -218,3 +220,12 @@ def test_damaged_files_are_refused(folder: Path, tmp_path: Path, name: str) -> N
     damage(tmp_path / "copy")
     with pytest.raises(InputError, match=told):
         RewardModel.load(tmp_path / "copy")
+
+
+def test_on_a_card_the_scores_are_those_of_the_cpu(folder: Path) -> None:
+    model = RewardModel.load(folder)
+    with card():
+        weights = {name: weight.to(CARD) for name, weight in model.weights.items()}
+        there = replace(model, weights=weights).score(CONVERSATIONS)
+    for one, other in zip(there, model.score(CONVERSATIONS), strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-5)
