@@ -4,6 +4,9 @@ The step gets ``--config FILE`` with the merged config, the environment and the 
 its runspec. Kept from NVIDIA's runner: its command lines for python, torchrun, ray and ``cmd``.
 Left out: its artifact look-ups, its uploads of code and its clones of other repositories. Added:
 inputs are artifacts, outputs are committed, and the files of the step are those of the plan.
+
+``step.py`` knows nothing of attempts. It writes into the same folders in each of them, as it would
+without us, so that a step that continues from its own checkpoints does.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -31,6 +35,8 @@ JOB = "nemotron_step.json"
 """The file of the plan that says what to run (``runtime.planning.tree_step`` writes it)."""
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_DRAIN = 10
+TEXT_SUFFIXES = (".json", ".jsonl", ".yaml", ".yml", ".toml", ".txt")
+MOST_BYTES = 1 << 20
 
 
 class QuotingDumper(yaml.SafeDumper):
@@ -66,9 +72,9 @@ def run(config: Config, ctx: StepContext) -> None:
     if code:
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
         raise StepFailed(Problem(where=job["step"], what=f"step.py {how}", fix="its log says why"))
-    for entry in job["slots"]:
-        if entry["side"] == "output":
-            ctx.output(entry["slot"]).note(step_files=job["files"])
+    wait_for_ranks(attempt, ctx)
+    if ctx.is_first:
+        hand_over([entry["slot"] for entry in job["slots"] if entry["side"] == "output"], job, ctx)
 
 
 def check_files(folder: Path, files: Mapping[str, str], *, where: str) -> None:
@@ -107,13 +113,58 @@ def find_path(entry: Mapping[str, Any], ctx: StepContext) -> str:
     """
     slot, file = entry["slot"], entry["file"]
     if entry["side"] == "output":
-        return str(Path(ctx.output(slot).path, file or ""))
+        folder = output_folder(slot, ctx)
+        folder.mkdir(parents=True, exist_ok=True)
+        return str(Path(folder, file or ""))
     folder = ctx.input(slot).path
     if not file:
         return str(folder)
     present = list(folder.iterdir())
     is_other = not (folder / file).exists() and "*" not in file
     return str(present[0] if is_other and len(present) == 1 else folder / file)
+
+
+def output_folder(slot: str, ctx: StepContext) -> Path:
+    """Where ``step.py`` writes an output, in every attempt of the run."""
+    return ctx.run_dir / "checkpoints" / "outputs" / slot
+
+
+def wait_for_ranks(attempt: Path, ctx: StepContext) -> None:
+    """Return once ``step.py`` has ended in every rank: until then one may write still.
+
+    Where one fails, torchrun ends the others.
+    """
+    (attempt / f"step-done-{ctx.rank}").touch()
+    while ctx.is_first and len([*attempt.glob("step-done-*")]) < ctx.world_size:
+        if ctx.stopping:
+            raise Interrupted("stopped while other ranks were at work; the same command goes on")
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def hand_over(slots: list[str], job: Mapping[str, Any], ctx: StepContext) -> None:
+    """Move what ``step.py`` wrote into the outputs of this attempt, and note what made it.
+
+    Its files are kept as they are, also those that name the folder they were written to.
+    """
+    for slot in slots:
+        output, folder = ctx.output(slot), output_folder(slot, ctx)
+        stale = sorted(str(path.relative_to(folder)) for path in find_mentions(folder))
+        output.note(step_files=job["files"])
+        if stale:
+            output.note(files_that_name_their_old_folder=stale)
+            told = ", ".join(stale[:5])
+            ctx.say(f"warning: {slot}: {told} name the folder of the run, not the artifact")
+        if folder.is_dir():  # else the step removed it, and what is missing is told later
+            folder.replace(output.path)  # which is empty; at once, so that no half is ever left
+
+
+def find_mentions(folder: Path) -> Iterator[Path]:
+    """The small text files in ``folder`` that hold its own path."""
+    for path in folder.rglob("*"):
+        if path.suffix not in TEXT_SUFFIXES or not path.is_file():
+            continue
+        if path.stat().st_size <= MOST_BYTES and str(folder).encode() in path.read_bytes():
+            yield path
 
 
 def _put(values: dict[str, Any], parts: list[str], value: str) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from threading import Timer
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,13 @@ import yaml
 from nemotron_style.runtime.errors import Interrupted, StepFailed
 from nemotron_style.runtime.step.context import ProcessRank, StepContext
 from nemotron_style.steps.nemotron.tree.config import Config
-from nemotron_style.steps.nemotron.tree.recipe import JOB, QuotingDumper, run, write_command
+from nemotron_style.steps.nemotron.tree.recipe import (
+    JOB,
+    QuotingDumper,
+    run,
+    wait_for_ranks,
+    write_command,
+)
 from step_tree import write_tree
 
 MARK = "{output:word_counts}"
@@ -120,6 +127,38 @@ def test_a_step_that_fails_fails_the_run(job) -> None:
     job.replace_script("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     with pytest.raises(StepFailed, match="was ended by signal 9"):
         job.run()
+
+
+def test_a_second_attempt_finds_what_the_first_one_left(job) -> None:
+    job.replace_script(
+        "import json, sys, yaml\nfrom pathlib import Path\n"
+        "folder = Path(yaml.safe_load(open(sys.argv[2]))['result']['folder'])\n"
+        "found = (folder / 'half').exists()\n"
+        "(folder / 'half').touch()\n"
+        "(folder / 'counts.json').write_text(json.dumps([str(folder / 'half'), found]))\n"
+        "sys.exit(0 if found else 1)\n"
+    )
+    with pytest.raises(StepFailed):
+        job.run()
+    ctx = job.make_context(attempt=2)
+    run(Config.model_validate(job.values), ctx)
+    made = ctx.output("word_counts")
+    assert sorted(path.name for path in made.path.iterdir()) == ["counts.json", "half"]
+    assert made.facts["files_that_name_their_old_folder"] == ["counts.json"]
+
+
+def test_the_first_rank_waits_for_the_others(job) -> None:
+    attempt = job.folder / "run" / "attempts" / "1"
+    attempt.mkdir(parents=True)
+    ctx = job.make_context(process=ProcessRank(0, 2, 0))
+    other = Timer(0.2, wait_for_ranks, (attempt, job.make_context(process=ProcessRank(1, 2, 1))))
+    other.start()
+    wait_for_ranks(attempt, ctx)
+    assert not other.is_alive() or other.finished.is_set()
+    ctx.stop.requested = True
+    (attempt / "step-done-1").unlink()
+    with pytest.raises(Interrupted):
+        wait_for_ranks(attempt, ctx)
 
 
 def test_a_request_to_stop_reaches_the_step(job) -> None:
