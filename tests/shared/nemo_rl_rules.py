@@ -191,7 +191,7 @@ FACTS = Facts(
     executor="local",
     nodes=1,
     gpus_per_node=8,
-    variables=frozenset(),
+    knows_all_variables=True,
     rows=RowFacts(FileRows("/data/train.jsonl", 8), FileRows("/data/val.jsonl", 2)),
 )
 

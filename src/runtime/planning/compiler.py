@@ -41,12 +41,20 @@ def compile_job(
         nodes=profile.nodes,
         gpus_per_node=profile.gpus_per_node,
         inputs={slot: one.kind for slot, one in inputs.items()},
+        variables=_name_variables(profile),
     )
     compiled = compiler(config.parsed, site)
     if not isinstance(compiled, CompiledJob):
         what, got = f"{text} returns no CompiledJob", type(compiled).__name__
         raise ManifestError(Problem(where=where, key="run.compiler", what=what, got=got))
     return compiled
+
+
+def _name_variables(profile: Profile) -> frozenset[str] | None:
+    """The variables of a job; None on this machine, whose own it gets too, and after a setup."""
+    if profile.executor == "local" or profile.setup:
+        return None
+    return frozenset({*profile.env, *profile.secrets})
 
 
 def choose_image(

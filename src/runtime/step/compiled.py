@@ -16,7 +16,8 @@ from nemotron_style.runtime.errors import Problem
 class JobSite:
     """Where a job will run: ``nodes`` and ``gpus_per_node`` are what the profile offers.
 
-    ``inputs`` has the kind of each filled slot.
+    ``inputs`` has the kind of each filled slot; ``variables`` the names of the environment
+    variables that the profile gives a job, secret ones too, None where it gets others as well.
     """
 
     executor: str
@@ -24,6 +25,7 @@ class JobSite:
     nodes: int | None = None
     gpus_per_node: int | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
+    variables: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)

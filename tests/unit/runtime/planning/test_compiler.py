@@ -158,6 +158,18 @@ def test_a_compiler_is_told_the_site_and_its_resources_replace_the_manifest_s(wa
     assert compile_pipeline(named, context=context).target.plan.image == "mill:3"
 
 
+def test_a_compiler_knows_the_variables_of_a_job_where_a_profile_gives_them_all(water: Any) -> None:
+    from milling import compiling
+
+    elsewhere = {"executor": "slurm", "store": str(water.root / "store"), "partition": "batch"}
+    given = {"env": {"FLOW": "1"}, "secrets": ("KEY",)}
+    for changes in (elsewhere | given, given, elsewhere | given | {"setup": ("export HOME=/",)}):
+        compiling.seen.clear()
+        compile_pipeline(RunRequest("mill/grist", "river"), context=water.context(**changes))
+        known = changes.get("executor") == "slurm" and "setup" not in changes
+        assert compiling.seen[0].variables == (frozenset({"FLOW", "KEY"}) if known else None)
+
+
 def test_problems_of_the_compiler_are_told_with_those_of_slots(water: Any) -> None:
     text = refusal(water, "mill.speed=7", config="default")
     assert "the water is too slow" in text

@@ -112,6 +112,8 @@ def compile_values(config: Config, site: JobSite, version: Version | None = None
         nodes=placed.nodes,
         gpus_per_node=placed.gpus,
         image=config.nemo_rl.image or site.image,
+        variables=frozenset(compile_environment(config, version)) | (site.variables or frozenset()),
+        knows_all_variables=site.variables is not None,
         publishes_megatron=True,
     )
     told = {problem.key for problem in draft.problems}

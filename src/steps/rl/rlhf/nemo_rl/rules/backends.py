@@ -198,8 +198,8 @@ def pretrained_unread(job: View) -> Iterator[Problem]:
 def shared_conversion(job: View) -> Iterator[Problem]:
     """The converted model of several nodes stands on storage that all of them see."""
     names = {"NRL_MEGATRON_CHECKPOINT_DIR", "HF_HOME"}
-    known = job.facts.variables
-    if job.megatron and job.num_nodes > 1 and known is not None and not known & names:
+    is_home = job.facts.knows_all_variables and not job.facts.variables & names
+    if job.megatron and job.num_nodes > 1 and is_home:
         yield Problem(
             key="cluster.num_nodes",
             what=f"{job.num_nodes} nodes read the converted model, which the first of them"

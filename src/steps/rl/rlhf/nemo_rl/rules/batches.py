@@ -176,7 +176,7 @@ def dynamic_without_stages(job: View) -> Iterator[Problem]:
 @rule(Effect.STOPS, f"AssertionError when the policy is made, unless {IGNORE_ACCURACY} is set")
 def equal_micro_batches(job: View) -> Iterator[Problem]:
     """From TP 4 on, the micro-batches of training and log-probs are equal."""
-    is_ignored = IGNORE_ACCURACY in (job.facts.variables or ())
+    is_ignored = IGNORE_ACCURACY in job.facts.variables
     if is_ignored or job.flag("loss_fn.force_on_policy_ratio") or job.tensor_parallel < 4:
         return
     train = job.number("policy.train_micro_batch_size")

@@ -74,14 +74,14 @@ def port_ranges(job: View) -> Iterator[Problem]:
 
 @rule(Effect.STOPS, "wandb asks for a login, and nobody answers")
 def wandb_key(job: View) -> Iterator[Problem]:
-    """wandb has its key."""
-    known = job.facts.variables
-    if job.flag("logger.wandb_enabled") and known is not None and "WANDB_API_KEY" not in known:
+    """wandb has its key (or WANDB_MODE, for those who keep the key elsewhere)."""
+    has_key = job.facts.variables & {"WANDB_API_KEY", "WANDB_MODE"}
+    if job.flag("logger.wandb_enabled") and job.facts.knows_all_variables and not has_key:
         yield Problem(
             key="logger.wandb_enabled",
-            what="the job has no WANDB_API_KEY",
+            what="the job has neither WANDB_API_KEY nor WANDB_MODE",
             got="true",
-            fix="set it in the profile, or logger.wandb_enabled=false",
+            fix="name the key among the profile's secrets, or set logger.wandb_enabled=false",
         )
 
 

@@ -73,8 +73,9 @@ class Resumed:
 class Facts:
     """What a rule may know beside the configuration; None where nothing is known.
 
-    ``nodes`` and ``gpus_per_node`` are those of the job. ``variables`` are the names of all
-    environment variables that the job gets, secret ones too. ``ray_worker_ports`` is the range
+    ``nodes`` and ``gpus_per_node`` are those of the job. ``variables`` are names of
+    environment variables that the job gets, secret ones too; there may be others unless
+    ``knows_all_variables``. ``ray_worker_ports`` is the range
     that Ray's workers listen in. ``publishes_megatron``: a ``checkpoint_megatron`` is promised.
     """
 
@@ -83,7 +84,8 @@ class Facts:
     nodes: int | None = None
     gpus_per_node: int | None = None
     image: str | None = None
-    variables: frozenset[str] | None = None
+    variables: frozenset[str] = frozenset()
+    knows_all_variables: bool = False
     ray_worker_ports: tuple[int, int] | None = None
     rows: RowFacts | None = None
     resumes: Resumed | None = None

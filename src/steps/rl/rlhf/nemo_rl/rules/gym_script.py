@@ -124,6 +124,14 @@ def unwanted_tokens(job: View) -> Iterator[Problem]:
         yield Problem(key=key, what=what, got=show(job.get(key)), allowed="a list of ids")
 
 
+@rule(Effect.STOPS, "ValueError when the configuration is read", since=Version.V0_8_0)
+def no_full_distillation(job: View) -> Iterator[Problem]:
+    """Full on-policy distillation has a script of its own."""
+    key = "on_policy_distillation.full"
+    if job.get(key):
+        yield Problem(key=key, what="is not possible with the script of GRPO", allowed="null")
+
+
 @rule(Effect.STOPS, "NotImplementedError after all workers are up")
 def async_excludes(job: View) -> Iterator[Problem]:
     """Asynchronous GRPO has no dynamic sampling, reward scaling or shaping, or several loaders."""

@@ -191,3 +191,14 @@ def test_every_deadline_of_the_judge_follows_its_tokens() -> None:
     assert compare["cohort_evaluation_timeout_s"] == 2 * compare["judge_request_timeout_s"]
     assert result.stall_minutes > compare["judge_request_timeout_s"] / 60
     assert get_key(result.values, f"{SERVE}.max_model_len") >= 4096 + 1024 + 16384
+
+
+def test_a_logger_without_its_key_is_named_where_the_profile_gives_all_variables() -> None:
+    enabled = {"logger.wandb_enabled": True, "logger.wandb": {"project": "p", "name": "n"}}
+    for variables, keys in (
+        (None, []),
+        (frozenset({"WANDB_API_KEY"}), []),
+        (frozenset({"HF_TOKEN"}), ["logger.wandb_enabled"]),
+    ):
+        found = compiled("v0.7.0", site(variables=variables), **enabled)
+        assert [problem.key for problem in found.problems] == keys

@@ -11,7 +11,7 @@ CASES = [
         {"cluster.num_nodes": 2},
         "cluster.num_nodes",
         ("got 2", "up to 1"),
-        facts={"variables": None},
+        facts={"knows_all_variables": False},
     ),
     Case(
         "cluster.nodes_are_there",

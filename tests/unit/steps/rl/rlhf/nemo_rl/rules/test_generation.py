@@ -103,14 +103,14 @@ CASES = [
         },
         f"{RESOURCES}.num_nodes",
         ("2 nodes - 2 = 0 for training", "1 to 1"),
-        facts={"nodes": 2, "gpus_per_node": None, "variables": None},
+        facts={"nodes": 2, "gpus_per_node": None, "knows_all_variables": False},
     ),
     Case(
         "generation.split_nodes",
         {**APART, "cluster.num_nodes": 2, f"{RESOURCES}.num_nodes": 1},
         f"{RESOURCES}.gpus_per_node",
         ("got null", "cluster.gpus_per_node = 4"),
-        facts={"nodes": 2, "gpus_per_node": None, "variables": None},
+        facts={"nodes": 2, "gpus_per_node": None, "knows_all_variables": False},
     ),
     Case(
         "generation.some_gpus",

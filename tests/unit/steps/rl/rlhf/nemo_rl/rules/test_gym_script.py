@@ -70,6 +70,12 @@ CASES = [
         ("a list of ids",),
     ),
     Case(
+        "gym_script.no_full_distillation",
+        {"on_policy_distillation": {"full": {"teacher": "org/teacher"}}},
+        "on_policy_distillation.full",
+        ("not possible", "allowed: null"),
+    ),
+    Case(
         "gym_script.async_excludes",
         {**ASYNC, "grpo.reward_scaling.enabled": True},
         "grpo.reward_scaling.enabled",
