@@ -21,6 +21,7 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 ALIASES = {
     f"{GYM}.genrm_compare": f"{GYM}.genrm_compare_resources_server",
     f"{GYM}.genrm_model.responses_api_models.vllm_model": JUDGE,
+    f"{GYM}.genrm_model.vllm": f"{JUDGE}.vllm_serve_kwargs",
 }
 """Names of Nemotron's documentation and configs: NeMo-Gym ignores or mistakes both."""
 
@@ -50,13 +51,13 @@ MOVED_AWAY = {
 }
 """Keys that v0.8.0 took away from backends that do not need them; Megatron does not."""
 
-OURS = (
-    "data.allow_train_as_validation",
-    "data.default_agent_ref",
-    "data.normalized_data_dir",
-    "run",
-)
-"""Keys that the job or the runtime reads, and NeMo-RL does not know."""
+OURS = ("data.allow_train_as_validation", "data.default_agent_ref")
+"""Keys that the job reads, and NeMo-RL does not know."""
+NOT_HERE = {
+    "data.normalized_data_dir": "the job keeps the rows that it makes beside its run",
+    "run": "a profile says where a step runs, nemo_rl.image and nemo_rl.environment in what",
+}
+"""Keys of Nemotron's runner, and who decides instead."""
 
 
 def adapt(draft: Draft) -> None:
@@ -75,6 +76,9 @@ def adapt(draft: Draft) -> None:
         draft.problems.append(Problem(key="data.manifest_path", what=what, fix=fix))
     for key in OURS:
         draft.take(key)
+    for key, why in NOT_HERE.items():
+        if (value := draft.take(key)) not in (ABSENT, None, {}):
+            draft.told.append(f"{key}={show(value)} is dropped: {why}")
     _drop_dead(draft)
     for key, value in flatten(draft.given).items():
         if value is None and key.startswith(NULL_MEANS_ABSENT):

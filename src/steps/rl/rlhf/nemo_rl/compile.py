@@ -34,6 +34,8 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 SCRIPT = "examples/nemo_gym/run_grpo_nemo_gym.py"
 """Of NeMo-RL, run as it is."""
 OF_THIS_PROJECT = ("backend", "seed", "nemo_rl")
+RAY_WORKER_PORTS = (10002, 11000)
+"""Of the cluster that the launcher forms."""
 LEAST_MINUTES = 30.0
 """Of silence before a run counts as stalled: loading, compiling graphs, a long rollout."""
 
@@ -111,6 +113,7 @@ def compile_values(config: Config, site: JobSite, version: Version | None = None
         site.executor,
         nodes=placed.nodes,
         gpus_per_node=placed.gpus,
+        ray_worker_ports=RAY_WORKER_PORTS,
         image=config.nemo_rl.image or site.image,
         variables=frozenset(compile_environment(config, version)) | (site.variables or frozenset()),
         knows_all_variables=site.variables is not None,

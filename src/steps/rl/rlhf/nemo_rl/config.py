@@ -52,6 +52,12 @@ OWN: Mapping[str, Key] = {
     f"{GYM}.genrm_compare": Key(("dict", "null")),
     f"{GYM}.genrm_model.responses_api_models.vllm_model": Key(("table", "null"), open=True),
     f"{GYM}.genrm_model.responses_api_models.vllm_model.model": Key(("str", "null")),
+    f"{GYM}.genrm_model.vllm": Key(("table", "null"), open=True),
+    **{
+        name.replace(f"{JUDGE}.vllm_serve_kwargs", f"{GYM}.genrm_model.vllm"): key
+        for name, key in keys_of(Version.HEAD).items()
+        if name.startswith(f"{JUDGE}.vllm_serve_kwargs.")
+    },
     "run": Key(("dict", "null")),
 }
 """Keys of this project, and names that Nemotron's documentation gives to others."""
@@ -119,7 +125,6 @@ class NemoRl(Section):
     environment: dict[str, str] = Field(
         default={}, description="variables of the job, over those that are compiled"
     )
-    allow_policy_as_judge: bool = Field(default=False, description="the judge may be the policy")
 
 
 def _field_name(key: str) -> str:

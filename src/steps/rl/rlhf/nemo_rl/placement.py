@@ -103,6 +103,9 @@ def place(draft: Draft, site: JobSite) -> Placement:
         spare = node if site.gpus_per_node or not asked or asked > room else 0
         copies = max(1, (spare - gpus) // copy)
         judge = copies * copy
+    elif judge and not shares and not draft.was_given(f"{SERVE}.data_parallel_size"):
+        copies = max(1, -(-judge // node) * node // copy)  # its nodes are nobody else's
+        judge = copies * copy
     placed = Placement(
         node_gpus=node,
         policy_nodes=policy_nodes,

@@ -34,6 +34,17 @@ def test_the_documented_judge_is_the_one_that_is_served() -> None:
     assert any("b/default" in line for line in draft.told)
 
 
+def test_the_documented_settings_of_vllm_are_the_judges() -> None:
+    draft = adapted("head", **{f"{GYM}.genrm_model.vllm.max_num_seqs": 4})
+    assert get_key(draft.given, f"{JUDGE}.vllm_serve_kwargs") == {"max_num_seqs": 4}
+
+
+def test_where_nemotrons_runner_runs_is_told_to_be_a_matter_of_profiles() -> None:
+    draft = adapted("head", **{"run.env.container_image": "nemo-rl:v0.6.0"})
+    assert "run" not in draft.given
+    assert "profile" in draft.told[0]
+
+
 def test_two_judges_are_refused_with_both_names() -> None:
     draft = adapted("head", **{f"{DOCUMENTED}.model": "a/judge", f"{JUDGE}.model": "b/judge"})
     (problem,) = draft.problems

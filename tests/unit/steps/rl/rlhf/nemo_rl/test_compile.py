@@ -11,10 +11,16 @@ import yaml
 
 from nemo_rl_configs import PROMPTS, make_config
 from nemotron_style.runtime.config.model import parse_config
+from nemotron_style.runtime.launch.ray import WORKER_PORTS
 from nemotron_style.runtime.step.compiled import JobSite
 from nemotron_style.runtime.validation import get_key
 from nemotron_style.steps.rl.rlhf.nemo_rl.check import check_keys, find_missing
-from nemotron_style.steps.rl.rlhf.nemo_rl.compile import Compiled, compile_job, compile_values
+from nemotron_style.steps.rl.rlhf.nemo_rl.compile import (
+    RAY_WORKER_PORTS,
+    Compiled,
+    compile_job,
+    compile_values,
+)
 from nemotron_style.steps.rl.rlhf.nemo_rl.config import Config
 from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import CONFIG_FILE, JOB_FILE
 from nemotron_style.steps.rl.rlhf.nemo_rl.schema import COMPARE, GYM, JUDGE
@@ -124,6 +130,13 @@ def test_a_metric_gets_its_prefix() -> None:
 def test_text_of_the_user_is_no_interpolation() -> None:
     values = compiled(**{f"{COMPARE}.default_principle": "say ${HOME}"}).values
     assert get_key(values, f"{COMPARE}.default_principle") == "say \\${HOME}"
+
+
+def test_ports_are_apart_from_those_of_the_launchers_ray() -> None:
+    assert RAY_WORKER_PORTS == WORKER_PORTS
+    given = {"policy.generation.port_range_low": 10500, "policy.generation.port_range_high": 12000}
+    (problem,) = compiled("v0.7.0", **given).problems
+    assert "10002-11000" in problem.got
 
 
 def test_a_step_without_a_judge_or_a_policy_is_refused() -> None:

@@ -62,6 +62,7 @@ def test_the_policy_takes_the_most_gpus_that_divide_the_batch(
 def test_more_nodes_give_the_judge_its_own() -> None:
     _, plan = placed(None, **{"cluster.num_nodes": 4})
     assert (plan.nodes, plan.policy_nodes, plan.judge_nodes, plan.policy_gpus) == (5, 4, 1, 8)
+    assert plan.judge_gpus == 8  # nobody else is on its node
     _, plan = placed(5)
     assert (plan.policy_nodes, plan.judge_nodes) == (4, 1)
     _, plan = placed(None, **{"cluster.num_nodes": 1, f"{SERVE}.tensor_parallel_size": 8})
