@@ -69,7 +69,6 @@ COSMETIC = (
     "telemetry",
     "run",
     "checkpointing.checkpoint_dir",
-    "data.allow_train_as_validation",
     "data.normalized_data_dir",
     "policy.generation.port_range_low",
     "policy.generation.port_range_high",
