@@ -152,10 +152,10 @@ def summarise(step: Manifest) -> dict[str, Any]:
 def describe(step: Manifest) -> dict[str, Any]:
     """Everything about a step, as plain data."""
     document = step.model_dump(mode="json")
-    defaults = _defaults(step)
+    form, defaults = _read_default(step)
     for parameter in document["parameters"]:
         parameter["default"] = defaults.get(parameter["name"], parameter["default"])
-    examples = [command for command, _ in _examples(step, defaults)]
+    examples = [command for command, _ in _examples(form, defaults)]
     return {**document, "configs": list(step.configs), "examples": examples}
 
 
@@ -185,15 +185,19 @@ def _count_kinds(slots: Sequence[Slot]) -> str:
     return ", ".join(kinds) or "nothing"
 
 
+def _name_kinds(slot: Slot) -> str:
+    return " or ".join([slot.kind, *slot.also]) + ("" if slot.required else ", optional")
+
+
 def _flow(step: Manifest) -> str:
     return " -> ".join(
-        ", ".join(f"{slot.name} ({slot.kind})" for slot in slots) or "nothing"
+        ", ".join(f"{slot.name} ({_name_kinds(slot)})" for slot in slots) or "nothing"
         for slots in (step.consumes, step.produces)
     )
 
 
 def _render_sections(step: Manifest, catalog: Catalog) -> Iterator[str]:
-    defaults = _defaults(step)
+    form, defaults = _read_default(step)
     page = min(choose_width(in_pipe=PAGE), PAGE)
     yield f"{emphasise(step.id)} - {step.name}\n\n{wrap_text(step.description, page)}\n"
     if step.aliases:
@@ -216,7 +220,7 @@ def _render_sections(step: Manifest, catalog: Catalog) -> Iterator[str]:
             yield f"{emphasise(title)}\n{render_pairs(pairs)}"
     yield f"{emphasise('Try')}\n" + "".join(
         f"  # {why}\n{wrap_text(command, page - 2, continued=True)}\n"
-        for command, why in _examples(step, defaults)
+        for command, why in _examples(form, defaults)
     )
 
 
@@ -248,8 +252,7 @@ def _takes(slots: Sequence[Slot], catalog: Catalog) -> list[tuple[str, str]]:
 
 
 def _describe_slot(slot: Slot) -> str:
-    notes = [" or ".join([slot.kind, *slot.also])]
-    notes += [] if slot.required else ["optional"]
+    notes = [_name_kinds(slot)]
     notes += [f"config key {slot.config_key}"] if slot.config_key else []
     description = slot.description.strip()
     end = "" if not description or description.endswith((".", "!", "?")) else "."
@@ -266,14 +269,15 @@ def _parameters(step: Manifest, defaults: dict[str, Any]) -> Iterator[tuple[str,
         )
 
 
-def _defaults(step: Manifest) -> dict[str, Any]:
-    """The values that the default config gives; nothing when that config is not in order."""
+def _read_default(step: Manifest) -> tuple[Manifest, dict[str, Any]]:
+    """The step as its default config runs it, and the values of that; none where it is broken."""
     from nemotron_style.runtime.config.resolve import resolve_config
 
     try:
-        return flatten(resolve_config(step, name="default", overrides=()).values)
+        resolved = resolve_config(step, name="default", overrides=())
     except StepsError:
-        return {}
+        return step, {}
+    return resolved.manifest, flatten(resolved.values)
 
 
 def _examples(step: Manifest, defaults: dict[str, Any]) -> Iterator[tuple[str, str]]:
