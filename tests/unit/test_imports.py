@@ -95,6 +95,18 @@ def _top_level(tree: ast.Module) -> Iterator[ast.AST]:
         waiting.extend(ast.iter_child_nodes(node))
 
 
+def test_the_job_of_nemo_rl_needs_only_the_core_dependencies():
+    names = (*HEAVY, "matplotlib", "rich", "typer", "tokenizers", "jinja2", "safetensors")
+    lines = (
+        f"import sys; sys.modules.update(dict.fromkeys({names}))",
+        "import nemotron_style.runtime.worker.main",
+        "import nemotron_style.steps.rl.rlhf.nemo_rl.job.recipe",
+    )
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_runtime_and_configs_import_nothing_heavy_at_module_level():
     for name, path in modules():
         if name.startswith("runtime") or name.endswith(".config"):
