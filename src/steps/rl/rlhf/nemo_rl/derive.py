@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import ceil
 
+from nemotron_style.runtime.errors import Problem
 from nemotron_style.runtime.step.compiled import JobSite
 from nemotron_style.steps.rl.rlhf.nemo_rl.draft import ABSENT, Draft, find
 from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import JobVariable
@@ -229,7 +230,9 @@ def derive_start(draft: Draft, site: JobSite) -> None:
         why = "the input is a Hugging Face checkpoint"
         draft.leave_to_job("policy.model_name", JobVariable.POLICY_MODEL, why)
     elif kind or start not in (ABSENT, None):
-        if draft.version < Version.V0_7_0:
+        if kind == "checkpoint_nemo_rl" and draft.version < Version.V0_7_0:
+            draft.problems.append(_explain_no_start(draft.version))
+        elif draft.version < Version.V0_7_0:
             why = f"NeMo-RL {draft.version} starts from Hugging Face alone: the job converts"
             draft.leave_to_job("policy.model_name", JobVariable.POLICY_MODEL, why)
         else:
@@ -243,6 +246,16 @@ def derive_start(draft: Draft, site: JobSite) -> None:
     draft.leave_to_job("logger.log_dir", JobVariable.LOGS, "the job reads the logs there")
     draft.force("checkpointing.enabled", True, "the result is a checkpoint")
     draft.force("logger.tensorboard_enabled", True, "the job reads the metrics from its files")
+
+
+def _explain_no_start(version: Version) -> Problem:
+    return Problem(
+        key="policy.pretrained_checkpoint.path",
+        what=f"NeMo-RL {version} starts from Hugging Face checkpoints alone",
+        got="checkpoint_nemo_rl",
+        allowed="checkpoint_hf",
+        fix="run the export that its record names, or take v0.7.0 (nemo_rl.version, image)",
+    )
 
 
 def _start_from_megatron(draft: Draft) -> None:

@@ -19,6 +19,9 @@ HF_TWIN, WEIGHTS = "hf", "weights"
 FORMATS = {"run_config.yaml": "megatron_bridge", "metadata.json": "megatron_lm"}
 """The file that must lie in the iteration's folder, and the format that NeMo-RL calls it by."""
 TO_HF = "convert it first: nemotron-style steps run convert/megatron_to_hf -i model=REF"
+TO_ADOPT = (
+    "from v0.7.0 on: nemotron-style artifacts adopt PATH --kind checkpoint_nemo_rl --name NAME"
+)
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,10 @@ def _find_megatron(model: Artifact, wanted: str | None) -> tuple[str, Path]:
                 key="policy.pretrained_checkpoint.format",
                 what="the checkpoint has another format"
                 if wanted
-                else "this NeMo-RL reads no Megatron checkpoint",
-                got=str(wanted),
-                allowed=" or ".join(found),
-                fix="" if wanted else TO_HF,
+                else "is a Megatron checkpoint, and the job was compiled for a Hugging Face folder",
+                got=wanted or "",
+                allowed=" or ".join(found) if wanted else "",
+                fix="" if wanted else TO_ADOPT,
             )
         )
     return wanted, found[wanted]

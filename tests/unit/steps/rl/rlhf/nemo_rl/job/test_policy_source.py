@@ -78,7 +78,7 @@ def test_a_checkpoint_of_this_step_brings_its_hugging_face_twin(make: Make) -> N
         (("iter_0000005/model.pt",), "5", "megatron_lm", "is no checkpoint that NeMo-RL loads"),
         (("config.json", "notes.txt"), None, None, "is no checkpoint that NeMo-RL loads"),
         (("iter_0000005/metadata.json",), "5", "megatron_bridge", "has another format"),
-        (("iter_0000005/run_config.yaml",), "5", None, "reads no Megatron checkpoint"),
+        (("iter_0000005/run_config.yaml",), "5", None, "compiled for a Hugging Face folder"),
     ],
 )
 def test_a_checkpoint_that_nemo_rl_would_not_load_is_refused_with_one_message(
