@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from nemotron_style.runtime.atomic import read_json, write_json
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.checkpoints import (
     StepCheckpoint,
     clear_leftovers,
     whole_checkpoints,
 )
+from nemotron_style.steps.rl.rlhf.nemo_rl.job.state_file import read_state, write_state
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
 FACTS = "made_of.json"
@@ -39,7 +39,7 @@ def find_resume(
     whole = whole_checkpoints(folder)
     if whole:
         check_facts(folder, made_of, newest=whole[-1])
-    write_json(folder / FACTS, dict(made_of))
+    write_state(folder / FACTS, dict(made_of))
     if whole:
         say(f"continuing from {whole[-1].path.name}")
     return whole[-1] if whole else None
@@ -47,7 +47,7 @@ def find_resume(
 
 def check_facts(folder: Path, made_of: Mapping[str, str | None], *, newest: StepCheckpoint) -> None:
     """Raise InputError when the checkpoints of ``folder`` were made of anything else."""
-    noted = read_json(folder / FACTS)
+    noted = read_state(folder / FACTS)
     if noted is None:
         what = f"has {newest.path.name}, and nothing says what it was made of"
         fix = "move the checkpoints elsewhere, or take another folder"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.atomic import write_text
 from nemotron_style.steps.blocks.data.jsonl import brief, find_jsonl, read_rows, refuse
+from nemotron_style.steps.rl.rlhf.nemo_rl.job.state_file import write_whole
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 from nemotron_style.steps.rl.rlhf.prompt import read_messages
 
@@ -66,7 +66,8 @@ def prepare_rows(
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in normal)
         data = text.encode()
         file = folder / f"{slot}-{hashlib.sha256(data).hexdigest()[:16]}.jsonl"
-        write_text(file, text)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(file, text)
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     return PreparedRows(file, digest, len(normal), tuple(notes))
 

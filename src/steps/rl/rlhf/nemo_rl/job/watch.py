@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from nemotron_style.runtime.atomic import read_json, write_json
 from nemotron_style.runtime.errors import Interrupted, Problem, StepFailed
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.rl.rlhf.hacking_alert import find_alerts
@@ -15,6 +14,7 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.job.event_folder import EventFolder
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.log_reader import LogReader
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.script import ScriptProcess
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.settings import COMPARE, Settings
+from nemotron_style.steps.rl.rlhf.nemo_rl.job.state_file import read_state, write_state
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SHOWN = {"reward": "reward", "hacking/kl_to_start": "kl", "mean_gen_tokens_per_sample": "tokens"}
@@ -43,7 +43,7 @@ class Watch:
     ) -> None:
         self._ctx, self._settings, self._events, self._log = ctx, settings, events, log
         self.steps, self.done = steps, log.done
-        self._notes_path, self._notes = notes, read_json(notes) or {}
+        self._notes_path, self._notes = notes, read_state(notes) or {}
         self._stall_seconds, self._clock = stall_seconds, clock
         self._moved, self._marks = clock(), log.marks
         self._pending: dict[int, dict[str, float]] = {}
@@ -128,7 +128,7 @@ class Watch:
         counts: dict[str, float] = dict(self._log.failures(step))
         if counts:
             self._notes[str(step)] = counts
-            write_json(self._notes_path, self._notes, durable=False)
+            write_state(self._notes_path, self._notes)
         counts = counts or self._notes.get(str(step), {})
         given_up = sum(counts.get(kind, 0.0) for kind in GIVEN_UP)
         derived |= {f"judge/{kind}": float(count) for kind, count in counts.items()}

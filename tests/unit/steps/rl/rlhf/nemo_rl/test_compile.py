@@ -123,7 +123,7 @@ def test_a_megatron_checkpoint_starts_the_policy(
 
 
 def test_a_checkpoint_of_nemo_rl_starts_no_run_before_v0_7_0() -> None:
-    inputs = INPUTS | {"model": "checkpoint_nemo_rl"}
+    inputs = PROMPTS | {"model": "checkpoint_nemo_rl"}
     problems = compiled("v0.6.0", site(inputs=inputs)).problems
     assert any("starts from Hugging Face checkpoints alone" in one.what for one in problems)
     policy = compiled("v0.7.0", site(inputs=inputs)).values["policy"]
