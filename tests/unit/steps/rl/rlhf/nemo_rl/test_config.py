@@ -73,3 +73,6 @@ def test_where_a_run_works_is_no_part_of_its_identity() -> None:
     config = parse({"cluster": {"num_nodes": 4}, "logger": {"log_dir": "x"}, "grpo": {"seed": 1}})
     assert semantic_values(config)["grpo"] == {"seed": 1}
     assert not {"cluster", "logger"} & semantic_values(config).keys()
+    # Validation on training prompts gives figures of their own.
+    config = parse({"data": {"allow_train_as_validation": True}})
+    assert semantic_values(config)["data"] == {"allow_train_as_validation": True}
