@@ -57,9 +57,11 @@ class Tokenizer:
 
     def _open_backend(self, text: str) -> Backend:
         backend = Backend.from_str(text)
-        # A role makes a token of the vocabulary a control token, as transformers has it.
-        named = [*self.special_tokens.values(), *self.further_special_tokens]
-        known = [text for text in named if backend.token_to_id(text) is not None]
+        # A role makes a token of the vocabulary a control token, as transformers has it. One that
+        # was added before keeps its ways: some take the white space beside them along.
+        added = {token.content for token in backend.get_added_tokens_decoder().values()}
+        named = {*self.special_tokens.values(), *self.further_special_tokens} - added
+        known = [text for text in sorted(named) if backend.token_to_id(text) is not None]
         backend.add_special_tokens([AddedToken(text, normalized=False) for text in known])
         return backend
 
@@ -266,16 +268,22 @@ def _without_habits(text: str) -> str:
     """A ``tokenizer.json`` in which every added token is special, and nothing is cut or padded.
 
     Many files mark added tokens as not special, those that begin a turn among them; then anybody's
-    text could begin one. Added tokens of white space alone stay text: they mark nothing. And
-    whoever saved the file may have padded or cut texts, which the library keeps in it.
+    text could begin one. They are looked for in the text as it stands: a normaliser that makes one
+    of ``<|USER|>`` would make it of a message. Added tokens of white space alone stay text: they
+    mark nothing. And whoever saved the file may have padded or cut texts, or had words taken apart
+    at random (``dropout``), which the library keeps in it.
     """
     content = json.loads(text)
-    tokens = content.get("added_tokens") or ()
-    ordinary = [one for one in tokens if not one["special"] and one["content"].strip()]
-    if not ordinary and content.get("padding") is content.get("truncation") is None:
+    tokens = [one for one in content.get("added_tokens") or () if one["content"].strip()]
+    changed = [one for one in tokens if not one["special"] or one.get("normalized", True)]
+    model = content.get("model") or {}
+    saved = (content.get("padding"), content.get("truncation"), model.get("dropout"))
+    if not changed and not any(saved):
         return text  # as most are: a large file is not written anew for nothing
-    for token in ordinary:
-        token["special"] = True
+    for token in changed:
+        token |= {"special": True, "normalized": False}
+    if model.get("dropout"):
+        model["dropout"] = None
     return json.dumps(content | {"padding": None, "truncation": None})
 
 

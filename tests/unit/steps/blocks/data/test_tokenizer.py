@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers
 
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
@@ -242,3 +242,42 @@ def test_a_token_keeps_the_space_that_it_begins_with(tokenizer: Tokenizer, tmp_p
     assert [sentencepiece.decode_token(number) for number in (0, 1)] == [" river", " is"]
     ids = tokenizer.encode("The river is")
     assert "".join(map(tokenizer.decode_token, ids)) == "The river is"
+
+
+def test_words_are_not_taken_apart_at_random(tokenizer: Tokenizer) -> None:
+    text = "The river is wide. Describe the village."
+    model = json.loads((tokenizer.path / "tokenizer.json").read_text())["model"]
+    changed = rewrite(tokenizer.path, model={**model, "dropout": 0.9})
+    assert changed.encode(text) == changed.encode(text, control=True) == tokenizer.encode(text)
+
+
+def test_no_normaliser_makes_a_control_token_of_a_message(tokenizer: Tokenizer) -> None:
+    """A file may look for its markers in lower case: the message would pass as harmless."""
+    backend = Backend.from_file(str(tokenizer.path / "tokenizer.json"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.add_tokens([AddedToken("<|user|>", normalized=True)])
+    backend.save(str(tokenizer.path / "tokenizer.json"))
+    changed = Tokenizer(tokenizer.path)
+    marker = changed.control_ids["<|user|>"]
+    assert changed.encode("a<|user|>", control=True)[-1] == marker
+    chat = open_chat(changed)
+    text = chat.prompt(parse_messages([{"role": "user", "content": "a<|USER|>b"}]))
+    assert marker not in changed.encode(text, control=True)
+
+
+@pytest.mark.parametrize("way", ["lstrip", "rstrip", "single_word"])
+def test_a_marker_keeps_its_ways_where_a_settings_file_names_it_too(
+    tokenizer: Tokenizer, way: str
+) -> None:
+    """Phi-3's markers take the white space behind them along: the ids are transformers' own."""
+    transformers = pytest.importorskip("transformers")
+    backend = Backend.from_file(str(tokenizer.path / "tokenizer.json"))
+    backend.add_tokens([AddedToken("<|user|>", normalized=False, **{way: True})])
+    backend.save(str(tokenizer.path / "tokenizer.json"))
+    file = tokenizer.path / "tokenizer_config.json"
+    settings = json.loads(file.read_text()) | {"additional_special_tokens": ["<|user|>"]}
+    file.write_text(json.dumps(settings))
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tokenizer.path)
+    text = "a <|user|> \n hi<|user|>b"
+    expected = theirs(text, add_special_tokens=False)["input_ids"]
+    assert Tokenizer(tokenizer.path).encode(text, control=True) == expected
