@@ -74,6 +74,10 @@ def adapt(draft: Draft) -> None:
         what = "names files that lineage would not see"
         fix = "set data.train.data_path and data.validation.data_path"
         draft.problems.append(Problem(key="data.manifest_path", what=what, fix=fix))
+    key = "checkpointing.pretrained_checkpoint"
+    if draft.take(key) not in (ABSENT, None):
+        what, fix = "starts as policy.pretrained_checkpoint does", "give the input 'model'"
+        draft.problems.append(Problem(key=key, what=what, fix=fix))
     for key in OURS:
         draft.take(key)
     for key, why in NOT_HERE.items():

@@ -22,7 +22,15 @@ from nemotron_style.steps.rl.rlhf.nemo_rl import derive
 from nemotron_style.steps.rl.rlhf.nemo_rl.adapt import adapt
 from nemotron_style.steps.rl.rlhf.nemo_rl.check import check_keys
 from nemotron_style.steps.rl.rlhf.nemo_rl.config import Config
-from nemotron_style.steps.rl.rlhf.nemo_rl.draft import Derived, Draft, merge, put, show
+from nemotron_style.steps.rl.rlhf.nemo_rl.draft import (
+    ABSENT,
+    Derived,
+    Draft,
+    find,
+    merge,
+    put,
+    show,
+)
 from nemotron_style.steps.rl.rlhf.nemo_rl.environment import compile_environment
 from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import CONFIG_FILE, JOB_FILE
 from nemotron_style.steps.rl.rlhf.nemo_rl.placement import Placement, place
@@ -34,6 +42,12 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 SCRIPT = "examples/nemo_gym/run_grpo_nemo_gym.py"
 """Of NeMo-RL, run as it is."""
 OF_THIS_PROJECT = ("backend", "seed", "nemo_rl")
+MODEL, TRAIN, VALIDATION = (
+    "policy.pretrained_checkpoint.path",
+    "data.train.data_path",
+    "data.validation.data_path",
+)
+"""Keys that the slots of the step are bound to."""
 RAY_WORKER_PORTS = (10002, 11000)
 """Of the cluster that the launcher forms."""
 LEAST_MINUTES = 30.0
@@ -93,15 +107,17 @@ def compile_values(config: Config, site: JobSite, version: Version | None = None
     draft = Draft(version, _escape(given))
     allows_train = config.data is not None and config.data.allow_train_as_validation is True
     adapt(draft)
+    slots = _take_slots(draft)
     draft.problems += check_keys(draft.given, version)
     draft.values = merge(_base(version), draft.given)
     draft.problems += _find_missing_policy(draft, site)
     draft.derive("grpo.seed", config.seed, "seed")
-    derive.derive_start(draft, site)
+    derive.derive_start(draft, site.inputs.get("model") or slots.get(MODEL))
     derive.derive_backend(draft)
     derive.derive_batch(draft)
     derive.derive_advantages(draft)
-    derive.derive_validation(draft, site, allows_train=allows_train)
+    validates = "validation" in site.inputs or VALIDATION in slots
+    derive.derive_validation(draft, own_data=validates, allows_train=allows_train)
     derive.derive_optimizer(draft)
     derive.derive_generation(draft)
     derive.derive_ports(draft)
@@ -132,6 +148,18 @@ def compile_values(config: Config, site: JobSite, version: Version | None = None
         problems=(*draft.problems, *broken),
         advice=tuple(advise(values, facts)),
     )
+
+
+def _take_slots(draft: Draft) -> dict[str, str]:
+    """What was given for slots, by key, taken out: in the YAML a variable of the job stands there.
+
+    The kind that such a path is taken for stands beside it.
+    """
+    kinds = {MODEL: "checkpoint_megatron", TRAIN: "prompts_jsonl", VALIDATION: "prompts_jsonl"}
+    taken = {key: kind for key, kind in kinds.items() if draft.take(key) not in (ABSENT, None)}
+    if find(draft.given, "policy.pretrained_checkpoint") == {}:
+        draft.take("policy.pretrained_checkpoint")
+    return taken
 
 
 def choose_version(config: Config, site: JobSite) -> tuple[Version | None, list[Problem]]:

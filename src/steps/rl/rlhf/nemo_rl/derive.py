@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from math import ceil
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.runtime.step.compiled import JobSite
 from nemotron_style.steps.rl.rlhf.nemo_rl.draft import ABSENT, Draft, find
 from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import JobVariable
 from nemotron_style.steps.rl.rlhf.nemo_rl.schema import COMPARE, GYM, JUDGE
@@ -71,14 +70,13 @@ def derive_advantages(draft: Draft) -> None:
         draft.derive(f"grpo.adv_estimator.{name}", True if value is None else value, why)
 
 
-def derive_validation(draft: Draft, site: JobSite, *, allows_train: bool) -> None:
+def derive_validation(draft: Draft, *, own_data: bool, allows_train: bool) -> None:
     """Whether validation happens, on what, and in which groups; and the metric to rank by."""
-    given = draft.get("data.validation.data_path") or "validation" in site.inputs
     group = draft.get("grpo.num_generations_per_prompt")
     data = draft.values.setdefault("data", {})
-    if given or allows_train:
-        variable = JobVariable.VALIDATION_DATA if given else JobVariable.TRAIN_DATA
-        why = "rows that the job made" if given else "data.allow_train_as_validation"
+    if own_data or allows_train:
+        variable = JobVariable.VALIDATION_DATA if own_data else JobVariable.TRAIN_DATA
+        why = "rows that the job made" if own_data else "data.allow_train_as_validation"
         data["validation"] = {**(data.get("validation") or {})}
         draft.leave_to_job("data.validation.data_path", variable, why)
         why = f"each validation prompt is answered {group} times, as often as the judge waits for"
@@ -221,15 +219,16 @@ def derive_judge(draft: Draft) -> int:
     return seconds
 
 
-def derive_start(draft: Draft, site: JobSite) -> None:
-    """Where the policy's weights and the rows come from, and where a run writes."""
-    kind = site.inputs.get("model")
-    start = find(draft.given, "policy.pretrained_checkpoint.path")
+def derive_start(draft: Draft, kind: str | None) -> None:
+    """Where the policy's weights and the rows come from, and where a run writes.
+
+    ``kind`` is that of the checkpoint to start from; None: the model of Hugging Face.
+    """
     draft.values["policy"].pop("pretrained_checkpoint", None)
     if kind == "checkpoint_hf":
         why = "the input is a Hugging Face checkpoint"
         draft.leave_to_job("policy.model_name", JobVariable.POLICY_MODEL, why)
-    elif kind or start not in (ABSENT, None):
+    elif kind:
         if kind == "checkpoint_nemo_rl" and draft.version < Version.V0_7_0:
             draft.problems.append(_explain_no_start(draft.version))
         elif draft.version < Version.V0_7_0:

@@ -130,6 +130,18 @@ def test_a_checkpoint_of_nemo_rl_starts_no_run_before_v0_7_0() -> None:
     assert policy["pretrained_checkpoint"]["path"] == "${oc.env:NEMOTRON_STYLE_PRETRAINED}"
 
 
+@pytest.mark.parametrize("version", list(Version))
+def test_a_path_that_a_slot_is_bound_to_is_left_to_the_job(version: Version) -> None:
+    given = {"policy.pretrained_checkpoint.path": "a/checkpoint", "data.train.data_path": "a.jsonl"}
+    result = compiled(version, site(inputs={}), **given, **{"data.validation.data_path": None})
+    assert list(result.problems) == []
+    text = json.dumps(result.values)
+    assert "a/checkpoint" not in text
+    assert "a.jsonl" not in text
+    variable = "POLICY_MODEL" if version < Version.V0_7_0 else "PRETRAINED"
+    assert f"${{oc.env:NEMOTRON_STYLE_{variable}}}" in text
+
+
 def test_a_metric_gets_its_prefix() -> None:
     values = compiled(**{"checkpointing.metric_name": "accuracy"}).values
     assert values["checkpointing"]["metric_name"] == "val:accuracy"
