@@ -286,7 +286,7 @@ def test_bad_rows_are_named(world, tmp_path, row, word):
     assert "rows.jsonl:2" in str(caught.value)
 
 
-def test_training_prompts_are_no_validation(world, tmp_path):
+def test_training_prompts_are_no_validation(world, tmp_path, capsys):
     url = 'judge.url="http://127.0.0.1:9"'
     with pytest.raises(InputError, match="train_used_as_validation_unintentionally"):
         world.train_in(tmp_path, url, validation=world.prompts)
@@ -294,6 +294,10 @@ def test_training_prompts_are_no_validation(world, tmp_path):
     elsewhere = world.data("elsewhere", rows)  # the same prompts in another file and order
     with pytest.raises(InputError, match="2 of 2 are in the other file too"):
         world.train_in(tmp_path, url, validation=elsewhere)
+    some = world.data("some", [*rows, world_of.ask("describe warm warm warm")])
+    with pytest.raises(JudgeUnavailable):  # some of them may be: how many is said
+        world.train_in(tmp_path, url, "judge.ready_seconds=0.1", validation=some)
+    assert "2 of 3 held-out prompts are trained on too" in capsys.readouterr().out
 
 
 def test_the_policy_does_not_judge_itself(world, tmp_path):

@@ -8,6 +8,7 @@ import random
 import zipfile
 from enum import Enum
 from http import HTTPStatus
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,8 +27,9 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     load_model,
     save_model,
     weights_digest,
+    written_digest,
 )
-from nemotron_style.steps.blocks.model import parallel
+from nemotron_style.steps.blocks.model import parallel, rank_zero
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
@@ -92,6 +94,19 @@ def test_the_digest_is_that_of_the_weights_wherever_they_are(saved):
     with torch.no_grad():
         model.module.decoder.final_layernorm.weight[3] += 1e-6
     assert weights_digest(saved) != weights_digest(model)
+
+
+def test_the_digest_of_what_was_written_sends_no_weight_to_any_rank(saved, monkeypatch):
+    sent = []
+    two_ranks = SimpleNamespace(
+        barrier=lambda: None,
+        get_rank=lambda: 0,
+        get_world_size=lambda: 2,
+        broadcast_object_list=lambda found, src: sent.extend(found),
+    )
+    monkeypatch.setattr(rank_zero, "dist", two_ranks)
+    assert written_digest(saved) == weights_digest(saved)
+    assert sent == [weights_digest(saved)]
 
 
 def test_half_precision_weights_keep_their_type(tmp_path, tokenizer):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from nemotron_style.runtime.errors import InputError
-from nemotron_style.steps.blocks.data.prompt import PromptReader
+from nemotron_style.steps.blocks.data.prompt import PromptReader, count_shared
 
 
 class Letters:
@@ -57,3 +57,12 @@ def test_a_principle_is_a_text(tmp_path):
 def test_a_response_of_the_whole_context_is_refused():
     with pytest.raises(InputError, match=r"sampling\.length: leaves no room.*allowed: 1 to 7"):
         reader(8)
+
+
+def test_prompts_are_the_same_by_what_they_say_and_not_by_where_they_stand(tmp_path):
+    """Another file, order and spelling of the row; a prompt that begins alike is another one."""
+    train = reader(4).read(write(tmp_path, "ab", "cd", "ab"))
+    (tmp_path / "other").mkdir()
+    held_out = reader(4).read(write(tmp_path / "other", "cd", "a", "abc", "ab"))
+    assert count_shared(train, held_out) == 2
+    assert count_shared(train, []) == 0

@@ -4,9 +4,14 @@ import math
 from types import SimpleNamespace
 
 import pytest
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
-from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
+from nemotron_style.steps.blocks.training.lr_schedule import (
+    cosine_annealing,
+    megatron_decay,
+    warn_if_held,
+)
 
 
 def schedule(**sched):
@@ -46,3 +51,31 @@ def test_constant_steps_beyond_the_run_hold_the_rate_and_are_told():
     for fitting in (schedule(warmup_steps=10, constant_steps=29), schedule(warmup_steps=50)):
         warn_if_held(SimpleNamespace(say=said.append), fitting, updates=40)
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("style", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize(("warmup", "start", "end"), [(0, 0.0, 9), (3, 0.2, 9), (3, 0.0, 20)])
+def test_rates_are_those_of_megatron_cores_own_scheduler(style, warmup, start, end):
+    """Side by side, through the warm-up, at its seam, and beyond the end of the decay."""
+    settings = SimpleNamespace(
+        lr_warmup_iters=warmup, lr_warmup_init=start, lr_decay_style=style, lr_decay_iters=end
+    )
+    group = {"lr": 0.0, "weight_decay": 0.0}
+    theirs = OptimizerParamScheduler(
+        SimpleNamespace(param_groups=[group]),
+        init_lr=start,
+        max_lr=1.0,
+        min_lr=0.1,
+        lr_warmup_steps=warmup,
+        lr_decay_steps=end,
+        lr_decay_style=style,
+        start_wd=0.0,
+        end_wd=0.0,
+        wd_incr_steps=0,
+        wd_incr_style="constant",
+    )
+    optimizer = SimpleNamespace(lr=1.0, min_lr=0.1)
+    for update in range(15):
+        ours = megatron_decay(optimizer, settings, update, updates=99)
+        assert ours == pytest.approx(group["lr"], abs=1e-12), update
+        theirs.step(1)
