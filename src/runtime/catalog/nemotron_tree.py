@@ -41,15 +41,15 @@ FOR_PEOPLE = ("stack", "difficulty")
 
 
 class TreeSlot(Slot):
-    """A slot whose path, with ``file`` below it, goes to ``config_key`` and the keys ``also``."""
+    """A slot whose path, with ``file`` below it, goes to ``config_key`` and the keys ``copies``."""
 
     file: str | None = None
-    also: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
         """Every key that gets the path; none where nothing says which."""
-        return (self.config_key, *self.also) if self.config_key else ()
+        return (self.config_key, *self.copies) if self.config_key else ()
 
 
 class TreeDocument(Document):
@@ -64,7 +64,7 @@ class BoundSlot(Table):
 
     key: str
     file: str | None = None
-    also: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
 
 
 class BoundStep(Table):
@@ -226,10 +226,12 @@ def read_step(path: Path, tree: Tree, keys: Mapping[str, BoundStep]) -> TreeMani
 
 
 def _describe_run(spec: Runspec) -> dict[str, Any]:
+    # A command of the step's own starts its ranks itself, once a machine.
+    launch = "python" if spec.run.cmd and spec.run.launch == "torchrun" else spec.run.launch
     return {
         "entrypoint": f"{PACKAGE}.recipe:run",
         "config": f"{PACKAGE}.config:Config",
-        "launch": LAUNCH.get(spec.run.launch, spec.run.launch),
+        "launch": LAUNCH.get(launch, launch),
         "image": spec.image,
         "passthrough": True,
     }
@@ -258,7 +260,9 @@ def _complete_slots(slots: list[Any], known: Mapping[str, BoundSlot]) -> Iterato
         counts[kind] += 1
         name = re.sub(r"\W", "_", kind.lower()) + (f"_{counts[kind]}" if counts[kind] > 1 else "")
         bound = known.get(kind) if "config_key" not in slot else None
-        more = {"config_key": bound.key, "file": bound.file, "also": bound.also} if bound else {}
+        more = (
+            {"config_key": bound.key, "file": bound.file, "copies": bound.copies} if bound else {}
+        )
         yield {"name": name, **slot, **more}
 
 

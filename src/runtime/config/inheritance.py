@@ -49,6 +49,8 @@ def _read(
 def _find_parents(file: YamlFile, path: Path, home: Path) -> list[Path]:
     names = file.values.get("defaults", [])
     names = [names] if isinstance(names, str) else names
+    if isinstance(names, list) and names[-1:] == ["_self_"]:
+        names = names[:-1]  # Hydra's word for what is so here: the file itself comes last
     problem = {"where": file.locations.get("defaults", show_path(path)), "key": "defaults"}
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(Problem(**problem, what="must be a file name or a list of them"))

@@ -80,6 +80,11 @@ def test_a_config_of_ones_own_may_say_where_an_input_comes_from(bench) -> None:
         bench.plan(config="./own.yaml", inputs=())
 
 
+def test_one_path_may_go_to_several_keys(bench) -> None:
+    bench.rewrite("step.toml", 'file = "lines.txt"', 'file = "lines.txt"\ncopies = ["note"]')
+    assert bench.plan().config["note"] == "{input:text_lines}/lines.txt"
+
+
 def test_what_is_no_path_here_stays_as_it_is_and_is_told(bench) -> None:
     plan = bench.plan("source=acme/texts", inputs=())
     assert plan.config["source"] == "acme/texts"
@@ -142,6 +147,21 @@ def test_resources_are_the_configs_then_the_profiles_then_the_runspecs(bench) ->
         "+run.env.nodes=2", "+run.env.nproc_per_node=1", step="words/many", profile=profile
     )
     assert (plan.nodes, plan.processes) == (2, 1)
+
+
+def test_a_command_of_its_own_starts_its_ranks_itself(bench) -> None:
+    script = HEAD.replace('"python"', '"torchrun"\n# cmd = "torchrun {script} {config}"')
+    write_step(bench.root, "words/many", script=script.replace("node = 0", "node = 4"))
+    plan = bench.plan(step="words/many")
+    assert (plan.launch, plan.processes, plan.resources["gpus"]) == ("python", 1, 4)
+
+
+def test_a_list_of_defaults_may_end_with_the_file_itself(bench) -> None:
+    bench.rewrite("config/tiny.yaml", "default.yaml", "[default.yaml, _self_]")
+    assert bench.plan(config="tiny").config["least"] == 2
+    bench.rewrite("config/tiny.yaml", "[default.yaml, _self_]", "[_self_, default.yaml]")
+    with pytest.raises(UsageError, match="there is no file '_self_'"):
+        bench.plan(config="tiny")
 
 
 def test_the_image_of_the_config_comes_before_that_of_the_runspec(bench) -> None:
