@@ -22,7 +22,7 @@ SHAPES: Mapping[str, tuple[int, Mapping[str, Any]]] = {
     "external_judge": (1, {f"{JUDGE}.base_url": ["http://judge:8000/v1"]}),
 }
 """Nodes of the profile, and what the config says."""
-STARTS = {"hf": {}, "megatron": {"model": "checkpoint_megatron"}}
+STARTS = ("hf", "megatron")
 CASES = [f"{v}-{s}-{t}" for v, s, t in product(Version, SHAPES, STARTS)]
 
 
@@ -40,7 +40,9 @@ def read_case(case: str) -> tuple[Config, JobSite]:
     """Config and site of one of ``CASES``."""
     version, shape, start = case.rsplit("-", 2)
     nodes, given = SHAPES[shape]
-    inputs = PROMPTS | STARTS[start]
+    # What v0.6.0 is to start from is converted before.
+    kind = "checkpoint_hf" if version == Version.V0_6_0 else "checkpoint_nemo_rl"
+    inputs = PROMPTS | ({"model": kind} if start == "megatron" else {})
     site = JobSite("slurm", nodes=nodes, gpus_per_node=8, inputs=inputs)
     return make_config(version, given), site
 

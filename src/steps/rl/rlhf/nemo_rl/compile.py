@@ -155,7 +155,7 @@ def _take_slots(draft: Draft) -> dict[str, str]:
 
     The kind that such a path is taken for stands beside it.
     """
-    kinds = {MODEL: "checkpoint_megatron", TRAIN: "prompts_jsonl", VALIDATION: "prompts_jsonl"}
+    kinds = {MODEL: "checkpoint_hf", TRAIN: "prompts_jsonl", VALIDATION: "prompts_jsonl"}
     taken = {key: kind for key, kind in kinds.items() if draft.take(key) not in (ABSENT, None)}
     if find(draft.given, "policy.pretrained_checkpoint") == {}:
         draft.take("policy.pretrained_checkpoint")

@@ -111,9 +111,9 @@ def _derive_metric(draft: Draft, metric: str | None) -> None:
 
 
 def derive_backend(draft: Draft) -> None:
-    """Megatron, whatever else was asked for: only it writes a checkpoint_megatron."""
+    """Megatron, whatever else was asked for: only it writes a checkpoint that goes on."""
     other = "automodel_cfg" if draft.version >= Version.V0_8_0 else "dtensor_cfg"
-    why = "the step makes a checkpoint_megatron, and DTensor writes none"
+    why = "the step makes a Megatron checkpoint, and DTensor writes none"
     if draft.get(f"policy.{other}.enabled") or not draft.get(f"{MEGATRON}.enabled"):
         draft.force(f"policy.{other}.enabled", False, why)
         draft.force(f"{MEGATRON}.enabled", True, why)
@@ -225,17 +225,13 @@ def derive_start(draft: Draft, kind: str | None) -> None:
     ``kind`` is that of the checkpoint to start from; None: the model of Hugging Face.
     """
     draft.values["policy"].pop("pretrained_checkpoint", None)
-    if kind == "checkpoint_hf":
+    if kind == "checkpoint_nemo_rl" and draft.version < Version.V0_7_0:
+        draft.problems.append(_explain_no_start(draft.version))
+    elif kind == "checkpoint_nemo_rl":
+        _start_from_megatron(draft)
+    elif kind:
         why = "the input is a Hugging Face checkpoint"
         draft.leave_to_job("policy.model_name", JobVariable.POLICY_MODEL, why)
-    elif kind:
-        if kind == "checkpoint_nemo_rl" and draft.version < Version.V0_7_0:
-            draft.problems.append(_explain_no_start(draft.version))
-        elif draft.version < Version.V0_7_0:
-            why = f"NeMo-RL {draft.version} starts from Hugging Face alone: the job converts"
-            draft.leave_to_job("policy.model_name", JobVariable.POLICY_MODEL, why)
-        else:
-            _start_from_megatron(draft)
     why = "policy.model_name"
     draft.derive("policy.tokenizer.name", draft.get("policy.model_name"), why)
     why = "rows in the Responses form, made by the job"

@@ -52,7 +52,7 @@ def keys(values: Mapping[str, Any], above: str = "") -> set[str]:
 
 @pytest.mark.parametrize("version", list(Version))
 def test_what_is_compiled_is_complete_and_known(version: Version) -> None:
-    for inputs in (PROMPTS, PROMPTS | {"model": "checkpoint_megatron"}, {}):
+    for inputs in (PROMPTS, PROMPTS | {"model": "checkpoint_hf"}, {}):
         result = compiled(version, site(inputs=inputs))
         assert list(result.problems) == []
         assert find_missing(result.values, version) == []
@@ -104,22 +104,12 @@ def test_without_validation_data_nothing_is_validated_unless_training_data_may_s
     assert "allow_train_as_validation" not in same
 
 
-@pytest.mark.parametrize(
-    ("version", "model", "checkpoint"),
-    [
-        ("v0.6.0", "${oc.env:NEMOTRON_STYLE_POLICY_MODEL}", None),
-        ("v0.7.0", "a/policy", "${oc.env:NEMOTRON_STYLE_PRETRAINED}"),
-        ("head", "a/policy", "${oc.env:NEMOTRON_STYLE_PRETRAINED}"),
-    ],
-)
-def test_a_megatron_checkpoint_starts_the_policy(
-    version: str, model: str, checkpoint: str | None
-) -> None:
-    policy = compiled(version, site(inputs=PROMPTS | {"model": "checkpoint_megatron"})).values[
-        "policy"
-    ]
-    assert policy["model_name"] == policy["tokenizer"]["name"] == model
-    assert policy.get("pretrained_checkpoint", {}).get("path") == checkpoint
+@pytest.mark.parametrize("version", list(Version))
+def test_weights_of_hugging_face_start_the_policy_in_every_version(version: Version) -> None:
+    policy = compiled(version, site(inputs=PROMPTS | {"model": "checkpoint_hf"})).values["policy"]
+    variable = "${oc.env:NEMOTRON_STYLE_POLICY_MODEL}"
+    assert policy["model_name"] == policy["tokenizer"]["name"] == variable
+    assert "pretrained_checkpoint" not in policy
 
 
 def test_a_checkpoint_of_nemo_rl_starts_no_run_before_v0_7_0() -> None:
@@ -138,8 +128,7 @@ def test_a_path_that_a_slot_is_bound_to_is_left_to_the_job(version: Version) -> 
     text = json.dumps(result.values)
     assert "a/checkpoint" not in text
     assert "a.jsonl" not in text
-    variable = "POLICY_MODEL" if version < Version.V0_7_0 else "PRETRAINED"
-    assert f"${{oc.env:NEMOTRON_STYLE_{variable}}}" in text
+    assert "${oc.env:NEMOTRON_STYLE_POLICY_MODEL}" in text
 
 
 def test_a_metric_gets_its_prefix() -> None:

@@ -82,7 +82,7 @@ def test_what_can_be_mended_is_mended_and_told(version: Version) -> None:
     assert groups == 8
     # What is trained can be published, and the judge has GPUs.
     assert get_key(found.values, "policy.megatron_cfg.enabled") is True
-    assert "checkpoint_megatron" in reasons["policy.megatron_cfg.enabled"]
+    assert "Megatron checkpoint" in reasons["policy.megatron_cfg.enabled"]
     assert get_key(found.values, "cluster.gpus_per_node") < 8
     assert "8 was given" in reasons["cluster.gpus_per_node"]
     assert get_key(found.values, "policy.generation.vllm_cfg.async_engine") is True
