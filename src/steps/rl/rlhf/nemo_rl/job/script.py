@@ -21,7 +21,7 @@ from nemotron_style.runtime.errors import InputError, Problem
 
 HOME_VARIABLE = "NEMO_RL_HOME"
 HOME = "/opt/nemo-rl"
-LINES_KEPT = 30
+LINES_KEPT = 15
 SECONDS_TO_END = 60.0
 SECONDS_TO_DRAIN = 5.0
 
