@@ -100,6 +100,7 @@ def test_the_digest_of_what_was_written_sends_no_weight_to_any_rank(saved, monke
     sent = []
     two_ranks = SimpleNamespace(
         barrier=lambda: None,
+        is_initialized=lambda: True,
         get_rank=lambda: 0,
         get_world_size=lambda: 2,
         broadcast_object_list=lambda found, src: sent.extend(found),
