@@ -17,7 +17,7 @@ from typing import Any
 from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest, mark
 from nemotron_style.runtime.catalog.runspec import find_imports
 from nemotron_style.runtime.config.resolve import ResolvedConfig
-from nemotron_style.runtime.errors import Problem
+from nemotron_style.runtime.errors import ConfigError, Problem
 from nemotron_style.runtime.paths import show_path
 from nemotron_style.runtime.planning.inputs import ResolvedInput
 from nemotron_style.runtime.profiles.model import Profile
@@ -84,9 +84,12 @@ def digest_files(manifest: TreeManifest) -> dict[str, str]:
 
 def read_variables(manifest: TreeManifest, profile: Profile) -> dict[str, str]:
     """The environment of ``step.py``: the runspec's, then the config's; the profile's wins."""
-    own = manifest.run_env.get("env_vars")
-    own = own if isinstance(own, dict) else {}
-    variables = {**manifest.runspec.env, **{name: str(value) for name, value in own.items()}}
+    own = manifest.run_env.get("env_vars") or {}
+    if not isinstance(own, dict):
+        problem = Problem(where=manifest.id, key="run.env.env_vars", what="must be a table")
+        raise ConfigError(problem)
+    given = {name: str(value) for name, value in own.items() if value is not None}
+    variables = {**manifest.runspec.env, **given}
     return {name: value for name, value in variables.items() if name not in profile.env}
 
 
@@ -120,7 +123,15 @@ def count_resources(manifest: TreeManifest, profile: Profile) -> dict[str, int]:
     if launch == "torchrun":
         named = next((own[name] for name in PROCESSES if own.get(name)), profile.tasks_per_node)
         counts["processes"] = named or gpus or 1
-    return {name: int(number) for name, number in counts.items()}
+    return {name: _read_count(manifest, name, number) for name, number in counts.items()}
+
+
+def _read_count(manifest: TreeManifest, name: str, number: Any) -> int:
+    """A count, which a variable of the environment gives as text."""
+    if isinstance(number, bool) or not re.fullmatch(r"\d+", str(number)):
+        what = f"the number of {name} must be a whole number"
+        raise ConfigError(Problem(where=manifest.id, key="run.env", what=what, got=repr(number)))
+    return int(number)
 
 
 def explain(

@@ -147,6 +147,10 @@ def test_resources_are_the_configs_then_the_profiles_then_the_runspecs(bench) ->
         "+run.env.nodes=2", "+run.env.nproc_per_node=1", step="words/many", profile=profile
     )
     assert (plan.nodes, plan.processes) == (2, 1)
+    with pytest.raises(UsageError, match="number of nodes must be a whole number; got 'many'"):
+        bench.plan("+run.env.nodes=many", step="words/many", profile=profile)
+    with pytest.raises(UsageError, match=r"run\.env\.env_vars: must be a table"):
+        bench.plan("++run.env.env_vars=3", step="words/many", profile=profile)
 
 
 def test_a_command_of_its_own_starts_its_ranks_itself(bench) -> None:
