@@ -123,7 +123,7 @@ def draft_plan(
     values, profile = step.config.values, context.profile
     notes: list[str] = []
     image = choose_image(manifest.run, values, profile, notes)
-    job = compile_job(step.config, step.inputs, profile=profile, image=image)
+    job = compile_job(step.config, step.inputs, profile=profile, image=image, store=context.store)
     resources, counted = plan_resources(manifest, values, profile, compiled=job.resources)
     beside_keys = (f"{name}.{key}" for name, one in services.items() for key in one.config.unused)
     unused = note_unused([*step.config.unused, *beside_keys])

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.catalog.manifest import Run
 from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest
 from nemotron_style.runtime.config.resolve import ResolvedConfig, import_object
 from nemotron_style.runtime.errors import ManifestError, Problem
-from nemotron_style.runtime.paths import show_path
+from nemotron_style.runtime.paths import expand_path, show_path
 from nemotron_style.runtime.planning.inputs import ResolvedInput
 from nemotron_style.runtime.planning.tree_step import compile_tree
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
+from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.validation import get_key
 
 
@@ -23,6 +25,7 @@ def compile_job(
     *,
     profile: Profile,
     image: str | None,
+    store: Store,
 ) -> CompiledJob:
     """What the compiler of the step makes; nothing where the manifest names none.
 
@@ -42,12 +45,22 @@ def compile_job(
         gpus_per_node=profile.gpus_per_node,
         inputs={slot: one.kind for slot, one in inputs.items()},
         variables=_name_variables(profile),
+        files=dict(_find_files(inputs, store)),
     )
     compiled = compiler(config.parsed, site)
     if not isinstance(compiled, CompiledJob):
         what, got = f"{text} returns no CompiledJob", type(compiled).__name__
         raise ManifestError(Problem(where=where, key="run.compiler", what=what, got=got))
     return compiled
+
+
+def _find_files(inputs: Mapping[str, ResolvedInput], store: Store) -> Iterator[tuple[str, Path]]:
+    for slot, one in inputs.items():
+        artifact = store.find(one.ref) if one.ref else None
+        if artifact:
+            yield slot, artifact.path
+        elif one.adoption and one.digest:
+            yield slot, expand_path(one.adoption.location)
 
 
 def _name_variables(profile: Profile) -> frozenset[str] | None:

@@ -1,13 +1,15 @@
 """A step whose job is written by a compiler: what the compiler may know, and what it makes.
 
 A manifest names one with ``[run] compiler``, a function ``(config, site) -> CompiledJob``. It is
-pure and imports no torch: what it makes is part of the sealed plan, so the dry run shows it.
+pure, but for reading what ``site.files`` names, and imports no torch: what it makes is part of the
+sealed plan, so the dry run shows it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from nemotron_style.runtime.errors import Problem
 
@@ -17,7 +19,8 @@ class JobSite:
     """Where a job will run: ``nodes`` and ``gpus_per_node`` are what the profile offers.
 
     ``inputs`` has the kind of each filled slot; ``variables`` the names of the environment
-    variables that the profile gives a job, secret ones too, None where it gets others as well.
+    variables that the profile gives a job, secret ones too, None where it gets others as well;
+    ``files`` where the content of an input lies that exists already and can be read from here.
     """
 
     executor: str
@@ -26,6 +29,7 @@ class JobSite:
     gpus_per_node: int | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
     variables: frozenset[str] | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

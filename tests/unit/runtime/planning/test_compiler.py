@@ -170,6 +170,20 @@ def test_a_compiler_knows_the_variables_of_a_job_where_a_profile_gives_them_all(
         assert compiling.seen[0].variables == (frozenset({"FLOW", "KEY"}) if known else None)
 
 
+def test_a_compiler_may_read_what_exists_already(water: Any) -> None:
+    from milling import compiling
+
+    field = water.root / "field"
+    field.mkdir()
+    (field / "grain.txt").write_text("rye")
+    request = RunRequest("mill/grist", "river", inputs=(f"river={field}",))
+    compile_pipeline(request, context=water.context())
+    compile_pipeline(RunRequest("mill/grist", "river"), context=water.context())
+    given, of_another_step = compiling.seen
+    assert given.files == {"river": field}
+    assert of_another_step.files == {}
+
+
 def test_problems_of_the_compiler_are_told_with_those_of_slots(water: Any) -> None:
     text = refusal(water, "mill.speed=7", config="default")
     assert "the water is too slow" in text

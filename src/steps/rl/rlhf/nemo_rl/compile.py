@@ -3,7 +3,8 @@
     config -> names of the version (adapt) -> known keys (check) -> base values -> derived values
            -> GPUs (placement) -> rules -> nemo_rl.yaml
 
-It is pure: what only the job knows stands in the YAML as a variable of its environment.
+It is pure but for a look at the rows of inputs that exist already; what only the job knows stands
+in the YAML as a variable of its environment.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from importlib.resources import files as resource_files
+from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.errors import Problem
+from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
+from nemotron_style.steps.blocks.data.jsonl import find_jsonl
 from nemotron_style.steps.rl.rlhf.nemo_rl import derive
 from nemotron_style.steps.rl.rlhf.nemo_rl.adapt import adapt
 from nemotron_style.steps.rl.rlhf.nemo_rl.check import check_keys
@@ -35,7 +38,8 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.environment import compile_environment
 from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import CONFIG_FILE, JOB_FILE
 from nemotron_style.steps.rl.rlhf.nemo_rl.placement import Placement, place
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.check import advise, check
-from nemotron_style.steps.rl.rlhf.nemo_rl.rules.facts import Facts
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.facts import Facts, RowFacts
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rows import read_row_facts
 from nemotron_style.steps.rl.rlhf.nemo_rl.schema import keys_of
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
@@ -134,6 +138,7 @@ def compile_values(config: Config, site: JobSite, version: Version | None = None
         variables=frozenset(compile_environment(config, version)) | (site.variables or frozenset()),
         knows_all_variables=site.variables is not None,
         publishes_megatron=True,
+        rows=_read_rows(site),
     )
     told = {problem.key for problem in draft.problems}
     broken = [problem for problem in check(values, facts) if problem.key not in told]
@@ -206,6 +211,17 @@ def _find_missing_policy(draft: Draft, site: JobSite) -> Iterator[Problem]:
         yield Problem(key="policy.model_name", what="there is no policy to align", fix=fix)
 
 
+def _read_rows(site: JobSite) -> RowFacts:
+    """The prompts as they are, before the job brings them into NeMo-Gym's form."""
+    files: list[Path | None] = []
+    for slot in ("prompts", "validation"):
+        try:
+            files.append(find_jsonl(site.files[slot]) if slot in site.files else None)
+        except InputError:  # the job says what is wrong with it
+            files.append(None)
+    return read_row_facts(files[0], files[1])
+
+
 def _base(version: Version) -> dict[str, Any]:
     """The values of keys that nobody gave, as far as the version knows them."""
     known, values = keys_of(version), {}
@@ -220,7 +236,7 @@ def _base(version: Version) -> dict[str, Any]:
 
 @cache
 def _read_base() -> Mapping[str, Any]:
-    path = files("nemotron_style.steps.rl.rlhf.nemo_rl.tables") / "base.json"
+    path = resource_files("nemotron_style.steps.rl.rlhf.nemo_rl.tables") / "base.json"
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return values
 

@@ -23,7 +23,7 @@ def rows_fill_a_step(job: View) -> Iterator[Problem]:
         yield Problem(
             where=job.train_rows.path,
             key=PROMPTS,
-            what=f"{rows} rows are fewer than P {needed}: no step is possible",
+            what=f"a step takes P {needed} rows, and the rows are {rows}: no step is possible",
             got=str(job.prompts),
             allowed=f"up to {rows}",
             fix="give more rows, or lower it",

@@ -29,6 +29,7 @@ class FileRows:
     characters of all messages, with its line. ``flat_input`` are lines whose ``input`` is no
     list of messages with text. ``copies`` is how often each prompt stands in the file, and
     ``copies_of_ids`` how often with the same id; None where not all stand equally often.
+    ``all_have_ids``: each row has an id, see :class:`SamePrompt`.
     """
 
     path: str
@@ -36,6 +37,7 @@ class FileRows:
     same_prompts: tuple[SamePrompt, ...] = ()
     copies: int | None = 1
     copies_of_ids: int | None = 1
+    all_have_ids: bool = False
     broken: tuple[int, ...] = ()
     blank: tuple[int, ...] = ()
     without_prompt: tuple[int, ...] = ()

@@ -45,9 +45,7 @@ def validation_cohort_fills(job: View) -> Iterator[Problem]:
     sent = job.number(repeat, 1)
     has_groups = job.version >= Version.HEAD
     sent *= job.number(groups, 1) if has_groups else 1
-    rows = job.facts.rows.validation if job.facts.rows else None
-    reads_ids = job.version >= Version.V0_7_0
-    copies = (rows.copies_of_ids if reads_ids else rows.copies) if rows else 1
+    copies = _copies_in_file(job)
     if copies is None or sent * copies != wanted:
         come = sent * copies if copies else "different numbers"
         key = groups if has_groups else repeat
@@ -59,6 +57,18 @@ def validation_cohort_fills(job: View) -> Iterator[Problem]:
             allowed=str(wanted),
             fix=f"set {key}={wanted}{unrepeated}, with each prompt once in the file",
         )
+
+
+def _copies_in_file(job: View) -> int | None:
+    """How often the judge sees each validation prompt in an unrepeated file."""
+    rows = job.facts.rows
+    if rows is None or rows.validation is None:
+        return 1
+    if job.version < Version.V0_7_0:  # its NeMo-Gym knows prompts by their text alone
+        return rows.validation.copies
+    # Where a row has no id, the job gives it one of its own.
+    reads_ids = rows.are_final or rows.validation.all_have_ids
+    return rows.validation.copies_of_ids if reads_ids else 1
 
 
 @rule(Effect.HANGS, "one server process holds the group of another, and neither fills")

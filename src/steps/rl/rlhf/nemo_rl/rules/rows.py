@@ -122,6 +122,7 @@ class _Look:
             same_prompts=tuple(self._same())[:SHOWN],
             copies=_copies(len(places) for places in self.prompts.values()),
             copies_of_ids=_copies(self._copies_of_ids()),
+            all_have_ids=all(own for places in self.prompts.values() for _, own in places),
             agents=self.agents,
             without_limit=self.without_limit,
             longest=self.longest,

@@ -123,11 +123,21 @@ def test_a_submission_without_its_prompts_is_refused_with_what_to_do(
 def test_prompts_that_can_be_read_here_are_sealed_by_their_content(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    (tmp_path / "train.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
+    rows = [{"messages": [{"role": "user", "content": f"Hi {number}"}]} for number in range(16)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "train.jsonl").write_text(text)
     run = show(capsys, f"{DEFAULT} data.train.data_path={tmp_path}/train.jsonl")
     assert not run["provisional"]
     assert run["inputs"]["prompts"]["source"].startswith("sha256:")
     assert run["run_id"] == show(capsys, f"{DEFAULT} -i prompts=./train.jsonl")["run_id"]
+
+
+def test_fewer_prompts_than_a_step_takes_are_refused_before_anything_is_launched(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "train.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
+    assert main(["steps", "run", *f"{DEFAULT} data.train.data_path=./train.jsonl".split()]) == 2
+    assert "a step takes P 16 rows, and the rows are 1" in capsys.readouterr().err
 
 
 def test_the_page_has_the_lines_as_they_are_typed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,3 +225,25 @@ def test_a_logger_without_its_key_is_named_where_the_profile_gives_all_variables
     ):
         found = compiled("v0.7.0", site(variables=variables), **enabled)
         assert [problem.key for problem in found.problems] == keys
+
+
+def rows_of(folder: Path, *texts: str) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    return path
+
+
+def test_rows_that_can_be_read_are_looked_at_before_anything_is_launched(tmp_path: Path) -> None:
+    few = site(files={"prompts": rows_of(tmp_path, "how?", "why?")})
+    (problem,) = compiled("v0.7.0", few, **{"grpo.num_prompts_per_step": 4}).problems
+    assert "a step takes P 4 rows, and the rows are 2" in problem.what
+    assert problem.where == str(tmp_path / "rows.jsonl")
+    enough = compiled("v0.7.0", few, **{"grpo.num_prompts_per_step": 2})
+    assert list(enough.problems) == []
+
+
+def test_equal_prompts_are_refused_where_the_job_cannot_tell_them_apart(tmp_path: Path) -> None:
+    given = {"grpo.num_prompts_per_step": 4}
+    at = site(files={"prompts": rows_of(tmp_path, "how?", "why?", "how?", "who?")})
+    found = [bool(compiled(version, at, **given).problems) for version in Version]
+    assert found == [True, False, False, False]

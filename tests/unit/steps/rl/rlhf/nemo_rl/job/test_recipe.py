@@ -171,7 +171,7 @@ def test_a_run_that_leaves_no_checkpoint_has_failed(world: JobWorld) -> None:
 
 def test_fewer_rows_than_a_step_takes_are_refused_before_anything_starts(world: JobWorld) -> None:
     world.inputs["prompts"] = world.add_prompts(1)
-    with pytest.raises(InputError, match="1 rows are fewer than P 2"):
+    with pytest.raises(InputError, match="a step takes P 2 rows, and the rows are 1"):
         world.run()
     assert not list(world.checkpoints.glob("step_*"))
 

@@ -24,7 +24,7 @@ CASES = [
         "data_rows.rows_fill_a_step",
         {},
         "grpo.num_prompts_per_step",
-        ("3 rows", "P 4", "up to 3"),
+        ("rows are 3", "P 4", "up to 3"),
         facts=rows(rows=3),
     ),
     Case(

@@ -181,15 +181,23 @@ def test_the_default_of_the_file_counts_where_the_configuration_is_silent(versio
 @pytest.mark.parametrize("version", Version)
 def test_validation_rows_that_stand_often_enough_need_no_repeat(version: Version) -> None:
     values = change(valid_values(version), validation(version, 1))
-    rows = FileRows("/data/val.jsonl", 8, copies=4, copies_of_ids=4)
+    rows = FileRows("/data/val.jsonl", 8, copies=4, copies_of_ids=4, all_have_ids=True)
     facts = facts_of(version, rows=RowFacts(validation=rows))
     assert not list(check(values, facts))
 
 
 def test_rows_that_stand_unequally_often_never_fill_all_groups() -> None:
     rows = FileRows("/data/val.jsonl", 3, copies=None, copies_of_ids=None)
-    facts = facts_of(Version.HEAD, rows=RowFacts(validation=rows))
+    facts = facts_of(Version.HEAD, rows=RowFacts(validation=rows, are_final=True))
     assert "different numbers come" in str(next(check(valid_values(Version.HEAD), facts)))
+
+
+def test_rows_without_ids_are_prompts_of_their_own_once_the_job_gave_them_ids() -> None:
+    rows = FileRows("/data/val.jsonl", 8, copies=4, copies_of_ids=4)
+    for version in Version:
+        values = valid_values(version)
+        problems = list(check(values, facts_of(version, rows=RowFacts(validation=rows))))
+        assert bool(problems) is (version == Version.V0_6_0)
 
 
 def test_a_validation_that_is_never_reached_needs_no_groups() -> None:

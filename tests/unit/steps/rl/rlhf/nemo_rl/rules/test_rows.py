@@ -66,7 +66,7 @@ def test_another_principle_is_another_prompt(tmp_path: Path) -> None:
 def test_ids_tell_equal_prompts_apart(tmp_path: Path) -> None:
     found = look(tmp_path, gym_row("one", prompt_id="a"), gym_row("one", prompt_id="b"))
     assert found.same_prompts == (SamePrompt((1, 2), have_ids=True),)
-    assert (found.copies, found.copies_of_ids) == (2, 1)
+    assert (found.copies, found.copies_of_ids, found.all_have_ids) == (2, 1, True)
 
 
 def test_input_that_the_judge_would_see_empty_is_named(tmp_path: Path) -> None:
