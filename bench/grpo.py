@@ -43,8 +43,8 @@ from nemotron_style.steps.blocks.data.tokenizer import (
     Tokenizer,
     open_chat,
     stop_id,
-    write_settings,
 )
+from nemotron_style.steps.blocks.data.tokenizer_files import write_settings
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.judge.aggregation import Answer

@@ -203,43 +203,6 @@ def stop_id(tokenizer: Tokenizer, chat: ChatFormat) -> int:
     return number
 
 
-def write_settings(path: Path, tokens: ChatPromptTokens) -> None:
-    """Write ``tokenizer_config.json`` and the chat template beside a ``tokenizer.json``.
-
-    Settings that are there already stay, apart from those of the chat format and what ends a turn:
-    that is said in three files, and all of them follow.
-    """
-    file = path / "tokenizer_config.json"
-    kept = read_json_file(file, InputError, most=MOST_BYTES) if file.is_file() else {}
-    kept.pop("chat_template", None)
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        # else transformers 4 adds token_type_ids, which a Llama's generate refuses
-        "model_input_names": ["input_ids", "attention_mask"],
-        "pad_token": tokens.turn_start,
-        **kept,
-        "eos_token": tokens.turn_start,
-        "chat_prompt_tokens": tokens.model_dump(),
-    }
-    write_json(file, settings)
-    if (path / SPECIAL_FILE).is_file():
-        named = read_json_file(path / SPECIAL_FILE, InputError)
-        write_json(path / SPECIAL_FILE, named | {"eos_token": tokens.turn_start})
-    tokenizer = Tokenizer(path)
-    if tokenizer.generation:
-        [end] = tokenizer.encode(tokens.turn_start, control=True)
-        write_json(path / GENERATION_FILE, tokenizer.generation | {"eos_token_id": end})
-    template = ChatFormat(tokens).template()
-    (path / TEMPLATE_FILE).write_text(template, encoding="utf-8", newline="\n")
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` as Hugging Face writes its JSON files."""
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8", newline="\n")
-
-
 def tokenizer_facts(tokenizer: Tokenizer, chat: ChatFormat | None = None) -> dict[str, Any]:
     """The facts for a checkpoint's record that show a change of tokenizer or chat format.
 

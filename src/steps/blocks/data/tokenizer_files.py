@@ -7,21 +7,21 @@ ids in ``generation_config.json`` that end a response.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.runtime.text_file import read_json_file
-from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
 from nemotron_style.steps.blocks.data.tokenizer import (
     GENERATION_FILE,
+    MOST_BYTES,
     SPECIAL_FILE,
     TEMPLATE_FILE,
     Tokenizer,
     open_chat,
-    write_json,
-    write_settings,
 )
 from nemotron_style.steps.blocks.settings.hub_code import find_code_keys
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
@@ -125,3 +125,40 @@ def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     ids = {role: tokenizer.encode(special.get(role, ""), control=True) for role in ROLES}
     derived = {f"{role}_id": own[0] if len(own) == 1 else None for role, own in ids.items()}
     return {name: tokenizer.generation.get(name, number) for name, number in derived.items()}
+
+
+def write_settings(path: Path, tokens: ChatPromptTokens) -> None:
+    """Write ``tokenizer_config.json`` and the chat template beside a ``tokenizer.json``.
+
+    Settings that are there already stay, apart from those of the chat format and what ends a turn:
+    that is said in three files, and all of them follow.
+    """
+    file = path / "tokenizer_config.json"
+    kept = read_json_file(file, InputError, most=MOST_BYTES) if file.is_file() else {}
+    kept.pop("chat_template", None)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        # else transformers 4 adds token_type_ids, which a Llama's generate refuses
+        "model_input_names": ["input_ids", "attention_mask"],
+        "pad_token": tokens.turn_start,
+        **kept,
+        "eos_token": tokens.turn_start,
+        "chat_prompt_tokens": tokens.model_dump(),
+    }
+    write_json(file, settings)
+    if (path / SPECIAL_FILE).is_file():
+        named = read_json_file(path / SPECIAL_FILE, InputError)
+        write_json(path / SPECIAL_FILE, named | {"eos_token": tokens.turn_start})
+    tokenizer = Tokenizer(path)
+    if tokenizer.generation:
+        [end] = tokenizer.encode(tokens.turn_start, control=True)
+        write_json(path / GENERATION_FILE, tokenizer.generation | {"eos_token_id": end})
+    template = ChatFormat(tokens).template()
+    (path / TEMPLATE_FILE).write_text(template, encoding="utf-8", newline="\n")
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` as Hugging Face writes its JSON files."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8", newline="\n")

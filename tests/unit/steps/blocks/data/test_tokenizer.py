@@ -20,8 +20,8 @@ from nemotron_style.steps.blocks.data.tokenizer import (
     open_chat,
     stop_id,
     tokenizer_facts,
-    write_settings,
 )
+from nemotron_style.steps.blocks.data.tokenizer_files import write_settings
 from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 
 JUDGED = [
