@@ -4,7 +4,7 @@ It is copied into a tree as ``examples/nemo_gym/run_grpo_nemo_gym.py`` and start
 ``STAND_IN`` (JSON in the environment) asks for more: ``version``; ``crash_at``, ``stall_at`` and
 ``die_in_save`` name a step; ``time_out_at`` one after which the time is up; ``judge_fails`` how
 many comparisons of a step; ``rewards`` the validation rewards by step; ``ray`` how many worker
-units a Ray cluster must offer.
+units a Ray cluster must offer; ``never_ends`` whether it hangs at its end.
 """
 
 from __future__ import annotations
@@ -170,6 +170,8 @@ def main() -> None:
     for step in range(resume(Path(checkpointing["checkpoint_dir"])) + 1, steps + 1):
         print(f"\n{'=' * 25} Step {(step - 1) % per_epoch + 1}/{per_epoch} {'=' * 25}")
         train_step(config, board, step, is_last=step == steps)
+    while ASKED.get("never_ends"):
+        time.sleep(0.02)
 
 
 def train_step(config: dict[str, Any], board: Board, step: int, *, is_last: bool) -> None:

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 MOST_BYTES = 64 << 20
 """Of a record. A length above it is damage, not an event."""
@@ -49,21 +49,24 @@ class EventFile:
     def read(self) -> list[Scalar]:
         """The scalars of the records that are whole and were not returned before."""
         scalars: list[Scalar] = []
-        while not self.damage and (record := self._next_record()) is not None:
-            scalars += parse_event(record)
-        return scalars
-
-    def _next_record(self) -> bytes | None:
+        if self.damage or self.path.stat().st_size == self.offset:
+            return scalars
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            head = file.read(12)
-            if len(head) < 12:
-                return None
-            (length,) = struct.unpack("<Q", head[:8])
-            if head[8:] != checksum(head[:8]) or length > MOST_BYTES:
-                self.damage = f"the record at byte {self.offset} has a damaged length"
-                return None
-            body = file.read(length + 4)
+            while (record := self._next_record(file)) is not None:
+                scalars += parse_event(record)
+        return scalars
+
+    def _next_record(self, file: BinaryIO) -> bytes | None:
+        """The record where ``file`` stands; None for one that is not whole, or damaged."""
+        head = file.read(12)
+        if len(head) < 12:
+            return None
+        (length,) = struct.unpack("<Q", head[:8])
+        if head[8:] != checksum(head[:8]) or length > MOST_BYTES:
+            self.damage = f"the record at byte {self.offset} has a damaged length"
+            return None
+        body = file.read(length + 4)
         if len(body) < length + 4:
             return None
         if body[length:] != checksum(body[:length]):

@@ -14,7 +14,11 @@ import yaml
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.data.jsonl import find_jsonl
-from nemotron_style.steps.rl.rlhf.nemo_rl.job.policy_source import PolicySource, find_policy
+from nemotron_style.steps.rl.rlhf.nemo_rl.job.policy_source import (
+    HF_TWIN,
+    PolicySource,
+    find_policy,
+)
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.rows import AGENT, PreparedRows, prepare_rows
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.settings import Settings
 from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import CONFIG_FILE, JobVariable
@@ -114,8 +118,11 @@ def prepare(
         "config": hashlib.sha256(settings.text.encode()).hexdigest(),
     }
     rows = train.rows if train else 0
-    notes = (*(train.notes if train else ()), *(validation.notes if validation else ()))
-    return Prepared(variables, made_of, rows, policy, notes, folders)
+    notes = [note for each in (train, validation) if each for note in each.notes]
+    if policy.hf_folder and JobVariable.POLICY_MODEL not in settings.variables:
+        name = settings.get("policy.model_name")
+        notes.append(f"policy.model_name is {name}; the checkpoint has its own in {HF_TWIN}/")
+    return Prepared(variables, made_of, rows, policy, tuple(notes), folders)
 
 
 def _find_bad_rows(

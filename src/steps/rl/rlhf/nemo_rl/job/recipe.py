@@ -99,7 +99,8 @@ def run(config: Config, ctx: StepContext) -> None:
     best = find_best(whole, settings.metric, higher_is_better=settings.higher_is_better)
     chosen = choose_checkpoints(whole, best)
     last, twin = chosen["model"], prepared.policy.hf_folder
-    export = export_command(home, f"$CHECKPOINT/{HF_TWIN}" if twin else prepared.made_of["model"])
+    name = f"$CHECKPOINT/{HF_TWIN}" if twin else settings.get("policy.model_name")
+    export = export_command(home, name)
     for slot, checkpoint in chosen.items():
         output = ctx.output(slot)
         write_checkpoint(checkpoint, output.path, twin)

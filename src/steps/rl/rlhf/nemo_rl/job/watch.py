@@ -166,6 +166,10 @@ def follow(process: ScriptProcess, watch: Watch, ctx: StepContext) -> None:
             if ctx.stopping:
                 process.stop()
                 raise Interrupted(_explain_stop(watch))
+            if watch.is_stalled and watch.done >= watch.steps:
+                ctx.say("all steps are done, and the script does not end by itself: it is ended")
+                process.stop()
+                return
             if watch.is_stalled:
                 problem = watch.explain_stall()
                 process.stop()

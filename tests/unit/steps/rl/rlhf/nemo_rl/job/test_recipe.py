@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,16 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobWorld:
     monkeypatch.setattr(watch, "SECONDS_BETWEEN_LOOKS", 0.05)
     monkeypatch.setattr(recipe, "draw_metrics", draw_nothing)
     return JobWorld(tmp_path, monkeypatch)
+
+
+def hurry(world: JobWorld, monkeypatch: pytest.MonkeyPatch, *, after: str) -> None:
+    """Let a second be a minute once a checkpoint is there; a start may take its time."""
+
+    def clock() -> float:
+        return time.monotonic() * (60 if (world.checkpoints / after).exists() else 1)
+
+    monkeypatch.setattr(recipe, "Watch", partial(watch.Watch, clock=clock))
+    world.stall_minutes = 1.0
 
 
 def metric(world: JobWorld, name: str) -> dict[int, float]:
@@ -104,8 +116,10 @@ def test_a_run_that_was_killed_while_it_saved_continues_from_the_checkpoint_befo
     assert world.ctx.output("model").facts["step"] == 4
 
 
-def test_a_run_in_which_nothing_moves_is_ended_with_the_reason(world: JobWorld) -> None:
-    world.stall_minutes = 0.01
+def test_a_run_in_which_nothing_moves_is_ended_with_the_reason(
+    world: JobWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry(world, monkeypatch, after="step_1")
     with pytest.raises(StepFailed) as error:
         world.run(stall_at=2)
     told = str(error.value)
@@ -114,8 +128,15 @@ def test_a_run_in_which_nothing_moves_is_ended_with_the_reason(world: JobWorld) 
     assert "Preparing batch" in told
     assert "num_rollouts_per_prompt is 4, grpo.num_generations_per_prompt is 4" in told
     assert list(metric(world, "loss")) == [1]
-    world.stall_minutes = 60
+    monkeypatch.setattr(recipe, "Watch", watch.Watch)
     assert world.run().output("model").facts["step"] == 4
+
+
+def test_a_script_that_hangs_after_its_last_step_is_ended_and_its_result_taken(
+    world: JobWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry(world, monkeypatch, after="step_4")
+    assert world.run(never_ends=True).output("model").facts["step"] == 4
 
 
 def test_a_run_that_is_told_to_stop_ends_the_script_and_continues_later(world: JobWorld) -> None:
