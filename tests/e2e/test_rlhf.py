@@ -354,14 +354,6 @@ def test_the_card_says_how_the_judge_is_asked(world, tmp_path):
     assert ctx.output("model").facts["judge"] == "sha256:3"
 
 
-def test_a_config_for_nemo_rl_says_so_before_any_work(world, tmp_path):
-    values = world_of.settings('judge.url="http://127.0.0.1:9"').model_dump()
-    values |= {"backend": "nemo_rl", "judge": {"url": "nemo_gym"}}
-    config = world_of.Config.model_validate(values)
-    with pytest.raises(InputError, match="cannot be compiled yet"):
-        world_of.run(config, world.context(tmp_path))
-
-
 def test_more_processes_than_there_are_is_refused(world, tmp_path):
     with pytest.raises(InputError, match="another number of processes"):
         world.train_in(tmp_path, 'judge.url="http://127.0.0.1:9"', "processes=2")

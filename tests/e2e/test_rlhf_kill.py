@@ -130,7 +130,7 @@ def url(judge):
     return f'judge.url="{judge.url}"'
 
 
-def test_a_config_for_nemo_rl_is_planned_and_says_once_that_it_cannot_run(world, tmp_path):
+def test_a_job_for_nemo_rl_says_that_it_is_not_there_before_any_work(world, tmp_path):
     store = copy_of(world, tmp_path)
     command = ["steps", "run", "rl/rlhf", "-c", "default", "-i", "model=start:v1"]
     said = {}
@@ -145,7 +145,7 @@ def test_a_config_for_nemo_rl_is_planned_and_says_once_that_it_cannot_run(world,
                 "prompts=train:v1",
                 flag,
             ],
-            env=os.environ | {"NEMOTRON_STYLE_HOME": str(store)},
+            env=os.environ | {"NEMOTRON_STYLE_HOME": str(store), "NEMO_RL_HOME": str(tmp_path)},
             capture_output=True,
             text=True,
             check=False,
@@ -154,5 +154,5 @@ def test_a_config_for_nemo_rl_is_planned_and_says_once_that_it_cannot_run(world,
     assert "genrm_compare_resources_server" in said["--dry-run"].stdout
     assert said["--json"].returncode == 2
     told = said["--json"].stdout + said["--json"].stderr
-    assert "a config for NeMo-RL cannot be compiled yet" in told
+    assert "NeMo-RL is not here; run in its image, or set NEMO_RL_HOME to its tree" in told
     assert "Traceback" not in told

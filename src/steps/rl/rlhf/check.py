@@ -24,20 +24,6 @@ SAME = 1e-6
 """Nats a token that rounding may put between a model and its copy."""
 
 
-def check_backend(config: Config) -> None:
-    """Refuse what is not built yet, before any work."""
-    if config.backend == "nemo_rl":
-        raise InputError(
-            Problem(
-                key="backend",
-                what="a config for NeMo-RL cannot be compiled yet",
-                got="nemo_rl",
-                allowed="embedded",
-                fix="start from -c tiny, or set backend=embedded and what it then asks for",
-            )
-        )
-
-
 def check_job(config: Config, ctx: StepContext) -> None:
     """Refuse other processes than the config asks for, and inputs that must not be one thing."""
     problems = [*_machine(config, ctx), *_validation(config, ctx)]

@@ -58,7 +58,6 @@ from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.rl.rlhf.advantages import build_samples, shape_rewards
 from nemotron_style.steps.rl.rlhf.check import (
     PROBED,
-    check_backend,
     check_held_out,
     check_job,
     check_same_judge,
@@ -90,7 +89,6 @@ from nemotron_style.steps.rl.rlhf.validation import Answers, Validation, summari
 def run(config: Config, ctx: StepContext) -> None:
     """Align ``model`` on ``prompts`` by the verdicts of the judge; produce the last weights."""
     # -- what is trained, and its tokenizer
-    check_backend(config)
     prepare_device()
     check_job(config, ctx)
     initialize(seed=config.seed)

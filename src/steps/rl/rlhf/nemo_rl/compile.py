@@ -177,7 +177,8 @@ def choose_version(config: Config, site: JobSite) -> tuple[Version | None, list[
     if tag and tag[0] in list(Version):
         return Version(tag[0]), []
     what = "the image's tag names no NeMo-RL that is known" if image else "there is no image"
-    fix = f"set nemo_rl.version to one of {allowed}"
+    fix = "name an image of it (nemo_rl.image, or the profile's image), or say which one it holds: "
+    fix += f"nemo_rl.version is one of {allowed}"
     return None, [Problem(key="nemo_rl.version", what=what, got=image or "", fix=fix)]
 
 
