@@ -1,4 +1,4 @@
-"""NeMo-RL's own loader and classes take what is compiled for them."""
+"""NeMo-RL's and NeMo-Gym's own code take what is compiled for them."""
 
 from __future__ import annotations
 
@@ -7,38 +7,60 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nemo_rl_configs import CASES, compile_case
 from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import CONFIG_FILE, JobVariable
 
-SOURCE = os.environ.get("NEMO_RL_SOURCE")
-READER = Path(__file__).parents[1] / "shared" / "nemo_rl_reader.py"
+SHARED = Path(__file__).parents[1] / "shared"
+PYTHON = os.environ.get("NEMO_RL_PYTHON", sys.executable)
 UNCHECKED = ["grpo.max_val_samples"]
 """v0.6.0 declares a whole number and demands null; it checks the first nowhere."""
+SERVERS = {"genrm_compare_resources_server", "genrm_model", "genrm_simple_agent", "policy_model"}
 
 
-@pytest.mark.skipif(not SOURCE, reason="NEMO_RL_SOURCE names no folder of NeMo-RL's sources")
-@pytest.mark.parametrize("version", ["v0.6.0", "v0.7.0", "head"])
-def test_nemo_rl_accepts_what_is_compiled(version: str, tmp_path: Path) -> None:
-    source = Path(str(SOURCE)) / version
-    if not (source / "nemo_rl").is_dir():
-        pytest.skip(f"{source} holds no nemo_rl")
-    paths = [tmp_path / f"{case}.yaml" for case in CASES if case.startswith(f"{version}-")]
+def find_source(variable: str, version: str, package: str) -> Path:
+    """The tree of a version; the test is skipped where there is none."""
+    folder = os.environ.get(variable)
+    if not folder:
+        pytest.skip(f"{variable} names no folder of sources")
+    source = Path(folder) / version
+    if not (source / package).is_dir():
+        pytest.skip(f"{source} holds no {package}")
+    return source
+
+
+def read_all(reader: str, source: Path, version: str, folder: Path) -> dict[str, Any]:
+    """What a reader says about every case of a version, by the name of the case."""
+    paths = [folder / f"{case}.yaml" for case in CASES if case.startswith(f"{version}-")]
     for path in paths:
         path.write_text(compile_case(path.stem).files[CONFIG_FILE], encoding="utf-8")
     filled = {name: f"/job/{name.lower()}" for name in JobVariable}
     filled[JobVariable.PRETRAINED_FORMAT] = "megatron_bridge"
-    command = [os.environ.get("NEMO_RL_PYTHON", sys.executable), READER, source, *paths]
     done = subprocess.run(
-        list(map(str, command)),
+        list(map(str, [PYTHON, SHARED / reader, source.resolve(), *paths])),
         env=os.environ | filled,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    refused = json.loads(done.stdout.splitlines()[-1])
-    assert len(refused) == 6
-    assert refused == dict.fromkeys(map(str, paths), UNCHECKED if version == "v0.6.0" else [])
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert len(answer) == 6
+    return {Path(path).stem: value for path, value in answer.items()}
+
+
+@pytest.mark.parametrize("version", ["v0.6.0", "v0.7.0", "head"])
+def test_nemo_rl_accepts_what_is_compiled(version: str, tmp_path: Path) -> None:
+    source = find_source("NEMO_RL_SOURCE", version, "nemo_rl")
+    refused = read_all("nemo_rl_reader.py", source, version, tmp_path)
+    assert refused == dict.fromkeys(refused, UNCHECKED if version == "v0.6.0" else [])
+
+
+@pytest.mark.parametrize("version", ["v0.6.0", "v0.7.0", "head"])
+def test_nemo_gym_finds_every_server_that_is_named(version: str, tmp_path: Path) -> None:
+    source = find_source("NEMO_GYM_SOURCE", version, "nemo_gym")
+    blocks = read_all("nemo_gym_reader.py", source, version, tmp_path)
+    assert all(set(names) >= SERVERS for names in blocks.values())
