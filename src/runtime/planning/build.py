@@ -124,6 +124,8 @@ def draft_plan(
     notes: list[str] = []
     image = choose_image(manifest.run, values, profile, notes)
     job = compile_job(step.config, step.inputs, profile=profile, image=image, store=context.store)
+    if job.identity:
+        identity["compiled"] = dict(job.identity)
     resources, counted = plan_resources(manifest, values, profile, compiled=job.resources)
     beside_keys = (f"{name}.{key}" for name, one in services.items() for key in one.config.unused)
     unused = note_unused([*step.config.unused, *beside_keys])

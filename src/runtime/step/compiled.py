@@ -38,9 +38,12 @@ class CompiledJob:
 
     ``resources`` replaces those of the manifest (``nodes``, ``gpus`` on each of them);
     ``problems`` are reported together with all others, and then nothing is launched.
+    ``identity`` is what of the site changes the result, such as the version of a program in the
+    image; it is part of what identifies the run.
     """
 
     files: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     resources: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    identity: Mapping[str, str] = field(default_factory=dict)

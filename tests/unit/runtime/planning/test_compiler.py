@@ -25,6 +25,7 @@ def compile_job(config, site):
         files={"wheel.yaml": f"speed: {config.mill.speed}\\nhands: {site.gpus_per_node}\\n"},
         notes=("speed: as the water flows",),
         resources={"nodes": 1, "gpus": 2},
+        identity={"wheel": "old" if site.image == "mill:1" else "new"},
         problems=tuple(problems) if config.mill.speed > 5 else (),
     )
 
@@ -182,6 +183,22 @@ def test_a_compiler_may_read_what_exists_already(water: Any) -> None:
     given, of_another_step = compiling.seen
     assert given.files == {"river": field}
     assert of_another_step.files == {}
+
+
+def test_what_of_the_site_changes_the_result_makes_another_run(water: Any) -> None:
+    def plan(**profile: Any) -> str:
+        return run_id(water, "mill/grist", "river", **profile)
+
+    assert plan() == plan(gpus_per_node=8) == plan(image="mill:1")
+    assert plan(image="mill:2") != plan()
+    identity = water.compile("mill/grist", config="river").target.plan.identity
+    assert identity["compiled"] == {"wheel": "old"}
+    assert "compiled" not in water.compile("mill/grist", config="hand").target.plan.identity
+
+
+def run_id(water: Any, step: str, config: str, **profile: Any) -> str:
+    request = RunRequest(step, config)
+    return compile_pipeline(request, context=water.context(**profile)).target.plan.run_id
 
 
 def test_problems_of_the_compiler_are_told_with_those_of_slots(water: Any) -> None:

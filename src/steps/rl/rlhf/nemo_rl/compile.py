@@ -95,6 +95,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
         notes=tuple(_notes(compiled)),
         resources={"nodes": placed.nodes, "gpus": placed.gpus},
         problems=compiled.problems,
+        identity={"NeMo-RL": str(version)},
     )
 
 
