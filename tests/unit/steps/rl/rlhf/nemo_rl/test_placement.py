@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from nemotron_style.runtime.step.compiled import JobSite
 from nemotron_style.runtime.validation import put_key
@@ -80,3 +83,37 @@ def test_gpus_that_hold_no_copy_are_told() -> None:
     draft, _ = placed(**{"policy.megatron_cfg.tensor_model_parallel_size": 8})
     (problem,) = draft.problems
     assert "8 GPUs of a node less 1 of the judge" in problem.got
+
+
+@settings(max_examples=200, deadline=None)
+@drawn(
+    node=st.sampled_from([1, 2, 4, 8]),
+    nodes=st.integers(1, 6),
+    prompts=st.integers(1, 24),
+    group=st.integers(2, 16),
+    tensor=st.sampled_from([1, 2, 4]),
+    judge=st.sampled_from([1, 2, 4, 8]),
+)
+def test_what_is_placed_fits_the_nodes_and_divides_the_batch(
+    node: int, nodes: int, prompts: int, group: int, tensor: int, judge: int
+) -> None:
+    draft, plan = placed(
+        nodes,
+        node,
+        **{
+            "grpo.num_prompts_per_step": prompts,
+            "grpo.num_generations_per_prompt": group,
+            "policy.train_global_batch_size": prompts * group,
+            "policy.megatron_cfg.tensor_model_parallel_size": tensor,
+            f"{SERVE}.tensor_parallel_size": judge,
+        },
+    )
+    if draft.problems:
+        return
+    assert plan.nodes <= nodes
+    assert plan.gpus <= node
+    assert (plan.policy_nodes * plan.policy_gpus) % tensor == 0
+    assert prompts * group % plan.data_parallel == 0
+    shared = plan.policy_gpus * plan.policy_nodes + plan.judge_gpus
+    assert shared <= plan.nodes * node
+    assert plan.judge_gpus % judge == 0
