@@ -69,6 +69,7 @@ launch = "ray"
 [[variants.water.consumes]]
 name = "river"
 type = "grain"
+also = ["stone"]
 config_key = "mill.input_path"
 """
 
@@ -201,6 +202,17 @@ def run_id(water: Any, step: str, config: str, **profile: Any) -> str:
     return compile_pipeline(request, context=water.context(**profile)).target.plan.run_id
 
 
+def test_a_slot_takes_other_kinds_as_they_are_where_its_manifest_says_so(water: Any) -> None:
+    from milling import compiling  # type: ignore[import-not-found]
+
+    path = water.write("elsewhere/stone/sack.txt", "stone").parent
+    water.store.adopt(path, kind="stone", name="pebbles")
+    runs = water.compile("mill/grist", config="default", inputs=("river=pebbles",)).runs
+    assert [(one.slot, one.kind) for one in runs[-1].plan.inputs] == [("river", "stone")]
+    assert len(runs) == 1
+    assert compiling.seen[-1].inputs == {"river": "stone"}
+
+
 def test_problems_of_the_compiler_are_told_with_those_of_slots(water: Any) -> None:
     text = refusal(water, "mill.speed=7", config="default")
     assert "the water is too slow" in text
@@ -260,7 +272,10 @@ def test_steps_show_tells_variants_and_which_config_chooses_which(
 ) -> None:
     assert main(["steps", "show", "mill/grist"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "backend=water river (grain) -> sack (bread), chaff (stone). Started by ray" in shown
+    assert (
+        "backend=water river (grain or stone) -> sack (bread), chaff (stone). Started by ray"
+        in shown
+    )
     assert "in the image mill:1" in shown
     assert "default backend: water hand backend: hand river backend: water" in shown
     assert main(["steps", "show", "mill/grist", "--json"]) == 0
