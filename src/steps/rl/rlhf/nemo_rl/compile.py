@@ -115,7 +115,7 @@ def compile_values(config: Config, site: JobSite, version: Version | None = None
     slots = _take_slots(draft)
     draft.problems += check_keys(draft.given, version)
     draft.values = merge(_base(version), draft.given)
-    draft.problems += _find_missing_policy(draft, site)
+    draft.problems += _find_missing(draft, site)
     draft.derive("grpo.seed", config.seed, "seed")
     derive.derive_start(draft, site.inputs.get("model") or slots.get(MODEL))
     derive.derive_backend(draft)
@@ -207,10 +207,14 @@ def _notes(compiled: Compiled) -> Iterator[str]:
         yield f"  {each.key}={show(each.value)}: {each.why}"
 
 
-def _find_missing_policy(draft: Draft, site: JobSite) -> Iterator[Problem]:
+def _find_missing(draft: Draft, site: JobSite) -> Iterator[Problem]:
+    """What the step cannot be without: a policy to align, and the judge's place."""
     if not draft.get("policy.model_name") and not site.inputs.get("model"):
         fix = "set it, or RL_POLICY_MODEL, or give the input 'model'"
         yield Problem(key="policy.model_name", what="there is no policy to align", fix=fix)
+    if (gym := draft.get("env.should_use_nemo_gym")) is not True:
+        what = "this step's rewards come from a judge in NeMo-Gym; without it there are none"
+        yield Problem(key="env.should_use_nemo_gym", what=what, got=show(gym), allowed="true")
 
 
 def _read_rows(site: JobSite) -> RowFacts:

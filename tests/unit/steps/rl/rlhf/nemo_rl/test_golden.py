@@ -46,7 +46,9 @@ def test_without_gym_there_is_no_judge_and_the_step_says_so() -> None:
     for case in ("v0.6.0-one_node-hf", "head-one_node-hf"):
         config = make_config(case.split("-")[0], {"env.should_use_nemo_gym": False})
         problems = compile_job(config, read_case(case)[1]).problems
-        assert "env.should_use_nemo_gym" in {problem.key for problem in problems}
+        whats = [each.what for each in problems if each.key == "env.should_use_nemo_gym"]
+        assert len(whats) == 1
+        assert "come from a judge in NeMo-Gym" in whats[0]
 
 
 def test_the_page_compares_the_versions_as_they_are_compiled_now() -> None:
