@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import yaml
 import nemo_rl_script
 from nemo_rl_job import COMPILED, SCRIPT
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
+from nemotron_style.runtime.process import find_marked
 from nemotron_style.runtime.run.state import JobState
 from nemotron_style.runtime.step.metrics import read_metrics
 
@@ -92,10 +96,14 @@ exec {ray} "$@"
 
 
 @pytest.fixture
-def ray_python() -> Path:
+def ray_python(site: Any) -> Iterator[Path]:
     if not (named := os.environ.get("RAY_PYTHON")):
         pytest.skip("RAY_PYTHON names no Python that has ray")
-    return Path(named)
+    yield Path(named)
+    # This Slurm has no cgroups, and two `ray stop` on one host may leave a daemon.
+    for pid in find_marked(f"NEMO_RL_HOME={site.mill.root / 'tree'}"):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def write_step(site: Any, *, stall_minutes: float) -> list[str]:
