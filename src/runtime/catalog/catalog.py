@@ -71,7 +71,7 @@ class Catalog:
         return tuple(
             step
             for step in self.steps.values()
-            if any(self.kinds.accepts(kind, slot.kind) for slot in step.produces)
+            if any(self.kinds.accepts(kind, slot.kind) for slot in _list_slots(step, "produces"))
         )
 
     def consumers(self, kind: str) -> tuple[Manifest, ...]:
@@ -79,8 +79,14 @@ class Catalog:
         return tuple(
             step
             for step in self.steps.values()
-            if any(self.takes(slot, kind) for slot in step.consumes)
+            if any(self.takes(slot, kind) for slot in _list_slots(step, "consumes"))
         )
+
+
+def _list_slots(step: Manifest, table: str) -> Iterator[Slot]:
+    """The slots of a step and of its variants."""
+    for form in step.forms.values():
+        yield from getattr(form, table)
 
 
 def load_catalog(

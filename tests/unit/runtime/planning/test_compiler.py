@@ -283,6 +283,13 @@ def test_steps_show_tells_variants_and_which_config_chooses_which(
     assert water_only["run"]["compiler"] == "milling.compiling:compile_job"
 
 
+def test_steps_are_found_by_the_kinds_of_their_variants_too(
+    water: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["steps", "list", "--consumes", "stone", "--json"]) == 0
+    assert [step["id"] for step in json.loads(capsys.readouterr().out)["steps"]] == ["mill/grist"]
+
+
 def test_a_variant_without_its_key_is_no_manifest(
     water: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
