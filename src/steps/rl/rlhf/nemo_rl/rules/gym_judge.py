@@ -40,6 +40,9 @@ def validation_cohort_fills(job: View) -> Iterator[Problem]:
     """Each validation prompt is sent as often as the judge waits for."""
     if not job.validates or job.get("data.validation") is None or job.cohort <= 1:
         return
+    agents = set(job.validation_rows.agents or ()) if _knows_validation(job) else set()
+    if agents and not agents & default_agents(job):
+        return  # none of these rows goes to the judge
     wanted = job.generations  # which the judge waits for, or the rule above says so
     repeat, groups = "data.validation.repeat", "grpo.val_num_generations_per_prompt"
     sent = job.number(repeat, 1)
@@ -57,6 +60,10 @@ def validation_cohort_fills(job: View) -> Iterator[Problem]:
             allowed=str(wanted),
             fix=f"set {key}={wanted}{unrepeated}, with each prompt once in the file",
         )
+
+
+def _knows_validation(job: View) -> bool:
+    return job.facts.rows is not None and job.facts.rows.validation is not None
 
 
 def _copies_in_file(job: View) -> int | None:
@@ -158,6 +165,8 @@ def serve_settings(job: View) -> Iterator[Problem]:
 @rule(Effect.STOPS, "`Interpolation key 'genrm_model_name' not found` when NeMo-Gym starts")
 def judge_is_named(job: View) -> Iterator[Problem]:
     """The judge has a model."""
+    if set(job.config_paths) - {POLICY_FILE, COMPARE_FILE}:
+        return  # another file may name it
     key, _ = job.judge
     name = "env.nemo_gym.genrm_model_name"
     if not (job.get(f"{key}.model") or job.get(name)):
@@ -196,7 +205,7 @@ def external_judge(job: View) -> Iterator[Problem]:
 @rule(Effect.SILENT, "every reward is `default_score`, every advantage 0")
 def cohort_compares(job: View) -> Iterator[Problem]:
     """The judge compares at least two responses."""
-    if job.cohort <= 1:
+    if job.cohort <= 1 and job.get("grpo.adv_estimator.name") != "opd":  # which has no rewards
         yield Problem(
             key=COHORT_KEY,
             what="a response alone is not compared: each reward would be default_score",
@@ -275,18 +284,6 @@ def judge_is_another(job: View) -> Iterator[Problem]:
     name = table.get("model") or job.get("env.nemo_gym.genrm_model_name")
     if job.text("policy.model_name") == name:
         yield Problem(key=f"{key}.model", what="the policy would judge itself", got=show(name))
-
-
-@rule(Effect.SILENT, "the standard deviation is not a number and becomes 0", advice=True)
-def pairs_are_normalised(job: View) -> Iterator[Problem]:
-    """With a leave-one-out baseline, groups have more than two responses."""
-    baseline = job.flag("grpo.adv_estimator.use_leave_one_out_baseline", default=True)
-    normalises = job.flag("grpo.adv_estimator.normalize_rewards", default=True)
-    if job.generations == 2 and baseline and normalises:
-        yield Problem(
-            key=GENERATIONS,
-            what="with groups of 2 and a leave-one-out baseline, advantages are not normalised",
-        )
 
 
 def default_agents(job: View) -> set[str]:

@@ -141,7 +141,7 @@ def kl_type(job: View) -> Iterator[Problem]:
 def advantage_estimator(job: View) -> Iterator[Problem]:
     """The estimator of advantages is one that the version has."""
     names = ["grpo", "gdpo", "reinforce_plus_plus"]
-    names += ["opd"] if job.version >= Version.HEAD else []
+    names += ["opd"] if job.version >= Version.V0_7_0 else []
     value = job.get("grpo.adv_estimator.name", "grpo")
     if value not in names:
         key = "grpo.adv_estimator.name"
@@ -165,6 +165,18 @@ def unclipped_advantages(job: View) -> Iterator[Problem]:
             what="with use_leave_one_out_baseline, nearly equal rewards of a group give"
             " very large advantages",
             fix="set grpo.advantage_clip_low and grpo.advantage_clip_high",
+        )
+
+
+@rule(Effect.SILENT, "the standard deviation is not a number and becomes 0", advice=True)
+def pairs_are_normalised(job: View) -> Iterator[Problem]:
+    """With a leave-one-out baseline, groups have more than two responses."""
+    baseline = job.flag("grpo.adv_estimator.use_leave_one_out_baseline", default=True)
+    normalises = job.flag("grpo.adv_estimator.normalize_rewards", default=True)
+    if job.generations == 2 and baseline and normalises:
+        yield Problem(
+            key="grpo.num_generations_per_prompt",
+            what="with groups of 2 and a leave-one-out baseline, advantages are not normalised",
         )
 
 

@@ -180,7 +180,12 @@ class View:
 
     @property
     def train_gpus(self) -> Any:
-        """GPUs of the policy; raises Undecidable where generation leaves none."""
+        """GPUs of the policy; raises Undecidable where generation leaves none.
+
+        Teachers and a reward model that NeMo-RL starts itself take GPUs that are not counted here.
+        """
+        if self.raw("on_policy_distillation") or self.table("env.reward_model"):
+            raise Undecidable("cluster")
         gpus, nodes = self.gpus_per_node, self.num_nodes
         if not self.colocated:
             taken = "gpus_per_node" if nodes == 1 else "num_nodes"

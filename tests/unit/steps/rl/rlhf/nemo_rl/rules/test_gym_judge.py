@@ -142,19 +142,6 @@ CASES = [
         f"{JUDGE}.model",
         ("org/policy",),
     ),
-    Case(
-        "gym_judge.pairs_are_normalised",
-        lambda version: (
-            validation(version, 2)
-            | {
-                "grpo.num_generations_per_prompt": 2,
-                f"{COMPARE}.num_rollouts_per_prompt": 2,
-                "policy.train_global_batch_size": 8,
-            }
-        ),
-        "grpo.num_generations_per_prompt",
-        ("groups of 2",),
-    ),
 ]
 
 
@@ -198,6 +185,16 @@ def test_rows_without_ids_are_prompts_of_their_own_once_the_job_gave_them_ids() 
         values = valid_values(version)
         problems = list(check(values, facts_of(version, rows=RowFacts(validation=rows))))
         assert bool(problems) is (version == Version.V0_6_0)
+
+
+def test_validation_rows_of_other_agents_need_no_groups() -> None:
+    values = change(valid_values(Version.HEAD), {"grpo.val_num_generations_per_prompt": 1})
+    values["env"]["nemo_gym"]["math"] = {
+        "responses_api_agents": {"simple_agent": {"entrypoint": "app.py"}}
+    }
+    for agent, is_judged in (("math", False), ("genrm_simple_agent", True)):
+        rows = RowFacts(validation=FileRows("/data/val.jsonl", 8, agents={agent: 1}))
+        assert bool(list(check(values, facts_of(Version.HEAD, rows=rows)))) is is_judged
 
 
 def test_a_validation_that_is_never_reached_needs_no_groups() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nemo_rl_rules import Case, check_case, uncovered
+from nemo_rl_rules import COMPARE, Case, check_case, uncovered
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules import loss
 
 TYPE = "loss_fn.truncated_importance_sampling_type"
@@ -85,6 +85,18 @@ CASES = [
         {"grpo.advantage_clip_high": None},
         "grpo.adv_estimator.normalize_rewards",
         ("grpo.advantage_clip_low",),
+    ),
+    Case(
+        "loss.pairs_are_normalised",
+        {
+            "grpo.num_generations_per_prompt": 2,
+            "grpo.val_period": 0,
+            "checkpointing.metric_name": None,
+            f"{COMPARE}.num_rollouts_per_prompt": 2,
+            "policy.train_global_batch_size": 8,
+        },
+        "grpo.num_generations_per_prompt",
+        ("groups of 2",),
     ),
     Case(
         "loss.normalisation_unread",
