@@ -114,6 +114,17 @@ LIMITS = {
     "loss_fn.ratio_clip_max": {"min": 0},
     "loss_fn.ratio_clip_c": {"above": 1},
 }
+DEAD = {
+    "policy.generation_batch_size": "no engine that generates takes a batch size",
+    "refit_buffer_size_gb": "weights are handed over without a size of buffers",
+    "data.add_": "prompts of GRPO are not put together by it",
+    "grpo.normalize_rewards": "grpo.adv_estimator.normalize_rewards alone is read",
+    "logger.tensorboard.log_dir": "its files lie under logger.log_dir, in a folder a run",
+    "checkpointing.is_async": "policy.megatron_cfg.checkpoint.async_save decides, where it exists",
+    "enable_return_routed_experts": "the one in policy.generation.vllm_kwargs is read",
+    "grpo.adv_estimator.": "an estimator of PPO reads it, and GRPO has none",
+}
+"""Why nothing reads a key, by a part of its name."""
 BEST_AT_K = "no release reads it: it belongs to a branch that was not merged"
 RUNNER = "only Nemotron's own runner reads it"
 NEMOTRON = {
@@ -219,7 +230,7 @@ def read_entry(key: str, fact: dict[str, Any], keys: list[str]) -> Entry:
     if None in (allowed or []) and "null" not in entry["type"]:
         entry["type"] += "|null"
     if fact.get("dead"):
-        entry["dead"] = re.sub(r" \(AST scan \+ grep\)", "", fact["why"])
+        entry["dead"] = next((why for part, why in DEAD.items() if part in key), "no code reads it")
     return entry | LIMITS.get(key, {})
 
 
