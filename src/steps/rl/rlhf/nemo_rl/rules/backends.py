@@ -31,11 +31,11 @@ def one_backend(job: View) -> Iterator[Problem]:
 
 @rule(Effect.SILENT, "checkpoints are shards of Automodel, which nothing here goes on from")
 def artifact(job: View) -> Iterator[Problem]:
-    """What is published as `checkpoint_megatron` is trained by Megatron."""
+    """What is published as `checkpoint_nemo_rl` is trained by Megatron."""
     if job.facts.publishes_megatron and job.flag(f"{job.automodel}.enabled") and not job.megatron:
         yield Problem(
             key=f"{job.automodel}.enabled",
-            what="Automodel writes no checkpoint_megatron, which this step makes",
+            what="Automodel writes no checkpoint_nemo_rl, which this step makes",
             got="true",
             allowed="false",
             fix=f"set {MEGATRON}=true {job.automodel}.enabled=false",

@@ -78,7 +78,7 @@ class Facts:
     ``nodes`` and ``gpus_per_node`` are those of the job. ``variables`` are names of
     environment variables that the job gets, secret ones too; there may be others unless
     ``knows_all_variables``. ``ray_worker_ports`` is the range
-    that Ray's workers listen in. ``publishes_megatron``: a ``checkpoint_megatron`` is promised.
+    that Ray's workers listen in. ``publishes_megatron``: a ``checkpoint_nemo_rl`` is promised.
     """
 
     version: Version

@@ -33,7 +33,7 @@ CASES = [
         "backends.artifact",
         automodel,
         "",
-        ("checkpoint_megatron", "policy.megatron_cfg.enabled=true"),
+        ("checkpoint_nemo_rl", "policy.megatron_cfg.enabled=true"),
         facts={"publishes_megatron": True},
     ),
     Case(
