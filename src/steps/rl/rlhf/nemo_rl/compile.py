@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -73,7 +74,6 @@ class Compiled:
     placement: Placement
     stall_minutes: float
     problems: tuple[Problem, ...]
-    advice: tuple[str, ...]
 
 
 def compile_job(config: Config, site: JobSite) -> CompiledJob:
@@ -184,13 +184,26 @@ def choose_version(config: Config, site: JobSite) -> tuple[Version | None, list[
 
 
 def write_yaml(compiled: Compiled) -> str:
-    """The config as YAML, for NeMo-RL's own loader."""
+    """The config as YAML, for NeMo-RL's own loader; a comment says why a derived value is so."""
     import yaml
 
     head = f"# For NeMo-RL {compiled.version}: {SCRIPT}. Every key is written out.\n"
-    return head + yaml.safe_dump(
-        compiled.values, sort_keys=False, allow_unicode=True, width=100, default_flow_style=False
-    )
+    text = yaml.safe_dump(compiled.values, sort_keys=False, allow_unicode=True, width=sys.maxsize)
+    reasons = {each.key: each.why for each in compiled.derived}
+    return head + "\n".join(_give_reasons(text, reasons)) + "\n"
+
+
+def _give_reasons(text: str, reasons: Mapping[str, str]) -> Iterator[str]:
+    """The lines of dumped YAML, each value on one; the indentation tells the tables above a key."""
+    above: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        if match := re.match(r"( *)([\w'\"-][^:]*):( |$)", line):
+            depth = len(match[1])
+            above = [*(one for one in above if one[0] < depth), (depth, match[2].strip("'\""))]
+            why = reasons.get(".".join(name for _, name in above))
+            yield f"{line}  # {why}" if why else line
+        else:
+            yield line
 
 
 def _notes(compiled: Compiled) -> Iterator[str]:
@@ -202,9 +215,6 @@ def _notes(compiled: Compiled) -> Iterator[str]:
         yield from ("Not as it was written:", *(f"  {line}" for line in compiled.told))
     if compiled.advice:
         yield from ("Worth knowing:", *(f"  {line}" for line in compiled.advice))
-    yield "Derived:"
-    for each in compiled.derived:
-        yield f"  {each.key}={show(each.value)}: {each.why}"
 
 
 def _find_missing(draft: Draft, site: JobSite) -> Iterator[Problem]:

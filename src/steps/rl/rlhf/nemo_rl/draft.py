@@ -54,6 +54,7 @@ class Draft:
         old = find(self.given, key)
         if old not in (ABSENT, None, value):
             why = f"{why}; {show(old)} was given"
+            self.told.append(f"{key}={show(value)}: {why}")
         self._put(key, value, why)
 
     def leave_to_job(self, key: str, variable: JobVariable, why: str) -> None:

@@ -57,7 +57,7 @@ def test_default_compiles_with_nothing_in_the_store(capsys: pytest.CaptureFixtur
     assert "MISSING, nothing fills it; give -i prompts=REF or data.train.data_path=PATH" in text
     assert re.search(r"note        node 0    GPU 0-3 +policy", text)
     assert re.search(r"note        node 0    GPU 4-7 +judge", text)
-    assert "note        policy.train_global_batch_size=128: one update: 16 prompts x 8" in text
+    assert "  train_global_batch_size: 128  # one update: 16 prompts x 8 answers\n" in text
     assert "file      nemo_rl.yaml\n  # For NeMo-RL v0.6.0" in text
     assert "    num_prompts_per_step: 16\n" in text
     assert "/launch.sh\n#!/usr/bin/env bash\n" in text

@@ -61,7 +61,7 @@ def test_what_is_compiled_is_complete_and_known(version: Version) -> None:
 
 
 @pytest.mark.parametrize("version", list(Version))
-def test_the_yaml_holds_the_values_and_the_notes_every_reason(version: Version) -> None:
+def test_the_yaml_holds_the_values_and_why_each_derived_one_is_so(version: Version) -> None:
     given = config(version)
     job, result = compile_job(given, site()), compile_values(given, site())
     assert yaml.safe_load(job.files[CONFIG_FILE]) == result.values
@@ -71,7 +71,9 @@ def test_the_yaml_holds_the_values_and_the_notes_every_reason(version: Version) 
     for each in result.derived:
         assert each.why
         assert get_key(result.values, each.key) == each.value
-        assert any(f"  {each.key}=" in line for line in job.notes)
+        key = each.key.rpartition(".")[2]
+        lines = [line for line in job.files[CONFIG_FILE].splitlines() if f"# {each.why}" in line]
+        assert any(line.strip().startswith(f"{key}:") for line in lines)
 
 
 def test_the_version_is_that_of_the_images_tag() -> None:
