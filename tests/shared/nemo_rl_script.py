@@ -4,7 +4,9 @@ It is copied into a tree as ``examples/nemo_gym/run_grpo_nemo_gym.py`` and start
 ``STAND_IN`` (JSON in the environment) asks for more: ``version``; ``crash_at``, ``stall_at`` and
 ``die_in_save`` name a step; ``time_out_at`` one after which the time is up; ``judge_fails`` how
 many comparisons of a step; ``rewards`` the validation rewards by step; ``ray`` how many worker
-units a Ray cluster must offer; ``never_ends`` whether it hangs at its end.
+units a Ray cluster must offer; ``never_ends`` whether it hangs at its end; ``stop_at`` a step after
+which it ends well and early; ``lose_shards_of`` one whose save is not whole.  Once it hangs, there
+is a file ``hangs`` beside its logs.
 """
 
 from __future__ import annotations
@@ -101,8 +103,10 @@ def save(config: dict[str, Any], step: int, info: dict[str, Any]) -> None:
     if ASKED.get("die_in_save") == step:
         os.kill(os.getpid(), 9)
     (temporary / "config.yaml").write_text(yaml.safe_dump(config))
-    names = ("run_config.yaml", "metadata.json", ".metadata", "train_state.pt")
-    for name in (*names, "__0_0.distcp", "__0_1.distcp"):
+    names = ["run_config.yaml", "metadata.json", ".metadata", "train_state.pt"]
+    if ASKED.get("lose_shards_of") != step:
+        names += ["__0_0.distcp", "__0_1.distcp"]
+    for name in names:
         (iteration / name).write_text(f"{name} of step {step}")
     (iteration.parent / "latest_train_state.pt").write_text("0")
     (iteration.parent / "latest_checkpointed_iteration.txt").write_text("0")
@@ -171,7 +175,12 @@ def main() -> None:
         print(f"\n{'=' * 25} Step {(step - 1) % per_epoch + 1}/{per_epoch} {'=' * 25}")
         train_step(config, board, step, is_last=step == steps)
     while ASKED.get("never_ends"):
-        time.sleep(0.02)
+        hang(config)
+
+
+def hang(config: dict[str, Any]) -> None:
+    Path(config["logger"]["log_dir"], "hangs").touch()
+    time.sleep(0.02)
 
 
 def train_step(config: dict[str, Any], board: Board, step: int, *, is_last: bool) -> None:
@@ -183,7 +192,7 @@ def train_step(config: dict[str, Any], board: Board, step: int, *, is_last: bool
     if ASKED.get("crash_at") == step:
         raise ValueError(f"the loss of step {step} is not a number")
     while step == ASKED.get("stall_at"):
-        time.sleep(0.02)
+        hang(config)
         print("(VllmWorker pid=7) Engine 000: Running: 0 reqs, Waiting: 3 reqs", flush=True)
     metrics = {
         "loss": 1 / step,
@@ -199,7 +208,7 @@ def train_step(config: dict[str, Any], board: Board, step: int, *, is_last: bool
         value = float(rewards[str(step)])
         board.add(step, "validation", {"accuracy": value, "avg_length": 11.0})
         info |= {"val_reward": value, "val:total_reward/mean": value}
-    is_last = is_last or ASKED.get("time_out_at") == step
+    is_last = is_last or step in (ASKED.get("time_out_at"), ASKED.get("stop_at"))
     if checkpointing["enabled"] and (is_last or step % checkpointing["save_period"] == 0):
         print(f"Saving checkpoint for step {step}...", flush=True)
         save(config, step, info)
@@ -212,6 +221,8 @@ def train_step(config: dict[str, Any], board: Board, step: int, *, is_last: bool
     board.add(step, "ray", {"node.0.gpu.0.util": 50.0})
     if ASKED.get("time_out_at") == step:
         print("Timeout has been reached, stopping training early", flush=True)
+        sys.exit(0)
+    if ASKED.get("stop_at") == step:
         sys.exit(0)
 
 

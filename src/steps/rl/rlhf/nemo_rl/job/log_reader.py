@@ -7,7 +7,6 @@ progress: an engine that waits for ever still reports its throughput.
 from __future__ import annotations
 
 import re
-import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -35,7 +34,7 @@ JUDGE_FAILURES = {
 class LogReader:
     """What the lines so far have told; ``done`` counts finished steps, earlier attempts included.
 
-    ``marks`` grows with every sign of progress.  One thread feeds, another one reads.
+    ``marks`` grows with every sign of progress; ``figures`` are the newest ones.
     """
 
     done: int = 0
@@ -44,32 +43,37 @@ class LogReader:
     timed_out: bool = False
     figures: dict[str, float] = field(default_factory=dict)
     judge: dict[int, Counter[str]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _untaken: dict[int, dict[str, float]] = field(default_factory=dict, repr=False)
 
     def feed(self, line: str) -> None:
         """Take in one line of output."""
-        with self._lock:
-            self._count_judge_failures(line)
-            if ACTOR.match(line):
-                return
-            if PHASE.match(line):
-                self.marks, self.phase = self.marks + 1, line.strip(" =▶")
-            self.timed_out = self.timed_out or TIMEOUT in line
-            if STEP_DONE in line:
-                self.done += 1
-            elif match := FIGURE.match(line):
-                self._note_figure(FIGURES[match[1]], match[2])
+        self._count_judge_failures(line)
+        if ACTOR.match(line):
+            return
+        if PHASE.match(line):
+            self.marks, self.phase = self.marks + 1, line.strip(" =▶")
+        self.timed_out = self.timed_out or TIMEOUT in line
+        if STEP_DONE in line:  # the figures of the step are the lines after it
+            self.done += 1
+        elif match := FIGURE.match(line):
+            self._note_figure(FIGURES[match[1]], match[2])
+
+    def take_figures(self) -> dict[int, dict[str, float]]:
+        """The figures that came since the last call, by step."""
+        taken, self._untaken = self._untaken, {}
+        return taken
 
     def failures(self, step: int) -> Counter[str]:
         """Failed judgements of a step, by kind."""
-        with self._lock:
-            return Counter(self.judge.get(step, {}))
+        return Counter(self.judge.get(step, {}))
 
     def _note_figure(self, name: str, text: str) -> None:
         try:
             self.figures[name] = float(text)
         except ValueError:
             self.figures.pop(name, None)
+        else:
+            self._untaken.setdefault(self.done, {})[name] = self.figures[name]
 
     def _count_judge_failures(self, line: str) -> None:
         for words, kind in JUDGE_FAILURES.items():

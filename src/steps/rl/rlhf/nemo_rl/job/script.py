@@ -6,12 +6,15 @@ log.  A child that is left alone cannot write any more, and ends.
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
+import selectors
 import shutil
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +26,9 @@ HOME_VARIABLE = "NEMO_RL_HOME"
 HOME = "/opt/nemo-rl"
 LINES_KEPT = 15
 SECONDS_TO_END = 60.0
-SECONDS_TO_DRAIN = 5.0
+SECONDS_BETWEEN_POLLS = 0.2
+MOST_BYTES = 1 << 20
+"""Of one read; a pipe holds 64 KiB."""
 
 
 def find_home(script: str, environment: Mapping[str, str] = os.environ) -> Path:
@@ -46,7 +51,10 @@ def build_command(home: Path, script: str, config: Path) -> list[str]:
 
 
 class ScriptProcess:
-    """The script while it runs; ``on_line`` sees every line of its output after it was printed."""
+    """The script while it runs; ``on_line`` sees every line of its output after it was printed.
+
+    One thread waits and reads, so that nobody asks what a line told before it was read.
+    """
 
     def __init__(
         self,
@@ -65,21 +73,34 @@ class ScriptProcess:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
+            bufsize=0,
             start_new_session=True,  # `uv run` has children; all of them are told to end
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        assert self._process.stdout is not None
+        self._output, self._is_open, self._begun = self._process.stdout, True, ""
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._output, selectors.EVENT_READ)
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        # A bar that is drawn again after "\r" is a line each time.
+        self._decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
 
     def wait(self, seconds: float) -> int | None:
-        """The exit code (negative: the signal that ended it), or None while it runs."""
-        try:
-            code = self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return None
-        # Something that it left running may hold the pipe open.
-        self._reader.join(SECONDS_TO_DRAIN)
+        """Pass its output on for so long; the exit code (negative: its signal), None while it runs.
+
+        Before an exit code comes back, all that the script wrote was passed on.
+        """
+        end = time.monotonic() + seconds
+        while (code := self._process.poll()) is None:
+            left = end - time.monotonic()
+            self._pass_on(max(0.0, min(left, SECONDS_BETWEEN_POLLS)))
+            if left <= 0:  # after a read: every call takes in what was there before it
+                return None
+        # Something that it left running may hold the pipe open, so no end of file is waited for:
+        # one read takes more than a pipe holds.
+        self._pass_on(0)
+        if rest := self._begun + self._decoder.decode(b"", final=True):
+            self._begun = ""
+            self._split(rest.removesuffix("\n") + "\n")
         return code
 
     def stop(self, seconds: float = SECONDS_TO_END) -> int:
@@ -87,17 +108,29 @@ class ScriptProcess:
         self._signal(signal.SIGTERM)
         code = self.wait(seconds)
         self._signal(signal.SIGKILL)  # what it started may have outlived it
-        return self._process.wait() if code is None else code
+        while code is None:
+            code = self.wait(seconds)
+        return code
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            text = line.rstrip("\n")
-            print(text, flush=True)
-            if text.strip():
-                self.tail.append(text)
-            self._on_line(text)
+    def _pass_on(self, seconds: float) -> None:
+        """Take in all that is in the pipe, once something is there or ``seconds`` are over."""
+        if not self._is_open:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+        elif self._selector.select(seconds):
+            content = os.read(self._output.fileno(), MOST_BYTES)
+            self._is_open = bool(content)
+            self._split(self._decoder.decode(content))
+
+    def _split(self, text: str) -> None:
+        """Print the lines that are complete by ``text``; keep the one that has only begun."""
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            print(line, flush=True)
+            if line.strip():
+                self.tail.append(line)
+            self._on_line(line)

@@ -60,16 +60,18 @@ class Watch:
 
     def look(self, *, last: bool = False) -> None:
         """Take in what is new; ``last`` when nothing more will come."""
-        new = self._events.read()
+        new, told = self._events.read(), self._log.take_figures()
+        if not self._settings.get("logger.tensorboard_enabled"):
+            for step, figures in told.items():
+                new.setdefault(step, {}).update(figures)
+        # The metrics of a step come in pieces, and lines that the script wrote before them may be
+        # read after them.  So a step is whole at the look after that with its last piece.
+        first = min(new, default=math.inf)
+        whole = [step for step in self._pending if step < first]
         for step, metrics in new.items():
             self._pending.setdefault(step, {}).update(metrics)
-        # The metrics of a step come in pieces: it is whole when a later one, or nothing, comes.
-        newest = max(self._pending, default=0)
-        for step in sorted(self._pending):
-            if last or not new or step < newest:
-                self._report(step, self._pending.pop(step))
-        if self._log.done > self.done and not self._settings.get("logger.tensorboard_enabled"):
-            self._report(self._log.done, dict(self._log.figures))
+        for step in sorted(self._pending if last else whole):
+            self._report(step, self._pending.pop(step))
         self.done = max(self.done, self._log.done, *(step for step in new), 0)
         if new or self._log.marks != self._marks:
             self._moved, self._marks = self._clock(), self._log.marks

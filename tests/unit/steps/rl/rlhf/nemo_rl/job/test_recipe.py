@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,15 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobWorld:
     return JobWorld(tmp_path, monkeypatch)
 
 
-def hurry(world: JobWorld, monkeypatch: pytest.MonkeyPatch, *, after: str) -> None:
-    """Let a second be a minute once a checkpoint is there; a start may take its time."""
+def hurry(world: JobWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let time stand still until the script hangs, and then pass by looks at the clock.
+
+    There are two or three of them a look, so that what was written before is read in time.
+    """
+    hangs, seconds = world.run_dir / "nemo_rl/logs/hangs", count()
 
     def clock() -> float:
-        return time.monotonic() * (60 if (world.checkpoints / after).exists() else 1)
+        return 10.0 * next(seconds) if hangs.exists() else 0.0
 
     monkeypatch.setattr(recipe, "Watch", partial(watch.Watch, clock=clock))
     world.stall_minutes = 1.0
@@ -119,7 +123,7 @@ def test_a_run_that_was_killed_while_it_saved_continues_from_the_checkpoint_befo
 def test_a_run_in_which_nothing_moves_is_ended_with_the_reason(
     world: JobWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hurry(world, monkeypatch, after="step_1")
+    hurry(world, monkeypatch)
     with pytest.raises(StepFailed) as error:
         world.run(stall_at=2)
     told = str(error.value)
@@ -135,7 +139,7 @@ def test_a_run_in_which_nothing_moves_is_ended_with_the_reason(
 def test_a_script_that_hangs_after_its_last_step_is_ended_and_its_result_taken(
     world: JobWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hurry(world, monkeypatch, after="step_4")
+    hurry(world, monkeypatch)
     assert world.run(never_ends=True).output("model").facts["step"] == 4
 
 
@@ -180,8 +184,8 @@ def test_without_event_files_the_log_gives_the_metrics(world: JobWorld) -> None:
     world.compiled["logger"]["tensorboard_enabled"] = False
     world.compiled["logger"]["log_dir"] = str(world.root / "elsewhere")
     world.run()
-    assert metric(world, "reward")[4] == 3.0
-    assert metric(world, "mean_gen_tokens_per_sample")[4] == 40.0
+    assert metric(world, "reward") == {1: 2.25, 2: 2.5, 3: 2.75, 4: 3.0}
+    assert metric(world, "mean_gen_tokens_per_sample") == {1: 10.0, 2: 20.0, 3: 30.0, 4: 40.0}
 
 
 def test_a_run_that_leaves_no_checkpoint_has_failed(world: JobWorld) -> None:
