@@ -111,7 +111,11 @@ class Counts:
 
 def sample(model, pool):
     """Two samples of seven prompts, of which two are the same."""
-    tokenizer = SimpleNamespace(vocab_size=60, decode=lambda ids: " ".join(map(str, ids)))
+    tokenizer = SimpleNamespace(
+        vocab_size=60,
+        knows=lambda ids: all(one < 60 for one in ids),
+        decode=lambda ids: " ".join(map(str, ids)),
+    )
     chat = SimpleNamespace(read_response=str, response=str)
     draw = random.Random(3)
     prompts = [

