@@ -63,6 +63,17 @@ def whole_checkpoints(folder: Path) -> list[StepCheckpoint]:
     return [each for each in read_checkpoints(folder) if not each.lacks]
 
 
+def list_halves(folder: Path, *, after: int) -> list[str]:
+    """What is there of checkpoints after a step that are not whole; a line of text for each."""
+    lines = [
+        f"{each.path.name} lacks {', '.join(each.lacks)}"
+        for each in read_checkpoints(folder)
+        if each.lacks and each.step > after
+    ]
+    found = [path.name for match, path in _entries(folder) if match[1] and int(match[2]) > after]
+    return lines + [f"{name} is half of one" for name in found]
+
+
 def find_best(
     checkpoints: list[StepCheckpoint], metric: str | None, *, higher_is_better: bool
 ) -> StepCheckpoint | None:

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,18 +75,54 @@ def _link(source: str, target: str) -> None:
 
 
 def choose_checkpoints(
-    whole: Sequence[StepCheckpoint], best: StepCheckpoint | None
+    whole: Sequence[StepCheckpoint], best: StepCheckpoint | None, halves: Sequence[str]
 ) -> dict[str, StepCheckpoint]:
     """The last checkpoint for ``model``, and for ``best`` the best one where that is another.
 
-    Raises StepFailed when there is none.
+    Raises StepFailed when there is none; ``halves`` say what there is instead.
     """
     if not whole:
-        what = "ended well and left no whole checkpoint"
+        what = "; ".join(["ended well and left no whole checkpoint", *halves])
         fix = "a step needs grpo.num_prompts_per_step rows, and checkpointing.enabled must be true"
         raise StepFailed(Problem(where="NeMo-RL", what=what, fix=fix))
     chosen = {"model": whole[-1]}
     return chosen | {"best": best} if best and best != whole[-1] else chosen
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How far a run came that ended well: steps ``saved`` as a whole, ``done``, and ``planned``.
+
+    ``halves`` say what there is of later checkpoints; ``metric`` may end a run early.
+    """
+
+    saved: int
+    done: int
+    planned: int
+    halves: Sequence[str] = ()
+    metric: str | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the records of the artifacts say of it."""
+        return {
+            "steps_done": self.done,
+            "steps_planned": self.planned,
+            "stopped_early": self.done < self.planned,
+        }
+
+    @property
+    def warning(self) -> str:
+        """What nobody would expect of the checkpoint that is kept; empty where all is well."""
+        parts = []
+        if self.done < self.planned:
+            why = f" (grpo.stop_at_validation_metric is {self.metric})" if self.metric else ""
+            parts.append(f"NeMo-RL ended after step {self.done} of {self.planned}{why}")
+        if self.saved < self.done:
+            why = ", ".join(self.halves) or "nothing was saved after it"
+            lost = f"the newest whole checkpoint is that of step {self.saved}, and the last step"
+            parts.append(f"{lost} that was done is {self.done}: {why}")
+        return "; ".join(parts)
 
 
 def describe_origin(
@@ -111,9 +148,11 @@ def summarise(
     last: StepCheckpoint,
     best: StepCheckpoint | None,
     settings: Settings,
+    warning: str = "",
 ) -> dict[str, Any]:
-    """The figures of a run that are shown when it is done."""
-    figures: dict[str, Any] = {"steps": last.step}
+    """The figures of a run that are shown when it is done, a warning before all others."""
+    figures: dict[str, Any] = {"warning": warning} if warning else {}
+    figures["steps"] = last.step
     for name, figure in SUMMARY.items():
         values = [line[name] for line in lines if name in line]
         figures |= {figure: values[-1]} if values else {}

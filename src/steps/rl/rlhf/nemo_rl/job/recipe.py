@@ -21,8 +21,13 @@ from typing import TYPE_CHECKING
 from nemotron_style.runtime.errors import Interrupted
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.stats.metric_plot import draw_metrics
-from nemotron_style.steps.rl.rlhf.nemo_rl.job.checkpoints import find_best, whole_checkpoints
+from nemotron_style.steps.rl.rlhf.nemo_rl.job.checkpoints import (
+    find_best,
+    list_halves,
+    whole_checkpoints,
+)
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.collect import (
+    Ending,
     choose_checkpoints,
     describe_origin,
     describe_upstream,
@@ -97,16 +102,27 @@ def run(config: Config, ctx: StepContext) -> None:
 
     # -- what is produced: its last checkpoint, and its best one where that is another
     best = find_best(whole, settings.metric, higher_is_better=settings.higher_is_better)
-    chosen = choose_checkpoints(whole, best)
+    halves = list_halves(folders.checkpoints, after=whole[-1].step if whole else 0)
+    chosen = choose_checkpoints(whole, best, halves)
     last, twin = chosen["model"], prepared.policy.hf_folder
     name = f"$CHECKPOINT/{HF_TWIN}" if twin else settings.get("policy.model_name")
     export = export_command(home, name)
+    ending = Ending(
+        saved=last.step,
+        done=max(watch.done, last.step),
+        planned=steps,
+        halves=halves,
+        metric=settings.get("grpo.stop_at_validation_metric"),
+    )
+    if ending.warning:
+        ctx.say(f"warning: {ending.warning}")
     for slot, checkpoint in chosen.items():
         output = ctx.output(slot)
         write_checkpoint(checkpoint, output.path, twin)
         is_best, is_last = checkpoint == best, checkpoint == last
         output.note(
             **describe_origin(checkpoint, settings, is_best=is_best, is_last=is_last),
+            **ending.facts,
             **describe_upstream(home, version, os.environ),
             image=job["image"],
             policy=prepared.made_of["model"],
@@ -116,4 +132,4 @@ def run(config: Config, ctx: StepContext) -> None:
     ctx.say(f"as a Hugging Face folder, in NeMo-RL's image: {export}")
     lines = ctx.metrics.history()
     draw_metrics(lines, PANELS, ctx.run_dir / "plots" / "rlhf.png")
-    ctx.summarise(**summarise(lines, last, best, settings))
+    ctx.summarise(**summarise(lines, last, best, settings, ending.warning))

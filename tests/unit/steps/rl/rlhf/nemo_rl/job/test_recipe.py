@@ -69,7 +69,9 @@ def test_the_last_checkpoint_and_the_best_become_outputs(
     assert model.facts["policy"] == world.inputs["model"].digest
     assert (model.facts["nemo_rl_version"], model.facts["nemo_rl_package"]) == ("v0.6.0", "0.6.0")
     assert "--megatron-ckpt-path $CHECKPOINT/weights/iter_0000000" in model.facts["export"]
+    assert (model.facts["steps_done"], model.facts["stopped_early"]) == (4, False)
     figures = ctx.figures
+    assert "warning" not in figures
     assert (figures["steps"], figures["best_step"], figures["best_value"]) == (4, 2, 4.5)
     assert figures["judge_failed_share"] == 1 / 8  # of 2 prompts with 4 pairs each
     # metrics by the names of the embedded loop
@@ -186,6 +188,41 @@ def test_without_event_files_the_log_gives_the_metrics(world: JobWorld) -> None:
     world.run()
     assert metric(world, "reward") == {1: 2.25, 2: 2.5, 3: 2.75, 4: 3.0}
     assert metric(world, "mean_gen_tokens_per_sample") == {1: 10.0, 2: 20.0, 3: 30.0, 4: 40.0}
+
+
+def test_a_last_save_that_is_not_whole_is_told_and_the_checkpoint_before_it_is_kept(
+    world: JobWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ctx = world.run(lose_shards_of=4)
+    told = (
+        "the newest whole checkpoint is that of step 3, and the last step that was done is 4:"
+        " step_4 lacks policy/weights/iter_0000000/*.distcp"
+    )
+    assert f"warning: {told}\n" in capsys.readouterr().out
+    assert next(iter(ctx.figures.items())) == ("warning", told)
+    facts = ctx.output("model").facts
+    names = ("step", "steps_done", "steps_planned", "stopped_early")
+    assert [facts[name] for name in names] == [3, 4, 4, False]
+
+
+def test_an_end_before_the_last_step_is_told_with_the_key_that_may_have_caused_it(
+    world: JobWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.compiled["grpo"]["stop_at_validation_metric"] = "accuracy"
+    ctx = world.run(stop_at=2)
+    told = "NeMo-RL ended after step 2 of 4 (grpo.stop_at_validation_metric is accuracy)"
+    assert f"warning: {told}\n" in capsys.readouterr().out
+    facts = ctx.output("model").facts
+    names = ("step", "steps_done", "steps_planned", "stopped_early")
+    assert [facts[name] for name in names] == [2, 2, 4, True]
+
+
+def test_a_run_whose_only_save_is_not_whole_has_failed_and_says_what_it_lacks(
+    world: JobWorld,
+) -> None:
+    world.compiled["checkpointing"]["save_period"] = 9
+    with pytest.raises(StepFailed, match=r"no whole checkpoint; step_4 lacks .*distcp"):
+        world.run(lose_shards_of=4)
 
 
 def test_a_run_that_leaves_no_checkpoint_has_failed(world: JobWorld) -> None:
