@@ -26,8 +26,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.event_file import checksum
+from nemotron_style.steps.rl.rlhf.nemo_rl.job.settings import register_resolvers
 
-REGISTER = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)
 ASKED: dict[str, Any] = json.loads(os.environ.get("STAND_IN", "{}"))
 VERSION = ASKED.get("version", "v0.6.0")
 REQUIRED = {
@@ -42,12 +42,7 @@ REQUIRED = {
 
 
 def load(path: str) -> dict[str, Any]:
-    for name, function in {
-        "mul": lambda a, b: a * b,
-        "div": lambda a, b: a / b,
-        "max": max,
-    }.items():
-        REGISTER(name, function)
+    register_resolvers()
     config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     for section, keys in REQUIRED.items():
         for key in keys.split():

@@ -6,6 +6,7 @@ use. A key that no file sets is looked up among the schema's defaults.
 
 from __future__ import annotations
 
+import inspect
 import operator
 import re
 import warnings
@@ -168,8 +169,11 @@ def _explain(error: Exception, text: str, key: str, where: str, *, known: list[s
 def _register_resolvers() -> None:
     from omegaconf import OmegaConf
 
-    # The name of this function changes between OmegaConf 2.3 and 2.4.
-    register = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)
+    # OmegaConf 2.4 renames this function, to a name that 2.3 has for one which gives the resolver
+    # texts and follows no reference inside its arguments.
+    register: Callable[..., None] = OmegaConf.register_resolver
+    if "replace" not in inspect.signature(register).parameters:
+        register = OmegaConf.register_new_resolver
     for name, function in _RESOLVERS.items():
         if not OmegaConf.has_resolver(name):
             register(name, function)

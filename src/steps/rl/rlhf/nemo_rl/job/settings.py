@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,18 @@ RESOLVERS: dict[str, Callable[[Any, Any], Any]] = {
 """What NeMo-RL's scripts register, for references between numbers of the file."""
 
 
+def register_resolvers() -> None:
+    """Make NeMo-RL's resolvers known to OmegaConf."""
+    # OmegaConf 2.4 renames this function, to a name that 2.3 (NeMo-RL's image has it) uses for one
+    # which gives the resolver texts and follows no reference inside its arguments.
+    register: Callable[..., None] = OmegaConf.register_resolver
+    if "replace" not in inspect.signature(register).parameters:
+        register = OmegaConf.register_new_resolver
+    for name, function in RESOLVERS.items():
+        if not OmegaConf.has_resolver(name):
+            register(name, function)
+
+
 @dataclass(frozen=True)
 class Settings:
     """The compiled file: ``text`` is what NeMo-RL reads."""
@@ -31,10 +44,7 @@ class Settings:
     @classmethod
     def parse(cls, text: str) -> Settings:
         """The settings of a compiled file."""
-        register = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)
-        for name, function in RESOLVERS.items():
-            if not OmegaConf.has_resolver(name):
-                register(name, function)
+        register_resolvers()
         return cls(text, OmegaConf.create(yaml.safe_load(text)))
 
     def get(self, key: str, default: Any = None) -> Any:
