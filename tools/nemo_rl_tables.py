@@ -156,6 +156,46 @@ STYLE_PENALTY = (
     "env.nemo_gym.genrm_compare_resources_server.resources_servers.genrm_compare"
     ".group_style_penalty_coeff"
 )
+REWARD_MODEL: dict[str, Entry] = {
+    "": {"type": "table|null"},
+    "model_name": {"type": "str|null", "need": "code"},
+    "tokenizer": {"type": "table", "need": "code"},
+    "tokenizer.name": {"type": "str", "need": "code"},
+    "tokenizer.chat_template": {"type": "str|null"},
+    "tokenizer.chat_template_kwargs": {"type": "dict|null"},
+    "precision": {"type": "str", "need": "code", "allowed": ["bfloat16", "float16", "float32"]},
+    "batch_size": {"type": "int", "need": "code", "min": 1},
+    "checkpoint_path": {"type": "str|null"},
+    "offload_optimizer_for_logprob": {"type": "bool", "need": "code"},
+    "resources": {"type": "table", "need": "code"},
+    "resources.gpus_per_node": {"type": "int", "need": "code", "min": 1},
+    "resources.num_nodes": {"type": "int", "need": "code", "min": 1},
+    "dtensor_cfg": {"type": "table", "need": "code"},
+    "dtensor_cfg._v2": {"type": "bool"},
+    "dtensor_cfg.enabled": {"type": "bool", "need": "code", "allowed": [True]},
+    "dtensor_cfg.sequence_parallel": {"type": "bool", "need": "code"},
+    "dtensor_cfg.tensor_parallel_size": {"type": "int", "need": "code", "min": 1},
+    "dtensor_cfg.context_parallel_size": {"type": "int", "need": "code", "min": 1},
+    "dtensor_cfg.custom_parallel_plan": {"type": "str|null"},
+    "dtensor_cfg.cpu_offload": {"type": "bool", "need": "code", "allowed": [False]},
+    "dtensor_cfg.activation_checkpointing": {"type": "bool", "need": "code", "allowed": [False]},
+    "reward_model_cfg": {"type": "table", "need": "code"},
+    "reward_model_cfg.enabled": {"type": "bool", "need": "code", "allowed": [True]},
+    "reward_model_cfg.reward_model_type": {
+        "type": "str",
+        "need": "code",
+        "allowed": ["bradley_terry"],
+    },
+    "dynamic_batching": {"type": "table", "need": "code"},
+    "dynamic_batching.enabled": {"type": "bool", "need": "code", "allowed": [False]},
+    "sequence_packing": {"type": "table", "need": "code"},
+    "sequence_packing.enabled": {"type": "bool", "need": "code", "allowed": [False]},
+    "max_grad_norm": {"type": "null", "need": "code"},
+}
+"""NeMo-RL's own environment of a reward model: a table of ``env`` without a class of its own.
+
+What one value alone is allowed for is asserted by its constructor; all three tags agree.
+"""
 NOT_FOR_USERS = (
     *("policy_base_url", "policy_api_key", "policy_model_name"),  # NeMo-RL writes these
     *("ray_head_node_address", "head_server", "hf_token", "dry_run", "json", "query", "verbose"),
@@ -352,6 +392,10 @@ def read_gym_globals(servers: dict[str, Any], version: str) -> dict[str, Entry]:
     return {f"env.nemo_gym.{name}": row for name, row in sorted(below.items())}
 
 
+def reward_model_keys() -> dict[str, Entry]:
+    return {f"env.reward_model.{name}".rstrip("."): row for name, row in REWARD_MODEL.items()}
+
+
 def gym_global_type(name: str) -> str:
     if name.startswith("port_range") or name.endswith("_seconds"):
         return "int"
@@ -364,7 +408,7 @@ def main(facts: Path) -> None:
     keys = json.loads((facts / "grpo_schema.json").read_text())["keys"]
     servers = json.loads((facts / "gym_schema.json").read_text())["servers"]
     tables = [
-        read_gym_globals(servers, version) | read_version(keys, name)
+        read_gym_globals(servers, version) | reward_model_keys() | read_version(keys, name)
         for version, name in VERSIONS.items()
     ]
     for version, table in zip(VERSIONS, tables, strict=True):

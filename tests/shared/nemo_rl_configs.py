@@ -16,14 +16,24 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
 MODELS = {"policy.model_name": "a/policy", f"{GYM}.genrm_model_name": "a/judge"}
 PROMPTS = {"prompts": "prompts_jsonl", "validation": "prompts_jsonl"}
-SHAPES: Mapping[str, tuple[int, Mapping[str, Any]]] = {
+SHAPES: dict[str, tuple[int, Mapping[str, Any]]] = {
     "one_node": (1, {}),
     "four_nodes": (5, {"cluster.num_nodes": 4}),
     "external_judge": (1, {f"{JUDGE}.base_url": ["http://judge:8000/v1"]}),
 }
 """Nodes of the profile, and what the config says."""
+WITHOUT_GYM = {"env.should_use_nemo_gym": False, "env.reward_model.model_name": "a/scorer"}
+SHAPES_WITHOUT_GYM: dict[str, tuple[int, Mapping[str, Any]]] = {
+    "no_gym_one_node": (1, WITHOUT_GYM),
+    "no_gym_five_nodes": (5, WITHOUT_GYM | {"cluster.num_nodes": 5}),
+}
 STARTS = ("hf", "megatron")
 CASES = [f"{v}-{s}-{t}" for v, s, t in product(Version, SHAPES, STARTS)]
+CASES_WITHOUT_GYM = [
+    f"{v}-{s}-{t}"
+    for v, s, t in product(Version, SHAPES_WITHOUT_GYM, STARTS)
+    if v < Version.V0_8_0 and (v, t) != (Version.V0_6_0, "megatron")
+]
 
 
 def make_config(version: str | None, given: Mapping[str, Any]) -> Config:
@@ -39,7 +49,7 @@ def make_config(version: str | None, given: Mapping[str, Any]) -> Config:
 def read_case(case: str) -> tuple[Config, JobSite]:
     """Config and site of one of ``CASES``."""
     version, shape, start = case.rsplit("-", 2)
-    nodes, given = SHAPES[shape]
+    nodes, given = (SHAPES | SHAPES_WITHOUT_GYM)[shape]
     # What v0.6.0 is to start from is converted before.
     kind = "checkpoint_hf" if version == Version.V0_6_0 else "checkpoint_nemo_rl"
     inputs = PROMPTS | ({"model": kind} if start == "megatron" else {})

@@ -226,6 +226,7 @@ def valid_values(version: Version, *, gym: bool = True) -> dict[str, Any]:
         changes["policy.dtensor_cfg"] = {"enabled": False, "_v2": True}
     if not gym:
         changes |= {"env": {"should_use_nemo_gym": False}, "cluster.gpus_per_node": 8}
+        changes["checkpointing.metric_name"] = "val:accuracy"
     return change(copy.deepcopy(VALUES), changes)
 
 

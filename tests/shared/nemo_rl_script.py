@@ -145,9 +145,12 @@ def resume(root: Path) -> int:
     return int(info["total_steps"])
 
 
-def read_rows(path: str) -> list[dict[str, Any]]:
+def read_rows(path: str, *, gym: bool) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     for row in rows:
+        if not gym:
+            assert row["input"], row["output"]
+            continue
         assert row["agent_ref"]["name"], row["responses_create_params"]["input"][0]["content"]
     return rows
 
@@ -160,7 +163,7 @@ def main() -> None:
     grpo, logger, checkpointing = config["grpo"], config["logger"], config["checkpointing"]
     number = 1 + len(list(Path(logger["log_dir"]).glob("exp_*")))
     board = Board(Path(logger["log_dir"], f"exp_{number:03d}", "tensorboard"))
-    rows = read_rows(config["data"]["train"]["data_path"])
+    rows = read_rows(config["data"]["train"]["data_path"], gym=config["env"]["should_use_nemo_gym"])
     if ASKED.get("ray"):
         join_ray(ASKED["ray"])
     print("\n▶ Setting up model and training...", flush=True)
@@ -202,7 +205,7 @@ def train_step(config: dict[str, Any], board: Board, step: int, *, is_last: bool
         print(f"▶ Starting validation at step {step}...", flush=True)
         value = float(rewards[str(step)])
         board.add(step, "validation", {"accuracy": value, "avg_length": 11.0})
-        info |= {"val_reward": value, "val:total_reward/mean": value}
+        info |= {"val_reward": value, "val:total_reward/mean": value, "val:accuracy": value}
     is_last = is_last or step in (ASKED.get("time_out_at"), ASKED.get("stop_at"))
     if checkpointing["enabled"] and (is_last or step % checkpointing["save_period"] == 0):
         print(f"Saving checkpoint for step {step}...", flush=True)

@@ -58,10 +58,12 @@ def find_missing(values: Mapping[str, Any], version: Version) -> list[str]:
 
     A key is needed where the table that holds it is there.
     """
+    without_gym = find(values, "env.should_use_nemo_gym") is False
     return [
         key
         for key, row in keys_of(version).items()
         if row.need
+        and not (without_gym and key == GYM)
         and not row.inferred
         and key not in NOT_ON_THIS_PATH
         and not key.startswith(FROM_YAML)

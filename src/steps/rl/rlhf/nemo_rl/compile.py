@@ -22,7 +22,7 @@ from typing import Any
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
 from nemotron_style.steps.blocks.data.jsonl import find_jsonl
-from nemotron_style.steps.rl.rlhf.nemo_rl import derive
+from nemotron_style.steps.rl.rlhf.nemo_rl import derive, reward_model
 from nemotron_style.steps.rl.rlhf.nemo_rl.adapt import adapt
 from nemotron_style.steps.rl.rlhf.nemo_rl.check import check_keys
 from nemotron_style.steps.rl.rlhf.nemo_rl.config import Config
@@ -33,7 +33,6 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.draft import (
     find,
     merge,
     put,
-    show,
 )
 from nemotron_style.steps.rl.rlhf.nemo_rl.environment import compile_environment
 from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import CONFIG_FILE, JOB_FILE
@@ -45,7 +44,7 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.schema import keys_of
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
 SCRIPT = "examples/nemo_gym/run_grpo_nemo_gym.py"
-"""Of NeMo-RL, run as it is."""
+"""Of NeMo-RL, run as it is, where NeMo-Gym gives the rewards."""
 OF_THIS_PROJECT = ("backend", "seed", "nemo_rl")
 MODEL, TRAIN, VALIDATION = (
     "policy.pretrained_checkpoint.path",
@@ -67,12 +66,14 @@ class Compiled:
     """
 
     version: Version
+    script: str
     values: dict[str, Any]
     derived: tuple[Derived, ...]
     told: tuple[str, ...]
     placement: Placement
     stall_minutes: float
     problems: tuple[Problem, ...]
+    advice: tuple[str, ...]
 
 
 def compile_job(config: Config, site: JobSite) -> CompiledJob:
@@ -84,7 +85,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
     job = {
         "version": str(version),
         "image": config.nemo_rl.image or site.image,
-        "script": SCRIPT,
+        "script": compiled.script,
         "stall_minutes": compiled.stall_minutes,
         "environment": compile_environment(config, version),
     }
@@ -112,21 +113,24 @@ def compile_values(config: Config, site: JobSite, version: Version | None = None
     allows_train = config.data is not None and config.data.allow_train_as_validation is True
     adapt(draft)
     slots = _take_slots(draft)
+    gym = reward_model.choose_rewards(draft)
     draft.problems += check_keys(draft.given, version)
-    draft.values = merge(_base(version), draft.given)
+    draft.values = merge(_base(version, gym=gym), draft.given)
     draft.problems += _find_missing(draft, site)
     draft.derive("grpo.seed", config.seed, "seed")
     derive.derive_start(draft, site.inputs.get("model") or slots.get(MODEL))
     derive.derive_backend(draft)
-    derive.derive_batch(draft)
+    derive.derive_batch(draft, gym=gym)
     derive.derive_advantages(draft)
     validates = "validation" in site.inputs or VALIDATION in slots
-    derive.derive_validation(draft, own_data=validates, allows_train=allows_train)
+    derive.derive_validation(draft, own_data=validates, allows_train=allows_train, gym=gym)
     derive.derive_optimizer(draft)
-    derive.derive_generation(draft)
-    derive.derive_ports(draft)
-    seconds = derive.derive_judge(draft)
-    placed = place(draft, site)
+    derive.derive_generation(draft, gym=gym)
+    derive.derive_ports(draft, gym=gym)
+    if gym:
+        seconds, placed = derive.derive_judge(draft), place(draft, site)
+    else:
+        seconds, placed = 0, reward_model.derive_reward_model(draft, site)
     values = _sorted(draft.values)
     facts = Facts(
         version,
@@ -145,13 +149,14 @@ def compile_values(config: Config, site: JobSite, version: Version | None = None
     stall = config.nemo_rl.stall_minutes or max(LEAST_MINUTES, 10.0 + seconds / 60)
     return Compiled(
         version=version,
+        script=SCRIPT if gym else reward_model.SCRIPT,
         values=values,
         derived=tuple(draft.derived),
         told=tuple(draft.told),
         placement=placed,
         stall_minutes=round(stall, 1),
         problems=(*draft.problems, *broken),
-        advice=tuple(advise(values, facts)),
+        advice=(*advise(values, facts), *(() if gym else (reward_model.DOUBLE_TEMPLATE,))),
     )
 
 
@@ -186,7 +191,7 @@ def write_yaml(compiled: Compiled) -> str:
     """The config as YAML, for NeMo-RL's own loader; a comment says why a derived value is so."""
     import yaml
 
-    head = f"# For NeMo-RL {compiled.version}: {SCRIPT}. Every key is written out.\n"
+    head = f"# For NeMo-RL {compiled.version}: {compiled.script}. Every key is written out.\n"
     text = yaml.safe_dump(compiled.values, sort_keys=False, allow_unicode=True, width=sys.maxsize)
     reasons = {each.key: each.why for each in compiled.derived}
     return head + "\n".join(_give_reasons(text, reasons)) + "\n"
@@ -206,7 +211,7 @@ def _give_reasons(text: str, reasons: Mapping[str, str]) -> Iterator[str]:
 
 
 def _notes(compiled: Compiled) -> Iterator[str]:
-    yield f"NeMo-RL {compiled.version}, {SCRIPT}"
+    yield f"NeMo-RL {compiled.version}, {compiled.script}"
     if compiled.version == Version.V0_8_0:
         yield "v0.8.0: what was not seen of it is taken from the main branch before it (inferred)"
     yield from ("GPUs:", *(f"  {line}" for line in compiled.placement.lines()))
@@ -217,13 +222,11 @@ def _notes(compiled: Compiled) -> Iterator[str]:
 
 
 def _find_missing(draft: Draft, site: JobSite) -> Iterator[Problem]:
-    """What the step cannot be without: a policy to align, and the judge's place."""
+    """What the step cannot be without: a policy to align, and what gives the rewards."""
     if not draft.get("policy.model_name") and not site.inputs.get("model"):
         fix = "set it, or RL_POLICY_MODEL, or give the input 'model'"
         yield Problem(key="policy.model_name", what="there is no policy to align", fix=fix)
-    if (gym := draft.get("env.should_use_nemo_gym")) is not True:
-        what = "this step's rewards come from a judge in NeMo-Gym; without it there are none"
-        yield Problem(key="env.should_use_nemo_gym", what=what, got=show(gym), allowed="true")
+    yield from reward_model.check_rewards(draft, site)
 
 
 def _read_rows(site: JobSite) -> RowFacts:
@@ -237,10 +240,13 @@ def _read_rows(site: JobSite) -> RowFacts:
     return read_row_facts(files[0], files[1])
 
 
-def _base(version: Version) -> dict[str, Any]:
+def _base(version: Version, *, gym: bool) -> dict[str, Any]:
     """The values of keys that nobody gave, as far as the version knows them."""
     known, values = keys_of(version), {}
-    for key, value in _read_base().items():
+    base = _read_base("base")
+    if not gym:
+        base = reward_model.values_without_gym(base, _read_base("base_without_gym"))
+    for key, value in base.items():
         if version >= Version.V0_8_0:
             key = key.replace("policy.dtensor_cfg.", "policy.automodel_cfg.")
         row = known.get(key)
@@ -250,8 +256,8 @@ def _base(version: Version) -> dict[str, Any]:
 
 
 @cache
-def _read_base() -> Mapping[str, Any]:
-    path = resource_files("nemotron_style.steps.rl.rlhf.nemo_rl.tables") / "base.json"
+def _read_base(name: str) -> Mapping[str, Any]:
+    path = resource_files("nemotron_style.steps.rl.rlhf.nemo_rl.tables") / f"{name}.json"
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return values
 

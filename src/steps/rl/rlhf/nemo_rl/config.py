@@ -78,6 +78,7 @@ COSMETIC = (
     f"{GYM}.uv_venv_dir",
     f"{GYM}.uv_cache_dir",
     f"{JUDGE}.hf_home",
+    "env.reward_model.resources",
 )
 """Keys that say where a run works, not what it computes."""
 

@@ -38,14 +38,15 @@ PORTS: Mapping[Version, Mapping[str, tuple[int, int]]] = {
 """Ranges that do not meet those of Ray's own processes, as each version starts them."""
 
 
-def derive_batch(draft: Draft) -> None:
+def derive_batch(draft: Draft, *, gym: bool) -> None:
     """Group, batch and token sizes."""
     prompts = draft.get("grpo.num_prompts_per_step")
     group = draft.get("grpo.num_generations_per_prompt")
     samples = f"{prompts} prompts x {group} answers"
     draft.derive("policy.train_global_batch_size", prompts * group, f"one update: {samples}")
     why = f"the judge compares the {group} answers to a prompt, and waits for all of them"
-    draft.derive(f"{COMPARE}.num_rollouts_per_prompt", group, why)
+    if gym:
+        draft.derive(f"{COMPARE}.num_rollouts_per_prompt", group, why)
     length = draft.get("policy.max_total_sequence_length")
     for use, size in (("train", "train_micro_batch_size"), ("logprob", "logprob_batch_size")):
         tokens = length * draft.get(f"policy.{size}")
@@ -70,9 +71,9 @@ def derive_advantages(draft: Draft) -> None:
         draft.derive(f"grpo.adv_estimator.{name}", True if value is None else value, why)
 
 
-def derive_validation(draft: Draft, *, own_data: bool, allows_train: bool) -> None:
+def derive_validation(draft: Draft, *, own_data: bool, allows_train: bool, gym: bool) -> None:
     """Whether validation happens, on what, and in which groups; and the metric to rank by."""
-    group = draft.get("grpo.num_generations_per_prompt")
+    group = draft.get("grpo.num_generations_per_prompt") if gym else 1
     data = draft.values.setdefault("data", {})
     if own_data or allows_train:
         variable = JobVariable.VALIDATION_DATA if own_data else JobVariable.TRAIN_DATA
@@ -80,12 +81,14 @@ def derive_validation(draft: Draft, *, own_data: bool, allows_train: bool) -> No
         data["validation"] = {**(data.get("validation") or {})}
         draft.leave_to_job("data.validation.data_path", variable, why)
         why = f"each validation prompt is answered {group} times, as often as the judge waits for"
+        if not gym:
+            why = "a reward model scores each answer by itself"
         if draft.version >= Version.HEAD:
             repeated = draft.get("data.validation.repeat") or 1  # the older way to the same
             draft.derive("grpo.val_num_generations_per_prompt", max(1, group // repeated), why)
-        else:
+        elif gym:
             draft.derive("data.validation.repeat", group, why)
-        metric = "val:total_reward/mean"
+        metric = "val:total_reward/mean" if gym else "val:accuracy"
     else:
         data.pop("validation", None)
         why = "there is no validation data"
@@ -96,7 +99,9 @@ def derive_validation(draft: Draft, *, own_data: bool, allows_train: bool) -> No
             draft.derive("grpo.val_num_generations_per_prompt", group, "as often as in training")
         metric = None
     _derive_metric(draft, metric)
-    draft.force("grpo.max_val_samples", None, "NeMo-Gym's script takes all rows and no number")
+    if gym:
+        why = "NeMo-Gym's script takes all rows and no number"
+        draft.force("grpo.max_val_samples", None, why)
 
 
 def _derive_metric(draft: Draft, metric: str | None) -> None:
@@ -166,13 +171,14 @@ def derive_optimizer(draft: Draft) -> None:
     draft.derive(f"{SCHEDULER}.lr_decay_iters", max(steps, warm_up_steps + 1), why)
 
 
-def derive_generation(draft: Draft) -> None:
-    """vLLM as NeMo-Gym talks to it."""
-    why = "NeMo-Gym asks the policy over HTTP"
-    draft.force(f"{VLLM}.async_engine", True, why)
-    draft.force(f"{VLLM}.expose_http_server", True, why)
-    for name in ("top_k", "stop_strings", "stop_token_ids"):
-        draft.force(f"policy.generation.{name}", None, "the path of NeMo-Gym takes none")
+def derive_generation(draft: Draft, *, gym: bool) -> None:
+    """vLLM as NeMo-Gym talks to it; without NeMo-Gym as it was given."""
+    if gym:
+        why = "NeMo-Gym asks the policy over HTTP"
+        draft.force(f"{VLLM}.async_engine", True, why)
+        draft.force(f"{VLLM}.expose_http_server", True, why)
+        for name in ("top_k", "stop_strings", "stop_token_ids"):
+            draft.force(f"policy.generation.{name}", None, "the path of NeMo-Gym takes none")
     if draft.version >= Version.HEAD:
         for name in ("temperature", "top_p", "top_k"):
             value = draft.get(f"policy.generation.{name}")
@@ -180,10 +186,12 @@ def derive_generation(draft: Draft) -> None:
             draft.derive(f"policy.generation.val_{name}", value, why)
 
 
-def derive_ports(draft: Draft) -> None:
+def derive_ports(draft: Draft, *, gym: bool) -> None:
     """Ports of generation, NeMo-Gym and the trainer, apart from those of Ray."""
     version = min(draft.version, Version.HEAD)
     for block, (low, high) in PORTS[version].items():
+        if block == GYM and not gym:
+            continue
         names = (
             ("cluster.master_port_range_low", "cluster.master_port_range_high")
             if block == "cluster.master"
@@ -234,7 +242,7 @@ def derive_start(draft: Draft, kind: str | None) -> None:
         draft.leave_to_job("policy.model_name", JobVariable.POLICY_MODEL, why)
     why = "policy.model_name"
     draft.derive("policy.tokenizer.name", draft.get("policy.model_name"), why)
-    why = "rows in the Responses form, made by the job"
+    why = "rows in the form that NeMo-RL reads, made by the job"
     draft.leave_to_job("data.train.data_path", JobVariable.TRAIN_DATA, why)
     why = "each run has its own, where a requeue finds it"
     draft.leave_to_job("checkpointing.checkpoint_dir", JobVariable.CHECKPOINTS, why)

@@ -23,7 +23,7 @@ class JobVariable(StrEnum):
     POLICY_MODEL = "NEMOTRON_STYLE_POLICY_MODEL"  # a Hugging Face folder made of the input
     PRETRAINED = "NEMOTRON_STYLE_PRETRAINED"  # the Megatron checkpoint to start from
     PRETRAINED_FORMAT = "NEMOTRON_STYLE_PRETRAINED_FORMAT"  # megatron_bridge or megatron_lm
-    TRAIN_DATA = "NEMOTRON_STYLE_TRAIN_DATA"  # rows in the Responses form, JSON Lines
+    TRAIN_DATA = "NEMOTRON_STYLE_TRAIN_DATA"  # rows in the form of its data, JSON Lines
     VALIDATION_DATA = "NEMOTRON_STYLE_VALIDATION_DATA"
     CHECKPOINTS = "NEMOTRON_STYLE_CHECKPOINTS"  # where this run keeps its step_N
     LOGS = "NEMOTRON_STYLE_LOGS"

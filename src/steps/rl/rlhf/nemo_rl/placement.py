@@ -35,6 +35,7 @@ class Placement:
     judge_gpus: int
     judge_nodes: int
     ranks: int  # GPUs of one copy of the policy: TP x PP x CP
+    judge: str = "judge"  # what gives the rewards
 
     @property
     def nodes(self) -> int:
@@ -59,10 +60,11 @@ class Placement:
         if self.judge_nodes:
             first, last = self.policy_nodes, self.nodes
             used = -(-self.judge_gpus // self.judge_nodes)
-            yield f"{_nodes(first, last):9} {_span(0, used):11} judge ({self.judge_gpus} GPUs)"
+            own = f"{self.judge} ({self.judge_gpus} GPUs)"
+            yield f"{_nodes(first, last):9} {_span(0, used):11} {own}"
         elif self.judge_gpus:
             judge = _span(self.policy_gpus, self.policy_gpus + self.judge_gpus)
-            yield f"{_nodes(0, 1):9} {judge:11} judge ({self.judge_gpus} GPUs)"
+            yield f"{_nodes(0, 1):9} {judge:11} {self.judge} ({self.judge_gpus} GPUs)"
         idle = self.node_gpus - self.policy_gpus - (0 if self.judge_nodes else self.judge_gpus)
         if idle > 0:
             yield f"{'':9} {f'{idle} GPUs':11} of each policy node idle"
@@ -91,7 +93,7 @@ def place(draft: Draft, site: JobSite) -> Placement:
     policy_nodes = _policy_nodes(draft, site, judge, node)
     shares = policy_nodes == 1 and (site.nodes or 1) == 1 and judge < node
     room = node - judge if shares else node
-    fitting = _fitting(draft, policy_nodes, room)
+    fitting = find_fitting(draft, policy_nodes, room)
     if asked and asked <= room:
         gpus = asked  # the rules say whether it divides the batch
     elif fitting:
@@ -112,10 +114,10 @@ def place(draft: Draft, site: JobSite) -> Placement:
         policy_gpus=gpus,
         judge_gpus=judge,
         judge_nodes=0 if shares or external else -(-judge // node),
-        ranks=_ranks(draft),
+        ranks=count_ranks(draft),
     )
     _write(draft, placed, copies, asked)
-    draft.problems += _check_site(placed, site)
+    draft.problems += check_site(placed, site)
     return placed
 
 
@@ -126,7 +128,8 @@ def _policy_nodes(draft: Draft, site: JobSite, judge: int, node: int) -> int:
     return max(1, (site.nodes or 1) - judge_nodes)
 
 
-def _ranks(draft: Draft) -> int:
+def count_ranks(draft: Draft) -> int:
+    """GPUs of one copy of the policy."""
     sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
     return _product(draft, MEGATRON, *sizes)
 
@@ -138,9 +141,9 @@ def _product(draft: Draft, table: str, *names: str) -> int:
     return product
 
 
-def _fitting(draft: Draft, nodes: int, room: int) -> list[int]:
+def find_fitting(draft: Draft, nodes: int, room: int) -> list[int]:
     """GPUs a node, most first, with which the copies of the policy share the batch evenly."""
-    ranks = _ranks(draft)
+    ranks = count_ranks(draft)
     vllm = _product(draft, VLLM, "tensor_parallel_size", "pipeline_parallel_size")
     batch = draft.get("policy.train_global_batch_size") or 1
     samples = draft.get("grpo.num_prompts_per_step") * draft.get("grpo.num_generations_per_prompt")
@@ -159,7 +162,7 @@ def _nothing_fits(draft: Draft, node: int, judge: int, shares: bool) -> Problem:
     return Problem(
         key="cluster.gpus_per_node",
         what="no number of GPUs holds whole copies of the policy that share the batch evenly",
-        got=f"{left}; copies of TP x PP x CP = {_ranks(draft)} GPUs; batch of {batch}",
+        got=f"{left}; copies of TP x PP x CP = {count_ranks(draft)} GPUs; batch of {batch}",
         fix="change the parallel sizes, policy.train_global_batch_size, or the judge's GPUs",
     )
 
@@ -180,11 +183,12 @@ def _write(draft: Draft, placed: Placement, copies: int, asked: int | None) -> N
         draft.force(f"{GYM}.num_gpu_nodes", nodes, "nodes with GPUs of the judge")
 
 
-def _check_site(placed: Placement, site: JobSite) -> Iterator[Problem]:
+def check_site(placed: Placement, site: JobSite) -> Iterator[Problem]:
+    """Whether the profile has the nodes."""
     if site.nodes is not None and placed.nodes > site.nodes:
         yield Problem(
             key="cluster.num_nodes",
-            what="the job needs nodes for the policy and for the judge",
+            what=f"the job needs nodes for the policy and for the {placed.judge}",
             got=f"{site.nodes} of the profile",
             allowed=f"{placed.policy_nodes} + {placed.judge_nodes} = {placed.nodes}",
             fix=f"let the profile offer {placed.nodes} nodes, or set cluster.num_nodes",

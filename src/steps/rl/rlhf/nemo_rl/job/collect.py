@@ -137,7 +137,7 @@ def describe_origin(
         "ranked_by": settings.metric,
         "ranked_value": checkpoint.metric(settings.metric),
         "training_info": checkpoint.info,
-        "judge": settings.judge if settings.uses_gym else None,
+        "judge": settings.judge,
         "reward": {name: value for name, value in compare.items() if name != "entrypoint"},
         "config_digest": f"sha256:{hashlib.sha256(settings.text.encode()).hexdigest()}",
     }

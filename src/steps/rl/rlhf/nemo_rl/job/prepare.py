@@ -13,13 +13,17 @@ import yaml
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.runtime.step.context import StepContext
-from nemotron_style.steps.blocks.data.jsonl import find_jsonl
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.policy_source import (
     HF_TWIN,
     PolicySource,
     find_policy,
 )
-from nemotron_style.steps.rl.rlhf.nemo_rl.job.rows import AGENT, PreparedRows, prepare_rows
+from nemotron_style.steps.rl.rlhf.nemo_rl.job.rows import (
+    AGENT,
+    PreparedRows,
+    prepare_rows,
+    prepare_texts,
+)
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.settings import Settings
 from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import CONFIG_FILE, JobVariable
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.check import check_rows
@@ -161,21 +165,18 @@ def _prepare_slot(
     version: Version,
     agent: str | Mapping[str, Any] | None,
 ) -> PreparedRows | None:
-    """The rows of a slot, None where it is empty; without NeMo-Gym they stay as they are."""
+    """The rows of a slot, None where it is empty."""
     artifact = ctx.optional_input(slot)
     if artifact is None:
         return None
-    if settings.uses_gym:
-        data = JobFolders(ctx.run_dir).data
-        return prepare_rows(
-            artifact.path,
-            data,
-            slot=slot,
-            version=version,
-            agent=agent or AGENT,
-            most_tokens=settings.get("policy.generation.max_new_tokens"),
-        )
-    file = find_jsonl(artifact.path)
-    content = file.read_bytes()
-    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-    return PreparedRows(file, digest, len(content.splitlines()))
+    data = JobFolders(ctx.run_dir).data
+    if not settings.uses_gym:
+        return prepare_texts(artifact.path, data, slot=slot)
+    return prepare_rows(
+        artifact.path,
+        data,
+        slot=slot,
+        version=version,
+        agent=agent or AGENT,
+        most_tokens=settings.get("policy.generation.max_new_tokens"),
+    )

@@ -1,5 +1,7 @@
 """Prompts in the form that NeMo-Gym takes: ``responses_create_params`` and ``agent_ref``.
 
+Without NeMo-Gym, NeMo-RL reads ``input`` and ``output``.
+
 What is written is named by its content, so the same rows always lie at the same path: NeMo-RL
 names a data set by its path, and forgets its place in the data when the name changes.
 """
@@ -63,13 +65,44 @@ def prepare_rows(
         ]
     data = file.read_bytes()
     if normal != rows or len(data.splitlines()) != len(rows):  # a blank line is no row to NeMo-RL
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in normal)
-        data = text.encode()
-        file = folder / f"{slot}-{hashlib.sha256(data).hexdigest()[:16]}.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, text)
+        return _write_rows(normal, folder, slot, tuple(notes))
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     return PreparedRows(file, digest, len(normal), tuple(notes))
+
+
+def prepare_texts(source: Path, folder: Path, *, slot: str) -> PreparedRows:
+    """Rows ``{"input": text, "output": ""}`` for NeMo-RL's own data, without NeMo-Gym.
+
+    Raises InputError with every bad row.
+    """
+    return _write_rows(read_rows(find_jsonl(source), read_text), folder, slot)
+
+
+def _write_rows(
+    rows: Sequence[Row], folder: Path, slot: str, notes: tuple[str, ...] = ()
+) -> PreparedRows:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    file = folder / f"{slot}-{digest[:16]}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(file, text)
+    return PreparedRows(file, f"sha256:{digest}", len(rows), notes)
+
+
+def read_text(row: Row) -> Row:
+    """The row as its one question; InputError for a conversation.
+
+    NeMo-RL's processor takes the first message alone, and the answer, which it wants to be there,
+    goes to environments that compare with it; a reward model does not.
+    """
+    messages = read_messages(row)
+    if [message["role"] for message in messages] != ["user"]:
+        got = ", ".join(str(message["role"]) for message in messages)
+        what = "without NeMo-Gym, NeMo-RL asks the policy one text and no conversation"
+        refuse(what, key="messages", got=got, allowed="one message of the user")
+    if not isinstance(messages[0]["content"], str) or not messages[0]["content"]:
+        refuse("is no text", key="messages[0].content", got=brief(messages[0]["content"]))
+    return {"input": messages[0]["content"], "output": ""}
 
 
 def normalise_row(row: Row, agent: str | Mapping[str, Any]) -> Row:

@@ -102,7 +102,9 @@ class Settings:
 
     @property
     def judge(self) -> str | None:
-        """The model that judges."""
+        """The model that judges, or the one that scores where NeMo-Gym does not."""
+        if not self.uses_gym:
+            return self.get("env.reward_model.model_name")
         return self.get(f"{JUDGE}.model") or self.get("env.nemo_gym.genrm_model_name")
 
     def count_steps(self, rows: int) -> int:

@@ -10,10 +10,9 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule, show
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.view import View
 
 SECTION = "checkpointing"
+METRICS_WITHOUT_GYM = ("accuracy", "avg_length", "pass_k")
 PLAIN_METRICS = (
-    "accuracy",
-    "avg_length",
-    "pass_k",
+    *METRICS_WITHOUT_GYM,
     "natural_termination_rate",
     "truncation_rate",
     "mean_gen_tokens_per_sample",
@@ -59,14 +58,16 @@ def metric_exists(job: View) -> Iterator[Problem]:
     """A metric of validation is one that NeMo-RL logs."""
     key = f"{SECTION}.metric_name"
     prefix, _, name = str(job.get(key)).partition(":")
-    if not (saves(job) and job.gym and prefix == "val" and name):
+    if not (saves(job) and prefix == "val" and name):
         return
-    if "/" not in name and name not in PLAIN_METRICS:
+    known = name in PLAIN_METRICS or "/" in name if job.gym else name in METRICS_WITHOUT_GYM
+    if not known:
+        more = "val:total_reward/mean, val:accuracy, or a metric of an agent"
         yield Problem(
             key=key,
             what="is no metric of validation",
             got=show(job.get(key)),
-            allowed="val:total_reward/mean, val:accuracy, or a metric of an agent",
+            allowed=more if job.gym else ", ".join(f"val:{one}" for one in METRICS_WITHOUT_GYM),
         )
 
 

@@ -180,13 +180,10 @@ class View:
 
     @property
     def train_gpus(self) -> Any:
-        """GPUs of the policy; raises Undecidable where generation leaves none.
-
-        Teachers and a reward model that NeMo-RL starts itself take GPUs that are not counted here.
-        """
-        if self.raw("on_policy_distillation") or self.table("env.reward_model"):
+        """GPUs of the policy; Undecidable where generation leaves none, or with teachers."""
+        if self.raw("on_policy_distillation"):
             raise Undecidable("cluster")
-        gpus, nodes = self.gpus_per_node, self.num_nodes
+        gpus, nodes = self._shared_gpus
         if not self.colocated:
             taken = "gpus_per_node" if nodes == 1 else "num_nodes"
             less = self.number(f"policy.generation.colocated.resources.{taken}")
@@ -197,9 +194,16 @@ class View:
 
     @property
     def generation_gpus(self) -> Any:
-        if self.colocated:
-            return self.train_gpus
-        return self.gpus_per_node * self.num_nodes - self.train_gpus
+        gpus, nodes = self._shared_gpus
+        return self.train_gpus if self.colocated else gpus * nodes - self.train_gpus
+
+    @property
+    def _shared_gpus(self) -> tuple[Any, Any]:
+        """GPUs a node and nodes without those of a reward model that NeMo-RL starts itself."""
+        gpus, nodes, own = self.gpus_per_node, self.num_nodes, "env.reward_model.resources"
+        if nodes == 1:
+            return gpus - self.number(f"{own}.gpus_per_node", 0), 1
+        return gpus, nodes - self.number(f"{own}.num_nodes", 0)
 
     @property
     def data_parallel(self) -> Any:

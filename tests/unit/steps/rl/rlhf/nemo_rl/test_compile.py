@@ -157,8 +157,6 @@ def test_a_step_without_a_judge_or_a_policy_is_refused() -> None:
         "policy.model_name",
         f"{GYM}.genrm_model_name",
     }
-    (problem,) = compiled(**{"env.should_use_nemo_gym": False}).problems
-    assert problem.key == "env.should_use_nemo_gym"
 
 
 def test_either_name_of_the_validation_groups_is_understood() -> None:

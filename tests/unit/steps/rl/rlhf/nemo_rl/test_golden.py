@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nemo_rl_configs import CASES, case_values, compile_case, make_config, read_case
+from nemo_rl_configs import CASES, CASES_WITHOUT_GYM, case_values, compile_case
 from nemo_rl_page import PAGE, with_table
 from nemotron_style.steps.rl.rlhf.nemo_rl.check import check_keys, find_missing
-from nemotron_style.steps.rl.rlhf.nemo_rl.compile import compile_job
 from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import CONFIG_FILE
 
 GOLDEN = Path(__file__).parents[5] / "golden" / "nemo_rl"
@@ -21,6 +20,7 @@ SHOWN = (
     "v0.7.0-external_judge-hf",
     "head-four_nodes-hf",
     "head-external_judge-megatron",
+    "head-no_gym_five_nodes-megatron",
 )
 
 
@@ -32,23 +32,14 @@ def test_the_yaml_is_the_golden_one(case: str) -> None:
     assert text == path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES + CASES_WITHOUT_GYM)
 def test_every_combination_is_complete_and_breaks_no_rule(case: str) -> None:
     compiled = case_values(case)
     assert find_missing(compiled.values, compiled.version) == []
     assert list(check_keys(compiled.values, compiled.version)) == []
     served = case.startswith("v0.6.0-external")  # its NeMo-Gym would start a judge all the same
     assert len(compiled.problems) == served
-    assert compiled.placement.nodes == (5 if "four" in case else 1)
-
-
-def test_without_gym_there_is_no_judge_and_the_step_says_so() -> None:
-    for case in ("v0.6.0-one_node-hf", "head-one_node-hf"):
-        config = make_config(case.split("-")[0], {"env.should_use_nemo_gym": False})
-        problems = compile_job(config, read_case(case)[1]).problems
-        whats = [each.what for each in problems if each.key == "env.should_use_nemo_gym"]
-        assert len(whats) == 1
-        assert "come from a judge in NeMo-Gym" in whats[0]
+    assert compiled.placement.nodes == (5 if "_nodes" in case else 1)
 
 
 def test_the_page_compares_the_versions_as_they_are_compiled_now() -> None:

@@ -247,3 +247,18 @@ def test_a_prompt_that_stands_twice_in_a_step_is_refused_where_the_judge_cannot_
         world.run()
     world.version = "v0.7.0"  # from here on each row gets an id of its own
     world.run()
+
+
+def test_without_gym_a_reward_model_scores_and_no_judge_is_counted(world: JobWorld) -> None:
+    world.compiled["env"] = {
+        "should_use_nemo_gym": False,
+        "reward_model": {"model_name": "a/scorer"},
+    }
+    world.compiled["checkpointing"]["metric_name"] = "val:accuracy"
+    ctx = world.run(rewards={"1": 2.0, "2": 4.5, "3": 3.0, "4": 3.5})
+    facts = ctx.output("best").facts
+    assert (facts["step"], facts["ranked_value"], facts["judge"]) == (2, 4.5, "a/scorer")
+    assert metric(world, "reward")
+    assert not metric(world, "judge/failed_share")
+    (rows,) = (world.run_dir / "nemo_rl/data").iterdir()
+    assert json.loads(rows.read_text().splitlines()[0]) == {"input": "question 0", "output": ""}

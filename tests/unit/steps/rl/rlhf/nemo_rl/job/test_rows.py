@@ -14,6 +14,7 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.job.rows import (
     PreparedRows,
     normalise_row,
     prepare_rows,
+    prepare_texts,
 )
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
@@ -136,3 +137,23 @@ def test_rows_limit_responses_where_nothing_else_does(tmp_path: Path, version: V
     )
     limits = [row["responses_create_params"].get("max_output_tokens") for row in read(found)]
     assert limits == [64 if version == Version.V0_6_0 else None, 9]
+
+
+def test_without_gym_a_row_is_one_text_and_its_file_is_named_by_its_content(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [json.dumps({"prompt": "why?", "answer": "so"}), "", json.dumps({"messages": ASKED})]
+    file.write_text("\n".join(rows))
+    first, again = (prepare_texts(file, tmp_path / "data", slot="prompts") for _ in range(2))
+    assert read(first) == [{"input": "why?", "output": ""}] * 2
+    assert first == again
+    assert first.path.name == f"prompts-{first.digest.removeprefix('sha256:')[:16]}.jsonl"
+
+
+def test_without_gym_a_conversation_is_refused_since_its_first_text_alone_would_be_asked(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    system = {"role": "system", "content": "be brief"}
+    file.write_text(json.dumps({"messages": [system, *ASKED]}) + "\n")
+    with pytest.raises(InputError, match="got system, user; allowed: one message of the user"):
+        prepare_texts(file, tmp_path / "data", slot="prompts")

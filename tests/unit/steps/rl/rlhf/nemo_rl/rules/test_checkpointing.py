@@ -34,6 +34,13 @@ CASES = [
         ("got val:reward", "val:total_reward/mean"),
     ),
     Case(
+        "checkpointing.metric_exists",
+        {f"{SECTION}.metric_name": "val:total_reward/mean"},
+        f"{SECTION}.metric_name",
+        ("got val:total_reward/mean", "val:accuracy"),
+        gym=False,
+    ),
+    Case(
         "checkpointing.metric_at_saves",
         {f"{SECTION}.save_period": 25},
         f"{SECTION}.save_period",

@@ -13,7 +13,7 @@ ASYNC = {
 CASES = [
     Case(
         "gym_script.gym_is_used",
-        {"env.should_use_nemo_gym": False},
+        {"env.should_use_nemo_gym": False, "checkpointing.metric_name": "val:accuracy"},
         "env.should_use_nemo_gym",
         ("got false", "allowed: true"),
         also=frozenset({"cluster.gpus_are_used"}),
