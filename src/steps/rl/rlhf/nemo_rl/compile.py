@@ -70,7 +70,6 @@ class Compiled:
     values: dict[str, Any]
     derived: tuple[Derived, ...]
     told: tuple[str, ...]
-    advice: tuple[str, ...]
     placement: Placement
     stall_minutes: float
     problems: tuple[Problem, ...]
