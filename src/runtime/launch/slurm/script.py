@@ -108,7 +108,8 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_ADDR=$(scontrol -o show node "$head" |
   sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
 export MASTER_ADDR=${MASTER_ADDR:-$head}
-export MASTER_PORT=$((<<first_port>> + SLURM_JOB_ID % <<ports>>))
+# Another one after each restart: where Slurm has no cgroups, what was killed may hold the old one.
+export MASTER_PORT=$((<<first_port>> + (SLURM_JOB_ID + 331 * restart) % <<ports>>))
 """
 
 IMPORT_IMAGE = """

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from nemotron_style.runtime.step.metrics import read_metrics
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.worker import main as worker_main
+from nemotron_style.runtime.worker.__main__ import leave
 from nemotron_style.runtime.worker.main import ATTEMPT_VARIABLE, main, read_rank
 from nemotron_style.runtime.worker.outputs import SEAL, Task
 
@@ -446,3 +448,22 @@ def test_progress_survives_for_whoever_attaches(mill: Any) -> None:
     assert told == {"done": 4, "total": 4, "figures": {"total": 10}}
     write_json(folder.path / "probe.json", {"b": 1, "a": 2})
     assert (folder.path / "probe.json").read_text() == '{\n  "b": 1,\n  "a": 2\n}\n'
+
+
+@pytest.mark.parametrize("is_rank", [True, False])
+def test_a_rank_of_torch_leaves_without_being_taken_apart(
+    monkeypatch: pytest.MonkeyPatch, is_rank: bool
+) -> None:
+    """Its threads may abort it there, and torchrun then kills ranks that are not ready."""
+
+    class Left(BaseException):
+        """What stands for the end of the process."""
+
+    def end(code: int) -> None:
+        raise Left(code)
+
+    group = SimpleNamespace(is_available=lambda: True, is_initialized=lambda: is_rank)
+    monkeypatch.setitem(sys.modules, "torch.distributed", group)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(Left if is_rank else SystemExit, match=r"^7$"):
+        leave(7)
