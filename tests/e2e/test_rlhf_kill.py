@@ -133,6 +133,7 @@ def url(judge):
 def test_a_job_for_nemo_rl_says_that_it_is_not_there_before_any_work(world, tmp_path):
     store = copy_of(world, tmp_path)
     command = ["steps", "run", "rl/rlhf", "-c", "default", "-i", "model=start:v1"]
+    command.append("grpo.num_prompts_per_step=4")  # there are 12 rows
     said = {}
     for flag in ("--dry-run", "--json"):
         said[flag] = subprocess.run(
