@@ -250,8 +250,9 @@ def test_ray_forms_a_cluster_of_pods(cluster):
 
 def test_ray_saves_before_its_pods_leave(cluster):
     (_, first, attempt), (_, second, _) = cluster(WHAT="watch")
-    while first.stdout.readline() != b"ready\n":
-        pass
+    for pod, sign in ((first, b"ready"), (second, b"ray start --address")):
+        while sign not in pod.stdout.readline():  # a shell that only begins is ended by SIGTERM
+            assert pod.poll() is None
     for pod in (second, first):
         pod.send_signal(signal.SIGTERM)
     output, _ = first.communicate(timeout=60)
