@@ -152,18 +152,13 @@ def _drop_dead(draft: Draft) -> None:
         if key == "grpo.normalize_rewards" and value is not None:
             put(draft.given, "grpo.adv_estimator.normalize_rewards", value)
         draft.take(key)
-        why = (row or theirs.dead.get(key, row) or _nothing).dead or _known_elsewhere(key, draft)
+        known_dead = row or theirs.dead.get(key)
+        why = known_dead.dead if known_dead else ""
+        why = why or _known_elsewhere(key, draft)
         draft.told.append(f"{key}={show(value)} is dropped: {why}")
     for key, why in MOVED_AWAY.items() if draft.version >= Version.V0_8_0 else ():
         if (value := draft.take(key)) is not ABSENT:
             draft.told.append(f"{key}={show(value)} is dropped: {why}")
-
-
-class _Nothing:
-    dead = ""
-
-
-_nothing = _Nothing()
 
 
 def _known_elsewhere(key: str, draft: Draft) -> str:

@@ -13,7 +13,6 @@ steps do not: names and division of the tensors are Megatron-Bridge's, so the ki
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -25,7 +24,8 @@ from typing import Any
 from nemotron_style.runtime.errors import Problem, StepFailed
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.checkpoints import CONFIG, INFO, StepCheckpoint
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.policy_source import HF_TWIN, WEIGHTS
-from nemotron_style.steps.rl.rlhf.nemo_rl.job.settings import COMPARE, Settings
+from nemotron_style.steps.rl.rlhf.nemo_rl.job.settings import Settings
+from nemotron_style.steps.rl.rlhf.nemo_rl.schema import COMPARE
 
 NOT_COPIED = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth")
 NOT_COPIED += ("artifact.json",)  # the record of the input
@@ -139,7 +139,7 @@ def describe_origin(
         "training_info": checkpoint.info,
         "judge": settings.judge,
         "reward": {name: value for name, value in compare.items() if name != "entrypoint"},
-        "config_digest": f"sha256:{hashlib.sha256(settings.text.encode()).hexdigest()}",
+        "config_digest": f"sha256:{settings.digest}",
     }
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.runtime.step.context import StepContext
@@ -119,7 +116,7 @@ def prepare(
         "validation data": validation.digest if validation else None,
         "model": policy.digest or settings.get("policy.model_name"),
         "NeMo-RL": str(version),
-        "config": hashlib.sha256(settings.text.encode()).hexdigest(),
+        "config": settings.digest,
     }
     rows = train.rows if train else 0
     notes = [note for each in (train, validation) if each for note in each.notes]
@@ -138,7 +135,7 @@ def _find_bad_rows(
     """What breaks a run in the files as NeMo-RL will read them."""
     paths = [prepared.path if prepared else None for prepared in (train, validation)]
     rows = read_row_facts(*paths, are_final=settings.uses_gym)
-    return check_rows(yaml.safe_load(settings.text), Facts(version, rows=rows))
+    return check_rows(settings.written, Facts(version, rows=rows))
 
 
 def check_variables(settings: Settings, variables: Mapping[str, str]) -> None:

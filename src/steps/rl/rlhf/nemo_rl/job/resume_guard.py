@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.runtime.step.state_file import read_state, write_state
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.checkpoints import (
     StepCheckpoint,
     clear_leftovers,
     whole_checkpoints,
 )
-from nemotron_style.steps.rl.rlhf.nemo_rl.job.state_file import read_state, write_state
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
 FACTS = "made_of.json"

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemotron_style.runtime.step.state_file import write_whole
 from nemotron_style.steps.blocks.data.jsonl import brief, find_jsonl, read_rows, refuse
-from nemotron_style.steps.rl.rlhf.nemo_rl.job.state_file import write_whole
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 from nemotron_style.steps.rl.rlhf.prompt import read_messages
 
@@ -53,8 +53,8 @@ def prepare_rows(
     Raises InputError with every bad row.
     """
     file = find_jsonl(source)
-    rows = read_rows(file, lambda row: row)
-    normal = read_rows(file, lambda row: normalise_row(row, agent))
+    pairs = read_rows(file, lambda row: (row, normalise_row(row, agent)))
+    rows, normal = [row for row, _ in pairs], [row for _, row in pairs]
     keys = [prompt_key(row) for row in normal]
     notes = list(name_duplicates(keys, slot, version))
     if version >= Version.V0_7_0:  # the first whose NeMo-Gym knows prompt ids

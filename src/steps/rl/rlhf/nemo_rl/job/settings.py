@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 from collections.abc import Callable
@@ -11,8 +12,9 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-COMPARE = "env.nemo_gym.genrm_compare_resources_server.resources_servers.genrm_compare"
-JUDGE = "env.nemo_gym.genrm_model.responses_api_models.genrm_model"
+from nemotron_style.steps.rl.rlhf.nemo_rl.draft import ABSENT, find
+from nemotron_style.steps.rl.rlhf.nemo_rl.schema import COMPARE, GYM, JUDGE
+
 RESOLVERS: dict[str, Callable[[Any, Any], Any]] = {
     "add": lambda first, second: first + second,
     "mul": lambda first, second: first * second,
@@ -36,22 +38,29 @@ def register_resolvers() -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """The compiled file: ``text`` is what NeMo-RL reads."""
+    """The compiled file: ``text`` is what NeMo-RL reads, ``written`` that with its references."""
 
     text: str
+    written: dict[str, Any]
     values: DictConfig
 
     @classmethod
     def parse(cls, text: str) -> Settings:
         """The settings of a compiled file."""
         register_resolvers()
-        return cls(text, OmegaConf.create(yaml.safe_load(text)))
+        written = yaml.safe_load(text)
+        return cls(text, written, OmegaConf.create(written))
 
     def get(self, key: str, default: Any = None) -> Any:
         """A value with its references resolved, or ``default`` where the key is absent or null."""
         value = OmegaConf.select(self.values, key)
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         return default if value is None else value
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the text, in hexadecimal."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
     def variables(self) -> set[str]:
@@ -88,8 +97,8 @@ class Settings:
     @property
     def checkpoint_format(self) -> str | None:
         """Of a Megatron checkpoint to start from, as it is written: perhaps left to the job."""
-        section = (yaml.safe_load(self.text).get("policy") or {}).get("pretrained_checkpoint")
-        return section.get("format") if section else None
+        form = find(self.written, "policy.pretrained_checkpoint.format")
+        return None if form is ABSENT else form
 
     @property
     def metric(self) -> str | None:
@@ -105,7 +114,7 @@ class Settings:
         """The model that judges, or the one that scores where NeMo-Gym does not."""
         if not self.uses_gym:
             return self.get("env.reward_model.model_name")
-        return self.get(f"{JUDGE}.model") or self.get("env.nemo_gym.genrm_model_name")
+        return self.get(f"{JUDGE}.model") or self.get(f"{GYM}.genrm_model_name")
 
     def count_steps(self, rows: int) -> int:
         """Steps of the whole run: the last batch of an epoch is dropped where it is not full."""

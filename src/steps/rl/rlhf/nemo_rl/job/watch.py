@@ -9,12 +9,13 @@ from pathlib import Path
 
 from nemotron_style.runtime.errors import Interrupted, Problem, StepFailed
 from nemotron_style.runtime.step.context import StepContext
+from nemotron_style.runtime.step.state_file import read_state, write_state
 from nemotron_style.steps.rl.rlhf.hacking_alert import find_alerts
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.event_folder import EventFolder
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.log_reader import LogReader
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.script import ScriptProcess
-from nemotron_style.steps.rl.rlhf.nemo_rl.job.settings import COMPARE, Settings
-from nemotron_style.steps.rl.rlhf.nemo_rl.job.state_file import read_state, write_state
+from nemotron_style.steps.rl.rlhf.nemo_rl.job.settings import Settings
+from nemotron_style.steps.rl.rlhf.nemo_rl.schema import COMPARE
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SHOWN = {"reward": "reward", "hacking/kl_to_start": "kl", "mean_gen_tokens_per_sample": "tokens"}

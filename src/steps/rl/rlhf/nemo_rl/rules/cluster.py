@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule, show
+from nemotron_style.steps.rl.rlhf.nemo_rl.draft import show
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.view import View
 
 RANGES = {

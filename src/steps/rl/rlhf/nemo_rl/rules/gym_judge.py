@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule, show
+from nemotron_style.steps.rl.rlhf.nemo_rl.draft import show
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.view import (
-    COMPARE,
     COMPARE_FILE,
     JUDGE_SIZES,
     View,
 )
+from nemotron_style.steps.rl.rlhf.nemo_rl.schema import COMPARE
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
 GENERATIONS = "grpo.num_generations_per_prompt"

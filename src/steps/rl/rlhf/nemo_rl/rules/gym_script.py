@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nemotron_style.runtime.errors import Problem
-from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule, show
+from nemotron_style.steps.rl.rlhf.nemo_rl.draft import show
+from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rule import Effect, rule
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.view import View
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 

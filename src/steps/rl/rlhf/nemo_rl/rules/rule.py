@@ -64,10 +64,3 @@ def rule(
 def rules_of(module: ModuleType) -> list[Rule]:
     """The rules that a module defines, in its order."""
     return [value for value in vars(module).values() if isinstance(value, Rule)]
-
-
-def show(value: object) -> str:
-    """A value as YAML writes it: true, false, null, and all else as it is."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from nemotron_style.steps.rl.rlhf.nemo_rl.draft import ABSENT, find
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.facts import Facts, FileRows
+from nemotron_style.steps.rl.rlhf.nemo_rl.schema import COMPARE
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
 
-COMPARE = "env.nemo_gym.genrm_compare_resources_server.resources_servers.genrm_compare"
 COMPARE_FILE = "resources_servers/genrm_compare/configs/genrm_compare.yaml"
 JUDGE_SIZES = {"data_parallel_size": 2, "tensor_parallel_size": 4, "pipeline_parallel_size": 1}
 """What :data:`COMPARE_FILE` gives the judge (NeMo-Gym, all pinned versions)."""
 COHORT = 16
 """``num_rollouts_per_prompt`` of :data:`COMPARE_FILE`."""
-MISSING = object()
 
 
 class Undecidable(LookupError):
@@ -61,15 +61,11 @@ class View:
 
     def raw(self, key: str, default: Any = None) -> Any:
         """The same, with texts that the job completes as they are."""
-        value: Any = self.values
-        for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                return default
-            value = value[part]
-        return value
+        value = find(self.values, key)
+        return default if value is ABSENT else value
 
     def has(self, key: str) -> bool:
-        return self.raw(key, MISSING) is not MISSING
+        return find(self.values, key) is not ABSENT
 
     def number(self, key: str, default: float | None = None) -> Any:
         """The number under a key; ``default`` for null and where the key is not there."""
