@@ -16,25 +16,23 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import yaml
 
 from nemotron_style.runtime.errors import Interrupted, Problem, StepFailed
+from nemotron_style.runtime.step.child_process import ChildProcess
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.nemotron.tree.config import Config
 
 JOB = "nemotron_step.json"
 """The file of the plan that says what to run (``runtime.planning.tree_step`` writes it)."""
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_TO_DRAIN = 10
 TEXT_SUFFIXES = (".json", ".jsonl", ".yaml", ".yml", ".toml", ".txt")
 MOST_BYTES = 1 << 20
 
@@ -217,32 +215,10 @@ def execute(
 
     What it prints goes through this process, which takes secrets out.
     """
-    child = subprocess.Popen(
-        command,
-        cwd=workdir or None,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="backslashreplace",
-    )
-    reader = Thread(target=_print_lines, args=(child,), daemon=True)
-    reader.start()
+    child = ChildProcess(command, folder=workdir or None, environment=environment)
     told = False
-    while True:
-        try:
-            code = child.wait(timeout=SECONDS_BETWEEN_LOOKS)
-            break
-        except subprocess.TimeoutExpired:
-            if ctx.stopping and not told:
-                child.send_signal(signal.SIGTERM)
-                told = True
-    reader.join(SECONDS_TO_DRAIN)  # a process that it left behind may hold the pipe open
+    while (code := child.wait(SECONDS_BETWEEN_LOOKS)) is None:
+        if ctx.stopping and not told:
+            child.send(signal.SIGTERM)
+            told = True
     return code
-
-
-def _print_lines(child: subprocess.Popen[str]) -> None:
-    assert child.stdout is not None
-    for line in child.stdout:
-        print(line, end="", flush=True)

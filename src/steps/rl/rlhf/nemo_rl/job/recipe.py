@@ -19,6 +19,7 @@ import os
 from typing import TYPE_CHECKING
 
 from nemotron_style.runtime.errors import Interrupted
+from nemotron_style.runtime.step.child_process import ChildProcess
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.stats.metric_plot import draw_metrics
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.checkpoints import (
@@ -41,7 +42,7 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.job.plot import PANELS
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.policy_source import HF_TWIN
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.prepare import prepare
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.resume_guard import find_resume
-from nemotron_style.steps.rl.rlhf.nemo_rl.job.script import ScriptProcess, build_command, find_home
+from nemotron_style.steps.rl.rlhf.nemo_rl.job.script import build_command, find_home
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.settings import Settings
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.watch import Watch, follow
 from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import CONFIG_FILE, JOB_FILE
@@ -89,8 +90,14 @@ def run(config: Config, ctx: StepContext) -> None:
     if log.done < steps or not resumed:
         command = build_command(home, script, folders.config)
         ctx.say(" ".join(command))
-        environment = {**job["environment"], **prepared.variables}
-        process = ScriptProcess(command, home=home, environment=environment, on_line=log.feed)
+        compiled = {**job["environment"], **prepared.variables}
+        process = ChildProcess(
+            command,
+            folder=home,
+            environment={**os.environ, **compiled, "PYTHONUNBUFFERED": "1"},
+            own_session=True,  # `uv run` has children; all of them are told to end
+            on_line=log.feed,
+        )
         follow(process, watch, ctx)
     whole = whole_checkpoints(folders.checkpoints)
     if log.timed_out:

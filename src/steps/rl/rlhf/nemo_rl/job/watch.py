@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nemotron_style.runtime.errors import Interrupted, Problem, StepFailed
+from nemotron_style.runtime.step.child_process import ChildProcess
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.runtime.step.state_file import read_state, write_state
 from nemotron_style.steps.rl.rlhf.hacking_alert import find_alerts
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.event_folder import EventFolder
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.log_reader import LogReader
-from nemotron_style.steps.rl.rlhf.nemo_rl.job.script import ScriptProcess
 from nemotron_style.steps.rl.rlhf.nemo_rl.job.settings import Settings
 from nemotron_style.steps.rl.rlhf.nemo_rl.schema import COMPARE
 
@@ -157,7 +157,7 @@ class Watch:
             self._ctx.say(f"no metrics any more from an event file: {line}")
 
 
-def follow(process: ScriptProcess, watch: Watch, ctx: StepContext) -> None:
+def follow(process: ChildProcess, watch: Watch, ctx: StepContext) -> None:
     """Return when the script has ended well.
 
     Raises Interrupted when the run was asked to stop, or NeMo-RL stopped itself for lack of time,

@@ -1,4 +1,4 @@
-"""A script in a process of its own: its output is read to the end, whatever outlives it."""
+"""A program in a process of its own: its output is read to the end, whatever outlives it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import signal
 import sys
 from pathlib import Path
 
-from nemotron_style.steps.rl.rlhf.nemo_rl.job.script import ScriptProcess
+from nemotron_style.runtime.step.child_process import ChildProcess
 
 
-def start(code: str, lines: list[str], home: Path) -> ScriptProcess:
-    command = [sys.executable, "-S", "-c", code]
-    return ScriptProcess(command, home=home, environment={}, on_line=lines.append)
+def start(code: str, lines: list[str], home: Path) -> ChildProcess:
+    return ChildProcess(
+        [sys.executable, "-S", "-c", code],
+        folder=home,
+        environment=os.environ | {"PYTHONUNBUFFERED": "1"},
+        own_session=True,
+        on_line=lines.append,
+    )
 
 
 def test_all_that_a_script_wrote_is_passed_on_before_its_exit_code(tmp_path: Path) -> None:
