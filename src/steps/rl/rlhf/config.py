@@ -31,11 +31,10 @@ from nemotron_style.steps.rl.rlhf.fixed_values import (
 )
 from nemotron_style.steps.rl.rlhf.grpo_config import Grpo, Policy
 from nemotron_style.steps.rl.rlhf.gym import Env
+from nemotron_style.steps.rl.rlhf.nemo_rl.schema import COMPARE
 
 GYM = "nemo_gym"
 """What ``judge.url`` says where NeMo-Gym serves the judge itself."""
-
-COMPARE = "env.nemo_gym.genrm_compare_resources_server.resources_servers.genrm_compare"
 
 
 class TrainData(Section):

@@ -100,7 +100,9 @@ def place(draft: Draft, site: JobSite) -> Placement:
         gpus = fitting[0]
     else:
         gpus = max(1, min(asked or room, room))
-        draft.problems.append(_nothing_fits(draft, node, judge, shares))
+        left = f"{node} GPUs of a node" + (f" less {judge} of the judge" if shares else "")
+        fix = "change the parallel sizes, policy.train_global_batch_size, or the judge's GPUs"
+        draft.problems.append(nothing_fits(draft, left, fix))
     if shares and not external and not draft.was_given(f"{SERVE}.data_parallel_size"):
         spare = node if site.gpus_per_node or not asked or asked > room else 0
         copies = max(1, (spare - gpus) // copy)
@@ -156,14 +158,14 @@ def find_fitting(draft: Draft, nodes: int, room: int) -> list[int]:
     return fitting
 
 
-def _nothing_fits(draft: Draft, node: int, judge: int, shares: bool) -> Problem:
+def nothing_fits(draft: Draft, left: str, fix: str) -> Problem:
+    """No part of the GPUs that are ``left`` for the policy can be used."""
     batch = draft.get("policy.train_global_batch_size")
-    left = f"{node} GPUs of a node" + (f" less {judge} of the judge" if shares else "")
     return Problem(
         key="cluster.gpus_per_node",
         what="no number of GPUs holds whole copies of the policy that share the batch evenly",
         got=f"{left}; copies of TP x PP x CP = {count_ranks(draft)} GPUs; batch of {batch}",
-        fix="change the parallel sizes, policy.train_global_batch_size, or the judge's GPUs",
+        fix=fix,
     )
 
 

@@ -20,6 +20,7 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.placement import (
     check_site,
     count_ranks,
     find_fitting,
+    nothing_fits,
 )
 from nemotron_style.steps.rl.rlhf.nemo_rl.schema import GYM, JUDGE
 from nemotron_style.steps.rl.rlhf.nemo_rl.version import Version
@@ -161,7 +162,9 @@ def _place(draft: Draft, site: JobSite) -> Placement:
     gpus = wanted if wanted in fitting else next(iter(fitting), 0)
     if not gpus:
         gpus = max(1, min(wanted, room))
-        draft.problems.append(_nothing_fits(draft, nodes, room))
+        left = f"{nodes} x {room} GPUs without those of the reward model"
+        fix = "change cluster.num_nodes, the parallel sizes, or policy.train_global_batch_size"
+        draft.problems.append(nothing_fits(draft, left, fix))
     placed = Placement(
         node_gpus=node,
         policy_nodes=max(nodes, 1),
@@ -187,17 +190,6 @@ def _no_room(total: int, node: int, own_nodes: int, own: int) -> Problem:
         what="the reward model leaves no GPUs for the policy",
         got=f"{own_nodes} x {own} GPUs of {total} x {node}",
         fix="give the job more nodes (cluster.num_nodes counts both), or it fewer GPUs",
-    )
-
-
-def _nothing_fits(draft: Draft, nodes: int, room: int) -> Problem:
-    batch = draft.get("policy.train_global_batch_size")
-    return Problem(
-        key="cluster.gpus_per_node",
-        what="no number of GPUs holds whole copies of the policy that share the batch evenly",
-        got=f"{nodes} x {room} GPUs without those of the reward model;"
-        f" copies of TP x PP x CP = {count_ranks(draft)} GPUs; batch of {batch}",
-        fix="change cluster.num_nodes, the parallel sizes, or policy.train_global_batch_size",
     )
 
 

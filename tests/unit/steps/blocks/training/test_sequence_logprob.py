@@ -11,24 +11,14 @@ from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.logprob import response_logprobs
 from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
-from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.training.sequence_logprob import score_groups
-
-SIZES = ModelConfig(
-    num_layers=1,
-    hidden_size=16,
-    ffn_hidden_size=24,
-    num_attention_heads=2,
-    num_query_groups=1,
-    vocab_size=30,
-    max_sequence_length=32,
-)
+from small_model import ONE_LAYER
 
 
 @pytest.mark.parametrize("limit", [1, 40, 1000])
 def test_every_response_has_the_sum_over_its_own_tokens(limit: int) -> None:
     parallel.initialize()
-    model, draw = build_model(SIZES, seed=3, ddp=False), random.Random(2)
+    model, draw = build_model(ONE_LAYER, seed=3, ddp=False), random.Random(2)
 
     def ids(most: int) -> list[int]:
         return [draw.randrange(30) for _ in range(draw.randint(2, most))]
