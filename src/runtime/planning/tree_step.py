@@ -42,10 +42,11 @@ def compile_tree(
     manifest = config.manifest
     assert isinstance(manifest, TreeManifest)
     run, env = manifest.runspec.run, read_variables(manifest, profile)
+    files = digest_files(manifest)
     job = {
         "step": manifest.id,
         "folder": str(manifest.folder),
-        "files": digest_files(manifest),
+        "files": files,
         "launch": run.launch,
         "cmd": run.cmd,
         "workdir": run.workdir,
@@ -58,6 +59,7 @@ def compile_tree(
     return CompiledJob(
         files={JOB: json.dumps(job, indent=2) + "\n"},
         notes=(
+            describe_cover(manifest, files),
             *explain(manifest, config, inputs),
             *([] if is_here(profile) else [f"{SEEN} {manifest.folder}"]),
             *(f"needs {missing}: {fix}" for missing, fix in find_needs(job, profile)),
@@ -134,13 +136,17 @@ def _read_count(manifest: TreeManifest, name: str, number: Any) -> int:
     return int(number)
 
 
+def describe_cover(manifest: TreeManifest, files: Mapping[str, str]) -> str:
+    """A line for the dry run: which code the plan covers, and which not."""
+    code = f"code: the {len(files)} files of {show_path(manifest.folder)}"
+    imported = ", ".join(find_imports(manifest.script))
+    return f"{code}; not covered: the packages that step.py imports ({imported or 'none'})"
+
+
 def explain(
     manifest: TreeManifest, config: ResolvedConfig, inputs: Mapping[str, ResolvedInput]
 ) -> Iterator[str]:
-    """Lines for the dry run: what is covered by the plan, and what is not."""
-    code = f"code: the {len(digest_files(manifest))} files of {show_path(manifest.folder)}"
-    imported = ", ".join(find_imports(manifest.script))
-    yield f"{code}; not covered: the packages that step.py imports ({imported or 'none'})"
+    """Lines for the dry run: which inputs have no lineage, and what of ``run.env`` is not ours."""
     for slot in manifest.slots("input"):
         if slot.name in inputs:
             continue
