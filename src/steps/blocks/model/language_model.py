@@ -33,7 +33,7 @@ from nemotron_style.steps.blocks.model.parallel import Parallel, current_paralle
 from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch
 from nemotron_style.steps.blocks.model.sharded_tensor import shards
 from nemotron_style.steps.blocks.model.transformer_layer import layer_spec
-from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.model_config import SWITCHES, ModelConfig
 
 INITIAL_STD = 0.02
 Model = TypeVar("Model", bound="LanguageModel")
@@ -110,7 +110,7 @@ def construct(
     """
     prepare_device()
     parallel = current_parallel()
-    raise_all(InputError, _indivisible(config, parallel))
+    raise_all(InputError, [*_not_computed(config), *_indivisible(config, parallel)])
     model = kind(
         transformer_config(config, parallel=parallel, dtype=dtype),
         layer_spec(),
@@ -224,6 +224,23 @@ def _mark_divided(model: LanguageModel) -> None:
             set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=0, stride=1)
         elif isinstance(module, RowParallelLinear):
             set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=1, stride=1)
+
+
+# Switches of ModelConfig that the layers here know.
+_COMPUTED: tuple[str, ...] = ()
+
+
+def _not_computed(config: ModelConfig) -> list[Problem]:
+    return [
+        Problem(
+            what="the model does not compute this switch yet",
+            key=name,
+            got=str(getattr(config, name)),
+            allowed=str(plain),
+        )
+        for name, plain in SWITCHES.items()
+        if name not in _COMPUTED and getattr(config, name) != plain
+    ]
 
 
 def _indivisible(config: ModelConfig, parallel: Parallel) -> list[Problem]:
