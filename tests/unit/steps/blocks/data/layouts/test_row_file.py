@@ -1,0 +1,87 @@
+"""Rows come out of every kind of file alike, and a file that is damaged is named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from nemotron_style.runtime.errors import InputError
+from nemotron_style.steps.blocks.data.jsonl import read_rows
+from nemotron_style.steps.blocks.data.layouts.row_file import iterate_rows
+
+ROWS = [{"messages": [{"role": "user", "content": "é☂"}], "n": n} for n in range(3)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def write_parquet(path: Path, rows: list[dict]) -> None:
+    pytest.importorskip("pyarrow", reason="Parquet files are read with pyarrow")
+    from pyarrow import Table
+    from pyarrow.parquet import write_table
+
+    write_table(Table.from_pylist(rows), path)
+
+
+def write(path: Path) -> Path:
+    """The rows as a file of the type that its name says."""
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(LINES.encode()))
+    elif path.suffix == ".parquet":
+        write_parquet(path, ROWS)
+    elif path.name.startswith("list"):
+        path.write_text(json.dumps(ROWS, indent=1))
+    else:
+        path.write_text(LINES)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.jsonl.gz", "list.json", "lines.json", "a.parquet", "rows.txt"]
+)
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    assert [row for _, row in iterate_rows(write(tmp_path / name))] == ROWS
+
+
+@pytest.mark.parametrize("end", ["jsonl", "jsonl.gz", "parquet"])
+def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path, end: str) -> None:
+    for number in range(2):
+        write(tmp_path / f"train-0000{number}-of-00002.{end}")
+    (tmp_path / "dataset_info.json").write_text("{}")
+    assert read_rows(tmp_path, dict) == ROWS * 2
+
+
+def test_files_of_other_names_are_other_data(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "validation.jsonl"):
+        (tmp_path / name).write_text(LINES)
+    with pytest.raises(InputError, match=r"shards of one data set.*train\.jsonl, validation"):
+        read_rows(tmp_path, dict)
+
+
+def test_a_bad_row_is_placed_in_its_file(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"n": 1}, 2]')
+    with pytest.raises(InputError, match=r"a\.json: row 2: a row must be an object; got 2"):
+        read_rows(tmp_path / "a.json", dict)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("cut.jsonl.gz", gzip.compress(LINES.encode())[:-12], "damaged or cut off"),
+        ("plain.jsonl.gz", LINES.encode(), "damaged or cut off"),
+        ("no.parquet", b"PAR1 and nothing else", "the Parquet file cannot be read"),
+        ("cut.json", b'[{"n": 1}, {"n":', "the file is not JSON"),
+        ("table.csv", b"n\n1\n", r"not read from a file of this type; got \.csv"),
+        ("empty.parquet", b"", "the Parquet file cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, name: str, data: bytes, said: str
+) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow", reason="Parquet files are read with pyarrow")
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=said) as caught:
+        read_rows(tmp_path / name, dict)
+    assert name in str(caught.value)
