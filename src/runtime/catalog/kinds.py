@@ -21,7 +21,11 @@ from nemotron_style.runtime.validation import explain_errors
 
 
 class Kind(BaseModel):
-    """One table of ``kinds.toml``."""
+    """One table of ``kinds.toml``.
+
+    ``signs`` are names of files that content of this kind has, each of them (``a|b``: one of two);
+    ``advice`` says what to do with it where no step takes it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,6 +33,8 @@ class Kind(BaseModel):
     description: str
     is_a: tuple[str, ...] = ()
     convert_to: dict[str, str] = Field(default_factory=dict)
+    signs: tuple[str, ...] = ()
+    advice: str = ""
 
 
 class Kinds:

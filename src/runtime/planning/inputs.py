@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nemotron_style.runtime.catalog.catalog import Catalog
+from nemotron_style.runtime.catalog.content_kind import choose_kind, list_names, usable_kinds
 from nemotron_style.runtime.catalog.manifest import Manifest, Slot
 from nemotron_style.runtime.config.model import InputSource
 from nemotron_style.runtime.config.resolve import ResolvedConfig
@@ -28,11 +29,11 @@ from nemotron_style.runtime.errors import (
     suggest,
 )
 from nemotron_style.runtime.paths import expand_path
+from nemotron_style.runtime.planning.request import PlanContext
 from nemotron_style.runtime.secrets.redact import redact
 from nemotron_style.runtime.store.digest import digest_tree
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.ref import is_location
-from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.validation import get_key
 
 UNFETCHED, UNREAD, MISSING = "uri:", "path:", "missing:"
@@ -148,23 +149,22 @@ def choose_output(
     raise ConfigError(Problem(where=where, what=what, allowed=allowed, fix="name it with slot:"))
 
 
-def resolve_ref(
-    ref: str, slot: Slot, *, store: Store, fetch: bool = False, provisional: bool = False
-) -> ResolvedInput:
+def resolve_ref(ref: str, slot: Slot, *, context: PlanContext) -> ResolvedInput:
     """The artifact that ``ref`` names, or the content at the path or URI that it is.
 
-    A bare file name is a path where no artifact has that name. A URI is brought into the store
-    here, with ``fetch``: only its content says which run this is. Without, nothing is asked of the
-    network: the content is what was adopted from it last, or not known yet. Nor is that of a path
-    that this machine cannot read, in a ``provisional`` plan.
+    A bare file name is a path where no artifact has that name. The kind of content is what it
+    looks like, which may be one that has to be converted for the slot. A URI is brought into the
+    store here, with ``context.fetch``: only its content says which run this is. Without, nothing
+    is asked of the network: the content is what was adopted from it last, or not known yet. Nor is
+    that of a path that this machine cannot read, in a provisional plan.
 
     Raises ``RefError`` or ``InputError`` when there is none, and ``UsageError`` when it could be
-    either.
+    either, or is of a kind that cannot fill the slot.
     """
     if not is_location(ref):
         is_file = os.path.exists(ref)
         try:
-            artifact = store.resolve(ref)
+            artifact = context.store.resolve(ref)
         except RefError:
             if not is_file:
                 raise
@@ -176,33 +176,44 @@ def resolve_ref(
             return describe_artifact(artifact)
     ref = re.sub(r"\A(file|local)://", "", ref)
     if "://" in ref:
-        return resolve_uri(ref, slot, store=store, fetch=fetch)
+        return resolve_uri(ref, slot, context=context)
+    return resolve_path(ref, slot, context=context)
+
+
+def resolve_path(ref: str, slot: Slot, *, context: PlanContext) -> ResolvedInput:
+    """The content at a path; see :func:`resolve_ref`."""
     path = expand_path(ref)
+    kind = slot.kind
+    if path.exists() and os.access(path, os.R_OK):  # what cannot fill the slot is not hashed
+        kind = choose_kind(list_names(path), slot, context.catalog, location=ref)
     try:
         digest = digest_tree(path)[0]
     except InputError as error:
         if os.access(path, os.R_OK):
             raise
         fix = "give the command where it can be read, such as on the cluster's login node"
-        if not provisional:
+        if not context.provisional:
             raise InputError([replace(one, fix=one.fix or fix) for one in error.problems]) from None
         remark, pending = f"{error}; to submit, {fix}", f"{ref} is not readable from here"
-        return ResolvedInput(slot.kind, UNREAD + ref, remark=remark, pending=pending)
-    known = next((copy for copy in store.by_digest(digest) if copy.kind == slot.kind), None)
+        return ResolvedInput(kind, UNREAD + ref, remark=remark, pending=pending)
+    copies = context.store.by_digest(digest)
+    known = next((copy for copy in copies if copy.kind == kind), None)
     if known and known.record.producer is None:
         return describe_artifact(known)
-    adoption = Adoption(ref, slot.kind, name_location(ref), digest)
-    return ResolvedInput(slot.kind, digest, digest=digest, adoption=adoption)
+    adoption = Adoption(ref, kind, name_location(ref), digest)
+    return ResolvedInput(kind, digest, digest=digest, adoption=adoption)
 
 
-def resolve_uri(uri: str, slot: Slot, *, store: Store, fetch: bool) -> ResolvedInput:
+def resolve_uri(uri: str, slot: Slot, *, context: PlanContext) -> ResolvedInput:
     """The content of a URI; see :func:`resolve_ref`."""
-    name = name_location(uri)
-    if fetch:
-        return describe_artifact(store.adopt(uri, kind=slot.kind, name=name))
-    if known := store.find_adopted(uri, kind=slot.kind, name=name):
-        remark = f"as it was at {known.record.created}; the run asks whether it changed"
-        return replace(describe_artifact(known), remark=remark)
+    name, store, catalog = name_location(uri), context.store, context.catalog
+    if context.fetch:
+        kind = choose_kind(store.list_location(uri), slot, catalog, location=redact(uri))
+        return describe_artifact(store.adopt(uri, kind=kind, name=name))
+    for kind in usable_kinds(slot, catalog):
+        if known := store.find_adopted(uri, kind=kind, name=name):
+            remark = f"as it was at {known.record.created}; the run asks whether it changed"
+            return replace(describe_artifact(known), remark=remark)
     adoption = Adoption(redact(uri), slot.kind, name, digest="")
     source = f"{UNFETCHED}{adoption.location}"
     pending = f"{adoption.location} is fetched when it is run"

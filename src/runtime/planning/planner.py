@@ -233,9 +233,7 @@ class _Planner:
         """The content that a ref, path or URI names."""
         key = (ref, slot.kind)
         if key not in self.contents:
-            context = self.context
-            how = {"fetch": context.fetch, "provisional": context.provisional}
-            self.contents[key] = resolve_ref(ref, slot, store=context.store, **how)
+            self.contents[key] = resolve_ref(ref, slot, context=self.context)
         return self.contents[key]
 
     def make(self, source: InputSource, slot: Slot, *, where: str) -> ResolvedInput:

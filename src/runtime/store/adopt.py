@@ -105,6 +105,13 @@ def adopt(layout: Layout, location: str, *, kind: str, name: str) -> Artifact:
             raise _unreadable(source.text, error) from error
 
 
+def list_uri(uri: str) -> list[str]:
+    """Files and folders at a URI; see :meth:`Store.list_location`."""
+    paths = [PurePosixPath(entry.path) for entry in _open_uri(uri).entries]
+    folders = {parent for path in paths for parent in path.parents[:-1]}
+    return [*map(str, paths), *(f"{folder}/" for folder in folders)]
+
+
 def _check_room(layout: Layout, source: _Source) -> None:
     """Raise InputError when the copy cannot fit, before any of it is written."""
     needed = sum(entry.size for entry in source.entries)

@@ -189,6 +189,13 @@ class Store:
         """
         return adopt.adopt(self.layout, str(path_or_uri), kind=kind, name=name)
 
+    def list_location(self, uri: str) -> list[str]:
+        """The paths of what adopting a URI would copy, unread; those of folders end with a slash.
+
+        Raises InputError as :meth:`adopt` does.
+        """
+        return adopt.list_uri(uri)
+
     def find_adopted(self, uri: str, *, kind: str, name: str) -> Artifact | None:
         """What was last adopted from a URI, without asking whether it changed since."""
         return resolve.find_adopted(self.layout, uri, kind, name)

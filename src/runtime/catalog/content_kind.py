@@ -1,0 +1,108 @@
+"""The kind of content that lies outside the store, found by the names of its files.
+
+``kinds.toml`` says what a kind looks like (``signs``); nothing of the content is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from nemotron_style.runtime.catalog.catalog import Catalog
+from nemotron_style.runtime.catalog.kinds import Kind
+from nemotron_style.runtime.catalog.manifest import Slot
+from nemotron_style.runtime.errors import Problem, UsageError
+
+SHOWN = 6
+
+
+def list_names(path: Path) -> list[str]:
+    """The names in a folder and in its folders, those of folders with a slash at the end.
+
+    Of a lone file, its own name. A folder that cannot be listed has no names.
+    """
+    if not path.is_dir():
+        return [path.name]
+    names = []
+    for entry in _scan(path):
+        names.append(entry.name)
+        if entry.is_dir():
+            names[-1] += "/"
+            names += [f"{entry.name}/{inner.name}" for inner in _scan(Path(entry.path))]
+    return sorted(names)
+
+
+def _scan(path: Path) -> list[os.DirEntry[str]]:
+    try:
+        return list(os.scandir(path))
+    except OSError:
+        return []
+
+
+def has_signs(kind: Kind, names: Sequence[str]) -> bool:
+    """Whether all signs of a kind are among the names of some content."""
+    return bool(kind.signs) and all(_is_among(names, sign) for sign in kind.signs)
+
+
+def _is_among(names: Sequence[str], sign: str) -> bool:
+    return any(
+        # A star does not reach into folders, and a folder is written with its slash.
+        name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
+        for pattern in sign.split("|")
+        for name in names
+    )
+
+
+def recognise(names: Sequence[str], catalog: Catalog) -> list[Kind]:
+    """The kinds that content with these names may be: of those whose signs it has, the closest.
+
+    A reward model has the signs of a Hugging Face checkpoint and one more. Rows look alike
+    whatever they are for, so that there may be several; there is none for unknown content.
+    """
+    found = [kind for kind in catalog.kinds if has_signs(kind, names)]
+    most = max((len(kind.signs) for kind in found), default=0)
+    return [kind for kind in found if len(kind.signs) == most]
+
+
+def usable_kinds(slot: Slot, catalog: Catalog) -> list[str]:
+    """The kinds that fill ``slot``, those that it names first, then those that can be converted."""
+    taken = [kind.name for kind in catalog.kinds if catalog.takes(slot, kind.name)]
+    taken.sort(key=lambda name: name not in (slot.kind, *slot.also))
+    steps = {name: catalog.kinds.conversion(name, slot.kind) for name in catalog.kinds.names}
+    converted = [name for name, step in steps.items() if step in catalog.steps]
+    return list(dict.fromkeys([slot.kind, *slot.also, *taken, *converted]))
+
+
+def choose_kind(names: Sequence[str], slot: Slot, catalog: Catalog, *, location: str) -> str:
+    """The kind as which content with these names fills ``slot``, as it is or converted.
+
+    A kind without signs may look like anything, and a lone file of unknown name may be rows.
+    Raises ``UsageError`` for what cannot fill the slot.
+    """
+    usable = usable_kinds(slot, catalog)
+    found = {kind.name: kind for kind in recognise(names, catalog)}
+    fits = [name for name in usable if name in found]
+    if fits:
+        return fits[0]
+    wanted = [catalog.kinds[name] for name in (slot.kind, *slot.also)]
+    is_file = len(names) == 1 and "/" not in names[0]
+    may_be_rows = is_file and not found
+    if any(len(kind.signs) <= may_be_rows for kind in wanted):
+        return slot.kind
+    first = next(iter(found.values()), None)
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "") or "nothing"
+    looks = f"looks like {first.name} ({first.description})" if first else f"holds {shown}"
+    allowed = ", or ".join(f"{kind.name} ({describe_signs(kind)})" for kind in wanted)
+    problem = Problem(
+        what=f"{location} is no {slot.kind}: it {looks}",
+        allowed=allowed,
+        fix=first.advice if first else "",
+    )
+    raise UsageError(problem)
+
+
+def describe_signs(kind: Kind) -> str:
+    """What content of a kind has, in words."""
+    return " and ".join(" or ".join(sign.split("|")) for sign in kind.signs) or kind.description
