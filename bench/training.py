@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from nemotron_style.steps.blocks.checkpoint.hf_config import build_settings
 from nemotron_style.steps.blocks.model import parallel
-from nemotron_style.steps.blocks.model.language_model import build_model, transformer_config
+from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.model.megatron_config import megatron_config
 from nemotron_style.steps.blocks.model.prefix_packing import (
     Group,
     PackedBatch,
@@ -143,7 +144,7 @@ def stock_model() -> nn.Module:
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
 
-    config = transformer_config(CONFIG, parallel=parallel.Parallel(), dtype=torch.float32)
+    config = megatron_config(CONFIG, parallel=parallel.Parallel(), dtype=torch.float32)
     config.perform_initialization = True
     return GPTModel(
         config,

@@ -70,6 +70,9 @@ def build_settings(
     ``dtype`` is that of the weights; ``token_ids`` holds ``bos_token_id`` and the like. The keys
     are those that every version of transformers since 4.31 reads.
     """
+    if config.switched:
+        what = "config.json is not written for models with these switches yet"
+        raise InputError(Problem(what=what, got=", ".join(config.switched)))
     ours = config.model_dump()
     return {
         "architectures": ["LlamaForCausalLM"],

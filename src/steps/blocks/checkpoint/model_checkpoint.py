@@ -201,21 +201,42 @@ def compare_shapes(
 def full_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and full shapes of all weights of a model of these sizes."""
     hidden, vocab = config.hidden_size, config.vocab_size
-    heads = config.num_attention_heads + 2 * config.num_query_groups
-    shapes = {
-        "embedding.word_embeddings.weight": (vocab, hidden),
-        "decoder.final_layernorm.weight": (hidden,),
-    }
+    shapes = {"embedding.word_embeddings.weight": (vocab, hidden)}
+    shapes |= _norm_shapes("decoder.final_layernorm.", config)
     if not config.tie_embeddings:
         shapes["output_layer.weight"] = (vocab, hidden)
     for layer in range(config.num_layers):
-        prefix = f"decoder.layers.{layer}"
-        shapes |= {
-            f"{prefix}.self_attention.linear_qkv.layer_norm_weight": (hidden,),
-            f"{prefix}.self_attention.linear_qkv.weight": (heads * config.head_size, hidden),
-            f"{prefix}.self_attention.linear_proj.weight": (hidden, hidden),
-            f"{prefix}.mlp.linear_fc1.layer_norm_weight": (hidden,),
-            f"{prefix}.mlp.linear_fc1.weight": (2 * config.ffn_hidden_size, hidden),
-            f"{prefix}.mlp.linear_fc2.weight": (hidden, config.ffn_hidden_size),
-        }
+        prefix = f"decoder.layers.{layer}."
+        shapes |= {prefix + name: shape for name, shape in _layer_shapes(config).items()}
     return shapes
+
+
+def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    hidden, wide, size = config.hidden_size, config.ffn_hidden_size, config.head_size
+    heads, groups = config.num_attention_heads, config.num_query_groups
+    products = (heads + 2 * groups) * size
+    shapes: dict[str, tuple[int, ...]] = {}
+    if config.norm_placement != "post":
+        shapes |= _norm_shapes("self_attention.linear_qkv.layer_norm_", config)
+    shapes["self_attention.linear_qkv.weight"] = (products, hidden)
+    if config.qkv_bias:
+        shapes["self_attention.linear_qkv.bias"] = (products,)
+    if config.qk_norm != "none":
+        full = config.qk_norm == "full"
+        shapes["self_attention.q_layernorm.weight"] = (size * heads if full else size,)
+        shapes["self_attention.k_layernorm.weight"] = (size * groups if full else size,)
+    shapes["self_attention.linear_proj.weight"] = (hidden, heads * size)
+    if config.norm_placement != "pre":
+        shapes |= _norm_shapes("post_self_attn_layernorm.", config)
+    if config.norm_placement != "post":
+        shapes |= _norm_shapes("mlp.linear_fc1.layer_norm_", config)
+    shapes["mlp.linear_fc1.weight"] = (2 * wide if config.is_gated else wide, hidden)
+    shapes["mlp.linear_fc2.weight"] = (hidden, wide)
+    if config.norm_placement != "pre":
+        shapes |= _norm_shapes("post_mlp_layernorm.", config)
+    return shapes
+
+
+def _norm_shapes(prefix: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    parts = ("weight", "bias") if config.normalization == "layernorm" else ("weight",)
+    return {prefix + part: (config.hidden_size,) for part in parts}

@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.generation.packed_linear import PackedLinear, pack_linear
-from nemotron_style.steps.blocks.model.attention import rotary_tables
 from nemotron_style.steps.blocks.model.language_model import unwrap
 from nemotron_style.steps.blocks.model.parallel import current_parallel
+from nemotron_style.steps.blocks.model.rotary import rotary_tables
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 
@@ -104,6 +105,9 @@ class Decoder:
         self, model: nn.Module, config: ModelConfig, *, dtype: torch.dtype | None = None
     ) -> None:
         assert current_parallel().model == 1, "a divided model cannot be sampled in one process"
+        if config.switched:
+            what = "sampling in process does not know these switches of the model yet"
+            raise InputError(Problem(what=what, got=", ".join(config.switched)))
         self.model, self.config, self.dtype = model, config, dtype
         self.groups = config.num_query_groups
         self.queries = config.num_attention_heads // config.num_query_groups
@@ -122,9 +126,7 @@ class Decoder:
         self.layers = [self._read_layer(layer, rows) for layer in gpt.decoder.layers]
         self.device = self.embedding.device
         positions = torch.arange(self.config.max_sequence_length, device=self.device)
-        tables = rotary_tables(
-            positions, head_size=self.config.head_size, theta=self.config.rope_theta
-        )
+        tables = rotary_tables(positions, self.config)
         # Broadcast over [T, K, Q + 1, head size]: the Q queries of a head and its key (the last)
         # are rotated in one product. The softmax scale goes into the queries here, once.
         shape = (len(positions), 1, 1, self.config.head_size)

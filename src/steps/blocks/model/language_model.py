@@ -1,4 +1,4 @@
-"""A Llama built from megatron-core's GPTModel, one code for CPU and CUDA, any division.
+"""A decoder built from megatron-core's GPTModel, one code for CPU and CUDA, any division.
 
 The model is called with a :class:`PackedBatch` and gives the log-probs of its response tokens,
 so it can stand in megatron-core's pipeline schedules as it is.
@@ -22,18 +22,18 @@ from megatron.core.tensor_parallel.layers import (
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.steps.blocks.model.attention import AttentionContext
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.logprob import label_logprobs
+from nemotron_style.steps.blocks.model.megatron_config import megatron_config
 from nemotron_style.steps.blocks.model.parallel import Parallel, current_parallel, data_world
 from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch
 from nemotron_style.steps.blocks.model.sharded_tensor import shards
-from nemotron_style.steps.blocks.model.transformer_layer import layer_spec
-from nemotron_style.steps.blocks.settings.model_config import SWITCHES, ModelConfig
+from nemotron_style.steps.blocks.model.transformer_layer import block_spec
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 INITIAL_STD = 0.02
 Model = TypeVar("Model", bound="LanguageModel")
@@ -58,19 +58,24 @@ class LanguageModel(GPTModel):
 
     def hidden(self, packed: PackedBatch) -> Tensor:
         """Final hidden states ``[S, B, hidden]`` (those of this stage before the last one)."""
-        context = AttentionContext(
-            packed.layout,
-            positions=packed.positions_BS,
-            head_size=self.config.kv_channels,
-            theta=self.rotary_base,
-        )
+        config = self.config.model
+        context = AttentionContext(packed.layout, positions=packed.positions_BS, config=config)
         embedded = None
         if self.pre_process:
             embedded = self.embedding(input_ids=packed.tokens_BS, position_ids=None)
+            if config.embedding_multiplier != 1.0:
+                # Hugging Face rounds the factor to the type of the weights first.
+                factor = torch.tensor(config.embedding_multiplier).to(embedded.dtype)
+                embedded = embedded * factor.item()
         return self.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=context)
 
     def head(self, states: Tensor) -> Tensor:
-        """Logits ``[.., vocabulary / tensor ranks]`` of states ``[.., hidden]``."""
+        """Logits ``[.., vocabulary / tensor ranks]`` of states ``[.., hidden]``, capped if so."""
+        logits = self._project(states)
+        cap = self.config.model.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _project(self, states: Tensor) -> Tensor:
         shared = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if shared else None
         if self.output_layer.tp_group.size() > 1:
@@ -110,10 +115,12 @@ def construct(
     """
     prepare_device()
     parallel = current_parallel()
-    raise_all(InputError, [*_not_computed(config), *_indivisible(config, parallel)])
+    raise_all(InputError, _indivisible(config, parallel))
+    settings = megatron_config(config, parallel=parallel, dtype=dtype)
+    settings.finalize_model_grads_func = finish_gradients
     model = kind(
-        transformer_config(config, parallel=parallel, dtype=dtype),
-        layer_spec(),
+        settings,
+        block_spec(settings, layers=config.num_layers // parallel.pipeline),
         vocab_size=config.vocab_size,
         max_sequence_length=config.max_sequence_length,
         position_embedding_type="none",
@@ -154,21 +161,25 @@ def unwrap(model: nn.Module) -> LanguageModel:
 
 
 def finish_gradients(models: list[nn.Module], *args: Any, **kwargs: Any) -> None:
-    """Sum gradients over data ranks and over the two ends of the pipeline, where there are such."""
-    if data_world() * current_parallel().pipeline > 1:
+    """Sum gradients where ranks hold parts of one: of data ranks, of the two ends of the pipeline,
+    and of tensor ranks for the norms of queries and keys, which see the heads of their rank."""
+    parallel = current_parallel()
+    split_norms = parallel.tensor > 1 and models[0].config.qk_layernorm
+    if data_world() * parallel.pipeline > 1 or split_norms:
         finalize_model_grads(models, *args, **kwargs)
 
 
 @torch.no_grad()
 def initialise(model: LanguageModel, *, num_layers: int, seed: int, std: float) -> None:
-    """Sample every weight from a normal distribution of deviation ``std``; norms are ones.
+    """Sample every weight from a normal distribution of deviation ``std``; biases are zeros.
 
-    Matrices that write into the residual stream get ``std / sqrt(2 * num_layers)``. A slice of a
-    divided tensor is cut from the tensor sampled whole.
+    Norms multiply by one. Matrices that write into the residual stream get
+    ``std / sqrt(2 * num_layers)``. A slice of a divided tensor is cut from the whole one.
     """
+    gain = 0.0 if model.config.model.zero_centered_gamma else 1.0
     for shard in shards(model):
         if len(shard.full_shape) == 1:
-            shard.data.fill_(1.0)
+            shard.data.fill_(0.0 if shard.name.endswith("bias") else gain)
             continue
         name_seed = hashlib.sha256(f"{seed}/{shard.name}".encode()).digest()[:7]
         generator = torch.Generator().manual_seed(int.from_bytes(name_seed, "big"))
@@ -176,44 +187,6 @@ def initialise(model: LanguageModel, *, num_layers: int, seed: int, std: float) 
         residual = shard.name.endswith(("linear_proj.weight", "linear_fc2.weight"))
         own = std / (2 * num_layers) ** 0.5 if residual else std
         shard.data.copy_(whole[shard.slices] * own)
-
-
-def transformer_config(
-    config: ModelConfig, *, parallel: Parallel, dtype: torch.dtype
-) -> TransformerConfig:
-    """megatron-core's settings for ``config``; every fusion that needs CUDA kernels is off."""
-    return TransformerConfig(
-        num_layers=config.num_layers,
-        hidden_size=config.hidden_size,
-        ffn_hidden_size=config.ffn_hidden_size,
-        num_attention_heads=config.num_attention_heads,
-        num_query_groups=config.num_query_groups,
-        layernorm_epsilon=config.norm_epsilon,
-        normalization="RMSNorm",
-        gated_linear_unit=True,
-        activation_func=F.silu,
-        add_bias_linear=False,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        tensor_model_parallel_size=parallel.tensor,
-        pipeline_model_parallel_size=parallel.pipeline,
-        # micro-batches of different widths may follow one another through the pipeline
-        variable_seq_lengths=parallel.pipeline > 1,
-        moe_token_dispatcher_type="alltoall",  # unused; the default one forbids the line above
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        bf16=dtype is torch.bfloat16,
-        use_cpu_initialization=True,
-        perform_initialization=False,
-        finalize_model_grads_func=finish_gradients,
-        bias_dropout_fusion=False,
-        bias_activation_fusion=False,
-        masked_softmax_fusion=False,
-        apply_rope_fusion=False,
-        gradient_accumulation_fusion=False,
-        persist_layer_norm=False,
-        cuda_graph_scope=[],
-    )
 
 
 def _mark_divided(model: LanguageModel) -> None:
@@ -224,23 +197,6 @@ def _mark_divided(model: LanguageModel) -> None:
             set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=0, stride=1)
         elif isinstance(module, RowParallelLinear):
             set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=1, stride=1)
-
-
-# Switches of ModelConfig that the layers here know.
-_COMPUTED: tuple[str, ...] = ()
-
-
-def _not_computed(config: ModelConfig) -> list[Problem]:
-    return [
-        Problem(
-            what="the model does not compute this switch yet",
-            key=name,
-            got=str(getattr(config, name)),
-            allowed=str(plain),
-        )
-        for name, plain in SWITCHES.items()
-        if name not in _COMPUTED and getattr(config, name) != plain
-    ]
 
 
 def _indivisible(config: ModelConfig, parallel: Parallel) -> list[Problem]:

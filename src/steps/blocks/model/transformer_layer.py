@@ -7,19 +7,49 @@ divisions and checkpoints are untouched.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention
-from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer
-from torch import Tensor
+from torch import Tensor, nn
 
 from nemotron_style.steps.blocks.model.attention import AttentionContext, CoreAttention
+from nemotron_style.steps.blocks.model.megatron_config import MegatronConfig
+from nemotron_style.steps.blocks.model.norm import FullNorm, Norm
 
 
-def layer_spec() -> ModuleSpec:
-    """megatron-core's local layer of RMSNorms, attention and MLP, made of the modules below."""
+def swiglu(product: Tensor) -> Tensor:
+    """``silu(gate) * up`` of ``[gate, up]`` along the last dimension."""
+    gate, up = product.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def geglu(product: Tensor) -> Tensor:
+    """``gelu(gate) * up``, GELU by its approximation with tanh."""
+    gate, up = product.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh") * up
+
+
+def squared_relu(product: Tensor) -> Tensor:
+    """``relu(up) ** 2`` (So et al., 2021, arXiv 2109.08668)."""
+    return F.relu(product).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": swiglu,
+    "geglu": geglu,
+    "squared_relu": squared_relu,
+}
+
+
+def block_spec(config: MegatronConfig, *, layers: int) -> TransformerBlockSubmodules:
+    """A pipeline stage of ``layers`` layers, and the last norm, made of the modules below."""
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     spec.module = Layer
     attention, mlp = spec.submodules.self_attention, spec.submodules.mlp
@@ -27,26 +57,57 @@ def layer_spec() -> ModuleSpec:
     attention.submodules.core_attention = CoreAttention
     attention.submodules.linear_qkv = mlp.submodules.linear_fc1 = ColumnLinear
     attention.submodules.linear_proj = mlp.submodules.linear_fc2 = RowLinear
-    return spec
+    own = Norm if config.model.qk_norm == "head" else None
+    attention.submodules.q_layernorm = attention.submodules.k_layernorm = own
+    before = IdentityOp if config.model.norm_placement == "post" else Norm
+    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = before
+    return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=Norm)
 
 
 class Layer(TransformerLayer):
-    """Attention and gated MLP, each after a norm and beside a residual stream."""
+    """Attention and MLP beside a residual stream, with norms before them, on their output or both.
+
+    ``post_self_attn_layernorm`` and ``post_mlp_layernorm`` are those on the output, or None.
+    """
+
+    def __init__(self, config: MegatronConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.activate = ACTIVATIONS[config.model.activation]
+        self.has_post_norms = config.model.norm_placement != "pre"
+        after = [_norm(config) if self.has_post_norms else None for _ in range(2)]
+        self.post_self_attn_layernorm, self.post_mlp_layernorm = after
 
     def forward(
         self, hidden_states: Tensor, *, packed_seq_params: AttentionContext, **_unused: object
     ) -> tuple[Tensor, None]:
         """``[S, B, hidden]`` to the same shape."""
         mixed, _ = self.self_attention(self.input_layernorm(hidden_states), packed_seq_params)
+        if self.has_post_norms:
+            mixed = self.post_self_attn_layernorm(mixed)
         hidden_states = hidden_states + mixed
-        gate_up, _ = self.mlp.linear_fc1(self.pre_mlp_layernorm(hidden_states))
-        gate, up = gate_up.chunk(2, dim=-1)
-        changed, _ = self.mlp.linear_fc2(F.silu(gate) * up)
+        product, _ = self.mlp.linear_fc1(self.pre_mlp_layernorm(hidden_states))
+        changed, _ = self.mlp.linear_fc2(self.activate(product))
+        if self.has_post_norms:
+            changed = self.post_mlp_layernorm(changed)
         return hidden_states + changed, None
 
 
 class Attention(SelfAttention):
-    """Queries, keys and values from one product; rotary positions and mask from the context."""
+    """Queries, keys and values from one product; rotary positions and mask from the context.
+
+    ``q_layernorm`` and ``k_layernorm`` are norms of each head or of all together, or None.
+    """
+
+    def __init__(self, config: MegatronConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        model = config.model
+        if model.qk_norm == "full":
+            group = self.pg_collection.tp
+            counts = (model.num_attention_heads, model.num_query_groups)
+            self.q_layernorm, self.k_layernorm = (
+                FullNorm(heads, model.head_size, eps=model.norm_epsilon, tp_group=group)
+                for heads in counts
+            )
 
     def forward(self, hidden_states: Tensor, context: AttentionContext) -> tuple[Tensor, None]:
         """``[S, B, hidden]`` to the same shape."""
@@ -57,7 +118,13 @@ class Attention(SelfAttention):
         by_group = product.unflatten(-1, (groups, -1, size))
         heads = by_group.shape[3] - 2
         query, key, value = by_group.split([heads, 1, 1], dim=3)
+        if self.q_layernorm is not None:
+            query, key = self.q_layernorm(query), self.k_layernorm(key)
         return self.linear_proj(self.core_attention(query, key, value, context))
+
+
+def _norm(config: MegatronConfig) -> nn.Module:
+    return Norm(config, config.hidden_size, config.layernorm_epsilon)
 
 
 class ColumnLinear(ColumnParallelLinear):
@@ -67,7 +134,7 @@ class ColumnLinear(ColumnParallelLinear):
         """``[.., in]`` to ``[.., out / tensor ranks]``."""
         if self.tp_group.size() > 1:
             return super().forward(input_, *args, **kwargs)
-        return F.linear(input_, self.weight), None
+        return F.linear(input_, self.weight, self.bias), None
 
 
 class RowLinear(RowParallelLinear):

@@ -142,6 +142,12 @@ class ModelConfig(Section):
         """Whether the MLP multiplies two projections, so that ``linear_fc1`` has two halves."""
         return self.activation != "squared_relu"
 
+    @property
+    def switched(self) -> dict[str, Any]:
+        """The switches that are not those of a plain Llama, by name."""
+        values = {name: getattr(self, name) for name in SWITCHES}
+        return {name: value for name, value in values.items() if value != SWITCHES[name]}
+
     def window_of(self, layer_number: int) -> int | None:
         """The window of a layer, counted from 1; None where it sees the whole row."""
         every = self.full_attention_every
@@ -151,11 +157,8 @@ class ModelConfig(Section):
     def _leave_out_plain(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without the switches that a plain Llama has: its file is what it was before them."""
         values: dict[str, Any] = dump(self)
-        return {
-            name: value
-            for name, value in values.items()
-            if name not in SWITCHES or getattr(self, name) != SWITCHES[name]
-        }
+        plain = set(SWITCHES) - set(self.switched)
+        return {name: value for name, value in values.items() if name not in plain}
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> ModelConfig:

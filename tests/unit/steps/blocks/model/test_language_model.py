@@ -11,11 +11,11 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     weights_digest,
 )
 from nemotron_style.steps.blocks.model import parallel
-from nemotron_style.steps.blocks.model.attention import rotary_tables, rotate
 from nemotron_style.steps.blocks.model.language_model import _indivisible, build_model, unwrap
 from nemotron_style.steps.blocks.model.logprob import response_logprobs
 from nemotron_style.steps.blocks.model.parallel import Parallel
 from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
+from nemotron_style.steps.blocks.model.rotary import rotary_tables, rotate
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 
@@ -103,7 +103,7 @@ def test_tied_embeddings_are_one_parameter_that_learns_from_both_ends():
 
 
 def test_rotation_keeps_length_and_depends_on_distance_only():
-    cos, sin = rotary_tables(torch.arange(20), head_size=8, theta=10000.0)
+    cos, sin = rotary_tables(torch.arange(20), CONFIG)
     states = torch.randn(8).expand(20, 1, 1, 1, 8)
     turned = rotate(states, cos, sin)[:, 0, 0, 0]
     torch.testing.assert_close(turned.norm(dim=1), states[:, 0, 0, 0].norm(dim=1))
