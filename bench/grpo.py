@@ -37,13 +37,10 @@ from tokenizers import Tokenizer as Backend
 from torch import nn
 from twin import NEW_TOKENS, PROMPT_TOKENS, PROMPTS, ROUNDS, SAMPLES, hugging_face, sizes
 
+from nemotron_style.steps.blocks.data.chat.opening import open_chat
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.prompt import Prompt
-from nemotron_style.steps.blocks.data.tokenizer import (
-    Tokenizer,
-    open_chat,
-    stop_id,
-)
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import write_settings
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
@@ -122,10 +119,10 @@ class Ours:
             self.model, policy.optim, gradient_clip=policy.max_grad_norm
         )
         chat = open_chat(tokenizer)
-        sampling = SamplingParams(max_new_tokens=NEW_TOKENS, stop_ids=[stop_id(tokenizer, chat)])
+        sampling = SamplingParams(max_new_tokens=NEW_TOKENS, stop_ids=chat.stop_ids)
         self.steps = 0
         engine = Engine(self.model, sizes_of_model)
-        self.sampler = RolloutSampler(engine, RankZero(), tokenizer, chat, sampling)
+        self.sampler = RolloutSampler(engine, RankZero(), chat, sampling)
         self.prompts = [
             Prompt(({"role": "user", "content": text},), tokenizer.encode(text)) for text in texts
         ]
@@ -213,7 +210,7 @@ class Theirs:
             reward_funcs=reward,
             args=settings,
             train_dataset=Dataset.from_list([{"prompt": text} for text in texts]),
-            processing_class=AutoTokenizer.from_pretrained(ours.sampler.tokenizer.path),
+            processing_class=AutoTokenizer.from_pretrained(ours.sampler.chat.tokenizer.path),
         )
         self.trainer.remove_callback(PrinterCallback)
         self.trainer.remove_callback(ProgressCallback)
@@ -258,7 +255,7 @@ def show_agreement(ours: Ours, theirs: Theirs) -> None:
 
 
 def _as_rollout(ours: Ours, prompt: Prompt, group: Sequence[list[int]]) -> Rollout:
-    decode = ours.sampler.tokenizer.decode
+    decode = ours.sampler.chat.tokenizer.decode
     return Rollout(
         "", prompt, [Sample(ids, [0.0] * len(ids), Answer(decode(ids), ""), True) for ids in group]
     )

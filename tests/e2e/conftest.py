@@ -15,9 +15,10 @@ import torch
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model
+from nemotron_style.steps.blocks.data.chat.opening import open_chat
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.conversation import Conversation, Turn
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.model.language_model import build_model
@@ -107,7 +108,7 @@ def make_example(truth: Truth, draw: random.Random) -> Conversation:
 
 
 def as_group(tokenizer: Tokenizer, row: Conversation) -> Group:
-    prompt, target = open_chat(tokenizer).example(row)
+    prompt, target = open_chat(tokenizer).texts.example(row)
     return Group(tokenizer.encode(prompt, control=True), [tokenizer.encode(target, control=True)])
 
 

@@ -26,13 +26,9 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     save_model,
     weights_digest,
 )
+from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_facts
 from nemotron_style.steps.blocks.data.conversation import parse_messages
-from nemotron_style.steps.blocks.data.tokenizer import (
-    Tokenizer,
-    open_chat,
-    stop_id,
-    tokenizer_facts,
-)
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model.language_model import build_model
@@ -142,9 +138,9 @@ def test_an_answer_ends_where_it_ends_here(start: Path, theirs: tuple[Any, Any])
     other, words = theirs
     tokenizer = Tokenizer(start / TOKENIZER)
     chat = open_chat(tokenizer)
-    stop = stop_id(tokenizer, chat)
+    [stop] = chat.stop_ids
     assert words.eos_token_id == other.generation_config.eos_token_id == stop
-    prompt = tokenizer.encode(chat.prompt(parse_messages(MESSAGES[1:2])), control=True)
+    prompt = chat.prompt_ids(parse_messages(MESSAGES[1:2]))
     found = other.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=64)[0]
     assert found[-1] == stop
     assert len(found) < len(prompt) + 64
@@ -156,7 +152,7 @@ def test_the_template_renders_what_the_steps_write(
 ) -> None:
     words = theirs[1]
     tokenizer = Tokenizer(start / TOKENIZER)
-    chat = open_chat(tokenizer)
+    chat = open_chat(tokenizer).texts
     text = chat.prompt(parse_messages(MESSAGES), label=label)
     more = {"label": label} if label else {}
     options = {"add_generation_prompt": True, **more}
@@ -302,7 +298,7 @@ def test_a_foreign_model_learns_how_it_will_be_spoken_to(foreign: Path, tmp_path
     output = back.output("model")
     tokenizer = Tokenizer(output.path / TOKENIZER)
     chat = open_chat(tokenizer)
-    assert chat.tokens.turn_start == "<extra_id_0>"
+    assert chat.texts.tokens.turn_start == "<extra_id_0>"
     assert (tokenizer.path / "chat_template.jinja").read_text() == chat.template()
     assert output.facts["canary"] == tokenizer_facts(tokenizer, chat)["canary"]
 

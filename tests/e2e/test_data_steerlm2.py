@@ -18,8 +18,9 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     load_model,
     weights_digest,
 )
+from nemotron_style.steps.blocks.data.chat.opening import open_chat
 from nemotron_style.steps.blocks.data.steerlm2_row import LOG_P_A, LOG_P_Y, LOG_Q, read_groups
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.loss.steerlm2 import baseline, sampler_gap
 from nemotron_style.steps.blocks.model.logprob import response_logprobs
 from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
@@ -80,7 +81,6 @@ def test_training_starts_from_equal_shares(made: StepContext, small_toy: Any) ->
     groups = read_groups(
         made.output("train").path,
         chat=open_chat(tokenizer),
-        encode=lambda text: tokenizer.encode(text, control=True),
         max_tokens=96,
     )
     model, _ = load_model(small_toy.model.path, ddp=False)

@@ -14,7 +14,8 @@ from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.context import StepContext, Stop
 from nemotron_style.runtime.store.digest import digest_tree
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER, weights_digest
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.data.chat.opening import open_chat
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.model.language_model import unwrap
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.sft.chat.config import Config

@@ -16,7 +16,8 @@ import torch
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER, load_model
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.data.chat.opening import open_chat
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model.parallel import initialize
@@ -97,7 +98,7 @@ def test_its_special_tokens_serve_to_chat(smollm2: Path, tmp_path: Path) -> None
     half = convert(import_recipe, import_config, smollm2, tmp_path, **values)
     assert half.facts["dtype"] == "bfloat16"
     assert half.facts["max_logit_difference"] < 3e-4
-    chat = open_chat(Tokenizer(half.path / TOKENIZER))
+    chat = open_chat(Tokenizer(half.path / TOKENIZER)).texts
     assert chat.tokens.model_dump() == {**TOKENS, "end_of_turn": "\n", "end_of_name": "\n"}
 
 

@@ -26,10 +26,11 @@ from nemotron_style.steps.blocks.checkpoint.hf_config import build_settings
 from nemotron_style.steps.blocks.checkpoint.hf_weights import export_weights
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import write_tensors
+from nemotron_style.steps.blocks.data.chat.opening import open_chat
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.chat_template import ChatTemplate
 from nemotron_style.steps.blocks.data.conversation import parse_messages
-from nemotron_style.steps.blocks.data.tokenizer import TEMPLATE_FILE, open_chat
+from nemotron_style.steps.blocks.data.tokenizer import TEMPLATE_FILE
 from nemotron_style.steps.blocks.data.tokenizer_files import export_tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.generation.engine import Engine
@@ -104,7 +105,7 @@ def with_template(model: LocalChatModel, source: str) -> ChatTemplate:
 
 
 def test_a_prompt_is_what_the_model_was_trained_on(model: LocalChatModel) -> None:
-    text = open_chat(model.tokenizer).prompt(parse_messages(ASK))
+    text = open_chat(model.tokenizer).texts.prompt(parse_messages(ASK))
     assert model.encode(ASK) == model.tokenizer.encode(text, control=True)
 
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from gradient import full_gradient
+from nemotron_style.steps.blocks.data.chat.nemo_chat import NemoChat
 from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
@@ -116,14 +117,14 @@ def sample(model, pool):
         knows=lambda ids: all(one < 60 for one in ids),
         decode=lambda ids: " ".join(map(str, ids)),
     )
-    chat = SimpleNamespace(read_response=str, response=str)
+    chat = NemoChat(tokenizer, SimpleNamespace(read_response=str, response=str))
     draw = random.Random(3)
     prompts = [
         Prompt(({"role": "user", "content": str(n)},), [draw.randrange(60) for _ in range(n + 2)])
         for n in range(6)
     ]
     params = SamplingParams(max_new_tokens=9, stop_ids=[4])
-    sampler = RolloutSampler(Engine(model, SIZES), pool, tokenizer, chat, params)
+    sampler = RolloutSampler(Engine(model, SIZES), pool, chat, params)
     seeded = seed_prompts(prompts, [0, 1, 2, 3, 4, 5, 2], "rollout", 1)
     rollouts, _ = sampler.sample(seeded, samples=2, lot=2)
     return rollouts

@@ -19,7 +19,8 @@ from nemotron_style.steps.blocks.checkpoint.logit_parity import (
     sample_rows,
 )
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_shapes
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, tokenizer_facts
+from nemotron_style.steps.blocks.data.chat.opening import tokenizer_facts
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.settings.conversion_config import ConversionConfig
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.conversation import parse_messages, prompt_messages
 from nemotron_style.steps.blocks.data.jsonl import brief, read_rows, refuse
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 
 Message = Mapping[str, str]
 """``{"role": ..., "content": ...}``."""
@@ -49,8 +48,7 @@ class PromptReader:
     config's ``length_key`` says. Raises InputError when that leaves no room for any prompt.
     """
 
-    tokenizer: Tokenizer
-    chat: ChatFormat
+    chat: Chat
     context: int
     max_new_tokens: int
     length_key: str
@@ -76,8 +74,7 @@ class PromptReader:
 
         def parse(row: Mapping[str, Any]) -> Prompt:
             messages, room = read_messages(row), self.context - self.max_new_tokens
-            text = self.chat.prompt(parse_messages(messages))
-            ids = self.tokenizer.encode(text, control=True)
+            ids = self.chat.prompt_ids(parse_messages(messages))
             if len(ids) > room:
                 refuse(
                     "the prompt leaves no room for the response, and it is not cut",

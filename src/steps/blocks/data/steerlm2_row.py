@@ -13,7 +13,7 @@ particular no response is ever cut to length, because its log-probability covers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -29,7 +29,7 @@ from pydantic import (
 )
 
 from nemotron_style.runtime.errors import InputError, Problem
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.conversation import Conversation, Turn
 from nemotron_style.steps.blocks.data.jsonl import brief, is_number, read_rows, refuse
 from nemotron_style.steps.blocks.settings.json_model import validation_problems
@@ -38,23 +38,11 @@ LOG_P_A = "log(P(a|x,y))"
 LOG_P_Y = "log(P(y|x))"
 LOG_Q = "log(Q(y|a,x))"
 LOG_FIELDS = (LOG_P_A, LOG_P_Y, LOG_Q)
-Encode = Callable[[str], list[int]]
-
-
-@dataclass(frozen=True)
-class ScoredGroup:
-    """A row as the texts that are tokenised and the numbers that were computed for them."""
-
-    prompt: str
-    responses: tuple[str, ...]
-    log_p_a: tuple[float, ...]
-    log_p_y: tuple[float, ...]
-    log_q: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class EncodedGroup:
-    """A row as token ids; prompt and response were tokenised apart, so the mask is exact."""
+    """A row as token ids, and the numbers that were computed for them."""
 
     prompt_ids: tuple[int, ...]
     responses_ids: tuple[tuple[int, ...], ...]
@@ -63,9 +51,7 @@ class EncodedGroup:
     log_q: tuple[float, ...]
 
 
-def read_groups(
-    path: str | Path, *, chat: ChatFormat, encode: Encode, max_tokens: int
-) -> list[EncodedGroup]:
+def read_groups(path: str | Path, *, chat: Chat, max_tokens: int) -> list[EncodedGroup]:
     """Every row of a file, checked and tokenised.
 
     ``max_tokens`` is the longest prompt with a response that the model can hold.
@@ -79,7 +65,7 @@ def read_groups(
 
     def parse(row: Mapping[str, Any]) -> EncodedGroup:
         group = parse_row(row, chat=chat)
-        widths.append(len(group.responses))
+        widths.append(len(group.responses_ids))
         if widths[-1] != widths[0]:
             raise InputError(
                 Problem(
@@ -89,16 +75,15 @@ def read_groups(
                     allowed=f"{widths[0]}, as in the first row",
                 )
             )
-        return encode_group(group, encode=encode, max_tokens=max_tokens)
+        _refuse_long(group, max_tokens)
+        return group
 
     return read_rows(path, parse)
 
 
-def encode_group(group: ScoredGroup, *, encode: Encode, max_tokens: int) -> EncodedGroup:
-    """The group as token ids. Raises ``InputError`` when a response would have to be cut."""
-    prompt_ids = tuple(encode(group.prompt))
-    responses_ids = tuple(tuple(encode(response)) for response in group.responses)
-    lengths = [len(prompt_ids) + len(ids) for ids in responses_ids]
+def _refuse_long(group: EncodedGroup, max_tokens: int) -> None:
+    """Refuse a group of which a response would have to be cut."""
+    lengths = [len(group.prompt_ids) + len(ids) for ids in group.responses_ids]
     if (longest := max(lengths)) > max_tokens:
         many = sum(length > max_tokens for length in lengths)
         raise InputError(
@@ -110,7 +95,6 @@ def encode_group(group: ScoredGroup, *, encode: Encode, max_tokens: int) -> Enco
                 fix="leave the row out, or sample with a smaller limit on new tokens",
             )
         )
-    return EncodedGroup(prompt_ids, responses_ids, group.log_p_a, group.log_p_y, group.log_q)
 
 
 def _check_logprob(value: Any) -> Any:
@@ -187,8 +171,8 @@ class _Row(BaseModel):
         return self
 
 
-def parse_row(row: Mapping[str, Any], *, chat: ChatFormat) -> ScoredGroup:
-    """A row, checked field by field and rendered in ``chat``'s format.
+def parse_row(row: Mapping[str, Any], *, chat: Chat) -> EncodedGroup:
+    """A row, checked field by field, as tokens in ``chat``'s format.
 
     Raises:
         InputError: with everything that is wrong: a missing, unknown or mistyped field, an even
@@ -203,9 +187,10 @@ def parse_row(row: Mapping[str, Any], *, chat: ChatFormat) -> ScoredGroup:
     responses = checked.responses
     turns = tuple(Turn(turn.speaker, turn.value) for turn in checked.prompt_turns)
     question = Conversation(checked.system, turns)
-    return ScoredGroup(
-        prompt=chat.prompt(question, label=checked.label, speaker=responses[0].speaker),
-        responses=tuple(chat.response(response.value) for response in responses),
+    prompt_ids = chat.prompt_ids(question, checked.label, speaker=responses[0].speaker)
+    return EncodedGroup(
+        prompt_ids=tuple(prompt_ids),
+        responses_ids=tuple(tuple(chat.response_ids(each.value)) for each in responses),
         log_p_a=tuple(response.log_p_a for response in responses),
         log_p_y=tuple(response.log_p_y for response in responses),
         log_q=tuple(response.log_q for response in responses),

@@ -14,19 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.text_file import read_json_file, read_text_file
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
 
 MOST_BYTES = 512 << 20
 """Of ``tokenizer.json``; those of large vocabularies have some 30 MB."""
 TEMPLATE_FILE, SPECIAL_FILE = "chat_template.jinja", "special_tokens_map.json"
 GENERATION_FILE = "generation_config.json"
-_CANARY = "Name a river.\n\tThe Rhine. 1234 é ☂ 日本"
 
 
 class Tokenizer:
@@ -69,7 +66,7 @@ class Tokenizer:
         """Token ids of ``text``; nothing is added around it.
 
         With ``control`` a control token in the text becomes its own id: for texts that
-        :class:`ChatFormat` has built. Without, it is read as ordinary characters.
+        a chat format has built. Without, it is read as ordinary characters.
         """
         backend = self._with_control if control else self._plain
         return list(backend.encode(text, add_special_tokens=False).ids)
@@ -160,73 +157,6 @@ class Tokenizer:
         return self.settings.get("chat_template")
 
 
-def open_chat(tokenizer: Tokenizer, tokens: ChatPromptTokens | None = None) -> ChatFormat:
-    """The chat format of a tokenizer, with ``tokens`` from a config or None for its own.
-
-    Raises:
-        InputError: ``tokens`` differ from those stored with the tokenizer, or one of them is not
-            a single id of it.
-    """
-    stored = _stored_tokens(tokenizer)
-    chosen = tokens or stored or ChatPromptTokens()
-    if stored and chosen != stored:
-        raise InputError(
-            Problem(
-                where=str(tokenizer.path),
-                key="model.data.chat_prompt_tokens",
-                what="the model was trained with other tokens",
-                got=json.dumps(chosen.model_dump()),
-                allowed=json.dumps(stored.model_dump()),
-                fix="remove the key from the config: the checkpoint knows its own",
-            )
-        )
-    problems = [
-        Problem(
-            where=str(tokenizer.path),
-            key="model.data.chat_prompt_tokens",
-            what="a control token must be one id of the tokenizer",
-            got=json.dumps(token),
-            allowed=", ".join(map(json.dumps, tokenizer.control_ids)),
-            fix="choose tokens that the tokenizer marks as special, or add this one to it",
-        )
-        for token in chosen.atomic
-        if len(tokenizer.encode(token, control=True)) != 1
-    ]
-    raise_all(InputError, problems)
-    others = [token for token in tokenizer.control_ids if token not in chosen.atomic]
-    return ChatFormat(chosen, tuple(token for token in others if token.strip()))
-
-
-def stop_id(tokenizer: Tokenizer, chat: ChatFormat) -> int:
-    """The id that ends a response: the start of the next turn."""
-    [number] = tokenizer.encode(chat.tokens.turn_start, control=True)
-    return number
-
-
-def tokenizer_facts(tokenizer: Tokenizer, chat: ChatFormat | None = None) -> dict[str, Any]:
-    """The facts for a checkpoint's record that show a change of tokenizer or chat format.
-
-    ``chat`` is the format that the checkpoint is used with; None stands for the one stored with
-    the tokenizer. Where none is stored either, they are the digest of the tokenizer's own chat
-    template and the ids of a fixed text. That template is not rendered: it is a program that came
-    from elsewhere.
-    """
-    if chat is None and "chat_prompt_tokens" in tokenizer.settings:
-        chat = open_chat(tokenizer)
-    text = chat.canary() if chat else _CANARY
-    return {
-        "tokenizer_digest": tokenizer.digest,
-        "template_digest": chat.digest() if chat else _template_digest(tokenizer),
-        "canary": {"text": text, "ids": tokenizer.encode(text, control=chat is not None)},
-    }
-
-
-def _template_digest(tokenizer: Tokenizer) -> str | None:
-    template = tokenizer.template
-    source = template if isinstance(template, str) else json.dumps(template)
-    return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}" if template else None
-
-
 def _without_habits(text: str) -> str:
     """A ``tokenizer.json`` in which every added token is special, and nothing is cut or padded.
 
@@ -254,18 +184,3 @@ def _text_of(token: Any) -> str | None:
     """The text of a token as a settings file writes it: a string, or a table with ``content``."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) and text else None
-
-
-def _stored_tokens(tokenizer: Tokenizer) -> ChatPromptTokens | None:
-    stored = tokenizer.settings.get("chat_prompt_tokens")
-    try:
-        return None if stored is None else ChatPromptTokens.model_validate(stored)
-    except ValidationError as error:
-        raise InputError(
-            Problem(
-                where=str(tokenizer.path / "tokenizer_config.json"),
-                key="chat_prompt_tokens",
-                what="these are not chat prompt tokens",
-                got=str(error.errors()[0]["msg"]),
-            )
-        ) from error

@@ -14,6 +14,7 @@ from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.runtime.text_file import read_json_file
+from nemotron_style.steps.blocks.data.chat.opening import open_chat
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
 from nemotron_style.steps.blocks.data.tokenizer import (
     GENERATION_FILE,
@@ -21,7 +22,6 @@ from nemotron_style.steps.blocks.data.tokenizer import (
     SPECIAL_FILE,
     TEMPLATE_FILE,
     Tokenizer,
-    open_chat,
 )
 from nemotron_style.steps.blocks.settings.hub_code import find_code_keys
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig

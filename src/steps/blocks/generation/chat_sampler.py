@@ -18,10 +18,12 @@ from torch import nn
 
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER, load_model
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
+from nemotron_style.steps.blocks.data.chat.interface import Chat
+from nemotron_style.steps.blocks.data.chat.opening import open_chat
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.conversation import Conversation
 from nemotron_style.steps.blocks.data.seed import seed_of
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, stop_id
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.generation.engine import Engine, Sample
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model.prefix_packing import Group
@@ -56,7 +58,7 @@ class Response:
 
 @dataclass
 class ChatSampler:
-    """A model that is held for sampling and scoring, its tokenizer and its chat format.
+    """A model that is held for sampling and scoring, and its chat format.
 
     ``max_rows`` bounds the rows decoded side by side, ``micro_batch_tokens`` the tokens scored in
     one pass.
@@ -64,8 +66,7 @@ class ChatSampler:
 
     model: nn.Module
     config: ModelConfig
-    tokenizer: Tokenizer
-    chat: ChatFormat
+    chat: Chat
     max_rows: int = 512
     micro_batch_tokens: int = 16384
 
@@ -92,7 +93,7 @@ class ChatSampler:
         params = SamplingParams(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
-            stop_ids=[stop_id(self.tokenizer, self.chat)],
+            stop_ids=self.chat.stop_ids,
         )
         responses: list[list[Response | None]] = [[None] * samples for _ in requests]
         for attempt in range(1, max_attempts + 1):
@@ -122,7 +123,7 @@ class ChatSampler:
         groups = [
             Group(
                 self._prompt_ids(request),
-                [self._encode(self.chat.response(text)) for text in group],
+                [self.chat.response_ids(text) for text in group],
             )
             for request, group in zip(requests, texts, strict=True)
         ]
@@ -138,8 +139,8 @@ class ChatSampler:
         """
         groups, label_lengths = [], []
         for request, responses in zip(requests, texts, strict=True):
-            label = self._encode(self.chat.label_text(request.label or ""))
-            asked = [self._attribute_ids(request.conversation, text) for text in responses]
+            label = self.chat.label_ids(request.label or "")
+            asked = [self.chat.attribute_ids(request.conversation, text) for text in responses]
             # The tokens that all prompts begin with are computed once, as the group's prompt. The
             # rest of each prompt is part of its "response", of which only the label is summed.
             shared = _shared_length(asked)
@@ -155,44 +156,25 @@ class ChatSampler:
 
         One that holds an id without a token is no label: U+FFFD stands for it.
         """
-        prompts = [self._attribute_ids(conversation, text) for conversation, text in pairs]
+        prompts = [self.chat.attribute_ids(conversation, text) for conversation, text in pairs]
         longest = max((len(ids) for ids in prompts), default=0)
         params = SamplingParams(
             max_new_tokens=max(1, min(LABEL_TOKENS, self.config.max_sequence_length - longest)),
             temperature=0.0,
-            stop_ids=[self._encode(self.chat.tokens.end_of_turn)[-1]],
+            stop_ids=self.chat.label_stop_ids,
         )
         groups = self.engine.generate(prompts, params, seed=0)
-        return [self._read_label(group[0]) for group in groups]
-
-    def _read_label(self, sample: Sample) -> str:
-        if not self.tokenizer.knows(sample.tokens):
-            return "\ufffd"
-        return self.tokenizer.decode(sample.tokens).removesuffix(self.chat.tokens.end_of_turn)
+        return [self.chat.read_label(group[0].tokens) for group in groups]
 
     def _read(self, sample: Sample, attempt: int) -> Response | None:
         """The response that a sample holds, or None when it is not usable."""
-        if not sample.finished or not self.tokenizer.knows(sample.tokens):
+        text = self.chat.read_response(sample.tokens, whole=True) if sample.finished else None
+        if text is None:
             return None
-        generated = self.tokenizer.decode(sample.tokens)
-        text = self.chat.read_response(generated)
-        try:
-            whole = self.chat.response(text)
-        except InputError:  # a control token in the middle
-            return None
-        if whole != generated or not text:
-            return None
-        return Response(text, self._encode(whole) != sample.tokens, attempt)
+        return Response(text, self.chat.response_ids(text) != sample.tokens, attempt)
 
     def _prompt_ids(self, request: Request) -> list[int]:
-        return self._encode(self.chat.prompt(request.conversation, label=request.label))
-
-    def _attribute_ids(self, conversation: Conversation, response: str) -> list[int]:
-        """The prompt of P(a|x,y)."""
-        return self._encode(self.chat.attribute_prompt(conversation, response))
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, control=True)
+        return self.chat.prompt_ids(request.conversation, request.label)
 
     def _refuse_long(self, groups: Sequence[Group]) -> None:
         room = self.config.max_sequence_length
@@ -231,5 +213,4 @@ def load_chat_sampler(
     """
     model, config = load_model(path, dtype=torch.bfloat16 if half else torch.float32, ddp=False)
     tokenizer = Tokenizer(path / TOKENIZER)
-    chat = open_chat(tokenizer, tokens)
-    return ChatSampler(model.eval(), config, tokenizer, chat, max_rows=max_rows)
+    return ChatSampler(model.eval(), config, open_chat(tokenizer, tokens), max_rows=max_rows)

@@ -38,6 +38,20 @@ class Row:
     ids: Sequence[int]
     counts: Sequence[bool]
 
+    @property
+    def prompt_ids(self) -> Sequence[int]:
+        """The tokens before the first that counts."""
+        return self.ids[: self._first]
+
+    @property
+    def responses_ids(self) -> Sequence[Sequence[int]]:
+        """The other tokens: those of one response, of which some may not count."""
+        return [self.ids[self._first :]]
+
+    @property
+    def _first(self) -> int:
+        return next((i for i, counted in enumerate(self.counts) if counted), len(self.ids))
+
 
 @dataclass(frozen=True)
 class PackedBatch:

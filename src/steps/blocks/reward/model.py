@@ -19,28 +19,18 @@ from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.steps.blocks.checkpoint.hf_config import parse_sizes, read_settings
 from nemotron_style.steps.blocks.checkpoint.reference_llama import llama_states
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat
-from nemotron_style.steps.blocks.data.conversation import Conversation, parse_conversation
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.data.chat.interface import Chat
+from nemotron_style.steps.blocks.data.chat.opening import open_chat
+from nemotron_style.steps.blocks.data.conversation import parse_conversation
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.reward.config import RewardConfig, read_reward_config
 from nemotron_style.steps.blocks.reward.types import Message, RewardScore
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
-__all__ = ["Message", "RewardModel", "RewardScore", "read_conversation"]
+__all__ = ["Message", "RewardModel", "RewardScore"]
 
 ARCHITECTURE = "LlamaForSequenceClassification"
 HEAD = "score.weight"
-
-
-def read_conversation(
-    conversation: Conversation, *, tokenizer: Tokenizer, chat: ChatFormat
-) -> list[int]:
-    """The tokens a reward model reads: the whole conversation and the token that ends it.
-
-    That is what the chat template renders, tokenised in one piece; its last token is the
-    ``turn_start`` behind the assistant's last turn, and there the head reads.
-    """
-    return tokenizer.encode("".join(chat.example(conversation)), control=True)
 
 
 @dataclass(frozen=True)
@@ -50,8 +40,7 @@ class RewardModel:
     config: RewardConfig
     settings: Mapping[str, Any]
     weights: Mapping[str, Tensor]
-    tokenizer: Tokenizer
-    chat: ChatFormat
+    chat: Chat
 
     @classmethod
     def load(cls, path: Path) -> RewardModel:
@@ -76,7 +65,7 @@ class RewardModel:
         chat = open_chat(tokenizer, config.chat)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         weights = {name: folder.read(name).to(device, torch.float32) for name in folder.shapes}
-        return cls(config, settings, weights, tokenizer, chat)
+        return cls(config, settings, weights, chat)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -128,7 +117,7 @@ class RewardModel:
 
     def _encode_one(self, messages: Sequence[Message]) -> list[int]:
         conversation = parse_conversation({"messages": list(messages)})
-        ids = read_conversation(conversation, tokenizer=self.tokenizer, chat=self.chat)
+        ids = self.chat.conversation_ids(conversation)
         room = self.config.max_sequence_length
         if len(ids) > room:
             what = "the conversation is longer than the model may read"

@@ -24,9 +24,9 @@ from nemotron_style.steps.blocks.checkpoint.hf_weights import (
     import_weights,
 )
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
-from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.chat.opening import open_chat
 from nemotron_style.steps.blocks.data.chat_template import ChatTemplate, read_template
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import (
     GENERATION_FILE,
     check_vocabulary,
@@ -173,5 +173,4 @@ def _ending(tokenizer: Tokenizer) -> str:
     """What models trained here say before the token that ends an answer."""
     if "chat_prompt_tokens" not in tokenizer.settings:
         return ""
-    tokens: ChatPromptTokens = open_chat(tokenizer).tokens
-    return tokens.end_of_turn
+    return open_chat(tokenizer).texts.tokens.end_of_turn

@@ -26,7 +26,7 @@ from nemotron_style.steps.blocks.model.parallel import (
     is_last_stage,
     sum_over_data,
 )
-from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch
+from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch, Row
 from nemotron_style.steps.blocks.training.microbatch_plan import Prompted, plan_microbatches
 
 Facts = TypeVar("Facts")
@@ -97,8 +97,11 @@ def score_responses(model: nn.Module, groups: Sequence[Prompted], *, max_respons
 
 
 def count_tokens(groups: Sequence[Prompted]) -> int:
-    """Response tokens of ``groups``."""
-    return sum(len(ids) for group in groups for ids in group.responses_ids)
+    """Response tokens of ``groups``; of a row those that count."""
+    return sum(
+        sum(group.counts) if isinstance(group, Row) else sum(map(len, group.responses_ids))
+        for group in groups
+    )
 
 
 def sum_over_ranks(values: Sequence[Tensor], zero: Tensor) -> Tensor:

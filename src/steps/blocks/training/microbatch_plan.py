@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
-from nemotron_style.steps.blocks.model.prefix_packing import Group, PackedBatch, pack
+from nemotron_style.steps.blocks.model.prefix_packing import (
+    Group,
+    PackedBatch,
+    Row,
+    pack,
+    pack_rows,
+)
 
 
 class Prompted(Protocol):
@@ -48,6 +54,9 @@ class MicroBatch:
 
     def pack(self, groups: Sequence[Prompted]) -> PackedBatch:
         """Its tensors, with ``groups`` the batch; a prompt stands once for its responses."""
+        rows = [group for part in self.parts if isinstance(group := groups[part.group], Row)]
+        if rows:  # a batch is of rows or of groups
+            return pack_rows(rows)
         return pack([_take(groups[part.group], part.responses) for part in self.parts])
 
 

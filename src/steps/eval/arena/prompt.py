@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER, read_config
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
+from nemotron_style.steps.blocks.data.chat.interface import Chat
+from nemotron_style.steps.blocks.data.chat.opening import open_chat
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.conversation import (
     ROLES,
     Conversation,
@@ -16,7 +18,7 @@ from nemotron_style.steps.blocks.data.conversation import (
     parse_prompt,
 )
 from nemotron_style.steps.blocks.data.jsonl import read_rows, refuse
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.judge.prompt import Message
 
@@ -26,8 +28,7 @@ class PromptLimit:
     """How a model writes prompts, and how many tokens of one its context holds (``room``)."""
 
     slot: str
-    tokenizer: Tokenizer
-    chat: ChatFormat
+    chat: Chat
     room: int
 
     @classmethod
@@ -37,12 +38,11 @@ class PromptLimit:
         """The limit of a checkpoint, whose weights are not loaded."""
         tokenizer = Tokenizer(path / TOKENIZER)
         room = read_config(path).max_sequence_length - max_new_tokens
-        return cls(slot, tokenizer, open_chat(tokenizer, tokens), room)
+        return cls(slot, open_chat(tokenizer, tokens), room)
 
     def check(self, prompt: Conversation) -> None:
         """Refuse a prompt that leaves no room for an answer, or holds a control token."""
-        text = self.chat.prompt(prompt)
-        count = len(self.tokenizer.encode(text, control=True))
+        count = len(self.chat.prompt_ids(prompt))
         if count > self.room:
             refuse(
                 f"the prompt leaves {self.slot} no room for an answer, and it is not cut",

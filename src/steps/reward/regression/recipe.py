@@ -28,9 +28,10 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     full_shapes,
     read_config,
 )
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.chat.nemo_chat import NemoChat
+from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_facts
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, tokenizer_facts
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.reward.config import RewardConfig
 from nemotron_style.steps.blocks.reward.regression_model import load_trunk
@@ -75,7 +76,7 @@ def run(config: Config, ctx: StepContext) -> None:
     start = ctx.input("model").path
     tokenizer = Tokenizer(start / TOKENIZER)
     chat = open_chat(tokenizer, settings.data.chat_prompt_tokens)
-    data = read_data(config, ctx, tokenizer=tokenizer, chat=chat)
+    data = read_data(config, ctx, chat=chat)
     train, validation, reward = data.train, data.validation, data.reward
     batch_size, size = settings.global_batch_size, settings.micro_batch_size
     order = SampleOrder(len(train), config.seed, batch_size, sample=settings.data.sample)
@@ -152,11 +153,11 @@ class Data:
     reward: RewardConfig
 
 
-def read_data(config: Config, ctx: StepContext, *, tokenizer: Tokenizer, chat: ChatFormat) -> Data:
+def read_data(config: Config, ctx: StepContext, *, chat: NemoChat) -> Data:
     """Both files as tokens. Raises InputError for every row that cannot be trained on."""
     limit = read_config(ctx.input("model").path).max_sequence_length
     max_tokens = min(limit, config.model.data.seq_length or limit)
-    encode = encoder(tokenizer, chat, max_tokens=max_tokens)
+    encode = encoder(chat, max_tokens=max_tokens)
     path, regression = ctx.input("data").path, config.model.regression
     train = encode_rows(path, config=config, encode=encode, names=regression.attributes)
     names = name_outputs(train, regression)
@@ -165,7 +166,7 @@ def read_data(config: Config, ctx: StepContext, *, tokenizer: Tokenizer, chat: C
         weights=weigh_outputs(names, regression),
         scale=scale_outputs(train, names, where=path),
         max_sequence_length=max_tokens,
-        chat=chat.tokens,
+        chat=chat.texts.tokens,
     )
     validation: list[EncodedRow] = []
     if ctx.optional_input("validation"):

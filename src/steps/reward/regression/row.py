@@ -10,13 +10,11 @@ from statistics import fmean
 from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem, suggest
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.conversation import Conversation
 from nemotron_style.steps.blocks.data.jsonl import read_rows, refuse
 from nemotron_style.steps.blocks.data.rated_row import PairRow, RatedRow, parse_rated
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.reward.config import Scale
-from nemotron_style.steps.blocks.reward.model import read_conversation
 from nemotron_style.steps.reward.regression.config import Config, Regression
 
 PAIRS_ALONE = ("reward",)
@@ -44,11 +42,11 @@ class EncodedRow:
 Encode = Callable[[Conversation], list[int]]
 
 
-def encoder(tokenizer: Tokenizer, chat: ChatFormat, *, max_tokens: int) -> Encode:
+def encoder(chat: Chat, *, max_tokens: int) -> Encode:
     """A function from a conversation to its tokens; it refuses one that is too long."""
 
     def encode(conversation: Conversation) -> list[int]:
-        ids = read_conversation(conversation, tokenizer=tokenizer, chat=chat)
+        ids = chat.conversation_ids(conversation)
         if len(ids) > max_tokens:
             refuse(
                 "the conversation is longer than the model may read",

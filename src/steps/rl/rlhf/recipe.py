@@ -33,14 +33,10 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     save_model,
     written_digest,
 )
+from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_facts
 from nemotron_style.steps.blocks.data.prompt import PromptReader
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
-from nemotron_style.steps.blocks.data.tokenizer import (
-    Tokenizer,
-    open_chat,
-    stop_id,
-    tokenizer_facts,
-)
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.toy_truth import load_truth
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
@@ -101,12 +97,12 @@ def run(config: Config, ctx: StepContext) -> None:
     sampling = SamplingParams(
         max_new_tokens=config.max_new_tokens(limit),
         temperature=temperature,
-        stop_ids=[stop_id(tokenizer, chat)],
+        stop_ids=chat.stop_ids,
     )
 
     # -- the prompts: all of them checked before any work is done
     key = "policy.generation.max_new_tokens"
-    reader = PromptReader(tokenizer, chat, config.context(limit), sampling.max_new_tokens, key)
+    reader = PromptReader(chat, config.context(limit), sampling.max_new_tokens, key)
     prompts = reader.read(ctx.input("prompts").path, read_messages)
     validation_input, truth_input = ctx.optional_input("validation"), ctx.optional_input("truth")
     held_out = reader.read(validation_input.path, read_messages) if validation_input else []
@@ -123,7 +119,7 @@ def run(config: Config, ctx: StepContext) -> None:
     reference, _ = load_model(source.path, dtype=dtype, ddp=False)
     optimizer = build_optimizer(model, policy.optim, gradient_clip=policy.max_grad_norm)
     rank_zero = RankZero()
-    sampler = RolloutSampler(Engine(model, sizes), rank_zero, tokenizer, chat, sampling)
+    sampler = RolloutSampler(Engine(model, sizes), rank_zero, chat, sampling)
     with open_judge(config, ctx, rank_zero) as judge:
         ctx.say(f"judge {judge.identity}")
         checkpoint = TrainingState(ctx, model, optimizer)

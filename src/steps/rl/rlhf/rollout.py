@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.data.seed import seed_of
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.engine import Sample as EngineSample
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
@@ -62,8 +61,7 @@ class RolloutSampler:
 
     engine: Engine
     rank_zero: RankZero
-    tokenizer: Tokenizer
-    chat: ChatFormat
+    chat: Chat
     sampling: SamplingParams
 
     def sample(
@@ -91,16 +89,13 @@ class RolloutSampler:
 
     def _read(self, sample: EngineSample) -> Sample:
         """A sample with its text, without control tokens: servers do not show them either."""
-        text = self.chat.read_response(self.tokenizer.decode(sample.tokens))
-        for token in self.tokenizer.control_ids:
-            text = text.replace(token, "") if token.strip() else text
-        reasoning, answer = split_reasoning(text)
+        reasoning, answer = split_reasoning(self.chat.visible_text(sample.tokens))
         return Sample(
             sample.tokens,
             sample.log_probs,
             Answer(answer, reasoning),
             truncated=not sample.finished,
-            known=self.tokenizer.knows(sample.tokens),
+            known=self.chat.tokenizer.knows(sample.tokens),
         )
 
 

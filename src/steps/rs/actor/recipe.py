@@ -36,14 +36,10 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     save_model,
     written_digest,
 )
+from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_facts
 from nemotron_style.steps.blocks.data.prompt import PromptReader, count_shared
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
-from nemotron_style.steps.blocks.data.tokenizer import (
-    Tokenizer,
-    open_chat,
-    stop_id,
-    tokenizer_facts,
-)
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.toy_truth import load_truth
 from nemotron_style.steps.blocks.generation.backend import open_engine
 from nemotron_style.steps.blocks.model.device import prepare_device
@@ -87,12 +83,12 @@ def run(config: Config, ctx: StepContext) -> None:
     tokenizer = Tokenizer(source.path / TOKENIZER)
     chat = open_chat(tokenizer, config.model.data.chat_prompt_tokens)
     limit = read_config(source.path).max_sequence_length
-    params = plan_sampling(config, limit, stop=stop_id(tokenizer, chat))
+    params = plan_sampling(config, limit, stop_ids=chat.stop_ids)
 
     # -- the prompts: all of them checked before any work is done
     rs, settings = config.model.rs, config.trainer.rs
     key = "model.rs.length_params.max_length"
-    reader = PromptReader(tokenizer, chat, config.context(limit), params.max_new_tokens, key)
+    reader = PromptReader(chat, config.context(limit), params.max_new_tokens, key)
     prompts = reader.read(ctx.input("prompts").path)
     validation_input, truth_input = ctx.optional_input("validation"), ctx.optional_input("truth")
     held_out = reader.read(validation_input.path) if validation_input else []
@@ -122,7 +118,7 @@ def run(config: Config, ctx: StepContext) -> None:
         done, stored = checkpoint.restore()
         state = RunState.load(stored) if stored else RunState(reward_model=health.model)
         check_reward_model(state.reward_model, health.model)
-        sampler = RolloutSampler(engine, reward_pool, tokenizer, chat, params)
+        sampler = RolloutSampler(engine, reward_pool, chat, params)
         validation = Validation(config, held_out, sampler, truth)
 
         def validate(step: int) -> None:

@@ -9,11 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nemotron_style.runtime.errors import InputError, Problem, StepFailed
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.runtime.errors import Problem, StepFailed
+from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.data.seed import seed_of
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.generation.backend import GenerationEngine
 from nemotron_style.steps.blocks.generation.engine import Sample
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
@@ -83,8 +82,7 @@ class RolloutSampler:
 
     engine: GenerationEngine
     reward_pool: RewardPool
-    tokenizer: Tokenizer
-    chat: ChatFormat
+    chat: Chat
     params: SamplingParams
 
     def sample(
@@ -134,21 +132,9 @@ class RolloutSampler:
         return [parts[number % len(parts)][number // len(parts)] for number in range(len(lot))]
 
     def _read(self, sample: Sample) -> Response:
-        return Response(sample.tokens, self._text(sample), sample.finished)
-
-    def _text(self, sample: Sample) -> str | None:
-        """The text that is sent to be scored; None where there is none, or no valid one."""
-        if not self.tokenizer.knows(sample.tokens):
-            return None
-        text = self.tokenizer.decode(sample.tokens)
-        for end in self.params.end_strings:
-            text = text.partition(end)[0]
-        text = self.chat.read_response(text)
-        try:
-            self.chat.response(text)
-        except InputError:  # a control token in the middle
-            return None
-        return text or None
+        # the text that is sent to be scored; None where there is none, or no valid one
+        text = self.chat.read_response(sample.tokens, end_strings=self.params.end_strings)
+        return Response(sample.tokens, text, sample.finished)
 
 
 def split_batches(kept: Sequence[Group], count: int, *, step: int) -> Iterator[list[Group]]:
@@ -172,7 +158,7 @@ def split_batches(kept: Sequence[Group], count: int, *, step: int) -> Iterator[l
         yield batch
 
 
-def plan_sampling(config: Config, limit: int, *, stop: int) -> SamplingParams:
+def plan_sampling(config: Config, limit: int, *, stop_ids: Sequence[int]) -> SamplingParams:
     """How responses are sampled from a model that holds ``limit`` tokens."""
     params, lengths = config.model.rs.sampling_params, config.model.rs.length_params
     longest = config.max_new_tokens(limit)
@@ -183,6 +169,6 @@ def plan_sampling(config: Config, limit: int, *, stop: int) -> SamplingParams:
         top_k=params.top_k,
         top_p=params.top_p,
         repetition_penalty=params.repetition_penalty,
-        stop_ids=[stop],
+        stop_ids=stop_ids,
         end_strings=params.end_strings,
     )

@@ -16,8 +16,10 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     load_model,
     read_config,
 )
+from nemotron_style.steps.blocks.data.chat.interface import Chat
+from nemotron_style.steps.blocks.data.chat.opening import open_chat
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
@@ -31,7 +33,7 @@ class Start:
     """Tokenizer, chat format and sizes of the model, known before any weight is."""
 
     tokenizer: Tokenizer
-    chat: ChatFormat
+    chat: Chat
     sizes: ModelConfig
     checkpoint: Path | None
 

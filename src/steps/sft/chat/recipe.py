@@ -26,8 +26,8 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     save_model,
     written_digest,
 )
+from nemotron_style.steps.blocks.data.chat.opening import tokenizer_facts
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
-from nemotron_style.steps.blocks.data.tokenizer import tokenizer_facts
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
@@ -111,7 +111,6 @@ def read_rows(config: Config, ctx: StepContext, *, start: Start, slot: str) -> l
     limit = start.sizes.max_sequence_length
     return encode_rows(
         ctx.input(slot).path,
-        tokenizer=start.tokenizer,
         chat=start.chat,
         max_tokens=min(limit, config.model.data.train_ds.max_seq_length or limit),
     )

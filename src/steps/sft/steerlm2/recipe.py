@@ -39,10 +39,11 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     save_model,
     written_digest,
 )
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.chat.interface import Chat
+from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_facts
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.steerlm2_row import read_groups
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat, tokenizer_facts
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.loss.steerlm2 import baseline
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.stats.metric_plot import copy_logs
@@ -85,8 +86,8 @@ def run(config: Config, ctx: StepContext) -> None:
     tokenizer = Tokenizer(start.path / TOKENIZER)
     chat = open_chat(tokenizer, config.model.data.chat_prompt_tokens)
     check_sampler(config, ctx, parent)
-    train = read_batch(config, ctx, slot="data", tokenizer=tokenizer, chat=chat)
-    validation = read_batch(config, ctx, slot="validation", tokenizer=tokenizer, chat=chat)
+    train = read_batch(config, ctx, slot="data", chat=chat)
+    validation = read_batch(config, ctx, slot="validation", chat=chat)
     validation = validation.take(range(config.validation_rows(len(validation.groups))))
     sft, batch_size = config.trainer.sft, config.model.data.train_ds.global_batch_size
     order = SampleOrder(len(train.groups), config.seed, batch_size, sample=config.model.data.sample)
@@ -194,16 +195,13 @@ def run(config: Config, ctx: StepContext) -> None:
     )
 
 
-def read_batch(
-    config: Config, ctx: StepContext, *, slot: str, tokenizer: Tokenizer, chat: ChatFormat
-) -> Batch:
+def read_batch(config: Config, ctx: StepContext, *, slot: str, chat: Chat) -> Batch:
     """All groups of an input. Raises InputError for every row that cannot be trained on."""
     limit = read_config(ctx.input("model").path).max_sequence_length
     return Batch.of(
         read_groups(
             ctx.input(slot).path,
             chat=chat,
-            encode=lambda text: tokenizer.encode(text, control=True),
             max_tokens=config.longest(limit),
         )
     )

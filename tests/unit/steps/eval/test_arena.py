@@ -16,6 +16,7 @@ from nemotron_style.runtime.planning.request import PlanContext, RunRequest
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.store.store import Store
+from nemotron_style.steps.blocks.data.chat.nemo_chat import NemoChat
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat
 from nemotron_style.steps.blocks.data.conversation import parse_prompt
 from nemotron_style.steps.blocks.data.toy_truth import Truth
@@ -258,7 +259,7 @@ def test_every_row_that_cannot_be_asked_is_named_with_its_line(tmp_path: Path) -
     ]
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    reader = PromptLimit("model", Words(), ChatFormat(), room=30)  # type: ignore[arg-type]
+    reader = PromptLimit("model", NemoChat(Words(), ChatFormat()), room=30)  # type: ignore[arg-type]
     with pytest.raises(InputError) as caught:
         read_prompts(file, [reader], truth=TRUTH)
     told = {

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.errors import InputError, Interrupted
+from nemotron_style.steps.blocks.data.chat.nemo_chat import NemoChat
 from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.generation.engine import Sample
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
@@ -42,7 +43,7 @@ class Words:
         return "".join(WORDS[token] for token in ids)
 
 
-class Chat:
+class Texts:
     """Ends an answer with a line break and the stop token."""
 
     def read_response(self, text: str) -> str:
@@ -95,7 +96,7 @@ def sample(
     seeded = seed_prompts(prompts, range(len(groups)), "x")
     params = SamplingParams(max_new_tokens=9, stop_ids=[STOP], end_strings=["END"])
     with RewardPool(client) as pool:
-        sampler = RolloutSampler(Script(groups, during), pool, Words(), Chat(), params)  # type: ignore[arg-type]
+        sampler = RolloutSampler(Script(groups, during), pool, NemoChat(Words(), Texts()), params)  # type: ignore[arg-type]
         return sampler.sample(seeded, samples=len(groups[0]), lot=lot)[0]
 
 

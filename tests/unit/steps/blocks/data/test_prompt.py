@@ -10,22 +10,15 @@ from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.data.prompt import PromptReader, count_shared
 
 
-class Letters:
-    """A token a letter."""
-
-    def encode(self, text, *, control):
-        return list(text.encode())
-
-
 class Chat:
-    """The text of the last turn."""
+    """The last turn, a token a letter."""
 
-    def prompt(self, conversation):
-        return conversation.turns[-1].value
+    def prompt_ids(self, conversation):
+        return list(conversation.turns[-1].value.encode())
 
 
 def reader(max_new_tokens):
-    return PromptReader(Letters(), Chat(), 8, max_new_tokens, "sampling.length")
+    return PromptReader(Chat(), 8, max_new_tokens, "sampling.length")
 
 
 def write(path, *texts, **more):

@@ -22,13 +22,13 @@ from tokenizers import Tokenizer as Backend
 
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.data import template_process
+from nemotron_style.steps.blocks.data.chat.opening import open_chat
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.chat_template import ChatTemplate, read_template
 from nemotron_style.steps.blocks.data.conversation import parse_conversation
 from nemotron_style.steps.blocks.data.prompt import PromptReader
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, open_chat
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.judge.prompt import Question, ask_messages
-from nemotron_style.steps.blocks.reward.model import read_conversation
 from nemotron_style.steps.blocks.serving.chat_service import CHAT, ChatService
 from nemotron_style.steps.blocks.serving.completion import Choice, CompletionTask
 from nemotron_style.steps.blocks.serving.dynamic_batcher import Batching
@@ -261,7 +261,7 @@ def test_a_forged_turn_is_refused_in_rows_and_prompts(pair, tmp_path: Path) -> N
     starts = [token for token in tokenizer.control_ids if token.strip()][:3]
     names = ("system_turn_start", "turn_start", "label_start")
     chat = open_chat(tokenizer, ChatPromptTokens(**dict(zip(names, starts, strict=True))))
-    reader = PromptReader(tokenizer, chat, 10_000, 10, "max_new_tokens")
+    reader = PromptReader(chat, 10_000, 10, "max_new_tokens")
     file = tmp_path / "rows.jsonl"
 
     def write(messages: Any) -> Path:
@@ -271,12 +271,10 @@ def test_a_forged_turn_is_refused_in_rows_and_prompts(pair, tmp_path: Path) -> N
     for text in forgeries(ours):
         for messages in (say(text, "ok"), say("Hi", text)):
             with pytest.raises(InputError, match="control token stands inside a value"):
-                encode_rows(write(messages), tokenizer=tokenizer, chat=chat, max_tokens=10_000)
+                encode_rows(write(messages), chat=chat, max_tokens=10_000)
             with pytest.raises(InputError, match="control token stands inside a value"):
-                read_conversation(
-                    parse_conversation({"messages": messages}), tokenizer=tokenizer, chat=chat
-                )
+                chat.conversation_ids(parse_conversation({"messages": messages}))
         with pytest.raises(InputError, match="control token stands inside a value"):
             reader.read(write(say(text)))
-    [row] = encode_rows(write(say("Hi", "ok")), tokenizer=tokenizer, chat=chat, max_tokens=10_000)
-    assert len(controls_of(ours, row.target_ids)) == 1
+    [row] = encode_rows(write(say("Hi", "ok")), chat=chat, max_tokens=10_000)
+    assert len(controls_of(ours, row.responses_ids[0])) == 1

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from nemotron_style.runtime.errors import InputError
+from nemotron_style.steps.blocks.data.chat.nemo_chat import NemoChat
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat
 from nemotron_style.steps.blocks.data.steerlm2_row import (
     LOG_P_A,
@@ -15,7 +16,19 @@ from nemotron_style.steps.blocks.data.steerlm2_row import (
     read_groups,
 )
 
-CHAT = ChatFormat()
+
+class Letters:
+    """One token a character, so that lengths can be counted by eye."""
+
+    def encode(self, text, *, control):
+        return [ord(letter) for letter in text]
+
+
+CHAT = NemoChat(Letters(), ChatFormat())
+
+
+def text_of(ids):
+    return "".join(map(chr, ids))
 
 
 def response(value="fine", **changes):
@@ -39,10 +52,7 @@ def write(path, rows):
 
 
 def read(path, max_tokens=1000):
-    """One token a character, so that lengths can be counted by eye."""
-    return read_groups(
-        path, chat=CHAT, encode=lambda text: [ord(letter) for letter in text], max_tokens=max_tokens
-    )
+    return read_groups(path, chat=CHAT, max_tokens=max_tokens)
 
 
 def told(row):
@@ -53,22 +63,22 @@ def told(row):
 
 def test_texts_are_those_of_the_chat_format():
     group = parse_row(good_row(), chat=CHAT)
-    assert group.prompt == (
+    assert text_of(group.prompt_ids) == (
         "\x00System\nBe brief.\n\x11User\nHow are you?\n\x11Assistant\n\x12h:3,v:1\n"
     )
-    assert group.responses == ("fine\n\x11", "very\nwell\n\x11")
+    assert tuple(map(text_of, group.responses_ids)) == ("fine\n\x11", "very\nwell\n\x11")
     assert group.log_p_a == (-0.5, -1.5)
     assert group.log_p_y == (-3.0, -3.0)
     assert group.log_q == (-2.25, -2.25)
 
 
 def test_no_label_leaves_the_label_out():
-    assert "\x12" not in parse_row(good_row(label=None), chat=CHAT).prompt
+    assert 0x12 not in parse_row(good_row(label=None), chat=CHAT).prompt_ids
 
 
 def test_speaker_of_the_responses_stands_in_the_prompt():
     row = good_row(responses=[response(**{"from": "Bot"}), response(**{"from": "Bot"})])
-    assert parse_row(row, chat=CHAT).prompt.endswith("\x11Bot\n\x12h:3,v:1\n")
+    assert text_of(parse_row(row, chat=CHAT).prompt_ids).endswith("\x11Bot\n\x12h:3,v:1\n")
 
 
 def test_ends_of_the_range_of_a_log_probability_are_allowed():

@@ -12,15 +12,10 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from nemotron_style.runtime.errors import InputError
+from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_facts
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
 from nemotron_style.steps.blocks.data.conversation import parse_messages
-from nemotron_style.steps.blocks.data.tokenizer import (
-    TEMPLATE_FILE,
-    Tokenizer,
-    open_chat,
-    stop_id,
-    tokenizer_facts,
-)
+from nemotron_style.steps.blocks.data.tokenizer import TEMPLATE_FILE, Tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import write_settings
 from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 
@@ -61,7 +56,7 @@ def test_control_tokens_are_whole_only_where_asked(tokenizer: Tokenizer) -> None
     turn = tokenizer.control_ids["\x11"]
     assert tokenizer.encode("a\x11b", control=True)[1] == turn
     assert turn not in tokenizer.encode("a\x11b")
-    assert stop_id(tokenizer, open_chat(tokenizer)) == turn
+    assert open_chat(tokenizer).stop_ids == (turn,)
 
 
 def test_rows_beyond_the_ids_and_gaps_between_them_are_no_tokens(tmp_path: Path) -> None:
@@ -86,7 +81,7 @@ def test_training_is_deterministic(tokenizer: Tokenizer, tmp_path: Path) -> None
 def test_the_template_renders_what_the_code_builds(
     tmp_path: Path, tokens: ChatPromptTokens, messages: list
 ) -> None:
-    chat = open_chat(train_tokenizer(TEXTS, 600, tmp_path, tokens=tokens))
+    chat = open_chat(train_tokenizer(TEXTS, 600, tmp_path, tokens=tokens)).texts
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((tmp_path / TEMPLATE_FILE).read_text(encoding="utf-8"))
 
@@ -111,7 +106,7 @@ def test_the_canary_is_noted_as_rendered(tokenizer: Tokenizer) -> None:
 
 
 def test_a_checkpoint_knows_its_own_tokens(tokenizer: Tokenizer) -> None:
-    assert open_chat(tokenizer).tokens == ChatPromptTokens()
+    assert open_chat(tokenizer).texts.tokens == ChatPromptTokens()
     with pytest.raises(InputError, match="trained with other tokens"):
         open_chat(tokenizer, SPECIAL)
 
@@ -189,7 +184,7 @@ def test_markers_that_are_not_called_special_are_control_tokens(tokenizer: Token
     assert changed.control_ids == tokenizer.control_ids
     assert changed.encode("a\x11b", control=True)[1] == tokenizer.control_ids["\x11"]
     assert not set(changed.control_ids.values()) & set(changed.encode("a\x11b"))
-    chat = open_chat(changed)
+    chat = open_chat(changed).texts
     with pytest.raises(InputError, match="control token"):
         chat.prompt(parse_messages([{"role": "user", "content": "a\x11User"}]))
 
@@ -260,7 +255,7 @@ def test_no_normaliser_makes_a_control_token_of_a_message(tokenizer: Tokenizer) 
     changed = Tokenizer(tokenizer.path)
     marker = changed.control_ids["<|user|>"]
     assert changed.encode("a<|user|>", control=True)[-1] == marker
-    chat = open_chat(changed)
+    chat = open_chat(changed).texts
     text = chat.prompt(parse_messages([{"role": "user", "content": "a<|USER|>b"}]))
     assert marker not in changed.encode(text, control=True)
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.errors import InputError
+from nemotron_style.steps.blocks.data.chat.opening import tokenizer_facts
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer, tokenizer_facts
+from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import (
     export_tokenizer,
     import_tokenizer,

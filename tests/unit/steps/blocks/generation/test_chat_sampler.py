@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from torch import nn
 
+from nemotron_style.steps.blocks.data.chat.opening import open_chat
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.conversation import parse_messages
-from nemotron_style.steps.blocks.data.tokenizer import open_chat
 from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.generation.chat_sampler import ChatSampler, Request
 from nemotron_style.steps.blocks.generation.engine import Sample
@@ -35,16 +35,16 @@ class Script:
 def sampler(tmp_path: Path) -> ChatSampler:
     texts = ["It is here.", "Where is it?"] * 2
     tokenizer = train_tokenizer(texts, 400, tmp_path, tokens=ChatPromptTokens())
-    return ChatSampler(nn.Identity(), SIZES, tokenizer, open_chat(tokenizer))
+    return ChatSampler(nn.Identity(), SIZES, open_chat(tokenizer))
 
 
 def encode(sampler: ChatSampler, text: str) -> list[int]:
-    return sampler.tokenizer.encode(text, control=True)
+    return sampler.chat.tokenizer.encode(text, control=True)
 
 
 def test_a_response_with_an_id_of_no_token_is_not_usable(sampler: ChatSampler) -> None:
-    tokens = encode(sampler, sampler.chat.response("It is here."))
-    request, padding = Request(CONVERSATION, None, 1), sampler.tokenizer.vocab_size + 3
+    tokens = sampler.chat.response_ids("It is here.")
+    request, padding = Request(CONVERSATION, None, 1), sampler.chat.tokenizer.vocab_size + 3
     sampler.engine = Script(tokens)
     [[response]] = sampler.sample([request], samples=1, max_new_tokens=64)
     assert response
@@ -54,8 +54,8 @@ def test_a_response_with_an_id_of_no_token_is_not_usable(sampler: ChatSampler) -
 
 
 def test_a_label_with_an_id_of_no_token_is_no_label(sampler: ChatSampler) -> None:
-    label = f"quality:4{sampler.chat.tokens.end_of_turn}"
-    pair, padding = (CONVERSATION, "It is here."), sampler.tokenizer.vocab_size
+    label = "quality:4\n"
+    pair, padding = (CONVERSATION, "It is here."), sampler.chat.tokenizer.vocab_size
     sampler.engine = Script(encode(sampler, label))
     assert sampler.predict_labels([pair]) == ["quality:4"]
     sampler.engine = Script([padding, *encode(sampler, label)])

@@ -1,0 +1,1 @@
+"""Conversations as tokens, in the chat format that belongs to a checkpoint."""
