@@ -81,6 +81,18 @@ def parse_prompt(row: Mapping[str, Any]) -> Conversation:
     return parse_messages(prompt_messages(row))
 
 
+def parse_prompt_row(row: Mapping[str, Any]) -> Conversation:
+    """The prompt of a row of ``prompts_jsonl``, or of ``training_jsonl`` without its answer.
+
+    The label of an answered row stays with it.
+    """
+    messages = row.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if isinstance(last, Mapping) and last.get("role") == "assistant":
+        return replace(parse_conversation(row), response=None)
+    return parse_prompt(row)
+
+
 def prompt_messages(row: Mapping[str, Any]) -> Any:
     """The unchecked messages of a row of ``prompts_jsonl``, which has no other key."""
     return _messages(row, {"messages"})

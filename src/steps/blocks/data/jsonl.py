@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nemotron_style.runtime.errors import InputError, Problem
-from nemotron_style.steps.blocks.data.layouts.refusal import brief, is_number, refuse
-from nemotron_style.steps.blocks.data.layouts.row_file import iterate_rows
+from nemotron_style.steps.blocks.data.files.refusal import brief, is_number, refuse
+from nemotron_style.steps.blocks.data.files.row_file import iterate_rows
 
 __all__ = ["SHOWN", "brief", "find_jsonl", "is_number", "read_rows", "refuse", "write_rows"]
 

@@ -1,1 +1,1 @@
-"""Rows as people have them: every kind of file, and every layout of a row, read as our own."""
+"""The layouts in which people have rows, each read as a row of our own kinds."""

@@ -60,7 +60,7 @@ def test_all_bad_rows_are_counted_and_ten_shown(tmp_path: Path) -> None:
 
 
 def test_a_row_has_a_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nemotron_style.steps.blocks.data.layouts.row_file.LONGEST_LINE", 100)
+    monkeypatch.setattr("nemotron_style.steps.blocks.data.files.row_file.LONGEST_LINE", 100)
     file = tmp_path / "a.jsonl"
     file.write_text('{"n": 1}\n{"n": ' + "1" * 100 + "}\n")
     with pytest.raises(InputError, match=r"a\.jsonl:2: the line has more than 100 bytes"):

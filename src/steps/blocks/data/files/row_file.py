@@ -18,7 +18,7 @@ from typing import IO, Any, NoReturn
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.text_file import MOST_DIGITS, SURROGATE
-from nemotron_style.steps.blocks.data.layouts.refusal import brief, refuse
+from nemotron_style.steps.blocks.data.files.refusal import brief, refuse
 
 Row = dict[str, Any]
 Placed = tuple[str, Row | InputError]

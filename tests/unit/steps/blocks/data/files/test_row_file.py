@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nemotron_style.runtime.errors import InputError
+from nemotron_style.steps.blocks.data.files.row_file import iterate_rows
 from nemotron_style.steps.blocks.data.jsonl import read_rows
-from nemotron_style.steps.blocks.data.layouts.row_file import iterate_rows
 
 ROWS = [{"messages": [{"role": "user", "content": "é☂"}], "n": n} for n in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

@@ -1,0 +1,1 @@
+"""Files of rows: what is read from them, and how a row is refused."""
