@@ -78,8 +78,8 @@ def usable_kinds(slot: Slot, catalog: Catalog) -> list[str]:
 def choose_kind(names: Sequence[str], slot: Slot, catalog: Catalog, *, location: str) -> str:
     """The kind as which content with these names fills ``slot``, as it is or converted.
 
-    A kind without signs may look like anything, and a lone file of unknown name may be rows.
-    Raises ``UsageError`` for what cannot fill the slot.
+    A kind without signs may look like anything, and files of unknown names may be rows, which
+    whoever reads them will see. Raises ``UsageError`` for what cannot fill the slot.
     """
     usable = usable_kinds(slot, catalog)
     found = {kind.name: kind for kind in recognise(names, catalog)}
@@ -87,9 +87,7 @@ def choose_kind(names: Sequence[str], slot: Slot, catalog: Catalog, *, location:
     if fits:
         return fits[0]
     wanted = [catalog.kinds[name] for name in (slot.kind, *slot.also)]
-    is_file = len(names) == 1 and "/" not in names[0]
-    may_be_rows = is_file and not found
-    if any(len(kind.signs) <= may_be_rows for kind in wanted):
+    if any(len(kind.signs) <= (not found) for kind in wanted):
         return slot.kind
     first = next(iter(found.values()), None)
     shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "") or "nothing"

@@ -185,7 +185,7 @@ def choose_profile(attached: str | None, detached: str | None) -> Profile:
 
 
 def show_dry_run(request: RunRequest, context: PlanContext, *, as_json: bool) -> None:
-    """Print what would be done."""
+    """Print what would be done, then what stands in the way of it."""
     pipeline = compile_pipeline(request, context=context)
     launcher = find_launcher(context.profile.executor)
     requests = compile_requests(pipeline, launcher, reused=as_json)
@@ -193,8 +193,11 @@ def show_dry_run(request: RunRequest, context: PlanContext, *, as_json: bool) ->
     reject_secrets(text, "the dry run")
     if as_json:
         print_json(describe_pipeline(pipeline, requests))
+        if pipeline.problems:
+            raise typer.Exit(UsageError.exit_code)
     else:
         write_exactly(sys.stdout, text)
+        raise_all(UsageError, pipeline.problems)
 
 
 def execute(request: RunRequest, context: PlanContext, *, as_json: bool) -> None:

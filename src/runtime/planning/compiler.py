@@ -38,6 +38,7 @@ def compile_job(
     if text is None:
         return CompiledJob()
     compiler = import_object(text, where=where, key="run.compiler")
+    origins = {slot: one.made_from for slot, one in inputs.items() if one.made_from}
     site = JobSite(
         executor=profile.executor,
         image=image or manifest.run.image,  # without one, the step's says what is meant
@@ -46,6 +47,9 @@ def compile_job(
         inputs={slot: one.kind for slot, one in inputs.items()},
         variables=_name_variables(profile),
         files=dict(_find_files(inputs, store)),
+        origins=dict(_find_files(origins, store)),
+        outside=frozenset(slot for slot, one in [*inputs.items(), *origins.items()] if one.outside),
+        memory=profile.memory,
     )
     compiled = compiler(config.parsed, site)
     if not isinstance(compiled, CompiledJob):

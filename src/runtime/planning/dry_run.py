@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nemotron_style.runtime.errors import UsageError
 from nemotron_style.runtime.launch.base import Launcher, Request
 from nemotron_style.runtime.planning.inputs import ResolvedInput
 from nemotron_style.runtime.planning.pipeline import Pipeline, PlannedRun
@@ -50,7 +51,10 @@ def describe_pipeline(pipeline: Pipeline, requests: Mapping[str, Request]) -> di
         job = {"plan": request.plan.model_dump(mode="json"), "argv": list(request.argv)}
         runs.append({**describe_run(run), **job, "files": files})
     adoptions = [vars(adoption) for adoption in pipeline.adoptions]
-    return {"dry_run": True, "adoptions": adoptions, "runs": runs}
+    shown = {"dry_run": True, "adoptions": adoptions, "runs": runs}
+    problems = [problem.as_dict() for problem in pipeline.problems]
+    error = {"exit_code": UsageError.exit_code, "problems": problems}
+    return shown | ({"error": error} if problems else {})
 
 
 def describe_run(run: PlannedRun) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from nemotron_style.runtime.errors import (
 )
 from nemotron_style.runtime.paths import expand_path
 from nemotron_style.runtime.planning.request import PlanContext
+from nemotron_style.runtime.run.plan import MADE_BY_RUN
 from nemotron_style.runtime.secrets.redact import redact
 from nemotron_style.runtime.store.digest import digest_tree
 from nemotron_style.runtime.store.record import Artifact
@@ -56,7 +57,7 @@ class ResolvedInput:
 
     ``ref`` and ``digest`` are known only for content that exists already. ``remark`` is what to
     tell about it before it is used. ``pending`` says why its content, which decides which run this
-    is, is not known yet.
+    is, is not known yet. ``made_from`` is what a planned conversion makes it from.
     """
 
     kind: str
@@ -66,6 +67,12 @@ class ResolvedInput:
     adoption: Adoption | None = None
     remark: str = ""
     pending: str = ""
+    made_from: ResolvedInput | None = None
+
+    @property
+    def outside(self) -> bool:
+        """Whether no run of ours has made this content, nor will."""
+        return not self.source.startswith(MADE_BY_RUN)
 
 
 def parse_input_options(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nemotron_style.runtime.catalog.manifest import Manifest
+from nemotron_style.runtime.errors import Problem
 from nemotron_style.runtime.planning.inputs import Adoption, ResolvedInput
 from nemotron_style.runtime.planning.reuse import Decision
 from nemotron_style.runtime.run.plan import Plan
@@ -28,9 +29,13 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Runs in the order in which they can be made; the last one makes what was requested."""
+    """Runs in the order in which they can be made; the last one makes what was requested.
+
+    ``problems`` are what is wrong with the jobs of a plan that is only shown; no other has any.
+    """
 
     runs: tuple[PlannedRun, ...]
+    problems: tuple[Problem, ...] = ()
 
     @property
     def target(self) -> PlannedRun:

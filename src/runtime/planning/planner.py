@@ -31,6 +31,7 @@ from nemotron_style.runtime.planning.inputs import (
     resolve_ref,
 )
 from nemotron_style.runtime.planning.pipeline import Pipeline, PlannedRun
+from nemotron_style.runtime.planning.preflight import check_shape
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest, check_request
 from nemotron_style.runtime.planning.reuse import Decision, check_names, decide
 from nemotron_style.runtime.run.plan import MADE_BY_RUN
@@ -41,12 +42,14 @@ def compile_pipeline(request: RunRequest, *, context: PlanContext) -> Pipeline:
     """Plan a request and everything upstream of it. Writes nothing.
 
     Raises ``UsageError`` (or a subclass) for a config, an input or a chain of steps that cannot
-    be used.
+    be used. What is wrong with jobs is among the problems of a pipeline that is only shown.
     """
     planner = _Planner(context)
     planner.plan(request)
-    raise_all(UsageError, list(dict.fromkeys(planner.problems)))
-    return Pipeline(tuple(planner.runs.values()))
+    problems = tuple(dict.fromkeys([*planner.problems, *planner.job_problems]))
+    if planner.problems or not context.provisional:
+        raise_all(UsageError, problems)
+    return Pipeline(tuple(planner.runs.values()), problems)
 
 
 @dataclass
@@ -56,7 +59,8 @@ class _Planner:
     Steps share what is upstream of them, so ``planned`` and ``converted`` (by step and content)
     keep what was planned: the same order again is the same run. ``contents`` are refs and paths
     that were looked up, by the kind they are wanted in: a path is hashed once. ``problems`` are
-    those of all slots and of all compilers; planning goes on, so that all are found.
+    those of all slots, ``job_problems`` those of jobs whose slots are filled; planning goes on, so
+    that all are found.
     """
 
     context: PlanContext
@@ -65,6 +69,7 @@ class _Planner:
     converted: dict[tuple[str, str], PlannedRun] = field(default_factory=dict)
     contents: dict[tuple[str, str], ResolvedInput] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    job_problems: list[Problem] = field(default_factory=list)
     chain: list[RunRequest] = field(default_factory=list)
 
     def plan(self, request: RunRequest) -> PlannedRun:
@@ -134,8 +139,8 @@ class _Planner:
         pending = self.find_pending(inputs.values())
         if pending:
             decision = Decision("run", f"{pending}; its content decides which run this is")
-        if decision.action != "reuse":
-            self.problems += draft.problems
+        if decision.action in ("run", "resume"):
+            self.job_problems += [*draft.problems, *check_shape(plan)]
         run = PlannedRun(step.manifest, plan, decision, inputs, pending)
         return self.runs.setdefault(plan.run_id, run)
 
@@ -267,7 +272,7 @@ class _Planner:
             run = self.add_run(RunRequest(step), converter, {}, is_upstream=True)
             self.converted[step, content.source] = run
         output = choose_output(manifest, slot, None, where=where, catalog=catalog)
-        return self.describe_output(run, output)
+        return replace(self.describe_output(run, output), made_from=content)
 
     def describe_output(self, run: PlannedRun, slot: Slot) -> ResolvedInput:
         """What a planned run makes, or has made, in one of its slots."""

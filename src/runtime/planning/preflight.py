@@ -46,11 +46,16 @@ def check_plan(plan: Plan, *, adoptions: Sequence[Adoption] = ()) -> list[Proble
         *check_inputs(plan, adoptions),
         *check_access(plan),
         *check_disk(plan, adoptions),
-        *check_counts(plan),
-        *check_parallel(plan),
+        *check_shape(plan),
         *check_port(plan),
         *check_job(plan),
     ]
+
+
+def check_shape(plan: Plan) -> Iterator[Problem]:
+    """Machines, processes and copies of the model fit each other; looked at in a dry run too."""
+    yield from check_counts(plan)
+    yield from check_parallel(plan)
 
 
 def check_inputs(plan: Plan, adoptions: Sequence[Adoption]) -> Iterator[Problem]:

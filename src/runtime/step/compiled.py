@@ -20,7 +20,9 @@ class JobSite:
 
     ``inputs`` has the kind of each filled slot; ``variables`` the names of the environment
     variables that the profile gives a job, secret ones too, None where it gets others as well;
-    ``files`` where the content of an input lies that exists already and can be read from here.
+    ``files`` where the content of an input lies that exists already and can be read from here;
+    ``origins`` where that lies which will be converted for a slot. ``outside`` are the slots whose
+    content no run of ours has made. ``memory`` is what the profile gives a job on each machine.
     """
 
     executor: str
@@ -30,6 +32,9 @@ class JobSite:
     inputs: Mapping[str, str] = field(default_factory=dict)
     variables: frozenset[str] | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
+    origins: Mapping[str, Path] = field(default_factory=dict)
+    outside: frozenset[str] = frozenset()
+    memory: str | None = None
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def test_rows_may_be_of_any_kind_of_rows(catalog: Catalog) -> None:
         (CONTENT["judge_model"], "checkpoint_hf", "judge_model"),
         (["rows.jsonl"], "rated_jsonl", "rated_jsonl"),
         (["conversations.txt"], "training_jsonl", "training_jsonl"),
+        (["a.json", "b.json"], "training_jsonl", "training_jsonl"),
         (["truth.json"], "attribute_truth", "attribute_truth"),  # has no signs
     ],
 )
@@ -63,7 +64,7 @@ def test_content_fills_a_slot_as_what_it_is(
         (["a.txt", "b.txt"], "checkpoint_megatron", r"holds a.txt, b.txt.*model_config.json and"),
         (CONTENT["reward_model"], "checkpoint_hf", "it looks like reward_model"),
         (CONTENT["adapter_hf"], "checkpoint_hf", "looks like adapter_hf.*merge it into its model"),
-        ([], "training_jsonl", "it holds nothing"),
+        ([], "checkpoint_megatron", "it holds nothing"),
     ],
 )
 def test_what_cannot_fill_a_slot_is_refused_with_what_it_looks_like(

@@ -130,6 +130,45 @@ def test_what_was_compiled_is_in_the_plan_and_the_job_reads_it(
     assert parse_plan(text, where="plan.json").files == {"wheel.yaml": "speed: 2\nhands: None\n"}
 
 
+def test_a_dry_run_shows_the_plan_and_then_what_is_wrong_with_it(
+    water: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = water.files()
+    words = ["steps", "run", "mill/grist", "-c", "river", "mill.speed=6", "--dry-run"]
+    assert main(words) == 2
+    shown = capsys.readouterr()
+    assert "note      speed: as the water flows\n" in shown.out
+    assert "the water is too slow; got 6" in shown.err
+    assert main([*words, "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document["dry_run"] is True
+    assert document["error"]["problems"] == [
+        {"key": "mill.speed", "what": "the water is too slow", "got": "6"}
+    ]
+    assert water.files() == before
+
+
+def test_a_compiler_hears_what_came_from_outside_and_what_will_be_converted(water: Any) -> None:
+    kinds = water.root / "manifests/kinds.toml"
+    kinds.write_text(
+        kinds.read_text()
+        + '[ear]\ndescription = "uncut"\nsigns = ["ear.txt", "stalk/"]\n'
+        + 'convert_to = { grain = "mill/thresh" }\n'
+    )
+    water.add_step("mill/thresh", takes="ear", makes="grain")
+    field = water.write("field/ear.txt", "long\n").parent
+    (field / "stalk").mkdir()
+    sack = water.write("sack.txt", "full\n")
+    import milling.compiling as compiler
+
+    for path in (sack, field):
+        water.compile("mill/grist", inputs=(f"river={path}",))
+    ready, planned = compiler.seen
+    assert (ready.files, ready.origins) == ({"river": sack}, {})
+    assert (planned.files, planned.origins) == ({}, {"river": field})
+    assert ready.outside == planned.outside == {"river"}
+
+
 def test_a_dry_run_shows_notes_and_each_file_whole(
     water: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
