@@ -259,8 +259,12 @@ class _Planner:
             fix = f"the step {step!r} would convert it and is not there" if step else ""
             raise UsageError(Problem(where=where, key=slot.name, what=what, fix=fix))
         manifest = catalog.find(step)
-        accepts = catalog.kinds.accepts
+        accepts, conversion = catalog.kinds.accepts, catalog.kinds.conversion
         taken = next((one for one in manifest.consumes if accepts(one.kind, content.kind)), None)
+        if taken is None:  # what another conversion makes of it may be taken
+            others = ((one, conversion(content.kind, one.kind)) for one in manifest.consumes)
+            taken = next((one for one, other in others if other not in (None, step)), None)
+            content = self.convert(content, taken, where=step) if taken else content
         if taken is None:
             fix = f"{step} is named as its conversion and does not take it"
             raise UsageError(Problem(where=where, key=slot.name, what=what, fix=fix))

@@ -33,7 +33,7 @@ COMPILERS = {"nemo_rl"}
 # Attributes of other things that have the name of an unused key.
 OTHERS = {
     "rs/actor": {"name", "filename"},
-    "rl/rlhf": {"format", "default_score", "use_distributed_optimizer"},
+    "rl/rlhf": {"format", "default", "default_score", "use_distributed_optimizer"},
     "sft/steerlm2": {"name", "filename", "micro_batch_size"},
 }
 # Read with their whole table, and not by name.

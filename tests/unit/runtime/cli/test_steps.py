@@ -35,7 +35,7 @@ def test_list_shows_every_step_with_what_goes_in_and_out(toy, capsys):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     (at,) = [at for at, line in enumerate(lines) if line.startswith("toy/train ")]
-    column = len("convert/hf_to_megatron") + 2
+    column = len("convert/nemo_to_megatron") + 2
     assert lines[at - 1] == "TOY"
     assert lines[at] == "toy/train".ljust(column) + "Trains a toy."
     kinds = "[checkpoint_megatron, training_jsonl -> checkpoint_megatron]"

@@ -1,1 +1,0 @@
-"""What artifacts were made from, as a graph, and the ways in which it is told."""
