@@ -24,16 +24,16 @@ from megatron.core.tensor_parallel.layers import (
 )
 from torch import Tensor, nn
 
-from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.runtime.errors import InputError, raise_all
 from nemotron_style.steps.blocks.model.attention import AttentionContext
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.logprob import label_logprobs
 from nemotron_style.steps.blocks.model.megatron_config import megatron_config
-from nemotron_style.steps.blocks.model.parallel import Parallel, current_parallel, data_world
+from nemotron_style.steps.blocks.model.parallel import current_parallel, data_world
 from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch
 from nemotron_style.steps.blocks.model.sharded_tensor import shards
 from nemotron_style.steps.blocks.model.transformer_layer import block_spec
-from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig, find_indivisible
 
 INITIAL_STD = 0.02
 Model = TypeVar("Model", bound="LanguageModel")
@@ -115,7 +115,8 @@ def construct(
     """
     prepare_device()
     parallel = current_parallel()
-    raise_all(InputError, _indivisible(config, parallel))
+    problems = find_indivisible(config, tensor=parallel.tensor, pipeline=parallel.pipeline)
+    raise_all(InputError, problems)
     settings = megatron_config(config, parallel=parallel, dtype=dtype)
     settings.finalize_model_grads_func = finish_gradients
     model = kind(
@@ -197,24 +198,3 @@ def _mark_divided(model: LanguageModel) -> None:
             set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=0, stride=1)
         elif isinstance(module, RowParallelLinear):
             set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=1, stride=1)
-
-
-def _indivisible(config: ModelConfig, parallel: Parallel) -> list[Problem]:
-    divisors = {
-        "vocab_size": parallel.tensor,
-        "num_attention_heads": parallel.tensor,
-        "num_query_groups": parallel.tensor,
-        "ffn_hidden_size": parallel.tensor,
-        "num_layers": parallel.pipeline,
-    }
-    return [
-        Problem(
-            what="the model cannot be divided so",
-            key=name,
-            got=str(getattr(config, name)),
-            allowed=f"a multiple of the {'pipeline' if name == 'num_layers' else 'tensor'} "
-            f"parallel size {divisor}",
-        )
-        for name, divisor in divisors.items()
-        if getattr(config, name) % divisor
-    ]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from nemotron_style.runtime.config.model import Section
+from nemotron_style.runtime.errors import Problem
 
 Architecture = Literal[
     *("llama", "mistral", "qwen2", "qwen3", "olmo2", "phi3"),
@@ -194,3 +195,25 @@ SWITCHES = {
     name: field.default for name, field in ModelConfig.model_fields.items() if name not in _SIZES
 }
 """Names of the switches and what they are in a plain Llama."""
+
+
+def find_indivisible(config: ModelConfig, *, tensor: int, pipeline: int) -> list[Problem]:
+    """The sizes of a model that these parallel sizes do not divide."""
+    divisors = {
+        "vocab_size": tensor,
+        "num_attention_heads": tensor,
+        "num_query_groups": tensor,
+        "ffn_hidden_size": tensor,
+        "num_layers": pipeline,
+    }
+    return [
+        Problem(
+            what="the model cannot be divided so",
+            key=name,
+            got=str(getattr(config, name)),
+            allowed=f"a multiple of the {'pipeline' if name == 'num_layers' else 'tensor'} "
+            f"parallel size {divisor}",
+        )
+        for name, divisor in divisors.items()
+        if getattr(config, name) % divisor
+    ]

@@ -11,12 +11,12 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     weights_digest,
 )
 from nemotron_style.steps.blocks.model import parallel
-from nemotron_style.steps.blocks.model.language_model import _indivisible, build_model, unwrap
+from nemotron_style.steps.blocks.model.language_model import build_model, unwrap
 from nemotron_style.steps.blocks.model.logprob import response_logprobs
 from nemotron_style.steps.blocks.model.parallel import Parallel
 from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
 from nemotron_style.steps.blocks.model.rotary import rotary_tables, rotate
-from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig, find_indivisible
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 
 SIZES = {
@@ -112,7 +112,7 @@ def test_rotation_keeps_length_and_depends_on_distance_only():
 
 
 def test_a_division_that_does_not_fit_names_every_size():
-    problems = _indivisible(CONFIG, Parallel(tensor=4, pipeline=3))
+    problems = find_indivisible(CONFIG, tensor=4, pipeline=3)
     assert {problem.key for problem in problems} == {"vocab_size", "num_query_groups", "num_layers"}
 
 
