@@ -12,6 +12,7 @@ from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.not_built import SavesMemory
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.settings.row_config import RowReading
 from nemotron_style.steps.blocks.settings.training_config import (
     Count,
     Job,
@@ -53,8 +54,8 @@ class ValidationData(Section):
     micro_batch_size: Count | None = cosmetic(default=None, description="null: that of train_ds")
 
 
-class Data(Section):
-    """``model.data``: the files, and how a conversation is written as text.
+class Data(RowReading):
+    """``model.data``: the files, how rows are read, and how a conversation is written as text.
 
     ``chat_prompt_tokens`` null means those stored with the checkpoint, or NeMo-Aligner's
     defaults. With ``sample`` the data are repeated, reshuffled, for as long as max_steps asks.

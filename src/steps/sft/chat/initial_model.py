@@ -25,7 +25,7 @@ from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.training.launch_check import find_launch_problems
 from nemotron_style.steps.sft.chat.config import Config
-from nemotron_style.steps.sft.chat.row import read_texts
+from nemotron_style.steps.sft.chat.row import read_texts, row_reader
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _make_tokenizer(config: Config, ctx: StepContext, tokens: ChatPromptTokens) 
     path = ctx.run_dir / TOKENIZER
     if ctx.is_first:
         assert config.model.architecture is not None
-        texts = read_texts(ctx.input("data").path, ChatFormat(tokens))
+        texts = read_texts(ctx.input("data").path, ChatFormat(tokens), row_reader(config))
         size = config.model.architecture.tokenizer_vocab_size
         train_tokenizer(texts, size, path, tokens=tokens)
     dist.barrier()

@@ -4,7 +4,8 @@ From NeMo-Aligner (``train_gpt_sft.py``, ``GPTSFTChatDataset``) it keeps the tex
 labels before (``VALUE_TO_TEXT``) and after (``TEXT_TO_VALUE``) an answer, and the keys of the
 config.  It leaves out, on purpose:
 
-* cutting rows that are too long: they are refused, with their lines;
+* cutting rows that are too long: they are refused with their lines, left out, or lose whole turns
+  at their beginning, as ``long_rows`` says;
 * finding the loss mask by tokenising a prompt a second time: prompt and target are tokenised
   apart, so the mask is exact;
 * means of means: the loss is the mean over the target tokens of the *global* batch, whatever the
@@ -36,7 +37,7 @@ from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.sft.chat.config import Config
 from nemotron_style.steps.sft.chat.initial_model import Start, check_job, prepare_start
-from nemotron_style.steps.sft.chat.row import EncodedRow, encode_rows
+from nemotron_style.steps.sft.chat.row import EncodedRow, encode_rows, row_reader
 from nemotron_style.steps.sft.chat.validation import measure_loss
 
 
@@ -108,12 +109,15 @@ def run(config: Config, ctx: StepContext) -> None:
 
 def read_rows(config: Config, ctx: StepContext, *, start: Start, slot: str) -> list[EncodedRow]:
     """The rows of an input as tokens. Raises InputError for each that cannot be trained on."""
-    limit = start.sizes.max_sequence_length
-    return encode_rows(
+    limit, reader = start.sizes.max_sequence_length, row_reader(config)
+    rows = encode_rows(
         ctx.input(slot).path,
         chat=start.chat,
         max_tokens=min(limit, config.model.data.train_ds.max_seq_length or limit),
+        reader=reader,
     )
+    reader.report.tell(ctx, slot, output="model")
+    return rows
 
 
 def write_model(ctx: StepContext, model: nn.Module, start: Start) -> None:

@@ -54,6 +54,7 @@ def find_files(path: str | Path) -> list[Path]:
         what = "is not a regular file" if path.exists() else "no such file"
         raise InputError(Problem(where=os.fspath(path), what=what))
     found = sorted(file for pattern in _SHARDS for file in path.glob(pattern))
+    found = found or sorted(file for pattern in _SHARDS for file in path.glob(f"*/{pattern}"))
     found = found or sorted(file for file in path.glob("*.json") if file.name not in NOT_ROWS)
     if len({re.sub(r"\d+", "#", file.name) for file in found}) != 1:
         raise InputError(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.data.conversation import Conversation
@@ -14,6 +14,9 @@ from nemotron_style.steps.blocks.data.files.row_file import iterate_rows
 from nemotron_style.steps.blocks.data.layouts.layout import Layout, OwnRow, Row, Use
 from nemotron_style.steps.blocks.data.layouts.table import recognise
 from nemotron_style.steps.blocks.settings.row_config import RowReading
+
+if TYPE_CHECKING:
+    from nemotron_style.runtime.step.context import StepContext
 
 Parsed = TypeVar("Parsed")
 Encoded = TypeVar("Encoded", bound=Sized)
@@ -60,6 +63,12 @@ class ReadReport:
             what = "too long, and without their first turns"
             told.append(f"{slot}: {what}: {self.shortened:,} of {self.rows:,} rows")
         return told
+
+    def tell(self, ctx: StepContext, slot: str, *, output: str) -> None:
+        """Say it in the log, and keep it in the record of an output, as ``<slot>_rows``."""
+        for line in self.lines(slot):
+            ctx.say(line)
+        ctx.output(output).note(**{f"{slot}_rows": self.facts()})
 
     def facts(self) -> dict[str, Any]:
         """What a record keeps of it."""
@@ -154,7 +163,7 @@ class RowReader:
 
     def _own_row(self, row: Row) -> OwnRow:
         """A row as our own kind; it has the layout of the rows before it."""
-        layout = recognise(row, self.use, self.settings.layout)
+        layout = recognise(row, self.use, self.settings.layout, key=self.key)
         known = self.report.layouts
         if known and layout.name not in known and not {layout.name, *known} <= OURS:
             what, first = "the rows of a data set have one layout", next(iter(known))

@@ -13,15 +13,15 @@ LAYOUTS = (*CONVERSATIONS, *JUDGED, *ONLY_PROMPTS)
 USES: tuple[Use, ...] = ("training", "prompts", "ratings", "comparisons")
 
 
-def recognise(row: Row, use: Use, name: str | None = None) -> Layout:
-    """The layout of a row for a use; with ``name``, the one that the config says it has.
+def recognise(row: Row, use: Use, name: str | None = None, *, key: str = "data") -> Layout:
+    """The layout of a row for a use; with ``name``, the one that the config's ``key`` says.
 
     Raises:
         InputError: it has none, several, or one that is known and not read.
     """
     fitting = [layout for layout in LAYOUTS if use in layout.uses and layout.fits(row)]
     if name is not None:
-        return _named(name, use, fitting, row)
+        return _named(name, use, fitting, row, key=key)
     found = [layout for layout in fitting if not layout.last_resort]
     known = (layout for layout in REFUSED if layout.always or not fitting)
     if refused := next((layout for layout in known if layout.fits(row)), None):
@@ -34,7 +34,7 @@ def recognise(row: Row, use: Use, name: str | None = None) -> Layout:
                 what="the row has several layouts: "
                 + " and ".join(layout.name for layout in found),
                 got=columns(row),
-                fix=f"say which is meant, such as data.layout={found[0].name}, or remove columns",
+                fix=f"say which is meant, such as {key}.layout={found[0].name}, or remove columns",
             )
         )
     if not found:
@@ -52,14 +52,14 @@ def columns(row: Row) -> str:
     return ", ".join(name for name, value in row.items() if value is not None) or "an empty object"
 
 
-def _named(name: str, use: Use, fitting: list[Layout], row: Row) -> Layout:
+def _named(name: str, use: Use, fitting: list[Layout], row: Row, *, key: str) -> Layout:
     for layout in fitting:
         if layout.name == name:
             return layout
     if name not in names_for(use):
         what = f"no layout of {use} has this name"
         raise InputError(
-            Problem(key="data.layout", what=what, got=name, allowed=", ".join(names_for(use)))
+            Problem(key=f"{key}.layout", what=what, got=name, allowed=", ".join(names_for(use)))
         )
     raise InputError(Problem(what=f"the row is not {name}", got=columns(row)))
 

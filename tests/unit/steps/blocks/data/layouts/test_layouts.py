@@ -17,6 +17,8 @@ from nemotron_style.steps.blocks.data.conversation import (
     parse_prompt_row,
 )
 from nemotron_style.steps.blocks.data.layouts.reader import RowReader
+from nemotron_style.steps.blocks.data.layouts.refused import REFUSED as REFUSED_LAYOUTS
+from nemotron_style.steps.blocks.data.layouts.table import LAYOUTS
 from nemotron_style.steps.blocks.data.rated_row import PairRow, RatedRow, parse_rated
 from nemotron_style.steps.blocks.settings.row_config import RowReading
 
@@ -90,3 +92,13 @@ def test_a_bad_row_is_named_and_the_good_one_beside_it_is_not(tmp_path: Path, na
 def test_of_fifty_one_layouts_forty_are_read() -> None:
     assert len(CASES) >= 51
     assert len(READ) >= 40
+
+
+def test_the_page_of_data_names_every_layout() -> None:
+    page = (Path(__file__).parents[6] / "docs" / "data.md").read_text()
+    assert [layout.name for layout in LAYOUTS if f"`{layout.name}`" not in page] == []
+    assert [layout.name for layout in REFUSED_LAYOUTS if layout.name not in page] == []
+
+
+def test_a_layout_has_a_name_of_its_own() -> None:
+    assert len({layout.name for layout in LAYOUTS}) == len(LAYOUTS)
