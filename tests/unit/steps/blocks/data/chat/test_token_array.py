@@ -8,7 +8,7 @@ from nemotron_style.steps.blocks.data.chat.token_array import mark_array, token_
 
 
 def test_a_token_takes_four_bytes_and_its_mark_one() -> None:
-    ids, marks = token_array(range(100_000, 101_000)), mark_array([False, True] * 500)
+    ids, marks = token_array(list(range(100_000, 101_000))), mark_array([False, True] * 500)
     assert sys.getsizeof(ids) < 4200
     assert sys.getsizeof(marks) < 1200
 
