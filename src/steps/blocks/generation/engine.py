@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from nemotron_style.runtime.errors import StepFailed
-from nemotron_style.steps.blocks.generation.kv_decoder import Decoder, Prefix
+from nemotron_style.steps.blocks.generation.kv_cache import Prefix
+from nemotron_style.steps.blocks.generation.kv_decoder import Decoder
 from nemotron_style.steps.blocks.generation.random_stream import sample_keys, uniforms
 from nemotron_style.steps.blocks.generation.sampling_params import (
     SamplingParams,
@@ -122,7 +123,8 @@ class Engine:
         assert self.decode or not sampling.end_strings, "end strings need the tokens' text"
         check_prompts(prompts, sampling, room=self.decoder.config.max_sequence_length)
         rows = min(self.max_rows, len(prompts) * samples_per_prompt)
-        self.decoder.read_weights(rows=max(1, rows))
+        width = max(map(len, prompts), default=1) + sampling.max_new_tokens
+        self.decoder.read_weights(rows=max(1, rows), width=width)
         keys = sample_keys(seed, len(prompts), samples_per_prompt)
         batch = _Batch(self, prompts, sampling, keys)
         batch.run()

@@ -20,78 +20,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemotron_style.runtime.errors import InputError, Problem
-from nemotron_style.steps.blocks.generation.packed_linear import PackedLinear, pack_linear
+from nemotron_style.steps.blocks.generation.kv_cache import Cache, Prefix
+from nemotron_style.steps.blocks.generation.layer_weights import LayerWeights, WeightReader
+from nemotron_style.steps.blocks.generation.packed_linear import pack_linear
+from nemotron_style.steps.blocks.model.attention import attend_capped
 from nemotron_style.steps.blocks.model.language_model import unwrap
 from nemotron_style.steps.blocks.model.parallel import current_parallel
 from nemotron_style.steps.blocks.model.rotary import rotary_tables
+from nemotron_style.steps.blocks.model.transformer_layer import ACTIVATIONS
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
-
-@dataclass(frozen=True)
-class _Layer:
-    """The weights of one transformer layer, by what they do."""
-
-    attention_norm: Tensor
-    qkv: PackedLinear
-    attention_out: PackedLinear
-    mlp_norm: Tensor
-    gate_up: PackedLinear
-    down: PackedLinear
+QUERY_BLOCK = 512
+"""Queries whose scores are held at once where scores are capped, which no fused kernel does."""
 
 
 @dataclass(frozen=True)
 class _Target:
     """Where in the cache the new token of each live row goes, by key-value head (``[B * K]``).
 
-    ``cos`` and ``sin`` rotate it. ``mask`` hides the columns beyond a row's own length; None where
-    all rows have one length.
+    ``cos`` and ``sin`` rotate it. It sees the columns ``seen``, apart from those that ``mask``
+    hides: the ones beyond a row's own length or before its window. None hides none.
     """
 
     heads: slice | Tensor
     columns: int | Tensor
     cos: Tensor
     sin: Tensor
+    seen: slice
     mask: Tensor | None
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Prompts of one length, computed once: keys and values ``[layers, P, K, T, head size]``."""
-
-    keys: Tensor
-    values: Tensor
-    logits_PV: Tensor
-
-    def one(self, number: int) -> Prefix:
-        """The prompt ``number`` alone."""
-        here = slice(number, number + 1)
-        return Prefix(self.keys[:, here], self.values[:, here], self.logits_PV[here])
-
-
-class Cache:
-    """Keys ``[layers, slots, K, head size, T]`` and values ``[layers, slots, K, T, head size]``.
-
-    Keys are stored transposed, as the product with a query reads them.
-    """
-
-    def __init__(self, shape: tuple[int, ...], like: Tensor) -> None:
-        # Zeros: a masked column is still multiplied by its weight of 0, and 0 * nan is nan.
-        self.values = like.new_zeros(shape)
-        self.keys = like.new_zeros((*shape[:3], shape[4], shape[3]))
-        by_head = (states.flatten(1, 2).unbind() for states in (self.keys, self.values))
-        self.layers = list(zip(*by_head, strict=True))
-
-    def start(self, prefix: Prefix, slots: slice) -> None:
-        """Begin ``slots`` with the one prompt of ``prefix``."""
-        width = prefix.keys.shape[3]
-        self.keys[:, slots, :, :, :width] = prefix.keys.transpose(3, 4)
-        self.values[:, slots, :, :width] = prefix.values
-
-    def move(self, source: int, target: int, width: int) -> None:
-        """Put the first ``width`` tokens of one slot in the place of another slot."""
-        self.keys[:, target, :, :, :width] = self.keys[:, source, :, :, :width]
-        self.values[:, target, :, :width] = self.values[:, source, :, :width]
 
 
 class Decoder:
@@ -105,36 +61,50 @@ class Decoder:
         self, model: nn.Module, config: ModelConfig, *, dtype: torch.dtype | None = None
     ) -> None:
         assert current_parallel().model == 1, "a divided model cannot be sampled in one process"
-        if config.switched:
-            what = "sampling in process does not know these switches of the model yet"
-            raise InputError(Problem(what=what, got=", ".join(config.switched)))
         self.model, self.config, self.dtype = model, config, dtype
         self.groups = config.num_query_groups
         self.queries = config.num_attention_heads // config.num_query_groups
+        self.activate = ACTIVATIONS[config.activation]
 
-    def read_weights(self, *, rows: int = 32) -> None:
+    def read_weights(self, *, rows: int = 32, width: int | None = None) -> None:
         """Name the model's tensors as they are now, for steps of about ``rows`` rows.
 
+        ``width`` is how many tokens a row may have, None as many as the model has positions for.
         On a CPU large weights are copied into the order that products are fastest in.
         """
         gpt = unwrap(self.model)
-        self.embedding = self._read(gpt.embedding.word_embeddings)
+        reader = WeightReader(self.config, dtype=self.dtype, rows=rows)
+        self.embedding = reader.cast(gpt.embedding.word_embeddings.weight)
         tied = self.config.tie_embeddings
-        head = self.embedding if tied else self._read(gpt.output_layer)
+        head = self.embedding if tied else reader.cast(gpt.output_layer.weight)
         self.head = pack_linear(head, rows=rows)
-        self.final_norm = self._read(gpt.decoder.final_layernorm)
-        self.layers = [self._read_layer(layer, rows) for layer in gpt.decoder.layers]
+        self.final_norm = reader.norm(gpt.decoder, "final_layernorm")
+        self.layers = [
+            reader.layer(layer, number) for number, layer in enumerate(gpt.decoder.layers, 1)
+        ]
+        self.windows = {layer.window for layer in self.layers}
         self.device = self.embedding.device
-        positions = torch.arange(self.config.max_sequence_length, device=self.device)
-        tables = rotary_tables(positions, self.config)
-        # Broadcast over [T, K, Q + 1, head size]: the Q queries of a head and its key (the last)
-        # are rotated in one product. The softmax scale goes into the queries here, once.
-        shape = (len(positions), 1, 1, self.config.head_size)
-        scales = torch.full((self.queries + 1, 1), self.config.head_size**-0.5, device=self.device)
+        positions = torch.arange(width or self.config.max_sequence_length, device=self.device)
+        self.rotary = {window: self._rotary(positions, window) for window in self.windows}
+
+    def _rotary(self, positions: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+        """cos and sin of layers with this window, ``[T, 1, Q + 1, head size]``.
+
+        The Q queries of a head and its key (the last) are rotated in one product. The softmax
+        scale goes into the queries here, once.
+        """
+        tables = rotary_tables(positions, self.config, local=window is not None)
+        shape = (len(positions), 1, 1, self.config.rotary_size)
+        scales = torch.full((self.queries + 1, 1), self.config.softmax_scale, device=self.device)
         scales[-1] = 1.0
-        self.cos, self.sin = (
-            (table.view(shape) * scales).to(self.embedding.dtype) for table in tables
+        # the part of a head that knows no position: times one, plus nothing of its partner
+        rest = self.config.head_size - self.config.rotary_size
+        padded = (
+            F.pad(table.view(shape), (0, rest), value=fill)
+            for table, fill in zip(tables, (1.0, 0.0), strict=True)
         )
+        cos, sin = ((table * scales).to(self.embedding.dtype) for table in padded)
+        return cos, sin
 
     def cache(self, slots: int, width: int) -> Cache:
         """An empty cache of ``slots`` rows with room for ``width`` tokens each."""
@@ -144,106 +114,155 @@ class Decoder:
     def prefill(self, tokens_PT: Tensor) -> Prefix:
         """Run prompts of one length; the logits are those of the token that comes next."""
         width = tokens_PT.shape[1]
-        hidden_PTD = F.embedding(tokens_PT, self.embedding)
+        hidden_PTD = self._embed(tokens_PT)
         keys, values = [], []
         for layer in self.layers:
-            turned, value = self._project(hidden_PTD, layer, self.cos[:width], self.sin[:width])
+            cos, sin = self.rotary[layer.window]
+            turned, value = self._project(hidden_PTD, layer, cos[:width], sin[:width])
             query = turned[:, :, :, :-1].flatten(2, 3).transpose(1, 2)
             keys.append(turned[:, :, :, -1].transpose(1, 2))
             values.append(value.transpose(1, 2))
-            attended = F.scaled_dot_product_attention(
-                query, keys[-1], values[-1], is_causal=True, scale=1.0, enable_gqa=self.queries > 1
-            )
+            attended = self._attend_prompt(query, keys[-1], values[-1], layer.window)
             hidden_PTD = self._add_outputs(hidden_PTD, attended.transpose(1, 2).flatten(2), layer)
         return Prefix(torch.stack(keys), torch.stack(values), self._logits(hidden_PTD[:, -1]))
 
     def advance(self, tokens: Sequence[int], lengths: Sequence[int], cache: Cache) -> Tensor:
         """Append one token to each of the first slots, at ``lengths``; logits_BV that follow."""
-        rows, seen = len(tokens), max(lengths) + 1
-        target = self._target(lengths)
+        rows = len(tokens)
+        targets = {window: self._target(lengths, window) for window in self.windows}
         heads = slice(rows * self.groups)
-        hidden_BD = F.embedding(torch.tensor(tokens, device=self.device), self.embedding)
+        hidden_BD = self._embed(torch.tensor(tokens, device=self.device))
         for layer, (keys, values) in zip(self.layers, cache.layers, strict=True):
+            target = targets[layer.window]
             turned, value = self._project(hidden_BD, layer, target.cos, target.sin)
             # in place: the cache never moves, so a step allocates nothing of its size
             keys[target.heads, :, target.columns] = turned[:, :, -1].flatten(0, 1)
             values[target.heads, target.columns] = value.flatten(0, 1)
             attended = self._attend(
                 turned[:, :, :-1].flatten(0, 1),
-                keys[heads, :, :seen],
-                values[heads, :seen],
+                keys[heads, :, target.seen],
+                values[heads, target.seen],
                 target.mask,
             )
             hidden_BD = self._add_outputs(hidden_BD, attended.view(rows, -1), layer)
         return self._logits(hidden_BD)
 
-    @staticmethod
-    def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """``[B * K, Q, head]``: the query heads of a key-value head share two small products.
 
         At one token per row this is faster than torch's fused kernels, which are made for many.
         """
-        scores = torch.bmm(query, keys) if mask is None else torch.baddbmm(mask, query, keys)
+        if cap := self.config.attention_softcap:
+            scores = (torch.bmm(query, keys) / cap).tanh_().mul_(cap)
+            scores = scores if mask is None else scores + mask
+        else:
+            scores = torch.bmm(query, keys) if mask is None else torch.baddbmm(mask, query, keys)
         shares = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
         return torch.bmm(shares, values)
 
-    def _target(self, lengths: Sequence[int]) -> _Target:
+    def _attend_prompt(
+        self, query: Tensor, key: Tensor, value: Tensor, window: int | None
+    ) -> Tensor:
+        """``[P, heads, T, head]`` of causal rows, in which a token sees ``window`` tokens."""
+        width = query.shape[2]
+        if self.config.attention_softcap:
+            return self._attend_capped(query, key, value, window)
+        mask = None if window is None or width <= window else self._band(0, width, width, window)
+        return F.scaled_dot_product_attention(
+            *(query, key, value, mask),
+            is_causal=mask is None,
+            scale=1.0,
+            enable_gqa=self.queries > 1,
+        )
+
+    def _attend_capped(
+        self, query: Tensor, key: Tensor, value: Tensor, window: int | None
+    ) -> Tensor:
+        """The same with capped scores, which are held for a block of queries at once."""
+        width, softcap = query.shape[2], self.config.attention_softcap
+        assert softcap
+        parts = []
+        for begin in range(0, width, QUERY_BLOCK):
+            end = min(begin + QUERY_BLOCK, width)
+            seen = (states[:, :, :end] for states in (key, value))
+            mask = self._band(begin, end, end, window)
+            block = query[:, :, begin:end]
+            parts.append(attend_capped(block, *seen, mask=mask, scale=1.0, softcap=softcap))
+        return torch.cat(parts, dim=2)
+
+    def _band(self, begin: int, end: int, width: int, window: int | None) -> Tensor:
+        """Which of ``width`` keys each of the queries from ``begin`` to ``end`` sees."""
+        keys = torch.arange(width, device=self.device)
+        queries = torch.arange(begin, end, device=self.device)[:, None]
+        seen = keys <= queries
+        return seen if window is None else seen & (keys > queries - window)
+
+    def _target(self, lengths: Sequence[int], window: int | None) -> _Target:
         """The target of tokens at the positions ``lengths`` of their rows."""
         first, last = min(lengths), max(lengths)
         heads = slice(len(lengths) * self.groups)
+        begin = 0 if window is None else max(0, first + 1 - window)
+        seen = slice(begin, last + 1)
+        cos, sin = self.rotary[window]
         if first == last:
-            return _Target(heads, last, self.cos[last], self.sin[last], None)
+            return _Target(heads, last, cos[last], sin[last], seen, None)
         lengths_B = torch.tensor(lengths, device=self.device)
         columns = lengths_B.repeat_interleave(self.groups)
-        hidden = torch.arange(last + 1, device=self.device) > columns[:, None]
+        places = torch.arange(begin, last + 1, device=self.device)
+        hidden = places > columns[:, None]
+        if window is not None:
+            hidden |= places <= columns[:, None] - window
         mask = torch.zeros(hidden.shape, dtype=self.embedding.dtype, device=self.device)
         return _Target(
             heads=torch.arange(len(columns), device=self.device),
             columns=columns,
-            cos=self.cos[lengths_B],
-            sin=self.sin[lengths_B],
+            cos=cos[lengths_B],
+            sin=sin[lengths_B],
+            seen=seen,
             mask=mask.masked_fill_(hidden, -torch.inf)[:, None],
         )
 
+    def _embed(self, tokens: Tensor) -> Tensor:
+        hidden = F.embedding(tokens, self.embedding)
+        multiplier = self.config.embedding_multiplier
+        if multiplier == 1:
+            return hidden
+        return hidden * torch.tensor(multiplier).to(hidden.dtype).item()  # as the model rounds it
+
     def _project(
-        self, hidden: Tensor, layer: _Layer, cos: Tensor, sin: Tensor
+        self, hidden: Tensor, layer: LayerWeights, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Turned queries (scaled) and key ``[.., K, Q + 1, head]``, and value ``[.., K, head]``.
 
         Megatron stores, for every key-value head, its query heads, then its key, then its value.
         """
-        product = layer.qkv(self._norm(hidden, layer.attention_norm))
+        product = layer.qkv(layer.attention_norm(hidden) if layer.attention_norm else hidden)
         shape = (*hidden.shape[:-1], self.groups, self.queries + 2, self.config.head_size)
         mixed = product.view(shape)
         heads = mixed[..., :-1, :]
-        turned = torch.addcmul(heads * cos, heads.roll(self.config.head_size // 2, -1), sin)
+        if layer.query_key_norm:
+            heads = layer.query_key_norm(heads)
+        turned = torch.addcmul(heads * cos, self._partners(heads), sin)
         return turned, mixed[..., -1, :]
 
-    def _add_outputs(self, hidden: Tensor, attended: Tensor, layer: _Layer) -> Tensor:
-        """Add the output of attention, then that of the feed-forward network."""
-        hidden = hidden + layer.attention_out(attended)
-        product = layer.gate_up(self._norm(hidden, layer.mlp_norm))
-        gate, up = product.chunk(2, dim=-1)
-        return hidden + layer.down(F.silu(gate).mul_(up))
+    def _partners(self, heads: Tensor) -> Tensor:
+        """The number that each is rotated with: half of the rotated part of a head away."""
+        size = self.config.rotary_size
+        if size == self.config.head_size:
+            return heads.roll(size // 2, -1)
+        return torch.cat([heads[..., :size].roll(size // 2, -1), heads[..., size:]], dim=-1)
 
-    def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(hidden, weight.shape, weight, self.config.norm_epsilon)
+    def _add_outputs(self, hidden: Tensor, attended: Tensor, layer: LayerWeights) -> Tensor:
+        """Add the output of attention, then that of the feed-forward network."""
+        mixed = layer.attention_out(attended)
+        hidden = hidden + (layer.attention_out_norm(mixed) if layer.attention_out_norm else mixed)
+        product = layer.fc1(layer.mlp_norm(hidden) if layer.mlp_norm else hidden)
+        changed = layer.fc2(self.activate(product))
+        return hidden + (layer.mlp_out_norm(changed) if layer.mlp_out_norm else changed)
 
     def _logits(self, hidden_BD: Tensor) -> Tensor:
         """float32 logits of the real vocabulary: rows that only pad it out are cut off."""
-        logits = self.head(self._norm(hidden_BD, self.final_norm))
-        return logits[:, : self.config.vocab_size].float()
-
-    def _read(self, module: nn.Module) -> Tensor:
-        weight = module.weight.detach()
-        return weight.to(self.dtype or weight.dtype)
-
-    def _read_layer(self, layer: nn.Module, rows: int) -> _Layer:
-        return _Layer(
-            attention_norm=self._read(layer.input_layernorm),
-            qkv=pack_linear(self._read(layer.self_attention.linear_qkv), rows=rows),
-            attention_out=pack_linear(self._read(layer.self_attention.linear_proj), rows=rows),
-            mlp_norm=self._read(layer.pre_mlp_layernorm),
-            gate_up=pack_linear(self._read(layer.mlp.linear_fc1), rows=rows),
-            down=pack_linear(self._read(layer.mlp.linear_fc2), rows=rows),
-        )
+        logits = self.head(self.final_norm(hidden_BD))
+        logits = logits[:, : self.config.vocab_size].float()
+        cap = self.config.logit_softcap
+        return logits if cap is None else (logits / cap).tanh_().mul_(cap)

@@ -20,23 +20,27 @@ PACKED_FROM = 2**16
 
 @dataclass(frozen=True)
 class PackedLinear:
-    """A weight ``[out, in]`` and, where it pays, a copy in the order that oneDNN multiplies in."""
+    """A weight ``[out, in]`` and, where it pays, a copy in the order that oneDNN multiplies in.
+
+    ``bias`` is ``[out]``, or None.
+    """
 
     plain: Tensor
     packed: Tensor | None
+    bias: Tensor | None = None
 
     def __call__(self, states: Tensor) -> Tensor:
         """``[.., in]`` to ``[.., out]``."""
         if self.packed is None:
-            return F.linear(states, self.plain)
-        return torch.ops.mkldnn._linear_pointwise(states, self.packed, None, "none", [], "")
+            return F.linear(states, self.plain, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")
 
 
-def pack_linear(plain: Tensor, *, rows: int) -> PackedLinear:
+def pack_linear(plain: Tensor, bias: Tensor | None = None, *, rows: int) -> PackedLinear:
     """``plain`` for products of about ``rows`` rows; a packed one is a copy as of now."""
     pays = plain.device.type == "cpu" and plain.numel() >= PACKED_FROM and _available(plain.dtype)
     packed = torch.ops.mkldnn._reorder_linear_weight(plain, rows) if pays else None
-    return PackedLinear(plain, packed)
+    return PackedLinear(plain, packed, bias)
 
 
 def _available(dtype: torch.dtype) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from nemotron_style.steps.blocks.checkpoint.logit_parity import model_logits
-from nemotron_style.steps.blocks.generation import packed_linear
+from nemotron_style.steps.blocks.generation import kv_decoder, packed_linear
 from nemotron_style.steps.blocks.generation.kv_decoder import Decoder
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import initialize
@@ -65,6 +67,66 @@ def test_logits_are_those_of_the_model(
 
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-5}
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+SWITCHED: dict[str, dict[str, Any]] = {
+    "biases": {"qkv_bias": True},
+    "wide heads and a norm of each": {"kv_channels": 16, "qk_norm": "head"},
+    "norms of all heads, on outputs": {"qk_norm": "full", "norm_placement": "post"},
+    "LayerNorm, squared ReLU, partial rotary": {
+        **{"normalization": "layernorm", "zero_centered_gamma": True},
+        **{"activation": "squared_relu", "rotary_percent": 0.5},
+    },
+    "Gemma": {
+        **{"zero_centered_gamma": True, "norm_placement": "both", "activation": "geglu"},
+        **{"embedding_multiplier": 48**0.5, "query_scale": 0.3, "tie_embeddings": True},
+        **{"attention_softcap": 1.5, "logit_softcap": 5.0},
+        **{"sliding_window": 4, "full_attention_every": 2},
+    },
+    "two rotary bases": {
+        **{"sliding_window": 5, "full_attention_every": 3, "local_rope_theta": 100.0},
+        **{"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "qk_norm": "head"},
+        "zero_centered_gamma": True,
+    },
+    "a window in every layer": {"sliding_window": 3},
+    "llama3": {"rope_scaling": {"rope_type": "llama3", "factor": 4.0, **LLAMA3}},
+    "yarn": {"rope_scaling": YARN},
+}
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+@torch.inference_mode()
+def test_switches_compute_what_the_model_computes(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(kv_decoder, "QUERY_BLOCK", 3)
+    initialize(seed=1)
+    config = ModelConfig.model_validate(CONFIG.model_dump() | SWITCHED[name])
+    model = build_model(config, ddp=False)
+    draw = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():  # biases are zeros, and norms all alike
+        noise = torch.randn(parameter.shape, generator=draw)
+        parameter.copy_(parameter * 5 if parameter.dim() > 1 else parameter + noise / 3)
+    decoder = Decoder(model, config)
+    decoder.read_weights(rows=3, width=20)
+    rows = torch.randint(config.vocab_size, (3, 20), generator=draw)
+    wanted = model_logits(model, rows)
+    assert wanted.std() > 0.3
+    for lengths in ([9, 9, 9], [9, 3, 12]):
+        cache = decoder.cache(3, 20)
+        for slot, length in enumerate(lengths):
+            prefix = decoder.prefill(rows[slot : slot + 1, :length])
+            cache.start(prefix, slice(slot, slot + 1))
+            torch.testing.assert_close(prefix.logits_PV[0], wanted[slot, length - 1], **LOOSE)
+        for step in range(7):
+            at = [length + step for length in lengths]
+            tokens = [int(rows[row, place]) for row, place in enumerate(at)]
+            logits = decoder.advance(tokens, at, cache)
+            torch.testing.assert_close(logits, wanted[[0, 1, 2], at], **LOOSE)
+
+
+LOOSE = {"atol": 1e-4, "rtol": 1e-5}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
