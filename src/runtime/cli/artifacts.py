@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from dataclasses import asdict
 from datetime import datetime
@@ -14,18 +13,23 @@ import typer
 
 from nemotron_style.runtime.catalog.kinds import load_kinds
 from nemotron_style.runtime.cli.options import AsJson, choose_store, command_group, open_store
+from nemotron_style.runtime.cli.removal import gc, rm
 from nemotron_style.runtime.cli.table import print_json, print_problems, print_table, render_pairs
 from nemotron_style.runtime.cli.terminal import escape_json
-from nemotron_style.runtime.errors import Problem, UsageError
+from nemotron_style.runtime.errors import RefError
 from nemotron_style.runtime.store.diff import compare, compare_content
-from nemotron_style.runtime.store.lineage import Node, walk
-from nemotron_style.runtime.store.lineage_text import describe, render, short
+from nemotron_style.runtime.store.lineage.graph import walk
+from nemotron_style.runtime.store.lineage.text import describe_maker, render, short
 from nemotron_style.runtime.store.record import Artifact
+from nemotron_style.runtime.store.store import Store
+from nemotron_style.runtime.store.tombstone import Tombstone
 from nemotron_style.runtime.units import format_age, format_number, format_size
 from nemotron_style.runtime.validation import flatten
 
-app = command_group("Show, check, compare and adopt artifacts.")
+app = command_group("Show, check, compare, adopt and remove artifacts.")
 app.callback()(choose_store)
+app.command()(rm)
+app.command()(gc)
 
 FIELDS = ("config", "seeds", "metrics", "facts", "code", "environment", "hardware")
 Ref = Annotated[str, typer.Argument(help="name, name:latest, name:v3 or sha256:<prefix>.")]
@@ -65,17 +69,21 @@ def list_artifacts(
 
 @app.command()
 def show(context: typer.Context, ref: Ref, *, as_json: AsJson = False) -> None:
-    """Show everything that an artifact's record says."""
-    artifact = open_store(context).resolve(ref)
+    """Show everything that an artifact's record says, also of one that was removed."""
+    artifact = _find(open_store(context), ref)
     record = artifact.record.model_dump(mode="json")
+    is_removed = isinstance(artifact, Tombstone)
+    place = artifact.describe() if isinstance(artifact, Tombstone) else str(artifact.path)
     if as_json:
-        return print_json(record | {"ref": artifact.ref, "path": str(artifact.path)})
+        return print_json(
+            record | {"ref": artifact.ref, "removed" if is_removed else "path": place}
+        )
     inputs = {
         edge.slot: f"{edge.ref}  {edge.kind}  {edge.digest}" for edge in artifact.record.inputs
     }
     files = {file.path: format_size(file.size) for file in artifact.record.files}
-    print(f"{artifact.ref}  {artifact.kind}\n{artifact.digest}\n{artifact.path}")
-    print(f"{_describe_maker(artifact)}\n{artifact.record.created}")
+    print(f"{artifact.ref}  {artifact.record.kind}\n{artifact.record.digest}\n{place}")
+    print(f"{describe_maker(artifact.record)}\n{artifact.record.created}")
     sections = {"inputs": inputs, **{field: _flatten(record[field]) for field in FIELDS}}
     sections["metrics"] = {key: format_number(n) for key, n in record["metrics"].items()}
     sections[f"files ({format_size(artifact.record.size)})"] = files
@@ -95,7 +103,7 @@ def lineage(
 ) -> None:
     """Trace an artifact to everything it was made from."""
     store = open_store(context)
-    graph = walk(store, store.resolve(ref), down=down)
+    graph = walk(store, _find(store, ref), down=down)
     # OpenLineage is JSON already, and one document.
     chosen = "json" if as_json and style is not Format.openlineage else style.value
     text = render(graph, chosen)
@@ -167,38 +175,6 @@ def diff(context: typer.Context, left: Ref, right: Ref, *, as_json: AsJson = Fal
     print(compare_content(ours, theirs))
 
 
-@app.command()
-def gc(
-    context: typer.Context,
-    *,
-    grace: Annotated[float, typer.Option(help="Leave alone what is younger, in hours.")] = 24.0,
-    as_json: AsJson = False,
-) -> None:
-    """Finish commits that were cut off, mend the index, remove what crashes and ended runs left.
-
-    Artifacts stay.
-    """
-    from nemotron_style.runtime.launch.leftovers import collect_leftovers
-
-    if not 0 <= grace < math.inf:  # neither is NaN
-        what, allowed = "is no number of hours", "0 or more"
-        raise UsageError(Problem(key="--grace", what=what, got=str(grace), allowed=allowed))
-    store, grace_s = open_store(context), grace * 3600
-    # What needs no room first: on a full disk, commits can be finished only after that.
-    done = collect_leftovers(store.root, grace_s=grace_s)
-    done.add(store.collect_garbage(grace_s=grace_s))
-    if as_json:
-        return print_json(asdict(done))
-    for path in done.removed:
-        print(f"removed {path}")
-    for ref in done.finished:
-        print(f"finished {ref}")
-    for line in done.skipped:
-        print(f"skipped {line}", file=sys.stderr)
-    removed = f"{len(done.removed)} removed ({format_size(done.freed)})"
-    print(f"{removed}, {len(done.finished)} finished, {done.keys_written} keys written again")
-
-
 def _summarise(artifact: Artifact) -> dict[str, Any]:
     record = artifact.record
     return {
@@ -224,8 +200,14 @@ def _row(artifact: Artifact) -> tuple[str, ...]:
     return artifact.ref, artifact.kind, short(artifact.digest), size, age, made_by
 
 
-def _describe_maker(artifact: Artifact) -> str:
-    return describe(Node(artifact.ref, artifact.kind, artifact.digest, artifact))
+def _find(store: Store, ref: str) -> Artifact | Tombstone:
+    """What ``ref`` names; for a version that was removed, what its tombstone says."""
+    try:
+        return store.resolve(ref)
+    except RefError:
+        if tombstone := store.tombstone(ref):
+            return tombstone
+        raise
 
 
 def _flatten(values: dict[str, Any]) -> dict[str, str]:

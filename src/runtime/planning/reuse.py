@@ -58,7 +58,8 @@ def decide(
     if not problems:
         reason = f"same fingerprint as {plan.run_id}, outputs unchanged by size and time"
         return plan, Decision("reuse", reason)
-    reason = f"the outputs of {plan.run_id} no longer verify; generation {generation + 1}"
+    verb = "were removed" if has_removed_output(folder, store) else "no longer verify"
+    reason = f"the outputs of {plan.run_id} {verb}; generation {generation + 1}"
     return following, Decision("run", reason, tuple(str(problem) for problem in problems))
 
 
@@ -116,11 +117,20 @@ def verify_outputs(folder: RunFolder, store: Store) -> list[Problem]:
     problems: list[Problem] = []
     for slot, output in (folder.outputs or {}).get("outputs", {}).items():
         artifact = store.output_of(folder.run_id, slot)
-        if artifact is None:
+        removed = store.tombstone(output["ref"])
+        if removed and artifact is None:
+            problems.append(Problem(where=output["ref"], what=removed.describe()))
+        elif artifact is None:
             problems.append(Problem(where=output["ref"], what="is gone"))
         else:
             problems += store.verify(artifact, deep=False)
     return problems
+
+
+def has_removed_output(folder: RunFolder, store: Store) -> bool:
+    """Whether somebody removed what a complete run made."""
+    outputs = (folder.outputs or {}).get("outputs", {})
+    return any(store.tombstone(output["ref"]) for output in outputs.values())
 
 
 def explain_new_run(plan: Plan, store: Store) -> Decision:

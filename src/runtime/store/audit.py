@@ -23,6 +23,7 @@ from nemotron_style.runtime.store.index import entries, is_plain_key, keys_of, r
 from nemotron_style.runtime.store.layout import Layout, is_committed
 from nemotron_style.runtime.store.record import Artifact, Record, load_artifact
 from nemotron_style.runtime.store.ref import from_key, to_key
+from nemotron_style.runtime.store.tombstone import is_removed, removed_records
 
 DECISIONS = ("output", "adopted", "made")
 KEYS = ("digest", "up", "down")
@@ -59,7 +60,7 @@ def read_decisions(layout: Layout) -> Iterator[Decision]:
 class Index:
     """The keys that are there, those that the ``known`` records ask for, and what is left over.
 
-    ``known`` are the records of all decisions and of all artifacts that can be read, by ref.
+    ``known`` are the records of all decisions, artifacts and tombstones that can be read, by ref.
     """
 
     decisions: list[Decision]
@@ -75,7 +76,8 @@ def read_index(layout: Layout) -> Index:
     times = list(files_under(layout.index / "times"))
     decisions = list(read_decisions(layout))  # after the keys: a commit decides before it adds any
     decided = (each.record for each in decisions if each.record)
-    known = {record.ref: record for record in (*decided, *committed_records(layout))}
+    there = (*decided, *removed_records(layout), *committed_records(layout))
+    known = {record.ref: record for record in there}
     expected = {key for record in known.values() for key in keys_of(layout, record)}
     places = {layout.times(ref) for ref in known}
     strays = [key for key in present if key not in expected]
@@ -188,7 +190,7 @@ def _check_decided(layout: Layout, record: Record) -> list[Problem]:
     if artifact and artifact.record != record:
         what = f"says something else than {key_of(layout, record).relative_to(layout.root)}"
         return [Problem(where=record.ref, key=directory.name, what=what, fix=MEND)]
-    if is_committed(directory):
+    if is_committed(directory) or is_removed(layout, record.ref):
         return []  # an unreadable record is reported with its directory
     intent = layout.intent(key_of(layout, record), record.ref)
     # Looked at once more: a commit drops its intent when it has written the record.

@@ -50,6 +50,7 @@ from nemotron_style.runtime.store.record import (
     to_plain,
 )
 from nemotron_style.runtime.store.ref import check_word
+from nemotron_style.runtime.store.tombstone import is_removed
 from nemotron_style.runtime.store.verify import verify_files
 
 MEND = "`nemotron-style artifacts gc` mends it"
@@ -240,6 +241,8 @@ def _finish_whole(layout: Layout, whole: tuple[Record, list[Hashed]]) -> Artifac
 
 def _check_whole(layout: Layout, record: Record) -> tuple[Record, list[Hashed]] | None:
     """The record, and its files unless they are committed; None when they are not all there."""
+    if is_removed(layout, record.ref):
+        return None
     directory = layout.version(record.name, record.version)
     try:
         if is_committed(directory):

@@ -11,6 +11,8 @@ index/made/<ref>                    the same for what neither a run made nor any
 index/intent/<key>~<ref>            commits that are under way, or were cut off
 index/times/<ref>                   sizes and times of the files when they were hashed
 index/newest/<name>                 the newest claim, as its writer saw it; may be lost
+index/removing/<ref>                an artifact that is about to be removed: nobody uses it any more
+index/removed/<ref>                 the tombstone of one that was: its record, by whom and when
 runs/<run id>/                      the runs
 staging/                            what may be thrown away
 """
@@ -93,6 +95,14 @@ class Layout:
     def made(self, ref: str) -> Path:
         """The key under which an artifact of no run and no origin is committed."""
         return self.index / "made" / to_key(ref)
+
+    def removing(self, ref: str) -> Path:
+        """The tombstone of an artifact whose removal may still be withdrawn."""
+        return self.index / "removing" / to_key(ref)
+
+    def removed(self, ref: str) -> Path:
+        """The tombstone of an artifact that was removed for good."""
+        return self.index / "removed" / to_key(ref)
 
     def newest(self, name: str) -> Path:
         """Where the newest claim of a name is noted, so that the next writer lists none."""

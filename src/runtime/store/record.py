@@ -159,22 +159,30 @@ def read_record(path: Path) -> Record:
 
     Raises FileNotFoundError when there is none, and ArtifactError when it cannot be read.
     """
+    return parse_record(read_plain(path), where=str(path))
+
+
+def read_plain(path: Path) -> bytes:
+    """The bytes of a plain file; raises as :func:`read_record` does."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # to read a pipe would take for ever
             raise _broken(str(path), "the record is no plain file")
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise
     except OSError as error:
         raise _broken(str(path), f"the record cannot be read: {error.strerror}") from None
-    return parse_record(data, where=str(path))
 
 
 def render_record(record: Record) -> str:
     """The sealed text of a record."""
-    body = record.model_dump(mode="json") | {"seal": _BLANK}
-    text = json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return _SEAL.sub(_hash(text), text)
+    return render_sealed(record.model_dump(mode="json"))
+
+
+def render_sealed(body: Mapping[str, Any]) -> str:
+    """A JSON object whose last field is the hash of its own text with that field blanked."""
+    text = json.dumps({**body, "seal": _BLANK}, indent=2, ensure_ascii=False, allow_nan=False)
+    return _SEAL.sub(_hash(text + "\n"), text + "\n")
 
 
 def parse_record(data: bytes, *, where: str) -> Record:
@@ -182,18 +190,29 @@ def parse_record(data: bytes, *, where: str) -> Record:
 
     Raises ArtifactError for a text that is not the one that was sealed, or of a newer schema.
     """
+    return validate_record(parse_sealed(data, where=where), where=where)
+
+
+def parse_sealed(data: bytes, *, where: str) -> dict[str, Any]:
+    """What :func:`render_sealed` wrote; raises ArtifactError when it was changed since."""
     try:
         text = data.decode()
-        seal = _SEAL.search(text)
-        if seal is None or _hash(_SEAL.sub(_BLANK, text)) != seal[0]:
-            raise _broken(where, "the record is not the one that was committed")
-        body = json.loads(text)
-        del body["seal"]
+    except UnicodeDecodeError:
+        raise _broken(where, "the record is not text") from None
+    seal = _SEAL.search(text)
+    if seal is None or _hash(_SEAL.sub(_BLANK, text)) != seal[0]:
+        raise _broken(where, "the record is not the one that was committed")
+    body: dict[str, Any] = json.loads(text)
+    del body["seal"]
+    return body
+
+
+def validate_record(body: Mapping[str, Any], *, where: str) -> Record:
+    """The record that a JSON object holds; raises ArtifactError for one of another schema."""
+    try:
         return _check_words(Record.model_validate(body))
     except RefError as error:  # no commit of ours wrote it, and its parts become file names
         raise _broken(where, str(error)) from None
-    except UnicodeDecodeError:
-        raise _broken(where, "the record is not text") from None
     except ValidationError as error:
         raise _broken(where, f"the record has another schema: {error.errors()[0]}") from None
 

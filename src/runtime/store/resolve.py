@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 from nemotron_style.runtime.errors import ArtifactError, Problem, RefError, suggest
 from nemotron_style.runtime.store.commit import read_decision
 from nemotron_style.runtime.store.index import entries, read_digests, read_refs
 from nemotron_style.runtime.store.layout import Layout, is_committed, versions_in
-from nemotron_style.runtime.store.record import Artifact, load_artifact
-from nemotron_style.runtime.store.ref import DigestRef, NamedRef, OutputRef, parse_ref, strip_user
+from nemotron_style.runtime.store.record import Artifact, Record, load_artifact
+from nemotron_style.runtime.store.ref import (
+    DigestRef,
+    NamedRef,
+    OutputRef,
+    parse_ref,
+    parse_version,
+    strip_user,
+)
+from nemotron_style.runtime.store.tombstone import (
+    Tombstone,
+    find_tombstone,
+    is_removed,
+    removed_refs,
+)
 
 _SHOWN = 8
 _LIST = "`nemotron-style artifacts list` shows what there is"
@@ -24,19 +38,41 @@ def resolve(layout: Layout, ref: str) -> Artifact:
         return _resolve_digest(layout, parsed)
     artifact = output_of(layout, parsed.run_id, parsed.slot)
     if artifact is None:
+        decided = decided_output(layout, parsed.run_id, parsed.slot)
+        _reject_removed(find_tombstone(layout, decided.ref) if decided else None)
         raise _unknown(ref, _outputs(layout, parsed))
     return artifact
 
 
 def output_of(layout: Layout, run_id: str, slot: str) -> Artifact | None:
     """What a run committed from a slot; None when it did not, or not to the end."""
+    decided = decided_output(layout, run_id, slot)
+    # What stands at the decided version must be what was decided, not merely be called so.
+    artifact = find(layout, decided.ref) if decided else None
+    return artifact if artifact and artifact.record == decided else None
+
+
+def explain_missing(layout: Layout, ref: str) -> str:
+    """Why there is no artifact to be had under ``ref``: it was removed, or is not in the store."""
     try:
-        decided = read_decision(layout, layout.output(run_id, slot))
+        parsed = parse_ref(ref)
+        refs = read_refs(layout, ref) if isinstance(parsed, DigestRef) else []
+        if isinstance(parsed, OutputRef):
+            decided = decided_output(layout, parsed.run_id, parsed.slot)
+            refs = [decided.ref] if decided else []
+    except RefError:
+        refs = []
+    tombstones = filter(None, (find_tombstone(layout, each) for each in refs))
+    removed = next(tombstones, None)
+    return f"{removed.ref} {removed.describe()}" if removed else f"{ref} is not in the store"
+
+
+def decided_output(layout: Layout, run_id: str, slot: str) -> Record | None:
+    """The record that a run committed from a slot, whether its files are there or not."""
+    try:
+        return read_decision(layout, layout.output(run_id, slot))
     except (FileNotFoundError, ArtifactError):
         return None
-    # What stands at the decided version must be what was decided, not merely be called so.
-    artifact = find(layout, decided.ref)
-    return artifact if artifact and artifact.record == decided else None
 
 
 def by_digest(layout: Layout, digest: str) -> list[Artifact]:
@@ -64,7 +100,9 @@ def find_adopted(
 
 
 def find(layout: Layout, ref: str) -> Artifact | None:
-    """The artifact ``name:v3``, or None when it is not there or its record is not readable."""
+    """The artifact ``name:v3``; None when it is not there, removed, or its record not readable."""
+    if is_removed(layout, ref):
+        return None
     try:
         return load_artifact(layout.place(ref))
     except (FileNotFoundError, ArtifactError, RefError):  # a key may have any name
@@ -73,19 +111,31 @@ def find(layout: Layout, ref: str) -> Artifact | None:
 
 def _resolve_name(layout: Layout, ref: NamedRef) -> Artifact:
     directory = layout.name(ref.name)
-    if ref.version and is_committed(directory / f"v{ref.version}"):
-        return load_artifact(directory / f"v{ref.version}")
-    known = (each for each in versions_in(directory) if is_committed(directory / f"v{each}"))
+    gone = {parse_version(each.partition(":")[2]) for each in removed_refs(layout, ref.name)}
+    there = (each for each in versions_in(directory) if is_committed(directory / f"v{each}"))
+    known = (each for each in there if each not in gone)
     newest = next(known, None)
+    if ref.version and ref.version not in gone and is_committed(directory / f"v{ref.version}"):
+        return load_artifact(directory / f"v{ref.version}")
+    shown = [] if newest is None else [newest, *islice(known, _SHOWN)]
+    allowed = ", ".join(f"v{number}" for number in shown[:_SHOWN])
+    allowed += ", …" if len(shown) > _SHOWN else ""
+    # Never an older version in the place of a removed one: `latest` does not go back.
+    last = max((each for each in gone if each), default=0)
+    asked = ref.version or (last if last > (newest or 0) else newest)
+    if asked in gone:
+        _reject_removed(find_tombstone(layout, f"{ref.name}:v{asked}"), allowed)
     if newest is None:
         raise _unknown(ref.name, [entry.name for entry in entries(layout.artifacts)])
     if ref.version is None:
         return load_artifact(directory / f"v{newest}")
-    shown = [newest, *islice(known, _SHOWN)]
-    allowed = ", ".join(f"v{number}" for number in shown[:_SHOWN])
-    allowed += ", …" if len(shown) > _SHOWN else ""
     what = "has no such version"
     raise RefError(Problem(where=ref.name, what=what, got=f"v{ref.version}", allowed=allowed))
+
+
+def _reject_removed(tombstone: Tombstone | None, allowed: str = "") -> None:
+    if tombstone:
+        raise RefError(replace(tombstone.explain(), allowed=allowed))
 
 
 def _resolve_digest(layout: Layout, ref: DigestRef) -> Artifact:
@@ -94,12 +144,14 @@ def _resolve_digest(layout: Layout, ref: DigestRef) -> Artifact:
     known = {digest: artifacts for digest in digests if (artifacts := by_digest(layout, digest))}
     text = f"sha256:{ref.prefix}"
     if not known:
+        refs = [each for digest in digests for each in read_refs(layout, digest)]
+        _reject_removed(next(filter(None, (find_tombstone(layout, each) for each in refs)), None))
         what = "no artifact has a digest that begins so"
         raise RefError(Problem(what=what, got=text, fix=_LIST))
     if len(known) > 1:
-        refs = ", ".join(f"{each[0].ref} ({digest[:19]})" for digest, each in known.items())
+        both = ", ".join(f"{each[0].ref} ({digest[:19]})" for digest, each in known.items())
         what, fix = "more than one digest begins so", "give more digits"
-        raise RefError(Problem(what=what, got=text, allowed=refs, fix=fix))
+        raise RefError(Problem(what=what, got=text, allowed=both, fix=fix))
     (artifacts,) = known.values()
     return artifacts[0]
 

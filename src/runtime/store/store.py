@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, Problem, UsageError
 from nemotron_style.runtime.paths import expand_path, find_project_root
-from nemotron_style.runtime.store import adopt, audit, resolve
+from nemotron_style.runtime.store import adopt, audit, removal, resolve
 from nemotron_style.runtime.store.commit import (
     commit_tree,
     discard,
@@ -21,18 +21,25 @@ from nemotron_style.runtime.store.commit import (
 )
 from nemotron_style.runtime.store.digest import digest_tree
 from nemotron_style.runtime.store.gc import Collected, collect_garbage
-from nemotron_style.runtime.store.index import entries, read_edges, read_times
+from nemotron_style.runtime.store.index import entries, read_times
 from nemotron_style.runtime.store.layout import INDEX_FOLDERS, Layout, is_committed, versions_in
 from nemotron_style.runtime.store.record import (
     Artifact,
     Edge,
     Evidence,
     Producer,
+    Record,
     load_artifact,
     reject_secret_values,
     render_record,
 )
 from nemotron_style.runtime.store.ref import check_word
+from nemotron_style.runtime.store.tombstone import (
+    Tombstone,
+    find_tombstone,
+    is_removed,
+    removed_refs,
+)
 from nemotron_style.runtime.store.verify import verify_files
 
 __all__ = ["Collected", "Store", "default_root", "digest_tree"]
@@ -95,6 +102,7 @@ class Store:
         artifacts: list[Artifact] = []
         problems: list[Problem] = []
         names = [self.layout.name(name)] if name else entries(self.layout.artifacts)
+        removed = removed_refs(self.layout, name or "")
         for directory in names:
             try:
                 versions = versions_in(directory)
@@ -103,6 +111,8 @@ class Store:
                 problems.append(Problem(where=directory.name, what=what))
                 continue
             for version in versions:
+                if f"{directory.name}:v{version}" in removed:
+                    continue
                 try:
                     artifacts.append(load_artifact(directory / f"v{version}"))
                 except FileNotFoundError:  # no record, hence no artifact
@@ -123,16 +133,13 @@ class Store:
         """What a run committed from a slot; None when it did not, or not to the end."""
         return resolve.output_of(self.layout, run_id, slot)
 
-    def consumers(self, artifact: Artifact) -> list[tuple[str, Artifact]]:
-        """(slot, artifact) of everything that was made from this very artifact."""
-        edges = read_edges(self.layout, "down", artifact.digest, artifact.ref)
-        consumers = ((slot, resolve.find(self.layout, ref)) for slot, ref in edges)
-        # A key may stand under a wrong name; the consumer's record says what it was made from.
-        return [
-            (slot, consumer)
-            for slot, consumer in consumers
-            if consumer and artifact.edge(slot) in consumer.record.inputs
-        ]
+    def tombstone(self, ref: str) -> Tombstone | None:
+        """What stays of ``name:v3`` after it was removed; None when it was not."""
+        return find_tombstone(self.layout, ref)
+
+    def explain_missing(self, ref: str) -> str:
+        """Why there is nothing of this ref (``run:<run id>/<slot>``, ``sha256:...``), in words."""
+        return resolve.explain_missing(self.layout, ref)
 
     # Committing
 
@@ -252,13 +259,38 @@ class Store:
             return 0, [Problem(where=str(self.root), what=what, fix=fix)]
         index = audit.check_index(self.layout)
         problems: list[Problem] = []
-        directories = [each for each in audit.directories_of(self.layout) if is_committed(each)]
+        directories = [
+            each
+            for each in audit.directories_of(self.layout)
+            if is_committed(each) and not is_removed(self.layout, f"{each.parent.name}:{each.name}")
+        ]
         for directory in directories:
             # Keys are worth a word only where the content is whole.
             found = self.verify_path(directory, deep=deep)
             problems += found or self.check_keys(directory)
+        problems += removal.unfinished_removals(self.layout)
         return len(directories), problems + index
 
     def collect_garbage(self, *, grace_s: float = 86400.0) -> Collected:
         """Finish and mend what was decided; remove leftovers older than ``grace_s`` seconds."""
         return collect_garbage(self.layout, grace_s=grace_s)
+
+    # Removing
+
+    def read_family(self) -> removal.Family:
+        """What each artifact was made from, for :func:`removal.select`."""
+        return removal.read_family(self.layout)
+
+    def remove(
+        self, going: Sequence[Record], *, find_in_use: Callable[[], removal.Reasons]
+    ) -> removal.Removed:
+        """Remove the artifacts of a Selection; their records stay, as tombstones.
+
+        ``find_in_use`` tells, by ref, what runs under way need. Raises ArtifactError, and removes
+        nothing, when one of them is not ours to remove.
+        """
+        return removal.remove(self.layout, going, find_in_use=find_in_use)
+
+    def finish_removals(self, *, find_in_use: Callable[[], removal.Reasons]) -> removal.Removed:
+        """Go on with removals that were cut off."""
+        return removal.finish_removals(self.layout, find_in_use=find_in_use)

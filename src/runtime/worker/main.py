@@ -196,7 +196,7 @@ def open_inputs(plan: Plan, store: Store) -> dict[str, Artifact]:
     for planned in plan.inputs:
         artifact = find_input(planned, store)
         if artifact is None:
-            what, fix = f"{planned.source} is not in the store", "run the same command again"
+            what, fix = store.explain_missing(planned.source), "run the same command again"
             problems.append(Problem(where=plan.step, key=planned.slot, what=what, fix=fix))
             continue
         problems += store.verify(artifact, deep=False)

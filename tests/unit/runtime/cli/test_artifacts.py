@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.cli import main
+from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.store.record import Artifact, Producer
 from nemotron_style.runtime.store.store import Store
+from plans import build_plan
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -229,3 +231,78 @@ def test_gc_takes_a_number_of_hours_alone(run: Run, store: Store, hours: str) ->
     left = store.stage("left")  # younger than NaN, if one compares carelessly
     assert run("gc", "--grace", hours)[0] == 2
     assert left.exists()
+
+
+def test_rm_shows_what_would_go_and_does_it_when_told_to(
+    run: Run, store: Store, model: Artifact
+) -> None:
+    code, out, _ = run("rm", "sft")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["REF", "sft:v1", "1"]
+    assert out.splitlines()[1].endswith("  goes")
+    assert "would go" in out
+    assert "--yes removes them" in out
+    assert store.resolve("sft")
+    told = read_json(run, "rm", "sft")
+    assert told["dry_run"]
+    assert told["removed"] == []
+    done = read_json(run, "rm", "sft", "--yes")
+    assert (done["removed"], done["freed"]) == (["sft:v1"], told["would_free"])
+    code, _, err = run("show", "sft")
+    assert code == 2
+    assert "sft:v1: was removed by " in err
+    assert "steps run sft/chat -c tiny" in err
+    code, out, _ = run("show", "sft:v1")
+    assert code == 0
+    assert "was removed by " in out
+    assert "data:v1" in run("lineage", "sft:v1")[1]
+    assert [each["ref"] for each in read_json(run, "list")] == ["data:v1"]
+    assert run("verify")[0] == 0
+    assert run("rm", "data", "--yes")[0] == 0
+
+
+def test_rm_keeps_what_others_were_made_from(run: Run, store: Store, model: Artifact) -> None:
+    code, out, err = run("rm", "data", "--yes")
+    assert (code, out) == (2, "")
+    assert "data:v1: stays; got sft:v1 was made from it; remove sft:v1 with it" in err
+    assert run("rm", "data", "sft", "--yes")[0] == 0
+    assert read_json(run, "list") == []
+
+
+def test_gc_keeps_what_is_named_and_what_that_was_made_from(
+    run: Run, store: Store, model: Artifact
+) -> None:
+    make(store, store.resolve("data"), lr=0.2)
+    code, out, _ = run("gc", "--keep", "sft:v1")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[1].startswith("sft:v2")
+    assert lines[2].split() == ["data:v1", "stays:", "sft:v1", "was", "made", "from", "it"]
+    assert lines[3].split() == ["sft:v1", "stays:", "--keep"]
+    assert lines[4].startswith("1 would go (")
+    assert lines[4].endswith("2 stay; --yes removes them")
+    assert len(read_json(run, "list")) == 3
+    assert read_json(run, "gc", "--keep", "sft:v1", "--yes")["removed"] == ["sft:v2"]
+    assert run("gc", "--yes")[0] == 2
+
+
+def test_what_a_run_under_way_reads_stays(run: Run, store: Store, model: Artifact) -> None:
+    begin_run(store, source="run:sft-chat-0.1/model")
+    code, _, err = run("rm", "sft", "--yes")
+    assert code == 2
+    assert "sft:v1: stays; got sft-chat-" in err
+    told = read_json(run, "gc", "--keep", "data")
+    assert told["going"] == []
+    assert told["staying"]["sft:v1"].endswith(" uses it: RUNNING")
+
+
+def begin_run(store: Store, *, source: str) -> None:
+    """A run with an attempt that is under way in this process."""
+    inputs = ({"slot": "model", "kind": "checkpoint_megatron", "source": source},)
+    usual = {"profile": "local", "executor": "local", "store": str(store.root)}
+    plan = build_plan(usual, inputs=inputs)
+    folder = RunFolder(plan.record_dir)
+    folder.reserve(plan)
+    attempt = folder.claim_attempt()
+    assert attempt
+    assert attempt.take_ownership()

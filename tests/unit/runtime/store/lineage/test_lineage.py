@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from nemotron_style.runtime.store.index import read_edges
-from nemotron_style.runtime.store.lineage import Lineage, Link, Node, to_dict, walk
-from nemotron_style.runtime.store.lineage_text import STYLES, digest_config, render
-from nemotron_style.runtime.store.openlineage import to_events
+from nemotron_style.runtime.store.lineage.graph import Lineage, Link, Node, to_dict, walk
+from nemotron_style.runtime.store.lineage.openlineage import to_events
+from nemotron_style.runtime.store.lineage.text import STYLES, digest_config, render
 from nemotron_style.runtime.store.record import Artifact, Producer, load_artifact
 from nemotron_style.runtime.store.store import Store
 
@@ -116,7 +116,7 @@ def test_other_content_under_the_same_ref_is_not_the_input(
     adopt(other, "data", "other rows")
     (store.root / "artifacts" / "data").rename(tmp_path / "away")
     (other.root / "artifacts" / "data").rename(store.root / "artifacts" / "data")
-    assert walk(store, diamond).nodes["data:v1"].artifact is None
+    assert walk(store, diamond).nodes["data:v1"].record is None
 
 
 def test_lineage_reads_only_what_it_reaches(

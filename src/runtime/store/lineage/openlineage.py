@@ -10,7 +10,7 @@ import re
 import uuid
 from typing import Any
 
-from nemotron_style.runtime.store.lineage import Lineage, Node
+from nemotron_style.runtime.store.lineage.graph import Lineage, Node
 from nemotron_style.runtime.store.record import Record
 
 _SPEC = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/"
@@ -31,7 +31,7 @@ def to_events(lineage: Lineage) -> list[Event]:
     alone = lineage.nodes.keys() - {link.source for link in lineage.links}
     events: list[Event] = []
     for node in lineage.nodes.values():
-        record = node.artifact.record if node.artifact else None
+        record = node.record
         if record and record.producer:
             runs.setdefault(record.producer.run_id, []).append(record)
         elif record and node.ref in alone:

@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable, Mapping
 from html import escape
 
-from nemotron_style.runtime.store.lineage import Lineage, Node, to_dict
-from nemotron_style.runtime.store.openlineage import to_events
+from nemotron_style.runtime.store.lineage.graph import Lineage, Node, to_dict
+from nemotron_style.runtime.store.lineage.openlineage import to_events
 from nemotron_style.runtime.store.record import Record
 
 _SHORT = 12
@@ -64,10 +64,15 @@ def _branches(further: list[tuple[str, str]], tail: str) -> list[tuple[str, str,
 
 
 def describe(node: Node) -> str:
-    """Who made it: step, config, run and code; or where it was adopted from."""
-    if node.artifact is None:
+    """Whether it was removed, and who made it."""
+    if node.record is None:
         return "no longer in the store"
-    record = node.artifact.record
+    maker = describe_maker(node.record)
+    return f"{node.removed}; {maker}" if node.removed else maker
+
+
+def describe_maker(record: Record) -> str:
+    """Step, config, run and code that made it; or where it was adopted from."""
     if record.producer is None:
         return f"adopted from {record.origin.source}" if record.origin else "no producer is known"
     producer = record.producer
@@ -125,7 +130,7 @@ def _names(lineage: Lineage) -> Mapping[str, str]:
 
 
 def _label(node: Node) -> list[str]:
-    producer = node.artifact.record.producer if node.artifact else None
+    producer = node.record.producer if node.record else None
     made = f"{producer.step}@{producer.config_name}" if producer else describe(node)
     return [node.ref, node.kind, short(node.digest), made]
 
