@@ -327,7 +327,7 @@ def test_weights_of_several_types_need_a_type(folder: Path, tmp_path: Path) -> N
 
 def test_everything_wrong_with_a_folder_is_told_at_once(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    config |= {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "attention_bias": True}
+    config |= {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}, "attention_bias": True}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").unlink()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")

@@ -32,7 +32,7 @@ from nemotron_style.steps.blocks.checkpoint.hf_config import build_settings
 from nemotron_style.steps.blocks.checkpoint.hf_weights import export_weights
 from nemotron_style.steps.blocks.checkpoint.logit_parity import model_logits, sample_rows
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
-from nemotron_style.steps.blocks.checkpoint.reference_llama import llama_logits
+from nemotron_style.steps.blocks.checkpoint.reference_model import reference_logits
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model import parallel
@@ -141,7 +141,7 @@ def parity(scale: Scale) -> dict[str, Any]:
         tensors |= {name: tensor.cpu() for name, tensor in part.items()}
     tokens = sample_rows(TINY.vocab_size, rows=4, tokens=96, seed=1)
     settings = build_settings(TINY, dtype="float32", token_ids={})
-    theirs = llama_logits(settings, tensors.__getitem__, tokens)
+    theirs = reference_logits(settings, tensors.__getitem__, tokens)
     difference = float((model_logits(model, tokens) - theirs).abs().max())
     if not difference < 1e-4:
         raise AssertionError(f"logits are {difference:.3g} apart")

@@ -1,6 +1,6 @@
 """Whether a model and its Hugging Face files compute the same: logits of both on fixed rows.
 
-The other side is transformers where it is installed, else :mod:`reference_llama`, which reads the
+The other side is transformers where it is installed, else :mod:`reference_model`, which reads the
 files by their own meaning. Reading them back through the conversion would agree with any mistake
 in it.
 """
@@ -8,6 +8,7 @@ in it.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from nemotron_style.runtime.errors import Problem, StepFailed
-from nemotron_style.steps.blocks.checkpoint.hf_config import keep_meaning, read_settings
-from nemotron_style.steps.blocks.checkpoint.reference_llama import llama_logits
+from nemotron_style.steps.blocks.checkpoint.hf_config import (
+    keep_meaning,
+    read_family,
+    read_settings,
+)
+from nemotron_style.steps.blocks.checkpoint.reference_model import reference_logits
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.language_model import unwrap
@@ -105,21 +110,24 @@ def hugging_face_logits(
     They are computed in float32 and returned on the CPU.
     """
     tokens = tokens_BS.to(prepare_device())
-    if importlib.util.find_spec("transformers") is None:
+    settings = read_settings(path)
+    classes = _transformers_classes(settings)
+    if classes is None:
         folder = TensorFolder(path)
 
         def read(name: str) -> Tensor:
             return folder.read(name).to(dtype or folder.types[name])
 
-        return "plain torch", llama_logits(read_settings(path), read, tokens).cpu()
+        return "plain torch", reference_logits(settings, read, tokens).cpu()
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    # Of the file only what a Llama is: other keys reach code that transformers fetches.
-    config = transformers.LlamaConfig.from_dict(keep_meaning(read_settings(path)))
-    model = transformers.LlamaForCausalLM.from_pretrained(
+    # Of the file only what the family says: other keys reach code that transformers fetches.
+    config_class, model_class = classes
+    meaning = keep_meaning(settings) | {"pad_token_id": None}  # a default may be above small tables
+    model = model_class.from_pretrained(
         path,
-        config=config,
+        config=config_class.from_dict(meaning),
         dtype=torch.float32,
         attn_implementation="eager",
         local_files_only=True,
@@ -130,6 +138,18 @@ def hugging_face_logits(
     with torch.inference_mode():
         logits = model.to(tokens.device)(input_ids=tokens).logits
     return f"transformers {transformers.__version__}", logits.cpu()
+
+
+def _transformers_classes(settings: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """Config and model of the family; None where transformers is not installed or too old."""
+    if importlib.util.find_spec("transformers") is None:
+        return None
+    import transformers
+
+    family = read_family(settings)
+    names = (family.config_class, family.causal_class)
+    config, model = (getattr(transformers, name, None) for name in names)
+    return (config, model) if config and model else None
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.steps.blocks.checkpoint import torch_dist
+from nemotron_style.steps.blocks.checkpoint.families.tensors import full_shapes
 from nemotron_style.steps.blocks.model.language_model import build_model, unwrap, wrap
 from nemotron_style.steps.blocks.model.rank_zero import gather, is_rank_zero, share_from_rank_zero
 from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights, shards
@@ -196,47 +197,3 @@ def compare_shapes(
     ]
     strange = sorted(set(stored) - set(expected))
     return problems + [Problem(where=where, key=name, what=unknown) for name in strange]
-
-
-def full_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and full shapes of all weights of a model of these sizes."""
-    hidden, vocab = config.hidden_size, config.vocab_size
-    shapes = {"embedding.word_embeddings.weight": (vocab, hidden)}
-    shapes |= _norm_shapes("decoder.final_layernorm.", config)
-    if not config.tie_embeddings:
-        shapes["output_layer.weight"] = (vocab, hidden)
-    for layer in range(config.num_layers):
-        prefix = f"decoder.layers.{layer}."
-        shapes |= {prefix + name: shape for name, shape in _layer_shapes(config).items()}
-    return shapes
-
-
-def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    hidden, wide, size = config.hidden_size, config.ffn_hidden_size, config.head_size
-    heads, groups = config.num_attention_heads, config.num_query_groups
-    products = (heads + 2 * groups) * size
-    shapes: dict[str, tuple[int, ...]] = {}
-    if config.norm_placement != "post":
-        shapes |= _norm_shapes("self_attention.linear_qkv.layer_norm_", config)
-    shapes["self_attention.linear_qkv.weight"] = (products, hidden)
-    if config.qkv_bias:
-        shapes["self_attention.linear_qkv.bias"] = (products,)
-    if config.qk_norm != "none":
-        full = config.qk_norm == "full"
-        shapes["self_attention.q_layernorm.weight"] = (size * heads if full else size,)
-        shapes["self_attention.k_layernorm.weight"] = (size * groups if full else size,)
-    shapes["self_attention.linear_proj.weight"] = (hidden, heads * size)
-    if config.norm_placement != "pre":
-        shapes |= _norm_shapes("post_self_attn_layernorm.", config)
-    if config.norm_placement != "post":
-        shapes |= _norm_shapes("mlp.linear_fc1.layer_norm_", config)
-    shapes["mlp.linear_fc1.weight"] = (2 * wide if config.is_gated else wide, hidden)
-    shapes["mlp.linear_fc2.weight"] = (hidden, wide)
-    if config.norm_placement != "pre":
-        shapes |= _norm_shapes("post_mlp_layernorm.", config)
-    return shapes
-
-
-def _norm_shapes(prefix: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    parts = ("weight", "bias") if config.normalization == "layernorm" else ("weight",)
-    return {prefix + part: (config.hidden_size,) for part in parts}

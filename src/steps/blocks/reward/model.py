@@ -16,8 +16,14 @@ import torch
 from torch import Tensor
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
-from nemotron_style.steps.blocks.checkpoint.hf_config import parse_sizes, read_settings
-from nemotron_style.steps.blocks.checkpoint.reference_llama import llama_states
+from nemotron_style.steps.blocks.checkpoint.families.tensors import expected_shapes
+from nemotron_style.steps.blocks.checkpoint.hf_config import (
+    CONFIG_FILE,
+    parse_sizes,
+    read_family,
+    read_settings,
+)
+from nemotron_style.steps.blocks.checkpoint.reference_model import reference_states
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
 from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.opening import open_chat
@@ -29,7 +35,6 @@ from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 __all__ = ["Message", "RewardModel", "RewardScore"]
 
-ARCHITECTURE = "LlamaForSequenceClassification"
 HEAD = "score.weight"
 
 
@@ -47,16 +52,16 @@ class RewardModel:
         """Read the folder of a ``reward_model``.
 
         Raises:
-            InputError: a part is missing or damaged, or is not a Llama with a head for scoring.
+            InputError: a part is missing or damaged, or the model has no head for scoring or is of
+                no family that is known.
         """
         config, settings = read_reward_config(path), read_settings(path)
-        if settings.get("architectures") != [ARCHITECTURE]:
+        allowed = read_family(settings, where=str(path / CONFIG_FILE)).scoring_class
+        if settings.get("architectures") != [allowed]:
             got = str(settings.get("architectures"))
             what = "another architecture"
             raise InputError(
-                Problem(
-                    where=str(path), key="architectures", what=what, got=got, allowed=ARCHITECTURE
-                )
+                Problem(where=str(path), key="architectures", what=what, got=got, allowed=allowed)
             )
         sizes = parse_sizes({**settings, "architectures": None}, path)
         folder, tokenizer = TensorFolder(path), Tokenizer(path)
@@ -96,7 +101,7 @@ class RewardModel:
         width = max(map(len, rows))
         head = self.weights[HEAD]
         tokens_BS = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
-        states_BSH = llama_states(
+        states_BSH = reference_states(
             self.settings, self.weights.__getitem__, tokens_BS.to(head.device)
         )
         last_B = torch.tensor([len(row) - 1 for row in rows], device=head.device)
@@ -146,7 +151,8 @@ def _check_tensors(folder: TensorFolder, sizes: ModelConfig, outputs: int) -> No
         what = "promises more layers than the weights have tensors"
         key, allowed = "num_hidden_layers", f"{len(folder.shapes)} at most"
         raise InputError(Problem(where=where, key=key, what=what, got=str(layers), allowed=allowed))
-    wanted = _shapes(sizes) | {HEAD: (outputs, sizes.hidden_size)}
+    wanted = expected_shapes(sizes.model_copy(update={"tie_embeddings": True}))  # without a head
+    wanted |= {HEAD: (outputs, sizes.hidden_size)}
     raise_all(
         InputError,
         [
@@ -168,28 +174,3 @@ def _check_words(tokenizer: Tokenizer, sizes: ModelConfig) -> None:
         what = "the tokenizer gives ids that the model has no rows for"
         got, allowed = str(tokenizer.vocab_size), f"{sizes.vocab_size} at most"
         raise InputError(Problem(where=str(tokenizer.path), what=what, got=got, allowed=allowed))
-
-
-def _shapes(sizes: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the trunk."""
-    hidden, wide = sizes.hidden_size, sizes.ffn_hidden_size
-    keys = sizes.num_query_groups * sizes.head_size
-    of_a_layer = {
-        "input_layernorm": (hidden,),
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "post_attention_layernorm": (hidden,),
-        "mlp.gate_proj": (wide, hidden),
-        "mlp.up_proj": (wide, hidden),
-        "mlp.down_proj": (hidden, wide),
-    }
-    return {
-        "model.embed_tokens.weight": (sizes.vocab_size, hidden),
-        "model.norm.weight": (hidden,),
-    } | {
-        f"model.layers.{layer}.{name}.weight": shape
-        for layer in range(sizes.num_layers)
-        for name, shape in of_a_layer.items()
-    }

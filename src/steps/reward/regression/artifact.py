@@ -1,4 +1,4 @@
-"""The trained model as Hugging Face's ``LlamaForSequenceClassification`` has it."""
+"""The trained model as Hugging Face's ``...ForSequenceClassification`` of its family has it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.runtime.text_file import read_json_file
 from nemotron_style.steps.blocks.checkpoint import torch_dist
-from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE, build_settings
+from nemotron_style.steps.blocks.checkpoint.hf_config import (
+    CONFIG_FILE,
+    build_settings,
+    read_family,
+)
 from nemotron_style.steps.blocks.checkpoint.hf_weights import export_tensor
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WeightsDigest
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import write_tensors
@@ -28,7 +32,6 @@ from nemotron_style.steps.blocks.model.language_model import unwrap
 from nemotron_style.steps.blocks.model.rank_zero import share_from_rank_zero
 from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights
 from nemotron_style.steps.blocks.reward.config import RewardConfig, merged
-from nemotron_style.steps.blocks.reward.model import ARCHITECTURE
 from nemotron_style.steps.blocks.reward.regression_model import HEAD
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
@@ -75,8 +78,9 @@ def write_settings(
 ) -> None:
     """Write ``config.json`` and ``reward_config.json``; ``dtype`` is that of the trunk."""
     config.write(path)
-    settings = build_settings(sizes, dtype=dtype, token_ids=token_ids) | {
-        "architectures": [ARCHITECTURE],
+    settings = build_settings(sizes, dtype=dtype, token_ids=token_ids)
+    settings |= {
+        "architectures": [read_family(settings).scoring_class],
         "num_labels": len(config.outputs),
         "id2label": {str(index): name for index, name in enumerate(config.outputs)},
         "label2id": {name: index for index, name in enumerate(config.outputs)},

@@ -1,4 +1,4 @@
-"""config.json of a Llama: the sizes in it, and everything in it that no ModelConfig can hold."""
+"""config.json: the sizes in it, and everything in it that no ModelConfig can hold."""
 
 from __future__ import annotations
 
@@ -51,24 +51,26 @@ def test_sizes_come_back(folder):
 
 
 REFUSALS = [
-    ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "rotary positions are scaled"),
-    ("rope_scaling", {"type": "linear", "factor": 2.0}, "rotary positions are scaled"),
-    ("rope_scaling", {"factor": 2.0}, "rotary positions are scaled"),
-    ("rope_scaling", "yarn", "rotary positions are scaled"),
-    ("rope_parameters", {"rope_type": "yarn", "factor": 4.0}, "rotary positions are scaled"),
+    ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "llama3 needs high_freq_factor"),
+    ("rope_scaling", {"type": "dynamic", "factor": 2.0}, "rotary positions are scaled by dynamic"),
+    ("rope_scaling", {"factor": 2.0}, "scaled by factor, and no type says how"),
+    ("rope_scaling", "yarn", "rotary positions are scaled, and no table says how"),
+    ("rope_parameters", {"rope_type": "longrope", "factor": 4.0}, "scaled by longrope"),
     ("rope_parameters", {"full_attention": {"rope_theta": 3.0}}, "rotary positions are scaled"),
-    ("rope_parameters", {"partial_rotary_factor": 0.5}, "rotary positions are scaled"),
+    ("rope_parameters", {"partial_rotary_factor": 0.5}, "rotary positions on a part of each head"),
     ("partial_rotary_factor", 0.5, "rotary positions on a part of each head"),
     ("attention_bias", True, "biases in attention"),
     ("mlp_bias", True, "biases in the MLP"),
     ("hidden_act", "gelu", "another activation"),
-    ("model_type", "qwen2", "another architecture"),
+    ("model_type", "mixtral", "another architecture"),
+    ("model_type", ["llama"], "another architecture"),
     ("architectures", ["MistralForCausalLM"], "another architecture"),
     ("architectures", ["LlamaForSequenceClassification"], "another architecture"),
     ("sliding_window", 4096, "attention over a window"),
     ("num_local_experts", 8, "a mixture of experts"),
     ("num_experts", 64, "a mixture of experts"),
-    ("head_dim", 16, "heads are not as wide"),
+    ("layer_types", ["sliding_attention"] * 2, "attention over a window in some layers"),
+    ("layer_types", [{}], "attention over a window in some layers"),
     ("quantization_config", {"quant_method": "gptq", "bits": 4}, "quantised weights"),
 ]
 
@@ -85,7 +87,11 @@ def test_what_cannot_be_represented_is_refused_by_its_key(folder, key, value, wh
 def test_all_that_cannot_be_represented_is_told_at_once(folder):
     change(folder, model_type="mixtral", sliding_window=9, num_local_experts=8, hidden_size="48")
     (folder / "adapter_config.json").write_text("{}")
-    keys = ("model_type", "sliding_window", "num_local_experts", "hidden_size")
+    keys = ("model_type", "num_local_experts")
+    said = refused(lambda: read_sizes(folder))
+    assert all(f": {key}: " in said for key in keys)
+    change(folder, model_type="llama")
+    keys = ("sliding_window", "num_local_experts", "hidden_size")
     said = refused(lambda: read_sizes(folder))
     assert all(f": {key}: " in said for key in keys)
     assert "holds an adapter" in said
@@ -95,7 +101,7 @@ def test_all_that_cannot_be_represented_is_told_at_once(folder):
     ("key", "value", "what"),
     [
         ("num_key_value_heads", 3, "no multiple of num_query_groups 3"),
-        ("hidden_size", 50, "head_dim"),
+        ("head_dim", 5, "even head size"),
         ("vocab_size", 0, "vocab_size"),
         ("rms_norm_eps", "small", "rms_norm_eps"),
         ("rope_theta", "much", "rope_theta"),
@@ -183,8 +189,8 @@ def test_code_beside_the_weights_is_refused(folder):
         ("vocab_size", 10**300, "vocab_size"),
         ("max_position_embeddings", 10**12, "max_position_embeddings"),
         ("num_attention_heads", 0, "num_attention_heads"),
-        ("head_dim", "wide", "heads are not as wide"),
-        ("head_dim", [6], "heads are not as wide"),
+        ("head_dim", "wide", "heads are of no width"),
+        ("head_dim", [6], "heads are of no width"),
     ],
 )
 def test_numbers_that_no_model_has_are_refused_by_their_key(folder, key, value, what):

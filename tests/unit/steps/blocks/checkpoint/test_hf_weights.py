@@ -35,7 +35,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     full_weights,
     weights_digest,
 )
-from nemotron_style.steps.blocks.checkpoint.reference_llama import llama_logits
+from nemotron_style.steps.blocks.checkpoint.reference_model import reference_logits
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import (
     INDEX,
     SINGLE,
@@ -359,7 +359,7 @@ def test_both_other_sides_agree(folder):
     rows = sample_rows(50, rows=2, tokens=64, seed=8)
     _, theirs = logit_parity.hugging_face_logits(folder, rows)
     settings = json.loads((folder / "config.json").read_text())
-    plain = llama_logits(settings, TensorFolder(folder).read, rows)
+    plain = reference_logits(settings, TensorFolder(folder).read, rows)
     assert (theirs - plain).abs().max() < 1e-4
 
 

@@ -194,7 +194,7 @@ DAMAGE = {
     ),
     "scaled positions": (
         lambda p: edit(
-            p / "config.json", lambda told: told.update(rope_scaling={"rope_type": "llama3"})
+            p / "config.json", lambda told: told.update(rope_scaling={"type": "longrope"})
         ),
         "rotary positions are scaled",
     ),

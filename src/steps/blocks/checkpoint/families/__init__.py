@@ -1,0 +1,1 @@
+"""What each family of models is called on Hugging Face's side, and which switches it has."""
