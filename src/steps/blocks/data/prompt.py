@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.data.chat.interface import Chat
-from nemotron_style.steps.blocks.data.conversation import parse_messages, prompt_messages
-from nemotron_style.steps.blocks.data.jsonl import brief, read_rows, refuse
+from nemotron_style.steps.blocks.data.chat.token_array import token_array
+from nemotron_style.steps.blocks.data.conversation import Conversation, parse_messages
+from nemotron_style.steps.blocks.data.jsonl import brief, refuse
+from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 
 Message = Mapping[str, str]
 """``{"role": ..., "content": ...}``."""
@@ -21,7 +23,7 @@ class Prompt:
     """A row of prompts: its messages, their tokens, and what responses to it are judged by."""
 
     messages: tuple[Message, ...]
-    ids: list[int]
+    ids: Sequence[int]
     principle: str | None = None
 
     @property
@@ -52,6 +54,7 @@ class PromptReader:
     context: int
     max_new_tokens: int
     length_key: str
+    rows: RowReader = field(default_factory=lambda: RowReader("prompts"))
 
     def __post_init__(self) -> None:
         if self.max_new_tokens >= self.context:
@@ -64,27 +67,46 @@ class PromptReader:
                 )
             )
 
-    def read(
-        self, path: Path, read_messages: Callable[[Mapping[str, Any]], Any] = prompt_messages
-    ) -> list[Prompt]:
-        """The prompts of a file; ``read_messages`` gives the unchecked messages of a row.
+    def read(self, path: Path) -> list[Prompt]:
+        """The prompts of a file in any layout; an answer at the end of a row is left out.
 
-        Raises InputError naming file and line of every row that breaks a rule or is too long.
+        Raises InputError naming file and line of every row that breaks a rule or is too long, as
+        far as the settings of ``rows`` do not leave it out.
         """
+        room = self.context - self.max_new_tokens
+        too_long = Problem(
+            what="the prompt leaves no room for the response, and it is not cut",
+            allowed=f"{room}: the context less {self.length_key}",
+            fix=f"leave the row out, or lower {self.length_key}",
+        )
+
+        def encode(conversation: Conversation) -> _Asked:
+            return _Asked(conversation, token_array(self.chat.prompt_ids(conversation)))
 
         def parse(row: Mapping[str, Any]) -> Prompt:
-            messages, room = read_messages(row), self.context - self.max_new_tokens
-            ids = self.chat.prompt_ids(parse_messages(messages))
-            if len(ids) > room:
-                refuse(
-                    "the prompt leaves no room for the response, and it is not cut",
-                    got=f"{len(ids)} tokens",
-                    allowed=f"{room}: the context less {self.length_key}",
-                    fix=f"leave the row out, or lower {self.length_key}",
-                )
             principle = row.get("principle")
             if principle is not None and not isinstance(principle, str):
                 refuse("a principle is a text", key="principle", got=brief(principle))
-            return Prompt(tuple(messages), ids, principle or None)
+            messages = _without_answer(row["messages"])
+            whole = parse_messages(messages)
+            [asked] = self.rows.shorten([whole], encode, limit=room, problem=too_long)
+            system = [message for message in messages[:1] if message["role"] == "system"]
+            kept = (*system, *messages[-len(asked.conversation.turns) :])
+            return Prompt(kept, asked.ids, principle or None)
 
-        return read_rows(path, parse)
+        return self.rows.read(path, parse)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt, shortened where that was asked for, and its tokens."""
+
+    conversation: Conversation
+    ids: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def _without_answer(messages: list[Message]) -> list[Message]:
+    return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages

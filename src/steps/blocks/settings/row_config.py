@@ -8,15 +8,11 @@ from pydantic import Field
 
 from nemotron_style.runtime.config.model import Section
 
-LongRows = Literal["stop", "skip", "truncate_prompt"]
-
 
 class RowReading(Section):
     """What is done with rows of a known layout, of several, and with those that are bad.
 
-    ``max_bad_rows`` bounds what ``on_bad_row: skip`` leaves out. Rows that are too long are not
-    bad: ``long_rows`` decides about them, and ``truncate_prompt`` leaves out the first turns of a
-    conversation until the rest fits; an answer is never cut.
+    ``max_bad_rows`` bounds what ``on_bad_row: skip`` leaves out.
     """
 
     layout: str | None = Field(
@@ -26,8 +22,17 @@ class RowReading(Section):
     max_bad_rows: float = Field(
         default=0.05, ge=0, description="below 1 a share of the rows, else a number of them"
     )
-    long_rows: LongRows = "stop"
 
     def row_budget(self, rows: int) -> int:
         """How many of ``rows`` may be bad."""
         return int(self.max_bad_rows * rows if self.max_bad_rows < 1 else self.max_bad_rows)
+
+
+class LongRowReading(RowReading):
+    """The same, of rows that must fit into a model.
+
+    Rows that are too long are not bad: ``truncate_prompt`` leaves out the first turns of a
+    conversation until the rest fits; an answer is never cut.
+    """
+
+    long_rows: Literal["stop", "skip", "truncate_prompt"] = "stop"

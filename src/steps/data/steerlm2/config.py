@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from nemotron_style.runtime.config.model import Section, StepConfig
 from nemotron_style.steps.blocks.data.chat_format import ModelData
+from nemotron_style.steps.blocks.settings.row_config import RowReading
 from nemotron_style.steps.blocks.settings.training_config import CheckpointPath, Precision
 
 
@@ -24,7 +25,7 @@ class Models(Section):
     data: ModelData = ModelData()
 
 
-class Data(Section):
+class Data(RowReading):
     """Which prompts and labels are combined, and how many groups are made of them."""
 
     prompts: str | None = None

@@ -23,6 +23,7 @@ from nemotron_style.runtime.errors import InputError, Interrupted, Problem, Step
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import recorded_weights_digest
 from nemotron_style.steps.blocks.data.jsonl import write_rows
+from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.data.toy_truth import Truth, load_truth
 from nemotron_style.steps.blocks.generation.chat_sampler import (
@@ -62,7 +63,12 @@ def run(config: Config, ctx: StepContext) -> None:
     sampling = config.sampling
     truth_input = ctx.optional_input("truth")
     truth = load_truth(truth_input.path) if truth_input else None
-    prompts, own_labels = read_prompts(ctx.input("prompts").path)
+    reader = RowReader("prompts", config.data, "data")
+    prompts, own_labels = read_prompts(ctx.input("prompts").path, reader)
+    for file in FILES:
+        ctx.output(file).note(prompts_rows=reader.report.facts())
+    for line in reader.report.lines("prompts"):
+        ctx.say(line)
     labels = choose_labels(config, truth, own_labels)
     requests = plan_requests(prompts, labels, data=config.data, seed=config.seed)
     models = load_models(config, ctx)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.data.conversation import (
     Conversation,
-    parse_conversation,
-    parse_prompt,
+    parse_prompt_row,
 )
-from nemotron_style.steps.blocks.data.jsonl import read_rows
+from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.sample_order import permutation
 from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.generation.chat_sampler import Request
@@ -28,12 +26,12 @@ class Requests:
     validation: list[Request]
 
 
-def read_prompts(path: Path) -> tuple[list[Conversation], list[str]]:
+def read_prompts(path: Path, reader: RowReader) -> tuple[list[Conversation], list[str]]:
     """The distinct prompts of a file in their order, and the labels of all its rows.
 
     A row may end with the user or with a response, which is then left out.
     """
-    rows = read_rows(path, _read_row)
+    rows = reader.read(path, parse_prompt_row)
     prompts = list(dict.fromkeys(Conversation(row.system, row.turns) for row in rows))
     return prompts, [row.label for row in rows if row.label is not None]
 
@@ -78,10 +76,3 @@ def _combine(
         label = labels[seed_of(own_seed, "label") % len(labels)]
         requests.append(Request(prompt, label, own_seed))
     return requests
-
-
-def _read_row(row: Mapping[str, Any]) -> Conversation:
-    messages = row.get("messages")
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    answered = isinstance(last, Mapping) and last.get("role") == "assistant"
-    return parse_conversation(row) if answered else parse_prompt(row)

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.steps.blocks.data.chat_format import ModelData
 from nemotron_style.steps.blocks.http.endpoint import read_address
+from nemotron_style.steps.blocks.settings.row_config import RowReading
 from nemotron_style.steps.blocks.settings.training_config import CheckpointPath, Precision
 from nemotron_style.steps.blocks.settings.waiting_config import Waiting
 
@@ -21,7 +22,7 @@ class Models(Section):
     data: ModelData = ModelData()
 
 
-class Data(Section):
+class Data(RowReading):
     """Held-out prompts, and the rule that knows the better answer where there is one."""
 
     prompts: str | None = None

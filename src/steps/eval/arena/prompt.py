@@ -14,10 +14,10 @@ from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.conversation import (
     ROLES,
     Conversation,
-    parse_conversation,
-    parse_prompt,
+    parse_prompt_row,
 )
-from nemotron_style.steps.blocks.data.jsonl import read_rows, refuse
+from nemotron_style.steps.blocks.data.jsonl import refuse
+from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.judge.prompt import Message
@@ -54,7 +54,7 @@ class PromptLimit:
 
 
 def read_prompts(
-    path: Path, limits: Sequence[PromptLimit], *, truth: Truth | None
+    path: Path, limits: Sequence[PromptLimit], *, truth: Truth | None, reader: RowReader
 ) -> list[Conversation]:
     """The different prompts of a file, in its order; of a row with an answer, what comes before.
 
@@ -63,24 +63,15 @@ def read_prompts(
     """
 
     def parse(row: Mapping[str, Any]) -> Conversation:
-        prompt = parse_prompt_row(row)
+        given = parse_prompt_row(row)
+        prompt = Conversation(given.system, given.turns)
         for limit in limits:
             limit.check(prompt)
         if truth is not None:
             truth.noun_of(prompt.turns[-1].value)
         return prompt
 
-    return list(dict.fromkeys(read_rows(path, parse)))
-
-
-def parse_prompt_row(row: Mapping[str, Any]) -> Conversation:
-    """The prompt of a row of prompts_jsonl or training_jsonl."""
-    messages = row.get("messages")
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    if isinstance(last, Mapping) and last.get("role") == "assistant":
-        answered = parse_conversation(row)
-        return Conversation(answered.system, answered.turns)
-    return parse_prompt(row)
+    return list(dict.fromkeys(reader.read(path, parse)))
 
 
 def as_messages(prompt: Conversation) -> tuple[Message, ...]:

@@ -23,6 +23,7 @@ from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import recorded_weights_digest
 from nemotron_style.steps.blocks.data.conversation import Conversation
 from nemotron_style.steps.blocks.data.jsonl import write_rows
+from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.sample_order import permutation
 from nemotron_style.steps.blocks.data.toy_truth import Truth, load_truth
 from nemotron_style.steps.blocks.judge.client import JudgeClient, JudgeFailure
@@ -117,7 +118,9 @@ def choose_prompts(config: Config, ctx: StepContext, truth: Truth | None) -> lis
         )
         for slot in SAMPLED
     ]
-    prompts = read_prompts(ctx.input("prompts").path, limits, truth=truth)
+    reader = RowReader("prompts", config.data, "data")
+    prompts = read_prompts(ctx.input("prompts").path, limits, truth=truth, reader=reader)
+    reader.report.tell(ctx, "prompts", output="results")
     order = permutation(len(prompts), config.seed, 0)[: config.data.max_prompts]
     return [prompts[index] for index in order]
 

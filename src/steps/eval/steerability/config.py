@@ -6,6 +6,7 @@ from pydantic import Field
 
 from nemotron_style.runtime.config.model import Section, StepConfig
 from nemotron_style.steps.blocks.data.chat_format import ModelData
+from nemotron_style.steps.blocks.settings.row_config import RowReading
 from nemotron_style.steps.blocks.settings.training_config import CheckpointPath, Precision
 
 
@@ -18,7 +19,7 @@ class Models(Section):
     data: ModelData = ModelData()
 
 
-class Data(Section):
+class Data(RowReading):
     """Held-out prompts, and what is asked of the responses to them."""
 
     prompts: str | None = None

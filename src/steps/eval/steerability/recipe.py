@@ -12,15 +12,16 @@ and has an answer that can be counted, with an interval.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import recorded_weights_digest
-from nemotron_style.steps.blocks.data.conversation import Conversation, parse_prompt
-from nemotron_style.steps.blocks.data.jsonl import read_rows, write_rows
+from nemotron_style.steps.blocks.data.conversation import Conversation, parse_prompt_row
+from nemotron_style.steps.blocks.data.jsonl import write_rows
+from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.sample_order import permutation
 from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.data.toy_truth import Truth, load_truth
@@ -90,9 +91,16 @@ def choose_labeller(config: Config, ctx: StepContext, truth: Truth | None) -> tu
     ), "attribute"
 
 
+def _parse_prompt(row: Mapping[str, Any]) -> Conversation:
+    given = parse_prompt_row(row)
+    return Conversation(given.system, given.turns)
+
+
 def plan_requests(config: Config, ctx: StepContext, truth: Truth | None) -> list[Request]:
     """Every prompt with every label, ``num_samples`` times."""
-    prompts = list(dict.fromkeys(read_rows(ctx.input("prompts").path, parse_prompt)))
+    reader = RowReader("prompts", config.data, "data")
+    prompts = list(dict.fromkeys(reader.read(ctx.input("prompts").path, _parse_prompt)))
+    reader.report.tell(ctx, "prompts", output="results")
     order = permutation(len(prompts), config.seed, 0)[: config.data.max_prompts]
     labels: Sequence[str] = config.data.labels
     if not labels and truth is not None:

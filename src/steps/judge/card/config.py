@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from nemotron_style.runtime.config.model import Section, StepConfig
+from nemotron_style.steps.blocks.settings.row_config import RowReading
 
 
 class Model(Section):
@@ -15,7 +16,7 @@ class Model(Section):
     restore_from_path: str | None = None
 
 
-class Data(Section):
+class Data(RowReading):
     """Pairs of responses whose true scores are known, and that the judge was not trained on."""
 
     comparisons: str | None = None

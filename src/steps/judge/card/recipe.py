@@ -24,6 +24,7 @@ import torch
 from nemotron_style.runtime.errors import InputError, Interrupted, Problem
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.data.jsonl import read_rows, refuse, write_rows
+from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.sample_order import permutation
 from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.judge.prompt import ask_messages
@@ -54,7 +55,9 @@ def run(config: Config, ctx: StepContext) -> None:
     artifact, output = ctx.input("model"), ctx.output("judge")
     dtype = getattr(torch, config.dtype)
     judge = load_chat_model(artifact.path, dtype=dtype, batch_tokens=config.batch_tokens)
-    prompts = read_prompts(ctx.input("comparisons").path, judge, config)
+    reader = RowReader("comparisons", config.data, "data")
+    prompts = read_prompts(ctx.input("comparisons").path, judge, config, reader)
+    reader.report.tell(ctx, "comparisons", output="judge")
     order = permutation(len(prompts), config.seed, 0)[: config.data.max_pairs]
     prompts = [prompts[index] for index in sorted(order)]
     size = config.pairs_per_checkpoint
@@ -89,7 +92,9 @@ CARRIED = ("parameters", "dtype", "tokenizer_digest", "template_digest", "canary
 """Facts about the checkpoint that are true of its copy."""
 
 
-def read_prompts(path: Path, judge: LocalChatModel, config: Config) -> list[PairPrompts]:
+def read_prompts(
+    path: Path, judge: LocalChatModel, config: Config, reader: RowReader
+) -> list[PairPrompts]:
     """Every comparison of the file with its prompts.
 
     Raises:
@@ -115,7 +120,7 @@ def read_prompts(path: Path, judge: LocalChatModel, config: Config) -> list[Pair
             )
         return PairPrompts(orders, (first, second))
 
-    prompts = read_rows(path, parse)
+    prompts = reader.read(path, parse)
     if not any(one.orders[0].lead for one in prompts):
         what = (
             "in no pair is one response truly better, so nothing tells a good judge from a bad one"

@@ -9,8 +9,10 @@ from pydantic import Field, model_validator
 from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.settings.data_prefix import DataPrefix
 from nemotron_style.steps.blocks.settings.not_built import SavesMemory
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.settings.row_config import LongRowReading
 from nemotron_style.steps.blocks.settings.training_config import (
     Count,
     Job,
@@ -66,15 +68,8 @@ class Regression(Section):
         return self
 
 
-class DataPrefix(Section):
-    """``model.data.data_prefix``: the files; without ``validation`` there is none."""
-
-    train: str | None = None
-    validation: str | None = None
-
-
-class Data(Section):
-    """``model.data``: the files, and how a conversation is written as text."""
+class Data(LongRowReading):
+    """``model.data``: the files, how rows are read, and how a conversation is written as text."""
 
     data_prefix: DataPrefix = DataPrefix()
     seq_length: Count | None = Field(default=None, description="null: as long as the model")

@@ -30,6 +30,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
 )
 from nemotron_style.steps.blocks.data.chat.nemo_chat import NemoChat
 from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_facts
+from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
@@ -57,8 +58,7 @@ from nemotron_style.steps.reward.regression.config import Config
 from nemotron_style.steps.reward.regression.plot import draw
 from nemotron_style.steps.reward.regression.row import (
     EncodedRow,
-    encode_rows,
-    encoder,
+    RatedReader,
     name_outputs,
     scale_outputs,
     weigh_outputs,
@@ -157,9 +157,11 @@ def read_data(config: Config, ctx: StepContext, *, chat: NemoChat) -> Data:
     """Both files as tokens. Raises InputError for every row that cannot be trained on."""
     limit = read_config(ctx.input("model").path).max_sequence_length
     max_tokens = min(limit, config.model.data.seq_length or limit)
-    encode = encoder(chat, max_tokens=max_tokens)
+    rows = RowReader("ratings", config.model.data, "model.data")
+    reader = RatedReader(config, chat, max_tokens, rows)
     path, regression = ctx.input("data").path, config.model.regression
-    train = encode_rows(path, config=config, encode=encode, names=regression.attributes)
+    train = reader.read(path, regression.attributes)
+    rows.report.tell(ctx, "data", output="model")
     names = name_outputs(train, regression)
     reward = RewardConfig(
         outputs=names,
@@ -171,7 +173,8 @@ def read_data(config: Config, ctx: StepContext, *, chat: NemoChat) -> Data:
     validation: list[EncodedRow] = []
     if ctx.optional_input("validation"):
         path = ctx.input("validation").path
-        validation = encode_rows(path, config=config, encode=encode, names=names)
+        validation = reader.read(path, names)
+        rows.report.tell(ctx, "validation", output="model")
         validation = validation[: config.validation_rows(len(validation))]
     return Data(train, validation, reward)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -11,8 +11,10 @@ from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem, suggest
 from nemotron_style.steps.blocks.data.chat.interface import Chat
+from nemotron_style.steps.blocks.data.chat.token_array import token_array
 from nemotron_style.steps.blocks.data.conversation import Conversation
-from nemotron_style.steps.blocks.data.jsonl import read_rows, refuse
+from nemotron_style.steps.blocks.data.jsonl import refuse
+from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.rated_row import PairRow, RatedRow, parse_rated
 from nemotron_style.steps.blocks.reward.config import Scale
 from nemotron_style.steps.reward.regression.config import Config, Regression
@@ -27,7 +29,7 @@ class EncodedRow:
     ``ratings`` are in the units of the data; a pair has none.
     """
 
-    texts: tuple[list[int], ...]
+    texts: tuple[Sequence[int], ...]
     ratings: Mapping[str, float]
     margin: float = 0.0
 
@@ -39,48 +41,49 @@ class EncodedRow:
         return len(self.texts) == 2
 
 
-Encode = Callable[[Conversation], list[int]]
+@dataclass(frozen=True)
+class RatedReader:
+    """Reads and encodes files of ``rated_jsonl``, or in layouts that ``rows`` knows."""
 
+    config: Config
+    chat: Chat
+    max_tokens: int
+    rows: RowReader
 
-def encoder(chat: Chat, *, max_tokens: int) -> Encode:
-    """A function from a conversation to its tokens; it refuses one that is too long."""
+    def read(self, path: Path, names: Sequence[str] | None) -> list[EncodedRow]:
+        """The rows of a file; ``names`` are the attributes that they may rate, None for any.
 
-    def encode(conversation: Conversation) -> list[int]:
-        ids = chat.conversation_ids(conversation)
-        if len(ids) > max_tokens:
-            refuse(
-                "the conversation is longer than the model may read",
-                key="messages",
-                got=f"{len(ids)} tokens",
-                allowed=f"{max_tokens} (model.data.seq_length, or the model's own limit)",
-                fix="shorten or remove it, or raise model.data.seq_length",
+        Raises:
+            InputError: naming file and line of every row that is malformed, too long, of a sort
+                that ``model.reward_model_type`` does not take, or rates something else.
+        """
+
+        def parse(row: Mapping[str, Any]) -> EncodedRow:
+            rated = parse_rated(row, missing=self.config.model.regression.loss_mask_val)
+            _check_sort(rated, self.config.model.reward_model_type)
+            if isinstance(rated, PairRow):
+                return EncodedRow(self._encode(rated.chosen, rated.rejected), {}, rated.margin)
+            if names is not None:
+                _check_names(rated, names)
+            return EncodedRow(self._encode(rated.conversation), rated.attributes)
+
+        return self.rows.read(path, parse)
+
+    def _encode(self, *conversations: Conversation) -> tuple[Sequence[int], ...]:
+        too_long = Problem(
+            what="the conversation is longer than the model may read",
+            key="messages",
+            allowed=f"{self.max_tokens} (model.data.seq_length, or the model's own limit)",
+            fix="shorten or remove it, or raise model.data.seq_length",
+        )
+        return tuple(
+            self.rows.shorten(
+                conversations,
+                lambda one: token_array(self.chat.conversation_ids(one)),
+                limit=self.max_tokens,
+                problem=too_long,
             )
-        return ids
-
-    return encode
-
-
-def encode_rows(
-    path: Path, *, config: Config, encode: Encode, names: Sequence[str] | None
-) -> list[EncodedRow]:
-    """Read and encode a file of ``rated_jsonl``; ``names`` are the attributes it may rate.
-
-    Raises:
-        InputError: naming file and line of every row that is malformed, too long, of a sort that
-            ``model.reward_model_type`` does not take, or rates an attribute not in ``names``.
-    """
-
-    def parse(row: Mapping[str, Any]) -> EncodedRow:
-        rated = parse_rated(row, missing=config.model.regression.loss_mask_val)
-        _check_sort(rated, config.model.reward_model_type)
-        if isinstance(rated, PairRow):
-            texts = (encode(rated.chosen), encode(rated.rejected))
-            return EncodedRow(texts, {}, rated.margin)
-        if names is not None:
-            _check_names(rated, names)
-        return EncodedRow((encode(rated.conversation),), rated.attributes)
-
-    return read_rows(path, parse)
+        )
 
 
 def name_outputs(rows: Sequence[EncodedRow], settings: Regression) -> tuple[str, ...]:

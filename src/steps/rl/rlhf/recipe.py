@@ -69,7 +69,6 @@ from nemotron_style.steps.rl.rlhf.metrics import (
 )
 from nemotron_style.steps.rl.rlhf.pairwise_judge import find_judge, open_judge, read_card
 from nemotron_style.steps.rl.rlhf.plot import PANELS
-from nemotron_style.steps.rl.rlhf.prompt import read_messages
 from nemotron_style.steps.rl.rlhf.rollout import RolloutSampler, mean_tokens
 from nemotron_style.steps.rl.rlhf.samples import sample_rows
 from nemotron_style.steps.rl.rlhf.train_sample import (
@@ -103,9 +102,10 @@ def run(config: Config, ctx: StepContext) -> None:
     # -- the prompts: all of them checked before any work is done
     key = "policy.generation.max_new_tokens"
     reader = PromptReader(chat, config.context(limit), sampling.max_new_tokens, key)
-    prompts = reader.read(ctx.input("prompts").path, read_messages)
+    prompts = reader.read(ctx.input("prompts").path)
+    reader.rows.report.tell(ctx, "prompts", output="model")
     validation_input, truth_input = ctx.optional_input("validation"), ctx.optional_input("truth")
-    held_out = reader.read(validation_input.path, read_messages) if validation_input else []
+    held_out = reader.read(validation_input.path) if validation_input else []
     check_held_out(config, ctx, prompts, held_out)
     truth = load_truth(truth_input.path) if truth_input else None
     size, shuffle = grpo.num_prompts_per_step, config.data.shuffle

@@ -15,6 +15,7 @@ from nemotron_style.runtime.config.model import Section, cosmetic, unused
 from nemotron_style.runtime.errors import ConfigError, Problem
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.settings import training_config
+from nemotron_style.steps.blocks.settings.data_prefix import DataPrefix
 from nemotron_style.steps.blocks.settings.fixed_value import fixed
 from nemotron_style.steps.blocks.settings.not_built import (
     NO_OFFLOAD,
@@ -22,6 +23,7 @@ from nemotron_style.steps.blocks.settings.not_built import (
     SavesMemory,
 )
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.settings.row_config import LongRowReading
 from nemotron_style.steps.blocks.settings.training_config import AlignerJob, Count, Length
 from nemotron_style.steps.blocks.settings.waiting_config import Waiting
 
@@ -115,16 +117,8 @@ class RejectionSampling(Section):
     agreement_limit: Annotated[float, Field(gt=1)] | None = None
 
 
-class DataPrefix(Section):
-    """``model.data.data_prefix``: the files of prompts."""
-
-    train: str | None = None
-    validation: str | None = None
-    test: str | None = unused(None)
-
-
-class Data(Section):
-    """``model.data``: the files, and how a conversation is written as text."""
+class Data(LongRowReading):
+    """``model.data``: the files, how rows are read, and how a conversation is written as text."""
 
     data_prefix: DataPrefix = DataPrefix()
     chat_prompt_tokens: ChatPromptTokens | None = None

@@ -37,6 +37,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     written_digest,
 )
 from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_facts
+from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.prompt import PromptReader, count_shared
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
@@ -88,8 +89,10 @@ def run(config: Config, ctx: StepContext) -> None:
     # -- the prompts: all of them checked before any work is done
     rs, settings = config.model.rs, config.trainer.rs
     key = "model.rs.length_params.max_length"
-    reader = PromptReader(chat, config.context(limit), params.max_new_tokens, key)
+    rows = RowReader("prompts", config.model.data, "model.data")
+    reader = PromptReader(chat, config.context(limit), params.max_new_tokens, key, rows)
     prompts = reader.read(ctx.input("prompts").path)
+    rows.report.tell(ctx, "prompts", output="model")
     validation_input, truth_input = ctx.optional_input("validation"), ctx.optional_input("truth")
     held_out = reader.read(validation_input.path) if validation_input else []
     truth = load_truth(truth_input.path) if truth_input else None

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.settings.data_prefix import DataPrefix, move_prefix
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.not_built import SavesMemory
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
-from nemotron_style.steps.blocks.settings.row_config import RowReading
+from nemotron_style.steps.blocks.settings.row_config import LongRowReading
 from nemotron_style.steps.blocks.settings.training_config import (
     Count,
     Job,
@@ -54,7 +55,7 @@ class ValidationData(Section):
     micro_batch_size: Count | None = cosmetic(default=None, description="null: that of train_ds")
 
 
-class Data(RowReading):
+class Data(LongRowReading):
     """``model.data``: the files, how rows are read, and how a conversation is written as text.
 
     ``chat_prompt_tokens`` null means those stored with the checkpoint, or NeMo-Aligner's
@@ -65,6 +66,12 @@ class Data(RowReading):
     sample: bool = False
     train_ds: TrainData = TrainData()
     validation_ds: ValidationData = ValidationData()
+    data_prefix: DataPrefix = DataPrefix()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _move_prefix(cls, data: Any) -> Any:
+        return move_prefix(data)
 
 
 class Architecture(Section):

@@ -58,7 +58,9 @@ def encode_rows(
         return EncodedRow(ids, counts, conversation.type or PLAIN)
 
     def parse(row: OwnRow) -> EncodedRow:
-        return reader.shorten(parse_conversation(row), encode, limit=max_tokens, problem=too_long)
+        conversation = parse_conversation(row)
+        [encoded] = reader.shorten([conversation], encode, limit=max_tokens, problem=too_long)
+        return encoded
 
     return reader.read(path, parse)
 

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic, unused
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.settings.data_prefix import DataPrefix, move_prefix
 from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts, fixed
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.training_config import (
@@ -87,6 +88,12 @@ class Data(Section):
     num_workers: int = unused(0, ge=0)
     train_ds: TrainData = TrainData()
     validation_ds: ValidationData = ValidationData()
+    data_prefix: DataPrefix = DataPrefix()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _move_prefix(cls, data: Any) -> Any:
+        return move_prefix(data)
 
 
 class SteerLM2(Section):

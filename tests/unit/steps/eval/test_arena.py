@@ -19,6 +19,7 @@ from nemotron_style.runtime.store.store import Store
 from nemotron_style.steps.blocks.data.chat.nemo_chat import NemoChat
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat
 from nemotron_style.steps.blocks.data.conversation import parse_prompt
+from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.judge.client import JudgeFailure
 from nemotron_style.steps.blocks.judge.verdict import Verdict
@@ -261,13 +262,13 @@ def test_every_row_that_cannot_be_asked_is_named_with_its_line(tmp_path: Path) -
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     reader = PromptLimit("model", NemoChat(Words(), ChatFormat()), room=30)  # type: ignore[arg-type]
     with pytest.raises(InputError) as caught:
-        read_prompts(file, [reader], truth=TRUTH)
+        read_prompts(file, [reader], truth=TRUTH, reader=RowReader("prompts"))
     told = {
         int(problem.where.rpartition(":")[2]): str(problem) for problem in caught.value.problems
     }
     assert set(told) == {2, 3, 4, 5, 6, 7}
     assert "a question and its answer" in told[2]
-    assert "a row needs messages" in told[3]
+    assert "have one layout; got nemo_text" in told[3]
     assert "leaves model no room" in told[4]
     assert "allowed: 30" in told[4]
     assert "control token" in told[5]
@@ -280,7 +281,7 @@ def test_prompts_are_asked_once_and_answers_left_out(tmp_path: Path) -> None:
     answered = [*messages, {"role": "assistant", "content": "It is deep."}]
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"messages": m}) + "\n" for m in (messages, answered)))
-    (asked,) = read_prompts(file, [], truth=TRUTH)
+    (asked,) = read_prompts(file, [], truth=TRUTH, reader=RowReader("prompts"))
     assert asked == parse_prompt({"messages": messages}) == parse_prompt_row({"messages": answered})
     assert list(as_messages(asked)) == messages
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.data.conversation import Conversation
 from nemotron_style.steps.blocks.data.files.row_file import iterate_rows
+from nemotron_style.steps.blocks.data.layouts.judged import compared
 from nemotron_style.steps.blocks.data.layouts.layout import Layout, OwnRow, Row, Use
 from nemotron_style.steps.blocks.data.layouts.table import recognise
-from nemotron_style.steps.blocks.settings.row_config import RowReading
+from nemotron_style.steps.blocks.settings.row_config import LongRowReading, RowReading
 
 if TYPE_CHECKING:
     from nemotron_style.runtime.step.context import StepContext
@@ -84,14 +85,15 @@ class ReadReport:
 
 @dataclass
 class RowReader:
-    """Reads the rows of a data set for one ``use``, as ``settings`` (the config's ``key``) say.
+    """Reads the rows of a data set for one ``use``, as ``settings`` say.
 
-    ``report`` is about what was read last.
+    They are the section ``key`` of the config, or none of it. ``report`` is about what was read
+    last.
     """
 
     use: Use
     settings: RowReading = field(default_factory=RowReading)
-    key: str = "data"
+    key: str = ""
     report: ReadReport = field(default_factory=ReadReport)
 
     def read(self, path: str | Path, parse: Callable[[OwnRow], Parsed]) -> list[Parsed]:
@@ -126,28 +128,41 @@ class RowReader:
 
     def shorten(
         self,
-        conversation: Conversation,
+        conversations: Sequence[Conversation],
         encode: Callable[[Conversation], Encoded],
         *,
         limit: int,
         problem: Problem,
-    ) -> Encoded:
-        """The encoded conversation, within ``limit`` tokens; ``problem`` is what else is refused.
+    ) -> list[Encoded]:
+        """The encoded conversations of a row, of at most ``limit`` tokens each.
 
-        With ``truncate_prompt`` the first question and its answer go, and the next, until it fits.
+        With ``truncate_prompt`` all of them lose their first question and its answer, and the
+        next, until the longest fits. ``problem`` is what else is refused.
 
         Raises:
-            RowTooLong: it does not fit, or would not with its last question alone.
+            RowTooLong: one does not fit, or would not with its last question alone.
         """
-        encoded = encode(conversation)
-        size = len(encoded)
-        if self.settings.long_rows == "truncate_prompt":
-            while len(encoded) > limit and (rest := _without_first_turns(conversation)):
-                conversation, encoded = rest, encode(rest)
-        if len(encoded) > limit:
+        encoded = [encode(conversation) for conversation in conversations]
+        size = longest = max(map(len, encoded))
+        while self._truncates and longest > limit:
+            shorter = [_without_first_turns(conversation) for conversation in conversations]
+            if None in shorter:
+                break
+            conversations = [each for each in shorter if each is not None]
+            encoded = [encode(conversation) for conversation in conversations]
+            longest = max(map(len, encoded))
+        if longest > limit:
             raise RowTooLong(replace(problem, got=f"{size} tokens"))
-        self.report.shortened += len(encoded) < size
+        self.report.shortened += longest < size
         return encoded
+
+    @property
+    def _long_rows(self) -> str:
+        return self.settings.long_rows if isinstance(self.settings, LongRowReading) else "stop"
+
+    @property
+    def _truncates(self) -> bool:
+        return self._long_rows == "truncate_prompt"
 
     def _parse(self, row: Row, parse: Callable[[OwnRow], Parsed]) -> Parsed:
         try:
@@ -163,7 +178,7 @@ class RowReader:
 
     def _own_row(self, row: Row) -> OwnRow:
         """A row as our own kind; it has the layout of the rows before it."""
-        layout = recognise(row, self.use, self.settings.layout, key=self.key)
+        layout = recognise(row, self.use, self.settings.layout, key=self.key or "data")
         known = self.report.layouts
         if known and layout.name not in known and not {layout.name, *known} <= OURS:
             what, first = "the rows of a data set have one layout", next(iter(known))
@@ -171,9 +186,10 @@ class RowReader:
         known[layout.name] += 0  # the first row decides, good or bad
         unused: set[str] = set()
         own = layout.read(row, unused)
-        if isinstance(row.get("principle"), str) and self.use == "prompts":
-            own["principle"] = row["principle"]
-            unused -= {"principle"}
+        if self.use == "comparisons" and "chosen" in own:
+            own = compared(own)
+        if self.use == "prompts" and row.get("principle") is not None:
+            own["principle"] = row["principle"]  # what answers are judged by
         known[layout.name] += 1
         self._note_unused(row, layout, unused)
         return own
@@ -187,6 +203,12 @@ class RowReader:
             name for name, value in row.items() if name not in used and value is not None
         )
 
+    def _long_fix(self, problem: Problem) -> str:
+        if not isinstance(self.settings, LongRowReading) or not self.key:
+            return problem.fix
+        skip = f"leave such rows out with {self.key}.long_rows=skip"
+        return f"{problem.fix}; or {skip}" if problem.fix else skip
+
     def _check(self, path: str | Path, too_long: list[Problem]) -> None:
         """Refuse what may not be left out, all of it at once."""
         report, settings = self.report, self.settings
@@ -196,6 +218,7 @@ class RowReader:
             if report.bad > SHOWN:
                 what = f"{report.bad} bad rows in all, {SHOWN} shown"
                 fix = f"mend them, or leave them out with {self.key}.on_bad_row=skip"
+                fix = fix if self.key else "mend them"
                 problems.append(Problem(where=str(path), what=what, fix=fix))
         elif report.bad > (budget := settings.row_budget(report.rows)):
             problems += report.problems
@@ -208,9 +231,8 @@ class RowReader:
                     allowed=f"{budget} ({settings.max_bad_rows:g})",
                 )
             )
-        if report.long and settings.long_rows != "skip":
-            fix = f"; or leave such rows out with {self.key}.long_rows=skip"
-            problems += [replace(one, fix=one.fix + fix if one.fix else "") for one in too_long]
+        if report.long and self._long_rows != "skip":
+            problems += [replace(one, fix=self._long_fix(one)) for one in too_long]
             if report.long > SHOWN:
                 what = f"{report.long} rows are too long in all, {SHOWN} shown"
                 problems.append(Problem(where=str(path), what=what))

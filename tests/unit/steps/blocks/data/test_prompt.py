@@ -7,14 +7,16 @@ import json
 import pytest
 
 from nemotron_style.runtime.errors import InputError
+from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.prompt import PromptReader, count_shared
+from nemotron_style.steps.blocks.settings.row_config import LongRowReading
 
 
 class Chat:
-    """The last turn, a token a letter."""
+    """The turns, a token a letter."""
 
     def prompt_ids(self, conversation):
-        return list(conversation.turns[-1].value.encode())
+        return list("".join(turn.value for turn in conversation.turns).encode())
 
 
 def reader(max_new_tokens):
@@ -29,7 +31,7 @@ def write(path, *texts, **more):
 
 def test_a_prompt_is_read_and_answered(tmp_path):
     [prompt] = reader(4).read(write(tmp_path, "abcd"))
-    assert (prompt.ids, prompt.question, prompt.principle) == ([97, 98, 99, 100], "abcd", None)
+    assert ([*prompt.ids], prompt.question, prompt.principle) == ([97, 98, 99, 100], "abcd", None)
     assert prompt.answered("e")[-1] == {"role": "assistant", "content": "e"}
 
 
@@ -39,12 +41,29 @@ def test_prompts_that_are_too_long_are_named_with_their_lines(tmp_path):
 
 
 def test_a_principle_is_a_text(tmp_path):
-    [prompt] = reader(4).read(write(tmp_path, "a", principle="short"), lambda row: row["messages"])
+    [prompt] = reader(4).read(write(tmp_path, "a", principle="short"))
     assert prompt.principle == "short"
     with pytest.raises(InputError, match="a principle is a text"):
-        reader(4).read(write(tmp_path, "a", principle=3), lambda row: row["messages"])
-    with pytest.raises(InputError, match="unknown key"):
-        reader(4).read(write(tmp_path, "a", principle="short"))
+        reader(4).read(write(tmp_path, "a", principle=3))
+
+
+def test_a_long_prompt_loses_its_first_turns_and_its_answer_where_that_is_asked_for(tmp_path):
+    turns = [
+        {"role": role, "content": text}
+        for role, text in (
+            ("system", "s"),
+            ("user", "abcd"),
+            ("assistant", "e"),
+            ("user", "f"),
+            ("assistant", "g"),
+        )
+    ]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    rows = RowReader("prompts", LongRowReading(long_rows="truncate_prompt"))
+    [prompt] = PromptReader(Chat(), 8, 4, "sampling.length", rows).read(tmp_path)
+    assert prompt.messages == (turns[0], turns[3])
+    assert [*prompt.ids] == [*b"f"]
+    assert rows.report.shortened == 1
 
 
 def test_a_response_of_the_whole_context_is_refused():

@@ -11,7 +11,7 @@ import pytest
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.data.conversation import Conversation, parse_conversation
 from nemotron_style.steps.blocks.data.layouts.reader import RowReader
-from nemotron_style.steps.blocks.settings.row_config import RowReading
+from nemotron_style.steps.blocks.settings.row_config import LongRowReading
 
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 LONG = Problem(what="the row is too long", key="messages", allowed="4")
@@ -34,10 +34,11 @@ def encode(row: Conversation) -> str:
 
 def read(path: Path, **settings: Any) -> tuple[list[str], RowReader]:
     """The texts of the rows, of four characters at most."""
-    reader = RowReader("training", RowReading(**settings), "model.data")
+    reader = RowReader("training", LongRowReading(**settings), "model.data")
 
     def parse(row: dict[str, Any]) -> str:
-        return reader.shorten(parse_conversation(row), encode, limit=4, problem=LONG)
+        [text] = reader.shorten([parse_conversation(row)], encode, limit=4, problem=LONG)
+        return text
 
     return reader.read(path, parse), reader
 
@@ -114,3 +115,14 @@ def test_a_row_for_another_use_says_which(tmp_path: Path) -> None:
     path = write(tmp_path, {"chosen": [], "rejected": []})
     with pytest.raises(InputError, match=r"not training; they are pairs \(ratings\)"):
         read(path)
+
+
+def test_a_pair_is_a_comparison_that_the_first_answer_wins(tmp_path: Path) -> None:
+    other = [GOOD["messages"][0], {"role": "assistant", "content": "c"}]
+    path = write(tmp_path, {"chosen": GOOD["messages"], "rejected": other})
+    [row] = RowReader("comparisons").read(path, dict)
+    assert [turn["role"] for turn in row["messages"]] == ["user", "response_1", "response_2"]
+    assert row["truth"] == {"score_1": 1, "score_2": 0}
+    path = write(tmp_path, {"chosen": GOOD["messages"], "rejected": chat("x", "c")["messages"]})
+    with pytest.raises(InputError, match="to different prompts"):
+        RowReader("comparisons").read(path, dict)
