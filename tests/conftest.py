@@ -20,6 +20,7 @@ from nemotron_style.runtime.planning.planner import compile_pipeline
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.store.store import Store
+from once import make_once
 
 CPU = Path("/proc/cpuinfo")
 if CPU.exists() and "GenuineIntel" in CPU.read_text():
@@ -289,6 +290,11 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
+    return make_once(tmp_path_factory, "smollm2", write_smollm2)
+
+
+def write_smollm2(path: Path) -> None:
+    """Read the GGUF file, which takes transformers long, and write it as a folder."""
     import torch
     import transformers
 
@@ -303,7 +309,5 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         place, gguf_file=file.name, dtype=torch.float32, **more
     )
-    path = tmp_path_factory.mktemp("smollm2")
     model.save_pretrained(path)
     transformers.AutoTokenizer.from_pretrained(place, gguf_file=file.name).save_pretrained(path)
-    return path
