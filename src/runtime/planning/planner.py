@@ -140,7 +140,8 @@ class _Planner:
         if pending:
             decision = Decision("run", f"{pending}; its content decides which run this is")
         if decision.action in ("run", "resume"):
-            self.job_problems += [*draft.problems, *check_shape(plan)]
+            problems = [*draft.problems, *check_shape(plan)]
+            self.job_problems += [replace(one, where=one.where or plan.step) for one in problems]
         run = PlannedRun(step.manifest, plan, decision, inputs, pending)
         return self.runs.setdefault(plan.run_id, run)
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
-from nemotron_style.runtime.errors import ConfigError, raise_all
+from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.settings.data_prefix import DataPrefix, move_prefix
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
@@ -145,3 +145,12 @@ class Config(StepConfig):
         problems = self.trainer.sft.find_missing_end("trainer.sft", sample=self.model.data.sample)
         raise_all(ConfigError, problems)
         return self
+
+
+def find_start_problems(config: Config, *, continued: bool) -> list[Problem]:
+    """Whether there is one model to begin with: a checkpoint (``continued``), or sizes of one."""
+    if continued != (config.model.architecture is not None):
+        return []
+    what = "a checkpoint and sizes of a new model are given" if continued else "no model is given"
+    fix = "give -i model=REF to train a checkpoint, or model.architecture to begin from nothing"
+    return [Problem(key="model", what=what, fix=f"{fix}; not both")]

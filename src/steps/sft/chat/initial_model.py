@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.runtime.errors import InputError, raise_all
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     TOKENIZER,
@@ -24,7 +24,7 @@ from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.training.launch_check import find_launch_problems
-from nemotron_style.steps.sft.chat.config import Config
+from nemotron_style.steps.sft.chat.config import Config, find_start_problems
 from nemotron_style.steps.sft.chat.row import read_texts, row_reader
 
 
@@ -74,11 +74,7 @@ def check_job(config: Config, ctx: StepContext) -> None:
     """Refuse what the config and the job disagree on, before any work; all of it at once."""
     problems = find_launch_problems(config.trainer, world_size=ctx.world_size)
     continued = ctx.optional_input("model") is not None
-    if continued == (config.model.architecture is not None):
-        both, none = "a checkpoint and sizes of a new model are given", "no model is given"
-        what = both if continued else none
-        fix = "give -i model=REF to train a checkpoint, or model.architecture to begin from nothing"
-        problems.append(Problem(key="model", what=what, fix=f"{fix}; not both"))
+    problems += find_start_problems(config, continued=continued)
     raise_all(InputError, problems)
 
 

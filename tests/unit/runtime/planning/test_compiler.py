@@ -143,7 +143,12 @@ def test_a_dry_run_shows_the_plan_and_then_what_is_wrong_with_it(
     document = json.loads(capsys.readouterr().out)
     assert document["dry_run"] is True
     assert document["error"]["problems"] == [
-        {"key": "mill.speed", "what": "the water is too slow", "got": "6"}
+        {
+            "where": "mill/grist",
+            "key": "mill.speed",
+            "what": "the water is too slow",
+            "got": "6",
+        }
     ]
     assert water.files() == before
 

@@ -1,0 +1,1 @@
+"""What can be known of a job before any process starts: torch-free, and nothing is copied."""

@@ -1,0 +1,230 @@
+"""What can be said of a job before it starts: what it will take, and everything that is wrong.
+
+A step's ``compile_job`` names its numbers and its inputs, and gets notes and problems for the
+plan. Only what is there is looked at: nothing is said of an input that another run makes first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from nemotron_style.runtime.config.model import Section
+from nemotron_style.runtime.errors import InputError, Problem
+from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.layouts.layout import Use
+from nemotron_style.steps.blocks.preflight.machine import (
+    Machine,
+    check_devices,
+    look_at_machine,
+)
+from nemotron_style.steps.blocks.preflight.memory import (
+    Load,
+    Memory,
+    estimate_memory,
+    show_gigabytes,
+)
+from nemotron_style.steps.blocks.preflight.model_source import (
+    ModelSource,
+    check_model,
+    look_at_model,
+    open_chat_of,
+)
+from nemotron_style.steps.blocks.preflight.row_sample import (
+    RowSample,
+    look_at_rows,
+)
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig, find_indivisible
+from nemotron_style.steps.blocks.settings.row_config import RowReading
+
+if TYPE_CHECKING:
+    from nemotron_style.steps.blocks.data.chat.interface import Chat
+
+WHOLE_MODEL = "the step needs the whole model in each process: take a smaller one, or larger GPUs"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that fill a slot: what they are used for, and how many of them the job needs at once.
+
+    ``key`` is where the config says how many, ``fix`` what to do about too few. ``settings`` is
+    the section of the config that they are read by.
+    """
+
+    use: Use | None
+    needed: int = 0
+    key: str = ""
+    what: str = "the data set does not fill one global batch"
+    fix: str = ""
+    settings: Section | None = None
+
+    @property
+    def reading(self) -> RowReading:
+        """How the step reads them, where its config says so."""
+        return self.settings if isinstance(self.settings, RowReading) else RowReading()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job does with its model: ``load`` is that of a process, as far as the config says.
+
+    ``longest`` makes the most tokens of a row of what the model can hold, ``new_tokens`` those
+    that are sampled after a prompt. ``tokens`` are the chat
+    tokens of the config, ``sizes`` those of a model that begins from nothing. ``keys`` are those of
+    precision and processes.
+    """
+
+    load: Load
+    machines: int = 1
+    processes: int = 1
+    model: str = "model"
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    longest: Callable[[int], int] = lambda limit: limit
+    new_tokens: Callable[[int], int] | None = None
+    tokens: ChatPromptTokens | None = None
+    chats: bool = True
+    sizes: ModelConfig | None = None
+    keys: tuple[str, str] = ("trainer.precision", "trainer.devices")
+    precision_fix: str = "set trainer.precision=32"
+    memory_fix: str = "divide the model: raise tensor_model_parallel_size and the processes"
+
+
+def compile_checks(job: Job, site: JobSite, *problems: Problem) -> CompiledJob:
+    """Notes on what a job takes, and all that is wrong with it; ``problems`` are known already."""
+    found = [*problems]
+    machine = look_at_machine() if site.executor == "local" else Machine()
+    found += check_devices(
+        machine,
+        half=job.load.half and job.load.trains,
+        processes=job.processes,
+        keys=job.keys,
+        fix=job.precision_fix,
+    )
+    source = find_model(job, site, found)
+    sizes = source.sizes if source else job.sizes
+    chat = find_chat(job, site, source, found)
+    samples = {
+        slot: sample_rows(slot, rows, site, chat, found)
+        for slot, rows in job.rows.items()
+        if slot in site.files and slot in site.outside
+    }
+    notes = [*source.notes] if source else []
+    if job.model in site.origins and notes:
+        notes[0] += ", to be converted first"
+    notes += [sample.describe(slot) for slot, sample in samples.items()]
+    if sizes:
+        load = job.load
+        found += find_indivisible(sizes, tensor=load.tensor, pipeline=load.pipeline)
+        found += check_lengths(job, sizes, samples)
+        memory = weigh(job, sizes, samples)
+        notes.append(f"memory: about {memory} a process")
+        notes += check_memory(job, memory, machine, site, found)
+    return CompiledJob(notes=tuple(notes), problems=tuple(found))
+
+
+def find_model(job: Job, site: JobSite, problems: list[Problem]) -> ModelSource | None:
+    """The checkpoint that the job starts from, or the one that will be converted for it.
+
+    What is wrong with the latter, the conversion says; one that a run of ours made was checked.
+    """
+    path = site.files.get(job.model)
+    if path and job.model in site.outside:
+        source, own = check_model(path)
+        problems += own
+        return source
+    path = path or site.origins.get(job.model)
+    return look_at_model(path) if path else None
+
+
+def find_chat(
+    job: Job, site: JobSite, source: ModelSource | None, problems: list[Problem]
+) -> Chat | None:
+    """The chat format of a checkpoint from outside; None where it cannot be known yet."""
+    if source is None or job.model not in site.outside:
+        return None
+    try:
+        return open_chat_of(source, job.tokens)
+    except InputError as error:
+        if job.chats:
+            problems += [one for one in error.problems if one not in problems]
+        return None
+
+
+def sample_rows(
+    slot: str, rows: Rows, site: JobSite, chat: Chat | None, problems: list[Problem]
+) -> RowSample:
+    """What rows from outside are like, and whether they are enough."""
+    sample = look_at_rows(site.files[slot], rows.use, settings=rows.reading, chat=chat)
+    problems += sample.problems
+    if rows.needed and sample.rows is not None and sample.rows < rows.needed:
+        got = f"{sample.rows} rows in {site.files[slot].name}, and {rows.needed} are needed"
+        problems.append(Problem(key=rows.key, what=rows.what, got=got, fix=rows.fix))
+    return sample
+
+
+def check_lengths(
+    job: Job, sizes: ModelConfig, samples: Mapping[str, RowSample]
+) -> Iterator[Problem]:
+    """Rows that are longer than the model may read, where the step would refuse them."""
+    limit = job.longest(sizes.max_sequence_length)
+    for slot, sample in samples.items():
+        stops = job.rows[slot].reading.long_rows == "stop"
+        if sample.longest > limit and stops:
+            what = "rows are longer than the model may read"
+            got = f"{sample.longest} tokens in one of the first {sample.seen}"
+            fix = "shorten or remove them, or raise the length that the config allows"
+            yield Problem(key=slot, what=what, got=got, allowed=f"{limit} tokens", fix=fix)
+
+
+def weigh(job: Job, sizes: ModelConfig, samples: Mapping[str, RowSample]) -> Memory:
+    """The memory of a process, for the longest row that there is, or else that there may be."""
+    load, limit = job.load, job.longest(sizes.max_sequence_length)
+    seen = [samples[slot].longest for slot, rows in job.rows.items() if slot in samples]
+    if seen and all(seen):
+        limit = min(limit, max(seen) + (job.new_tokens(limit) if job.new_tokens else 0))
+    data = max(1, job.machines * job.processes // (load.tensor * load.pipeline))
+    return estimate_memory(sizes, replace(load, data=data, row_tokens=limit))
+
+
+def check_memory(
+    job: Job, memory: Memory, machine: Machine, site: JobSite, problems: list[Problem]
+) -> list[str]:
+    """A note where a process may not fit; a problem where it cannot, whatever its rows are."""
+    on_cpu = machine.gpus == 0 or (site.executor != "local" and not site.gpus_per_node)
+    limit, what = machine.gpu_bytes, "a GPU here has"
+    shared = 1
+    if on_cpu:
+        limit, what, shared = machine.ram_bytes, "this machine has", job.processes
+        if site.executor != "local":
+            limit, what = read_size(site.memory), "the profile gives"
+    if not limit or memory.total * shared <= limit:
+        return []
+    here = f"{shared} processes take" if shared > 1 else "a process takes"
+    if memory.certain * shared <= limit:
+        takes = show_gigabytes(memory.total * shared)
+        return [f"memory: {here} {takes} GB, and {what} {show_gigabytes(limit)} GB"]
+    held = show_gigabytes(memory.certain * shared)
+    got = f"{held} GB for weights, gradients and optimizer" if job.load.trains else f"{held} GB"
+    problems.append(
+        Problem(
+            key=job.keys[1],
+            what=f"the job does not fit into memory: {here} more than {what}",
+            got=got,
+            allowed=f"up to {show_gigabytes(limit)} GB",
+            fix=job.memory_fix,
+        )
+    )
+    return []
+
+
+def read_size(text: str | None) -> int | None:
+    """The bytes of a size as Slurm writes it: ``64G``, ``500000M``; megabytes without a letter."""
+    found = re.fullmatch(r"(\d+)\s*([KMGT]?)i?B?", text or "", re.IGNORECASE)
+    return (
+        int(found[1]) << {"K": 10, "": 20, "M": 20, "G": 30, "T": 40}[found[2].upper()]
+        if found
+        else None
+    )

@@ -1,0 +1,41 @@
+"""Checks of an RLHF run of the embedded loop before it starts; readable without torch."""
+
+from __future__ import annotations
+
+from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
+from nemotron_style.steps.blocks.preflight.job import WHOLE_MODEL, Job, Rows, compile_checks
+from nemotron_style.steps.blocks.preflight.memory import Load
+from nemotron_style.steps.rl.rlhf.config import Config
+
+
+def compile_job(config: Config, site: JobSite) -> CompiledJob:
+    """Notes on what the run takes, and all that is wrong with it."""
+    policy, machines = config.policy, config.cluster.num_nodes
+    job = Job(
+        load=Load(
+            half=policy.half,
+            spread_optimizer=policy.optim.distributed,
+            pass_rows=policy.train_micro_batch_size,
+            sampled_rows=-(-config.samples_per_step // (machines * config.processes)),
+            frozen=1,  # the model that the policy is held to
+        ),
+        machines=machines,
+        processes=config.processes,
+        rows={
+            "prompts": Rows(
+                "prompts",
+                needed=config.grpo.num_prompts_per_step,
+                key="grpo.num_prompts_per_step",
+                what="a step takes more prompts than there are",
+                fix="lower it",
+                settings=config.data,
+            ),
+            "validation": Rows("prompts", settings=config.data),
+        },
+        longest=config.context,
+        new_tokens=config.max_new_tokens,
+        keys=("policy.precision", "processes"),
+        precision_fix="set policy.precision=float32",
+        memory_fix=WHOLE_MODEL,
+    )
+    return compile_checks(job, site)

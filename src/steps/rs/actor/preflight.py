@@ -1,0 +1,40 @@
+"""Checks of a rejection sampling run before it starts; readable without torch."""
+
+from __future__ import annotations
+
+from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
+from nemotron_style.steps.blocks.preflight.job import WHOLE_MODEL, Job, Rows, compile_checks
+from nemotron_style.steps.blocks.preflight.memory import Load
+from nemotron_style.steps.rs.actor.config import Config
+
+
+def compile_job(config: Config, site: JobSite) -> CompiledJob:
+    """Notes on what the run takes, and all that is wrong with it."""
+    trainer, model, rs = config.trainer, config.model, config.model.rs
+    sampled = rs.rollout_micro_batch_size * rs.num_rollouts_per_prompt
+    job = Job(
+        load=Load(
+            half=trainer.half,
+            spread_optimizer=model.optim.distributed,
+            pass_rows=model.micro_batch_size,
+            sampled_rows=sampled if config.generation == "in_process" else 0,
+        ),
+        machines=trainer.num_nodes,
+        processes=trainer.devices,
+        rows={
+            "prompts": Rows(
+                "prompts",
+                needed=0 if model.data.sample else rs.num_rollout_samples,
+                key="model.rs.num_rollout_samples",
+                what="a step takes more prompts than there are",
+                fix="lower it, or set model.data.sample=true to repeat prompts",
+                settings=model.data,
+            ),
+            "validation": Rows("prompts", settings=model.data),
+        },
+        longest=config.context,
+        new_tokens=config.max_new_tokens,
+        tokens=model.data.chat_prompt_tokens,
+        memory_fix=WHOLE_MODEL,
+    )
+    return compile_checks(job, site)

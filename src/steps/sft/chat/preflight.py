@@ -1,0 +1,40 @@
+"""Checks of a fine-tuning run before it starts; readable without torch."""
+
+from __future__ import annotations
+
+from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
+from nemotron_style.steps.blocks.preflight.job import Job, Rows, compile_checks
+from nemotron_style.steps.blocks.preflight.memory import Load
+from nemotron_style.steps.sft.chat.config import Config, find_start_problems
+
+
+def compile_job(config: Config, site: JobSite) -> CompiledJob:
+    """Notes on what the run takes, and all that is wrong with it."""
+    trainer, model, train = config.trainer, config.model, config.model.data.train_ds
+    continued = "model" in site.inputs
+    new = None if continued else model.architecture
+    job = Job(
+        load=Load(
+            half=trainer.half,
+            tensor=model.tensor_model_parallel_size,
+            pipeline=model.pipeline_model_parallel_size,
+            spread_optimizer=model.optim.distributed,
+            pass_rows=train.micro_batch_size,
+        ),
+        machines=trainer.num_nodes,
+        processes=trainer.devices,
+        rows={
+            "data": Rows(
+                "training",
+                needed=0 if model.data.sample else train.global_batch_size,
+                key="model.data.train_ds.global_batch_size",
+                fix="lower it, or set model.data.sample=true and max_steps to repeat rows",
+                settings=model.data,
+            ),
+            "validation": Rows("training", settings=model.data),
+        },
+        longest=lambda limit: min(limit, train.max_seq_length or limit),
+        tokens=model.data.chat_prompt_tokens,
+        sizes=new.sizes(new.tokenizer_vocab_size) if new else None,
+    )
+    return compile_checks(job, site, *find_start_problems(config, continued=continued))

@@ -1,0 +1,131 @@
+"""A dry run says what a job takes and what is wrong with it, and writes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hub_folder import CONFIG, write_json, write_rows
+from nemotron_style.runtime.cli import main
+from nemotron_style.steps.blocks.preflight import job
+from nemotron_style.steps.blocks.preflight.machine import Machine
+
+DryRun = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture
+def dry_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> DryRun:
+    """``dry_run(*words, code=)``: standard output and error of a dry run in an empty project."""
+    (tmp_path / "env.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NEMOTRON_STYLE_HOME", raising=False)
+    set_machine(monkeypatch, Machine(gpus=0, ram_bytes=8 * 10**9))
+
+    def run(*words: str, code: int = 0) -> tuple[str, str]:
+        before = sorted(tmp_path.rglob("*"))
+        assert main(["steps", "run", *words, "--dry-run"]) == code
+        assert sorted(tmp_path.rglob("*")) == before, "nothing is copied, and no store is made"
+        return capsys.readouterr()
+
+    return run
+
+
+def set_machine(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
+    monkeypatch.setattr(job, "look_at_machine", lambda: machine)
+
+
+def fill(hub: Path, rows: Path) -> tuple[str, ...]:
+    small = ("model.tensor_model_parallel_size=1", "trainer.devices=1", "trainer.precision=32")
+    return ("-i", f"model={hub}", "-i", f"data={rows}", *small)
+
+
+def test_a_folder_of_hugging_face_is_converted_and_told_about(hub: Path, dry_run: DryRun) -> None:
+    rows = write_rows(hub.parent / "rows.jsonl", 130)
+    shown, told = dry_run("sft/chat", *fill(hub, rows))
+    assert told == ""
+    assert "run     convert/hf_to_megatron (default)" in shown
+    assert f"adopt   {hub} as hub (checkpoint_hf)" in shown
+    assert f"note      model: llama, 94,208 weights, of {hub}, to be converted first\n" in shown
+    assert "note      data: 130 rows, about " in shown
+    assert "note      memory: about 0.00" in shown
+
+
+def test_everything_that_is_wrong_is_told_at_once_after_the_plan(
+    hub: Path, dry_run: DryRun
+) -> None:
+    rows = write_rows(hub.parent / "rows.jsonl", 40)
+    write_json(hub / "config.json", CONFIG | {"num_attention_heads": 2})
+    shown, told = dry_run(
+        "sft/chat", "-i", f"model={hub}", "-i", f"data={rows}", "trainer.devices=6", code=2
+    )
+    assert "run     convert/hf_to_megatron" in shown
+    lines = told.splitlines()
+    assert [line for line in lines if "bfloat16 keeps float32 master weights" in line] == [lines[0]]
+    assert "got 40 rows in rows.jsonl, and 128 are needed" in told
+    assert "num_attention_heads: the model cannot be divided so; got 2; allowed: a multiple" in told
+    assert "6 processes (1 machines x 6) cannot be divided into copies of a model over 4" in told
+    assert all(line.startswith("error: sft/chat: ") for line in lines)
+
+
+def test_a_checkpoint_that_cannot_be_converted_is_refused(hub: Path, dry_run: DryRun) -> None:
+    rows = write_rows(hub.parent / "rows.jsonl", 130)
+    write_json(hub / "config.json", CONFIG | {"model_type": "rwkv", "architectures": ["Rwkv"]})
+    (hub / "tokenizer.json").unlink()
+    _, told = dry_run("sft/chat", *fill(hub, rows), code=2)
+    assert "rwkv" in told
+    assert "has no tokenizer" in told
+
+
+def test_a_job_that_does_not_fit_into_memory_is_refused_with_both_numbers(
+    hub: Path, dry_run: DryRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_rows(hub.parent / "rows.jsonl", 130)
+    set_machine(monkeypatch, Machine(gpus=0, ram_bytes=10**6))
+    _, told = dry_run("sft/chat", *fill(hub, rows), code=2)
+    assert "does not fit into memory: a process takes more than this machine has" in told
+    assert "got 0.0015 GB for weights, gradients and optimizer; allowed: up to 0.001 GB" in told
+
+
+def test_rows_that_are_longer_than_the_model_reads_are_refused(hub: Path, dry_run: DryRun) -> None:
+    rows = write_rows(hub.parent / "rows.jsonl", 130, words=200)
+    _, told = dry_run("sft/chat", *fill(hub, rows), code=2)
+    assert "tokens in one of the first 64; allowed: 128 tokens" in told
+    dry_run("sft/chat", *fill(hub, rows), "model.data.long_rows=skip")
+
+
+def test_the_same_plan_is_made_whatever_is_said_of_it(
+    hub: Path, dry_run: DryRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_rows(hub.parent / "rows.jsonl", 130)
+    here = json.loads(dry_run("sft/chat", *fill(hub, rows), "--json")[0])
+    set_machine(monkeypatch, Machine(gpus=0, ram_bytes=16 * 10**5))
+    there = json.loads(dry_run("sft/chat", *fill(hub, rows), "--json")[0])
+    assert here["runs"][-1]["notes"] != there["runs"][-1]["notes"]
+    assert here["runs"][-1]["run_id"] == there["runs"][-1]["run_id"]
+
+
+def test_rejection_sampling_counts_its_prompts_and_its_cache(hub: Path, dry_run: DryRun) -> None:
+    prompts = hub.parent / "prompts.jsonl"
+    line = json.dumps({"messages": [{"role": "user", "content": "What is two and two?"}]})
+    prompts.write_text(f"{line}\n" * 40)
+    words = ("rs/actor", "-i", f"model={hub}", "-i", f"prompts={prompts}")
+    words += ("remote_rm.host=localhost", "trainer.devices=1", "trainer.precision=32")
+    shown, told = dry_run(*words, code=2)
+    assert "note      prompts: 40 rows" in shown
+    assert "key-value cache" in shown
+    assert "a step takes more prompts than there are; got 40 rows" in told
+
+
+def test_a_reward_model_is_told_about_its_ratings(hub: Path, dry_run: DryRun) -> None:
+    rated = hub.parent / "rated.jsonl"
+    row = {"prompt": "What is two and two?", "response": "four", "helpfulness": 3}
+    rated.write_text((json.dumps(row) + "\n") * 4)
+    shown, told = dry_run("reward/regression", *fill(hub, rated), code=2)
+    assert "note      data: 4 rows, about " in shown
+    assert "got 4 rows in rated.jsonl" in told
+    assert "run     convert/hf_to_megatron" in shown
