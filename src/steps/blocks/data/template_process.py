@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from typing import Any, ClassVar, NoReturn
 
@@ -59,17 +59,27 @@ class TemplateRenderer:
         with self._slots:
             self._idle.append(self._take())
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt. Raises TemplateFault for messages that the template refuses, and for a
-        template that exceeds a limit."""
-        line = json.dumps([dict(message) for message in messages]) + "\n"
+    def render(self, messages: Sequence[Mapping[str, str]], *, prompt: bool = True) -> str:
+        """The text of messages, with ``prompt`` up to where the answer begins.
+
+        Raises TemplateFault for messages that the template refuses, and for a template that
+        exceeds a limit.
+        """
+        return self.render_marked(messages, prompt=prompt)[0]
+
+    def render_marked(
+        self, messages: Sequence[Mapping[str, str]], *, prompt: bool = True
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """As :meth:`render`, and where the blocks ``{% generation %}`` stand in the text."""
+        given = {"messages": [dict(message) for message in messages], "prompt": prompt}
+        line = json.dumps(given) + "\n"
         with self._slots:
             process = self._take()
             answer = _ask(process, line)
             self._idle.append(process)
         if "error" in answer:
             raise TemplateFault(answer["error"])
-        return str(answer["text"])
+        return str(answer["text"]), [(start, end) for start, end in answer["marks"]]
 
     def _take(self) -> subprocess.Popen[str]:
         """A process that waits, or a new one."""
@@ -138,7 +148,8 @@ def main() -> None:
             if template is None:
                 template, answer = _compile(given["source"], given["words"]), {}
             else:
-                answer = {"text": _render(template, given)}
+                text, marks = _render_marked(template, given["messages"], prompt=given["prompt"])
+                answer = {"text": text, "marks": marks}
         except Exception as error:  # a template can raise anything
             answer = {"error": _say(error)}
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -173,15 +184,26 @@ class _FixedDate(_Unwritable):
 
 
 class _Generation(Extension):
-    """``{% generation %}`` marks what the assistant wrote, for loss masks; here it is its body."""
+    """``{% generation %}`` marks what the assistant wrote, for loss masks."""
 
     tags: ClassVar[set[str]] = {"generation"}
+
+    def __init__(self, environment: jinja2.Environment) -> None:
+        super().__init__(environment)
+        self.written, self.marks = 0, list[tuple[int, int]]()
 
     def parse(self, parser: Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        # a scope of its own, as in transformers: what is set within it is not seen behind it
-        return jinja2.nodes.Scope(body).set_lineno(line)
+        # called with its body, as in transformers: what is set within it is not seen behind it
+        call = self.call_method("mark", [])
+        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def mark(self, caller: Callable[[], str]) -> str:
+        """The text of a block; where it will stand is kept."""
+        text = caller()
+        self.marks.append((self.written, self.written + len(text)))
+        return text
 
 
 def _to_json(
@@ -216,10 +238,24 @@ def _compile(source: str, words: Mapping[str, str]) -> jinja2.Template:
 
 
 def _render(template: jinja2.Template, messages: list[dict[str, str]]) -> str:
-    text = template.render(messages=list(map(_Message, messages)), add_generation_prompt=True)
-    if len(text) > MAX_CHARACTERS:
-        raise jinja2.TemplateError(f"it writes more than {MAX_CHARACTERS} characters")
-    return text
+    return _render_marked(template, messages, prompt=True)[0]
+
+
+def _render_marked(
+    template: jinja2.Template, messages: list[dict[str, str]], *, prompt: bool
+) -> tuple[str, list[tuple[int, int]]]:
+    tracker = template.environment.extensions[_Generation.identifier]
+    assert isinstance(tracker, _Generation)
+    tracker.written, tracker.marks = 0, []
+    pieces = []
+    # Piece by piece: a block is rendered when all before it has been written.
+    given = list(map(_Message, messages))
+    for piece in template.generate(messages=given, add_generation_prompt=prompt):
+        pieces.append(piece)
+        tracker.written += len(piece)
+        if tracker.written > MAX_CHARACTERS:
+            raise jinja2.TemplateError(f"it writes more than {MAX_CHARACTERS} characters")
+    return "".join(pieces), tracker.marks
 
 
 def _raise(message: object) -> NoReturn:

@@ -54,6 +54,8 @@ class Tokenizer:
 
     def _open_backend(self, text: str) -> Backend:
         backend = Backend.from_str(text)
+        # What adds tokens around a text is never asked to; some of it moves the spans of tokens.
+        backend.post_processor = None
         # A role makes a token of the vocabulary a control token, as transformers has it. One that
         # was added before keeps its ways: some take the white space beside them along.
         added = {token.content for token in backend.get_added_tokens_decoder().values()}
@@ -70,6 +72,14 @@ class Tokenizer:
         """
         backend = self._with_control if control else self._plain
         return list(backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_spans(
+        self, text: str, *, control: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """As :meth:`encode`, and the first and last place in the text of each token."""
+        backend = self._with_control if control else self._plain
+        encoded = backend.encode(text, add_special_tokens=False)
+        return list(encoded.ids), list(encoded.offsets)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``, control tokens included: the inverse of :meth:`encode`."""
@@ -105,6 +115,22 @@ class Tokenizer:
         """Control tokens (every added token but white space, and those with a role), and ids."""
         added = self._with_control.get_added_tokens_decoder()
         return {token.content: number for number, token in added.items() if token.special}
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every id that the generation config or the role ``eos_token`` says an answer ends with.
+
+        Raises InputError for one that is no id.
+        """
+        listed = self.generation.get("eos_token_id")
+        ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
+        for number in ids:
+            if type(number) is not int or number < 0:
+                where, got = str(self.path / GENERATION_FILE), repr(number)[:80]
+                what = "is not the id of a token"
+                raise InputError(Problem(where=where, key="eos_token_id", what=what, got=got))
+        named = self.encode(self.special_tokens.get("eos_token", ""), control=True)
+        return tuple(dict.fromkeys([*ids, *(named if len(named) == 1 else [])]))
 
     @cached_property
     def digest(self) -> str:

@@ -51,7 +51,7 @@ def user(*texts: str) -> list[dict[str, str]]:
 )
 def test_it_renders_as_transformers_does(tokenizer: Tokenizer, source: str, expected: str) -> None:
     messages = user('It\'s <b>é</b> & "more"')
-    assert ChatTemplate(tokenizer, source)._render(messages) == expected
+    assert ChatTemplate(tokenizer, source).render(messages) == expected
     transformers = pytest.importorskip("transformers")
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tokenizer.path)
     theirs.chat_template = source
@@ -67,7 +67,7 @@ def test_a_token_that_only_the_map_names_is_written(tmp_path: Path) -> None:
     file.write_text(json.dumps(settings))
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<|system|>"}))
     template = ChatTemplate(Tokenizer(tmp_path), "{{ bos_token }}{{ messages[0]['content'] }}")
-    assert template._render(user("hi")) == "<|system|>hi"
+    assert template.render(user("hi")) == "<|system|>hi"
 
 
 def test_a_message_that_is_left_out_is_noticed_beside_another_that_begins_alike(
@@ -85,7 +85,7 @@ def test_a_forged_marker_is_encoded_as_text(tokenizer: Tokenizer) -> None:
     ids = template.encode(forged)
     turn = tokenizer.control_ids["<|turn|>"]
     assert [number for number in ids if number in template.controls] == [turn] * 3
-    assert tokenizer.decode(ids) == template._render(forged)
+    assert tokenizer.decode(ids) == template.render(forged)
 
 
 def test_an_empty_message_is_rendered_as_it_is(tokenizer: Tokenizer) -> None:

@@ -153,7 +153,7 @@ def test_text_and_ids_are_those_of_transformers(pair) -> None:
             with pytest.raises(InputError):
                 ours.encode(messages)
             continue
-        assert ours._render(messages) == text, name
+        assert ours.render(messages) == text, name
         contents = "".join(message["content"] for message in messages)
         if not any(token in contents for token in ours.tokenizer.control_ids):
             assert ours.encode(messages) == theirs(text, add_special_tokens=False)["input_ids"]
