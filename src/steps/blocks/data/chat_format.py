@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nemotron_style.runtime.config.model import Section
-from nemotron_style.steps.blocks.data.conversation import ROLES, Conversation, Turn
+from nemotron_style.steps.blocks.data.conversation import ROLES, TYPES, Conversation, Turn
 from nemotron_style.steps.blocks.data.jsonl import brief, refuse
 
 
@@ -129,6 +130,22 @@ class ChatFormat:
             return Example(prompt, self.label_text(row.label or ""))
         label = row.label if row.type == "VALUE_TO_TEXT" else None
         return Example(self.prompt(row, label=label), self.response(row.response))
+
+    def marked(self, row: Conversation, trained: Sequence[bool]) -> list[tuple[str, bool]]:
+        """The texts that a training row is made of, and whether each is trained.
+
+        ``trained`` has a mark for each answer (:meth:`Conversation.trained_answers`). An answer
+        ends with the start of the next turn, since there generation stops.
+        """
+        prompt, target = self.example(row)
+        parts, done = [], 0
+        for index, counts in zip(row.answers, trained, strict=False):
+            if counts:
+                start = len(self.prompt(Conversation(row.system, row.turns[:index])))
+                end = start + len(self.response(row.turns[index].value))
+                parts += [(prompt[done:start], False), (prompt[start:end], True)]
+                done = end
+        return [*parts, (prompt[done:], False), (target, row.type == TYPES[1] or trained[-1])]
 
     def template(self) -> str:
         """A Jinja chat template that renders what this class renders (``label=`` is optional).

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -103,55 +103,55 @@ class ChatTemplate:
         refuses or leaves out, and for one that holds a control token and is not written as it
         stands.
         """
-        bare, contents = self._render_words(messages, prompt=prompt)
+        roles = tuple((message["role"], not message["content"]) for message in messages)
+        bare, wanted = self._words(roles, prompt)
         text, marks = self._render_marked(messages, prompt=prompt)
         rendering = self._encode_parts([(text, True)], marks)
         said = {tag for tag in self.spoken if any(tag in each for each in _unspoken(messages))}
         free = frozenset() if said else frozenset(self.spoken.values())
-        wanted = self.tokenizer.encode(bare, control=True)
         parts = [(text, True)]
         if self._controls_of(rendering.ids, free) != self._controls_of(wanted, free):
-            parts = self._parts(messages, bare=bare, contents=contents, text=text)
+            parts = self._parts(messages, bare=bare, text=text)
             rendering = self._encode_parts(parts, marks)
         if any(rendering.is_cut_at(place) for place in seams):
             rendering = self._encode_parts(_split_at(parts, seams), marks)
         return rendering
 
-    def _render_words(
-        self, messages: Sequence[Message], *, prompt: bool
-    ) -> tuple[str, dict[str, Message]]:
-        """The text with a harmless word in the place of each message, and what each stands for.
+    @cached_property
+    def _words(self) -> Callable[[tuple[tuple[str, bool], ...], bool], tuple[str, list[int]]]:
+        """The text with a harmless word in the place of each message, and its tokens.
 
-        An empty message stays: templates ask whether there is a text, and none says nothing.
-        Raises InputError for another that the template leaves out.
+        It is asked for by roles, and whether a message is empty: such a one stays, since templates
+        ask whether there is a text, and none says nothing. Raises InputError for another that the
+        template leaves out.
         """
-        width = len(str(len(messages)))  # of one length, so that none is a part of another
-        words = {
-            number: f"message{number:0{width}d}"
-            for number, message in enumerate(messages)
-            if message["content"]
-        }
-        bare = self.render(
-            [
-                {**message, "content": words.get(number, message["content"])}
-                for number, message in enumerate(messages)
-            ],
-            prompt=prompt,
-        )
-        for number, word in words.items():
-            if word not in bare:
-                role = messages[number]["role"]
-                _refuse(f"messages[{number}]", "the chat template leaves it out", f"role {role}")
-        return bare, {word: messages[number] for number, word in words.items()}
+
+        @lru_cache(maxsize=1024)  # most rows of a file have the same roles
+        def render(roles: tuple[tuple[str, bool], ...], prompt: bool) -> tuple[str, list[int]]:
+            words = _choose_words(roles)
+            messages = [
+                {"role": role, "content": words.get(number, "")}
+                for number, (role, _) in enumerate(roles)
+            ]
+            bare = self.render(messages, prompt=prompt)
+            for number, word in words.items():
+                if word not in bare:
+                    role = f"role {roles[number][0]}"
+                    _refuse(f"messages[{number}]", "the chat template leaves it out", role)
+            return bare, self.tokenizer.encode(bare, control=True)
+
+        return render
 
     def _parts(
-        self, messages: Sequence[Message], *, bare: str, contents: Mapping[str, Message], text: str
+        self, messages: Sequence[Message], *, bare: str, text: str
     ) -> list[tuple[str, bool]]:
         """What the template writes, and each message; whether control tokens in it are read.
 
         For messages that hold control tokens. Raises InputError where the template writes one of
         them in other words, so that it cannot be told apart.
         """
+        words = _choose_words([(message["role"], not message["content"]) for message in messages])
+        contents = {word: messages[number] for number, word in words.items()}
         pieces = re.split(f"({'|'.join(contents)})", bare)
         written = [contents[one]["content"] if one in contents else one for one in pieces]
         if "".join(written) != text:
@@ -220,6 +220,12 @@ class ChatTemplate:
                     what = "a control token stands inside a message"
                     _refuse(f"messages[{number}].content", what, brief(token))
         _refuse("messages", "together they would make a control token of the prompt", "")
+
+
+def _choose_words(roles: Sequence[tuple[str, bool]]) -> dict[int, str]:
+    """A word for each message that is not empty."""
+    width = len(str(len(roles)))  # of one length, so that none is a part of another
+    return {n: f"message{n:0{width}d}" for n, (_, empty) in enumerate(roles) if not empty}
 
 
 def _unspoken(messages: Sequence[Message]) -> list[str]:

@@ -27,6 +27,9 @@ PAIR_ROLES = ["response_1", "response_2"]
 
 TYPES = ("VALUE_TO_TEXT", "TEXT_TO_VALUE")
 
+TrainOn = Literal["all", "last"]
+"""Which of the assistant's turns are trained."""
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -41,6 +44,8 @@ class Conversation:
     """A checked row; ``turns`` ends before ``response``, which is None for a prompt row.
 
     ``type`` says whether the label stands before the response (``VALUE_TO_TEXT``) or behind it.
+    ``trained`` has a mark for each of the assistant's turns, the response last; None leaves it to
+    the step, which trains all of them or the last.
     """
 
     system: str
@@ -48,6 +53,48 @@ class Conversation:
     response: str | None = None
     label: str | None = None
     type: Literal["VALUE_TO_TEXT", "TEXT_TO_VALUE"] | None = None
+    trained: tuple[bool, ...] | None = None
+
+    @property
+    def answers(self) -> list[int]:
+        """Which of ``turns`` are the assistant's."""
+        return [n for n, turn in enumerate(self.turns) if turn.speaker == ROLES["assistant"]]
+
+    def trained_answers(self, train_on: TrainOn) -> list[bool]:
+        """For each of the assistant's turns, the response last, whether it is to be predicted.
+
+        Where a label is predicted from an answer, none of them is.
+        """
+        earlier = len(self.answers)
+        if self.type == "TEXT_TO_VALUE":
+            return [False] * (earlier + 1)
+        if self.trained is None:
+            return [train_on == "all"] * earlier + [True]
+        if len(self.trained) != earlier + 1 or not any(self.trained):
+            refuse(
+                "there must be a mark for each answer, and one that is trained at least",
+                key="trained",
+                got=brief(self.trained),
+                allowed=f"{earlier + 1} marks",
+            )
+        return list(self.trained)
+
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation as messages with a role each, the response among them.
+
+        Raises InputError for a speaker who has no role.
+        """
+        names = {speaker: role for role, speaker in ROLES.items()}
+        for index, turn in enumerate(self.turns):
+            if turn.speaker not in names:
+                key, allowed = f"turns[{index}]", ", ".join(names)
+                refuse("no role has this name", key=key, got=brief(turn.speaker), allowed=allowed)
+        turns = [(names[turn.speaker], turn.value) for turn in self.turns]
+        if self.system:
+            turns.insert(0, ("system", self.system))
+        if self.response is not None:
+            turns.append(("assistant", self.response))
+        return [{"role": role, "content": text} for role, text in turns]
 
 
 def parse_messages(messages: Sequence[Mapping[str, str]]) -> Conversation:

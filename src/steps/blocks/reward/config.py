@@ -41,7 +41,9 @@ class RewardConfig(BaseModel):
     weights: dict[str, float]
     scale: dict[str, Scale]
     max_sequence_length: int = Field(ge=1)
-    chat: ChatPromptTokens
+    chat: ChatPromptTokens | None = Field(
+        default=None, description="null: the chat template beside the tokenizer"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

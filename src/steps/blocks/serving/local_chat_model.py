@@ -25,6 +25,7 @@ from nemotron_style.steps.blocks.checkpoint.hf_weights import (
 )
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
 from nemotron_style.steps.blocks.data.chat.opening import open_chat
+from nemotron_style.steps.blocks.data.chat.template_chat import TemplateChat
 from nemotron_style.steps.blocks.data.chat_template import ChatTemplate, read_template
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import (
@@ -150,7 +151,7 @@ def load_chat_model(
         model,
         sizes.model_copy(update={"max_sequence_length": length}),
         template,
-        stop_ids=tuple(sorted(set(_stop_ids(path, settings, tokenizer)))),
+        stop_ids=tuple(sorted({*_stop_ids(path, settings, tokenizer), *_end_of_turn(template)})),
         ending=_ending(tokenizer),
         batch_tokens=batch_tokens,
     )
@@ -173,4 +174,13 @@ def _ending(tokenizer: Tokenizer) -> str:
     """What models trained here say before the token that ends an answer."""
     if "chat_prompt_tokens" not in tokenizer.settings:
         return ""
-    return open_chat(tokenizer).texts.tokens.end_of_turn
+    tokens = open_chat(tokenizer).tokens
+    return tokens.end_of_turn if tokens else ""
+
+
+def _end_of_turn(template: ChatTemplate) -> tuple[int, ...]:
+    """What the template writes behind an answer; nothing where it ends none."""
+    try:
+        return TemplateChat(template).stop_ids
+    except InputError:
+        return ()

@@ -12,7 +12,6 @@ from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.opening import open_chat
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.conversation import (
-    ROLES,
     Conversation,
     parse_prompt_row,
 )
@@ -76,7 +75,4 @@ def read_prompts(
 
 def as_messages(prompt: Conversation) -> tuple[Message, ...]:
     """A prompt as a judge is shown it."""
-    names = {speaker: role for role, speaker in ROLES.items()}
-    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
-    turns = [{"role": names[turn.speaker], "content": turn.value} for turn in prompt.turns]
-    return (*system, *turns)
+    return tuple(prompt.messages())

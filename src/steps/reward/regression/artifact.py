@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nemotron_style.runtime.errors import InputError
+from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.text_file import read_json_file
 from nemotron_style.steps.blocks.checkpoint import torch_dist
 from nemotron_style.steps.blocks.checkpoint.hf_config import (
@@ -22,6 +22,8 @@ from nemotron_style.steps.blocks.checkpoint.hf_config import (
 from nemotron_style.steps.blocks.checkpoint.hf_weights import export_tensor
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WeightsDigest
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import write_tensors
+from nemotron_style.steps.blocks.data.chat.interface import Chat
+from nemotron_style.steps.blocks.data.conversation import Conversation, Turn
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import (
     GENERATION_FILE,
@@ -88,6 +90,29 @@ def write_settings(
         "use_cache": False,
     }
     _write_json(path / CONFIG_FILE, settings)
+
+
+def choose_padding(chat: Chat) -> str:
+    """A control token that no conversation holds.
+
+    Raises InputError where a chat template writes all that there are.
+    """
+    if chat.tokens:
+        return chat.tokens.label_start
+    held = set(chat.conversation_ids(Conversation("", (Turn("User", "Hi."),), "Hello.")))
+    known = chat.tokenizer.control_ids
+    wanted = chat.tokenizer.special_tokens.get("pad_token", "")
+    for token in [wanted, *known]:
+        if token in known and known[token] not in held and token.strip():
+            return token
+    raise InputError(
+        Problem(
+            where=str(chat.tokenizer.path),
+            what="every control token stands in a conversation, so none is left to pad rows with",
+            got=", ".join(known),
+            fix="add a special token to the tokenizer, and convert the model again",
+        )
+    )
 
 
 def write_tokenizer(source: Path, target: Path, *, pad_token: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     full_shapes,
     read_config,
 )
-from nemotron_style.steps.blocks.data.chat.nemo_chat import NemoChat
+from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_facts
 from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
@@ -43,6 +43,7 @@ from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, w
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.reward.regression.artifact import (
+    choose_padding,
     merge_outputs,
     write_settings,
     write_tokenizer,
@@ -139,7 +140,7 @@ def run(config: Config, ctx: StepContext) -> None:
         )
         ctx.progress(step, steps, loss=loss, grad_norm=grad_norm, tokens_per_second=rate)
 
-    write_model(config, ctx, model=model, sizes=sizes, reward=reward)
+    write_model(config, ctx, model=model, sizes=sizes, reward=reward, chat=chat)
     ctx.output("model").note(**tokenizer_facts(tokenizer, chat))
     ctx.summarise(**validation_metrics, steps=steps, epochs=steps * batch_size / len(train))
 
@@ -153,7 +154,7 @@ class Data:
     reward: RewardConfig
 
 
-def read_data(config: Config, ctx: StepContext, *, chat: NemoChat) -> Data:
+def read_data(config: Config, ctx: StepContext, *, chat: Chat) -> Data:
     """Both files as tokens. Raises InputError for every row that cannot be trained on."""
     limit = read_config(ctx.input("model").path).max_sequence_length
     max_tokens = min(limit, config.model.data.seq_length or limit)
@@ -168,7 +169,7 @@ def read_data(config: Config, ctx: StepContext, *, chat: NemoChat) -> Data:
         weights=weigh_outputs(names, regression),
         scale=scale_outputs(train, names, where=path),
         max_sequence_length=max_tokens,
-        chat=chat.texts.tokens,
+        chat=chat.tokens,
     )
     validation: list[EncodedRow] = []
     if ctx.optional_input("validation"):
@@ -180,7 +181,13 @@ def read_data(config: Config, ctx: StepContext, *, chat: NemoChat) -> Data:
 
 
 def write_model(
-    config: Config, ctx: StepContext, *, model: nn.Module, sizes: ModelConfig, reward: RewardConfig
+    config: Config,
+    ctx: StepContext,
+    *,
+    model: nn.Module,
+    sizes: ModelConfig,
+    reward: RewardConfig,
+    chat: Chat,
 ) -> None:
     """Write the model as Hugging Face reads it, with the scale of its outputs."""
     output, mix = ctx.output("model"), None
@@ -189,7 +196,7 @@ def write_model(
     digest = write_weights(model, output.path, sizes=sizes, mix=mix)
     if ctx.is_first:
         tokenizer = ctx.input("model").path / TOKENIZER
-        ids = write_tokenizer(tokenizer, output.path, pad_token=reward.chat.label_start)
+        ids = write_tokenizer(tokenizer, output.path, pad_token=choose_padding(chat))
         dtype = "bfloat16" if config.trainer.half else "float32"
         write_settings(output.path, sizes=sizes, config=reward, dtype=dtype, token_ids=ids)
     trunk = sum(math.prod(shape) for shape in full_shapes(sizes).values())

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.conversation import TrainOn
 from nemotron_style.steps.blocks.settings.data_prefix import DataPrefix, move_prefix
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.not_built import SavesMemory
@@ -58,11 +59,14 @@ class ValidationData(Section):
 class Data(LongRowReading):
     """``model.data``: the files, how rows are read, and how a conversation is written as text.
 
-    ``chat_prompt_tokens`` null means those stored with the checkpoint, or NeMo-Aligner's
-    defaults. With ``sample`` the data are repeated, reshuffled, for as long as max_steps asks.
+    ``chat_prompt_tokens`` null means those stored with the checkpoint, else the chat template that
+    came with it; a model from nothing has NeMo-Aligner's. ``train_on`` says whether all of the
+    assistant's turns are trained or the last. With ``sample`` the data are repeated, reshuffled,
+    for as long as max_steps asks.
     """
 
     chat_prompt_tokens: ChatPromptTokens | None = None
+    train_on: TrainOn = "all"
     sample: bool = False
     train_ds: TrainData = TrainData()
     validation_ds: ValidationData = ValidationData()

@@ -10,8 +10,6 @@ config.  It leaves out, on purpose:
   apart, so the mask is exact;
 * means of means: the loss is the mean over the target tokens of the *global* batch, whatever the
   micro-batches and ranks, so every token counts alike;
-* loss on every assistant turn: the last answer of a row is its target, so a conversation with
-  several answers becomes several rows;
 * trainer and callbacks: the order of events is the function below.
 """
 
@@ -113,6 +111,7 @@ def read_rows(config: Config, ctx: StepContext, *, start: Start, slot: str) -> l
     rows = encode_rows(
         ctx.input(slot).path,
         chat=start.chat,
+        train_on=config.model.data.train_on,
         max_tokens=min(limit, config.model.data.train_ds.max_seq_length or limit),
         reader=reader,
     )

@@ -10,7 +10,11 @@ from nemotron_style.runtime.errors import Problem
 from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.token_array import mark_array, token_array
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat
-from nemotron_style.steps.blocks.data.conversation import Conversation, parse_conversation
+from nemotron_style.steps.blocks.data.conversation import (
+    Conversation,
+    TrainOn,
+    parse_conversation,
+)
 from nemotron_style.steps.blocks.data.layouts.layout import OwnRow
 from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.model.prefix_packing import Row
@@ -35,7 +39,12 @@ class EncodedRow(Row):
 
 
 def encode_rows(
-    path: Path, *, chat: Chat, max_tokens: int, reader: RowReader | None = None
+    path: Path,
+    *,
+    chat: Chat,
+    max_tokens: int,
+    reader: RowReader | None = None,
+    train_on: TrainOn = "all",
 ) -> list[EncodedRow]:
     """Read and encode a file of ``training_jsonl``, or one in a layout that ``reader`` knows.
 
@@ -53,8 +62,10 @@ def encode_rows(
     )
 
     def encode(conversation: Conversation) -> EncodedRow:
-        example = chat.example(conversation)
-        ids, counts = token_array(example.ids), mark_array(example.counts)
+        example = chat.example(conversation, train_on)
+        # What stands behind the last trained token would cost work and train nothing.
+        length = max(n for n, counted in enumerate(example.counts, start=1) if counted)
+        ids, counts = token_array(example.ids[:length]), mark_array(example.counts[:length])
         return EncodedRow(ids, counts, conversation.type or PLAIN)
 
     def parse(row: OwnRow) -> EncodedRow:

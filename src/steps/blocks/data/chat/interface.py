@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nemotron_style.steps.blocks.data.conversation import Conversation
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.data.conversation import Conversation, TrainOn
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 
 NO_LABEL = "\ufffd"
@@ -33,6 +34,11 @@ class Chat(ABC):
     """
 
     tokenizer: Tokenizer
+
+    @property
+    def tokens(self) -> ChatPromptTokens | None:
+        """The tokens of NeMo-Aligner's format; None for another."""
+        return None
 
     @property
     @abstractmethod
@@ -63,7 +69,7 @@ class Chat(ABC):
         """A label as the attribute model writes it, with what ends it."""
 
     @abstractmethod
-    def example(self, row: Conversation) -> Example:
+    def example(self, row: Conversation, train_on: TrainOn = "all") -> Example:
         """The tokens of a training row, and which of them are trained."""
 
     @abstractmethod

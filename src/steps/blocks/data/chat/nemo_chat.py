@@ -8,8 +8,8 @@ from functools import cached_property
 
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.data.chat.interface import NO_LABEL, Chat, Example
-from nemotron_style.steps.blocks.data.chat_format import ChatFormat
-from nemotron_style.steps.blocks.data.conversation import Conversation
+from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
+from nemotron_style.steps.blocks.data.conversation import Conversation, TrainOn
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 
 
@@ -19,6 +19,10 @@ class NemoChat(Chat):
 
     tokenizer: Tokenizer
     texts: ChatFormat
+
+    @property
+    def tokens(self) -> ChatPromptTokens:
+        return self.texts.tokens
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -43,9 +47,14 @@ class NemoChat(Chat):
     def label_ids(self, label: str) -> list[int]:
         return self._encode(self.texts.label_text(label))
 
-    def example(self, row: Conversation) -> Example:
-        prompt, target = map(self._encode, self.texts.example(row))
-        return Example([*prompt, *target], [False] * len(prompt) + [True] * len(target))
+    def example(self, row: Conversation, train_on: TrainOn = "all") -> Example:
+        ids: list[int] = []
+        counts: list[bool] = []
+        for text, trained in self.texts.marked(row, row.trained_answers(train_on)):
+            part = self._encode(text)
+            ids += part
+            counts += [trained] * len(part)
+        return Example(ids, counts)
 
     def conversation_ids(self, row: Conversation) -> list[int]:
         """Its last token is the ``turn_start`` behind the assistant's last turn."""

@@ -11,21 +11,29 @@ from pydantic import ValidationError
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.nemo_chat import NemoChat
+from nemotron_style.steps.blocks.data.chat.template_chat import TemplateChat
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.data.chat_template import read_template
+from nemotron_style.steps.blocks.data.tokenizer import TEMPLATE_FILE, Tokenizer
 
 _CANARY = "Name a river.\n\tThe Rhine. 1234 é ☂ 日本"
 
 
-def open_chat(tokenizer: Tokenizer, tokens: ChatPromptTokens | None = None) -> NemoChat:
-    """The chat format of a tokenizer, with ``tokens`` from a config or None for its own.
+def open_chat(tokenizer: Tokenizer, tokens: ChatPromptTokens | None = None) -> Chat:
+    """The chat format of a checkpoint's tokenizer.
+
+    It is NeMo-Aligner's where ``tokens`` are given by a config or stored with the tokenizer, else
+    that of the chat template that came with it.
 
     Raises:
         InputError: ``tokens`` differ from those stored with the tokenizer, or one of them is not
-            a single id of it.
+            a single id of it; there are neither tokens nor a template, or the template ends no
+            answer.
     """
     stored = _stored_tokens(tokenizer)
-    chosen = tokens or stored or ChatPromptTokens()
+    chosen = tokens or stored
+    if chosen is None:
+        return _open_template(tokenizer)
     if stored and chosen != stored:
         raise InputError(
             Problem(
@@ -55,6 +63,26 @@ def open_chat(tokenizer: Tokenizer, tokens: ChatPromptTokens | None = None) -> N
     return NemoChat(tokenizer, ChatFormat(chosen, reserved))
 
 
+def _open_template(tokenizer: Tokenizer) -> TemplateChat:
+    """The format of the tokenizer's own template."""
+    if not tokenizer.template:
+        raise InputError(
+            Problem(
+                where=str(tokenizer.path),
+                key="model.data.chat_prompt_tokens",
+                what="the checkpoint has neither chat prompt tokens nor a chat template, so "
+                "nothing says how a conversation is written for it",
+                fix="give three of its special tokens as model.data.chat_prompt_tokens, or "
+                f"convert the model again with a {TEMPLATE_FILE} beside its tokenizer.json",
+            )
+        )
+    template = read_template(tokenizer)
+    template.check()
+    chat = TemplateChat(template)
+    assert chat.stop_ids  # asks the template for an answer, which it may refuse
+    return chat
+
+
 def tokenizer_facts(tokenizer: Tokenizer, chat: Chat | None = None) -> dict[str, Any]:
     """The facts for a checkpoint's record that show a change of tokenizer or chat format.
 
@@ -66,11 +94,16 @@ def tokenizer_facts(tokenizer: Tokenizer, chat: Chat | None = None) -> dict[str,
     if chat is None and "chat_prompt_tokens" in tokenizer.settings:
         chat = open_chat(tokenizer)
     text = chat.canary() if chat else _CANARY
-    return {
+    named = {} if chat is None else {"chat_format": _name_format(chat)}
+    return named | {
         "tokenizer_digest": tokenizer.digest,
         "template_digest": chat.digest() if chat else _template_digest(tokenizer),
         "canary": {"text": text, "ids": tokenizer.encode(text, control=chat is not None)},
     }
+
+
+def _name_format(chat: Chat) -> str:
+    return "chat_prompt_tokens" if chat.tokens else "chat_template"
 
 
 def _template_digest(tokenizer: Tokenizer) -> str | None:

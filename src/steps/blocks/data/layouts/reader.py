@@ -245,7 +245,8 @@ def _without_first_turns(conversation: Conversation) -> Conversation | None:
     turns = conversation.turns
     if [turn.speaker for turn in turns[:2]] != ["User", "Assistant"]:
         return None
-    return replace(conversation, turns=turns[2:])
+    marks = conversation.trained
+    return replace(conversation, turns=turns[2:], trained=marks and marks[1:])
 
 
 def _placed(error: InputError, where: str) -> list[Problem]:
