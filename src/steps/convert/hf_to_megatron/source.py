@@ -14,6 +14,8 @@ from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE, read_s
 from nemotron_style.steps.blocks.checkpoint.hf_weights import check_tensors
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
+from nemotron_style.steps.blocks.checkpoint.tokenizer_conversion import with_fast_tokenizer
+from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import check_vocabulary, import_tokenizer
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
@@ -51,7 +53,7 @@ def open_source(path: Path, config: Config, *, run_dir: Path) -> Source:
     tokens = config.model.data.chat_prompt_tokens
     sizes = attempt(lambda: read_sizes(path))
     tensors = attempt(lambda: TensorFolder(path))
-    tokenizer = attempt(lambda: import_tokenizer(path, run_dir / TOKENIZER, tokens=tokens))
+    tokenizer = attempt(lambda: _read_tokenizer(path, run_dir, tokens))
     if sizes and tensors:
         attempt(lambda: check_tensors(tensors, sizes))
     if sizes and tokenizer:
@@ -64,6 +66,11 @@ def open_source(path: Path, config: Config, *, run_dir: Path) -> Source:
     assert tokenizer
     assert dtype
     return Source(path, sizes, tensors, tokenizer, dtype)
+
+
+def _read_tokenizer(path: Path, run_dir: Path, tokens: ChatPromptTokens | None) -> Tokenizer:
+    folder = with_fast_tokenizer(path, run_dir / "converted_tokenizer")
+    return import_tokenizer(folder, run_dir / TOKENIZER, tokens=tokens)
 
 
 def pad_sizes(sizes: ModelConfig, unit: int) -> ModelConfig:
