@@ -17,7 +17,7 @@ from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.metrics import read_metrics
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WEIGHTS, weights_digest
-from nemotron_style.steps.blocks.checkpoint.torch_dist import read_full
+from nemotron_style.steps.blocks.checkpoint.torch_dist_stream import read_full
 from nemotron_style.steps.blocks.data.steerlm2_row import LOG_Q
 from nemotron_style.steps.blocks.loss import steerlm2
 from nemotron_style.steps.blocks.loss.steerlm2 import baseline

@@ -9,7 +9,7 @@ import torch
 
 import steerlm2_job as job
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WEIGHTS
-from nemotron_style.steps.blocks.checkpoint.torch_dist import read_full
+from nemotron_style.steps.blocks.checkpoint.torch_dist_stream import read_full
 from nemotron_style.steps.blocks.loss import steerlm2
 from nemotron_style.steps.blocks.model.parallel import Parallel
 from nemotron_style.steps.sft.steerlm2.batch import Batch

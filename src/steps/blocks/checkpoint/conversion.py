@@ -19,6 +19,7 @@ from nemotron_style.steps.blocks.checkpoint.logit_parity import (
     sample_rows,
 )
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_shapes
+from nemotron_style.steps.blocks.checkpoint.torch_dist_stream import Read
 from nemotron_style.steps.blocks.data.chat.opening import tokenizer_facts
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.settings.conversion_config import ConversionConfig
@@ -68,6 +69,22 @@ def track(
             raise Interrupted("stopped; the same command starts the conversion again")
         yield pair
         ctx.progress(number, total)
+
+
+def track_reads(read: Read, ctx: StepContext, *, total: int) -> Read:
+    """``read`` that reports progress. Raises Interrupted when the run should stop."""
+    done = 0
+
+    def counted(name: str) -> Tensor:
+        nonlocal done
+        if ctx.stopping:
+            raise Interrupted("stopped; the same command starts the conversion again")
+        tensor = read(name)
+        done += 1
+        ctx.progress(done, total)
+        return tensor
+
+    return counted
 
 
 def record(

@@ -46,7 +46,12 @@ def import_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of megatron by name, joined from those that ``read`` returns by name."""
     for name in full_shapes(config):
-        yield name, import_tensor(name, [read(part) for part in hf_names(name, config)], config)
+        yield name, read_whole(name, read, config)
+
+
+def read_whole(name: str, read: Callable[[str], Tensor], config: ModelConfig) -> Tensor:
+    """megatron's tensor ``name``, joined from those that ``read`` returns by name."""
+    return import_tensor(name, [read(part) for part in hf_names(name, config)], config)
 
 
 def check_shapes(stored: Mapping[str, Sequence[int]], config: ModelConfig, *, where: str) -> None:
@@ -92,8 +97,13 @@ def fill_model(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> None:
         by_name[shard.name].append(shard)
     for name, whole in weights:
         for shard in by_name[name]:
-            missing = shard.full_shape[0] - len(whole)
-            if missing:  # rows of a vocabulary, the same for every shard of the tensor
-                mean = whole.float().mean(0, keepdim=True).to(whole.dtype)
-                whole = torch.cat([whole, mean.expand(missing, -1)])
-            shard.data.copy_(whole[shard.slices])
+            shard.data.copy_(pad_rows(whole, shard.full_shape[0])[shard.slices])
+
+
+def pad_rows(whole: Tensor, rows: int) -> Tensor:
+    """A tensor of ``rows`` rows: those of a larger vocabulary are the mean of the others."""
+    missing = rows - len(whole)
+    if not missing:
+        return whole
+    mean = whole.float().mean(0, keepdim=True).to(whole.dtype)
+    return torch.cat([whole, mean.expand(missing, -1)])

@@ -83,7 +83,7 @@ def model_logits(model: nn.Module, tokens_BS: Tensor) -> Tensor:
     inner = unwrap(model)
     # pack_rows leaves the last token of a row out of the input, so one is added that is not read.
     rows = [Row([*ids, 0], [False] * (len(ids) + 1)) for ids in tokens_BS.tolist()]
-    packed = pack_rows(rows).to(next(inner.parameters()).device)
+    packed = pack_rows(rows).to(prepare_device())  # where its weights are, once they are read
     return inner.head(inner.hidden(packed)).transpose(0, 1).float().cpu()
 
 

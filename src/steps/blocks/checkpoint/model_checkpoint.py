@@ -23,7 +23,14 @@ from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.steps.blocks.checkpoint import torch_dist
 from nemotron_style.steps.blocks.checkpoint.families.tensors import full_shapes
-from nemotron_style.steps.blocks.model.language_model import build_model, unwrap, wrap
+from nemotron_style.steps.blocks.checkpoint.torch_dist_stream import Read, read_full, write_full
+from nemotron_style.steps.blocks.model.language_model import (
+    LanguageModel,
+    build_model,
+    construct,
+    unwrap,
+    wrap,
+)
 from nemotron_style.steps.blocks.model.rank_zero import gather, is_rank_zero, share_from_rank_zero
 from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights, shards
 from nemotron_style.steps.blocks.settings.json_model import read_json_model
@@ -38,10 +45,27 @@ def save_model(model: nn.Module, path: Path, *, config: ModelConfig, tokenizer: 
     Every rank calls it, with the same path on a file system that all of them see.
     """
     if is_rank_zero():
-        path.mkdir(parents=True, exist_ok=True)
-        (path / CONFIG).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
-        shutil.copytree(tokenizer, path / TOKENIZER, dirs_exist_ok=True)
+        _write_surroundings(path, config=config, tokenizer=tokenizer)
     torch_dist.write(sharded_weights(unwrap(model)), path / WEIGHTS)
+
+
+def copy_model(
+    read: Read, path: Path, *, config: ModelConfig, dtype: torch.dtype, tokenizer: Path
+) -> None:
+    """The same by one process that holds one tensor at a time; ``read`` returns each by name.
+
+    The tensors are those of :func:`full_shapes`, of type ``dtype``.
+    """
+    _write_surroundings(path, config=config, tokenizer=tokenizer)
+    with torch.device("meta"):
+        model = construct(LanguageModel, config, dtype=dtype)
+    write_full(sharded_weights(model), path / WEIGHTS, read)
+
+
+def _write_surroundings(path: Path, *, config: ModelConfig, tokenizer: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / CONFIG).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
+    shutil.copytree(tokenizer, path / TOKENIZER, dirs_exist_ok=True)
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -112,9 +136,7 @@ def weights_digest(source: nn.Module | Path) -> str:
     rank calls it with a model; with a path any rank may.
     """
     weights: Iterable[tuple[str, Tensor]]
-    weights = (
-        torch_dist.read_full(source / WEIGHTS) if isinstance(source, Path) else full_weights(source)
-    )
+    weights = read_full(source / WEIGHTS) if isinstance(source, Path) else full_weights(source)
     digest = WeightsDigest()
     for _ in digest.track(weights):
         pass

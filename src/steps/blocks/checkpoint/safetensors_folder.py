@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nemotron_style.runtime.errors import InputError, Problem, StepFailed, raise_all
@@ -23,6 +22,8 @@ SUFFIX, SINGLE = ".safetensors", "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The types of weights that are read, by the names that safetensors has for them."""
+_NAMES = {kind: name for name, kind in TYPES.items()}
+_ORDER = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class TensorFolder:
@@ -38,7 +39,7 @@ class TensorFolder:
         self.path = path
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.types: dict[str, torch.dtype] = {}
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}
         named = _read_index(path)
         problems = []
         for file in sorted(set(named.values())) if named else [SINGLE]:
@@ -54,8 +55,10 @@ class TensorFolder:
     def read(self, name: str) -> Tensor:
         """The tensor called ``name``, whole, on the CPU."""
         try:
-            tensor: Tensor = self._files[name].get_tensor(name)
-        except SafetensorError as error:
+            # Opened for each: a file that stays open stays in memory, as far as it was read.
+            with safe_open(self._files[name], framework="pt") as handle:
+                tensor: Tensor = handle.get_tensor(name)
+        except (SafetensorError, OSError) as error:
             raise InputError(
                 Problem(where=str(self.path), key=name, what="cannot be read", got=str(error))
             ) from error
@@ -71,16 +74,22 @@ class TensorFolder:
         """Take up the tensors of one file; the problems with it."""
         file = self.path / name
         try:
-            handle = safe_open(file, framework="pt")
-            found = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
+            with safe_open(file, framework="pt") as handle:
+                slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
+                found = {key: (part.get_dtype(), part.get_shape()) for key, part in slices.items()}
         except (SafetensorError, OSError) as error:
             return [Problem(where=str(file), what="is no safetensors file", got=_first(error))]
-        strange = {key: part.get_dtype() for key, part in found.items()}
-        strange = {key: kind for key, kind in strange.items() if kind not in TYPES}
-        for key, part in found.items():
-            self.shapes[key], self._files[key] = tuple(part.get_shape()), handle
-            self.types[key] = TYPES.get(part.get_dtype(), torch.float32)
-        return [
+        what = "the tensor is in another file of the model too"
+        twice = [
+            Problem(where=str(file), key=key, what=what, got=self._files[key].name)
+            for key in found
+            if key in self._files
+        ]
+        strange = {key: kind for key, (kind, _) in found.items() if kind not in TYPES}
+        for key, (kind, shape) in found.items():
+            self.shapes[key], self._files[key] = tuple(shape), file
+            self.types[key] = TYPES.get(kind, torch.float32)
+        return twice + [
             Problem(
                 where=str(file),
                 key=key,
@@ -93,39 +102,87 @@ class TensorFolder:
         ]
 
 
-def write_tensors(path: Path, units: Iterable[Mapping[str, Tensor]], *, max_bytes: int) -> None:
+def write_tensors(
+    path: Path,
+    units: Iterable[Mapping[str, Tensor]],
+    *,
+    max_bytes: int,
+    outline: Iterable[Mapping[str, Tensor]] | None = None,
+) -> None:
     """Write tensors to a folder as Hugging Face reads them.
 
     What is in one unit goes to one file; a file holds at most ``max_bytes``, or one unit when
-    that alone is larger. The bytes depend on the tensors, their order and ``max_bytes`` alone.
-    Raises StepFailed for a tensor that holds numbers which are not finite.
+    that alone is larger. ``outline`` is the same units without memory, on the device ``meta``:
+    with it one unit is held at a time; without it all of them are. The bytes depend on the
+    tensors, their order and ``max_bytes`` alone. Raises StepFailed for a tensor that holds numbers
+    which are not finite.
     """
-    files: list[list[str]] = []
-    waiting: dict[str, Tensor] = {}
-    total = 0
-    for unit in units:
-        if waiting and _size(waiting) + _size(unit) > max_bytes:
-            files.append(_write(path, waiting, len(files)))
-            waiting = {}
-        waiting |= unit
-        total += _size(unit)
-    files.append(_write(path, waiting, len(files)))
+    if outline is None:
+        outline = units = list(units)
+    files = _divide(outline, max_bytes)
+    waiting = iter(units)
+    try:
+        for number, outlines in enumerate(files):
+            _write(path / _draft_name(number), outlines, waiting)
+    except StepFailed:
+        for number in range(len(files)):
+            (path / _draft_name(number)).unlink(missing_ok=True)
+        raise
     names = [_final_name(number, len(files)) for number in range(len(files))]
     for number, name in enumerate(names):
         (path / _draft_name(number)).rename(path / name)
     if len(files) > 1:
-        named = {key: name for name, keys in zip(names, files, strict=True) for key in keys}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(named.items()))}
+        weight_map = {key: name for name, keys in zip(names, files, strict=True) for key in keys}
+        total = sum(map(_size, files))
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (path / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _write(path: Path, tensors: dict[str, Tensor], number: int) -> list[str]:
-    if names := find_nonfinite(tensors.items()):
-        raise StepFailed(describe_nonfinite(names, where=str(path)))
-    file = path / _draft_name(number)
-    save_file(tensors, file, metadata={"format": "pt"})
-    file.chmod(0o666 & path.stat().st_mode)  # the library leaves it to its owner alone
-    return list(tensors)
+def _divide(units: Iterable[Mapping[str, Tensor]], max_bytes: int) -> list[dict[str, Tensor]]:
+    """The tensors of each file."""
+    files: list[dict[str, Tensor]] = [{}]
+    for unit in units:
+        if files[-1] and _size(files[-1]) + _size(unit) > max_bytes:
+            files.append({})
+        files[-1] |= unit
+    return files
+
+
+def _write(
+    file: Path, outline: Mapping[str, Tensor], units: Iterator[Mapping[str, Tensor]]
+) -> None:
+    """Write the units that ``outline`` has the tensors of, each where the header says it is.
+
+    A safetensors file is the length of a header, the header as JSON, and the numbers.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    # in the library's order, so that the file is the one that it would write
+    for name in sorted(outline, key=lambda name: (-_ORDER.index(outline[name].dtype), name)):
+        part, begin = outline[name], end
+        end += part.nbytes
+        kind, shape = _NAMES[part.dtype], list(part.shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        missing = set(outline)
+        while missing:
+            unit = next(units)
+            if names := find_nonfinite(unit.items()):
+                raise StepFailed(describe_nonfinite(names, where=str(file.parent)))
+            for name in unit:
+                stream.seek(8 + len(text) + header[name]["data_offsets"][0])
+                stream.write(_bytes(unit[name]))
+            missing -= unit.keys()
+            del unit  # before the next one is made
+    file.chmod(0o666 & file.parent.stat().st_mode)  # for whoever may read the folder
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """A tensor's numbers as they lie in memory; numpy has no bfloat16."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _draft_name(number: int) -> str:
@@ -161,14 +218,21 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _explain_absence(path: Path) -> Problem:
+    allowed = f"{SINGLE}, or {INDEX} with its files"
+    if found := sorted(path.glob(f"*{SUFFIX}")):
+        what = "no index says which of these files hold the model"
+        names = ", ".join(file.name for file in found[:3]) + (", ..." if len(found) > 3 else "")
+        return Problem(where=str(path), key=INDEX, what=what, got=names, allowed=allowed)
     pickles = sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
     if not pickles:
         return Problem(where=str(path), key=SINGLE, what="there are no weights")
+    save = "AutoModelForCausalLM.from_pretrained(old, dtype='auto').save_pretrained(new)"
     return Problem(
         where=str(pickles[0]),
         what="pickled weights are not read: a pickle can run any code",
-        allowed=f"{SINGLE}, or {INDEX} with its files",
-        fix="save the model as safetensors where you trust it",
+        allowed=allowed,
+        fix=f'where you trust the file: python -c "from transformers import AutoModelForCausalLM; '
+        f"old, new = {str(path)!r}, 'model-folder'; {save}\", and copy the tokenizer's files",
     )
 
 

@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing
@@ -50,6 +49,7 @@ from nemotron_style.steps.blocks.checkpoint.finite import describe_nonfinite, fi
 from nemotron_style.steps.blocks.checkpoint.tensor_archive import check_archive
 from nemotron_style.steps.blocks.model.rank_zero import gather, is_rank_zero
 
+PLAN_OPTIONS = {"dedup_replicated_tensors": False, "flatten_state_dict": False}
 # Warnings about calls that megatron-core makes, and about reading in one process.
 _EXPECTED = ("`load_state_dict` is deprecated", "torch.distributed is disabled")
 
@@ -140,19 +140,20 @@ class _RepeatableWriter(dcp.FileSystemWriter):
         return None
 
 
-class _SaveInProcess(TorchDistSaveShardedStrategy):
+class SaveInProcess(TorchDistSaveShardedStrategy):
     """Writes from this process. megatron-core's own strategy forks a writer for each save, to
     overlap it with training; that takes seconds even for a tiny model."""
 
-    def __init__(self) -> None:
+    def __init__(self, planner: MCoreSavePlanner | None = None) -> None:
         super().__init__("torch_dist", 1, thread_count=1)
+        self.planner = planner or MCoreSavePlanner(**PLAN_OPTIONS)
 
     def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
         named, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
         dcp.save(
             mcore_to_pyt_state_dict(named, False),
             storage_writer=_RepeatableWriter(checkpoint_dir, thread_count=1),
-            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+            planner=self.planner,
         )
 
 
@@ -166,7 +167,7 @@ def write(state: dict[str, Any], path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     dist.barrier()
     dist_checkpointing.save(
-        state, str(path), sharded_strategy=_SaveInProcess(), validate_access_integrity=False
+        state, str(path), sharded_strategy=SaveInProcess(), validate_access_integrity=False
     )
 
 
@@ -176,7 +177,7 @@ def read(state: dict[str, Any], path: Path) -> dict[str, Any]:
     Raises InputError when the directory cannot be trusted, lacks something or holds numbers that
     are not finite.
     """
-    with _reading(path), _checked_reader():
+    with reading(path), _checked_reader():
         own = dist_checkpointing.load(
             state,
             str(path),
@@ -188,17 +189,7 @@ def read(state: dict[str, Any], path: Path) -> dict[str, Any]:
     return own
 
 
-def read_full(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor whole, in the order of names, on the CPU; one at a time, by this rank alone."""
-    reader = _CheckedReader(path)
-    for name, entry in sorted(tensor_entries(path).items()):
-        part = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
-        with _reading(path):
-            dcp.load(part, storage_reader=reader, no_dist=True)
-        yield name, part[name]
-
-
-class _CheckedReader(CachedMetadataFileSystemReader):
+class CheckedReader(CachedMetadataFileSystemReader):
     """Takes the table from :func:`read_contents`; its base class unpickles the file."""
 
     def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
@@ -239,7 +230,7 @@ def _tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong while tensors are read into an InputError that names ``path``."""
     try:
         with _weights_only(), warnings.catch_warnings():
@@ -254,9 +245,9 @@ def _reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _checked_reader() -> Iterator[None]:
-    """Have megatron-core's strategy read the table as :class:`_CheckedReader` does."""
+    """Have megatron-core's strategy read the table as :class:`CheckedReader` does."""
     before = mcore_strategy._get_filesystem_reader
-    mcore_strategy._get_filesystem_reader = lambda path, **_: _CheckedReader(path)
+    mcore_strategy._get_filesystem_reader = lambda path, **_: CheckedReader(path)
     try:
         yield
     finally:

@@ -9,21 +9,25 @@ says which it was. The checkpoint can be loaded with any tensor and pipeline par
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.conversion import (
     check_logits,
     record,
     sample_logits,
-    track,
+    track_reads,
 )
-from nemotron_style.steps.blocks.checkpoint.hf_weights import fill_model, import_weights
+from nemotron_style.steps.blocks.checkpoint.hf_weights import pad_rows, read_whole
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
+    WEIGHTS,
+    check_checkpoint,
+    copy_model,
     full_shapes,
-    load_model,
-    save_model,
     weights_digest,
 )
-from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.checkpoint.streamed_model import stream_model
+from nemotron_style.steps.blocks.checkpoint.torch_dist_stream import WeightFolder
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.convert.hf_to_megatron.config import Config
 from nemotron_style.steps.convert.hf_to_megatron.source import open_source, pad_sizes
@@ -37,18 +41,25 @@ def run(config: Config, ctx: StepContext) -> None:
     output = ctx.output("model")
 
     # -- the checkpoint
-    model = build_model(sizes, dtype=source.dtype, ddp=False, initial=None)
-    weights = import_weights(source.tensors.read, source.sizes)
-    fill_model(model, track(weights, ctx, total=len(full_shapes(source.sizes))))
-    save_model(model, output.path, config=sizes, tokenizer=source.tokenizer.path)
-    output.note(weights_digest=weights_digest(model))
-    del model  # before the written one is loaded
+    shapes = full_shapes(sizes)
+
+    def read(name: str) -> Tensor:
+        whole = read_whole(name, source.tensors.read, source.sizes)
+        return pad_rows(whole, shapes[name][0]).to(source.dtype)
+
+    copy_model(
+        track_reads(read, ctx, total=len(shapes)),
+        output.path,
+        config=sizes,
+        dtype=source.dtype,
+        tokenizer=source.tokenizer.path,
+    )
+    output.note(weights_digest=weights_digest(output.path))
 
     # -- the logits of the checkpoint as it was written, against those of the folder
-    written, _ = load_model(output.path, ddp=False)
+    written = stream_model(check_checkpoint(output.path), WeightFolder(output.path / WEIGHTS).read)
     known = min(source.tokenizer.vocab_size, source.sizes.vocab_size)
     sample = sample_logits(written, config, vocab_size=known, max_tokens=sizes.max_sequence_length)
-    del written
     parity = check_logits(sample, source.path, config, ctx, dtype=source.dtype)
     dtype = str(source.dtype).removeprefix("torch.")
     record(ctx, parity, sizes=sizes, dtype=dtype, tokenizer=source.tokenizer)

@@ -1,8 +1,8 @@
 """``convert/megatron_to_hf``: a checkpoint as Hugging Face tools read it, and checked.
 
-Weights are read, cut apart and written one megatron tensor at a time, so files of any size need
-the memory of one of them. The check needs more: first this model and then the other is held in
-float32. It compares logits with transformers where that is installed, else with a Llama in plain
+Weights are read, cut apart and written one megatron tensor at a time, and both models of the check
+run with one tensor at a time, so a checkpoint of any size needs the memory of its largest tensor.
+The check compares logits with transformers where that is installed, else with a model in plain
 torch which reads the written files by their own meaning; the record says which it was.
 
 Source: the layout of ``LlamaForCausalLM``. Left out on purpose: pickled weights, and every
@@ -12,14 +12,13 @@ architecture but Llama, which the checkpoints here are.
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.step.context import StepContext
-from nemotron_style.steps.blocks.checkpoint import torch_dist
 from nemotron_style.steps.blocks.checkpoint.conversion import (
     check_logits,
     record,
@@ -33,15 +32,16 @@ from nemotron_style.steps.blocks.checkpoint.hf_weights import (
     check_shapes,
     export_weights,
 )
-from nemotron_style.steps.blocks.checkpoint.logit_parity import round_weights
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     TOKENIZER,
     WEIGHTS,
+    check_checkpoint,
     full_shapes,
-    load_model,
     weights_digest,
 )
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder, write_tensors
+from nemotron_style.steps.blocks.checkpoint.streamed_model import stream_model
+from nemotron_style.steps.blocks.checkpoint.torch_dist_stream import WeightFolder
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import check_vocabulary, export_tokenizer
 from nemotron_style.steps.blocks.model.parallel import initialize
@@ -54,24 +54,29 @@ def run(config: Config, ctx: StepContext) -> None:
     initialize(seed=config.seed)
     source, output = ctx.input("model").path, ctx.output("model")
 
-    # -- the logits of the checkpoint; loading it finds everything that is wrong with it
-    model, stored = load_model(source, ddp=False)
+    # -- the logits of the checkpoint; reading it finds everything that is wrong with it
+    stored = check_checkpoint(source)
+    weights = WeightFolder(source / WEIGHTS)
     tokenizer = Tokenizer(source / TOKENIZER)
     check_vocabulary(tokenizer, stored, where=str(source))
     sizes = cut_sizes(config, stored, tokenizer)
-    dtype = getattr(torch, config.dtype) if config.dtype else None
-    round_weights(model, dtype)
+    dtype = getattr(torch, config.dtype) if config.dtype else weights.dtype
     sample = sample_logits(
-        model, config, vocab_size=tokenizer.vocab_size, max_tokens=sizes.max_sequence_length
+        stream_model(stored, lambda name: weights.read(name).to(dtype)),
+        config,
+        vocab_size=tokenizer.vocab_size,
+        max_tokens=sizes.max_sequence_length,
     )
-    del model  # before the other one is loaded
 
     # -- the files
-    whole_tensors = torch_dist.read_full(source / WEIGHTS)
-    weights = track(whole_tensors, ctx, total=len(full_shapes(stored)))
-    prepared = ((name, prepare(name, whole, sizes, dtype)) for name, whole in weights)
+    def units(pairs: Iterable[tuple[str, Tensor]]) -> Iterator[Mapping[str, Tensor]]:
+        prepared = ((name, prepare(name, whole, sizes, dtype)) for name, whole in pairs)
+        return export_weights(prepared, sizes)
+
+    whole_tensors = track(weights.weights(), ctx, total=len(full_shapes(stored)))
     max_bytes = int(config.max_shard_gigabytes * 1e9)
-    write_tensors(output.path, export_weights(prepared, sizes), max_bytes=max_bytes)
+    outline = units(weights.outline())
+    write_tensors(output.path, units(whole_tensors), max_bytes=max_bytes, outline=outline)
     token_ids = export_tokenizer(tokenizer.path, output.path)
     folder = TensorFolder(output.path)
     check_shapes(folder.shapes, sizes, where=str(output.path))
@@ -84,7 +89,7 @@ def run(config: Config, ctx: StepContext) -> None:
     parity = check_logits(sample, output.path, config, ctx)
     digest = weights_digest(source)
     output.note(source_weights_digest=digest)
-    if sizes == stored and dtype in (None, torch_type(source / WEIGHTS)):
+    if sizes == stored and dtype == weights.dtype:
         output.note(weights_digest=digest)  # they are the same weights, bit for bit
     record(ctx, parity, sizes=sizes, dtype=written, tokenizer=tokenizer)
     ctx.summarise(files=len(list(output.path.glob("*.safetensors"))))
@@ -105,12 +110,7 @@ def cut_sizes(config: Config, stored: ModelConfig, tokenizer: Tokenizer) -> Mode
     return stored.model_copy(update={"vocab_size": rows})
 
 
-def prepare(name: str, whole: Tensor, sizes: ModelConfig, dtype: torch.dtype | None) -> Tensor:
+def prepare(name: str, whole: Tensor, sizes: ModelConfig, dtype: torch.dtype) -> Tensor:
     """A tensor in the type and with the rows that are written."""
     kept = whole[: sizes.vocab_size] if name in (EMBEDDING, HEAD) else whole
-    return kept.to(dtype or kept.dtype)
-
-
-def torch_type(path: Path) -> torch.dtype:
-    """The type of a checkpoint's weights, which is one for all of them."""
-    return next(torch_dist.read_full(path))[1].dtype
+    return kept.to(dtype)

@@ -22,6 +22,7 @@ from nemotron_style.steps.blocks.checkpoint.hf_config import (
 from nemotron_style.steps.blocks.checkpoint.hf_weights import export_tensor
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WeightsDigest
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import write_tensors
+from nemotron_style.steps.blocks.checkpoint.torch_dist_stream import WeightFolder
 from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.conversation import Conversation, Turn
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
@@ -62,8 +63,10 @@ def write_weights(
 
     def join() -> str:
         digest = WeightsDigest()
-        units = _units(digest.track(torch_dist.read_full(parts)), sizes, mix)
-        write_tensors(path, units, max_bytes=MAX_FILE_BYTES)
+        folder = WeightFolder(parts)
+        outline = _units(folder.outline(), sizes, mix)
+        units = _units(digest.track(folder.weights()), sizes, mix)
+        write_tensors(path, units, max_bytes=MAX_FILE_BYTES, outline=outline)
         shutil.rmtree(parts)
         return digest.text
 
@@ -141,7 +144,7 @@ def _units(
         elif mix is None:
             yield {HEAD: whole}
         else:
-            row = torch.tensor(mix, dtype=torch.float64) @ whole.double()
+            row = torch.tensor(mix, dtype=torch.float64, device=whole.device) @ whole.double()
             yield {HEAD: row[None].float()}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,65 @@ def test_the_same_tensors_make_the_same_bytes(tmp_path):
     names = sorted(path.name for path in one.iterdir())
     assert names == sorted(path.name for path in two.iterdir())
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+
+
+def test_a_file_is_the_one_that_the_library_writes(folder, tmp_path):
+    tensors = {name: tensor for unit in units() for name, tensor in unit.items()}
+    tensors["half"] = torch.ones(3).half()
+    write_tensors(folder, [tensors], max_bytes=1 << 30)
+    save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (folder / SINGLE).read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_one_unit_is_held_at_a_time(tmp_path):
+    """With an outline, every unit is gone before the next one is made."""
+    alive: list[weakref.ref[Tensor]] = []
+
+    def one_by_one() -> Iterator[dict[str, Tensor]]:
+        left = units()
+        while left:
+            assert not any(ref() is not None for ref in alive)
+            unit = left.pop(0)
+            alive.extend(map(weakref.ref, unit.values()))
+            yield unit
+            del unit
+
+    outline = [{name: one.to("meta") for name, one in unit.items()} for unit in units()]
+    for name, limit in (("one", 1 << 30), ("many", 3 * UNIT)):
+        (tmp_path / name).mkdir()
+        write_tensors(tmp_path / name, one_by_one(), max_bytes=limit, outline=outline)
+        other = write(tmp_path / f"{name} held", limit=limit)
+        for file in other.iterdir():
+            assert file.read_bytes() == (tmp_path / name / file.name).read_bytes()
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path):
+    folder = write(tmp_path / "hf", limit=10_000)
+    first, second = sorted(folder.glob("*.safetensors"))[:2]
+    tensors = load_file(second) | {"model.0.up.weight": torch.zeros(20, 25)}
+    save_file(tensors, second)
+    said = refused(lambda: TensorFolder(folder))
+    assert f"{second}: model.0.up.weight: the tensor is in another file" in said
+    assert f"got {first.name}" in said
+
+
+def test_shards_without_an_index_are_refused_by_name(tmp_path):
+    folder = write(tmp_path / "hf", limit=10_000)
+    (folder / INDEX).unlink()
+    said = refused(lambda: TensorFolder(folder))
+    assert f"{INDEX}: no index says which" in said
+    assert "model-00001-of-00004.safetensors" in said
+
+
+@pytest.mark.parametrize("offsets", [[[0, 8], [4, 12]], [[0, 8], [12, 20]], [[0, 8], [8, 12]]])
+def test_tensors_that_overlap_or_leave_gaps_are_refused(folder, offsets):
+    header = {
+        name: {"dtype": "F32", "shape": [2], "data_offsets": span}
+        for name, span in zip("ab", offsets, strict=True)
+    }
+    text = json.dumps(header).encode()
+    (folder / SINGLE).write_bytes(struct.pack("<Q", len(text)) + text + bytes(offsets[1][1]))
+    assert "is no safetensors file" in refused(lambda: TensorFolder(folder))
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o700])

@@ -1,0 +1,106 @@
+"""``torch_dist`` directories one tensor at a time, by one process: the memory that a copy takes.
+
+The files are those that :mod:`torch_dist` writes for a model that is held whole.
+"""
+
+from __future__ import annotations
+
+import nemotron_style.steps.blocks.model  # isort: skip  # noqa: F401  (imports megatron-core faster)
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
+from torch import Tensor
+from torch.distributed.checkpoint.planner import WriteItem
+
+from nemotron_style.runtime.errors import InputError, StepFailed
+from nemotron_style.steps.blocks.checkpoint.finite import describe_nonfinite, is_finite
+from nemotron_style.steps.blocks.checkpoint.torch_dist import (
+    PLAN_OPTIONS,
+    CheckedReader,
+    SaveInProcess,
+    reading,
+    tensor_entries,
+)
+
+Read = Callable[[str], Tensor]
+
+
+class WeightFolder:
+    """The tensors of a ``torch_dist`` directory by name, each read whole when it is asked for.
+
+    Raises InputError as :func:`torch_dist.tensor_entries` does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._reader = path, CheckedReader(path)
+        self._entries = tensor_entries(path)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the first tensor, which in a model is that of all."""
+        return next(iter(self._entries.values())).properties.dtype
+
+    def outline(self) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor without memory, in the order of names."""
+        for name, entry in sorted(self._entries.items()):
+            yield name, torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor whole, in the order of names; one at a time."""
+        return ((name, self.read(name)) for name in sorted(self._entries))
+
+    def read(self, name: str) -> Tensor:
+        """The tensor called ``name``, on the CPU. Raises InputError where it is not finite."""
+        entry = self._entries[name]
+        part = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
+        with reading(self.path):
+            dcp.load(part, storage_reader=self._reader, no_dist=True)
+        if not is_finite(part[name]):
+            raise InputError(describe_nonfinite([name], where=str(self.path)))
+        return part[name]
+
+
+def read_full(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor whole, in the order of names, on the CPU; one at a time, by this rank alone."""
+    return WeightFolder(path).weights()
+
+
+def write_full(state: dict[str, Any], path: Path, read: Read) -> None:
+    """Write what ``state`` describes; ``read`` returns each tensor when its turn has come.
+
+    ``state`` is the sharded state of a model without memory, on the device ``meta``. Raises
+    StepFailed for a tensor that holds numbers which are not finite.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    strategy = SaveInProcess(_LazyPlanner(read, where=str(path)))
+    try:
+        dist_checkpointing.save(
+            state, str(path), sharded_strategy=strategy, validate_access_integrity=False
+        )
+    except dcp.api.CheckpointException as error:  # around what was raised while it wrote
+        [(cause, _)] = error.failures.values()
+        raise cause from error
+
+
+class _LazyPlanner(MCoreSavePlanner):
+    """Asks for a tensor by its name when it is to be written."""
+
+    def __init__(self, read: Read, *, where: str) -> None:
+        super().__init__(**PLAN_OPTIONS)
+        self._read, self._where = read, where
+        self._held: dict[str, Tensor] = {}
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor:
+        name, chunk = write_item.index.fqn, write_item.tensor_data.chunk
+        if name not in self._held:  # the pieces of one tensor follow one another
+            self._held.clear()
+            self._held[name] = self._read(name)
+            if not is_finite(self._held[name]):
+                raise StepFailed(describe_nonfinite([name], where=self._where))
+        spans = zip(chunk.offsets, chunk.sizes, strict=True)
+        return self._held[name][tuple(slice(start, start + size) for start, size in spans)]
