@@ -17,13 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from nemotron_style.runtime.errors import Problem, StepFailed
+from nemotron_style.steps.blocks.checkpoint.families.tensors import EMBEDDING, hf_names
 from nemotron_style.steps.blocks.checkpoint.hf_config import (
     keep_meaning,
+    parse_sizes,
     read_family,
     read_settings,
 )
 from nemotron_style.steps.blocks.checkpoint.reference_model import reference_logits
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
+from nemotron_style.steps.blocks.checkpoint.streamed_model import (
+    WeightStream,
+    parameters_without_memory,
+)
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.language_model import unwrap
 from nemotron_style.steps.blocks.model.prefix_packing import Row, pack_rows
@@ -107,36 +113,31 @@ def hugging_face_logits(
 ) -> tuple[str, Tensor]:
     """The program that computed the logits of the files in ``path``, and the logits.
 
-    They are computed in float32 and returned on the CPU.
+    They are computed in float32, one tensor at a time, and returned on the CPU.
     """
     tokens = tokens_BS.to(prepare_device())
-    settings = read_settings(path)
+    settings, folder = read_settings(path), TensorFolder(path)
     classes = _transformers_classes(settings)
+
+    def read(name: str) -> Tensor:
+        if name not in folder.shapes:  # a head that is tied to the embeddings
+            [name] = hf_names(EMBEDDING, parse_sizes(settings, path))
+        return folder.read(name).to(dtype or folder.types[name])
+
     if classes is None:
-        folder = TensorFolder(path)
-
-        def read(name: str) -> Tensor:
-            return folder.read(name).to(dtype or folder.types[name])
-
         return "plain torch", reference_logits(settings, read, tokens).cpu()
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
     # Of the file only what the family says: other keys reach code that transformers fetches.
     config_class, model_class = classes
     meaning = keep_meaning(settings) | {"pad_token_id": None}  # a default may be above small tables
-    model = model_class.from_pretrained(
-        path,
-        config=config_class.from_dict(meaning),
-        dtype=torch.float32,
-        attn_implementation="eager",
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
-    round_weights(model, dtype)
+    with parameters_without_memory():
+        model = model_class._from_config(
+            config_class.from_dict(meaning), attn_implementation="eager"
+        ).eval()
+    WeightStream(model, read)
     with torch.inference_mode():
-        logits = model.to(tokens.device)(input_ids=tokens).logits
+        logits = model(input_ids=tokens, use_cache=False).logits
     return f"transformers {transformers.__version__}", logits.cpu()
 
 
@@ -150,10 +151,3 @@ def _transformers_classes(settings: Mapping[str, Any]) -> tuple[Any, Any] | None
     names = (family.config_class, family.causal_class)
     config, model = (getattr(transformers, name, None) for name in names)
     return (config, model) if config and model else None
-
-
-@torch.no_grad()
-def round_weights(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Give every weight the value that it has in ``dtype``; its own type stays."""
-    for weight in model.parameters():
-        weight.copy_(weight.to(dtype or weight.dtype))

@@ -34,6 +34,9 @@ from nemotron_style.steps.blocks.checkpoint.logit_parity import hugging_face_log
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
 from nemotron_style.steps.blocks.checkpoint.reference_model import reference_logits
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder, write_tensors
+from nemotron_style.steps.blocks.generation.engine import Engine
+from nemotron_style.steps.blocks.generation.logprob_gap import measure_sample_gap
+from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.settings.model_config import Architecture, ModelConfig
@@ -100,6 +103,28 @@ def test_plain_torch_reads_the_files_as_transformers_does(case: Case) -> None:
     settings = read_settings(case.folder)
     found = reference_logits(settings, case.tensors.read, ROWS)
     assert difference(found, case.logits) < LIMIT
+
+
+def test_sampling_in_process_says_what_transformers_says(case: Case) -> None:
+    """Greedily and beside prompts of other lengths, with the log-probs that training computes."""
+    prompts = [ROWS[0, :9].tolist(), ROWS[1, :4].tolist(), ROWS[1, 20:29].tolist()]
+    engine = Engine(case.model, case.sizes)
+    greedy = SamplingParams(max_new_tokens=16, temperature=0.0)
+    drawn = engine.generate(prompts, greedy, seed=1)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        case.folder, attn_implementation="eager", dtype=torch.float32
+    )
+    options = {"do_sample": False, "max_new_tokens": 16, "min_new_tokens": 16, "eos_token_id": None}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    for prompt, [sample] in zip(prompts[:2], drawn, strict=False):
+        given = torch.tensor([prompt])
+        found = model.generate(given, attention_mask=torch.ones_like(given), **options)
+        assert found.sequences[0, len(prompt) :].tolist() == sample.tokens
+        logprobs = torch.cat(found.logits).log_softmax(-1)
+        wanted = logprobs.gather(1, torch.tensor(sample.tokens)[:, None])[:, 0]
+        assert sample.log_probs == pytest.approx(wanted.tolist(), abs=1e-5)
+    gap = measure_sample_gap(case.model, prompts, drawn)
+    assert gap.max_log_prob_difference < 1e-5
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.architecture)
