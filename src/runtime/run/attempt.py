@@ -11,6 +11,7 @@
                  stop kill       asks the worker to save and stop, or to end at once
                  sign            touched every few seconds by who carries it out
                  abandoned.json  a user declared its machine gone; its worker has to end
+                 said-<node>-<hash>  a message that is in the log of this machine already
                  log-<node>.txt progress.json
 
 Whoever creates ``owner.json`` first decides: the worker that takes ownership, or a later launch

@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -140,11 +139,10 @@ def execute(task: Task) -> JobState:
     except Interrupted as error:
         return JobState(CANCELLED, error.exit_code, str(error))
     except StepsError as error:
-        print(error, file=sys.stderr, flush=True)
+        task.tell(error)
         return JobState(FAILED, 2 if isinstance(error, UsageError) else 1, str(error))
     except (Exception, SystemExit) as error:
-        traceback.print_exc()
-        sys.stderr.flush()
+        task.tell_crash()
         return JobState(FAILED, 1, f"{type(error).__name__}: {error}")
     return JobState(COMPLETED, 0)
 

@@ -7,14 +7,23 @@ does those without running the recipe again.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.runtime.atomic import read_json, remove_tree, sync_tree, write_json
-from nemotron_style.runtime.errors import Problem, StepFailed, raise_all
+from nemotron_style.runtime.atomic import (
+    create_empty,
+    read_json,
+    remove_tree,
+    sync_tree,
+    write_json,
+)
+from nemotron_style.runtime.errors import Problem, StepFailed, StepsError, raise_all
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.code import describe_code
 from nemotron_style.runtime.run.folder import SEAL, RunFolder
@@ -43,6 +52,23 @@ class Task:
     @property
     def store(self) -> Store:
         return Store(self.plan.store)
+
+    def tell(self, error: StepsError) -> None:
+        """Print an error of a user, unless another process of this machine has said the same."""
+        said = hashlib.sha256(str(error).encode()).hexdigest()[:16]
+        alone = self.process.world_size == 1
+        if alone or create_empty(self.attempt.path / f"said-{self._node}-{said}"):
+            print(error, file=sys.stderr, flush=True)
+
+    def tell_crash(self) -> None:
+        """Print the traceback at hand, but for what a user's error in another process leads to."""
+        if not any(self.attempt.path.glob(f"said-{self._node}-*")):
+            traceback.print_exc()
+            sys.stderr.flush()
+
+    @property
+    def _node(self) -> str:
+        return os.environ.get("GROUP_RANK", "0")  # torchrun's number of the machine
 
 
 def seal(task: Task, ctx: StepContext) -> Path:

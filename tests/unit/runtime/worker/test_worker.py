@@ -398,6 +398,30 @@ def test_another_rank_tells_of_its_failure_and_the_first_rank_repeats_it(
     assert attempt.record["error"] == "RuntimeError: the mill stone broke"
 
 
+def test_what_every_rank_would_say_is_said_once_on_each_machine(
+    mill: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = mill.compile("mill/grow", "refuse_at=1").target.plan
+    four = {"launch": "torchrun", "resources": {"nodes": 2, "processes": 2}}
+    folder = write_plan(plan.model_copy(update=four))
+    attempt = folder.claim_attempt()
+    assert attempt is not None
+    monkeypatch.setenv(ATTEMPT_VARIABLE, "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    said = []
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("GROUP_RANK", str(rank // 2))
+        assert main([str(folder.path / "plan.json")]) == 2
+        said.append(capsys.readouterr().err)
+    assert said == ["the grain is wet\n", "", "the grain is wet\n", ""]
+    # What a process runs into because another one has left is no news.
+    monkeypatch.setattr(worker_main, "work", lambda task: 1 / 0)
+    monkeypatch.setenv("RANK", "3")
+    assert main([str(folder.path / "plan.json")]) == 1
+    assert capsys.readouterr().err == ""
+
+
 def test_signals_set_the_flag() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         stop = worker_main.catch_signals()
