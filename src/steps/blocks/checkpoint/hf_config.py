@@ -150,6 +150,9 @@ def read_family(settings: Mapping[str, Any], *, where: str = "") -> Family:
     """The family of a ``config.json``. Raises InputError where it is none that is known."""
     if family := BY_MODEL_TYPE.get(str(settings.get("model_type"))):
         return family
+    fix = "megatron-bridge knows more families, where it is installed"
+    if settings.get("model_type") == "gemma3":
+        fix = "save its text part alone, as Gemma3ForCausalLM; what reads images is not converted"
     raise InputError(
         Problem(
             where=where,
@@ -157,7 +160,7 @@ def read_family(settings: Mapping[str, Any], *, where: str = "") -> Family:
             what="the model cannot be represented: another architecture",
             got=json.dumps(settings.get("model_type")),
             allowed=", ".join(family.model_type for family in FAMILIES),
-            fix="megatron-bridge knows more families, where it is installed",
+            fix=fix,
         )
     )
 

@@ -1,4 +1,4 @@
-"""A Llama with a regression head: a few numbers for a conversation instead of words after it.
+"""A model with a regression head: a few numbers for a conversation instead of words after it.
 
 The trunk is that of :class:`LanguageModel`. In place of the output layer a linear head, in
 float32 and without a bias, reads the hidden state of the last token. It starts at zero: on

@@ -1,4 +1,4 @@
-"""A Llama from a Hugging Face folder that answers conversations by the in-process engine."""
+"""A model from a Hugging Face folder that answers conversations by the in-process engine."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""``convert/hf_to_megatron``: a Llama from Hugging Face as the training steps read it, and checked.
+"""``convert/hf_to_megatron``: a model from Hugging Face as the training steps read it.
 
-Everything that the folder asks for and a model here does not do (scaled rotary positions, biases,
-other architectures, quantised or pickled weights) is refused before any work. What is written is
-read again and must give the logits that the folder gives: by transformers where that is
-installed, else by a Llama in plain torch which reads the folder by its own meaning; the record
-says which it was. The checkpoint can be loaded with any tensor and pipeline parallel size.
+Everything that the folder asks for and a model here does not do (other families, switches that its
+family does not have, quantised or pickled weights) is refused before any work. What is written is
+read again and must give the logits that the folder gives: by transformers where that is installed,
+else by plain torch, which reads the folder by its own meaning; the record says which it was. The
+checkpoint can be loaded with any tensor and pipeline parallel size.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ run with one tensor at a time, so a checkpoint of any size needs the memory of i
 The check compares logits with transformers where that is installed, else with a model in plain
 torch which reads the written files by their own meaning; the record says which it was.
 
-Source: the layout of ``LlamaForCausalLM``. Left out on purpose: pickled weights, and every
-architecture but Llama, which the checkpoints here are.
+Source: the layout of transformers' classes, as the table of families has it. Left out on purpose:
+pickled weights.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ FAMILIES = (
         scales_queries=True,
         scales_embeddings=True,
     ),
-    # Nemotron-3 8B, Nemotron-4 15B, Minitron
+    # Minitron 4b and 8b, Nemotron-4
     Family(
         architecture="nemotron",
         model_type="nemotron",
