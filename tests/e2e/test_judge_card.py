@@ -34,6 +34,7 @@ from nemotron_style.steps.judge.card.recipe import run
 from nemotron_style.steps.judge.card.row import parse_comparison
 
 PAIRS = 10
+MANIFESTS = Path(__file__).parents[2] / "manifests"
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +179,30 @@ def test_transformers_asks_a_judge_in_the_same_words(folder: Path) -> None:
         assert ids["input_ids"] == ours.encode(messages)
 
 
+TINY = {
+    "toy": """
+defaults: {manifests}/data/toy/tiny.yaml
+rows: {{train: 96, validation: 96, rated: 96, rated_heldout: 96}}
+""",
+    "judge": """
+defaults: {manifests}/sft/chat/tiny_judge.yaml
+inputs: {{data: {{config: {here}/toy.yaml}}}}
+""",
+    "card": """
+defaults: {manifests}/judge/card/tiny.yaml
+inputs: {{model: {{config: {here}/judge.yaml}}, comparisons: {{config: {here}/toy.yaml}}}}
+""",
+}
+"""The tiny configs, without the rows of the toy that no judge reads."""
+
+
 @pytest.mark.slow
 def test_the_tiny_judge_is_trained_converted_and_measured(tmp_path: Path) -> None:
-    words = ("steps", "run", "judge/card", "-c", "tiny", "--json", "data.max_pairs=200")
+    for name, text in TINY.items():
+        made = text.format(manifests=MANIFESTS, here=tmp_path)
+        (tmp_path / f"{name}.yaml").write_text(made)
+    words = ("steps", "run", "judge/card", "-c", f"{tmp_path}/card.yaml", "--json")
+    words = (*words, "data.max_pairs=200")
     done = subprocess.run(
         [sys.executable, "-m", "nemotron_style.runtime", *words],
         env=os.environ | {"NEMOTRON_STYLE_HOME": str(tmp_path)},

@@ -269,7 +269,7 @@ def test_a_judge_that_is_not_there_is_waited_for_within_bounds(world, tmp_path):
 @pytest.mark.parametrize(
     ("row", "word"),
     [
-        ({"agent_ref": {}}, "the row holds no prompt"),
+        ({"agent_ref": {}}, "no layout of prompts has these columns; got agent_ref"),
         ({"responses_create_params": {"input": []}}, "there is no input"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "turns must alternate"),
         ({"messages": [{"role": "user", "content": "describe " * 60}]}, "leaves no room"),

@@ -23,12 +23,12 @@ from nemotron_style.steps.sft.steerlm2.recipe import run
 COMMAND = [
     *("steps", "run", "sft/steerlm2", "-c", "tiny", "--json"),
     *("-i", "model=start", "-i", "data=train", "-i", "validation=validation"),
-    "trainer.sft.max_epochs=30",
+    "trainer.sft.max_epochs=15",
     "trainer.sft.val_check_interval=3",
     "model.data.train_ds.global_batch_size=4",
 ]
-STEPS = 90
-KILLS = 4
+STEPS = 45
+KILLS = 3
 
 
 def start(store):

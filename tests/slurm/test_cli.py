@@ -20,13 +20,21 @@ cpus_per_task = 2
 env = { OMP_NUM_THREADS = "1" }
 """
 SMALL = {
+    "toy": """
+defaults: {manifests}/data/toy/tiny.yaml
+rows: {{train: 9600, validation: 96, rated: 1024, comparisons: 16, comparisons_heldout: 16}}
+""",
     "chat": """
 defaults: {manifests}/sft/chat/tiny.yaml
+inputs: {{data: {{config: {here}/toy.yaml}}, validation: {{config: {here}/toy.yaml}}}}
 trainer: {{sft: {{max_steps: 100}}}}
 """,
     "data": """
 defaults: {manifests}/data/steerlm2/tiny.yaml
-inputs: {{sampler: {{config: {here}/chat.yaml}}}}
+inputs:
+  sampler: {{config: {here}/chat.yaml}}
+  prompts: {{config: {here}/toy.yaml}}
+  truth: {{config: {here}/toy.yaml}}
 data: {{train_groups: 96, validation_groups: 32}}
 attribute_check: {{num_samples: 64}}
 shard_groups: 64
@@ -37,11 +45,16 @@ inputs:
   model: {{config: {here}/chat.yaml}}
   data: {{config: {here}/data.yaml}}
   validation: {{config: {here}/data.yaml}}
+trainer: {{sft: {{max_steps: 8}}}}
 """,
     "judge": """
 defaults: {manifests}/reward/regression/tiny.yaml
-inputs: {{model: {{config: {here}/chat.yaml}}}}
+inputs:
+  model: {{config: {here}/chat.yaml}}
+  data: {{config: {here}/toy.yaml}}
+  validation: {{config: {here}/toy.yaml}}
 trainer: {{rm: {{max_epochs: null, max_steps: 60}}}}
+model: {{data: {{sample: true}}}}
 """,
     "serve": """
 defaults: {manifests}/reward/serve/tiny.yaml
@@ -49,7 +62,13 @@ inputs: {{model: {{config: {here}/judge.yaml}}}}
 """,
     "actor": """
 defaults: {manifests}/rs/actor/tiny.yaml
-inputs: {{model: {{config: {here}/chat.yaml}}}}
+inputs:
+  model: {{config: {here}/chat.yaml}}
+  prompts: {{config: {here}/toy.yaml}}
+  validation: {{config: {here}/toy.yaml}}
+  truth: {{config: {here}/toy.yaml}}
+trainer: {{rs: {{max_steps: 4, val_check_interval: 4}}}}
+model: {{rs: {{num_val_samples: 192, val_rollout_micro_batch_size: 192}}}}
 services: {{reward: {{config: {here}/serve.yaml}}}}
 """,
 }

@@ -66,6 +66,7 @@ SMALL = [
     f"{GYM}.genrm_model.responses_api_models.vllm_model.model=smollm2",
     f"{COMPARE}.genrm_responses_create_params.max_output_tokens=64",
     f"{COMPARE}.genrm_parse_retries=0",
+    "samples.prompts=0",
     "judge.min_swap_agreement=0",  # a model of this size looks at the place
 ]
 SCHEMA = {

@@ -25,7 +25,7 @@ MOST_STEPS = 2
 RESULTS = {
     "plot": ("plots/*.png", "*.png"),
     "samples": ("samples/*.md", "samples/*.jsonl", "samples.md"),
-    "report": ("results.json", "card.json"),
+    "report": ("report.md", "results.json", "card.json"),
     "metrics": ("metrics.jsonl",),
 }
 

@@ -109,4 +109,5 @@ class _Asked:
 
 
 def _without_answer(messages: list[Message]) -> list[Message]:
-    return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+    answered = len(messages) > 1 and messages[-1]["role"] == "assistant"
+    return messages[:-1] if answered else messages

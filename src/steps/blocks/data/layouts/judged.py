@@ -195,8 +195,8 @@ JUDGED = (
         "rated_messages",
         RATINGS,
         frozenset({"messages", "attributes"}),
-        lambda row: isinstance(row.get("messages"), list) and row.get("chosen") is None,
-        lambda row, unused: rated_messages({"attributes": None, **row}, unused),
+        has("messages", "attributes"),
+        rated_messages,
         '{"messages": [...], "attributes": {"helpfulness": 4}}',
     ),
     Layout(

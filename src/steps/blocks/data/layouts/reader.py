@@ -23,8 +23,8 @@ Parsed = TypeVar("Parsed")
 Encoded = TypeVar("Encoded", bound=Sized)
 SHOWN = 10
 
-OURS = {"messages", "rated_messages", "pairs"}
-"""Layouts that may stand in one file: those of a file of our own kinds."""
+OURS = {"messages", "nemo_gym", "rated_messages", "pairs"}
+"""Layouts that may stand in one file, as files of our own kinds and of NeMo-RL have them."""
 
 
 class RowTooLong(InputError):

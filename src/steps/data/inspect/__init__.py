@@ -1,0 +1,1 @@
+"""What a file of rows holds, before anything is trained on it."""
