@@ -127,7 +127,8 @@ def test_the_reward_model_is_started_and_stopped(store: Path, beside: dict[str, 
     assert not alive(pid_of(service))
     assert not (service / "endpoint.json").exists()
     assert json.loads((run / "outputs.json").read_text())["figures"]["steps"] == 5
-    assert len(list((run / "samples").iterdir())) == 5
+    assert len(list((run / "samples").glob("step-*"))) == 5
+    assert "| before | after 5 steps |" in (run / "samples" / "samples.md").read_text()
     assert (run / "plots" / "rs.png").is_file()
 
 

@@ -18,6 +18,7 @@ from nemotron_style.steps.blocks.data.chat.opening import open_chat
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.model.language_model import unwrap
 from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.blocks.settings.training_config import Samples
 from nemotron_style.steps.sft.chat.config import Config
 from nemotron_style.steps.sft.chat.initial_model import Start
 from nemotron_style.steps.sft.chat.recipe import run
@@ -109,9 +110,20 @@ def test_it_learns_and_says_what_it_made(trained: StepContext) -> None:
     assert {f"validation_loss_{name}" for name in by_type} <= set(trained.figures)
 
 
-def test_two_runs_are_the_same_to_the_bit(trained: StepContext, tmp_path: Path) -> None:
-    again = context(tmp_path)
-    run(settings(), again)
+def test_people_see_what_it_said_before_and_says_now(trained: StepContext) -> None:
+    table = (trained.run_dir / "samples" / "samples.md").read_text().splitlines()
+    assert table[2] == f"| prompt | in the data | before | after {STEPS} steps |"
+    assert "Describe the" in table[4]
+    assert (trained.run_dir / "plots" / "sft.png").is_file()
+
+
+def test_two_runs_are_the_same_to_the_bit_with_samples_and_without(
+    trained: StepContext, tmp_path: Path
+) -> None:
+    again, config = context(tmp_path), settings()
+    trainer = config.trainer.model_copy(update={"samples": Samples(prompts=0)})
+    run(config.model_copy(update={"trainer": trainer}), again)
+    assert not (again.run_dir / "samples").exists()
     assert lines(again) == lines(trained)
     digest = trained.output("model").facts["weights_digest"]
     assert again.output("model").facts["weights_digest"] == digest
@@ -135,6 +147,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     second = context(tmp_path, attempt=2)
     run(settings(), second)
     assert lines(second) == lines(trained)
+    assert digest_tree(second.run_dir / "samples") == digest_tree(trained.run_dir / "samples")
     digest = trained.output("model").facts["weights_digest"]
     assert second.output("model").facts["weights_digest"] == digest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,12 +23,13 @@ from nemotron_style.runtime.units import format_duration, format_number
 MOST_FIGURES = 9
 MOST_STEPS = 2
 # What recipes leave for people, in the folder of the run and in their artifacts.
-RESULTS = {
-    "plot": ("plots/*.png", "*.png"),
-    "samples": ("samples/*.md", "samples/*.jsonl", "samples.md"),
-    "report": ("report.md", "results.json", "card.json"),
-    "metrics": ("metrics.jsonl",),
-}
+RESULTS = (
+    ("plot", ("plots/*.png", "*.png")),
+    ("samples", ("samples/*.md", "samples.md")),
+    ("samples", ("samples/*.jsonl",)),
+    ("report", ("report.md", "results.json", "card.json")),
+    ("metrics", ("metrics.jsonl",)),
+)
 
 
 def print_summary(outcomes: Sequence[Outcome], catalog: Catalog) -> None:
@@ -78,13 +80,15 @@ def _row(outcome: Outcome) -> list[str]:
 
 
 def list_results(run: RunFolder, refs: Sequence[str]) -> list[tuple[str, str]]:
-    """The plots, tables of samples, reports and metrics of a run, each as (what it is, path)."""
+    """Plots, samples, reports and metrics of a run as (what it is, path); how to see them drawn."""
     store = Store(run.path.parent.parent)
     artifacts = [artifact for ref in refs if (artifact := store.find(ref))]
     results = []
-    for label, patterns in RESULTS.items():
+    for label, patterns in RESULTS:
         for folder in (run.path, *(artifact.path for artifact in artifacts)):
             results += [(label, show_path(path)) for path in _find_newest(folder, patterns)]
+    if (board := run.path / "tensorboard").is_dir():
+        results.append(("TensorBoard", f"tensorboard --logdir {shlex.quote(show_path(board))}"))
     return results
 
 

@@ -47,6 +47,7 @@ _PROCESSES = "the same sums in another order: rounding"
 _PASS = "how much of a batch is computed at a time: the same sums in another order"
 _RESUME = "when and how often the state is saved; a run continues exactly"
 _MIRROR = "must equal another key, which is a part"
+_SHOWN = "what people are shown of the model; no artifact and no record holds it"
 _WAITING = "how long others are waited for; who is late has failed, and the record counts it"
 COSMETIC = {
     **dict.fromkeys(("devices", "num_nodes", "processes", "gpus_per_node"), _PROCESSES),
@@ -57,6 +58,7 @@ COSMETIC = {
     **dict.fromkeys(("start_weight_decay", "end_weight_decay", "global_batch_size"), _MIRROR),
     **dict.fromkeys(("max_epochs", "max_steps", "model_gbs", "model_mbs"), _MIRROR),
     **dict.fromkeys(("max_position_embeddings", "num_val_generations_per_prompt"), _MIRROR),
+    **dict.fromkeys(("prompts", "max_new_tokens"), _SHOWN),
     "num_rollouts_per_prompt": _MIRROR,  # the cohort of rl/rlhf; in rs/actor it is a part
     **dict.fromkeys(("ready_seconds", "timeout", "first_pause", "longest_pause"), _WAITING),
     "genrm_parse_retry_sleep_s": _WAITING,

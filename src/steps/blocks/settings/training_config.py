@@ -30,15 +30,33 @@ class Precision(Section):
         return str(self.precision).startswith("bf16")
 
 
+class SampleCount(Section):
+    """``samples``: what the model gave before and gives after training, in ``samples/samples.md``.
+
+    It is for people, and changes nothing of the training.
+    """
+
+    prompts: int = cosmetic(default=4, ge=0, description="held-out rows first; 0 for no samples")
+
+
+class Samples(SampleCount):
+    """``samples``: greedy answers to the same few prompts."""
+
+    max_new_tokens: Count = cosmetic(default=128)
+
+
 class Job(Precision):
     """``trainer``: processes and precision."""
 
     num_nodes: Count = cosmetic(default=1)
     devices: Count = cosmetic(default=1, description="processes on each node")
+    samples: SampleCount = SampleCount()
 
 
 class AlignerJob(Job):
     """``trainer`` as NeMo-Aligner's commands give it, with its part "do not change these"."""
+
+    samples: Samples = Samples()
 
     accelerator: Literal["auto", "cpu", "gpu"] = cosmetic(default="auto")
     max_epochs: int | None = cosmetic(default=None)

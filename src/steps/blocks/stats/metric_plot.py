@@ -18,19 +18,28 @@ def draw_metrics(
 ) -> Path | None:
     """Draw lines of ``metrics.jsonl`` over steps; ``panels`` gives ``{title: {metric: label}}``.
 
-    What is measured at validations alone gets marks. None where matplotlib is not installed.
+    What is measured at validations alone gets marks, and so does a single point, which no line
+    would show. Panels without a point are left out. None where nothing is left, or matplotlib is
+    not installed.
     """
+    points = {
+        name: [(line["step"], float(line[name])) for line in lines if name in line]
+        for metrics in panels.values()
+        for name in metrics
+    }
 
     def draw(axes: Any, title: str) -> None:
         for name, label in panels[title].items():
-            points = [(line["step"], float(line[name])) for line in lines if name in line]
-            steps, values = zip(*points, strict=True) if points else ((), ())
-            axes.plot(steps, values, label=label, marker="o" if "validation" in name else None)
+            if points[name]:
+                steps, values = zip(*points[name], strict=True)
+                marked = "validation" in name or len(steps) == 1
+                axes.plot(steps, values, label=label, marker="o" if marked else None)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.legend(frameon=False, fontsize=8)
 
-    return draw_panels(path, dict.fromkeys(panels, draw))
+    shown = [title for title, metrics in panels.items() if any(points[name] for name in metrics)]
+    return draw_panels(path, dict.fromkeys(shown, draw)) if shown else None
 
 
 def draw_panels(

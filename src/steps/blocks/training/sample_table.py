@@ -1,16 +1,21 @@
-"""The best and the worst samples of a step, written where they can be read."""
+"""Samples written where they can be read: the best and the worst of a step, before and after."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemotron_style.steps.blocks.data.jsonl import write_rows
+from nemotron_style.steps.blocks.data.markdown_table import markdown_table
 
 FOLDER = "samples"
 SHOWN = 4
 WIDTH = 70
+PROMPT_WIDTH = 400
 
 Row = dict[str, Any]
 """A sample: its ``reward``, the index ``group`` of its prompt, its index ``sample`` there, ..."""
@@ -42,3 +47,48 @@ def describe_samples(rows: Sequence[Row], *, text: str) -> str:
 def _shorten(text: str) -> str:
     plain = " ".join(text.split())
     return plain if len(plain) <= WIDTH else plain[: WIDTH - 3] + "..."
+
+
+def shorten_prompt(text: str) -> str:
+    """The last :data:`PROMPT_WIDTH` characters of a prompt: the question is at its end."""
+    text = text.strip()
+    return text if len(text) <= PROMPT_WIDTH else "… " + text[-PROMPT_WIDTH:]
+
+
+@dataclass(frozen=True)
+class SampleFile:
+    """What a model said or scored after some numbers of updates, kept in the run's folder.
+
+    ``samples/<name>.json`` holds the texts by the number of updates, so that an attempt that
+    continues still has those of the start; ``samples/samples.md`` is the table for people.
+    """
+
+    run_dir: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return self.run_dir / FOLDER / f"{self.name}.json"
+
+    def read(self) -> dict[int, list[str]]:
+        """The texts by the number of updates; nothing where none were kept."""
+        try:
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return {int(step): texts for step, texts in kept.items()}
+
+    def keep(self, step: int, texts: Sequence[str]) -> None:
+        """Keep the texts after ``step`` updates, beside those of other steps."""
+        kept = {str(key): value for key, value in self.read().items()} | {str(step): [*texts]}
+        self.path.parent.mkdir(exist_ok=True)
+        aside = self.path.with_suffix(".new")
+        aside.write_text(json.dumps(kept, ensure_ascii=False, indent=1), encoding="utf-8")
+        os.replace(aside, self.path)  # killed in between, the old ones are there still
+
+    def write_table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Write ``samples.md``."""
+        self.path.parent.mkdir(exist_ok=True)
+        lines = ["# Samples", "", *markdown_table(heads, rows)]
+        table = self.path.with_name("samples.md")
+        table.write_text("\n".join(lines) + "\n", encoding="utf-8")

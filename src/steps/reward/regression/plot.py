@@ -1,4 +1,4 @@
-"""A plot of predicted against rated values, a panel for each attribute."""
+"""Plots: the losses over steps; predicted against rated values, a panel for each attribute."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from typing import Any
 
 from nemotron_style.steps.blocks.stats.metric_plot import draw_panels
 from nemotron_style.steps.reward.regression.metrics import Points, describe
+
+PANELS = {
+    "loss": {
+        "train_loss": "both",
+        "train_regression_loss": "ratings",
+        "train_pair_loss": "pairs",
+    },
+    "accuracy on held-out pairs": {"validation_pair_accuracy": "pairs"},
+    "gradient norm": {"grad_norm": "before clipping"},
+    "learning rate": {"lr": "learning rate"},
+}
 
 
 def draw(points: Mapping[str, Points], run_dir: Path) -> Path | None:

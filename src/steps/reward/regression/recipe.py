@@ -37,6 +37,7 @@ from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.reward.config import RewardConfig
 from nemotron_style.steps.blocks.reward.regression_model import load_trunk
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.stats.metric_plot import draw_metrics
 from nemotron_style.steps.blocks.training.launch_check import check_launch
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
@@ -56,7 +57,7 @@ from nemotron_style.steps.reward.regression.batch import (
     ranking_loss,
 )
 from nemotron_style.steps.reward.regression.config import Config
-from nemotron_style.steps.reward.regression.plot import draw
+from nemotron_style.steps.reward.regression.plot import PANELS, draw
 from nemotron_style.steps.reward.regression.row import (
     EncodedRow,
     RatedReader,
@@ -64,6 +65,7 @@ from nemotron_style.steps.reward.regression.row import (
     scale_outputs,
     weigh_outputs,
 )
+from nemotron_style.steps.reward.regression.samples import RatedSamples
 from nemotron_style.steps.reward.regression.validation import measure
 
 
@@ -97,13 +99,17 @@ def run(config: Config, ctx: StepContext) -> None:
     state = TrainingState(ctx, model, optimizer)
     done, kept = state.restore()
     validation_metrics: dict[str, float] = kept.get("figures", {})
+    shown = (validation or train)[: config.trainer.samples.prompts]
+    samples = RatedSamples(ctx, chat, shown, reward, size)
+    if not done:
+        samples.take(model, 0)
 
     def validate(step: int) -> None:
         metrics, points = measure(model, validation, config=reward, size=size)
         validation_metrics.update({f"validation_{name}": x for name, x in metrics.items()})
         ctx.metrics.log(step, **validation_metrics)
-        shown = [f"{name} {value:.3f}" for name, value in metrics.items() if "accuracy" in name]
-        ctx.say(f"step {step}: validation {', '.join(shown)}")
+        accuracy = [f"{name} {value:.3f}" for name, value in metrics.items() if "accuracy" in name]
+        ctx.say(f"step {step}: validation {', '.join(accuracy)}")
         if step == steps and ctx.is_first:
             draw(points, ctx.run_dir)
 
@@ -140,6 +146,10 @@ def run(config: Config, ctx: StepContext) -> None:
         )
         ctx.progress(step, steps, loss=loss, grad_norm=grad_norm, tokens_per_second=rate)
 
+    samples.take(model, steps)
+    samples.write(after=steps)
+    if ctx.is_first:
+        draw_metrics(ctx.metrics.history(), PANELS, ctx.run_dir / "plots" / "loss.png")
     write_model(config, ctx, model=model, sizes=sizes, reward=reward, chat=chat)
     ctx.output("model").note(**tokenizer_facts(tokenizer, chat))
     ctx.summarise(**validation_metrics, steps=steps, epochs=steps * batch_size / len(train))

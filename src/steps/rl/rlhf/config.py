@@ -2,7 +2,7 @@
 
 What is declared here, in ``grpo_config`` and in ``gym`` decides something; the keys of
 ``fixed_values`` are there so that a command line written for NeMo-RL is understood.  ``backend``,
-``processes``, ``judge`` and ``agreement_limit`` are keys of this project.
+``processes``, ``judge``, ``samples`` and ``agreement_limit`` are keys of this project.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nemotron_style.steps.blocks.http.endpoint import read_address
 from nemotron_style.steps.blocks.judge.pairing import ComparisonPlan
 from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
 from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts, fixed
-from nemotron_style.steps.blocks.settings.training_config import Count
+from nemotron_style.steps.blocks.settings.training_config import Count, Samples
 from nemotron_style.steps.rl.rlhf.fixed_values import (
     HELD_ELSEWHERE,
     Checkpointing,
@@ -108,6 +108,7 @@ class Config(StepConfig):
     judge: Judge = Judge()
     checkpointing: Checkpointing = Checkpointing()
     logger: Logger = Logger()
+    samples: Samples = Samples()
     cluster: Cluster = Cluster()
     run: Run = None
     agreement_limit: float | None = Field(default=None, gt=1)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ from nemotron_style.steps.blocks.data.prompt import PromptReader
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.toy_truth import load_truth
+from nemotron_style.steps.blocks.generation.answer_samples import AnswerSamples, Question
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.judge.client import JudgeUnavailable
@@ -147,6 +149,9 @@ def run(config: Config, ctx: StepContext) -> None:
         ctx.say("gate: " + ", ".join(f"{k[5:]} {v:.6g}" for k, v in gate.items()))
         if not done:
             state.start, state.start_tokens = validation.answer(0, "start"), mean_tokens(probes)
+        questions = (Question(prompt.ids) for prompt in chain(held_out, prompts))
+        table = AnswerSamples.open(ctx, config.samples, chat, sizes, questions)
+        table.begin(model, done)
 
         # -- training: one step is P prompts, G answers to each, and one update or several
         loop = TrainingLoop(
@@ -202,6 +207,7 @@ def run(config: Config, ctx: StepContext) -> None:
             rows = sample_rows(rollouts, judged, samples)
             report_step(ctx, step, metrics, rows, shown_alerts=state.alerts)
             ctx.progress(step, steps, **progress_figures(metrics))
+        table.finish(model, steps)
 
     # -- what is produced: the last weights, and how they came to be
     output, judge_artifact = ctx.output("model"), find_judge(ctx)

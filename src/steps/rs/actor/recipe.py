@@ -22,6 +22,7 @@ import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from nemotron_style.steps.blocks.data.prompt import PromptReader, count_shared
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.toy_truth import load_truth
+from nemotron_style.steps.blocks.generation.answer_samples import AnswerSamples, Question
 from nemotron_style.steps.blocks.generation.backend import open_engine
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.parallel import initialize
@@ -138,6 +140,10 @@ def run(config: Config, ctx: StepContext) -> None:
             keep = config.exp_manager.checkpoint_callback_params.save_top_k
             checkpoint.save(step, state.stored(), keep=keep)
 
+        questions = (Question(prompt.ids) for prompt in chain(held_out, prompts))
+        samples = AnswerSamples.open(ctx, config.trainer.samples, chat, sizes, questions)
+        samples.begin(model, done)
+
         # -- the gate: the trainer must see the engine's samples as the engine does
         engine.update()
         probe = seed_prompts(prompts, order.batch(0), config.seed, "probe")
@@ -197,6 +203,7 @@ def run(config: Config, ctx: StepContext) -> None:
             metrics |= {"epoch": order.epoch(step - 1), "prompts": step * rs.num_rollout_samples}
             metrics |= step_seconds(rollouts, seconds, sampled) | reward_pool.take_counts()
             report_step(ctx, step, steps, metrics, rows=sample_rows(rollouts, choices))
+        samples.finish(model, steps)
 
     # -- what is produced: the last weights, and how they came to be
     output = ctx.output("model")

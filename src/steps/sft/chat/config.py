@@ -19,6 +19,7 @@ from nemotron_style.steps.blocks.settings.training_config import (
     Count,
     Job,
     Length,
+    Samples,
     ValidationLimit,
     limit_validation,
 )
@@ -36,6 +37,7 @@ class Sft(Length):
 class Trainer(Job):
     """``trainer``: processes, precision and length of the run."""
 
+    samples: Samples = Samples()
     sft: Sft = Sft()
 
 

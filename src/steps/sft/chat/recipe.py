@@ -16,6 +16,7 @@ config.  It leaves out, on purpose:
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 from torch import nn
 
@@ -27,7 +28,9 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
 )
 from nemotron_style.steps.blocks.data.chat.opening import tokenizer_facts
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
+from nemotron_style.steps.blocks.generation.answer_samples import AnswerSamples
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
+from nemotron_style.steps.blocks.stats.metric_plot import draw_metrics
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
 from nemotron_style.steps.blocks.training.microbatch import accumulate_nll, count_tokens
@@ -35,7 +38,9 @@ from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.sft.chat.config import Config
 from nemotron_style.steps.sft.chat.initial_model import Start, check_job, prepare_start
+from nemotron_style.steps.sft.chat.plot import PANELS
 from nemotron_style.steps.sft.chat.row import EncodedRow, encode_rows, row_reader
+from nemotron_style.steps.sft.chat.samples import ask_again
 from nemotron_style.steps.sft.chat.validation import measure_loss
 
 
@@ -64,6 +69,9 @@ def run(config: Config, ctx: StepContext) -> None:
     state = TrainingState(ctx, model, optimizer)
     done, kept = state.restore()
     validation_metrics: dict[str, float] = kept.get("figures", {})
+    questions = ask_again(chain(validation, train), start.chat)
+    samples = AnswerSamples.open(ctx, config.trainer.samples, start.chat, start.sizes, questions)
+    samples.begin(model, done)
 
     def validate(step: int) -> None:
         size = config.validation_micro_batch_size
@@ -101,6 +109,9 @@ def run(config: Config, ctx: StepContext) -> None:
         )
         ctx.progress(step, steps, loss=loss, grad_norm=grad_norm, tokens_per_second=rate)
 
+    samples.finish(model, steps)
+    if ctx.is_first:
+        draw_metrics(ctx.metrics.history(), PANELS, ctx.run_dir / "plots" / "sft.png")
     write_model(ctx, model, start)
     ctx.summarise(**validation_metrics, steps=steps, epochs=steps * batch_size / len(train))
 

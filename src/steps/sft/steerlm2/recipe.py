@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_f
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.steerlm2_row import read_groups
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.generation.answer_samples import AnswerSamples, Question
 from nemotron_style.steps.blocks.loss.steerlm2 import baseline
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.stats.metric_plot import copy_logs
@@ -107,6 +109,8 @@ def run(config: Config, ctx: StepContext) -> None:
     optimizer = build_optimizer(model, config.model.optim, gradient_clip=sft.gradient_clip_val)
     state = TrainingState(ctx, model, optimizer)
     best_models = ctx.checkpoints.beside("best")
+    questions = (Question(group.prompt_ids) for group in chain(validation.groups, train.groups))
+    samples = AnswerSamples.open(ctx, config.trainer.samples, chat, sizes, questions)
 
     def validate(step: int) -> GroupMetrics:
         size = config.model.steerlm2.forward_micro_batch_size
@@ -125,12 +129,14 @@ def run(config: Config, ctx: StepContext) -> None:
         selection = Selection(*[validate(0)] * 2)
         check_start(config, selection.before, "validation rows")
         warn_if_few(config, ctx, selection.before)
+    samples.begin(model, done)
 
     def select(step: int) -> bool:
         metrics = validate(step)
         if metrics.distance >= selection.best.distance:  # of equals the earlier one stays
             return False
         selection.best, selection.best_step = metrics, step
+        samples.take(model, step)
         save_model(model, best_models.stage(step), config=sizes, tokenizer=tokenizer.path)
         dist.barrier()
         best_models.commit(step)  # keeps two: the state saved last may still name the one before
@@ -175,6 +181,7 @@ def run(config: Config, ctx: StepContext) -> None:
         ctx.progress(step, steps, **shown)
 
     # -- what is produced: the best model, and how it came to be
+    samples.write(after=selection.best_step)
     write_model(config, ctx, start=start.path, best_models=best_models, step=selection.best_step)
     output = ctx.output("model")
     output.note(
