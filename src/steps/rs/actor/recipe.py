@@ -143,7 +143,6 @@ def run(config: Config, ctx: StepContext) -> None:
         questions = (Question(prompt.ids) for prompt in chain(held_out, prompts))
         samples = AnswerSamples.open(ctx, config.trainer.samples, chat, sizes, questions)
         samples.begin(model, done)
-
         # -- the gate: the trainer must see the engine's samples as the engine does
         engine.update()
         probe = seed_prompts(prompts, order.batch(0), config.seed, "probe")
