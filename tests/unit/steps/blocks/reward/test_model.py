@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def conversation(place: int) -> list[dict[str, str]]:
 CONVERSATIONS = [conversation(place) for place in range(24)]
 
 
-def write(path: Path, *, merge: bool, tied: bool = False) -> Path:
+def write(path: Path, *, merge: bool, switches: dict[str, Any] | None = None) -> Path:
     initialize(seed=1)
     texts = [message["content"] for messages in CONVERSATIONS for message in messages]
     tokens = ChatPromptTokens()
@@ -54,7 +55,7 @@ def write(path: Path, *, merge: bool, tied: bool = False) -> Path:
     sizes = ModelConfig(
         num_layers=2, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4,
         num_query_groups=2, vocab_size=tokenizer.vocab_size, max_sequence_length=96,
-        tie_embeddings=tied,
+        **(switches or {}),
     )  # fmt: skip
     save_model(build_model(sizes, seed=3), path / "start", config=sizes, tokenizer=tokenizer.path)
     model, sizes = load_trunk(path / "start", outputs=2)
@@ -105,13 +106,37 @@ def test_a_merged_model_scores_alike(folder: Path, tmp_path: Path) -> None:
         assert one.score == pytest.approx(other.score, abs=1e-5)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_transformers_computes_the_same(tmp_path: Path, tied: bool) -> None:
+GEMMA: dict[str, Any] = {
+    "architecture": "gemma3",
+    "activation": "geglu",
+    "zero_centered_gamma": True,
+    "norm_placement": "both",
+    "qk_norm": "head",
+    "sliding_window": 12,
+    "full_attention_every": 2,
+    "local_rope_theta": 1e4,
+    "embedding_multiplier": 32**0.5,
+    "tie_embeddings": True,
+}
+TRUNKS: dict[str, dict[str, Any]] = {
+    "Llama": {},
+    "Llama, tied": {"tie_embeddings": True},
+    "Qwen2": {"architecture": "qwen2", "qkv_bias": True},
+    "Olmo2": {"architecture": "olmo2", "norm_placement": "post", "qk_norm": "full"},
+    "Gemma3Text": GEMMA,
+}
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_transformers_computes_the_same(tmp_path: Path, trunk: str) -> None:
     transformers = pytest.importorskip("transformers")
-    path = write(tmp_path, merge=False, tied=tied)
+    path = write(tmp_path, merge=False, switches=TRUNKS[trunk])
     ours = RewardModel.load(path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    model = transformers.LlamaForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        path, dtype=torch.float32
+    )
+    assert type(model).__name__ == f"{trunk.partition(',')[0]}ForSequenceClassification"
     batch = tokenizer.apply_chat_template(
         CONVERSATIONS, padding=True, return_tensors="pt", return_dict=True
     )
