@@ -44,6 +44,7 @@ class Slot(Table):
     description: str = ""
     required: StrictBool = True
     config_key: str | None = None
+    other_keys: tuple[str, ...] = ()  # what other systems call it
 
     @field_validator("name")
     @classmethod
@@ -294,5 +295,4 @@ def _check_tables(manifest: Manifest, where: str) -> Iterable[Problem]:
 
 
 def _repeated(names: Iterable[str]) -> list[str]:
-    counts = Counter(names)
-    return [name for name, count in counts.items() if count > 1]
+    return [name for name, count in Counter(names).items() if count > 1]

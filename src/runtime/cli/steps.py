@@ -253,7 +253,8 @@ def _takes(slots: Sequence[Slot], catalog: Catalog) -> list[tuple[str, str]]:
 
 def _describe_slot(slot: Slot) -> str:
     notes = [_name_kinds(slot)]
-    notes += [f"config key {slot.config_key}"] if slot.config_key else []
+    keys = " or ".join(filter(None, (slot.config_key, *slot.other_keys)))
+    notes += [f"config key {keys}"] if keys else []
     description = slot.description.strip()
     end = "" if not description or description.endswith((".", "!", "?")) else "."
     return f"[{', '.join(notes)}] {description}{end}".strip()

@@ -1,7 +1,7 @@
 """Interpolations in a config: ``${a.b}``, ``${.c}``, ``${oc.env:NAME,default}``.
 
 OmegaConf resolves them. Added are ``mul``, ``add``, ``div`` and ``max``, which configs of NeMo-RL
-use. A key that no file sets is looked up among the schema's defaults.
+use, and ``multiply`` of NeMo. A key that no file sets is looked up among the schema's defaults.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _RESOLVERS: dict[str, Callable[[Any, Any], Any]] = {
     "div": operator.truediv,
     "max": lambda left, right: max(left, right),  # OmegaConf reads signatures; max has none
     "mul": operator.mul,
+    "multiply": operator.mul,  # as NeMo calls it
 }
 
 

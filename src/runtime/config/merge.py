@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from nemotron_style.runtime.catalog.manifest import Manifest
 from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest
+from nemotron_style.runtime.catalog.other_keys import meant_keys
 from nemotron_style.runtime.config.interpolation import leaves, resolve_interpolations
 from nemotron_style.runtime.config.model import (
     MANDATORY,
@@ -65,10 +66,11 @@ class MergedConfig:
 
     def apply_overrides(self, overrides: Sequence[str]) -> None:
         """Apply overrides in the order in which they were typed."""
-        schema = _with_sources(self.schema)
+        schema, meant = _with_sources(self.schema), meant_keys(self.manifest)
         for text in overrides:
             try:
                 override = parse_override(text)
+                override = replace(override, key=meant.get(override.key, override.key))
                 if issubclass(self.schema, OpenConfig):
                     check_open(self.values, override)
                 apply_override(self.values, override, schema)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from nemotron_style.runtime.catalog.catalog import Catalog
 from nemotron_style.runtime.catalog.content_kind import choose_kind, list_names, usable_kinds
 from nemotron_style.runtime.catalog.manifest import Manifest, Slot
+from nemotron_style.runtime.catalog.other_keys import meant_keys
 from nemotron_style.runtime.config.model import InputSource
 from nemotron_style.runtime.config.resolve import ResolvedConfig
 from nemotron_style.runtime.errors import (
@@ -113,7 +114,9 @@ def choose_sources(
     Raises ``UsageError`` when an option and an override contradict each other.
     """
     words = (word.partition("=") for word in overrides if "=" in word)
-    overridden = {key.lstrip("+").strip(): value for key, _, value in words}
+    typed = {key.lstrip("+").strip(): value for key, _, value in words}
+    meant = meant_keys(manifest)
+    overridden = {meant.get(key, key): value for key, value in typed.items()}
     sources: dict[str, InputSource] = {}
     problems: list[Problem] = []
     for slot in manifest.consumes:

@@ -32,6 +32,8 @@ STEPS = sorted(step for step in CATALOG.steps if (SOURCES / step).is_dir())
 COMPILERS = {"nemo_rl"}
 # Attributes of other things that have the name of an unused key.
 OTHERS = {
+    "reward/regression": {"name", "filename", "share_embeddings_and_output_weights"},
+    "sft/chat": {"name", "filename", "micro_batch_size"},
     "rs/actor": {"name", "filename"},
     "rl/rlhf": {"format", "default", "default_score", "use_distributed_optimizer"},
     "sft/steerlm2": {"name", "filename", "micro_batch_size"},
@@ -59,6 +61,7 @@ COSMETIC = {
     **dict.fromkeys(("max_epochs", "max_steps", "model_gbs", "model_mbs"), _MIRROR),
     **dict.fromkeys(("max_position_embeddings", "num_val_generations_per_prompt"), _MIRROR),
     **dict.fromkeys(("prompts", "max_new_tokens"), _SHOWN),
+    "encoder_seq_length": _MIRROR,  # in reward/regression
     "num_rollouts_per_prompt": _MIRROR,  # the cohort of rl/rlhf; in rs/actor it is a part
     **dict.fromkeys(("ready_seconds", "timeout", "first_pause", "longest_pause"), _WAITING),
     "genrm_parse_retry_sleep_s": _WAITING,
@@ -180,10 +183,7 @@ def test_what_changes_a_record_or_a_promise_is_another_run(step: str, overrides:
 
 ALIGNER = {
     "sequence_parallel": "true",
-    "activations_checkpoint_granularity": "selective",
-    "activations_checkpoint_method": "block",
-    "activations_checkpoint_num_layers": "1",
-    "activations_checkpoint_layers_per_pipeline": "1",
+    "activations_checkpoint_granularity": "full",
     "gradient_accumulation_fusion": "true",
     "cpu_offloading": "true",
     "fp8": "true",

@@ -6,13 +6,14 @@ would take more memory, or compute other numbers, than was asked for.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from nemotron_style.runtime.config.model import Section
+from nemotron_style.runtime.config.model import Section, unused
 from nemotron_style.runtime.errors import ConfigError, Problem
 from nemotron_style.steps.blocks.settings.fixed_value import fixed
 
 NO_RECOMPUTE = "not built: activations are kept, not computed again"
+_HOW_TO_RECOMPUTE = "says how activations are computed again, where granularity is full"
 NO_SEQUENCE_PARALLEL = "not built: activations are not divided along the sequence"
 NO_FUSION = "not built: gradients are added up by PyTorch"
 NO_OFFLOAD = "not built: nothing is moved to the memory of the host"
@@ -31,11 +32,17 @@ class SavesMemory(Section):
         why=NO_SEQUENCE_PARALLEL,
         fix=f"{SMALLER_PASS}, or raise model.tensor_model_parallel_size where the step may",
     )
-    activations_checkpoint_granularity: str | None = fixed(None, why=NO_RECOMPUTE, fix=SMALLER_PASS)
-    activations_checkpoint_method: str | None = fixed(None, why=NO_RECOMPUTE, fix=SMALLER_PASS)
-    activations_checkpoint_num_layers: int | None = fixed(None, why=NO_RECOMPUTE, fix=SMALLER_PASS)
-    activations_checkpoint_layers_per_pipeline: int | None = fixed(
-        None, why=NO_RECOMPUTE, fix=SMALLER_PASS
+    # `selective` does not keep the products of queries and keys. Torch's fused attention never
+    # does, so that it asks for what happens anyway.
+    activations_checkpoint_granularity: str | None = fixed(
+        None, "selective", why=NO_RECOMPUTE, fix=SMALLER_PASS
+    )
+    activations_checkpoint_method: Literal["uniform", "block"] | None = unused(
+        None, description=_HOW_TO_RECOMPUTE
+    )
+    activations_checkpoint_num_layers: int | None = unused(None, description=_HOW_TO_RECOMPUTE)
+    activations_checkpoint_layers_per_pipeline: int | None = unused(
+        None, description=_HOW_TO_RECOMPUTE
     )
     gradient_accumulation_fusion: bool = fixed(False, why=NO_FUSION, fix="leave it false")
     cpu_offloading: bool = fixed(False, why=NO_OFFLOAD, fix=SMALLER_PASS)

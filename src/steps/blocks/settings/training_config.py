@@ -5,9 +5,9 @@ A step derives its own section where its keys or defaults differ.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from nemotron_style.runtime.config.model import Section, cosmetic, unused
 from nemotron_style.runtime.errors import Problem
@@ -125,6 +125,25 @@ class CheckpointCallback(Section):
     model_parallel_size: int | None = unused(None)
 
 
+class LastCheckpoint(CheckpointCallback):
+    """The callback of a step that produces its last weights, whatever is monitored."""
+
+    monitor: str = unused("val_loss")
+    mode: str = unused("min")
+    always_save_nemo: bool = unused(False)
+    save_nemo_on_train_end: bool = unused(True)
+    save_best_model: bool = unused(False)
+
+
+class WandbLogger(Section):
+    """``exp_manager.wandb_logger_kwargs``: any keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    project: str | None = unused(None)
+    name: str | None = unused(None)
+
+
 class ExpManager(Section):
     """``exp_manager``: the store keeps runs, logs and models, so little is left to manage."""
 
@@ -133,12 +152,10 @@ class ExpManager(Section):
         None, why="not used", fix="set exp_manager.explicit_log_dir to get a copy of the logs"
     )
     name: str | None = unused(None)
-    create_wandb_logger: bool = fixed(
-        False,
-        why="no outside service is told about a run",
-        fix="read metrics.jsonl or the TensorBoard files of the run",
+    create_wandb_logger: bool = unused(
+        False, description="no outside service is told about a run: see its TensorBoard files"
     )
-    wandb_logger_kwargs: dict[str, Any] = unused({})
+    wandb_logger_kwargs: WandbLogger = WandbLogger()
     resume_if_exists: bool = fixed(
         True, why="a run always continues from its checkpoint", fix="start anew with --fresh"
     )
@@ -149,6 +166,28 @@ class ExpManager(Section):
         True, why="checkpoints are always written", fix="set save_interval=0 for none but the last"
     )
     checkpoint_callback_params: CheckpointCallback = CheckpointCallback()
+
+
+class LastExpManager(ExpManager):
+    """``exp_manager`` of a step that produces its last weights."""
+
+    resume_from_checkpoint: str | None = fixed(None, why="a run continues from its own checkpoints")
+    checkpoint_callback_params: LastCheckpoint = LastCheckpoint()
+
+
+class LoraTuning(Section):
+    """``model.peft.lora_tuning``: any keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target_modules: list[str] | None = unused(None)
+    adapter_dim: int | None = unused(None)
+    adapter_dropout: float | None = unused(None)
+    column_init_method: str | None = unused(None)
+    row_init_method: str | None = unused(None)
+    layer_selection: list[int] | None = unused(None)
+    weight_tying: bool | None = unused(None)
+    position_embedding_strategy: str | None = unused(None)
 
 
 class Peft(Section):
@@ -162,7 +201,7 @@ class Peft(Section):
     restore_from_path: str | None = fixed(
         None, why="there are no adapters to restore without model.peft"
     )
-    lora_tuning: dict[str, Any] = unused({})
+    lora_tuning: LoraTuning = LoraTuning()
 
 
 class CheckpointPath(Section):

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
+from nemotron_style.runtime.config.model import StepConfig, cosmetic
 from nemotron_style.runtime.errors import ConfigError, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.settings.aligner_keys import (
+    BucketOptim,
+    PrefixDataRest,
+    find_half_weights,
+)
 from nemotron_style.steps.blocks.settings.data_prefix import DataPrefix
-from nemotron_style.steps.blocks.settings.not_built import SavesMemory
-from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts
 from nemotron_style.steps.blocks.settings.row_config import LongRowReading
 from nemotron_style.steps.blocks.settings.training_config import (
+    AlignerJob,
     Count,
-    Job,
-    Length,
+    LastExpManager,
     ValidationLimit,
     limit_validation,
 )
+from nemotron_style.steps.reward.regression.nemo_aligner import ModelRest, RegressionRest, RmRest
 
 Weight = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Rm(Length):
+class Rm(RmRest):
     """``trainer.rm``: where training ends, and how often it validates and saves.
 
     The rows of the last validation change the figures that the model's record holds.
@@ -34,13 +39,13 @@ class Rm(Length):
     limit_val_batches: ValidationLimit = 1.0
 
 
-class Trainer(Job):
+class Trainer(AlignerJob):
     """``trainer``: processes, precision (of the trunk; the head is float32) and length."""
 
     rm: Rm = Rm()
 
 
-class Regression(Section):
+class Regression(RegressionRest):
     """``model.regression``: the outputs of the head, and how they make one score.
 
     ``attributes`` names the outputs in order; null takes the names that the data rate, sorted,
@@ -68,7 +73,7 @@ class Regression(Section):
         return self
 
 
-class Data(LongRowReading):
+class Data(LongRowReading, PrefixDataRest):
     """``model.data``: the files, how rows are read, and how a conversation is written as text."""
 
     data_prefix: DataPrefix = DataPrefix()
@@ -77,7 +82,7 @@ class Data(LongRowReading):
     sample: bool = Field(default=False, description="repeat the data, reshuffled, until max_steps")
 
 
-class Model(SavesMemory):
+class Model(ModelRest):
     """``model``: where it starts, its head, its batches, and how it is divided.
 
     ``micro_batch_size`` bounds memory and never changes the result; a pair is one row.
@@ -93,13 +98,14 @@ class Model(SavesMemory):
     tensor_model_parallel_size: Count = 1
     pipeline_model_parallel_size: Count = 1
     data: Data = Data()
-    optim: OptimConfig = OptimConfig()
+    optim: BucketOptim = BucketOptim()
 
 
 class Config(StepConfig):
     """Settings of the training of a reward model."""
 
     trainer: Trainer = Trainer()
+    exp_manager: LastExpManager = LastExpManager()
     model: Model = Model()
 
     def validation_rows(self, available: int) -> int:
@@ -110,5 +116,21 @@ class Config(StepConfig):
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:
         problems = self.trainer.rm.find_missing_end("trainer.rm", sample=self.model.data.sample)
+        problems += find_conflicts(_mirrors(self))
+        problems += find_half_weights(self.model.megatron_amp_O2, self.trainer)
         raise_all(ConfigError, problems)
         return self
+
+
+def _mirrors(config: Config) -> list[tuple[str, Any, str, Any]]:
+    """Keys that repeat another one: ``(key, value, the other key, its value)``."""
+    model, trainer, rm = config.model, config.trainer, config.trainer.rm
+    length, length_key = model.data.seq_length, "model.data.seq_length"
+    return [
+        ("model.seed", model.seed, "seed", config.seed),
+        ("model.precision", model.precision, "trainer.precision", trainer.precision),
+        ("model.encoder_seq_length", model.encoder_seq_length, length_key, length),
+        ("model.max_position_embeddings", model.max_position_embeddings, length_key, length),
+        ("trainer.max_epochs", trainer.max_epochs, "trainer.rm.max_epochs", rm.max_epochs),
+        ("trainer.max_steps", trainer.max_steps, "trainer.rm.max_steps", rm.max_steps),
+    ]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.reward.config import RewardConfig
 from nemotron_style.steps.blocks.reward.regression_model import load_trunk
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
-from nemotron_style.steps.blocks.stats.metric_plot import draw_metrics
+from nemotron_style.steps.blocks.stats.metric_plot import copy_logs, draw_metrics
 from nemotron_style.steps.blocks.training.launch_check import check_launch
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
@@ -113,11 +114,12 @@ def run(config: Config, ctx: StepContext) -> None:
         if step == steps and ctx.is_first:
             draw(points, ctx.run_dir)
 
+    keep = config.exp_manager.checkpoint_callback_params.save_top_k
     loop = TrainingLoop(
         ctx,
         Schedule.of(rm, steps),
         validate=validate if validation else None,
-        save=lambda step: state.save(step, {"figures": validation_metrics}),
+        save=lambda step: state.save(step, {"figures": validation_metrics}, keep=keep),
     )
 
     # -- training: one update for each global batch
@@ -153,6 +155,8 @@ def run(config: Config, ctx: StepContext) -> None:
     write_model(config, ctx, model=model, sizes=sizes, reward=reward, chat=chat)
     ctx.output("model").note(**tokenizer_facts(tokenizer, chat))
     ctx.summarise(**validation_metrics, steps=steps, epochs=steps * batch_size / len(train))
+    if ctx.is_first and config.exp_manager.explicit_log_dir:
+        copy_logs(ctx.run_dir, Path(config.exp_manager.explicit_log_dir))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from nemotron_style.runtime.config.model import StepConfig
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.http.endpoint import Address, read_address
+from nemotron_style.steps.blocks.settings.aligner_keys import find_half_weights
 from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts
 from nemotron_style.steps.blocks.settings.training_config import CheckpointPath
 from nemotron_style.steps.rs.actor.nemo_aligner import ExpManager, Model, RemoteRm, Trainer
@@ -110,10 +111,7 @@ def _rest(config: Config) -> Iterator[Problem]:
     if (remote.port or remote.reward_model.port) and not (remote.host or remote.reward_model.ip):
         what = "a port is given and no host"
         yield Problem(key="remote_rm.port", what=what, fix="set remote_rm.host, e.g. to localhost")
-    if config.model.megatron_amp_O2 and not config.trainer.half:
-        fix = "set trainer.precision=bf16 or model.megatron_amp_O2=false"
-        what = "asks for bfloat16 weights"
-        yield Problem(key="model.megatron_amp_O2", what=what, fix=fix)
+    yield from find_half_weights(config.model.megatron_amp_O2, config.trainer)
 
 
 def _mirrors(config: Config) -> list[tuple[str, Any, str, Any]]:

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from nemotron_style.runtime.config.model import Section, cosmetic, unused
-from nemotron_style.runtime.errors import ConfigError, Problem
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.settings import training_config
+from nemotron_style.steps.blocks.settings.aligner_keys import (
+    BaseConfig,
+    BucketOptim,
+    PrefixDataRest,
+)
 from nemotron_style.steps.blocks.settings.data_prefix import DataPrefix
 from nemotron_style.steps.blocks.settings.fixed_value import fixed
 from nemotron_style.steps.blocks.settings.not_built import (
@@ -22,7 +26,6 @@ from nemotron_style.steps.blocks.settings.not_built import (
     SMALLER_SHARE,
     SavesMemory,
 )
-from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.row_config import LongRowReading
 from nemotron_style.steps.blocks.settings.training_config import AlignerJob, Count, Length
 from nemotron_style.steps.blocks.settings.waiting_config import Waiting
@@ -117,25 +120,17 @@ class RejectionSampling(Section):
     agreement_limit: Annotated[float, Field(gt=1)] | None = None
 
 
-class Data(LongRowReading):
+class Data(LongRowReading, PrefixDataRest):
     """``model.data``: the files, how rows are read, and how a conversation is written as text."""
 
     data_prefix: DataPrefix = DataPrefix()
     chat_prompt_tokens: ChatPromptTokens | None = None
     sample: bool = Field(default=False, description="repeat the prompts, reshuffled")
     # held to one value, or without effect
-    data_impl: str = unused("jsonl")
-    splits_string: str | None = fixed(None, why="prompts are not split", fix="give two files")
     seq_length: int | None = cosmetic(default=None)
-    skip_warmup: bool = unused(True)
-    num_workers: int = unused(0, ge=0)
     dataloader_type: str = fixed(
         "single", why="epochs follow each other", fix="set model.data.sample=true"
     )
-    reset_position_ids: bool = fixed(False, why="a row holds one conversation")
-    reset_attention_mask: bool = fixed(False, why="a row holds one conversation")
-    eod_mask_loss: bool = fixed(False, why="the end of a response is learnt")
-    index_mapping_dir: str | None = unused(None)
 
 
 class CheckpointCallback(training_config.CheckpointCallback):
@@ -160,23 +155,6 @@ class Peft(training_config.Peft):
     restore_from_ckpt: dict[str, Any] = unused({})
 
 
-class Optim(OptimConfig):
-    """``model.optim``, with the settings of buckets, which megatron-core chooses itself."""
-
-    bucket_cap_mb: int = unused(200)
-    overlap_grad_sync: bool = unused(False)
-    contiguous_grad_buffer: bool = unused(True)
-
-
-def _refuse_base_config(config: dict[str, Any]) -> dict[str, Any]:
-    """``config``, which has no effect; NeMo-Aligner's own file names data in it."""
-    if changed := sorted(set(config) - {"data"}):
-        what = "the model's config is that of its checkpoint"
-        fix = "take the keys out, or give model.KEY where the step has it"
-        raise ConfigError(Problem(what=what, got=", ".join(changed), allowed="data", fix=fix))
-    return config
-
-
 class Model(SavesMemory):
     """``model``: what is sampled, and how what is kept is trained on.
 
@@ -188,9 +166,9 @@ class Model(SavesMemory):
     micro_batch_size: int = cosmetic(default=1, ge=1)
     encoder_seq_length: Count | None = None
     data: Data = Data()
-    optim: Optim = Optim()
+    optim: BucketOptim = BucketOptim()
     # held to one value, or without effect
-    tensor_model_parallel_size: int = fixed(1, why=_WHOLE, fix=_WHOLE_FIX)
+    tensor_model_parallel_size: int = unused(1, ge=1, description=_WHOLE)
     pipeline_model_parallel_size: int = fixed(1, why=_WHOLE, fix=_WHOLE_FIX)
     mcore_gpt: bool = fixed(True, why="models are megatron-core's")
     megatron_amp_O2: bool = cosmetic(default=False)
@@ -198,6 +176,4 @@ class Model(SavesMemory):
     seed: int | None = cosmetic(default=None)
     precision: str | int | None = cosmetic(default=None)
     peft: Peft = Peft()
-    overwrite_base_config: Annotated[dict[str, Any], AfterValidator(_refuse_base_config)] = unused(
-        default={}
-    )
+    overwrite_base_config: BaseConfig = unused(default={})

@@ -6,18 +6,24 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
+from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic, unused
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.conversation import TrainOn
+from nemotron_style.steps.blocks.settings.aligner_keys import (
+    DatasetRest,
+    ModelRest,
+    find_half_weights,
+)
 from nemotron_style.steps.blocks.settings.data_prefix import DataPrefix, move_prefix
+from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts, fixed
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
-from nemotron_style.steps.blocks.settings.not_built import SavesMemory
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.row_config import LongRowReading
 from nemotron_style.steps.blocks.settings.training_config import (
+    AlignerJob,
     Count,
-    Job,
+    LastExpManager,
     Length,
     Samples,
     ValidationLimit,
@@ -32,30 +38,41 @@ class Sft(Length):
     """
 
     limit_val_batches: ValidationLimit = 1.0
+    limit_train_batches: float = fixed(
+        1.0, why="all batches are used", fix="set trainer.sft.max_steps"
+    )
 
 
-class Trainer(Job):
+class Trainer(AlignerJob):
     """``trainer``: processes, precision and length of the run."""
 
     samples: Samples = Samples()
     sft: Sft = Sft()
 
 
-class TrainData(Section):
+class TrainData(DatasetRest):
     """``model.data.train_ds``. ``micro_batch_size`` bounds memory and never changes the result."""
 
     file_path: str | None = None
     global_batch_size: Count = 128
     micro_batch_size: int = cosmetic(default=1, ge=1)
     max_seq_length: Count | None = Field(default=None, description="null: as long as the model")
+    shuffle: bool = fixed(True, why="rows are always shuffled, by the seed")
+    drop_last: bool = fixed(
+        True, why="an epoch holds whole batches", fix="set model.data.sample=true"
+    )
 
 
-class ValidationData(Section):
+class ValidationData(DatasetRest):
     """``model.data.validation_ds``; without a file there is no validation."""
 
     file_path: str | None = None
     global_batch_size: Count | None = Field(default=None, description="null: that of train_ds")
     micro_batch_size: Count | None = cosmetic(default=None, description="null: that of train_ds")
+    max_seq_length: Count | None = Field(default=None, description="null: that of train_ds")
+    shuffle: bool = fixed(False, why="every row is used")
+    drop_last: bool = unused(True)
+    output_original_text: bool = unused(True)
 
 
 class Data(LongRowReading):
@@ -67,9 +84,15 @@ class Data(LongRowReading):
     for as long as max_steps asks.
     """
 
+    chat: bool = fixed(
+        True,
+        why="rows are conversations, and prompt_template does not write them",
+        fix="leave it out: rows with input and output become conversations of two turns",
+    )
     chat_prompt_tokens: ChatPromptTokens | None = None
     train_on: TrainOn = "all"
     sample: bool = False
+    num_workers: int = unused(0, ge=0)
     train_ds: TrainData = TrainData()
     validation_ds: ValidationData = ValidationData()
     data_prefix: DataPrefix = DataPrefix()
@@ -114,7 +137,7 @@ class Architecture(Section):
         return self
 
 
-class Model(SavesMemory):
+class Model(ModelRest):
     """``model``: a checkpoint to start from, or the sizes of a new one; how it is divided.
 
     With both, the checkpoint is a mistake or the sizes are: the step refuses.
@@ -122,6 +145,12 @@ class Model(SavesMemory):
 
     restore_from_path: str | None = None
     architecture: Architecture | None = None
+    seed: int | None = cosmetic(default=None)
+    global_batch_size: Count | None = cosmetic(default=None)
+    micro_batch_size: Count | None = unused(None)
+    encoder_seq_length: Count | None = Field(
+        default=None, description="longest row, where the data set gives none"
+    )
     tensor_model_parallel_size: Count = 1
     pipeline_model_parallel_size: Count = 1
     data: Data = Data()
@@ -131,7 +160,9 @@ class Model(SavesMemory):
 class Config(StepConfig):
     """Settings of a supervised fine-tuning run."""
 
+    name: str = unused("sft-chat")
     trainer: Trainer = Trainer()
+    exp_manager: LastExpManager = LastExpManager()
     model: Model = Model()
 
     @property
@@ -139,6 +170,13 @@ class Config(StepConfig):
         """Rows of one pass of validation."""
         data = self.model.data
         return data.validation_ds.micro_batch_size or data.train_ds.micro_batch_size
+
+    def longest(self, slot: str, model_limit: int) -> int:
+        """The most tokens of a row of a slot, for a model that holds ``model_limit``."""
+        data = self.model.data
+        own = data.validation_ds.max_seq_length if slot == "validation" else None
+        named = own or data.train_ds.max_seq_length or self.model.encoder_seq_length
+        return min(model_limit, named or model_limit)
 
     def validation_rows(self, available: int) -> int:
         """How many of ``available`` validation rows are used, the first ones."""
@@ -149,6 +187,8 @@ class Config(StepConfig):
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:
         problems = self.trainer.sft.find_missing_end("trainer.sft", sample=self.model.data.sample)
+        problems += find_conflicts(_mirrors(self))
+        problems += find_half_weights(self.model.megatron_amp_O2, self.trainer)
         raise_all(ConfigError, problems)
         return self
 
@@ -160,3 +200,16 @@ def find_start_problems(config: Config, *, continued: bool) -> list[Problem]:
     what = "a checkpoint and sizes of a new model are given" if continued else "no model is given"
     fix = "give -i model=REF to train a checkpoint, or model.architecture to begin from nothing"
     return [Problem(key="model", what=what, fix=f"{fix}; not both")]
+
+
+def _mirrors(config: Config) -> list[tuple[str, Any, str, Any]]:
+    """Keys that repeat another one: ``(key, value, the other key, its value)``."""
+    model, trainer, sft = config.model, config.trainer, config.trainer.sft
+    batch_key = "model.data.train_ds.global_batch_size"
+    batch_size = model.data.train_ds.global_batch_size
+    return [
+        ("model.seed", model.seed, "seed", config.seed),
+        ("model.global_batch_size", model.global_batch_size, batch_key, batch_size),
+        ("trainer.max_epochs", trainer.max_epochs, "trainer.sft.max_epochs", sft.max_epochs),
+        ("trainer.max_steps", trainer.max_steps, "trainer.sft.max_steps", sft.max_steps),
+    ]

@@ -33,7 +33,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
             ),
             "validation": Rows("training", settings=model.data),
         },
-        longest=lambda limit: min(limit, train.max_seq_length or limit),
+        longest=lambda limit: config.longest("data", limit),
         tokens=model.data.chat_prompt_tokens,
         sizes=new.sizes(new.tokenizer_vocab_size) if new else None,
     )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from itertools import chain
+from pathlib import Path
 
 from torch import nn
 
@@ -30,7 +31,7 @@ from nemotron_style.steps.blocks.data.chat.opening import tokenizer_facts
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.generation.answer_samples import AnswerSamples
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
-from nemotron_style.steps.blocks.stats.metric_plot import draw_metrics
+from nemotron_style.steps.blocks.stats.metric_plot import copy_logs, draw_metrics
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
 from nemotron_style.steps.blocks.training.microbatch import accumulate_nll, count_tokens
@@ -80,11 +81,12 @@ def run(config: Config, ctx: StepContext) -> None:
         ctx.metrics.log(step, **validation_metrics)
         ctx.say(f"step {step}: validation loss {losses['loss']:.4f}")
 
+    keep = config.exp_manager.checkpoint_callback_params.save_top_k
     loop = TrainingLoop(
         ctx,
         Schedule.of(sft, steps),
         validate=validate if validation else None,
-        save=lambda step: state.save(step, {"figures": validation_metrics}),
+        save=lambda step: state.save(step, {"figures": validation_metrics}, keep=keep),
     )
 
     # -- training: one update for each global batch
@@ -114,6 +116,8 @@ def run(config: Config, ctx: StepContext) -> None:
         draw_metrics(ctx.metrics.history(), PANELS, ctx.run_dir / "plots" / "sft.png")
     write_model(ctx, model, start)
     ctx.summarise(**validation_metrics, steps=steps, epochs=steps * batch_size / len(train))
+    if ctx.is_first and config.exp_manager.explicit_log_dir:
+        copy_logs(ctx.run_dir, Path(config.exp_manager.explicit_log_dir))
 
 
 def read_rows(config: Config, ctx: StepContext, *, start: Start, slot: str) -> list[EncodedRow]:
@@ -123,7 +127,7 @@ def read_rows(config: Config, ctx: StepContext, *, start: Start, slot: str) -> l
         ctx.input(slot).path,
         chat=start.chat,
         train_on=config.model.data.train_on,
-        max_tokens=min(limit, config.model.data.train_ds.max_seq_length or limit),
+        max_tokens=config.longest(slot, limit),
         reader=reader,
     )
     reader.report.tell(ctx, slot, output="model")

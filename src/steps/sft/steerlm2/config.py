@@ -1,8 +1,8 @@
 """Settings of ``sft/steerlm2``, under the names of NeMo-Aligner's ``gpt_sft.yaml``.
 
-What is declared here decides something; the keys of ``fixed_values`` are there so that a command
-line written for NeMo-Aligner is understood. A key that only repeats another one may be left out,
-or must agree with it.
+What is declared here decides something; the keys of ``aligner_keys`` and ``fixed_values`` are
+there so that a command line written for NeMo-Aligner is understood. A key that only repeats
+another one may be left out, or must agree with it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,13 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic, unused
-from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
+from nemotron_style.runtime.errors import ConfigError, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.settings.aligner_keys import (
+    DatasetRest,
+    ModelRest,
+    find_half_weights,
+)
 from nemotron_style.steps.blocks.settings.data_prefix import DataPrefix, move_prefix
 from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts, fixed
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
@@ -24,7 +29,7 @@ from nemotron_style.steps.blocks.settings.training_config import (
     ValidationLimit,
     limit_validation,
 )
-from nemotron_style.steps.sft.steerlm2.fixed_values import DatasetRest, ExpManager, ModelRest
+from nemotron_style.steps.sft.steerlm2.fixed_values import ExpManager
 
 
 class Sft(Length):
@@ -156,10 +161,7 @@ class Config(StepConfig):
     def _agree(self) -> Config:
         problems = [*find_conflicts(_mirrors(self))]
         problems += self.trainer.sft.find_missing_end("trainer.sft")
-        if self.model.megatron_amp_O2 and not self.trainer.half:
-            what = "asks for bfloat16 weights"
-            fix = "set trainer.precision=bf16 or model.megatron_amp_O2=false"
-            problems.append(Problem(key="model.megatron_amp_O2", what=what, fix=fix))
+        problems += find_half_weights(self.model.megatron_amp_O2, self.trainer)
         raise_all(ConfigError, problems)
         return self
 

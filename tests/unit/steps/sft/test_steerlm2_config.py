@@ -104,7 +104,6 @@ def test_command_line_of_the_reference_carries_over(manifest):
         ("trainer.logger=true", "allowed: false"),
         ("trainer.max_time='00:04:00:00'", "profile"),
         ("trainer.sft.limit_train_batches=0.5", "trainer.sft.max_steps"),
-        ("exp_manager.create_wandb_logger=true", "metrics.jsonl"),
         ("exp_manager.resume_if_exists=false", "--fresh"),
         ("exp_manager.checkpoint_callback_params.monitor=val_acc", "val_loss"),
         ("model.steerlm2.micro_batch_size=0", ">= 1"),
