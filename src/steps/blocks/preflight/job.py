@@ -38,7 +38,7 @@ from nemotron_style.steps.blocks.preflight.row_sample import (
     look_at_rows,
 )
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig, find_indivisible
-from nemotron_style.steps.blocks.settings.row_config import RowReading
+from nemotron_style.steps.blocks.settings.row_config import LongRowReading, RowReading
 
 if TYPE_CHECKING:
     from nemotron_style.steps.blocks.data.chat.interface import Chat
@@ -171,7 +171,8 @@ def check_lengths(
     """Rows that are longer than the model may read, where the step would refuse them."""
     limit = job.longest(sizes.max_sequence_length)
     for slot, sample in samples.items():
-        stops = job.rows[slot].reading.long_rows == "stop"
+        reading = job.rows[slot].reading
+        stops = not isinstance(reading, LongRowReading) or reading.long_rows == "stop"
         if sample.longest > limit and stops:
             what = "rows are longer than the model may read"
             got = f"{sample.longest} tokens in one of the first {sample.seen}"

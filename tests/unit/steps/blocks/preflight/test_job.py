@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hub_folder import CONFIG, write_json, write_rows
 from nemotron_style.runtime.cli import main
 from nemotron_style.steps.blocks.preflight import job
+from nemotron_style.steps.blocks.preflight.job import Rows
 from nemotron_style.steps.blocks.preflight.machine import Machine
+from nemotron_style.steps.blocks.settings.row_config import LongRowReading, RowReading
+from small_model import ONE_LAYER
 
 DryRun = Callable[..., tuple[str, str]]
 
@@ -129,3 +133,17 @@ def test_a_reward_model_is_told_about_its_ratings(hub: Path, dry_run: DryRun) ->
     assert "note      data: 4 rows, about " in shown
     assert "got 4 rows in rated.jsonl" in told
     assert "run     convert/hf_to_megatron" in shown
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [(RowReading(), 1), (LongRowReading(), 1), (LongRowReading(long_rows="skip"), 0), (None, 1)],
+)
+def test_long_rows_stop_a_step_that_does_not_say_what_to_do_with_them(
+    settings: RowReading | None, told: int
+) -> None:
+    shared = SimpleNamespace(
+        longest=lambda limit: limit, rows={"data": Rows(None, settings=settings)}
+    )
+    sample = SimpleNamespace(longest=ONE_LAYER.max_sequence_length + 1, seen=1)
+    assert len(list(job.check_lengths(shared, ONE_LAYER, {"data": sample}))) == told
