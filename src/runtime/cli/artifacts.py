@@ -146,11 +146,14 @@ def adopt(
     *,
     kind: Annotated[str, typer.Option(help="The kind of artifact that it is.")],
     name: Annotated[str, typer.Option(help="The name that it gets.")],
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Do not copy it: it stays, unchanged, where it is.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Copy a file or directory into the store, to be used as an input."""
     load_kinds()[kind]
-    artifact = open_store(context).adopt(path, kind=kind, name=name)
+    artifact = open_store(context).adopt(path, kind=kind, name=name, reference=reference)
     if as_json:
         return print_json(_summarise(artifact))
     print(f"{artifact.ref}  {artifact.kind}  {artifact.digest}")

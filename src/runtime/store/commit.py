@@ -250,7 +250,8 @@ def _check_whole(layout: Layout, record: Record) -> tuple[Record, list[Hashed]] 
                 return None
             damage = verify_files(record, directory, times=read_times(layout, record.ref))
             return None if damage else (record, [])
-        hashed = [hash_file(found) for found in find_files(directory)]
+        found = find_files(directory, referenced=record.is_referenced)
+        hashed = [hash_file(file) for file in found]
     except (FileNotFoundError, ArtifactError):
         return None
     return (record, hashed) if tuple(item.file for item in hashed) == record.files else None

@@ -18,6 +18,7 @@ from pathlib import Path
 from nemotron_style.runtime.errors import ArtifactError, InputError, Problem, raise_all, shorten
 
 RECORD_NAME = "artifact.json"
+ANYWHERE = ("",)  # every absolute path begins so
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,11 @@ def hash_file(found: Found, *, durable: bool = False) -> Hashed:
     return Hashed(File(found.path, state.st_size, content), state.st_mtime_ns)
 
 
-def find_files(root: Path, *, follow_links: bool = False) -> list[Found]:
+def find_files(root: Path, *, follow_links: bool = False, referenced: bool = False) -> list[Found]:
     """Every file under ``root`` sorted by path, without ``artifact.json`` at the top.
+
+    Links are refused, or with ``follow_links`` those that leave the tree; what is ``referenced``
+    lies anywhere.
 
     Raises ArtifactError with every entry that is neither a plain file nor a directory and every
     name that is not UTF-8, and where there is no file at all.
@@ -93,7 +97,7 @@ def find_files(root: Path, *, follow_links: bool = False) -> list[Found]:
     if not stat.S_ISDIR(mode):
         what = "is neither a plain file nor a directory"
         raise ArtifactError(Problem(where=str(root), what=what))
-    roots = _roots_of_links(root) if follow_links else ()
+    roots = ANYWHERE if referenced else _roots_of_links(root) if follow_links else ()
     found: list[Found] = []
     problems: list[Problem] = []
     for path, source in _entries(root, problems):
@@ -148,6 +152,8 @@ def _what_is_wrong(path: str, source: str, roots: tuple[str, ...]) -> str:
     """Why the file at ``source`` cannot be ``path`` of an artifact; links may lead into roots."""
     if os.path.islink(source):
         target = os.path.realpath(source)
+        if roots == ANYWHERE and not os.path.isfile(target):
+            return f"refers to {target}, which is not there"
         if not roots or not os.path.isfile(target):
             more = " unless it points to a file" if roots else ""
             return f"is a symbolic link, which an artifact cannot hold{more}"

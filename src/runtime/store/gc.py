@@ -287,6 +287,7 @@ def _write_keys_of(layout: Layout, record: Record) -> int:
             key.rmdir()  # the strays in it are gone; others stop this
     written = write_keys(layout, record) + atomic.create_empty(claim)
     if not fits_times(layout, record) and not verify_files(record, directory):
-        write_times(layout, record, [hash_file(each) for each in find_files(directory)])
+        found = find_files(directory, referenced=record.is_referenced)
+        write_times(layout, record, [hash_file(each) for each in found])
         written += 1
     return written

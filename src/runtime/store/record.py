@@ -88,6 +88,11 @@ class Record(_Frozen):
     origin: Origin | None = None
 
     @property
+    def is_referenced(self) -> bool:
+        """Whether its files lie elsewhere, where their owner may change them."""
+        return self.origin is not None and self.origin.referenced
+
+    @property
     def ref(self) -> str:
         """``name:v3``."""
         return f"{self.name}:v{self.version}"
@@ -102,11 +107,13 @@ class Origin(_Frozen):
     """Where adopted content came from; ``record`` when it came from another store.
 
     ``identity`` is the hash of what a remote file system said of its files (ETags), where it does.
+    What is ``referenced`` was not copied: the artifact's files are links to those at ``source``.
     """
 
     source: str
     record: Record | None = None
     identity: str = ""
+    referenced: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Unpack
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, Problem, UsageError
 from nemotron_style.runtime.paths import expand_path, find_project_root
-from nemotron_style.runtime.store import adopt, audit, removal, resolve
+from nemotron_style.runtime.store import audit, removal, resolve
+from nemotron_style.runtime.store.adoption import adopt, source
 from nemotron_style.runtime.store.commit import (
     commit_tree,
     discard,
@@ -185,23 +186,26 @@ class Store:
         """Like :meth:`output_of`, but a commit that a crash cut off is finished first."""
         return finish_commit(self.layout, self.layout.output(run_id, slot))
 
-    def adopt(self, path_or_uri: str | Path, *, kind: str, name: str) -> Artifact:
+    def adopt(
+        self, path_or_uri: str | Path, *, kind: str, name: str, reference: bool = False
+    ) -> Artifact:
         """Copy a file or directory, or what a URI points to, into the store.
 
-        Adopting the same content for the same name and kind again returns the first artifact. A
-        URI is not read again while its file system names the same content (ETags and the like).
+        With ``reference`` it stays where it is, and the artifact has links to its files. Adopting
+        the same content for the same name and kind again returns the first artifact. A URI is not
+        read again while its file system names the same content (ETags and the like).
 
         Raises InputError when nothing is there, something that is not a plain file or a link that
         leads out of the folder, or when there is no room; RefError for a name that cannot be used.
         """
-        return adopt.adopt(self.layout, str(path_or_uri), kind=kind, name=name)
+        return adopt.adopt(self.layout, str(path_or_uri), kind=kind, name=name, reference=reference)
 
     def list_location(self, uri: str) -> list[str]:
         """The paths of what adopting a URI would copy, unread; those of folders end with a slash.
 
         Raises InputError as :meth:`adopt` does.
         """
-        return adopt.list_uri(uri)
+        return source.list_uri(uri)
 
     def find_adopted(self, uri: str, *, kind: str, name: str) -> Artifact | None:
         """What was last adopted from a URI, without asking whether it changed since."""

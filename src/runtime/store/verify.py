@@ -3,11 +3,12 @@
 The shallow form trusts a file whose size and modification time are those it had when it was
 hashed, and hashes every other one. So a time never proves damage, it is only a reason not to look:
 a store that was copied without its times verifies all the same, just more slowly. The deep form
-trusts nothing.
+trusts nothing. Of what was adopted by reference, the files at its source are looked at.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from nemotron_style.runtime.errors import ArtifactError, Problem
@@ -18,8 +19,18 @@ from nemotron_style.runtime.store.record import Record
 
 def verify_files(record: Record, path: Path, *, times: Times | None = None) -> list[Problem]:
     """Everything that differs between record and files; ``times`` make the check shallow."""
+    problems = _compare(record, path, times)
+    if not record.is_referenced:
+        return problems
+    assert record.origin
+    fix = f"it was adopted by reference: put back what was at {record.origin.source} (in a "
+    fix += "container, mount it), or adopt it anew"
+    return [replace(problem, fix=problem.fix or fix) for problem in problems]
+
+
+def _compare(record: Record, path: Path, times: Times | None) -> list[Problem]:
     try:
-        found = {file.path: file for file in find_files(path)}
+        found = {file.path: file for file in find_files(path, referenced=record.is_referenced)}
     except ArtifactError as error:
         return list(error.problems)
     recorded = {file.path: file for file in record.files}

@@ -74,7 +74,8 @@ def describe(node: Node) -> str:
 def describe_maker(record: Record) -> str:
     """Step, config, run and code that made it; or where it was adopted from."""
     if record.producer is None:
-        return f"adopted from {record.origin.source}" if record.origin else "no producer is known"
+        how = "adopted by reference" if record.is_referenced else "adopted"
+        return f"{how} from {record.origin.source}" if record.origin else "no producer is known"
     producer = record.producer
     made = f"{producer.step}@{producer.config_name} ({producer.run_id})"
     return f"made by {made}, code {describe_code(record)}, config {digest_config(record)}"

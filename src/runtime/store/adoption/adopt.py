@@ -1,7 +1,10 @@
 """Bring content from elsewhere into the store: a local path, or a URI by fsspec.
 
-The content is copied, never linked, and hashed while it is copied: what is committed is what was
-read, even when the source changes meanwhile. Nobody can read the copy who cannot read the source:
+The content is copied and hashed while it is copied: what is committed is what was read, even when
+the source changes meanwhile. Where the file system can, the copy shares its bytes with the source
+until one of them is written to; a hard link would change with the source. What is adopted by
+reference stays where it is, as large inputs may: its digest is known, and a run that finds it
+changed or gone refuses it. Nobody can read the copy who cannot read the source:
 modes are kept, but for the right to write. Links to files of the same folder are followed, as a
 checkpoint from a model hub is often a directory of them. An ``artifact.json`` at the top, from
 another store, is not content: its evidence is kept, and the whole of it as the origin.
@@ -10,109 +13,94 @@ another store, is not content: its evidence is kept, and the whole of it as the 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
-import json
 import os
-import re
 import shutil
 import signal
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 from types import FrameType
-from typing import IO, Any, cast
+from typing import IO
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, InputError, Problem, StepsError
 from nemotron_style.runtime.paths import expand_path
+from nemotron_style.runtime.store.adoption.source import (
+    Entry,
+    Source,
+    explain_unreadable,
+    is_uri,
+    open_path,
+    open_uri,
+    strip_local,
+)
 from nemotron_style.runtime.store.commit import commit_tree, discard, draft_record, finish_commit
 from nemotron_style.runtime.store.digest import (
     RECORD_NAME,
     File,
+    Found,
     Hashed,
     digest_tree,
     directories,
-    find_files,
+    hash_file,
 )
 from nemotron_style.runtime.store.layout import MAKE_ROOM, Layout
-from nemotron_style.runtime.store.record import Artifact, Evidence, Origin, parse_record
-from nemotron_style.runtime.store.ref import strip_user
+from nemotron_style.runtime.store.record import Artifact, Evidence, Origin, Record, parse_record
 from nemotron_style.runtime.store.resolve import find_adopted
 from nemotron_style.runtime.units import format_size
 
 _CHUNK = 1 << 20
-_URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-# What a file system gives out as a name for exactly these bytes. Times are none: they are coarse.
-_VERSIONS = ("ETag", "etag", "md5", "md5Hash", "content_md5", "Content-MD5", "crc32c", "generation")
-_LOCAL = re.compile(r"(file|local)://", re.IGNORECASE)
+FICLONE = 0x40049409
+"""The request of Linux that makes a file share the bytes of another (XFS, Btrfs, bcachefs)."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A file to copy; ``size`` in bytes, as far as it is known before."""
-
-    path: str
-    open: Callable[[], IO[bytes]]
-    size: int
-    mode: int = 0o444
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What is adopted; ``folder`` is the local directory that it is, if it is one."""
-
-    text: str
-    entries: list[_Entry]
-    record: bytes | None
-    folder: Path | None = None
-    identity: str = ""
-
-
-def adopt(layout: Layout, location: str, *, kind: str, name: str) -> Artifact:
+def adopt(
+    layout: Layout, location: str, *, kind: str, name: str, reference: bool = False
+) -> Artifact:
     """Copy what is at ``location`` into the store; see :meth:`Store.adopt`."""
     layout.adopted("", kind, name)  # refuses a bad name or kind before anything is read
-    location = _LOCAL.sub("", location)
-    is_uri = bool(_URI.match(location))
-    if not is_uri and layout.name(name).is_dir():
+    location = strip_local(location)
+    remote = is_uri(location)
+    if remote and reference:
+        what = "what lies at a URI cannot be adopted by reference"
+        raise InputError(Problem(where=location, what=what, fix="give the path of a mount"))
+    if not remote and layout.name(name).is_dir():
         digest, _files = digest_tree(expand_path(location))
         if known := finish_commit(layout, layout.adopted(digest, kind, name)):
             return known
-    source = _open_uri(location) if is_uri else _open_path(location)
+    source = open_uri(location) if remote else open_path(location)
     if source.identity:
         fetched = find_adopted(layout, source.text, kind, name, identity=source.identity)
         key = layout.adopted(fetched.digest if fetched else "", kind, name)
         if fetched and (known := finish_commit(layout, key)):
             return known
-    _check_room(layout, source)
+    source = replace(source, referenced=reference)
+    if not reference:
+        _check_room(layout, source)
     staged = atomic.unique_path(layout.staging, "adopted")
     with _removed_when_stopped(layout, staged):
         try:
             atomic.make_dir(staged)
-            hashed = [_copy(entry, staged, source.folder) for entry in source.entries]
+            bring = _refer if reference else _copy
+            hashed = [bring(entry, staged, source.folder) for entry in source.entries]
             for directory in directories(staged):
                 atomic.sync(directory)
             return _commit(layout, staged, source, hashed, kind=kind, name=name)
         except OSError as error:
             raise _explain(error, layout, source) from error
         except Exception as error:  # what boto, aiohttp and their like raise is no OSError
-            if not is_uri or isinstance(error, StepsError):
+            if not remote or isinstance(error, StepsError):
                 raise
-            raise _unreadable(source.text, error) from error
+            raise explain_unreadable(source.text, error) from error
 
 
-def list_uri(uri: str) -> list[str]:
-    """Files and folders at a URI; see :meth:`Store.list_location`."""
-    paths = [PurePosixPath(entry.path) for entry in _open_uri(uri).entries]
-    folders = {parent for path in paths for parent in path.parents[:-1]}
-    return [*map(str, paths), *(f"{folder}/" for folder in folders)]
-
-
-def _check_room(layout: Layout, source: _Source) -> None:
+def _check_room(layout: Layout, source: Source) -> None:
     """Raise InputError when the copy cannot fit, before any of it is written."""
     needed = sum(entry.size for entry in source.entries)
     free = shutil.disk_usage(atomic.nearest_folder(layout.staging)).free
@@ -122,7 +110,7 @@ def _check_room(layout: Layout, source: _Source) -> None:
         raise InputError(Problem(where=f"store {layout.root}", what=what, fix=MAKE_ROOM))
 
 
-def _explain(error: OSError, layout: Layout, source: _Source) -> InputError:
+def _explain(error: OSError, layout: Layout, source: Source) -> InputError:
     if error.errno in _FULL:
         what = f"there is no room for a copy of {source.text}; what was copied is removed"
         return InputError(Problem(where=f"store {layout.root}", what=what, fix=MAKE_ROOM))
@@ -157,7 +145,7 @@ def _removed_when_stopped(layout: Layout, staged: Path) -> Iterator[None]:
 
 
 def _commit(
-    layout: Layout, staged: Path, source: _Source, hashed: list[Hashed], *, kind: str, name: str
+    layout: Layout, staged: Path, source: Source, hashed: list[Hashed], *, kind: str, name: str
 ) -> Artifact:
     draft = draft_record(hashed, name=name, kind=kind, **_provenance(source))
     original = draft.origin.record if draft.origin else None
@@ -175,9 +163,9 @@ def _commit(
     return finish_commit(layout, key) or commit_tree(layout, staged, draft, hashed)
 
 
-def _provenance(source: _Source) -> Evidence:
+def _provenance(source: Source) -> Evidence:
     if source.record is None:
-        return Evidence(origin=Origin(source=source.text, identity=source.identity))
+        return Evidence(origin=_origin(source))
     where = f"{source.text}/{RECORD_NAME}"
     try:
         record = parse_record(source.record, where=where)
@@ -187,7 +175,7 @@ def _provenance(source: _Source) -> Evidence:
             [*error.problems, Problem(where=where, what="is not the record of a store", fix=fix)]
         ) from None
     return Evidence(
-        origin=Origin(source=source.text, record=record, identity=source.identity),
+        origin=_origin(source, record),
         config=record.config,
         code=record.code,
         environment=record.environment,
@@ -198,11 +186,23 @@ def _provenance(source: _Source) -> Evidence:
     )
 
 
-def _copy(entry: _Entry, staged: Path, folder: Path | None) -> Hashed:
+def _origin(source: Source, record: Record | None = None) -> Origin:
+    return Origin(
+        source=source.text,
+        record=record,
+        identity=source.identity,
+        referenced=source.referenced,
+    )
+
+
+def _copy(entry: Entry, staged: Path, folder: Path | None) -> Hashed:
     target = staged / entry.path
     _make_folders(target.parent, staged, folder)
     content = hashlib.sha256()
-    with entry.open() as reader, open(target, "xb", opener=_open_private) as writer:
+    with entry.open() as reader, open(target, "x+b", opener=_open_private) as writer:
+        if entry.place and _clone(reader, writer):
+            # What is hashed is the clone, which nobody else writes to.
+            content = hashlib.file_digest(writer, "sha256")
         while chunk := reader.read(_CHUNK):
             content.update(chunk)
             writer.write(chunk)
@@ -211,6 +211,25 @@ def _copy(entry: _Entry, staged: Path, folder: Path | None) -> Hashed:
         os.fsync(writer.fileno())
         state = os.fstat(writer.fileno())
     return Hashed(File(entry.path, state.st_size, content.hexdigest()), state.st_mtime_ns)
+
+
+def _clone(reader: IO[bytes], writer: IO[bytes]) -> bool:
+    """Whether the file system let two files share their bytes until one of them is written to."""
+    try:
+        fcntl.ioctl(writer.fileno(), FICLONE, reader.fileno())
+    except (OSError, ValueError):  # another file system, or one that cannot
+        return False
+    reader.seek(0, os.SEEK_END)
+    return True
+
+
+def _refer(entry: Entry, staged: Path, folder: Path | None) -> Hashed:
+    """A link to a file where it lies, which is hashed there."""
+    assert entry.place
+    place, target = Path(os.path.realpath(entry.place)), staged / entry.path
+    _make_folders(target.parent, staged, folder)
+    target.symlink_to(place)
+    return hash_file(Found(entry.path, place))
 
 
 def _open_private(path: str, flags: int) -> int:
@@ -226,74 +245,3 @@ def _make_folders(target: Path, staged: Path, folder: Path | None) -> None:
     for path in (inside, *inside.parents):
         ours, theirs = staged / path, (folder or staged) / path  # a URI has no folder, nor modes
         ours.chmod(stat.S_IMODE(ours.stat().st_mode) & (theirs.stat().st_mode | 0o7700))
-
-
-def _open_path(location: str) -> _Source:
-    path = expand_path(location).absolute()
-    try:
-        found = find_files(path, follow_links=True)
-        states = [file.source.stat() for file in found]
-    except ArtifactError as error:
-        raise InputError(error.problems) from None
-    entries = [
-        _Entry(file.path, partial(_open_file, file.source), state.st_size, state.st_mode)
-        for file, state in zip(found, states, strict=True)
-    ]
-    record = path / RECORD_NAME
-    data = record.read_bytes() if record.is_file() else None
-    return _Source(str(path), entries, data, path if path.is_dir() else None)
-
-
-def _open_file(path: Path) -> IO[bytes]:
-    return path.open("rb")
-
-
-def _open_uri(uri: str) -> _Source:
-    import fsspec
-
-    text = strip_user(uri)
-    try:
-        system, root = fsspec.core.url_to_fs(uri)
-        is_file = system.isfile(root)
-        infos = {root: system.info(root)} if is_file else system.find(root, detail=True)
-    except Exception as error:
-        raise _unreadable(text, error) from error
-    base = root.rpartition("/")[0] if is_file else root.rstrip("/")
-    entries = []
-    for name, info in sorted(infos.items()):
-        opener = cast("Callable[[], IO[bytes]]", partial(system.open, name, "rb"))
-        entries.append(_Entry(_relative(name, base, text), opener, info.get("size") or 0))
-    content = [entry for entry in entries if entry.path != RECORD_NAME]
-    if not content:
-        raise InputError(Problem(where=text, what="holds no files"))
-    has_record = len(content) < len(entries)
-    record = system.cat_file(f"{base}/{RECORD_NAME}") if has_record else None
-    return _Source(text, content, record, identity=_identify(infos))
-
-
-def _unreadable(uri: str, error: Exception) -> InputError:
-    known = isinstance(error, OSError | ValueError | ImportError)
-    reason = str(error) if known else f"{type(error).__name__}: {error}"
-    return InputError(Problem(where=uri, what=f"cannot be read: {reason}"))
-
-
-def _identify(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """The hash of what the file system says of every file; empty where that names no content."""
-    facts = []
-    for name, info in sorted(files.items()):
-        versions = [str(info[key]) for key in _VERSIONS if info.get(key)]
-        if not versions or versions[0].startswith("W/"):  # a weak ETag: other bytes may have it
-            return ""
-        facts.append((name, info.get("size"), versions))
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def _relative(name: str, base: str, uri: str) -> str:
-    path = name.removeprefix(base).lstrip("/")
-    # An object store may hold any name; one with ".." would be written elsewhere.
-    if not path or path != str(PurePosixPath(path)) or ".." in PurePosixPath(path).parts:
-        raise InputError(Problem(where=uri, key=path, what="is no name for a file"))
-    if path.startswith(f"{RECORD_NAME}/"):
-        what = f"lies under {RECORD_NAME}, the name of the record, which the store writes"
-        raise InputError(Problem(where=uri, key=path, what=what))
-    return path

@@ -14,7 +14,7 @@ import fsspec
 import pytest
 
 from nemotron_style.runtime.errors import InputError
-from nemotron_style.runtime.store import adopt as adopt_module
+from nemotron_style.runtime.store.adoption import adopt as adopt_module
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.store import Store
 
@@ -256,3 +256,75 @@ def test_what_nohup_ignores_stays_ignored(store: Store, source: Path) -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+# Without a second copy
+
+
+def test_a_copy_shares_its_bytes_where_the_file_system_can(
+    store: Store, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clones are made as a file system would; reading the source instead would be a copy."""
+
+    def clone(target: int, request: int, given: int) -> None:
+        assert request == adopt_module.FICLONE
+        os.pwrite(target, os.pread(given, 1 << 20, 0), 0)
+        os.truncate(source / "rows.jsonl", 0)  # whoever reads the source now gets nothing
+
+    monkeypatch.setattr(adopt_module.fcntl, "ioctl", clone)
+    artifact = adopt(store, source)
+    assert (artifact.path / "rows.jsonl").read_text() == "{}\n"
+    assert store.verify(artifact, deep=True) == []
+    assert mode(artifact.path / "rows.jsonl") & 0o222 == 0
+
+
+def refer(store: Store, source: Path | str) -> Artifact:
+    return store.adopt(source, kind="raw_jsonl", name="data", reference=True)
+
+
+def test_what_is_referenced_is_digested_and_not_copied(store: Store, source: Path) -> None:
+    (source / "deep").mkdir()
+    (source / "deep" / "more.jsonl").write_text("[]\n")
+    copied = Store(store.root.parent / "other").adopt(source, kind="raw_jsonl", name="data")
+    artifact = refer(store, source)
+    assert artifact.digest == copied.digest
+    assert (artifact.path / "deep" / "more.jsonl").read_text() == "[]\n"
+    plain = [path for path in artifact.path.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert [path.name for path in plain] == ["artifact.json"]
+    assert mode(source / "rows.jsonl") & 0o200, "the owner's file is left as it is"
+    assert refer(store, source) == artifact
+    assert store.verify_all(deep=True) == (1, [])
+    assert store.by_digest(copied.digest) == [artifact]
+
+
+def test_a_lone_file_can_be_referenced(store: Store, source: Path) -> None:
+    artifact = refer(store, source / "rows.jsonl")
+    assert (artifact.path / "rows.jsonl").read_text() == "{}\n"
+    assert store.verify(artifact, deep=False) == []
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_a_source_that_changed_or_is_gone_is_told(store: Store, source: Path, deep: bool) -> None:
+    artifact = refer(store, source)
+    (source / "rows.jsonl").write_text("[]\n")
+    [problem] = store.verify(artifact, deep=deep)
+    assert (problem.key, problem.what) == ("rows.jsonl", "has other content")
+    assert f"put back what was at {source}" in problem.fix
+    (source / "rows.jsonl").unlink()
+    [problem] = store.verify(artifact, deep=deep)
+    assert f"refers to {source / 'rows.jsonl'}, which is not there" in problem.what
+    (source / "rows.jsonl").write_text("{}\n")
+    assert store.verify(artifact, deep=deep) == []
+
+
+def test_what_is_removed_of_a_reference_are_its_links(store: Store, source: Path) -> None:
+    artifact = refer(store, source)
+    store.remove([artifact.record], find_in_use=dict)
+    assert list(store.artifacts()) == []
+    assert (source / "rows.jsonl").read_text() == "{}\n"
+    assert store.verify_all(deep=True)[1] == []
+
+
+def test_a_uri_cannot_be_referenced(store: Store) -> None:
+    with pytest.raises(InputError, match="cannot be adopted by reference; give the path"):
+        refer(store, "memory://bucket/rows.jsonl")
