@@ -134,6 +134,8 @@ def read_windows(settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
     window = settings.get(*entry)
     if family.windows_are_optional:
         if not settings.get("use_sliding_window"):
+            if kinds is None:  # Qwen's own files say where windows would be, and that none is used
+                return {"sliding_window": None}
             window = None
         first = settings.get("max_window_layers", 28)
         first = min(first, layers) if isinstance(first, int) else 0

@@ -56,6 +56,7 @@ def test_both_forms_of_gemma_3_are_one_model() -> None:
         ("mistral", {}, [4096] * 4),
         ("mistral", {"sliding_window": None}, [None] * 4),
         ("qwen2", {"sliding_window": 9}, [None] * 4),
+        ("qwen2", {"sliding_window": 9, "max_window_layers": 3}, [None] * 4),
         ("qwen2", {"sliding_window": 9, "use_sliding_window": True}, [None] * 4),
         (
             "qwen2",
