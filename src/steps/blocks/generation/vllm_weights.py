@@ -5,8 +5,11 @@ heads that compute the same: queries, keys and values get zeros, rotary position
 that was there, and queries grow by what the wider head's scale takes from them. That factor is
 rounded in the type of the weights, all else is exact.
 
+Only models without biases, norms of heads and the like are written wider.
+
 Tied embeddings are written twice: vLLM 0.32 ties them when it starts, and leaves the head as it
-was when weights are loaded anew.
+was when weights are loaded anew. Gemma's embeddings stay tied: vLLM has no head for it and takes
+its logits from the embeddings themselves.
 """
 
 from __future__ import annotations
@@ -36,6 +39,9 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 BLOCK_TOKENS = 128
 """Tokens of a block of vLLM's cache, at most."""
 
+NO_HEAD = ("gemma", "gemma2", "gemma3")
+"""Families that vLLM has without a head."""
+
 _IN_MEMORY, _FILE_BYTES = Path("/dev/shm"), 4 * 10**9
 
 
@@ -46,6 +52,11 @@ class Files:
     config: ModelConfig
     dtype: torch.dtype
     head_size: int
+
+    @property
+    def ties(self) -> bool:
+        """Whether the embeddings are written once, as vLLM has them for this family."""
+        return self.config.architecture in NO_HEAD
 
     @property
     def type_name(self) -> str:
@@ -61,14 +72,15 @@ class Files:
 
     def write_settings(self, path: Path) -> None:
         """Write ``config.json``, without ids of control tokens: requests say what ends them."""
-        sizes = self.config.model_copy(update={"tie_embeddings": False})
+        sizes = self.config.model_copy(update={"tie_embeddings": self.ties})
         settings = build_settings(sizes, dtype=self.type_name, token_ids={})
         text = json.dumps(settings | self._head_settings(), indent=2)
         (path / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
     def write_weights(self, model: nn.Module, path: Path) -> None:
         """Write the weights of a model that is whole on this rank, as they are now."""
-        units = export_weights(_whole_weights(model), self.config)
+        weights = _whole_weights(model, head=not self.ties)
+        units = export_weights(weights, self.config)
         write_tensors(path, map(self._prepare, units), max_bytes=_FILE_BYTES)
 
     def _head_settings(self) -> dict[str, Any]:
@@ -101,24 +113,28 @@ class Files:
 def plan_files(model: nn.Module, config: ModelConfig, dtype: torch.dtype | None) -> Files:
     """How a model is best written for the device it is on; ``dtype`` None keeps its weights' type.
 
-    Raises StepFailed where vLLM has no attention for heads of this width.
+    Raises StepFailed where vLLM has no attention for heads of this width, or no such head.
     """
     parameter = next(model.parameters())
-    size = config.head_size
-    on_cpu = parameter.device.type == "cpu"
-    wide = next((known for known in CPU_HEAD_SIZES if known >= size), None) if on_cpu else size
-    if wide is None:
-        raise StepFailed(
-            Problem(
-                where="generation engine vllm",
-                key="head_size",
-                what="vLLM's CPU build has no attention for heads of this width",
-                got=str(size),
-                allowed=f"up to {CPU_HEAD_SIZES[-1]}",
-                fix="generation=in_process takes any width",
-            )
-        )
+    size, sizes = config.head_size, CPU_HEAD_SIZES
+    wide: int | None = size
+    if parameter.device.type == "cpu" and size not in sizes:
+        # biases, norms of heads, joined projections and scaled positions are not written wider
+        widens = set(config.switched) <= {"kv_channels"}
+        wide = next((known for known in sizes if known >= size), None) if widens else None
+        allowed = f"up to {sizes[-1]}" if widens else ", ".join(map(str, sizes))
+        if wide is None:
+            what = "vLLM's CPU build has no attention for heads of this width"
+            raise _unknown_to_vllm("head_size", what, str(size), allowed)
+    if config.architecture in NO_HEAD and not config.tie_embeddings:
+        what = "vLLM takes the logits of this family from its embeddings"
+        raise _unknown_to_vllm("tie_embeddings", what, "False", "True")
     return Files(config, dtype or parameter.dtype, wide)
+
+
+def _unknown_to_vllm(key: str, what: str, got: str, allowed: str) -> StepFailed:
+    where, fix = "generation engine vllm", "generation=in_process computes it"
+    return StepFailed(Problem(where=where, key=key, what=what, got=got, allowed=allowed, fix=fix))
 
 
 def make_folder(bytes_needed: int) -> Path:
@@ -128,8 +144,8 @@ def make_folder(bytes_needed: int) -> Path:
     return Path(tempfile.mkdtemp(prefix="nemotron-style-vllm-", dir=place))
 
 
-def _whole_weights(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    """Every tensor by its canonical name, gate and up projection joined, with a head of its own."""
+def _whole_weights(model: nn.Module, *, head: bool) -> Iterable[tuple[str, Tensor]]:
+    """Every tensor by its canonical name, gate and up projection joined; ``head``: with its own."""
     tensors: dict[str, Tensor] = {}
     for shard in shards(unwrap(model)):
         if shard.data.shape == shard.full_shape:
@@ -137,6 +153,6 @@ def _whole_weights(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
             continue
         whole = tensors.setdefault(shard.name, shard.data.new_empty(shard.full_shape))
         whole[shard.slices] = shard.data
-    if HEAD not in tensors:
+    if head and HEAD not in tensors:
         tensors[HEAD] = tensors[EMBEDDING].clone()
     return sorted(tensors.items())

@@ -300,6 +300,36 @@ def test_a_head_that_is_wider_than_any_is_refused(model: torch.nn.Module) -> Non
         plan_files(model, config, None)
 
 
+def test_what_cannot_be_written_for_vllm_is_refused(model: torch.nn.Module) -> None:
+    """Heads with norms of their own in a width that vLLM lacks, and a Gemma with a head."""
+    config = CONFIG.model_copy(update={"architecture": "qwen3", "qk_norm": "head"})
+    with pytest.raises(StepFailed, match=r"head_size: .*got 12; allowed: 32, 64"):
+        plan_files(model, config, None)
+    config = CONFIG.model_copy(update={"architecture": "gemma", "kv_channels": 32})
+    with pytest.raises(StepFailed, match=r"tie_embeddings: .*from its embeddings"):
+        plan_files(model, config, None)
+
+
+def test_gemma_is_written_without_a_head(tmp_path: Path) -> None:
+    initialize(seed=1)
+    config = CONFIG.model_copy(
+        update={
+            "architecture": "gemma",
+            "activation": "geglu",
+            "zero_centered_gamma": True,
+            "embedding_multiplier": CONFIG.hidden_size**0.5,
+            "kv_channels": 32,
+            "tie_embeddings": True,
+        }
+    )
+    model = build_model(config, ddp=False)
+    files = plan_files(model, config, None)
+    files.write_settings(tmp_path)
+    files.write_weights(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"]
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+
+
 def test_the_cache_holds_every_row_at_its_full_length() -> None:
     files = Files(CONFIG.model_copy(update={"max_sequence_length": 130}), torch.bfloat16, 32)
     tokens = (3 * 2 + 1) * 128  # two blocks a row, and the one that vLLM keeps for itself
