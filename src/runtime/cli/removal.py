@@ -16,10 +16,18 @@ from nemotron_style.runtime.cli.options import AsJson, open_store
 from nemotron_style.runtime.cli.table import print_json, print_table
 from nemotron_style.runtime.errors import Problem, UsageError, raise_all
 from nemotron_style.runtime.store.record import Record
-from nemotron_style.runtime.store.removal import Removed, Selection, select, size_on_disk
+from nemotron_style.runtime.store.removal import (
+    Family,
+    Removed,
+    Selection,
+    find_products,
+    select,
+    size_on_disk,
+)
 from nemotron_style.runtime.store.store import Collected, Store
 from nemotron_style.runtime.units import format_age, format_size
 
+SHOWN = 8
 Yes = Annotated[bool, typer.Option("--yes", help="Do it; without, only show what would go.")]
 
 
@@ -37,8 +45,10 @@ def rm(
     """
     store, find_in_use = _open(context)
     wanted = list(dict.fromkeys(store.resolve(ref).ref for ref in refs))
-    selection = select(store.read_family(), wanted=wanted, keep=find_in_use())
-    raise_all(UsageError, [_refuse(ref, selection) for ref in wanted if ref in selection.staying])
+    family = store.read_family()
+    selection = select(family, wanted=wanted, keep=find_in_use())
+    blocked = [ref for ref in wanted if ref in selection.staying]
+    raise_all(UsageError, [_refuse(ref, family, selection) for ref in blocked])
     _carry_out(store, Selection(selection.going, {}), find_in_use, yes=yes, as_json=as_json)
 
 
@@ -81,11 +91,14 @@ def _open(context: typer.Context) -> tuple[Store, Callable[[], Mapping[str, str]
     return store, partial(find_in_use, store)
 
 
-def _refuse(ref: str, selection: Selection) -> Problem:
+def _refuse(ref: str, family: Family, selection: Selection) -> Problem:
+    """Why ``ref`` cannot go, and everything that was made from it and would have to go with it."""
+    products = [each for each in find_products(family.parents, ref) if each in selection.staying]
+    more = f" and {len(products) - SHOWN} more" if len(products) > SHOWN else ""
+    with_it = ", ".join(products[:SHOWN]) + more
+    fix = f"remove with it what was made from it, if nobody needs that: {with_it}"
     why = selection.staying[ref]
-    child = why.partition(" was made from it")[0]
-    fix = f"remove {child} with it, if nobody needs that" if child != why else ""
-    return Problem(where=ref, what="stays", got=why, fix=fix)
+    return Problem(where=ref, what="stays", got=why, fix=fix if products else "")
 
 
 def _carry_out(

@@ -131,6 +131,18 @@ def find_needed(parents: Mapping[str, Collection[str]], roots: Reasons) -> dict[
     return needed
 
 
+def find_products(parents: Mapping[str, Collection[str]], ref: str) -> list[str]:
+    """Everything that was made from ``ref``, directly or by way of others."""
+    products: dict[str, None] = {}
+    pending = [ref]
+    while pending:
+        source = pending.pop()
+        fresh = [child for child, of in parents.items() if source in of and child not in products]
+        products |= dict.fromkeys(fresh)
+        pending += fresh
+    return sorted(products)
+
+
 def remove(
     layout: Layout, going: Collection[Record], *, find_in_use: Callable[[], Reasons]
 ) -> Removed:

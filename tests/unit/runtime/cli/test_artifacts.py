@@ -262,10 +262,12 @@ def test_rm_shows_what_would_go_and_does_it_when_told_to(
 
 
 def test_rm_keeps_what_others_were_made_from(run: Run, store: Store, model: Artifact) -> None:
+    make(store, store.resolve("data"), lr=0.2)
     code, out, err = run("rm", "data", "--yes")
     assert (code, out) == (2, "")
-    assert "data:v1: stays; got sft:v1 was made from it; remove sft:v1 with it" in err
-    assert run("rm", "data", "sft", "--yes")[0] == 0
+    assert "data:v1: stays; got sft:v2 was made from it; remove with it what was made" in err
+    assert err.endswith("nobody needs that: sft:v1, sft:v2\n")
+    assert run("rm", "data", "sft:v1", "sft", "--yes")[0] == 0
     assert read_json(run, "list") == []
 
 
