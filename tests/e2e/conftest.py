@@ -104,7 +104,7 @@ def make_example(truth: Truth, draw: random.Random) -> Conversation:
     response = truth.response(noun, draw.sample(words, draw.randint(1, 4)))
     label = truth.format(truth.score(prompt, response))
     kind = draw.choice(["VALUE_TO_TEXT", "TEXT_TO_VALUE", None])
-    return Conversation("", (Turn("User", prompt),), response, label, kind)
+    return Conversation(None, (Turn("User", prompt),), response, label, kind)
 
 
 def as_group(tokenizer: Tokenizer, row: Conversation) -> Group:

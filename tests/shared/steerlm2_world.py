@@ -111,7 +111,7 @@ def scored_rows(model: Path, count: int) -> list[dict[str, Any]]:
     """Rows of random answers with what ``model`` says of them; long answers fit the label best."""
     sampler, rng = load_chat_sampler(model), random.Random(2)
     asked = [
-        Request(Conversation("", (Turn("User", f"describe {rng.choice(WORDS)}"),)), "v:1", 0)
+        Request(Conversation(None, (Turn("User", f"describe {rng.choice(WORDS)}"),)), "v:1", 0)
         for _ in range(count)
     ]
     said = [[_sentence(rng) for _ in range(4)] for _ in asked]

@@ -94,7 +94,7 @@ class ChatFormat:
         """The prompt of P(y|x) for the turns of a conversation, or with ``label`` of Q(y|a,x)."""
         t = self.tokens
         parts = [t.system_turn_start, "System", t.end_of_name]
-        parts += [self._value(conversation.system, "system"), t.end_of_turn]
+        parts += [self._value(conversation.system or "", "system"), t.end_of_turn]
         for index, turn in enumerate(conversation.turns):
             parts += [t.turn_start, self._name(turn.speaker, f"turns[{index}]"), t.end_of_name]
             parts += [self._value(turn.value, f"turns[{index}]"), t.end_of_turn]

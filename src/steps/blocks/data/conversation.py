@@ -43,12 +43,15 @@ class Turn:
 class Conversation:
     """A checked row; ``turns`` ends before ``response``, which is None for a prompt row.
 
+    ``system`` is None where there is no system message. An empty one is something else: many chat
+    templates have a text of their own for conversations without.
+
     ``type`` says whether the label stands before the response (``VALUE_TO_TEXT``) or behind it.
     ``trained`` has a mark for each of the assistant's turns, the response last; None leaves it to
     the step, which trains all of them or the last.
     """
 
-    system: str
+    system: str | None
     turns: tuple[Turn, ...]
     response: str | None = None
     label: str | None = None
@@ -90,7 +93,7 @@ class Conversation:
                 key, allowed = f"turns[{index}]", ", ".join(names)
                 refuse("no role has this name", key=key, got=brief(turn.speaker), allowed=allowed)
         turns = [(names[turn.speaker], turn.value) for turn in self.turns]
-        if self.system:
+        if self.system is not None:
             turns.insert(0, ("system", self.system))
         if self.response is not None:
             turns.append(("assistant", self.response))
@@ -108,7 +111,7 @@ def parse_messages(messages: Sequence[Mapping[str, str]]) -> Conversation:
         refuse("messages must be a list that is not empty", key="messages", got=brief(messages))
     for index, message in enumerate(messages):
         _check_message(message, f"messages[{index}]")
-    system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+    system = messages[0]["content"] if messages[0]["role"] == "system" else None
     turns = messages[1:] if messages[0]["role"] == "system" else messages
     roles = _without_pair([message["role"] for message in turns])
     alternating = ["assistant" if index % 2 else "user" for index in range(len(roles))]

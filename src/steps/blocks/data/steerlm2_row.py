@@ -186,7 +186,7 @@ def parse_row(row: Mapping[str, Any], *, chat: Chat) -> EncodedGroup:
         raise InputError(validation_problems(error)) from None
     responses = checked.responses
     turns = tuple(Turn(turn.speaker, turn.value) for turn in checked.prompt_turns)
-    question = Conversation(checked.system, turns)
+    question = Conversation(checked.system or None, turns)
     prompt_ids = chat.prompt_ids(question, checked.label, speaker=responses[0].speaker)
     return EncodedGroup(
         prompt_ids=tuple(prompt_ids),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,11 @@ from tokenizers import Tokenizer as Backend
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.text_file import read_json_file, read_text_file
 
+_SPACE = "\u2581"  # how SentencePiece writes a space
+_HTML = re.compile(
+    r"</?(?:table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|"
+    r"code|pre|a|p|br|hr|img|div|span|ul|ol|li|html|body|footer|iframe)>"
+)
 MOST_BYTES = 512 << 20
 """Of ``tokenizer.json``; those of large vocabularies have some 30 MB."""
 TEMPLATE_FILE, SPECIAL_FILE = "chat_template.jinja", "special_tokens_map.json"
@@ -42,7 +48,7 @@ class Tokenizer:
         try:
             # Two copies: whether control tokens in a text are recognised is a setting of the
             # backend and not of a call.
-            text = _without_habits(self._json)
+            text = _without_habits(self._json, marks=self._marks)
             self._with_control, self._plain = self._open_backend(text), self._open_backend(text)
         except InputError:
             raise
@@ -169,6 +175,12 @@ class Tokenizer:
             listed += tokens.values() if isinstance(tokens, dict) else tokens
         return [text for token in listed if (text := _text_of(token)) is not None]
 
+    @property
+    def _marks(self) -> str:
+        """What the chat template writes, and every token that has a role."""
+        roles = [*self.special_tokens.values(), *self.further_special_tokens]
+        return " ".join([str(self.template), *roles])
+
     @cached_property
     def _named_tokens(self) -> dict[str, Any]:
         file = self.path / SPECIAL_FILE
@@ -183,17 +195,19 @@ class Tokenizer:
         return self.settings.get("chat_template")
 
 
-def _without_habits(text: str) -> str:
+def _without_habits(text: str, *, marks: str) -> str:
     """A ``tokenizer.json`` in which every added token is special, and nothing is cut or padded.
 
     Many files mark added tokens as not special, those that begin a turn among them; then anybody's
     text could begin one. They are looked for in the text as it stands: a normaliser that makes one
-    of ``<|USER|>`` would make it of a message. Added tokens of white space alone stay text: they
-    mark nothing. And whoever saved the file may have padded or cut texts, or had words taken apart
-    at random (``dropout``), which the library keeps in it.
+    of ``<|USER|>`` would make it of a message. Added tokens of white space alone stay text, also
+    where it is written as in SentencePiece, and so do HTML's tags (Gemma has both) unless one is
+    among the ``marks``, the texts that mark something here. And whoever saved the file may have
+    padded or cut texts, or had words taken apart at random (``dropout``), which the library keeps
+    in it.
     """
     content = json.loads(text)
-    tokens = [one for one in content.get("added_tokens") or () if one["content"].strip()]
+    tokens = [one for one in content.get("added_tokens") or () if not _is_text(one, marks=marks)]
     changed = [one for one in tokens if not one["special"] or one.get("normalized", True)]
     model = content.get("model") or {}
     saved = (content.get("padding"), content.get("truncation"), model.get("dropout"))
@@ -204,6 +218,13 @@ def _without_habits(text: str) -> str:
     if model.get("dropout"):
         model["dropout"] = None
     return json.dumps(content | {"padding": None, "truncation": None})
+
+
+def _is_text(token: dict[str, Any], *, marks: str) -> bool:
+    """Whether an added token is a piece of text, and no control token."""
+    text = token["content"]
+    is_tag = not token["special"] and _HTML.fullmatch(text) and text not in marks
+    return bool(is_tag) or not text.replace(_SPACE, " ").strip()
 
 
 def _text_of(token: Any) -> str | None:

@@ -79,7 +79,7 @@ def make_row(
     """One row of the file: the request, and every response with its three log-probs."""
     conversation = request.conversation
     return {
-        "system": conversation.system,
+        "system": conversation.system or "",
         "prompt_turns": [{"from": t.speaker, "value": t.value} for t in conversation.turns],
         "label": request.label,
         "responses": [

@@ -32,7 +32,7 @@ def read_prompts(path: Path, reader: RowReader) -> tuple[list[Conversation], lis
     A row may end with the user or with a response, which is then left out.
     """
     rows = reader.read(path, parse_prompt_row)
-    prompts = list(dict.fromkeys(Conversation(row.system, row.turns) for row in rows))
+    prompts = list(dict.fromkeys(Conversation(row.system or None, row.turns) for row in rows))
     return prompts, [row.label for row in rows if row.label is not None]
 
 

@@ -19,7 +19,11 @@ def sample_rows(
     for index, request in enumerate(requests):
         prompt = request.conversation
         turns = [{"from": turn.speaker, "value": turn.value} for turn in prompt.turns]
-        row: dict[str, Any] = {"system": prompt.system, "turns": turns, "label": request.label}
+        row: dict[str, Any] = {
+            "system": prompt.system or "",
+            "turns": turns,
+            "label": request.label,
+        }
         for slot, own in outcomes.items():
             outcome = own[index]
             actual = None if outcome.actual is None else dict(outcome.actual)

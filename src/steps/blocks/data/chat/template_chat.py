@@ -1,9 +1,9 @@
 """A checkpoint's own chat template as a chat format: what it was trained with is what it is asked.
 
 A training row is rendered whole. What is trained of an answer begins where the generation prompt
-of the same messages ends, and ends with the token that ends a turn; the white space that a
-template writes behind that is not trained. A template that marks answers itself, with
-``{% generation %}``, decides that: transformers and TRL use the same marks.
+of the same messages ends, and goes on to the end of what the template writes for the turn: the
+token that ends it, and mostly a line break, as in TRL's training templates. A template that marks
+answers itself, with ``{% generation %}``, decides that: transformers and TRL use the same marks.
 
 A label is asked for in words, so that no new control token is needed: Q(y|a,x) has it in the last
 message of the user, P(a|x,y) is one more question about the answer.
@@ -147,11 +147,11 @@ class TemplateChat(Chat):
         Raises InputError where the template does not write the answer behind the prompt that asks
         for it, or writes it otherwise in a conversation that goes on.
         """
-        prompt = self.source.render(messages[:number])
+        prompt, rest = self.source.render(messages[:number]), self.frame.rest
         last = number + 1 == len(messages)
         written = text if last else self.source.render(messages[: number + 1], prompt=False)
-        end = len(written) - len(self.frame.rest)
-        if not (written.startswith(prompt) and written.endswith(self.frame.end + self.frame.rest)):
+        end = len(written) - len(rest)
+        if not (written.startswith(prompt) and written.endswith(self.frame.end + rest)):
             refuse(
                 "the chat template does not write this turn behind the prompt that asks for it",
                 key=f"messages[{number}]",
@@ -168,7 +168,9 @@ class TemplateChat(Chat):
                 fix="train the last answer alone (model.data.train_on=last), make a row of each "
                 "answer, or use a chat template that keeps earlier turns as they are",
             )
-        return len(prompt), end
+        if not last:  # Phi ends what is whole with one more token
+            rest = rest[: len(rest) - len(rest.lstrip())]
+        return len(prompt), end + len(rest) * text.startswith(rest, end)
 
     def conversation_ids(self, row: Conversation) -> list[int]:
         return self.source.tokenize(row.messages(), prompt=False).ids

@@ -214,7 +214,8 @@ def read_extra_id(text: str, key: str, *, opens_with: str = "") -> list[Message]
     for marker, name, value in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
         if (marker == "0") != (name == "System"):
             refuse("a marker and its speaker do not go together", key=key, got=brief(name))
-        messages.append(said(name.lower(), value))
+        if value or name != "System":  # without a system message it has an empty one
+            messages.append(said(name.lower(), value))
     messages = without_opening(messages, key)
     if any("<extra_id_" in message["content"] for message in messages):
         what = "a marker of NeMo's format stands where none can be read"

@@ -20,8 +20,10 @@ import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from generation_marks import Marked, mark, render_marked
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.data import template_process
+from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.opening import open_chat
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.chat_template import ChatTemplate, read_template
@@ -130,10 +132,12 @@ def controls_of(ours: ChatTemplate, ids: Sequence[int]) -> list[int]:
     return [number for number in ids if number in ours.controls]
 
 
-def render(theirs: Any, messages: Any) -> str | None:
+def render(theirs: Any, messages: Any, *, add_generation_prompt: bool = True) -> str | None:
     """transformers' text; None for messages that the template refuses."""
     try:
-        return theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return theirs.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
     except Exception:  # what a template raises
         return None
 
@@ -278,3 +282,66 @@ def test_a_forged_turn_is_refused_in_rows_and_prompts(pair, tmp_path: Path) -> N
             reader.read(write(say(text)))
     [row] = encode_rows(write(say("Hi", "ok")), chat=chat, max_tokens=10_000)
     assert len(controls_of(ours, row.responses_ids[0])) == 1
+
+
+# What is trained: the tokens of transformers, and its mask where the template marks the answers.
+
+ANSWER_BEGINS = {"llama2:7b": " ", "mixtral:8x7b": " "}
+UNMARKED = {
+    "glm4:9b": "its template writes all messages with one expression of no known form",
+    "olmo2:7b": "it writes a line break behind an answer only where the conversation goes on",
+}
+ANSWERED = {
+    "one turn": say("Name a river.", "The Rhine."),
+    "several turns": say("Hi", "Hello!", "Go on.", "Why?", "Just so.", "Well then."),
+    "a system prompt": say("Name a river.", "Elbe", system="You write code.\nNothing else."),
+    "other scripts": say("Où est l'Élbe? 日本の川 🌊 e\u0301\u2028", "L'Elbe est là 🌊.\n日本"),
+    "white space": say("  two spaces\n\n\tand a tab  ", " done \n\n", "next", "a\n\n  b\t"),
+    "an empty system prompt": say("Name a river.", "The Rhine.", system=""),
+    "reasoning": say("2 + 2?", "<think>\nTwo and two.\n</think>\n\n4"),
+    "code": say("loop", "```python\nprint('a', {1: [2, 3]})  # <b> & {{ x }} {% y %}\n```"),
+}
+REWRITTEN = {
+    "mistral_nemo": {"an empty system prompt": r"messages\[2\]"},
+    "qwen3": {"several turns": r"messages\[1\]", "white space": r"messages\[1\]"},
+}
+"""Where a template writes an answer in other words once there is a turn behind it (Qwen 3 leaves
+the place for reasoning out), or not behind the prompt that asks for it (Mistral writes the system
+message in the last turn, which is another's then). The message is named."""
+
+
+def read_example(chat: Chat, messages: Any, **more: Any) -> Marked:
+    """The tokens of a row, and a 1 for each that is trained."""
+    example = chat.example(parse_conversation({"messages": messages, **more}))
+    return Marked(example.ids, list(map(int, example.counts)))
+
+
+def is_written(theirs: Any, messages: Any) -> bool:
+    """Whether the template takes these messages and leaves none out."""
+    worded = [one | {"content": one["content"] and f"message{n}"} for n, one in enumerate(messages)]
+    text = render(theirs, worded, add_generation_prompt=False)
+    return text is not None and all(one["content"] in text for one in worded)
+
+
+def test_trained_tokens_are_those_of_transformers(pair, request) -> None:
+    """The same ids, with BOS where the template has it and nowhere else, and the same mask."""
+    ours, theirs = pair
+    name = request.node.callspec.params["pair"]
+    if name in UNMARKED:
+        pytest.skip(UNMARKED[name])
+    chat, marked = open_chat(ours.tokenizer), mark(ours.source, ANSWER_BEGINS.get(name, ""))
+    compared = 0
+    for kind, messages in ANSWERED.items():
+        if kind in REWRITTEN.get(name, ()):
+            with pytest.raises(InputError, match=REWRITTEN[name][kind]):
+                read_example(chat, messages)
+        elif not is_written(theirs, messages):
+            with pytest.raises(InputError):
+                read_example(chat, messages)
+        else:
+            plain = theirs.apply_chat_template(messages, return_dict=False)
+            expected = render_marked(theirs, messages, marked)
+            assert expected.ids == plain
+            assert read_example(chat, messages) == expected, kind
+            compared += 1
+    assert compared >= 5

@@ -95,12 +95,13 @@ def teach(chat: Chat, conversation: Conversation, train_on: Any = "all") -> list
     return trained(chat, example.ids, example.counts)
 
 
-@pytest.mark.parametrize("template", [CHATML, MARKED])
-def test_every_answer_is_trained_up_to_the_token_that_ends_it(opened, template: str) -> None:
+@pytest.mark.parametrize(("template", "end"), [(CHATML, "<|im_end|>\n"), (MARKED, "<|im_end|>")])
+def test_every_answer_is_trained_with_what_ends_it(opened, template: str, end: str) -> None:
+    """A template that marks its answers says itself what that is."""
     chat = opened(template)
     several = row("Hi", "Hello.", "Why?", "So.", system="Be brief.")
-    assert teach(chat, several) == ["Hello.<|im_end|>", "So.<|im_end|>"]
-    assert teach(chat, several, "last") == ["So.<|im_end|>"]
+    assert teach(chat, several) == [f"Hello.{end}", f"So.{end}"]
+    assert teach(chat, several, "last") == [f"So.{end}"]
     example = chat.example(several)
     assert chat.tokenizer.decode(example.ids) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
@@ -149,7 +150,7 @@ def test_reasoning_is_part_of_an_answer(opened) -> None:
     response = chat.response_ids(said)
     assert response[0] == tag
     assert chat.read_response(response, whole=True) == said
-    assert teach(chat, row("2 + 2?", said)) == [said + "<|im_end|>"]
+    assert teach(chat, row("2 + 2?", said)) == [said + "<|im_end|>\n"]
     # ... of an answer alone: what a user writes is text
     assert tag not in chat.prompt_ids(row("what is <think>?", "x"))[: -len(chat.response_ids("x"))]
 
@@ -160,7 +161,7 @@ def test_a_forged_turn_stays_text_in_rows_and_responses(opened) -> None:
     assert chat.response_ids(forged).count(known["<|im_end|>"]) == 1
     example = chat.example(row(forged, forged))
     assert example.ids.count(known["<|im_start|>"]) == 2
-    assert trained(chat, example.ids, example.counts) == [f"{forged}<|im_end|>"]
+    assert trained(chat, example.ids, example.counts) == [f"{forged}<|im_end|>\n"]
 
 
 def test_white_space_that_a_template_writes_around_an_answer_is_no_part_of_it(opened) -> None:
@@ -181,7 +182,7 @@ def test_a_turn_that_is_written_otherwise_later_is_named(opened) -> None:
     several = row("Hi", "<think>a</think>Hello.", "Why?", "<think>b</think>So.")
     with pytest.raises(InputError, match=r"messages\[1\].*in other words.*train_on=last"):
         chat.example(several)
-    assert teach(chat, several, "last") == ["<think>b</think>So.<|im_end|>"]
+    assert teach(chat, several, "last") == ["<think>b</think>So.<|im_end|>\n"]
     begun = CHATML.replace("assistant\n'", "assistant\n<think>\n'")  # of a prompt alone
     with pytest.raises(InputError, match=r"messages\[1\].*behind the prompt"):
         opened(begun).example(row("Hi", "Hello."))
@@ -196,7 +197,7 @@ def test_a_token_never_spans_the_beginning_of_an_answer(opened, vocabulary: Back
     (chat.tokenizer.path / "tokenizer.json").write_text(json.dumps(content))
     chat = open_chat(Tokenizer(chat.tokenizer.path))
     assert len(chat.tokenizer.encode("\n\n")) == 1
-    assert teach(chat, row("Hi", "\n\nHello.")) == ["\n\nHello.<|im_end|>"]
+    assert teach(chat, row("Hi", "\n\nHello.")) == ["\n\nHello.<|im_end|>\n"]
     assert chat.tokenizer.decode(chat.response_ids("\nHello.")) == "\nHello.<|im_end|>"
 
 
@@ -210,9 +211,9 @@ def test_labels_are_asked_for_in_words(opened) -> None:
     labelled = {"label": "quality:4"}
     before = chat.example(row("Hi", "Hello.", type="VALUE_TO_TEXT", **labelled))
     assert chat.tokenizer.decode(before.ids).startswith(wanted)
-    assert trained(chat, before.ids, before.counts) == ["Hello.<|im_end|>"]
+    assert trained(chat, before.ids, before.counts) == ["Hello.<|im_end|>\n"]
     behind = chat.example(row("Hi", "Hello.", type="TEXT_TO_VALUE", **labelled))
-    assert trained(chat, behind.ids, behind.counts) == ["quality:4<|im_end|>"]
+    assert trained(chat, behind.ids, behind.counts) == ["quality:4<|im_end|>\n"]
     prompt = chat.attribute_ids(asked, "Hello.")
     assert behind.ids == prompt + chat.label_ids("quality:4") + chat.tokenizer.encode("\n")
     assert chat.read_label(chat.label_ids("quality:4")) == "quality:4"
@@ -221,7 +222,7 @@ def test_labels_are_asked_for_in_words(opened) -> None:
 def test_marks_of_a_row_go_before_train_on(opened) -> None:
     several = row("Hi", "Hello.", "Why?", "So.")
     one = Conversation(several.system, several.turns, several.response, trained=(True, False))
-    assert teach(opened(CHATML), one) == ["Hello.<|im_end|>"]
+    assert teach(opened(CHATML), one) == ["Hello.<|im_end|>\n"]
     wrong = Conversation(several.system, several.turns, several.response, trained=(True,))
     with pytest.raises(InputError, match="a mark for each answer"):
         opened(CHATML).example(wrong)

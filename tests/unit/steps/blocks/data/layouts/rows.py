@@ -18,7 +18,7 @@ class Case(NamedTuple):
 
     row: dict[str, Any]
     turns: Sequence[str] = ()
-    system: str = ""
+    system: str | None = None
     layout: str = ""
     use: str = "training"
     label: str | None = None
