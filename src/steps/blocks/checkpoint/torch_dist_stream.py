@@ -6,6 +6,7 @@ The files are those that :mod:`torch_dist` writes for a model that is held whole
 from __future__ import annotations
 
 import nemotron_style.steps.blocks.model  # isort: skip  # noqa: F401  (imports megatron-core faster)
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class WeightFolder:
         part = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
         with reading(self.path):
             dcp.load(part, storage_reader=self._reader, no_dist=True)
+        gc.collect(1)  # it leaves what it read in a cycle of references
         if not is_finite(part[name]):
             raise InputError(describe_nonfinite([name], where=str(self.path)))
         return part[name]
@@ -88,19 +90,24 @@ def write_full(state: dict[str, Any], path: Path, read: Read) -> None:
 
 
 class _LazyPlanner(MCoreSavePlanner):
-    """Asks for a tensor by its name when it is to be written."""
+    """Asks for a tensor by its name when it is to be written, and takes its memory back after."""
 
     def __init__(self, read: Read, *, where: str) -> None:
         super().__init__(**PLAN_OPTIONS)
         self._read, self._where = read, where
-        self._held: dict[str, Tensor] = {}
+        self._name, self._whole = "", torch.empty(0)
+        self._written = torch.empty(0)
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
+        # torch keeps every tensor until the last is written, so what it keeps is emptied.
+        self._written.untyped_storage().resize_(0)
         name, chunk = write_item.index.fqn, write_item.tensor_data.chunk
-        if name not in self._held:  # the pieces of one tensor follow one another
-            self._held.clear()
-            self._held[name] = self._read(name)
-            if not is_finite(self._held[name]):
+        if name != self._name:  # the pieces of one tensor follow one another
+            self._whole = torch.empty(0)
+            self._name, self._whole = name, self._read(name)
+            if not is_finite(self._whole):
                 raise StepFailed(describe_nonfinite([name], where=self._where))
         spans = zip(chunk.offsets, chunk.sizes, strict=True)
-        return self._held[name][tuple(slice(start, start + size) for start, size in spans)]
+        piece = self._whole[tuple(slice(start, start + size) for start, size in spans)]
+        self._written = piece.clone(memory_format=torch.contiguous_format)
+        return self._written
