@@ -14,16 +14,17 @@ from __future__ import annotations
 import math
 import shutil
 
+from torch import Tensor
+
 from nemotron_style.runtime.step.context import StepContext
-from nemotron_style.steps.blocks.checkpoint.conversion import track
-from nemotron_style.steps.blocks.checkpoint.hf_weights import fill_model
+from nemotron_style.steps.blocks.checkpoint.conversion import track_reads
+from nemotron_style.steps.blocks.checkpoint.hf_weights import pad_rows
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
+    copy_model,
     full_shapes,
-    save_model,
     weights_digest,
 )
 from nemotron_style.steps.blocks.data.chat.opening import tokenizer_facts
-from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.convert.nemo_to_megatron.archive import open_files
 from nemotron_style.steps.convert.nemo_to_megatron.config import Config
@@ -44,15 +45,25 @@ def run(config: Config, ctx: StepContext) -> None:
     )
     sizes, output = source.padded, ctx.output("model")
 
-    model = build_model(sizes, dtype=source.dtype, ddp=False, initial=None)
-    fill_model(model, track(source.read_weights(), ctx, total=len(full_shapes(sizes))))
-    save_model(model, output.path, config=sizes, tokenizer=source.tokenizer.path)
+    # -- one tensor at a time: a model may be larger than memory
+    shapes = full_shapes(sizes)
+
+    def read(name: str) -> Tensor:
+        return pad_rows(source.weights.read(name), shapes[name][0]).to(source.dtype)
+
+    copy_model(
+        track_reads(read, ctx, total=len(shapes)),
+        output.path,
+        config=sizes,
+        dtype=source.dtype,
+        tokenizer=source.tokenizer.path,
+    )
     shutil.rmtree(scratch, ignore_errors=True)
 
     dtype = str(source.dtype).removeprefix("torch.")
     output.note(
-        weights_digest=weights_digest(model),
-        parameters=sum(math.prod(shape) for shape in full_shapes(sizes).values()),
+        weights_digest=weights_digest(output.path),
+        parameters=sum(math.prod(shape) for shape in shapes.values()),
         dtype=dtype,
         **tokenizer_facts(source.tokenizer),
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
@@ -18,6 +18,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     compare_shapes,
     full_shapes,
 )
+from nemotron_style.steps.blocks.checkpoint.tokenizer_conversion import with_fast_tokenizer
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import check_vocabulary, import_tokenizer
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
@@ -39,16 +40,10 @@ _LAYER = re.compile(r"(decoder\.layers\.)\d+")
 class Source:
     """The parts of a model; ``padded`` has the rows of the embedding that the checkpoint gets."""
 
-    sizes: ModelConfig
     padded: ModelConfig
     weights: StackedWeights
     tokenizer: Tokenizer
     dtype: torch.dtype
-
-    def read_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor by name, one at a time."""
-        for name in full_shapes(self.sizes):
-            yield name, self.weights.read(name)
 
 
 def open_source(
@@ -70,26 +65,26 @@ def open_source(
 
     told = describe(files, config, has_tokenizer=tokenizer_folder is not None)
     weights = attempt(lambda: open_weights(told.weights, where=files.where))
-    folder = tokenizer_folder or run_dir / "tokenizer_files"
-    tokenizer = attempt(lambda: _import_tokenizer(told, folder, run_dir / TOKENIZER))
+    tokenizer = attempt(lambda: _import_tokenizer(told, tokenizer_folder, run_dir))
     sizes = attempt(lambda: _check_weights(weights, told)) if weights else None
     padded = _pad(sizes, config.model.make_vocab_size_divisible_by) if sizes else None
     if padded and tokenizer:
         attempt(lambda: check_vocabulary(tokenizer, padded, where=files.where))
     dtype = attempt(lambda: _choose_type(weights, config)) if weights else None
     raise_all(InputError, problems)
-    assert sizes
     assert padded
     assert weights
     assert tokenizer
     assert dtype
-    return Source(sizes, padded, weights, tokenizer, dtype)
+    return Source(padded, weights, tokenizer, dtype)
 
 
-def _import_tokenizer(told: Description, folder: Path, target: Path) -> Tokenizer:
-    if told.tokenizer:
-        write_tokenizer(told.tokenizer, folder)
-    return import_tokenizer(folder, target, tokens=told.chat)
+def _import_tokenizer(told: Description, given: Path | None, run_dir: Path) -> Tokenizer:
+    folder = given or write_tokenizer(told.tokenizer, run_dir / "tokenizer_files")
+    converted = run_dir / "converted_tokenizer"
+    shutil.rmtree(converted, ignore_errors=True)  # of an attempt that was stopped
+    folder = with_fast_tokenizer(folder, converted)
+    return import_tokenizer(folder, run_dir / TOKENIZER, tokens=told.chat)
 
 
 def _check_weights(weights: StackedWeights, told: Description) -> ModelConfig:

@@ -7,6 +7,7 @@ a repository, which is not fetched: it may hold other words by now.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -62,6 +63,10 @@ def write_tokenizer(found: Mapping[str, Span], target: Path) -> Path:
             (target / name).write_bytes(span.read(MOST_BYTES))
         except (OSError, ValueError) as error:
             raise InputError(Problem(where=str(span.path), key=name, what=str(error))) from error
+    if "tokenizer.model" in found:
+        # How NeMo reads SentencePiece; that the ids are those of the file is checked.
+        settings = json.dumps({"tokenizer_class": "LlamaTokenizer", "add_bos_token": False})
+        (target / "tokenizer_config.json").write_text(settings, encoding="utf-8")
     if "merges.txt" in found and "tokenizer.json" not in found:
         _write_byte_pairs(target)
     return target

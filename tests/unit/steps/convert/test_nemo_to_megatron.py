@@ -175,6 +175,38 @@ def test_a_tokenizer_that_is_given_is_taken(folder: Path, tmp_path: Path) -> Non
     assert (made.path / TOKENIZER / "tokenizer.json").is_file()
 
 
+def test_a_sentencepiece_model_in_the_file_gives_its_own_ids(
+    folder: Path, llama: torch.nn.Module, tmp_path: Path
+) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    file = folder / f"{RANDOM}words.model"
+    words, model = iter(["the river is deep", "a stone", "cold water"]), io.BytesIO()
+    plain = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=words,
+        model_writer=model,
+        vocab_size=290,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
+        pad_id=-1,
+        **plain,
+    )
+    file.write_bytes(model.getvalue())
+    (folder / f"{RANDOM}tokenizer.json").unlink()
+
+    def enlarge(stacked: Any) -> None:
+        for name in ("model.embedding.word_embeddings.weight", "model.output_layer.weight"):
+            stacked[name] = [torch.cat(4 * stacked[name])]
+
+    change_weights(folder, llama, enlarge)
+    named = {"library": "sentencepiece", "model": f"nemo:{file.name}"}
+    made = convert(change_keys(folder, tokenizer=named), tmp_path / "run")
+    text = "the river is cold"
+    ids = Tokenizer(made.path / TOKENIZER).encode(text)
+    assert ids == sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).encode(text)
+
+
 def test_rows_are_added_to_the_embedding_on_demand(folder: Path, tmp_path: Path) -> None:
     model = {"make_vocab_size_divisible_by": 64}
     made = convert(folder, tmp_path / "run", model=model, dtype="bfloat16")
@@ -311,7 +343,9 @@ def test_numbers_that_are_not_finite_are_refused(
     place = data.index(value)
     data[place : place + 4] = b"\xff\xff\xff\x7f"
     file.write_bytes(data)
-    told = refuse(folder, tmp_path / "run")
+    with pytest.raises(InputError) as refused:  # when its turn has come
+        convert(folder, tmp_path / "run")
+    told = str(refused.value)
     assert "decoder.layers.1.mlp.linear_fc2.weight" in told
     assert "not finite" in told
 
