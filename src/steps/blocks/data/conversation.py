@@ -151,11 +151,13 @@ def prompt_messages(row: Mapping[str, Any]) -> Any:
 def parse_conversation(row: Mapping[str, Any]) -> Conversation:
     """A row of ``training_jsonl``: messages that end with the assistant, label and type.
 
+    ``trained``, a mark for each of the assistant's messages, says which of them are trained.
+
     Raises:
         InputError: anything :func:`parse_messages` refuses, a response that is missing or empty,
             a label without type or a type without label, an unknown key.
     """
-    messages = _messages(row, {"messages", "label", "type"})
+    messages = _messages(row, {"messages", "label", "type", "trained"})
     if not isinstance(messages, list) or len(messages) < 2:
         refuse("messages must hold a question and its answer", key="messages", got=brief(messages))
     response = messages[-1]
@@ -170,7 +172,18 @@ def parse_conversation(row: Mapping[str, Any]) -> Conversation:
     if label is not None and (not isinstance(label, str) or not label):
         refuse("a label must be a text that is not empty", key="label", got=brief(label))
     question = parse_messages(messages[:-1])
-    return replace(question, response=response["content"], label=label, type=kind)
+    marks = _read_marks(row.get("trained"), len(question.answers) + 1)
+    return replace(question, response=response["content"], label=label, type=kind, trained=marks)
+
+
+def _read_marks(marks: Any, answers: int) -> tuple[bool, ...] | None:
+    if marks is None:
+        return None
+    is_list = isinstance(marks, list) and all(isinstance(mark, bool) for mark in marks)
+    if not is_list or len(marks) != answers or not any(marks):
+        what = "there must be a mark for each answer, and one that is true at least"
+        refuse(what, key="trained", got=brief(marks), allowed=f"{answers} of true and false")
+    return tuple(marks)
 
 
 def _without_pair(roles: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from nemotron_style.runtime.config.model import Section, StepConfig
 from nemotron_style.steps.blocks.data.chat_format import ModelData
+from nemotron_style.steps.blocks.data.conversation import TrainOn
 
 
 class Model(Section):
@@ -25,6 +26,7 @@ class Data(Section):
         default=None, description="null: the first of these that the rows can be read for"
     )
     layout: str | None = Field(default=None, description="null: recognised")
+    train_on: TrainOn = "all"
 
 
 class Config(StepConfig):

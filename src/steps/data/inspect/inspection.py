@@ -24,6 +24,7 @@ from nemotron_style.steps.blocks.data.layouts.reader import ReadReport, RowReade
 from nemotron_style.steps.blocks.data.layouts.table import USES, recognise
 from nemotron_style.steps.blocks.data.rated_row import PairRow, parse_rated
 from nemotron_style.steps.blocks.settings.row_config import RowReading
+from nemotron_style.steps.data.inspect.config import Data
 from nemotron_style.steps.data.inspect.rendering import Piece, render
 
 PROBED = 100
@@ -102,17 +103,11 @@ def find_uses(path: Path, layout: str | None) -> list[Use]:
 
 
 def inspect_rows(
-    path: Path,
-    *,
-    use: Use | None,
-    layout: str | None,
-    chat: Chat | None,
-    limit: int | None,
-    shown: int,
+    path: Path, data: Data, *, chat: Chat | None, limit: int | None, shown: int
 ) -> Inspection:
-    """Read a file for ``use`` (None: the likeliest), leaving out what is bad, and count."""
-    uses = find_uses(path, layout) if use is None else [use]
-    settings = RowReading(layout=layout, on_bad_row="skip", max_bad_rows=float(2**53))
+    """Read a file for ``data.use`` (None: the likeliest), leaving out what is bad, and count."""
+    uses = find_uses(path, data.layout) if data.use is None else [data.use]
+    settings = RowReading(layout=data.layout, on_bad_row="skip", max_bad_rows=float(2**53))
     reader = RowReader(uses[0], settings, "data")
     found = Inspection(uses[0], uses, reader.report, limit)
     seen: dict[bytes, int] = {}
@@ -120,7 +115,7 @@ def inspect_rows(
 
     def parse(row: OwnRow) -> None:
         conversations = _conversations(row, found.use)
-        pieces = [render(each, chat, found.use) for each in conversations]
+        pieces = [render(each, chat, found.use, data.train_on) for each in conversations]
         number = reader.report.rows
         first = seen.setdefault(_digest(row), number)
         if first != number:

@@ -24,8 +24,7 @@ def run(config: Config, ctx: StepContext) -> None:
     chat, limit = open_model(config, ctx)
     found = inspect_rows(
         path,
-        use=config.data.use,
-        layout=config.data.layout,
+        config.data,
         chat=chat,
         limit=config.max_tokens or limit,
         shown=config.shown_rows,

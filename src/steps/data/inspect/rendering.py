@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from nemotron_style.steps.blocks.data.chat.interface import Chat
-from nemotron_style.steps.blocks.data.conversation import Conversation
+from nemotron_style.steps.blocks.data.conversation import ROLES, Conversation, TrainOn
 from nemotron_style.steps.blocks.data.layouts.layout import Use
 
 OPEN, CLOSE = "⟦", "⟧"
@@ -22,12 +22,14 @@ class Piece(NamedTuple):
     tokens: int = 0
 
 
-def render(conversation: Conversation, chat: Chat | None, use: Use) -> list[Piece]:
+def render(
+    conversation: Conversation, chat: Chat | None, use: Use, train_on: TrainOn = "all"
+) -> list[Piece]:
     """The pieces of a conversation in a chat format, or in plain words where there is none."""
     if chat is None:
-        return _plain(conversation, use)
+        return _plain(conversation, use, train_on)
     if use == "training":
-        example = chat.example(conversation)
+        example = chat.example(conversation, train_on)
         ids, counts = example.ids, example.counts
     elif conversation.response is None:
         ids = chat.prompt_ids(conversation, conversation.label)
@@ -46,20 +48,22 @@ def _pieces(ids: Sequence[int], counts: Sequence[bool], chat: Chat) -> Iterable[
         start = end
 
 
-def _plain(conversation: Conversation, use: Use) -> list[Piece]:
-    """Every turn with its speaker; of a training row the last part is what is trained."""
-    asked = [f"System: {conversation.system}"] if conversation.system else []
-    asked += [f"{turn.speaker}: {turn.value}" for turn in conversation.turns]
-    pieces = [Piece("\n".join(asked), trained=False)]
-    label, response = conversation.label, conversation.response
-    answers = response is not None
+def _plain(conversation: Conversation, use: Use, train_on: TrainOn) -> list[Piece]:
+    """Every turn with its speaker, and what is trained of the assistant's."""
+    turns = [(turn.speaker, turn.value) for turn in conversation.turns]
+    if conversation.response is not None:
+        turns.append((ROLES["assistant"], conversation.response))
+    marks = iter(conversation.trained_answers(train_on) if use == "training" else ())
+    pieces = [Piece(f"System: {conversation.system}\n", False)] if conversation.system else []
+    for speaker, text in turns:
+        trained = next(marks, False) if speaker == ROLES["assistant"] else False
+        pieces += [Piece(f"{speaker}: ", False), Piece(text, trained), Piece("\n", False)]
+    pieces.pop()
+    if conversation.label is None:
+        return pieces
     if conversation.type == "TEXT_TO_VALUE":
-        pieces += [Piece(f"\nAssistant: {response}\nLabel: ", False), Piece(label or "", True)]
-    elif answers:
-        labelled = f"\nLabel: {label}" if label is not None else ""
-        pieces += [Piece(f"{labelled}\nAssistant: ", False)]
-        pieces += [Piece(response or "", use == "training")]
-    return pieces
+        return [*pieces, Piece("\nLabel: ", False), Piece(conversation.label, use == "training")]
+    return [*pieces[:-2], Piece(f"Label: {conversation.label}\n", False), *pieces[-2:]]
 
 
 def mark(pieces: Iterable[Piece]) -> str:

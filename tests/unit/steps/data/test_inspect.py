@@ -60,7 +60,12 @@ def look(path: Path, **settings: Any) -> str:
     [
         (SHAREGPT, "sharegpt", "training", f"User: {Q}\nAssistant: ⟦{A}⟧"),
         (ALPACA, "alpaca", "training", f"User: Translate.\n\n{Q}\nAssistant: ⟦{A}⟧"),
-        (HELPSTEER2, "prompt_response", "training", f"{A}\nUser: Another?\nAssistant: ⟦The Nile.⟧"),
+        (
+            HELPSTEER2,
+            "prompt_response",
+            "training",
+            f"⟦{A}⟧\nUser: Another?\nAssistant: ⟦The Nile.⟧",
+        ),
         (ANTHROPIC, "pairs", "ratings", f"Row 1, rejected\n\n```\nUser: {Q}\nAssistant: rejected"),
         (GYM, "nemo_gym", "prompts", f"```\nUser: {Q}\n```"),
     ],
@@ -97,7 +102,7 @@ def test_tokens_are_counted_and_those_that_are_trained_are_marked(tmp_path: Path
     tokenizer = train_tokenizer([Q, A], 320, tmp_path / "tokenizer", tokens=ChatPromptTokens())
     chat = open_chat(tokenizer)
     path = write(tmp_path, SHAREGPT)
-    found = inspect_rows(path, use=None, layout=None, chat=chat, limit=5, shown=1)
+    found = inspect_rows(path, Data(), chat=chat, limit=5, shown=1)
     trained = chat.response_ids(A)
     assert found.trained == [len(trained)]
     assert found.tokens[0] > len(trained)
@@ -106,6 +111,22 @@ def test_tokens_are_counted_and_those_that_are_trained_are_marked(tmp_path: Path
     assert (asked.trained, answered.trained) == (False, True)
     assert answered.text == tokenizer.decode(trained)
     assert mark([asked, answered]).endswith(f"␑Assistant\n⟦{A}\n␑⟧")
+
+
+def test_only_the_last_answer_is_marked_where_it_alone_is_trained(tmp_path: Path) -> None:
+    page = look(write(tmp_path, HELPSTEER2), train_on="last")
+    assert f"Assistant: {A}\nUser: Another?\nAssistant: ⟦The Nile.⟧" in page
+
+
+def test_labels_are_shown_where_they_stand(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]
+    rows = [
+        {"messages": turns, "label": "a:1", "type": f"{kind}"}
+        for kind in ("VALUE_TO_TEXT", "TEXT_TO_VALUE")
+    ]
+    page = look(write(tmp_path, *rows))
+    assert f"User: {Q}\nLabel: a:1\nAssistant: ⟦{A}⟧" in page
+    assert f"User: {Q}\nAssistant: {A}\nLabel: ⟦a:1⟧" in page
 
 
 def test_a_file_without_a_layout_is_refused_with_its_first_row(tmp_path: Path) -> None:

@@ -18,12 +18,16 @@ from nemotron_style.steps.blocks.data.layouts.turns import (
     read_text,
     read_turn,
     read_turns,
+    read_weights,
     said,
     with_system,
 )
 
 ANSWERED: frozenset[Use] = frozenset({"training", "prompts"})
 """The uses of an answered conversation; as a prompt it ends before its answer."""
+
+OWN_COLUMNS = ("label", "type", "trained")
+"""What a row of our own has beside its messages."""
 
 SYSTEMS = ("system", "system_prompt")
 """Columns that hold a system message."""
@@ -39,21 +43,22 @@ def messages(row: Row, unused: set[str]) -> OwnRow:
     refuse_more(row)
     turns = read_turns(row["messages"], "messages", OPENAI, unused)
     own: OwnRow = {"messages": _with_system_columns(row, turns)}
+    if marks := read_weights(row["messages"], "messages", OPENAI):
+        own["trained"] = marks
     for name in row:
-        if name not in ("messages", "label", "type") and row[name] is not None:
+        if name not in ("messages", *OWN_COLUMNS) and row[name] is not None:
             _refuse_misspelling(name)
-    return own | {name: row[name] for name in ("label", "type") if row.get(name) is not None}
+    return own | {name: row[name] for name in OWN_COLUMNS if row.get(name) is not None}
 
 
 def sharegpt(row: Row, unused: set[str]) -> OwnRow:
     """``conversations`` of ShareGPT: ``from`` and ``value``, or OpenAI's names."""
     refuse_more(row)
-    turns = row["conversations"]
-    return {
-        "messages": _with_system_columns(
-            row, read_turns(turns, "conversations", _style(turns), unused)
-        )
-    }
+    turns, style = row["conversations"], _style(row["conversations"])
+    read = read_turns(turns, "conversations", style, unused)
+    own: OwnRow = {"messages": _with_system_columns(row, read)}
+    marks = read_weights(turns, "conversations", style)
+    return own | ({"trained": marks} if marks else {})
 
 
 def _style(turns: Any) -> Style:
@@ -210,7 +215,7 @@ CONVERSATIONS = (
     Layout(
         "messages",
         ANSWERED,
-        frozenset({"messages", "label", "type", *SYSTEMS}),
+        frozenset({"messages", *OWN_COLUMNS, *SYSTEMS}),
         _is_list("messages"),
         messages,
         '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}',

@@ -245,8 +245,10 @@ def _without_first_turns(conversation: Conversation) -> Conversation | None:
     turns = conversation.turns
     if [turn.speaker for turn in turns[:2]] != ["User", "Assistant"]:
         return None
-    marks = conversation.trained
-    return replace(conversation, turns=turns[2:], trained=marks and marks[1:])
+    marks = conversation.trained and conversation.trained[1:]
+    if marks is not None and not any(marks):
+        return None  # the only answer that is trained would go
+    return replace(conversation, turns=turns[2:], trained=marks)
 
 
 def _placed(error: InputError, where: str) -> list[Problem]:

@@ -94,16 +94,29 @@ def read_turn(turn: Any, key: str, style: Style, unused: set[str], group: str) -
         if name in NEEDS_MORE:
             what = f"the turn holds {NEEDS_MORE[name]}, which would be lost"
             refuse(what, key=f"{key}.{name}", got=brief(value), fix="leave the row out")
-        if name == "weight" and style is OPENAI:
-            if value != 1:
-                what = "a weight is 1"
-                refuse(what, key=f"{key}.weight", got=brief(value), allowed="1")
+        if name == "weight":  # see read_weights
             continue
         unused.add(f"{group}.{name}")
     text = read_text(turn[style.text], f"{key}.{style.text}")
     if not text and style.roles[role] != "system":
         refuse("is empty", key=f"{key}.{style.text}", allowed="a text that is not empty")
     return {"role": style.roles[role], "content": text}
+
+
+def read_weights(turns: Sequence[Mapping[str, Any]], key: str, style: Style) -> list[bool] | None:
+    """OpenAI's ``weight`` of the assistant's turns: whether each is trained; None without any.
+
+    Raises InputError for a weight that is neither 0 nor 1.
+    """
+    weights = []
+    for index, turn in enumerate(turns):
+        weight = turn.get("weight")
+        if weight not in (None, 0, 1):
+            place = f"{key}[{index}].weight"
+            refuse("a weight is 0 or 1", key=place, got=brief(weight), allowed="0, 1")
+        if style.roles[turn[style.role]] == "assistant":
+            weights.append(weight)
+    return None if set(weights) <= {None} else [weight != 0 for weight in weights]
 
 
 def read_text(content: Any, key: str) -> str:

@@ -25,6 +25,7 @@ class Case(NamedTuple):
     type: str | None = None
     ratings: dict[str, float] | None = None
     rejected: str | None = None
+    trained: tuple[bool, ...] | None = None
     refused: str = ""
 
 
@@ -53,6 +54,12 @@ CASES = {
     ),
     "openai, several answers": Case(
         {"messages": [U, S, U2, S2]}, [Q, A, Q2, A2], layout="messages"
+    ),
+    "openai with weights": Case(
+        {"messages": [U, turn("assistant", A, weight=0), U2, turn("assistant", A2, weight=1)]},
+        [Q, A, Q2, A2],
+        layout="messages",
+        trained=(False, True),
     ),
     "openai with more columns": Case(
         {"messages": [U, S], "id": "7", "source": "x", "score": 0.5}, [Q, A], layout="messages"

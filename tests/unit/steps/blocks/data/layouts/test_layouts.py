@@ -46,6 +46,7 @@ def expected(case: Any) -> Any:
         response=case.turns[-1],
         label=case.label,
         type=case.type,
+        trained=case.trained,
     )
     if case.ratings is not None:
         return RatedRow(answered, case.ratings)

@@ -78,6 +78,14 @@ def test_long_rows_stop_are_left_out_or_lose_their_first_turns(tmp_path: Path) -
     )
 
 
+def test_marks_go_with_their_turns_and_the_last_trained_answer_stays(tmp_path: Path) -> None:
+    path = write(tmp_path, chat("q1", "a1", "q", "a") | {"trained": [False, True]})
+    assert read(path, long_rows="truncate_prompt")[0] == ["qa"]
+    path = write(tmp_path, chat("q1", "a1", "q", "a") | {"trained": [True, False]})
+    with pytest.raises(InputError, match="got 6 tokens"):
+        read(path, long_rows="truncate_prompt")
+
+
 def test_an_answer_is_never_cut(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD, chat("q1", "a1", "q", "very long"))
     with pytest.raises(InputError, match="got 14 tokens"):
