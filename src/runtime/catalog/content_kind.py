@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from nemotron_style.runtime.catalog.catalog import Catalog
-from nemotron_style.runtime.catalog.kinds import Kind
+from nemotron_style.runtime.catalog.kinds import Kind, Kinds
 from nemotron_style.runtime.catalog.manifest import Slot
 from nemotron_style.runtime.errors import Problem, UsageError
 
@@ -55,13 +55,13 @@ def _is_among(names: Sequence[str], sign: str) -> bool:
     )
 
 
-def recognise(names: Sequence[str], catalog: Catalog) -> list[Kind]:
+def recognise(names: Sequence[str], kinds: Kinds) -> list[Kind]:
     """The kinds that content with these names may be: of those whose signs it has, the closest.
 
     A reward model has the signs of a Hugging Face checkpoint and one more. Rows look alike
     whatever they are for, so that there may be several; there is none for unknown content.
     """
-    found = [kind for kind in catalog.kinds if has_signs(kind, names)]
+    found = [kind for kind in kinds if has_signs(kind, names)]
     most = max((len(kind.signs) for kind in found), default=0)
     return [kind for kind in found if len(kind.signs) == most]
 
@@ -82,7 +82,7 @@ def choose_kind(names: Sequence[str], slot: Slot, catalog: Catalog, *, location:
     whoever reads them will see. Raises ``UsageError`` for what cannot fill the slot.
     """
     usable = usable_kinds(slot, catalog)
-    found = {kind.name: kind for kind in recognise(names, catalog)}
+    found = {kind.name: kind for kind in recognise(names, catalog.kinds)}
     fits = [name for name in usable if name in found]
     if fits:
         return fits[0]
@@ -99,6 +99,18 @@ def choose_kind(names: Sequence[str], slot: Slot, catalog: Catalog, *, location:
         fix=first.advice if first else "",
     )
     raise UsageError(problem)
+
+
+def check_kind(path: Path, name: str, kinds: Kinds) -> None:
+    """Raise ``UsageError`` for content that looks like another kind than ``name``, which has signs.
+
+    Content that looks like nothing that is known is what its owner says.
+    """
+    found = recognise(list_names(path), kinds) if kinds[name].signs else []
+    if found and not any(kinds.accepts(name, kind.name) for kind in found):
+        what = f"it looks like {found[0].name} ({found[0].description})"
+        fix = f"give --kind {found[0].name}; the steps that want another are given it converted"
+        raise UsageError(Problem(where=str(path), what=what, got=f"--kind {name}", fix=fix))
 
 
 def describe_signs(kind: Kind) -> str:

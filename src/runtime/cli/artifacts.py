@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -152,7 +153,9 @@ def adopt(
     as_json: AsJson = False,
 ) -> None:
     """Copy a file or directory into the store, to be used as an input."""
-    load_kinds()[kind]
+    from nemotron_style.runtime.catalog.content_kind import check_kind
+
+    check_kind(Path(path), kind, load_kinds())
     artifact = open_store(context).adopt(path, kind=kind, name=name, reference=reference)
     if as_json:
         return print_json(_summarise(artifact))

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from nemotron_style.runtime.catalog.catalog import Catalog, load_catalog
-from nemotron_style.runtime.catalog.content_kind import choose_kind, list_names, recognise
+from nemotron_style.runtime.catalog.content_kind import (
+    check_kind,
+    choose_kind,
+    list_names,
+    recognise,
+)
 from nemotron_style.runtime.catalog.manifest import Slot
 from nemotron_style.runtime.errors import UsageError
 
@@ -28,11 +33,11 @@ def catalog() -> Catalog:
 
 @pytest.mark.parametrize("kind", CONTENT)
 def test_a_checkpoint_is_recognised_as_the_closest_kind(kind: str, catalog: Catalog) -> None:
-    assert [found.name for found in recognise(CONTENT[kind], catalog)] == [kind]
+    assert [found.name for found in recognise(CONTENT[kind], catalog.kinds)] == [kind]
 
 
 def test_rows_may_be_of_any_kind_of_rows(catalog: Catalog) -> None:
-    names = [found.name for found in recognise(["a.jsonl", "b.jsonl"], catalog)]
+    names = [found.name for found in recognise(["a.jsonl", "b.jsonl"], catalog.kinds)]
     assert {"training_jsonl", "prompts_jsonl", "rated_jsonl"} <= set(names)
     assert all(name.endswith("_jsonl") for name in names)
 
@@ -82,3 +87,13 @@ def test_names_are_those_of_a_folder_and_of_its_folders(tmp_path: Path) -> None:
     named = ["config.json", "weights/", "weights/deep", "weights/shard"]
     assert list_names(tmp_path) == named
     assert list_names(tmp_path / "config.json") == ["config.json"]
+
+
+def test_content_is_not_called_what_it_does_not_look_like(tmp_path: Path, catalog: Catalog) -> None:
+    for name in HUB:
+        (tmp_path / name).touch()
+    for kind in ("checkpoint_hf", "attribute_truth"):
+        check_kind(tmp_path, kind, catalog.kinds)
+    with pytest.raises(UsageError, match=r"looks like checkpoint_hf.*give --kind checkpoint_hf"):
+        check_kind(tmp_path, "checkpoint_megatron", catalog.kinds)
+    check_kind(tmp_path / "no such folder", "checkpoint_megatron", catalog.kinds)
