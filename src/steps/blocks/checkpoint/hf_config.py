@@ -78,10 +78,44 @@ def build_settings(
     are those that every version of transformers reads which knows the family. Raises InputError
     for a switch that the family has no key for.
     """
+    check_family(config)
+    return {**_write_values(config), "torch_dtype": dtype, **token_ids}
+
+
+def check_family(config: ModelConfig) -> None:
+    """Raise InputError, naming every switch that no ``config.json`` of the model's family says."""
+    family = BY_ARCHITECTURE[config.architecture]
+    if not (unsaid := _unsaid(config)):
+        return
+    others = [config.model_copy(update={"architecture": name}) for name in BY_ARCHITECTURE]
+    fits = ", ".join(other.architecture for other in others if not _unsaid(other))
+    what = f"config.json of {family.name} has no key for this switch"
+    fix = f"it is a model of {fits}: name that as architecture in model_config.json"
+    if not fits:
+        fix = "no family has all switches of this model: Hugging Face has no class for it"
+    raise InputError(
+        Problem(key=name, what=what, got=str(getattr(config, name)), fix=fix) for name in unsaid
+    )
+
+
+def _unsaid(config: ModelConfig) -> list[str]:
+    """The fields that would be read as others from the ``config.json`` of the model's family."""
+    family = BY_ARCHITECTURE[config.architecture]
+    values = _read_values(_write_values(config), family, [])
+    try:
+        read = ModelConfig.model_validate(values)
+    except ValidationError:  # a part of what belongs together is missing
+        return list(config.switched) or ["architecture"]
+    names = ModelConfig.model_fields
+    return [name for name in names if getattr(config, name) != getattr(read, name)]
+
+
+def _write_values(config: ModelConfig) -> dict[str, Any]:
+    """What ``config.json`` says about the model itself; the inverse of :func:`_read_values`."""
     family = BY_ARCHITECTURE[config.architecture]
     ours = {name: getattr(config, name) for name in ModelConfig.model_fields}
     ours["kv_channels"] = config.head_size
-    settings = {
+    return {
         "architectures": [family.causal_class],
         "model_type": family.model_type,
         **{theirs: ours[name] for name, theirs in _NEEDED.items()},
@@ -90,38 +124,13 @@ def build_settings(
         **{key: allowed[0] for key, allowed in family.says.items()},
         **write_windows(config, family),
         **({_SCALAR: _scalar(config)} if family.scales_queries else {}),
-        "torch_dtype": dtype,
-        **token_ids,
     }
-    _check_that_all_is_said(config, settings, family)
-    return settings
 
 
 def _scalar(config: ModelConfig) -> float | int:
     """What Gemma has for the scale of the softmax: the number whose root it divides by."""
     exact = round(config.softmax_scale**-2, 6)  # 144 ** -0.5 ** -2 is 144.00000000000003
     return int(exact) if exact == int(exact) else exact
-
-
-def _check_that_all_is_said(
-    config: ModelConfig, settings: Mapping[str, Any], family: Family
-) -> None:
-    """Raise InputError where the file that is written would be read as another model."""
-    read = ModelConfig.model_validate(_read_values(settings, family, []))
-    raise_all(
-        InputError,
-        [
-            Problem(
-                key=name,
-                what=f"config.json of {family.name} has no key for this switch",
-                got=str(getattr(config, name)),
-                allowed=str(getattr(read, name)),
-                fix="name the family that has it as architecture in model_config.json",
-            )
-            for name in ModelConfig.model_fields
-            if getattr(config, name) != getattr(read, name)
-        ],
-    )
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
+from nemotron_style.steps.blocks.checkpoint.hf_config import check_family
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WEIGHTS, check_checkpoint
 from nemotron_style.steps.blocks.checkpoint.torch_dist import read
 from nemotron_style.steps.blocks.model.device import prepare_device
@@ -71,6 +72,7 @@ def load_trunk(
     :func:`checkpoint.load_model` does.
     """
     config = check_checkpoint(path).model_copy(update={"tie_embeddings": False})
+    check_family(config)  # what is trained will be written as Hugging Face has it
     model = construct(RegressionModel, config, dtype=dtype, outputs=outputs)
     model.to(device=prepare_device(), dtype=dtype)
     if model.post_process:

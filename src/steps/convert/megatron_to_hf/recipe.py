@@ -25,7 +25,11 @@ from nemotron_style.steps.blocks.checkpoint.conversion import (
     sample_logits,
     track,
 )
-from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE, build_settings
+from nemotron_style.steps.blocks.checkpoint.hf_config import (
+    CONFIG_FILE,
+    build_settings,
+    check_family,
+)
 from nemotron_style.steps.blocks.checkpoint.hf_weights import (
     EMBEDDING,
     HEAD,
@@ -56,6 +60,7 @@ def run(config: Config, ctx: StepContext) -> None:
 
     # -- the logits of the checkpoint; reading it finds everything that is wrong with it
     stored = check_checkpoint(source)
+    check_family(stored)
     weights = WeightFolder(source / WEIGHTS)
     tokenizer = Tokenizer(source / TOKENIZER)
     check_vocabulary(tokenizer, stored, where=str(source))
