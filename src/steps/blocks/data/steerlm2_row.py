@@ -13,7 +13,7 @@ particular no response is ever cut to length, because its log-probability covers
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -30,6 +30,7 @@ from pydantic import (
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.data.chat.interface import Chat
+from nemotron_style.steps.blocks.data.chat.token_array import token_array
 from nemotron_style.steps.blocks.data.conversation import Conversation, Turn
 from nemotron_style.steps.blocks.data.jsonl import brief, is_number, read_rows, refuse
 from nemotron_style.steps.blocks.settings.json_model import validation_problems
@@ -44,8 +45,8 @@ LOG_FIELDS = (LOG_P_A, LOG_P_Y, LOG_Q)
 class EncodedGroup:
     """A row as token ids, and the numbers that were computed for them."""
 
-    prompt_ids: tuple[int, ...]
-    responses_ids: tuple[tuple[int, ...], ...]
+    prompt_ids: Sequence[int]
+    responses_ids: tuple[Sequence[int], ...]
     log_p_a: tuple[float, ...]
     log_p_y: tuple[float, ...]
     log_q: tuple[float, ...]
@@ -189,8 +190,8 @@ def parse_row(row: Mapping[str, Any], *, chat: Chat) -> EncodedGroup:
     question = Conversation(checked.system or None, turns)
     prompt_ids = chat.prompt_ids(question, checked.label, speaker=responses[0].speaker)
     return EncodedGroup(
-        prompt_ids=tuple(prompt_ids),
-        responses_ids=tuple(tuple(chat.response_ids(each.value)) for each in responses),
+        prompt_ids=token_array(prompt_ids),
+        responses_ids=tuple(token_array(chat.response_ids(each.value)) for each in responses),
         log_p_a=tuple(response.log_p_a for response in responses),
         log_p_y=tuple(response.log_p_y for response in responses),
         log_q=tuple(response.log_q for response in responses),

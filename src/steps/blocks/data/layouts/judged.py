@@ -178,8 +178,13 @@ def compared(row: OwnRow) -> OwnRow:
 
 
 def _rated_columns(row: Row) -> bool:
-    is_pair = row.get("chosen") is not None
-    return has("prompt", "response")(row) and not is_pair
+    if not has("prompt", "response", without=("chosen",))(row):
+        return False
+    rest = {name: value for name, value in row.items() if name not in ("prompt", "response")}
+    return any(
+        name in _NEMO_REGRESSION or (is_number(value) and name not in NOT_RATINGS)
+        for name, value in rest.items()
+    )
 
 
 def _is_regression(row: Row) -> bool:
