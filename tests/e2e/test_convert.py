@@ -424,9 +424,8 @@ def test_both_conversions_are_planned_where_they_are_needed(project: Any, folder
     first, second = (run["plan"] for run in document["runs"])
     assert second["inputs"][0]["source"] == f"run:{first['run_id']}/model"
     project("artifacts", "adopt", str(folder), "--kind", "checkpoint_hf", "--name", "theirs")
-    document = json.loads(
-        project("steps", "run", "sft/chat", "-c", "tiny", "-i", "model=theirs", "-d", "--json")
-    )
+    words = ("sft/chat", "-c", "tiny", "-i", "model=theirs", "model.architecture=null")
+    document = json.loads(project("steps", "run", *words, "-d", "--json"))
     steps = ["convert/hf_to_megatron", "data/toy", "sft/chat"]
     assert [run["plan"]["step"] for run in document["runs"]] == steps
 
