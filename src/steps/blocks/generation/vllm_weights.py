@@ -18,7 +18,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE, build_
 from nemotron_style.steps.blocks.checkpoint.hf_weights import EMBEDDING, HEAD, export_weights
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import write_tensors
 from nemotron_style.steps.blocks.model.language_model import unwrap
-from nemotron_style.steps.blocks.model.sharded_tensor import shards
+from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -80,8 +80,11 @@ class Files:
     def write_weights(self, model: nn.Module, path: Path) -> None:
         """Write the weights of a model that is whole on this rank, as they are now."""
         weights = _whole_weights(model, head=not self.ties)
-        units = export_weights(weights, self.config)
-        write_tensors(path, map(self._prepare, units), max_bytes=_FILE_BYTES)
+        outline = ((name, part.to("meta")) for name, part in weights)
+        units, outlines = (
+            map(self._prepare, export_weights(pairs, self.config)) for pairs in (weights, outline)
+        )
+        write_tensors(path, units, max_bytes=_FILE_BYTES, outline=outlines)
 
     def _head_settings(self) -> dict[str, Any]:
         size = self.config.head_size
@@ -96,7 +99,7 @@ class Files:
 
     def _prepare(self, unit: Mapping[str, Tensor]) -> dict[str, Tensor]:
         wide = {name: self._widen(name, part) for name, part in unit.items()}
-        return {name: part.to(self.dtype).cpu().contiguous() for name, part in wide.items()}
+        return {name: part.to(self.dtype) for name, part in wide.items()}
 
     def _widen(self, name: str, part: Tensor) -> Tensor:
         size, missing = self.config.head_size, self.head_size - self.config.head_size
@@ -144,15 +147,11 @@ def make_folder(bytes_needed: int) -> Path:
     return Path(tempfile.mkdtemp(prefix="nemotron-style-vllm-", dir=place))
 
 
-def _whole_weights(model: nn.Module, *, head: bool) -> Iterable[tuple[str, Tensor]]:
-    """Every tensor by its canonical name, gate and up projection joined; ``head``: with its own."""
-    tensors: dict[str, Tensor] = {}
-    for shard in shards(unwrap(model)):
-        if shard.data.shape == shard.full_shape:
-            tensors[shard.name] = shard.data
-            continue
-        whole = tensors.setdefault(shard.name, shard.data.new_empty(shard.full_shape))
-        whole[shard.slices] = shard.data
+def _whole_weights(model: nn.Module, *, head: bool) -> list[tuple[str, Tensor]]:
+    """The model's own tensors by canonical name; ``head``: with one, even where it is tied."""
+    inner = unwrap(model)
+    names = {name: part.key for name, part in sharded_weights(inner).items()}
+    tensors = {names[name]: weight.detach() for name, weight in inner.named_parameters()}
     if head and HEAD not in tensors:
-        tensors[HEAD] = tensors[EMBEDDING].clone()
+        tensors[HEAD] = tensors[EMBEDDING]
     return sorted(tensors.items())
