@@ -13,6 +13,7 @@ from torch import nn
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.text_file import read_json_file
+from nemotron_style.steps.blocks.checkpoint.gguf_folder import unpack_gguf
 from nemotron_style.steps.blocks.checkpoint.hf_config import (
     CONFIG_FILE,
     parse_sizes,
@@ -24,6 +25,7 @@ from nemotron_style.steps.blocks.checkpoint.hf_weights import (
     import_weights,
 )
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
+from nemotron_style.steps.blocks.checkpoint.tokenizer_conversion import with_fast_tokenizer
 from nemotron_style.steps.blocks.data.chat.opening import open_chat
 from nemotron_style.steps.blocks.data.chat.template_chat import TemplateChat
 from nemotron_style.steps.blocks.data.chat_template import ChatTemplate, read_template
@@ -132,14 +134,20 @@ def load_chat_model(
     dtype: torch.dtype = torch.float32,
     batch_tokens: int = 65536,
     max_model_len: int | None = None,
+    work: Path | None = None,
 ) -> LocalChatModel:
     """Read a Hugging Face folder; ``max_model_len`` shortens what the model may hold.
 
-    Raises InputError for everything in it that is missing or cannot be represented.
+    In ``work`` what is stored otherwise is unpacked: a GGUF file, a SentencePiece tokenizer. Raises
+    InputError for everything in the folder that is missing or cannot be represented.
     """
+    words = path
+    if work:
+        path = unpack_gguf(path, work / "unpacked")
+        words = with_fast_tokenizer(path, work / "tokenizer")
     settings = read_settings(path)
     sizes = parse_sizes(settings, path)
-    tensors, tokenizer = TensorFolder(path), Tokenizer(path)
+    tensors, tokenizer = TensorFolder(path), Tokenizer(words)
     check_tensors(tensors, sizes)
     check_vocabulary(tokenizer, sizes, where=str(path / CONFIG_FILE))
     template = read_template(tokenizer)

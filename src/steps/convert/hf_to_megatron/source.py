@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.steps.blocks.checkpoint.gguf_folder import unpack_gguf
 from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE, read_sizes
 from nemotron_style.steps.blocks.checkpoint.hf_weights import check_tensors
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER
@@ -41,6 +42,7 @@ def open_source(path: Path, config: Config, *, run_dir: Path) -> Source:
     Raises:
         InputError: with everything in its config, weights and tokenizer that cannot be converted.
     """
+    path = unpack_gguf(path, run_dir / "unpacked")
     problems: list[Problem] = []
 
     def attempt(part: Callable[[], Part]) -> Part | None:

@@ -54,7 +54,9 @@ def run(config: Config, ctx: StepContext) -> None:
     initialize(seed=config.seed)
     artifact, output = ctx.input("model"), ctx.output("judge")
     dtype = getattr(torch, config.dtype)
-    judge = load_chat_model(artifact.path, dtype=dtype, batch_tokens=config.batch_tokens)
+    judge = load_chat_model(
+        artifact.path, dtype=dtype, batch_tokens=config.batch_tokens, work=ctx.run_dir / "model"
+    )
     reader = RowReader("comparisons", config.data, "data")
     prompts = read_prompts(ctx.input("comparisons").path, judge, config, reader)
     reader.report.tell(ctx, "comparisons", output="judge")

@@ -40,7 +40,7 @@ def run(config: Config, ctx: StepContext) -> None:
     endpoint = write_endpoint(ctx.run_dir, address, model=artifact.digest, attempt=ctx.attempt)
     ctx.say(f"listening at {address}, loading {artifact.ref}")
     try:
-        model, how = load_model(artifact.path, config), config.batching
+        model, how = load_model(artifact.path, config, ctx.run_dir), config.batching
         batching = Batching(how.max_choices, how.max_wait_ms / 1000, how.max_queued)
         service.serve(model, batching)
         ctx.say(f"ready at {address} as {service.name}, {model.max_model_len} tokens at most")
@@ -54,7 +54,7 @@ def run(config: Config, ctx: StepContext) -> None:
         raise StepFailed("the model failed again and again; its errors are in the log")
 
 
-def load_model(path: Path, config: Config) -> ChatModel:
+def load_model(path: Path, config: Config, run_dir: Path) -> ChatModel:
     """The model of an artifact; torch is imported here, after the address is taken."""
     import torch
 
@@ -67,6 +67,7 @@ def load_model(path: Path, config: Config) -> ChatModel:
         dtype=getattr(torch, config.dtype),
         batch_tokens=config.batch_tokens,
         max_model_len=config.max_model_len,
+        work=run_dir / "model",
     )
 
 
