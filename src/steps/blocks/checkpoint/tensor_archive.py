@@ -27,7 +27,7 @@ def check_archive(path: Path, offset: int, size: int) -> None:
     """
     with (
         open(path, "rb", buffering=0) as file,
-        zipfile.ZipFile(_Part(file, offset, size)) as archive,
+        zipfile.ZipFile(FilePart(file, offset, size)) as archive,
     ):
         members = archive.infolist()
         unpacked = sum(member.file_size for member in members)
@@ -42,7 +42,7 @@ def check_archive(path: Path, offset: int, size: int) -> None:
                 raise ArchiveError(f"a tensor's pickle uses a value twice, by {opcode.name}")
 
 
-class _Part(io.RawIOBase):
+class FilePart(io.RawIOBase):
     """A part of a file as a file of its own."""
 
     def __init__(self, file: io.FileIO, offset: int, size: int) -> None:

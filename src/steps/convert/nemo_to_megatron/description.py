@@ -13,7 +13,8 @@ from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.convert.nemo_to_megatron.archive import ModelFiles, Span
 from nemotron_style.steps.convert.nemo_to_megatron.config import Config
-from nemotron_style.steps.convert.nemo_to_megatron.layout import find_layout
+from nemotron_style.steps.convert.nemo_to_megatron.layout import Layout, find_layout
+from nemotron_style.steps.convert.nemo_to_megatron.megatron_args import read_args
 from nemotron_style.steps.convert.nemo_to_megatron.model_keys import (
     NemoConfig,
     parse_config,
@@ -50,10 +51,8 @@ def describe(files: ModelFiles, config: Config, *, has_tokenizer: bool) -> Descr
     tokenizer that is not there.
     """
     layout, problems = find_layout(files), list[Problem]()
-    where = f"{files.where}: {layout.config}"
-    nemo = parse_config(
-        files.text(layout.config), where=where, ignored=tuple(config.model.ignore_keys)
-    )
+    nemo = _read_config(files, layout, config)
+    where = nemo.where
     try:
         read_model_config(nemo, vocab_size=1)
     except InputError as error:
@@ -69,6 +68,14 @@ def describe(files: ModelFiles, config: Config, *, has_tokenizer: bool) -> Descr
     raise_all(InputError, problems)
     chat = config.model.data.chat_prompt_tokens or _stored_chat(nemo)
     return Description(nemo, files.inside(layout.weights), found, chat)
+
+
+def _read_config(files: ModelFiles, layout: Layout, config: Config) -> NemoConfig:
+    if not layout.config:
+        return read_args(files)
+    where = f"{files.where}: {layout.config}"
+    ignored = tuple(config.model.ignore_keys)
+    return parse_config(files.text(layout.config), where=where, ignored=ignored)
 
 
 def _stored_chat(nemo: NemoConfig) -> ChatPromptTokens | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import io
 import json
@@ -214,6 +215,76 @@ def test_rows_are_added_to_the_embedding_on_demand(folder: Path, tmp_path: Path)
     assert made.facts["dtype"] == "bfloat16"
 
 
+ARGS = {
+    "num_layers": 3,
+    "hidden_size": 32,
+    "ffn_hidden_size": 48,
+    "num_attention_heads": 4,
+    "group_query_attention": True,
+    "num_query_groups": 2,
+    "kv_channels": 8,
+    "max_position_embeddings": 64,
+    "position_embedding_type": "rope",
+    "rotary_base": 10000,
+    "rotary_percent": 1.0,
+    "use_rope_scaling": False,
+    "rope_scaling_factor": 8.0,
+    "norm_epsilon": 1e-5,
+    "normalization": "RMSNorm",
+    "apply_layernorm_1p": False,
+    "swiglu": True,
+    "add_bias_linear": False,
+    "untie_embeddings_and_output_weights": True,
+    "num_experts": None,
+    "window_size": None,
+    "params_dtype": torch.bfloat16,
+    "tokenizer_model": "/train/tokenizer.model",
+}
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (exec, ("import builtins; builtins.was_executed = True",))
+
+
+def write_megatron(path: Path, llama: torch.nn.Module, **args: Any) -> Path:
+    """A directory that Megatron-LM trained into; an argument in it runs code when it is read."""
+    weights = path / "iter_0000100"
+    stacked = stack_weights(llama.state_dict(), LLAMA)
+    plain = {name.removeprefix("model."): tensors for name, tensors in stacked.items()}
+    write_weights(plain, weights)
+    named = argparse.Namespace(**ARGS, evil=Evil(), **args)
+    torch.save({"args": named, "checkpoint_version": 3.0}, weights / "common.pt")
+    (path / "latest_checkpointed_iteration.txt").write_text("100")
+    return path
+
+
+def test_a_directory_of_megatron_computes_what_its_original_does(
+    whole: Path, llama: torch.nn.Module, tmp_path: Path
+) -> None:
+    path = write_megatron(tmp_path / "trained", llama)
+    words = tmp_path / "words"
+    words.mkdir()
+    shutil.copy(whole / f"{RANDOM}tokenizer.json", words / "tokenizer.json")
+    made = convert(path, tmp_path / "run", tokenizer=words)
+    assert_same_logits(made.path, llama)
+    assert not hasattr(builtins, "was_executed")
+    given = ("model", path / "iter_0000100"), ("tokenizer", words)
+    site = JobSite(executor="local", files=dict(given), inputs=dict.fromkeys(["tokenizer"], "x"))
+    assert "llama, 3 layers of 32" in compile_job(Config(), site).notes[0]
+
+
+def test_arguments_of_megatron_that_no_model_here_computes_are_refused(
+    llama: torch.nn.Module, tmp_path: Path
+) -> None:
+    path = write_megatron(tmp_path / "trained", llama, mtp_num_layers=1, qk_l2_norm=True)
+    told = refuse(path, tmp_path / "run")
+    assert "mtp_num_layers" in told
+    assert "qk_l2_norm" in told
+    (path / "iter_0000100" / "common.pt").write_bytes(b"no archive")
+    assert "holds no arguments" in refuse(path, tmp_path / "again")
+
+
 # -- what is refused
 
 
@@ -276,11 +347,6 @@ def test_weights_that_cannot_be_read_are_refused_with_the_way_out(
     told = refuse(pack(folder, tmp_path / "old.nemo"), tmp_path / "run")
     assert name in told
     assert advice in told
-
-
-class Evil:
-    def __reduce__(self) -> Any:
-        return (exec, ("import builtins; builtins.was_executed = True",))
 
 
 def test_no_pickle_is_executed(folder: Path, tmp_path: Path) -> None:
