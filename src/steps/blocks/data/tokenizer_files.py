@@ -14,6 +14,7 @@ from typing import Any
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.runtime.text_file import read_json_file
+from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.opening import open_chat
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
 from nemotron_style.steps.blocks.data.tokenizer import (
@@ -156,6 +157,16 @@ def write_settings(path: Path, tokens: ChatPromptTokens) -> None:
         write_json(path / GENERATION_FILE, tokenizer.generation | {"eos_token_id": end})
     template = ChatFormat(tokens).template()
     (path / TEMPLATE_FILE).write_text(template, encoding="utf-8", newline="\n")
+
+
+def store_chat(path: Path, chat: Chat) -> None:
+    """Write the chat format that a model was trained in beside its tokenizer in ``path``.
+
+    That is done where the config gave ``chat_prompt_tokens`` that the checkpoint did not have;
+    everything else is there already.
+    """
+    if chat.tokens and "chat_prompt_tokens" not in Tokenizer(path).settings:
+        write_settings(path, chat.tokens)
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

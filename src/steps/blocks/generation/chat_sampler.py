@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER, load_model
 from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.opening import open_chat
+from nemotron_style.steps.blocks.data.chat.usable import Sampled, require_usable
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.conversation import Conversation
 from nemotron_style.steps.blocks.data.seed import seed_of
@@ -89,6 +90,8 @@ class ChatSampler:
         no control token but those that end it, and no id without a token. Others are sampled
         again, never cut or mended: that samples from the model *given* that it finishes, which
         changes every log-prob of a group by the same amount.
+
+        Raises StepFailed when most of those that ended are not usable.
         """
         params = SamplingParams(
             max_new_tokens=max_new_tokens,
@@ -108,8 +111,10 @@ class ChatSampler:
                 samples_per_prompt=samples,
                 seed=[seed_of(requests[i].seed, attempt) for i in incomplete],
             )
-            for i, group in zip(incomplete, groups, strict=True):
-                fresh = iter([self._read(sample, attempt) for sample in group])
+            read = [[self._read(sample, attempt) for sample in group] for group in groups]
+            self._require_usable(groups, read)
+            for i, group in zip(incomplete, read, strict=True):
+                fresh = iter(group)
                 responses[i] = [kept if kept is not None else next(fresh) for kept in responses[i]]
         return responses
 
@@ -165,6 +170,13 @@ class ChatSampler:
         )
         groups = self.engine.generate(prompts, params, seed=0)
         return [self.chat.read_label(group[0].tokens) for group in groups]
+
+    def _require_usable(
+        self, groups: Sequence[Sequence[Sample]], read: Sequence[Sequence[Response | None]]
+    ) -> None:
+        pairs = zip(chain(*groups), chain(*read), strict=True)
+        samples = [Sampled(one.tokens, one.finished, text is not None) for one, text in pairs]
+        require_usable(self.chat, samples)
 
     def _read(self, sample: Sample, attempt: int) -> Response | None:
         """The response that a sample holds, or None when it is not usable."""

@@ -34,6 +34,7 @@ from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_f
 from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_files import store_chat
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.reward.config import RewardConfig
 from nemotron_style.steps.blocks.reward.regression_model import load_trunk
@@ -211,6 +212,7 @@ def write_model(
     if ctx.is_first:
         tokenizer = ctx.input("model").path / TOKENIZER
         ids = write_tokenizer(tokenizer, output.path, pad_token=choose_padding(chat))
+        store_chat(output.path, chat)
         dtype = "bfloat16" if config.trainer.half else "float32"
         write_settings(output.path, sizes=sizes, config=reward, dtype=dtype, token_ids=ids)
     trunk = sum(math.prod(shape) for shape in full_shapes(sizes).values())

@@ -5,11 +5,12 @@ Shape legend: ``_P`` prompts, ``_G`` samples of a group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from nemotron_style.steps.blocks.data.chat.interface import Chat
+from nemotron_style.steps.blocks.data.chat.usable import Sampled, require_usable
 from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.generation.engine import Engine
@@ -70,7 +71,8 @@ class RolloutSampler:
         """``samples`` answers to the prompt at each of ``indices``.
 
         The name of a group, and with it its random numbers, are ``name`` and its number in
-        ``indices``: a prompt that comes twice is answered twice.
+        ``indices``: a prompt that comes twice is answered twice. Raises StepFailed when most
+        answers that ended cannot be used.
         """
         names = [f"{name}/{number}" for number in range(len(indices))]
         own = range(data_rank(), len(indices), data_world())
@@ -81,11 +83,19 @@ class RolloutSampler:
             seed=[seed_of(names[number]) for number in own],
         )
         parts = self.rank_zero.gather([[self._read(one) for one in group] for group in groups])
+        self._require_usable(sample for part in parts for group in part for sample in group)
         return [
             # rank r sampled groups r, r + world, r + 2 world ...
             Rollout(names[number], prompts[index], parts[number % len(parts)][number // len(parts)])
             for number, index in enumerate(indices)
         ]
+
+    def _require_usable(self, drawn: Iterable[Sample]) -> None:
+        read = self.chat.read_response
+        require_usable(
+            self.chat,
+            [Sampled(one.tokens, not one.truncated, read(one.tokens) is not None) for one in drawn],
+        )
 
     def _read(self, sample: EngineSample) -> Sample:
         """A sample with its text, without control tokens: servers do not show them either."""

@@ -42,6 +42,7 @@ from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.prompt import PromptReader, count_shared
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_files import store_chat
 from nemotron_style.steps.blocks.data.toy_truth import load_truth
 from nemotron_style.steps.blocks.generation.answer_samples import AnswerSamples, Question
 from nemotron_style.steps.blocks.generation.backend import open_engine
@@ -208,6 +209,7 @@ def run(config: Config, ctx: StepContext) -> None:
     output = ctx.output("model")
     save_model(model, output.path, config=sizes, tokenizer=source.path / TOKENIZER)
     if ctx.is_first:
+        store_chat(output.path / TOKENIZER, chat)
         draw_metrics(ctx.metrics.history(), PANELS, ctx.run_dir / "plots" / "rs.png")
         if config.exp_manager.explicit_log_dir:
             copy_logs(ctx.run_dir, Path(config.exp_manager.explicit_log_dir))

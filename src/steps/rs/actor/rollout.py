@@ -8,9 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from nemotron_style.runtime.errors import Problem, StepFailed
 from nemotron_style.steps.blocks.data.chat.interface import Chat
+from nemotron_style.steps.blocks.data.chat.usable import Sampled, require_usable
 from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.generation.backend import GenerationEngine
@@ -90,7 +92,8 @@ class RolloutSampler:
     ) -> tuple[list[Rollout], dict[str, float]]:
         """``samples`` scored responses to each of ``prompts``, and the seconds that took.
 
-        Each rank samples ``lot`` groups at a time. Raises what :meth:`RewardPool.collect` raises.
+        Each rank samples ``lot`` groups at a time. Raises what :meth:`RewardPool.collect` raises,
+        and StepFailed when most of the responses that ended cannot be used.
         """
         started, groups = time.monotonic(), []
         size = lot * data_world()
@@ -105,6 +108,10 @@ class RolloutSampler:
                     for text in distinct_texts(responses)
                 ]
             )
+        require_usable(
+            self.chat,
+            [Sampled(one.tokens, one.finished, one.text is not None) for one in chain(*groups)],
+        )
         sampled_at = time.monotonic()
         scores = iter(self.reward_pool.collect())
         rollouts = []

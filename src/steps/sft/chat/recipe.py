@@ -23,12 +23,14 @@ from torch import nn
 
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
+    TOKENIZER,
     full_shapes,
     save_model,
     written_digest,
 )
 from nemotron_style.steps.blocks.data.chat.opening import tokenizer_facts
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
+from nemotron_style.steps.blocks.data.tokenizer_files import store_chat
 from nemotron_style.steps.blocks.generation.answer_samples import AnswerSamples
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.stats.metric_plot import copy_logs, draw_metrics
@@ -138,6 +140,8 @@ def write_model(ctx: StepContext, model: nn.Module, start: Start) -> None:
     """Write the output: the model with its tokenizer, and the digests that identify it."""
     output = ctx.output("model")
     save_model(model, output.path, config=start.sizes, tokenizer=start.tokenizer.path)
+    if ctx.is_first:
+        store_chat(output.path / TOKENIZER, start.chat)
     output.note(
         weights_digest=written_digest(output.path),
         parameters=sum(math.prod(shape) for shape in full_shapes(start.sizes).values()),

@@ -45,6 +45,7 @@ from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_f
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.steerlm2_row import read_groups
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_files import store_chat
 from nemotron_style.steps.blocks.generation.answer_samples import AnswerSamples, Question
 from nemotron_style.steps.blocks.loss.steerlm2 import baseline
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
@@ -184,6 +185,8 @@ def run(config: Config, ctx: StepContext) -> None:
     samples.write(after=selection.best_step)
     write_model(config, ctx, start=start.path, best_models=best_models, step=selection.best_step)
     output = ctx.output("model")
+    if ctx.is_first:
+        store_chat(output.path / TOKENIZER, chat)
     output.note(
         weights_digest=written_digest(output.path),
         parent_weights_digest=parent,

@@ -36,6 +36,8 @@ WORDS = {0: "", 1: "a", 2: " b", 3: "<control>", 4: "\n", 5: " END", 6: " tail",
 class Words:
     """A tokenizer of eight words; the model can say more ids than these."""
 
+    eos_ids = (STOP,)
+
     def knows(self, ids: Sequence[int]) -> bool:
         return WORDS.keys() >= set(ids)
 

@@ -11,12 +11,14 @@ import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from nemotron_style.runtime.errors import InputError
+from nemotron_style.runtime.errors import InputError, StepFailed
 from nemotron_style.steps.blocks.data.chat.interface import NO_LABEL, Chat
 from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_facts
+from nemotron_style.steps.blocks.data.chat.usable import Sampled, require_usable
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.conversation import Conversation, parse_conversation
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.data.tokenizer_files import store_chat
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
@@ -251,3 +253,39 @@ def test_records_show_the_template_and_what_it_writes(opened) -> None:
     assert chat.template() == CHATML
     assert facts["canary"]["text"] == chat.canary()
     assert facts["chat_format"] == "chat_template"
+
+
+def test_most_answers_that_ended_and_cannot_be_used_are_an_error(opened) -> None:
+    chat = opened(CHATML)
+    good = chat.response_ids("Hi.")
+    bad = [*chat.tokenizer.encode("Hm."), chat.tokenizer.control_ids["<s>"]]
+
+    def sampled(usable: int, unusable: int) -> list[Sampled]:
+        return [Sampled(good, True, True)] * usable + [Sampled(bad, True, False)] * unusable
+
+    require_usable(chat, sampled(4, 4))
+    require_usable(chat, sampled(0, 7))  # too few to say
+    with pytest.raises(StepFailed, match=r"5 of 9, such as \"Hm.<s>\" and \"Hm.<s>\""):
+        require_usable(chat, sampled(4, 5))
+    require_usable(chat, [Sampled(bad, False, False)] * 9)  # cut short, which is another matter
+
+
+def test_answers_that_end_in_another_format_are_told_from_cut_ones(opened) -> None:
+    tokens = ChatPromptTokens(system_turn_start="<s>", turn_start="</s>", label_start="<think>")
+    ids = opened(CHATML).response_ids("Hi.") * 3
+    chat = open_chat(opened(CHATML, eos_token="<|im_end|>").tokenizer, tokens)
+    assert chat.read_response(ids) is None
+    with pytest.raises(StepFailed, match="does not write these chat_prompt_tokens"):
+        require_usable(chat, [Sampled(ids, False, False)] * 8)
+
+
+def test_tokens_of_a_config_are_written_with_the_model_that_was_trained_with_them(opened) -> None:
+    tokens = ChatPromptTokens(system_turn_start="<s>", turn_start="</s>", label_start="<think>")
+    own = opened(CHATML)
+    path = own.tokenizer.path
+    store_chat(path, own)
+    assert open_chat(Tokenizer(path)).template() == CHATML
+    store_chat(path, open_chat(Tokenizer(path), tokens))
+    stored = open_chat(Tokenizer(path))
+    assert stored.tokens == tokens
+    assert Tokenizer(path).template == stored.template()
