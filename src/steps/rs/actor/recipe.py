@@ -84,8 +84,7 @@ def run(config: Config, ctx: StepContext) -> None:
     check_launch(config.trainer, world_size=ctx.world_size)
     initialize(seed=config.seed)
     source = ctx.input("model")
-    tokenizer = Tokenizer(source.path / TOKENIZER)
-    chat = open_chat(tokenizer, config.model.data.chat_prompt_tokens)
+    chat = open_chat(Tokenizer(source.path / TOKENIZER), config.model.data.chat_prompt_tokens)
     limit = read_config(source.path).max_sequence_length
     params = plan_sampling(config, limit, stop_ids=chat.stop_ids)
 
@@ -115,7 +114,7 @@ def run(config: Config, ctx: StepContext) -> None:
     model, sizes = load_model(source.path, dtype=dtype, distributed_optimizer=distributed)
     start, _ = load_model(source.path, dtype=dtype, ddp=False)
     optimizer = build_optimizer(model, config.model.optim, gradient_clip=settings.gradient_clip_val)
-    engine = open_engine(config.generation, model, sizes, tokenizer=tokenizer.path)
+    engine = open_engine(config.generation, model, sizes, tokenizer=chat.tokenizer.path)
     client = open_client(config, ctx) if ctx.is_first else None
     with closing(engine), RewardPool(client) as reward_pool:
         health = reward_pool.wait_ready(config.remote_rm.waiting.ready_seconds)
@@ -220,7 +219,7 @@ def run(config: Config, ctx: StepContext) -> None:
         reward_outputs=list(health.outputs),
         steps=steps,
         prompts=steps * rs.num_rollout_samples,
-        **tokenizer_facts(tokenizer, chat),
+        **tokenizer_facts(chat.tokenizer, chat),
     )
     ctx.summarise(
         **(summarise_gain(state.start, state.latest) if held_out else {}),
