@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from nemotron_style.runtime.step.context import StepContext, Stop
 from nemotron_style.runtime.store.digest import digest_tree
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER, weights_digest
 from nemotron_style.steps.blocks.data.chat.opening import open_chat
-from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
+from nemotron_style.steps.blocks.data.tokenizer import TEMPLATE_FILE, Tokenizer
 from nemotron_style.steps.blocks.model.language_model import unwrap
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.settings.training_config import Samples
@@ -278,3 +279,39 @@ def test_it_trains_on_a_card_as_on_the_cpu(trained: StepContext, tmp_path: Path)
 
 def test_a_mix_of_devices_ends_the_run(tmp_path: Path) -> None:
     fail_where_devices_mix(lambda: run(settings(), context(tmp_path)))
+
+
+def test_a_checkpoint_is_trained_in_the_template_that_it_came_with(
+    trained: StepContext, tmp_path: Path
+) -> None:
+    """All answers of a row; what is written is the same template, byte for byte."""
+    model, end = tmp_path / "start", "\x12"
+    shutil.copytree(trained.output("model").path, model)
+    file = model / TOKENIZER / "tokenizer_config.json"
+    told = json.loads(file.read_text())
+    del told["chat_prompt_tokens"]
+    file.write_text(json.dumps(told | {"eos_token": end}))
+    template = (
+        "{% for m in messages %}{{ '\x11' + m.role + '\n' + m.content + '\x12\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '\x11assistant\n' }}{% endif %}"
+    )
+    (model / TOKENIZER / TEMPLATE_FILE).write_text(template)
+    several = [*row(0)["messages"], *row(1)["messages"]]
+    inputs = {
+        "model": SimpleNamespace(path=model, facts={}),
+        "data": write(tmp_path / "several", [{"messages": several}]),
+        "validation": write(tmp_path / "one", [{"messages": several[:2]}]),
+    }
+    ctx = context(tmp_path, inputs=inputs)
+    trainer = {"precision": "32", "sft": {"max_steps": 1}}
+    data = {"sample": True, "train_ds": {"global_batch_size": 1}, "train_on": "all"}
+    run(settings(architecture=None, data=data, trainer=trainer), ctx)
+    output = ctx.output("model")
+    tokenizer = Tokenizer(output.path / TOKENIZER)
+    assert tokenizer.template == template
+    assert output.facts["chat_format"] == "chat_template"
+    assert output.facts["template_digest"] == open_chat(tokenizer).digest()
+    answers = [f"{one['content']}{end}" for one in several if one["role"] == "assistant"]
+    [first] = [line for line in lines(ctx) if "target_tokens" in line]
+    wanted = sum(len(tokenizer.encode(text, control=True)) for text in answers)
+    assert first["target_tokens"] == wanted
