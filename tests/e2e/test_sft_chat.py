@@ -311,7 +311,7 @@ def test_a_checkpoint_is_trained_in_the_template_that_it_came_with(
     assert tokenizer.template == template
     assert output.facts["chat_format"] == "chat_template"
     assert output.facts["template_digest"] == open_chat(tokenizer).digest()
-    answers = [f"{one['content']}{end}" for one in several if one["role"] == "assistant"]
+    answers = [f"{one['content']}{end}\n" for one in several if one["role"] == "assistant"]
     [first] = [line for line in lines(ctx) if "target_tokens" in line]
     wanted = sum(len(tokenizer.encode(text, control=True)) for text in answers)
     assert first["target_tokens"] == wanted
