@@ -27,36 +27,31 @@ LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
-    "rope_theta": 500.0,
 }
-YARN = {
-    "rope_type": "yarn",
-    "factor": 4.0,
-    "original_max_position_embeddings": 16,
-    "rope_theta": 1e4,
-}
-LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LINEAR = {"rope_type": "linear", "factor": 2.0}
 PATTERN = ["sliding_attention", "full_attention"] * 2
 
+# In the form of config.json that every version of transformers reads; version 5 writes its own.
 # transformers' name of the family, and what differs from its own defaults besides the sizes
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 2": ("Llama", {"num_key_value_heads": 4}),
-    "llama 3": ("Llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
-    "llama 3.1": ("Llama", {"rope_parameters": LLAMA3}),
+    "llama 3": ("Llama", {"rope_theta": 5e5}),
+    "llama 3.1": ("Llama", {"rope_scaling": LLAMA3, "rope_theta": 500.0}),
     "llama 3.2": (
         "Llama",
-        {"rope_parameters": LLAMA3, "tie_word_embeddings": True, "head_dim": 16},
+        {"rope_scaling": LLAMA3, "tie_word_embeddings": True, "head_dim": 16},
     ),
-    "llama linear": ("Llama", {"rope_parameters": LINEAR}),
+    "llama linear": ("Llama", {"rope_scaling": LINEAR}),
     "llama yarn": (
         "Llama",
-        {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.3, "truncate": False}},
+        {"rope_scaling": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.3, "truncate": False}},
     ),
     "smollm 2": ("Llama", {"num_attention_heads": 8, "tie_word_embeddings": True}),
     "mistral 0.1": ("Mistral", {"sliding_window": 5}),
     "mistral nemo": ("Mistral", {"sliding_window": None, "head_dim": 16}),
     "qwen 2": ("Qwen2", {"tie_word_embeddings": True}),
-    "qwen 2.5 yarn": ("Qwen2", {"rope_parameters": YARN}),
+    "qwen 2.5 yarn": ("Qwen2", {"rope_scaling": YARN}),
     "qwen 3": ("Qwen3", {"head_dim": 16}),
     "qwen 3 window": (
         "Qwen3",
@@ -74,10 +69,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "sliding_window": 5,
             "query_pre_attn_scalar": 9,
             "layer_types": PATTERN,
-            "rope_parameters": {
-                "full_attention": {**LINEAR, "rope_theta": 1e6},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-            },
+            "rope_scaling": LINEAR,
+            "rope_local_base_freq": 5e3,
         },
     ),
     "gemma 3 capped": (
