@@ -112,6 +112,10 @@ def test_it_learns_what_answers_are_worth(trained: StepContext) -> None:
     assert losses[0] == pytest.approx(1.0, abs=0.4)  # the head begins by saying the mean
     assert losses[-1] < 0.6 * losses[0]
     assert (trained.run_dir / "plots" / "regression.png").is_file()
+    assert (trained.run_dir / "plots" / "loss.png").is_file()
+    table = (trained.run_dir / "samples" / "samples.md").read_text()
+    assert "| conversation | in the data | before | after " in table
+    assert "verbosity" in table
 
 
 def test_what_is_produced_says_what_was_measured(small_toy, trained: StepContext) -> None:

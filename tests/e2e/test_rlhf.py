@@ -55,6 +55,8 @@ def test_the_run_leaves_what_it_found(world, plain):
     assert facts["judge"] == "judge"
     assert ctx.figures["judge_parse_failure_rate"] == ctx.figures["judge_failed_share"] == 0
     assert (ctx.run_dir / "plots" / "rlhf.png").is_file()
+    table = (ctx.run_dir / "samples" / "samples.md").read_text()
+    assert "| prompt | before | after 3 steps |" in table
     assert [line["step"] for line in steps_of(ctx)] == [1, 2, 3]
     first, *later = steps_of(ctx)
     assert first["gate/token_mult_prob_error"] == pytest.approx(1, abs=1e-5)

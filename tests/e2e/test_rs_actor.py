@@ -135,6 +135,7 @@ def test_it_learns_what_the_reward_model_likes(whole: StepContext) -> None:
 def test_best_and_worst_are_shown_and_the_run_is_drawn(whole: StepContext) -> None:
     tables = sorted((whole.run_dir / "samples").glob("step-*"))
     assert [path.name for path in tables] == [f"step-{step:08d}.jsonl" for step in (1, 2, 3, 4)]
+    assert "| before | after 4 steps |" in (whole.run_dir / "samples/samples.md").read_text()
     rows = [json.loads(line) for line in tables[0].read_text().splitlines()]
     assert len(rows) == 8
     rewards = [row["reward"] for row in rows]

@@ -68,6 +68,8 @@ def test_metrics_tell_every_step_and_every_validation(whole):
     assert wanted <= trained[0].keys()
     assert trained[0]["train_sampler_gap"] < 1e-4 < trained[-1]["train_sampler_gap"]
     assert (whole.run_dir / "plots" / "steerlm2.png").stat().st_size > 10_000
+    table = (whole.run_dir / "samples" / "samples.md").read_text()
+    assert f"| prompt | before | after {best} steps |" in table
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 5])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from nemotron_style.runtime.atomic import write_json
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.cli.progress import Screen
+from nemotron_style.runtime.cli.summary import list_results
 from nemotron_style.runtime.launch.base import JobHandle
 from nemotron_style.runtime.run.folder import RunFolder
 
@@ -311,3 +313,19 @@ class Terminal(io.StringIO):
                 lines[-1] = ""
             lines[-1] += text
         return [line for line in lines if line]
+
+
+def test_both_sorts_of_samples_and_the_board_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "runs" / "sft-1"
+    for name in ("samples/samples.md", "samples/step-1.jsonl", "samples/step-2.jsonl"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).touch()
+    (run / "tensorboard").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert list_results(RunFolder(run), []) == [
+        ("samples", "runs/sft-1/samples/samples.md"),
+        ("samples", "runs/sft-1/samples/step-2.jsonl"),
+        ("TensorBoard", "tensorboard --logdir runs/sft-1/tensorboard"),
+    ]
