@@ -120,7 +120,8 @@ def compile_checks(job: Job, site: JobSite, *problems: Problem) -> CompiledJob:
         found += find_indivisible(sizes, tensor=load.tensor, pipeline=load.pipeline)
         found += check_lengths(job, sizes, samples)
         memory = weigh(job, sizes, samples)
-        notes.append(f"memory: about {memory} a process")
+        beside = "" if memory.knows_rows else ", beside what its rows take"
+        notes.append(f"memory: about {memory} a process{beside}")
         notes += check_memory(job, memory, machine, site, found)
     return CompiledJob(notes=tuple(notes), problems=tuple(found))
 
@@ -181,11 +182,16 @@ def check_lengths(
 
 
 def weigh(job: Job, sizes: ModelConfig, samples: Mapping[str, RowSample]) -> Memory:
-    """The memory of a process, for the longest row that there is, or else that there may be."""
+    """The memory of a process, for the longest row that there is, or else that there may be.
+
+    What rows take is left out where nothing but the model says how long they may be.
+    """
     load, limit = job.load, job.longest(sizes.max_sequence_length)
     seen = [samples[slot].longest for slot, rows in job.rows.items() if slot in samples]
     if seen and all(seen):
         limit = min(limit, max(seen) + (job.new_tokens(limit) if job.new_tokens else 0))
+    elif limit == sizes.max_sequence_length:
+        limit = 0
     data = max(1, job.machines * job.processes // (load.tensor * load.pipeline))
     return estimate_memory(sizes, replace(load, data=data, row_tokens=limit))
 
@@ -194,7 +200,8 @@ def check_memory(
     job: Job, memory: Memory, machine: Machine, site: JobSite, problems: list[Problem]
 ) -> list[str]:
     """A note where a process may not fit; a problem where it cannot, whatever its rows are."""
-    on_cpu = machine.gpus == 0 or (site.executor != "local" and not site.gpus_per_node)
+    has_none = machine.gpus == 0 or (site.executor != "local" and not site.gpus_per_node)
+    on_cpu = has_none and not (job.load.half and job.load.trains)  # which needs a GPU
     limit, what = machine.gpu_bytes, "a GPU here has"
     shared = 1
     if on_cpu:

@@ -50,6 +50,11 @@ class Memory:
         return self.weights + self.gradients + self.optimizer
 
     @property
+    def knows_rows(self) -> bool:
+        """Whether it counts what rows take, too."""
+        return bool(self.activations or self.cache)
+
+    @property
     def total(self) -> int:
         return sum(astuple(self))
 

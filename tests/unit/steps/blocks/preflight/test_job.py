@@ -102,6 +102,23 @@ def test_rows_that_are_longer_than_the_model_reads_are_refused(hub: Path, dry_ru
     dry_run("sft/chat", *fill(hub, rows), "model.data.long_rows=skip")
 
 
+def test_of_what_another_run_makes_first_the_sizes_are_told(dry_run: DryRun) -> None:
+    shown, told = dry_run("sft/chat", "-c", "tiny")
+    assert told == ""
+    line = "note      memory: about 0.008 GB (weights 0.002, gradients 0.002, optimizer 0.004)"
+    assert f"{line} a process, beside what its rows take\n" in shown
+
+
+def test_a_job_for_gpus_is_not_measured_by_the_memory_of_a_machine_without(
+    hub: Path, dry_run: DryRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_rows(hub.parent / "rows.jsonl", 130)
+    set_machine(monkeypatch, Machine(gpus=0, ram_bytes=10**6))
+    _, told = dry_run("sft/chat", *fill(hub, rows)[:-1], "trainer.precision=bf16", code=2)
+    assert len(told.splitlines()) == 1
+    assert "needs a CUDA device" in told
+
+
 def test_the_same_plan_is_made_whatever_is_said_of_it(
     hub: Path, dry_run: DryRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
