@@ -127,6 +127,8 @@ def alpaca(row: Row, unused: set[str]) -> OwnRow:
 
 
 def _read_history(history: Any) -> list[Message]:
+    if history is not None and not isinstance(history, list):
+        refuse("must be a list of questions and answers", key="history", got=brief(history))
     turns = []
     for index, pair in enumerate(history or ()):
         if (

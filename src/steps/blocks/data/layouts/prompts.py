@@ -89,7 +89,9 @@ def _read_items(given: Any, key: str, unused: set[str]) -> list[Message]:
     turns = []
     for index, item in enumerate(given):
         place = f"{key}[{index}]"
-        if isinstance(item, Mapping) and item.get("type", "message") != "message":
+        if not isinstance(item, Mapping):
+            refuse("an item of input is an object", key=place, got=brief(item))
+        if item.get("type", "message") != "message":
             what = "an item that is no message is not continued"
             refuse(what, key=f"{place}.type", got=brief(item["type"]), fix="leave the row out")
         plain = {name: item[name] for name in item if name not in ("type", "id", "status")}
@@ -110,8 +112,10 @@ def first_turn(row: Row, unused: set[str]) -> OwnRow:
 def steerlm2(row: Row, unused: set[str]) -> OwnRow:
     """Our own ``steerlm2_jsonl``: the prompt of a group."""
     turns = row["prompt_turns"]
-    names = {0: "user", 1: "assistant"}
-    read = [said(names[index % 2], turn["value"]) for index, turn in enumerate(turns)]
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        refuse("must be a list of turns", key="prompt_turns", got=brief(turns))
+    names = ("user", "assistant")
+    read = [said(names[index % 2], turn.get("value")) for index, turn in enumerate(turns)]
     return {"messages": with_system(row.get("system"), read, "system")}
 
 

@@ -166,7 +166,7 @@ class RowReader:
 
     def _parse(self, row: Row, parse: Callable[[OwnRow], Parsed]) -> Parsed:
         try:
-            return parse(self._own_row(row))
+            return parse(self.own_row(row))
         except InputError as error:
             if "messages" in row or "conversations" not in row:
                 raise
@@ -176,7 +176,7 @@ class RowReader:
             )
             raise type(error)(renamed) from error
 
-    def _own_row(self, row: Row) -> OwnRow:
+    def own_row(self, row: Row) -> OwnRow:
         """A row as our own kind; it has the layout of the rows before it."""
         layout = recognise(row, self.use, self.settings.layout, key=self.key or "data")
         known = self.report.layouts

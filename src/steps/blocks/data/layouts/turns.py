@@ -82,7 +82,7 @@ def read_turn(turn: Any, key: str, style: Style, unused: set[str], group: str) -
         what = f"a turn has {style.role!r} and {style.text!r}"
         refuse(what, key=key, got=brief(turn))
     role = turn[style.role]
-    if role in TOOL_ROLES:
+    if isinstance(role, str) and role in TOOL_ROLES:
         what = "turns of tools are not trained or continued"
         refuse(what, key=f"{key}.{style.role}", got=brief(role), fix="leave the row out")
     if not isinstance(role, str) or role not in style.roles:
@@ -129,7 +129,7 @@ def read_text(content: Any, key: str) -> str:
     for index, part in enumerate(content):
         kind = part.get("type", "text") if isinstance(part, Mapping) else None
         text = part.get("text") if isinstance(part, Mapping) else None
-        if kind not in TEXT_PARTS or not isinstance(text, str):
+        if not (isinstance(kind, str) and kind in TEXT_PARTS and isinstance(text, str)):
             refuse("a part is not a text", key=f"{key}[{index}]", got=brief(part))
         parts.append(text)
     return "".join(parts)

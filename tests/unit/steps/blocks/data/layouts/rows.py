@@ -322,6 +322,18 @@ CASES = {
         use="prompts",
         layout="prompt",
     ),
+    "SteerLM 2.0 groups": Case(
+        {
+            "system": SYSTEM,
+            "prompt_turns": [spoken("User", Q)],
+            "label": LABEL,
+            "responses": [{"from": "Assistant", "value": A}],
+        },
+        [Q],
+        SYSTEM,
+        use="prompts",
+        layout="steerlm2",
+    ),
     "MT-Bench": Case(
         {"question_id": 81, "category": "writing", "turns": [Q, Q2]},
         [Q],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import runpy
 from pathlib import Path
 from typing import Any
@@ -103,3 +105,29 @@ def test_the_page_of_data_names_every_layout() -> None:
 
 def test_a_layout_has_a_name_of_its_own() -> None:
     assert len({layout.name for layout in LAYOUTS}) == len(LAYOUTS)
+
+
+JUNK = [None, True, 3, -1.5, 10**400, "", " ", "x", [], [1], ["a", "b"], {}, {"a": 1}, [[]], b"b"]
+
+
+def spoil(value: Any, rng: random.Random) -> Any:
+    """The value with junk at a random place in it."""
+    if isinstance(value, dict) and value and rng.random() < 0.8:
+        key = rng.choice([*value])
+        return {**value, key: spoil(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.8:
+        at = rng.randrange(len(value))
+        return [*value[:at], spoil(value[at], rng), *value[at + 1 :]]
+    return rng.choice(JUNK)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_spoilt_row_is_read_or_refused_and_nothing_else(name: str) -> None:
+    case, rng = CASES[name], random.Random(name)
+    for _ in range(150):
+        row = spoil(case.row, rng)
+        if not isinstance(row, dict):
+            continue
+        for use, parse in PARSERS.items():
+            with contextlib.suppress(InputError):
+                parse(RowReader(use).own_row(row))

@@ -134,3 +134,20 @@ def test_a_pair_is_a_comparison_that_the_first_answer_wins(tmp_path: Path) -> No
     path = write(tmp_path, {"chosen": GOOD["messages"], "rejected": chat("x", "c")["messages"]})
     with pytest.raises(InputError, match="to different prompts"):
         RowReader("comparisons").read(path, dict)
+
+
+def test_columns_that_parquet_fills_with_nulls_are_not_there(tmp_path: Path) -> None:
+    """A table has every column in every row, and a struct every field."""
+    arrow = pytest.importorskip("pyarrow", reason="Parquet files are read with pyarrow")
+    from pyarrow.parquet import write_table
+
+    called = {"messages": [{**turn, "name": "x"} for turn in GOOD["messages"]], "system": "s"}
+    rows = [{**GOOD, "prompt": None}, {**called, "prompt": "a", "completion": None}]
+    (tmp_path / "data").mkdir()
+    for number, row in enumerate(rows):
+        path = tmp_path / "data" / f"train-0000{number}-of-00002.parquet"
+        write_table(arrow.Table.from_pylist([row]), path)
+    texts, reader = read(tmp_path)
+    assert texts == ["ab", "ab"]
+    assert reader.report.layouts == {"messages": 2}
+    assert set(reader.report.unused) == {"messages[].name", "prompt"}
