@@ -170,12 +170,14 @@ def plan(name: str, names: dict[str, str], tmp_path: Path) -> Pipeline:
     for word, path in names.items():
         text = text.replace(word, path)
     step, *overrides = shlex.split(text)
-    profile = Profile(name="cluster", executor="slurm", gpus_per_node=8, python="python")
-    context = PlanContext(
-        CATALOG, Store(tmp_path / "store"), profile, tmp_path / "work", provisional=True
-    )
     request = RunRequest(CATALOG.find(step).id, overrides=tuple(overrides))
-    return compile_pipeline(request, context=context)
+    return compile_pipeline(request, context=open_context(tmp_path))
+
+
+def open_context(tmp_path: Path) -> PlanContext:
+    profile = Profile(name="cluster", executor="slurm", gpus_per_node=8, python="python")
+    store, work = Store(tmp_path / "store"), tmp_path / "work"
+    return PlanContext(CATALOG, store, profile, work, provisional=True)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -186,6 +188,15 @@ def test_a_documented_command_is_planned_with_the_conversion_of_its_model(
     step = STEPS[name.partition(",")[0]]
     assert [run.plan.step for run in pipeline.runs] == ["convert/nemo_to_megatron", step]
     assert pipeline.problems == ()
+
+
+def test_a_slot_for_another_kind_gets_two_conversions(
+    names: dict[str, str], tmp_path: Path
+) -> None:
+    request = RunRequest("judge/card", "tiny", inputs=(f"model={names['MODEL']}",))
+    runs = compile_pipeline(request, context=open_context(tmp_path)).runs
+    steps = [run.plan.step for run in runs if run.plan.step.startswith("convert/")]
+    assert steps == ["convert/nemo_to_megatron", "convert/megatron_to_hf"]
 
 
 def config_of(name: str, names: dict[str, str], tmp_path: Path) -> Any:

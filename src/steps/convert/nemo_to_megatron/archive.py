@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.runtime.store.record import RECORD_NAME
 
 MOST_MEMBERS = 1_000_000  # one a piece of a tensor, at most
 MOST_GROWTH = 100  # of compressed content; weights shrink by a third
@@ -93,7 +94,8 @@ def _lone_file(path: Path) -> Path | None:
     """The file that ``path`` is, or the only one in it, as an adopted file is stored."""
     if path.is_file():
         return path
-    inside = list(path.iterdir()) if path.is_dir() else []
+    found = list(path.iterdir()) if path.is_dir() else []
+    inside = [file for file in found if file.name != RECORD_NAME]
     return inside[0] if len(inside) == 1 and inside[0].is_file() else None
 
 
