@@ -56,6 +56,7 @@ def suggest_making(record: Record) -> str:
         return f"make it again, as a new version: nemotron-style {words}"
     if record.origin:
         words = f"adopt {record.origin.source} --kind {record.kind} --name {record.name}"
+        words += " --reference" if record.is_referenced else ""
         return f"bring it in again, as a new version: nemotron-style artifacts {words}"
     return "restore it from a copy of the store"
 

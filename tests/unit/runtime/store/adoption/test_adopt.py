@@ -13,7 +13,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from nemotron_style.runtime.errors import InputError
+from nemotron_style.runtime.errors import InputError, RefError
 from nemotron_style.runtime.store.adoption import adopt as adopt_module
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.store import Store
@@ -323,6 +323,8 @@ def test_what_is_removed_of_a_reference_are_its_links(store: Store, source: Path
     assert list(store.artifacts()) == []
     assert (source / "rows.jsonl").read_text() == "{}\n"
     assert store.verify_all(deep=True)[1] == []
+    with pytest.raises(RefError, match=r"artifacts adopt .* --reference"):
+        store.resolve(artifact.ref)
 
 
 def test_a_uri_cannot_be_referenced(store: Store) -> None:
