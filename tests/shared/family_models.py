@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def write_model(variant: str, folder: Path, tokens_BS: Tensor) -> Tensor:
     transformers.utils.logging.disable_progress_bar()
     name, changes = VARIANTS[variant]
     config_class = "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config"
-    config = getattr(transformers, config_class)(**{**SIZES, **changes})
+    # transformers writes into the tables that it is given
+    config = getattr(transformers, config_class)(**deepcopy({**SIZES, **changes}))
     config._attn_implementation = "eager"
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     draw = torch.Generator().manual_seed(11)
