@@ -1,14 +1,16 @@
 """The kind of content that lies outside the store, found by the names of its files.
 
-``kinds.toml`` says what a kind looks like (``signs``); nothing of the content is read.
+``kinds.toml`` says what a kind looks like (``signs``); of the content only names are read.
 """
 
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePosixPath
 
 from nemotron_style.runtime.catalog.catalog import Catalog
 from nemotron_style.runtime.catalog.kinds import Kind, Kinds
@@ -16,15 +18,17 @@ from nemotron_style.runtime.catalog.manifest import Slot
 from nemotron_style.runtime.errors import Problem, UsageError
 
 SHOWN = 6
+MOST_MEMBERS = 64  # of an archive; its description is among the first
 
 
 def list_names(path: Path) -> list[str]:
     """The names in a folder and in its folders, those of folders with a slash at the end.
 
-    Of a lone file, its own name. A folder that cannot be listed has no names.
+    Of a lone file, its own name, and those in it where it is a tar, however it is called. A folder
+    that cannot be listed has no names.
     """
     if not path.is_dir():
-        return [path.name]
+        return [path.name, *_list_archive(path)]
     names = []
     for entry in _scan(path):
         names.append(entry.name)
@@ -38,6 +42,17 @@ def _scan(path: Path) -> list[os.DirEntry[str]]:
     try:
         return list(os.scandir(path))
     except OSError:
+        return []
+
+
+def _list_archive(path: Path) -> list[str]:
+    """The first names in a plain tar; none in another file."""
+    if not path.is_file():  # opening a pipe would wait for ever
+        return []
+    try:
+        with tarfile.open(path, "r:") as archive:
+            return [str(PurePosixPath(member.name)) for member in islice(archive, MOST_MEMBERS)]
+    except (tarfile.TarError, OSError, EOFError, ValueError):
         return []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,17 @@ def test_content_is_not_called_what_it_does_not_look_like(tmp_path: Path, catalo
     with pytest.raises(UsageError, match=r"looks like checkpoint_hf.*give --kind checkpoint_hf"):
         check_kind(tmp_path, "checkpoint_megatron", catalog.kinds)
     check_kind(tmp_path / "no such folder", "checkpoint_megatron", catalog.kinds)
+
+
+@pytest.mark.parametrize("name", ["a.nemo", "weights.bin", "a"])
+def test_a_tar_is_what_is_in_it_however_it_is_called(
+    name: str, tmp_path: Path, catalog: Catalog
+) -> None:
+    (tmp_path / "model_config.yaml").write_text("{}")
+    with tarfile.open(tmp_path / name, "w:") as archive:
+        archive.add(tmp_path / "model_config.yaml", arcname="./model_config.yaml")
+    names = list_names(tmp_path / name)
+    slot = Slot(name="model", kind="checkpoint_megatron")
+    assert choose_kind(names, slot, catalog, location=name) == "checkpoint_nemo"
+    (tmp_path / "text").write_text("no tar\n")
+    assert list_names(tmp_path / "text") == ["text"]
