@@ -66,6 +66,8 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     stand_in.mkdir()
     (project / "env.toml").write_text("")
     (project / "model" / "factor.txt").write_text("0.5")
+    for name in ("config.json", "model.safetensors", "reward_config.json"):  # by which it is known
+        (project / "model" / name).touch()
     (stand_in / "model_that_counts.py").write_text(MODEL)
     (stand_in / "sitecustomize.py").write_text(STAND_IN.format(folder=str(stand_in)))
     path = os.pathsep.join([str(stand_in), os.environ.get("PYTHONPATH", "")])

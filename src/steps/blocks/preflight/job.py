@@ -15,7 +15,6 @@ from nemotron_style.runtime.config.model import Section
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
-from nemotron_style.steps.blocks.data.layouts.layout import Use
 from nemotron_style.steps.blocks.preflight.machine import (
     Machine,
     check_devices,
@@ -27,21 +26,15 @@ from nemotron_style.steps.blocks.preflight.memory import (
     estimate_memory,
     show_gigabytes,
 )
-from nemotron_style.steps.blocks.preflight.model_source import (
-    ModelSource,
-    check_model,
-    look_at_model,
-    open_chat_of,
-)
-from nemotron_style.steps.blocks.preflight.row_sample import (
-    RowSample,
-    look_at_rows,
-)
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig, find_indivisible
 from nemotron_style.steps.blocks.settings.row_config import LongRowReading, RowReading
 
+# What looks at content is imported where there is some: it knows all layouts and families.
 if TYPE_CHECKING:
     from nemotron_style.steps.blocks.data.chat.interface import Chat
+    from nemotron_style.steps.blocks.data.layouts.layout import Use
+    from nemotron_style.steps.blocks.preflight.model_source import ModelSource
+    from nemotron_style.steps.blocks.preflight.row_sample import RowSample
 
 WHOLE_MODEL = "the step needs the whole model in each process: take a smaller one, or larger GPUs"
 
@@ -131,13 +124,16 @@ def find_model(job: Job, site: JobSite, problems: list[Problem]) -> ModelSource 
 
     What is wrong with the latter, the conversion says; one that a run of ours made was checked.
     """
-    path = site.files.get(job.model)
-    if path and job.model in site.outside:
+    path = site.files.get(job.model) or site.origins.get(job.model)
+    if path is None:
+        return None
+    from nemotron_style.steps.blocks.preflight.model_source import check_model, look_at_model
+
+    if job.model in site.files and job.model in site.outside:
         source, own = check_model(path)
         problems += own
         return source
-    path = path or site.origins.get(job.model)
-    return look_at_model(path) if path else None
+    return look_at_model(path)
 
 
 def find_chat(
@@ -146,6 +142,8 @@ def find_chat(
     """The chat format of a checkpoint from outside; None where it cannot be known yet."""
     if source is None or job.model not in site.outside:
         return None
+    from nemotron_style.steps.blocks.preflight.model_source import open_chat_of
+
     try:
         return open_chat_of(source, job.tokens)
     except InputError as error:
@@ -158,6 +156,8 @@ def sample_rows(
     slot: str, rows: Rows, site: JobSite, chat: Chat | None, problems: list[Problem]
 ) -> RowSample:
     """What rows from outside are like, and whether they are enough."""
+    from nemotron_style.steps.blocks.preflight.row_sample import look_at_rows
+
     sample = look_at_rows(site.files[slot], rows.use, settings=rows.reading, chat=chat)
     problems += sample.problems
     if rows.needed and sample.rows is not None and sample.rows < rows.needed:
