@@ -71,8 +71,9 @@ class LocalChatModel:
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
-        """Tokens that are no part of an answer's text."""
-        return self.template.controls | frozenset(self.stop_ids)
+        """Tokens that are no part of an answer's text; tags of reasoning are."""
+        spoken = self.template.spoken.values()
+        return (self.template.controls - frozenset(spoken)) | frozenset(self.stop_ids)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The prompt of a conversation. Raises InputError as :class:`ChatTemplate` does."""
