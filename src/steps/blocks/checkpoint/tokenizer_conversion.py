@@ -67,6 +67,7 @@ def with_fast_tokenizer(path: Path, work: Path) -> Path:
     _require("transformers", kind, where=path)
     raise_all(InputError, list(_unfit(path, kind)))
     encode = _open_original(path / MODEL_FILE, kind)
+    shutil.rmtree(work, ignore_errors=True)  # of an attempt before
     work.mkdir(parents=True)
     for file in path.iterdir():
         if file.name == MODEL_FILE or file.suffix in (".json", ".jinja"):
