@@ -29,6 +29,7 @@ _HTML = re.compile(
 MOST_BYTES = 512 << 20
 """Of ``tokenizer.json``; those of large vocabularies have some 30 MB."""
 TEMPLATE_FILE, SPECIAL_FILE = "chat_template.jinja", "special_tokens_map.json"
+PROCESSOR_TEMPLATE_FILE = "chat_template.json"
 GENERATION_FILE = "generation_config.json"
 
 
@@ -188,11 +189,16 @@ class Tokenizer:
 
     @cached_property
     def template(self) -> Any:
-        """The chat template from its own file, else as it stands in the settings (or None)."""
+        """The chat template from its own file, else as it stands in the settings (or None).
+
+        Processors of transformers write it to ``chat_template.json``, which goes last.
+        """
         file = self.path / TEMPLATE_FILE
         if file.is_file():
             return read_text_file(file, InputError)
-        return self.settings.get("chat_template")
+        file = self.path / PROCESSOR_TEMPLATE_FILE
+        other = read_json_file(file, InputError) if file.is_file() else {}
+        return self.settings.get("chat_template") or other.get("chat_template")
 
 
 def _without_habits(text: str, *, marks: str) -> str:

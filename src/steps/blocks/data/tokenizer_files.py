@@ -20,6 +20,7 @@ from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptT
 from nemotron_style.steps.blocks.data.tokenizer import (
     GENERATION_FILE,
     MOST_BYTES,
+    PROCESSOR_TEMPLATE_FILE,
     SPECIAL_FILE,
     TEMPLATE_FILE,
     Tokenizer,
@@ -30,10 +31,13 @@ from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 SETTINGS_FILE = "tokenizer_config.json"
 CONFIG_FILE = "config.json"
 FILES = (
-    *("tokenizer.json", SETTINGS_FILE, SPECIAL_FILE, TEMPLATE_FILE, GENERATION_FILE),
+    *("tokenizer.json", SETTINGS_FILE, SPECIAL_FILE, GENERATION_FILE),
+    *(TEMPLATE_FILE, PROCESSOR_TEMPLATE_FILE),
     # the same words for tools that read no tokenizer.json
     *("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model"),
 )
+NAMED_TEMPLATES = "additional_chat_templates"
+"""Folder with templates for other purposes than the default, ``tool_use.jinja`` and the like."""
 ROLES = ("bos_token", "eos_token", "pad_token")
 
 
@@ -54,6 +58,9 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for name in FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    for file in sorted((source / NAMED_TEMPLATES).glob("*.jinja")):
+        (target / NAMED_TEMPLATES).mkdir(exist_ok=True)
+        shutil.copyfile(file, target / NAMED_TEMPLATES / file.name)
 
 
 def export_tokenizer(source: Path, target: Path) -> dict[str, int | None]:
@@ -155,6 +162,8 @@ def write_settings(path: Path, tokens: ChatPromptTokens) -> None:
     if tokenizer.generation:
         [end] = tokenizer.encode(tokens.turn_start, control=True)
         write_json(path / GENERATION_FILE, tokenizer.generation | {"eos_token_id": end})
+    (path / PROCESSOR_TEMPLATE_FILE).unlink(missing_ok=True)
+    shutil.rmtree(path / NAMED_TEMPLATES, ignore_errors=True)
     template = ChatFormat(tokens).template()
     (path / TEMPLATE_FILE).write_text(template, encoding="utf-8", newline="\n")
 

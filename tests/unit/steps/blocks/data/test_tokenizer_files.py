@@ -161,3 +161,32 @@ def test_a_generation_config_that_names_code_is_not_handed_on(folder: Path, tmp_
     write(folder, "generation_config.json", custom_generate="org/decoding")
     with pytest.raises(InputError, match="custom_generate: can have code fetched or run"):
         import_tokenizer(folder, tmp_path / "copy", tokens=None)
+
+
+def test_every_file_of_templates_is_carried_and_gives_way_to_chat_tokens(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "chat_template.jinja").unlink()
+    write(folder, "tokenizer_config.json", eos_token="\x11")
+    write(folder, "chat_template.json", chat_template="{{ messages }}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    assert Tokenizer(folder).template == "{{ messages }}"
+    named = Path("additional_chat_templates/tool_use.jinja")
+    kept = import_tokenizer(folder, tmp_path / "kept", tokens=None)
+    export_tokenizer(kept.path, tmp_path / "out")
+    for name in ("chat_template.json", named):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+    changed = import_tokenizer(folder, tmp_path / "changed", tokens=ChatPromptTokens())
+    assert "messages" in changed.template
+    assert changed.template != "{{ messages }}"
+    assert not any((changed.path / name).exists() for name in ("chat_template.json", named))
+
+
+def test_a_list_of_named_templates_is_carried_as_it_is(folder: Path, tmp_path: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    listed = [{"name": name, "template": f"{{{{ {name} }}}}"} for name in ("default", "rag")]
+    write(folder, "tokenizer_config.json", chat_template=listed)
+    kept = import_tokenizer(folder, tmp_path / "kept", tokens=None)
+    export_tokenizer(kept.path, tmp_path / "out")
+    assert Tokenizer(tmp_path / "out").template == listed
