@@ -28,6 +28,7 @@ from nemotron_style.steps.blocks.checkpoint.families.table import (
     BY_ARCHITECTURE,
     BY_MODEL_TYPE,
     FAMILIES,
+    OTHER_FAMILIES,
 )
 from nemotron_style.steps.blocks.settings.hub_code import find_code_keys
 from nemotron_style.steps.blocks.settings.json_model import validation_problems
@@ -159,7 +160,7 @@ def read_family(settings: Mapping[str, Any], *, where: str = "") -> Family:
     """The family of a ``config.json``. Raises InputError where it is none that is known."""
     if family := BY_MODEL_TYPE.get(str(settings.get("model_type"))):
         return family
-    fix = "megatron-bridge knows more families, where it is installed"
+    fix = OTHER_FAMILIES
     if settings.get("model_type") == "gemma3":
         fix = "save its text part alone, as Gemma3ForCausalLM; what reads images is not converted"
     raise InputError(

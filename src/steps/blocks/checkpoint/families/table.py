@@ -185,3 +185,12 @@ FAMILIES = (
 )
 BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}
 BY_ARCHITECTURE = {family.architecture: family for family in FAMILIES}
+# What Megatron-Bridge makes is a checkpoint for NeMo: no model here computes another family, so
+# there is nothing that the training steps could read.
+OTHER_FAMILIES = (
+    "no training step here computes another one; rl/rlhf with backend=nemo_rl takes such a folder "
+    "as it is where Megatron-Bridge knows it, and for NeMo itself Megatron-Bridge converts it: "
+    'python -c "from megatron.bridge import AutoBridge; '
+    "AutoBridge.import_ckpt('FOLDER', 'NEW_FOLDER')\""
+)
+"""What to do with a model of a family that is not in the table."""

@@ -44,6 +44,14 @@ def refused(read: Callable[[], object]) -> str:
     return str(caught.value)
 
 
+def test_another_family_is_refused_with_those_there_are_and_the_ways_out(folder):
+    change(folder, model_type="mixtral")
+    said = refused(lambda: read_sizes(folder))
+    assert "allowed: llama, mistral, qwen2, qwen3" in said
+    assert "rl/rlhf with backend=nemo_rl takes such a folder" in said
+    assert "AutoBridge.import_ckpt('FOLDER', 'NEW_FOLDER')" in said
+
+
 def test_sizes_come_back(folder):
     assert read_sizes(folder) == SIZES
     change(folder, tie_word_embeddings=True)
