@@ -46,7 +46,7 @@ from nemotron_style.runtime.store.tombstone import (
 Reasons = Mapping[str, str]
 """Why an artifact stays, by its ref."""
 
-_ASIDE = re.compile(r"removed-[^@]+@v\d+-\w+")
+_ASIDE = re.compile(r"(?P<what>removed-[^@]+@v\d+)-\w+")
 _REMOVAL_S = 600.0  # the owner of a tombstone that is this old and undecided is taken for gone
 
 
@@ -190,18 +190,25 @@ def finish_removals(layout: Layout, *, find_in_use: Callable[[], Reasons]) -> Re
         with _naming(done, ref):
             _put_aside(layout, ref, done)
     for aside in entries(layout.staging):
-        if _ASIDE.fullmatch(aside.name):
-            done.freed += size_on_disk(aside)
-            atomic.remove_tree(aside)
-            if aside.exists():
-                done.skipped.append(f"{aside.relative_to(layout.root)}: cannot be removed")
+        if match := _ASIDE.fullmatch(aside.name):
+            own = atomic.unique_path(layout.staging, match["what"])
+            with suppress(FileNotFoundError):  # of several that tidy up, one gets it
+                os.rename(aside, own)
+                done.freed += size_on_disk(own)
+                atomic.remove_tree(own)
+                if own.exists():
+                    done.skipped.append(f"{own.relative_to(layout.root)}: cannot be removed")
     return done
 
 
 def size_on_disk(directory: Path) -> int:
     """Bytes that removing a directory frees: a file with another name elsewhere keeps its own."""
-    states = [path.lstat() for path in files_under(directory)]
-    return sum(state.st_size for state in states if state.st_nlink == 1)
+    size = 0
+    for path in files_under(directory):
+        with suppress(FileNotFoundError):  # somebody removes it at this moment
+            state = path.lstat()
+            size += state.st_size if state.st_nlink == 1 else 0
+    return size
 
 
 def unfinished_removals(layout: Layout) -> Iterator[Problem]:
@@ -250,7 +257,8 @@ def _find_needed_again(layout: Layout, refs: Collection[str], in_use: Reasons) -
 
 def _check_rights(layout: Layout, record: Record) -> list[Problem]:
     directory = layout.version(record.name, record.version)
-    locked = [each for each in (directory, directory.parent) if not os.access(each, os.W_OK)]
+    places = [each for each in (directory, directory.parent) if each.exists()]
+    locked = [each for each in places if not os.access(each, os.W_OK)]
     what, fix = "is not yours to remove", "ask its owner"
     return [Problem(where=record.ref, what=what, got=str(each), fix=fix) for each in locked]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,26 @@ def test_another_process_at_work_is_left_alone(
     monkeypatch.setattr(removal, "is_dead", lambda identity: True)
     assert store.finish_removals(find_in_use=nothing_in_use).removed == ["model:v1"]
     assert store.verify_all(deep=True) == (0, [])
+
+
+def test_several_that_remove_the_same_remove_it_once(store: Store) -> None:
+    data = make(store, "data")
+    for number in range(4):
+        make(store, f"model{number}", data=data)
+    family = store.read_family()
+    going = select(family, wanted=family.records, keep={"model3:v1": "kept"}).going
+
+    def work(_: int) -> Removed:
+        return Store(store.root).remove(going, find_in_use=nothing_in_use)
+
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(work, range(4)))
+    removed = [ref for each in done for ref in each.removed]
+    assert set(removed) == {"model0:v1", "model1:v1", "model2:v1"}
+    assert [each.ref for each in store.artifacts()] == ["data:v1", "model3:v1"]
+    assert not any(each.skipped for each in done)
+    assert store.verify_all(deep=True) == (2, [])
+    assert list(store.layout.staging.iterdir()) == []
 
 
 def test_a_changed_tombstone_is_found_and_hides_the_artifact_still(store: Store) -> None:
