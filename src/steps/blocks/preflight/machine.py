@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -48,6 +47,8 @@ def count_gpus() -> int | None:
 
 def _read_gpu_memory() -> int | None:
     """Bytes of the smallest GPU, as its driver says."""
+    import subprocess  # no plan without a GPU pays for it
+
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True)
