@@ -9,6 +9,8 @@ checkpoint can be loaded with any tensor and pipeline parallel size.
 
 from __future__ import annotations
 
+import shutil
+
 from torch import Tensor
 
 from nemotron_style.runtime.step.context import StepContext
@@ -30,7 +32,7 @@ from nemotron_style.steps.blocks.checkpoint.streamed_model import stream_model
 from nemotron_style.steps.blocks.checkpoint.torch_dist_stream import WeightFolder
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.convert.hf_to_megatron.config import Config
-from nemotron_style.steps.convert.hf_to_megatron.source import open_source, pad_sizes
+from nemotron_style.steps.convert.hf_to_megatron.source import UNPACKED, open_source, pad_sizes
 
 
 def run(config: Config, ctx: StepContext) -> None:
@@ -61,5 +63,6 @@ def run(config: Config, ctx: StepContext) -> None:
     known = min(source.tokenizer.vocab_size, source.sizes.vocab_size)
     sample = sample_logits(written, config, vocab_size=known, max_tokens=sizes.max_sequence_length)
     parity = check_logits(sample, source.path, config, ctx, dtype=source.dtype)
+    shutil.rmtree(ctx.run_dir / UNPACKED, ignore_errors=True)  # as large as the model
     dtype = str(source.dtype).removeprefix("torch.")
     record(ctx, parity, sizes=sizes, dtype=dtype, tokenizer=source.tokenizer)

@@ -22,6 +22,8 @@ from nemotron_style.steps.blocks.data.tokenizer_files import check_vocabulary, i
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.convert.hf_to_megatron.config import Config
 
+UNPACKED = "unpacked"
+"""Folder of a run with what was in a GGUF file."""
 Part = TypeVar("Part")
 
 
@@ -42,7 +44,7 @@ def open_source(path: Path, config: Config, *, run_dir: Path) -> Source:
     Raises:
         InputError: with everything in its config, weights and tokenizer that cannot be converted.
     """
-    path = unpack_gguf(path, run_dir / "unpacked")
+    path = unpack_gguf(path, run_dir / UNPACKED)
     problems: list[Problem] = []
 
     def attempt(part: Callable[[], Part]) -> Part | None:
