@@ -310,10 +310,17 @@ the place for reasoning out), or not behind the prompt that asks for it (Mistral
 message in the last turn, which is another's then). The message is named."""
 
 
-def read_example(chat: Chat, messages: Any, **more: Any) -> Marked:
+def read_example(chat: Chat, messages: Any, train_on: Any = "all") -> Marked:
     """The tokens of a row, and a 1 for each that is trained."""
-    example = chat.example(parse_conversation({"messages": messages, **more}))
-    return Marked(example.ids, list(map(int, example.counts)))
+    example = chat.example(parse_conversation({"messages": messages}), train_on)
+    return Marked(list(example.ids), list(map(int, example.counts)))
+
+
+def keep_last(mask: Sequence[int]) -> list[int]:
+    """The mask with the last of its runs alone."""
+    end = len(mask) - mask[::-1].index(1)
+    start = next((n + 1 for n in reversed(range(end)) if not mask[n]), 0)
+    return [int(start <= n < end) for n in range(len(mask))]
 
 
 def is_written(theirs: Any, messages: Any) -> bool:
@@ -331,10 +338,15 @@ def test_trained_tokens_are_those_of_transformers(pair, request) -> None:
         pytest.skip(UNMARKED[name])
     chat, marked = open_chat(ours.tokenizer), mark(ours.source, ANSWER_BEGINS.get(name, ""))
     compared = 0
+    bos = theirs.bos_token_id
     for kind, messages in ANSWERED.items():
         if kind in REWRITTEN.get(name, ()):
             with pytest.raises(InputError, match=REWRITTEN[name][kind]):
                 read_example(chat, messages)
+            if messages[0]["role"] == "user":
+                expected = render_marked(theirs, messages, marked)
+                last = read_example(chat, messages, "last")
+                assert last == Marked(expected.ids, keep_last(expected.mask))
         elif not is_written(theirs, messages):
             with pytest.raises(InputError):
                 read_example(chat, messages)
@@ -342,6 +354,8 @@ def test_trained_tokens_are_those_of_transformers(pair, request) -> None:
             plain = theirs.apply_chat_template(messages, return_dict=False)
             expected = render_marked(theirs, messages, marked)
             assert expected.ids == plain
+            assert name == "llama2:7b" or plain.count(bos) <= 1  # it has one before each turn
             assert read_example(chat, messages) == expected, kind
+            assert read_example(chat, messages, "last").mask == keep_last(expected.mask)
             compared += 1
     assert compared >= 5
