@@ -387,6 +387,20 @@ def test_a_conversion_that_is_asked_to_stop_stops(
             way(path, tmp_path / way.__name__, stop=Stop(requested=True))
 
 
+def test_weights_that_are_damaged_or_not_finite_are_refused(folder: Path, tmp_path: Path) -> None:
+    file = folder / "model.safetensors"
+    tensors, whole = load_file(file), file.read_bytes()
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 1] = torch.nan
+    save_file(tensors, file)
+    said = r"model\.layers\.0\.mlp\.up_proj\.weight: tensors hold numbers that are not finite"
+    with pytest.raises(InputError, match=said):
+        bring(folder, tmp_path / "not finite")
+    file.write_bytes(whole[:-100])
+    with pytest.raises(InputError, match="is no safetensors file"):
+        bring(folder, tmp_path / "cut off")
+    assert not list((tmp_path / "cut off").rglob("weights"))
+
+
 # -- planned by itself
 
 
