@@ -105,7 +105,7 @@ def compile_checks(job: Job, site: JobSite, *problems: Problem) -> CompiledJob:
         if slot in site.files and slot in site.outside
     }
     notes = [*source.notes] if source else []
-    if job.model in site.origins and notes:
+    if notes and job.model in site.origins and job.model not in site.files:
         notes[0] += ", to be converted first"
     notes += [sample.describe(slot) for slot, sample in samples.items()]
     if sizes:

@@ -11,9 +11,11 @@ import pytest
 
 from hub_folder import CONFIG, write_json, write_rows
 from nemotron_style.runtime.cli import main
+from nemotron_style.runtime.step.compiled import JobSite
 from nemotron_style.steps.blocks.preflight import job
 from nemotron_style.steps.blocks.preflight.job import Rows
 from nemotron_style.steps.blocks.preflight.machine import Machine
+from nemotron_style.steps.blocks.preflight.memory import Load
 from nemotron_style.steps.blocks.settings.row_config import LongRowReading, RowReading
 from small_model import ONE_LAYER
 
@@ -57,6 +59,12 @@ def test_a_folder_of_hugging_face_is_converted_and_told_about(hub: Path, dry_run
     assert f"note      model: llama, 94,208 weights, of {hub}, to be converted first\n" in shown
     assert "note      data: 130 rows, about " in shown
     assert "note      memory: about 0.00" in shown
+
+
+def test_what_was_converted_already_is_not_said_to_be_converted_first(hub: Path) -> None:
+    site = JobSite("local", files={"model": hub}, origins={"model": hub})
+    [first, *_] = job.compile_checks(job.Job(Load(half=False)), site).notes
+    assert first == f"model: llama, 94,208 weights, of {hub}"
 
 
 def test_everything_that_is_wrong_is_told_at_once_after_the_plan(
