@@ -67,8 +67,8 @@ class RetryingClient:
     """Asks one service. A context manager; may be used from many threads.
 
     ``at_once`` requests are under way at a time. ``seed`` makes the pauses repeatable. ``stopping``
-    is a context's flag: once it is true, pauses end with ``Interrupted``. ``sleep`` takes the place
-    of waiting, for tests.
+    is a context's flag: once it is true, pauses end with ``Interrupted``. ``say`` tells a person
+    what is waited for. ``sleep`` takes the place of waiting, for tests.
     """
 
     address: Address | str
@@ -78,6 +78,7 @@ class RetryingClient:
     seed: int | None = None
     sleep: Callable[[float], None] | None = field(default=None, repr=False)
     stopping: Callable[[], bool] = field(default=lambda: False, repr=False)
+    say: Callable[[str], None] = field(default=lambda _line: None, repr=False)
 
     name = "service"
 
@@ -138,15 +139,27 @@ class RetryingClient:
         """What ``look(timeout)`` returns, once it raises no ``Fault``.
 
         Raises ``RetriesExhausted`` after ``seconds``, or at once when the token is refused. Other
-        permanent faults are waited out: a service that starts may not know its paths yet.
+        permanent faults are waited out: a service that starts may not know its paths yet. What
+        holds it up is said, each reason once.
         """
         end = time.monotonic() + seconds
+        said: set[str] = set()
 
         def time_left(least: float = 0.0) -> float:
             return max(end - time.monotonic(), least)
 
+        async def look_once() -> Answer:
+            try:
+                return await look(min(self.retry_policy.timeout, time_left(MIN_TIMEOUT)))
+            except Fault as fault:
+                if fault.message not in said:
+                    said.add(fault.message)
+                    waiting = f"waiting up to {time_left():.0f} s for the {self.name}"
+                    self.say(f"{waiting} at {self.address}: {fault.message}")
+                raise
+
         work = self._retry(
-            lambda: look(min(self.retry_policy.timeout, time_left(MIN_TIMEOUT))),
+            look_once,
             is_final=lambda fault: fault.kind in UNAUTHORIZED,
             stop=stop_after_delay(seconds),
             wait=lambda state: min(self._pause_after(state), time_left()),

@@ -77,6 +77,7 @@ def connect(config: Config, ctx: StepContext) -> JudgeClient:
         at_once=judge.at_once,
         seed=config.seed,
         stopping=lambda: ctx.stopping,
+        say=ctx.say,
         model=judge.model,
         form=judge.form or card.form or "instruct",
         sampling=JudgeSampling(judge.temperature, judge.top_p, judge.max_tokens),

@@ -125,6 +125,7 @@ def _open_client(
         at_once=judge.at_once,
         seed=config.seed,
         stopping=lambda: ctx.stopping,
+        say=ctx.say,
         model=served_name(config),
         identity=identity,
         form=judge.form or read_card(artifact).get("form") or "genrm",

@@ -103,6 +103,7 @@ def open_client(config: Config, ctx: StepContext) -> RewardClient:
         ),
         seed=config.seed,
         stopping=lambda: ctx.stopping,
+        say=ctx.say,
     )
 
 

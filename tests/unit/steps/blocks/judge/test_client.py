@@ -494,6 +494,17 @@ def test_readiness_is_waited_for(endpoint: Endpoint) -> None:
     assert endpoint.paths == ["/v1/models"] * 3
 
 
+def test_what_holds_it_up_is_said_each_reason_once(endpoint: Endpoint) -> None:
+    loading = status("503 loading")
+    endpoint.script = iter([loading, loading, lambda call: call.send({"data": []}), None])
+    said: list[str] = []
+    with client(endpoint, say=said.append) as judge:
+        judge.wait_ready(20)
+    assert len(said) == 2
+    assert said[0].startswith(f"waiting up to 20 s for the judge at {judge.address}: ")
+    assert said[1].endswith("'judge' is not among []")
+
+
 def test_an_endpoint_without_a_list_of_models_is_ready(endpoint: Endpoint) -> None:
     endpoint.script = forever(status("404 Not Found"))
     with client(endpoint) as judge:
