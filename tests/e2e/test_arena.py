@@ -38,7 +38,7 @@ def worse(small_toy: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The toy's model with a head of less contrast: it answers, and less to the point."""
     path = tmp_path_factory.mktemp("worse") / "model"
     model, config = load_model(small_toy.model.path, ddp=False)
-    model.output_layer.weight.data.mul_(0.6)
+    model.output_layer.weight.data.mul_(0.7)
     save_model(model, path, config=config, tokenizer=small_toy.model.path / "tokenizer")
     return small_toy.store.adopt(str(path), kind="checkpoint_megatron", name="worse")
 

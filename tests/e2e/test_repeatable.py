@@ -23,7 +23,7 @@ TINY = (
     "model.architecture.tokenizer_vocab_size=400",
 )
 HERE = {"TZ": "UTC", "PYTHONHASHSEED": "1", "LC_ALL": "C.UTF-8", "SOURCE_DATE_EPOCH": "0"}
-THERE = {"TZ": "Asia/Tokyo", "PYTHONHASHSEED": "4711", "LC_ALL": "C", "HOME": "/nowhere"}
+THERE = {"TZ": "Asia/Tokyo", "PYTHONHASHSEED": "4711", "LC_ALL": "C", "HOME": "/proc/nobody"}
 
 
 def train(folder: Path, *, umask: int, variables: dict[str, str]) -> dict[str, str]:

@@ -91,7 +91,7 @@ class ChatSampler:
         again, never cut or mended: that samples from the model *given* that it finishes, which
         changes every log-prob of a group by the same amount.
 
-        Raises StepFailed when most of those that ended are not usable.
+        Raises StepFailed when most of those that ended at the first attempt are not usable.
         """
         params = SamplingParams(
             max_new_tokens=max_new_tokens,
@@ -112,7 +112,8 @@ class ChatSampler:
                 seed=[seed_of(requests[i].seed, attempt) for i in incomplete],
             )
             read = [[self._read(sample, attempt) for sample in group] for group in groups]
-            self._require_usable(groups, read)
+            if attempt == 1:  # later ones ask again only what was hard to answer
+                self._require_usable(groups, read)
             for i, group in zip(incomplete, read, strict=True):
                 fresh = iter(group)
                 responses[i] = [kept if kept is not None else next(fresh) for kept in responses[i]]
