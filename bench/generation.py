@@ -75,9 +75,9 @@ def bench_parts(name: str, dtype: torch.dtype) -> None:
 
     def products() -> None:
         for layer in decoder.layers:
-            for weight in (layer.qkv, layer.attention_out, layer.gate_up):
+            for weight in (layer.qkv, layer.attention_out, layer.fc1):
                 weight(narrow)
-            layer.down(wide)
+            layer.fc2(wide)
         decoder.head(narrow)
 
     def sample() -> None:
