@@ -196,8 +196,10 @@ def test_every_step_makes_two_updates(chain: Chain) -> None:
     for name in (*TRAINED, "reward"):
         steps = [line["step"] for line in chain.metrics(name) if "grad_norm" in line]
         assert steps == [1, 2], name
-    weights = [chain.model(name).facts["weights_digest"] for name in ("base", *TRAINED)]
-    assert len(set(weights)) == 5
+    # sft/steerlm2 keeps its best model, and two updates of the whole model make none better
+    changed = [name for name in ("base", *TRAINED) if not (WHOLE and name == "steerlm2")]
+    weights = {chain.model(name).facts["weights_digest"] for name in changed}
+    assert len(weights) == len(changed)
 
 
 def test_no_step_changes_the_template(chain: Chain) -> None:
@@ -232,7 +234,8 @@ def test_exports_answer_in_the_models_own_format(chain: Chain) -> None:
             asked, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
         torch.manual_seed(1)
-        said = model.generate(**given, do_sample=True, top_k=0, max_new_tokens=48)
+        longest = 128 if WHOLE else 48  # the whole model has more to say
+        said = model.generate(**given, do_sample=True, top_k=0, max_new_tokens=longest)
         answers = [row[given["input_ids"].shape[1] :].tolist() for row in said]
         end = words.convert_tokens_to_ids("<|im_end|>")
         finished = [row[: row.index(end)] for row in answers if end in row]
