@@ -1,16 +1,16 @@
-"""What both conversions do around the weights: progress, the check of the logits, the record."""
+"""What conversions do around the weights: their type and rows, progress, the check, the record."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nemotron_style.runtime.errors import Interrupted
+from nemotron_style.runtime.errors import InputError, Interrupted, Problem
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.logit_parity import (
     LogitParity,
@@ -102,4 +102,32 @@ def record(
         checked_by=parity.by,
         dtype=dtype,
         vocab_size=sizes.vocab_size,
+    )
+
+
+def pad_sizes(sizes: ModelConfig, unit: int) -> ModelConfig:
+    """The sizes with a vocabulary rounded up to a multiple of ``unit``."""
+    rounded = -(-sizes.vocab_size // unit) * unit
+    return sizes.model_copy(update={"vocab_size": rounded})
+
+
+def choose_type(wanted: str | None, types: Mapping[str, torch.dtype], *, where: str) -> torch.dtype:
+    """The type that a config wants, or the one that all tensors have (``types``, by their names).
+
+    Raises InputError where they have several.
+    """
+    if wanted:
+        kind: torch.dtype = getattr(torch, wanted)
+        return kind
+    by_type = {kind: name for name, kind in sorted(types.items())}
+    if len(by_type) == 1:
+        return next(iter(by_type))
+    raise InputError(
+        Problem(
+            where=where,
+            key="dtype",
+            what="the weights are of several types, and a checkpoint here is of one",
+            got=", ".join(f"{kind} ({name})" for kind, name in by_type.items()),
+            fix="set dtype=float32, which holds all of them exactly, or dtype=bfloat16",
+        )
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.conversion import (
     check_logits,
+    pad_sizes,
     record,
     sample_logits,
     track_reads,
@@ -32,7 +33,7 @@ from nemotron_style.steps.blocks.checkpoint.streamed_model import stream_model
 from nemotron_style.steps.blocks.checkpoint.torch_dist_stream import WeightFolder
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.convert.hf_to_megatron.config import Config
-from nemotron_style.steps.convert.hf_to_megatron.source import UNPACKED, open_source, pad_sizes
+from nemotron_style.steps.convert.hf_to_megatron.source import UNPACKED, open_source
 
 
 def run(config: Config, ctx: StepContext) -> None:

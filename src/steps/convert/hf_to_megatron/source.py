@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.steps.blocks.checkpoint.conversion import choose_type, pad_sizes
 from nemotron_style.steps.blocks.checkpoint.gguf_folder import unpack_gguf
 from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE, read_sizes
 from nemotron_style.steps.blocks.checkpoint.hf_weights import check_tensors
@@ -63,7 +64,10 @@ def open_source(path: Path, config: Config, *, run_dir: Path) -> Source:
     if sizes and tokenizer:
         padded = pad_sizes(sizes, config.model.make_vocab_size_divisible_by)
         attempt(lambda: check_vocabulary(tokenizer, padded, where=str(path / CONFIG_FILE)))
-    dtype = attempt(lambda: choose_type(tensors, config)) if tensors else None
+    dtype = None
+    if tensors:
+        where = str(tensors.path)
+        dtype = attempt(lambda: choose_type(config.dtype, tensors.types, where=where))
     raise_all(InputError, problems)
     assert sizes
     assert tensors
@@ -75,27 +79,3 @@ def open_source(path: Path, config: Config, *, run_dir: Path) -> Source:
 def _read_tokenizer(path: Path, run_dir: Path, tokens: ChatPromptTokens | None) -> Tokenizer:
     folder = with_fast_tokenizer(path, run_dir / "converted_tokenizer")
     return import_tokenizer(folder, run_dir / TOKENIZER, tokens=tokens)
-
-
-def pad_sizes(sizes: ModelConfig, unit: int) -> ModelConfig:
-    """The sizes with a vocabulary rounded up to a multiple of ``unit``."""
-    rounded = -(-sizes.vocab_size // unit) * unit
-    return sizes.model_copy(update={"vocab_size": rounded})
-
-
-def choose_type(tensors: TensorFolder, config: Config) -> torch.dtype:
-    """The type in the config, or the one that all tensors have."""
-    if config.dtype:
-        return getattr(torch, config.dtype)
-    by_type = {kind: name for name, kind in sorted(tensors.types.items())}
-    if len(by_type) == 1:
-        return next(iter(by_type))
-    raise InputError(
-        Problem(
-            where=str(tensors.path),
-            key="dtype",
-            what="the weights are of several types, and a checkpoint here is of one",
-            got=", ".join(f"{kind} ({name})" for kind, name in by_type.items()),
-            fix="set dtype=float32, which holds all of them exactly, or dtype=bfloat16",
-        )
-    )

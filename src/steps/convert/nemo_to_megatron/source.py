@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
+from nemotron_style.steps.blocks.checkpoint.conversion import choose_type, pad_sizes
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     TOKENIZER,
     check_depth,
@@ -67,10 +68,12 @@ def open_source(
     weights = attempt(lambda: open_weights(told.weights, where=files.where))
     tokenizer = attempt(lambda: _import_tokenizer(told, tokenizer_folder, run_dir))
     sizes = attempt(lambda: _check_weights(weights, told)) if weights else None
-    padded = _pad(sizes, config.model.make_vocab_size_divisible_by) if sizes else None
+    padded = pad_sizes(sizes, config.model.make_vocab_size_divisible_by) if sizes else None
     if padded and tokenizer:
         attempt(lambda: check_vocabulary(tokenizer, padded, where=files.where))
-    dtype = attempt(lambda: _choose_type(weights, config)) if weights else None
+    dtype = None
+    if weights:
+        dtype = attempt(lambda: choose_type(config.dtype, weights.types, where=weights.where))
     raise_all(InputError, problems)
     assert padded
     assert weights
@@ -114,27 +117,3 @@ def _join_layers(problems: list[Problem]) -> list[Problem]:
         replace(joined, what=f"{joined.what}, in {len(each)} layers") if len(each) > 1 else each[0]
         for joined, each in alike.items()
     ]
-
-
-def _pad(sizes: ModelConfig, unit: int) -> ModelConfig:
-    rounded = -(-sizes.vocab_size // unit) * unit
-    return sizes.model_copy(update={"vocab_size": rounded})
-
-
-def _choose_type(weights: StackedWeights, config: Config) -> torch.dtype:
-    """The type in the config, or the one that all tensors have."""
-    if config.dtype:
-        kind: torch.dtype = getattr(torch, config.dtype)
-        return kind
-    by_type = {kind: name for name, kind in sorted(weights.types.items())}
-    if len(by_type) == 1:
-        return next(iter(by_type))
-    raise InputError(
-        Problem(
-            where=weights.where,
-            key="dtype",
-            what="the weights are of several types, and a checkpoint here is of one",
-            got=", ".join(f"{kind} ({name})" for kind, name in by_type.items()),
-            fix="set dtype=float32, which holds all of them exactly, or dtype=bfloat16",
-        )
-    )
