@@ -54,7 +54,7 @@ def test_its_logits_are_those_of_transformers(brought: Any) -> None:
     assert brought.facts["parameters"] == 134_515_008
     assert brought.facts["check"]["by"].startswith("transformers")
     assert brought.facts["largest_logit"] > 20
-    assert brought.facts["max_logit_difference"] < 3e-4
+    assert brought.facts["max_logit_difference"] < 1e-4
 
 
 def test_the_way_back_gives_the_same_bits_and_words(
@@ -97,7 +97,7 @@ def test_its_special_tokens_serve_to_chat(smollm2: Path, tmp_path: Path) -> None
     values = {"model": {"data": {"chat_prompt_tokens": TOKENS}}, "dtype": "bfloat16"}
     half = convert(import_recipe, import_config, smollm2, tmp_path, **values)
     assert half.facts["dtype"] == "bfloat16"
-    assert half.facts["max_logit_difference"] < 3e-4
+    assert half.facts["max_logit_difference"] < 1e-4
     chat = open_chat(Tokenizer(half.path / TOKENIZER)).texts
     assert chat.tokens.model_dump() == {**TOKENS, "end_of_turn": "\n", "end_of_name": "\n"}
 

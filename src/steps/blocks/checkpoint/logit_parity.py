@@ -27,11 +27,13 @@ from nemotron_style.steps.blocks.checkpoint.hf_config import (
 from nemotron_style.steps.blocks.checkpoint.reference_model import reference_logits
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
 from nemotron_style.steps.blocks.checkpoint.streamed_model import (
+    CHECKED_TYPE,
     WeightStream,
     parameters_without_memory,
 )
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.language_model import unwrap
+from nemotron_style.steps.blocks.model.norm import widen
 from nemotron_style.steps.blocks.model.prefix_packing import Row, pack_rows
 
 
@@ -58,9 +60,7 @@ class LogitParity:
     def require(self, limit: float, *, where: str) -> None:
         """Raise StepFailed when the difference is above ``limit``, or not a number.
 
-        Beyond logits of 10 the limit grows with the largest one, as float32's steps do: on a
-        model of 30 layers with logits up to 34, transformers' own two attention kernels differ
-        by 9e-5.
+        Beyond logits of 10 the limit grows with the largest one, as rounding does.
         """
         allowed = limit * max(1.0, self.largest / 10)
         if self.max_logit_difference <= allowed:
@@ -90,13 +90,13 @@ def model_logits(model: nn.Module, tokens_BS: Tensor) -> Tensor:
     # pack_rows leaves the last token of a row out of the input, so one is added that is not read.
     rows = [Row([*ids, 0], [False] * (len(ids) + 1)) for ids in tokens_BS.tolist()]
     packed = pack_rows(rows).to(prepare_device())  # where its weights are, once they are read
-    return inner.head(inner.hidden(packed)).transpose(0, 1).float().cpu()
+    return widen(inner.head(inner.hidden(packed)).transpose(0, 1)).cpu()
 
 
 def compare_logits(
     ours: Tensor, path: Path, tokens_BS: Tensor, *, dtype: torch.dtype | None = None
 ) -> LogitParity:
-    """``ours`` against the logits of the Hugging Face files in ``path``, computed in float32.
+    """``ours`` against the logits of the Hugging Face files in ``path``, computed in float64.
 
     Where one side has more rows of vocabulary than the other, those that both have count. With
     ``dtype`` the weights in ``path`` are rounded to it first.
@@ -113,7 +113,8 @@ def hugging_face_logits(
 ) -> tuple[str, Tensor]:
     """The program that computed the logits of the files in ``path``, and the logits.
 
-    They are computed in float32, one tensor at a time, and returned on the CPU.
+    They are computed one tensor at a time and in float64, but for the norms, the shares of
+    attention and the rotary angles, which transformers rounds to float32; and come back on the CPU.
     """
     tokens = tokens_BS.to(prepare_device())
     settings, folder = read_settings(path), TensorFolder(path)
@@ -125,7 +126,8 @@ def hugging_face_logits(
         return folder.read(name).to(dtype or folder.types[name])
 
     if classes is None:
-        return "plain torch", reference_logits(settings, read, tokens).cpu()
+        logits = reference_logits(settings, read, tokens, dtype=CHECKED_TYPE)
+        return "plain torch", logits.cpu()
     import transformers
 
     # Of the file only what the family says: other keys reach code that transformers fetches.

@@ -1,4 +1,4 @@
-"""A model as Hugging Face's files define it, in plain torch and in float32.
+"""A model as Hugging Face's files define it, in plain torch.
 
 It is written from the meaning of ``config.json`` and of the tensors' names, and shares nothing
 with the model that is trained here, with the table of families or with the conversion: it is what
@@ -43,26 +43,30 @@ _NORMS = {
 
 
 @torch.inference_mode()
-def reference_logits(settings: Settings, read: Read, tokens_BS: Tensor) -> Tensor:
-    """Logits ``[B, S, vocabulary]`` of causal rows.
+def reference_logits(
+    settings: Settings, read: Read, tokens_BS: Tensor, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Logits ``[B, S, vocabulary]`` of causal rows, computed in ``dtype``.
 
     ``settings`` is ``config.json``; ``read`` gives a tensor for its name.
     """
     tied = settings.get("tie_word_embeddings", settings["model_type"] in _TIED)
     head = read(f"{'model.embed_tokens' if tied else 'lm_head'}.weight")
-    states = reference_states(settings, read, tokens_BS)
-    logits = states @ head.to(tokens_BS.device, torch.float32).T
+    states = reference_states(settings, read, tokens_BS, dtype=dtype)
+    logits = states @ head.to(tokens_BS.device, dtype).T
     cap = _cap(settings, "final_logit_softcapping", {"gemma2": 30.0})
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 @torch.inference_mode()
-def reference_states(settings: Settings, read: Read, tokens_BS: Tensor) -> Tensor:
+def reference_states(
+    settings: Settings, read: Read, tokens_BS: Tensor, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Hidden states ``[B, S, hidden]`` after the last norm: what a head of any sort reads."""
     kind = settings["model_type"]
 
     def weight(name: str) -> Tensor:
-        return read(name).to(tokens_BS.device, torch.float32)
+        return read(name).to(tokens_BS.device, dtype)
 
     def norm(states: Tensor, name: str | None) -> Tensor:
         return states if name is None else _norm(settings, weight, name, states)

@@ -15,7 +15,7 @@ class ConversionConfig(StepConfig):
     """How closely the logits of both sides must agree, and on which random rows."""
 
     max_logit_difference: float = Field(
-        default=1e-4, ge=0, description="in float32, for logits up to 10"
+        default=1e-4, ge=0, description="in float64, for logits up to 10"
     )
     sample_rows: int = Field(default=4, ge=1)
     sample_tokens: int = Field(default=64, ge=1, description="tokens of a sample row")
