@@ -6,15 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
+from nemotron_style.steps.blocks.model.lora import has_adapters
 
 
 def full_gradient(model: nn.Module) -> dict[str, Tensor]:
     """Every gradient whole, by the way that weights are gathered; the weights stay as they are."""
-    kept = [parameter.detach().clone() for parameter in model.parameters()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kept = [parameter.detach().clone() for parameter in trained]
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in trained:
             parameter.copy_(parameter.main_grad)
-        found = {name: whole.clone() for name, whole in full_weights(model)}
-        for parameter, weights in zip(model.parameters(), kept, strict=True):
+        whole = full_weights(model, adapters=has_adapters(model))
+        found = {name: value.clone() for name, value in whole}
+        for parameter, weights in zip(trained, kept, strict=True):
             parameter.copy_(weights)
     return found

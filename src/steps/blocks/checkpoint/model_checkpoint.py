@@ -171,9 +171,12 @@ class WeightsDigest:
         return f"sha256:{self._hash.hexdigest()}"
 
 
-def full_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Every tensor whole, in the order of names, on the CPU of every rank; every rank calls it."""
-    own = [shard for shard in shards(unwrap(model)) if shard.primary]
+def full_weights(model: nn.Module, *, adapters: bool = False) -> list[tuple[str, Tensor]]:
+    """Every tensor whole, in the order of names, on the CPU of every rank; every rank calls it.
+
+    The model's own weights, or those of its ``adapters``.
+    """
+    own = [shard for shard in shards(unwrap(model), adapters=adapters) if shard.primary]
     pieces = [(shard.name, shard.full_shape, shard.slices, shard.data.cpu()) for shard in own]
     tensors: dict[str, Tensor] = {}
     for name, shape, slices, data in chain.from_iterable(gather(pieces)):

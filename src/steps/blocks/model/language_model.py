@@ -6,7 +6,6 @@ so it can stand in megatron-core's pipeline schedules as it is.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -31,7 +30,7 @@ from nemotron_style.steps.blocks.model.logprob import label_logprobs
 from nemotron_style.steps.blocks.model.megatron_config import megatron_config
 from nemotron_style.steps.blocks.model.parallel import current_parallel, data_world
 from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch
-from nemotron_style.steps.blocks.model.sharded_tensor import shards
+from nemotron_style.steps.blocks.model.sharded_tensor import name_generator, shards
 from nemotron_style.steps.blocks.model.transformer_layer import block_spec
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig, find_indivisible
 
@@ -182,9 +181,7 @@ def initialise(model: LanguageModel, *, num_layers: int, seed: int, std: float) 
         if len(shard.full_shape) == 1:
             shard.data.fill_(0.0 if shard.name.endswith("bias") else gain)
             continue
-        name_seed = hashlib.sha256(f"{seed}/{shard.name}".encode()).digest()[:7]
-        generator = torch.Generator().manual_seed(int.from_bytes(name_seed, "big"))
-        whole = torch.randn(shard.full_shape, generator=generator)
+        whole = torch.randn(shard.full_shape, generator=name_generator(seed, shard.name))
         residual = shard.name.endswith(("linear_proj.weight", "linear_fc2.weight"))
         own = std / (2 * num_layers) ** 0.5 if residual else std
         shard.data.copy_(whole[shard.slices] * own)

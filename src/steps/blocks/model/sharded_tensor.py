@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from torch import Tensor, nn
+
+ADAPTER = re.compile(r"\.lora_[AB]$")
+"""What the names of the two factors of a low-rank adapter end with."""
 
 
 @dataclass(frozen=True)
@@ -26,22 +32,33 @@ class Shard:
     primary: bool
 
 
-def sharded_weights(model: nn.Module) -> dict[str, Any]:
+def sharded_weights(model: nn.Module, *, adapters: bool = False) -> dict[str, Any]:
     """megatron-core's sharded state dict, with the number of its layer in every name.
 
-    Without the ``_extra_state`` objects, which are empty here and would be pickles on disk.
+    That of the model's own weights, or that of its ``adapters``. Without the ``_extra_state``
+    objects, which are empty here and would be pickles on disk.
     """
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     metadata = {"non_homogeneous_layers": True, "dp_cp_group": group}
     state = model.sharded_state_dict(prefix="", metadata=metadata)
-    return {name: value for name, value in state.items() if not name.endswith("_extra_state")}
+    return {
+        name: value
+        for name, value in state.items()
+        if not name.endswith("_extra_state") and bool(ADAPTER.search(name)) == adapters
+    }
 
 
-def shards(model: nn.Module) -> Iterator[Shard]:
-    """Every slice of every weight on this rank, gate and up projection apart."""
-    for value in nested_values(sharded_weights(model)):
+def shards(model: nn.Module, *, adapters: bool = False) -> Iterator[Shard]:
+    """Every slice of every weight (or adapter) on this rank, gate and up projection apart."""
+    for value in nested_values(sharded_weights(model, adapters=adapters)):
         parts = value.build() if isinstance(value, ShardedTensorFactory) else [value]
         yield from (_shard(part) for part in parts if isinstance(part, ShardedTensor))
+
+
+def name_generator(seed: int, name: str) -> torch.Generator:
+    """Random numbers for a tensor, which depend on its ``name`` and on nothing around it."""
+    name_seed = hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7]
+    return torch.Generator().manual_seed(int.from_bytes(name_seed, "big"))
 
 
 def _shard(part: ShardedTensor) -> Shard:

@@ -20,6 +20,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from nemotron_style.steps.blocks.model.attention import AttentionContext, CoreAttention
+from nemotron_style.steps.blocks.model.lora import ColumnAdapter, RowAdapter
 from nemotron_style.steps.blocks.model.megatron_config import MegatronConfig
 from nemotron_style.steps.blocks.model.norm import FullNorm, Norm
 
@@ -127,21 +128,25 @@ def _norm(config: MegatronConfig) -> nn.Module:
     return Norm(config, config.hidden_size, config.layernorm_epsilon)
 
 
-class ColumnLinear(ColumnParallelLinear):
+class ColumnLinear(ColumnAdapter, ColumnParallelLinear):
     """A product whose output features are divided over tensor ranks."""
 
     def forward(self, input_: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, None]:
         """``[.., in]`` to ``[.., out / tensor ranks]``."""
         if self.tp_group.size() > 1:
-            return super().forward(input_, *args, **kwargs)
-        return F.linear(input_, self.weight, self.bias), None
+            product, _ = super().forward(input_, *args, **kwargs)
+        else:
+            product = F.linear(input_, self.weight, self.bias)
+        return self.adapted(product, input_), None
 
 
-class RowLinear(RowParallelLinear):
+class RowLinear(RowAdapter, RowParallelLinear):
     """A product whose input features are divided over tensor ranks."""
 
     def forward(self, input_: Tensor) -> tuple[Tensor, None]:
         """``[.., in / tensor ranks]`` to ``[.., out]``."""
         if self.tp_group.size() > 1:
-            return super().forward(input_)
-        return F.linear(input_, self.weight), None
+            product, _ = super().forward(input_)
+        else:
+            product = F.linear(input_, self.weight)
+        return self.adapted(product, input_), None

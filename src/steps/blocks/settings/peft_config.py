@@ -1,0 +1,128 @@
+"""``model.peft``: low-rank adapters (LoRA), under NeMo's names; readable without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from nemotron_style.runtime.config.model import Section
+from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
+from nemotron_style.steps.blocks.settings.fixed_value import fixed, only
+
+TARGETS = {
+    "attention_qkv": "self_attention.linear_qkv",
+    "attention_dense": "self_attention.linear_proj",
+    "mlp_fc1": "mlp.linear_fc1",
+    "mlp_fc2": "mlp.linear_fc2",
+}
+"""The linear layers of a transformer layer, by NeMo's names; every family has all four."""
+GROUPS = {
+    "attention": ("attention_qkv", "attention_dense"),
+    "mlp": ("mlp_fc1", "mlp_fc2"),
+    "all": tuple(TARGETS),
+}
+_NAMED_ELSEWHERE = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "qkv_proj", "linear_qkv"), "attention_qkv"),
+    **dict.fromkeys(("o_proj", "linear_proj"), "attention_dense"),
+    **dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj", "linear_fc1"), "mlp_fc1"),
+    **dict.fromkeys(("down_proj", "linear_fc2"), "mlp_fc2"),
+    "all-linear": "all",
+}
+"""What PEFT, Hugging Face's models and NeMo 2 call them."""
+
+
+def _check_targets(names: Sequence[str]) -> Sequence[str]:
+    allowed = ", ".join((*TARGETS, *GROUPS))
+    problems = []
+    for name in names:
+        if name not in TARGETS and name not in GROUPS:
+            known = _NAMED_ELSEWHERE.get(name)
+            fix = f"say {known}, of which {name} is a part" if known else ""
+            what = "the model has no such linear layer"
+            problems.append(Problem(what=what, got=name, allowed=allowed, fix=fix))
+    if not names:
+        what, fix = "names no linear layer", "set model.peft.peft_scheme=none to train all weights"
+        problems.append(Problem(what=what, allowed=allowed, fix=fix))
+    raise_all(ConfigError, problems)
+    return names
+
+
+Init = Literal["xavier", "normal", "kaiming", "zero"]
+_WHOLE = "not built: an adapter is W + alpha / adapter_dim * B A, as PEFT's is"
+
+
+class LoraTuning(Section):
+    """``model.peft.lora_tuning``: which linear layers get an adapter, and how large it is.
+
+    A layer with the weight W then computes ``(W + alpha / adapter_dim * B A) x``; A begins as
+    ``column_init_method`` says and B as ``row_init_method``.
+    """
+
+    target_modules: Annotated[list[str], AfterValidator(_check_targets)] = Field(
+        default=["attention_qkv"]
+    )
+    adapter_dim: int = Field(default=32, ge=1, description="the rank of A and B")
+    alpha: float | None = Field(default=None, gt=0, description="null: adapter_dim")
+    adapter_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of what the adapters read that is dropped"
+    )
+    column_init_method: Init = "xavier"
+    row_init_method: Init = "zero"
+    layer_selection: list[int] | None = fixed(None, why="not built: every layer gets adapters")
+    weight_tying: bool = fixed(False, why="not built: every layer has adapters of its own")
+    position_embedding_strategy: str | None = fixed(None, why="not built, as weight_tying")
+    variant: str = fixed("nemo", why="not built: q, k and v share one A")
+    dropout_position: str = fixed("pre", why=_WHOLE)
+
+    @property
+    def scale(self) -> float:
+        """What ``B A`` is multiplied by."""
+        return (self.alpha or self.adapter_dim) / self.adapter_dim
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names of the adapted linear layers within a transformer layer, in its order."""
+        names = {one for name in self.target_modules for one in GROUPS.get(name, (name,))}
+        return tuple(module for name, module in TARGETS.items() if name in names)
+
+    @model_validator(mode="after")
+    def _can_learn(self) -> Self:
+        if self.column_init_method == self.row_init_method == "zero":
+            # the gradient of each is a product with the other
+            raise ValueError("column_init_method and row_init_method are both zero: nothing learns")
+        return self
+
+
+class Peft(Section):
+    """``model.peft``: all weights are trained (``none``), or adapters beside them (``lora``).
+
+    ``restore_from_path`` is an adapter to go on from.
+    """
+
+    peft_scheme: Annotated[
+        str,
+        only(
+            *("none", "lora"),
+            why="not built: of NeMo's ways to train a few weights there is LoRA",
+            fix="set model.peft.peft_scheme=lora, or none to train all weights",
+        ),
+    ] = "none"
+    restore_from_path: str | None = None
+    lora_tuning: LoraTuning = LoraTuning()
+
+    @property
+    def lora(self) -> LoraTuning | None:
+        """The settings of the adapters; None where all weights are trained."""
+        return self.lora_tuning if self.peft_scheme == "lora" else None
+
+    @model_validator(mode="after")
+    def _has_use_for_an_adapter(self) -> Self:
+        if self.restore_from_path and not self.lora:
+            what = "an adapter is given, and all weights are to be trained"
+            fix = "set model.peft.peft_scheme=lora, or merge it first with convert/merge_lora"
+            raise ConfigError(
+                Problem(key="restore_from_path", what=what, got=self.restore_from_path, fix=fix)
+            )
+        return self
