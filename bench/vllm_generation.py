@@ -19,16 +19,13 @@ import torch
 from measure import SMOKE, compare
 from twin import NEW_TOKENS, PROMPT_TOKENS, PROMPTS, SAMPLES, sizes
 
-from nemotron_style.steps.blocks.generation.backend import (
-    EngineName,
-    GenerationEngine,
-    open_engine,
-)
+from nemotron_style.steps.blocks.generation.backend import GenerationEngine, open_engine
 from nemotron_style.steps.blocks.generation.logprob_gap import measure_sample_gap
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.generation.vllm_engine import VllmEngine
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.settings.generation_config import EngineName
 
 ENGINES: tuple[EngineName, ...] = ("in_process", "vllm")
 STARTS = 1 if SMOKE else 5

@@ -50,6 +50,7 @@ def compile_job(
         origins=dict(_find_files(origins, store)),
         outside=frozenset(slot for slot, one in [*inputs.items(), *origins.items()] if one.outside),
         memory=profile.memory,
+        python=profile.python,
     )
     compiled = compiler(config.parsed, site)
     if not isinstance(compiled, CompiledJob):

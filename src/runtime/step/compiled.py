@@ -23,6 +23,7 @@ class JobSite:
     ``files`` where the content of an input lies that exists already and can be read from here;
     ``origins`` where that lies which will be converted for a slot. ``outside`` are the slots whose
     content no run of ours has made. ``memory`` is what the profile gives a job on each machine.
+    ``python`` is the interpreter that the profile names for the job.
     """
 
     executor: str
@@ -35,6 +36,7 @@ class JobSite:
     origins: Mapping[str, Path] = field(default_factory=dict)
     outside: frozenset[str] = frozenset()
     memory: str | None = None
+    python: str | None = None
 
 
 @dataclass(frozen=True)

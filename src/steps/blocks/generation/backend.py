@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -13,9 +13,8 @@ from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.generation.engine import Engine, Sample
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.generation.vllm_engine import VllmEngine
+from nemotron_style.steps.blocks.settings.generation_config import EngineName
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
-
-EngineName = Literal["in_process", "vllm"]
 
 
 class GenerationEngine(Protocol):

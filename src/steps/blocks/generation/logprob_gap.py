@@ -19,12 +19,6 @@ from nemotron_style.steps.blocks.generation.engine import Sample
 from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
 from nemotron_style.steps.blocks.training.microbatch import score
 
-LIMITS = {"in_process": 1.001, "vllm": 1.1}
-"""Below what ``token_mult_prob_error`` has to stay, by the name of the engine.
-
-1.1 is what NeMo-RL accepts of its runs with vLLM, which decode in bfloat16.
-"""
-
 
 @dataclass(frozen=True)
 class EngineGap:

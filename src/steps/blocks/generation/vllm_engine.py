@@ -26,7 +26,7 @@ import psutil
 import torch
 from torch import nn
 
-from nemotron_style.runtime.errors import InputError, Problem, StepFailed
+from nemotron_style.runtime.errors import InputError, Problem, StepFailed, raise_all
 from nemotron_style.runtime.shell_environment import find_rank_variables
 from nemotron_style.steps.blocks.data.tokenizer_files import export_tokenizer
 from nemotron_style.steps.blocks.generation.engine import BROKEN_LOGITS, Sample
@@ -34,13 +34,12 @@ from nemotron_style.steps.blocks.generation.random_stream import sample_keys
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams, check_prompts
 from nemotron_style.steps.blocks.generation.vllm_weights import make_folder, plan_files
 from nemotron_style.steps.blocks.model.parallel import current_parallel
+from nemotron_style.steps.blocks.settings.generation_config import check_temperature
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 WHERE = "generation engine vllm"
 WORKER = "nemotron_style.steps.blocks.generation.vllm_worker"
 LOG = "vllm.log"
-LOWEST_TEMPERATURE = 0.01
-"""Below it vLLM samples at another temperature than it was told."""
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -188,16 +187,7 @@ def sampling_settings(sampling: SamplingParams) -> dict[str, Any]:
     Token ids alone end a response, ``ignore_eos`` sees to that; text is made only where an end
     string has to be found in it. Raises InputError for a temperature that vLLM would change.
     """
-    if 0 < sampling.temperature < LOWEST_TEMPERATURE:
-        raise InputError(
-            Problem(
-                key="temperature",
-                what="vLLM does not sample at so low a temperature",
-                got=repr(sampling.temperature),
-                allowed=f"0, or {LOWEST_TEMPERATURE} and more",
-                fix="take 0, which draws the likeliest token, or generation=in_process",
-            )
-        )
+    raise_all(InputError, [*check_temperature("vllm", sampling.temperature, key="temperature")])
     return {
         "max_tokens": sampling.max_new_tokens,
         "min_tokens": sampling.min_new_tokens,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from nemotron_style.runtime.errors import Problem
+from nemotron_style.runtime.step.compiled import JobSite
 
 # WSL, AMD and Jetson have GPUs behind these, which are not counted here.
 _OTHER_DEVICES = ("/dev/dxg", "/dev/kfd", "/dev/nvhost-gpu")
@@ -69,6 +72,17 @@ def _read_ram() -> int | None:
         except (OSError, ValueError):  # "max" is no limit
             continue
     return min(limits)
+
+
+def check_vllm(site: JobSite, *, key: str) -> Iterator[Problem]:
+    """vLLM, which a job is to sample with, is missing from the interpreter that runs it here.
+
+    Nothing is said of an interpreter that the profile names, nor of an image.
+    """
+    ours = site.executor == "local" and site.image is None and site.python is None
+    if ours and importlib.util.find_spec("vllm") is None:
+        fix = f"set {key}=in_process, or choose a profile whose python has vLLM, see "
+        yield Problem(key=key, what="vLLM is not installed", fix=fix + "docs/generation.md")
 
 
 def check_devices(

@@ -19,9 +19,14 @@ from nemotron_style.steps.blocks.http.endpoint import read_address
 from nemotron_style.steps.blocks.judge.pairing import ComparisonPlan
 from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
 from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts, fixed
+from nemotron_style.steps.blocks.settings.generation_config import (
+    check_temperature,
+    sampler_limit,
+)
 from nemotron_style.steps.blocks.settings.training_config import Count, Samples
 from nemotron_style.steps.rl.rlhf.fixed_values import (
     HELD_ELSEWHERE,
+    HELD_WITH_VLLM,
     Checkpointing,
     Cluster,
     Logger,
@@ -126,7 +131,8 @@ class Config(StepConfig):
     @property
     def gate(self) -> float:
         """The largest token_mult_prob_error of sampler and trainer that is taken for rounding."""
-        return self.agreement_limit or (1.05 if self.policy.half else 1.001)
+        engine = self.policy.generation.backend
+        return self.agreement_limit or sampler_limit(engine, half=self.policy.half)
 
     @property
     def normalize(self) -> bool:
@@ -223,11 +229,14 @@ def _mirrors(config: Config) -> list[tuple[str, Any, str, Any]]:
 def _embedded_mirrors(policy: Policy) -> list[tuple[str, Any, str, Any]]:
     """Keys that repeat another one where our own loop trains."""
     adam, scheduler = policy.megatron_cfg.optimizer, policy.megatron_cfg.scheduler
+    precision = "policy.precision", policy.precision
     adam_key, scheduler_key = "policy.megatron_cfg.optimizer", "policy.megatron_cfg.scheduler"
     asked = {True: "bfloat16", False: "float32", None: None}[adam.bf16]
+    vllm = policy.generation.vllm_cfg if policy.generation.backend == "vllm" else {}
     decay = f"{adam_key}.weight_decay", adam.weight_decay
     return [
-        (f"{adam_key}.bf16", asked, "policy.precision", policy.precision),
+        (f"{adam_key}.bf16", asked, *precision),
+        ("policy.generation.vllm_cfg.precision", vllm.get("precision"), *precision),
         (f"{scheduler_key}.start_weight_decay", scheduler.start_weight_decay, *decay),
         (f"{scheduler_key}.end_weight_decay", scheduler.end_weight_decay, *decay),
     ]
@@ -253,7 +262,11 @@ def _get(values: Any, name: str) -> Any:
 
 def _held(config: Config) -> Iterator[Problem]:
     """Keys at values that our own loop does not know."""
-    for key, mark in [*held_keys(Config), *HELD_ELSEWHERE]:
+    generation = config.policy.generation
+    key = "policy.generation.temperature"
+    yield from check_temperature(generation.backend, generation.temperature, key=key)
+    of_engine = HELD_WITH_VLLM if generation.backend == "vllm" else ()
+    for key, mark in [*held_keys(Config), *HELD_ELSEWHERE, *of_engine]:
         value = reduce(_get, key.split("."), config)
         if not any(value == one and type(value) is type(one) for one in mark.allowed):
             yield Problem(

@@ -66,6 +66,25 @@ HELD_ELSEWHERE = (
 )
 """Held keys of sections that are not this step's own, and of tables of any keys."""
 
+_ENGINE = "each process has an engine of its own, which holds the whole model"
+_GENERATION = "policy.generation"
+
+HELD_WITH_VLLM = (
+    (f"{_GENERATION}.vllm_cfg.tensor_parallel_size", Held((None, 1), _ENGINE)),
+    (f"{_GENERATION}.vllm_cfg.pipeline_parallel_size", Held((None, 1), _ENGINE)),
+    (f"{_GENERATION}.vllm_cfg.expert_parallel_size", Held((None, 1), _ENGINE)),
+    (
+        f"{_GENERATION}.vllm_cfg.kv_cache_dtype",
+        Held((None, "auto"), "keys and values have the type of the weights"),
+    ),
+    (f"{_GENERATION}.vllm_kwargs", Held(({},), "the engine is set up by the step")),
+    (
+        f"{_GENERATION}.colocated.enabled",
+        Held((None, True), "the engine runs beside its trainer, on the same GPU"),
+    ),
+)
+"""Held keys where vLLM draws for our own loop: what they ask for, its engine does not do."""
+
 
 class Checkpointing(Section):
     """``checkpointing``: the state of a run; ``keep_top_k`` newest of them stay."""

@@ -10,6 +10,7 @@ from nemotron_style.runtime.config.model import Section, cosmetic, unused
 from nemotron_style.runtime.errors import ConfigError, Problem
 from nemotron_style.steps.blocks.loss.reward_shaping import RewardScaling, RewardShaping
 from nemotron_style.steps.blocks.settings.fixed_value import fixed
+from nemotron_style.steps.blocks.settings.generation_config import EngineName
 from nemotron_style.steps.blocks.settings.not_built import (
     NO_FUSION,
     NO_OFFLOAD,
@@ -196,11 +197,7 @@ class MegatronCfg(Section):
 class Generation(Section):
     """``policy.generation``: how answers are drawn."""
 
-    backend: Literal["in_process", "vllm"] = held(
-        "in_process",
-        why="samples are drawn in the training process",
-        fix="set policy.generation.backend=in_process",
-    )
+    backend: EngineName = Field(default="in_process", description="who samples")
     max_new_tokens: Count | None = Field(default=None, description="null: half of the context")
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = held(1.0, why="the trainer sees log-probs of the whole distribution", gt=0, le=1)

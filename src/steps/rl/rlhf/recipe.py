@@ -7,8 +7,8 @@ its options and the names of the metrics.  It leaves out, on purpose:
 * a failed judgement that becomes a middling score on which the group is trained: such a group is
   masked, counted and named, and above a budget the run stops in a state that it continues from;
 * groups found by equal prompts: a group is an index in a step;
-* Ray, a second copy of the policy in vLLM and the transfer of weights to it: samples are drawn by
-  the engine in this process, from the weights that are trained;
+* Ray, and processes that sample while others train: an engine belongs to each process, samples in
+  it or in vLLM beside it, and gets the weights after the last update of a step;
 * the computation of a prompt again for each of its samples: they share it in the update too.
 
 Shapes: ``_P`` prompts, ``_G`` samples of a group, ``_B`` the P x G samples of a step.
@@ -17,6 +17,7 @@ Shapes: ``_P`` prompts, ``_G`` samples of a group, ``_B`` the P x G samples of a
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
@@ -40,7 +41,7 @@ from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.toy_truth import load_truth
 from nemotron_style.steps.blocks.generation.answer_samples import AnswerSamples, Question
-from nemotron_style.steps.blocks.generation.engine import Engine
+from nemotron_style.steps.blocks.generation.backend import open_engine
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.judge.client import JudgeUnavailable
 from nemotron_style.steps.blocks.judge.group_judge import sum_failures
@@ -121,8 +122,9 @@ def run(config: Config, ctx: StepContext) -> None:
     reference, _ = load_model(source.path, dtype=dtype, ddp=False)
     optimizer = build_optimizer(model, policy.optim, gradient_clip=policy.max_grad_norm)
     rank_zero = RankZero()
-    sampler = RolloutSampler(Engine(model, sizes), rank_zero, chat, sampling)
-    with open_judge(config, ctx, rank_zero) as judge:
+    engine = open_engine(policy.generation.backend, model, sizes)
+    sampler = RolloutSampler(engine, rank_zero, chat, sampling)
+    with closing(engine), open_judge(config, ctx, rank_zero) as judge:
         ctx.say(f"judge {judge.identity}")
         checkpoint = TrainingState(ctx, model, optimizer)
         done, stored = checkpoint.restore()
@@ -141,10 +143,10 @@ def run(config: Config, ctx: StepContext) -> None:
             checkpoint.save(step, state.stored(), keep=keep)
 
         # -- the gate: sampler, trainer, reference and judge must agree before anything is trained
+        engine.update()
         group_size, max_error = grpo.num_generations_per_prompt, grpo.seq_logprob_error_threshold
-        probes = sampler.sample(
-            prompts, order.batch(0)[:PROBED], samples=group_size, name=f"{config.seed}/probe"
-        )
+        sample = partial(sampler.sample, prompts, samples=group_size)
+        probes = sample(order.batch(0)[:PROBED], name=f"{config.seed}/probe")
         gate = run_gate(config, model, None if done else reference, judge, probes)
         ctx.say("gate: " + ", ".join(f"{k[5:]} {v:.6g}" for k, v in gate.items()))
         if not done:
@@ -161,7 +163,6 @@ def run(config: Config, ctx: StepContext) -> None:
             save=save,
             failures=(JudgeUnavailable,),
         )
-        sample = partial(sampler.sample, prompts, samples=group_size)
         learning_rate = partial(
             policy.megatron_cfg.learning_rate, updates=steps * config.updates_per_step
         )
@@ -181,7 +182,7 @@ def run(config: Config, ctx: StepContext) -> None:
                 advantages_B, low=grpo.advantage_clip_low, high=grpo.advantage_clip_high
             )
             samples = build_samples(rollouts, shaped, advantages_B)
-            metrics = {**rollout_metrics(rollouts, shaped, baseline, samples), **judged.metrics}
+            metrics = rollout_metrics(rollouts, shaped, baseline, samples) | judged.metrics
             state.flat_steps = count_flat_steps(config, step, metrics, state.flat_steps)
 
             # log-probs: of the policy before the first update of this step, and of the reference
@@ -200,6 +201,7 @@ def run(config: Config, ctx: StepContext) -> None:
                 lr = learning_rate((step - 1) * config.updates_per_step + number)
                 grad_norm = optimizer.step(lr, step=step, loss=update["loss"])
                 updates.append(update | {"lr": lr, "grad_norm": grad_norm})
+            engine.update()
 
             metrics |= merge_metrics(updates) | step_seconds(started, sampled, rewarded)
             metrics |= {"start_tokens": state.start_tokens, "epoch": order.epoch(step - 1)}

@@ -1,4 +1,4 @@
-"""Rollouts: groups of answers to prompts, sampled in this process from the current weights.
+"""Rollouts: groups of answers to prompts, sampled from the current weights.
 
 Shape legend: ``_P`` prompts, ``_G`` samples of a group.
 """
@@ -13,7 +13,7 @@ from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.usable import Sampled, require_usable
 from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.data.seed import seed_of
-from nemotron_style.steps.blocks.generation.engine import Engine
+from nemotron_style.steps.blocks.generation.backend import GenerationEngine
 from nemotron_style.steps.blocks.generation.engine import Sample as EngineSample
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.judge.aggregation import Answer
@@ -60,7 +60,7 @@ class Rollout:
 class RolloutSampler:
     """Samples groups of answers. Every rank samples its share of them, and gets them all."""
 
-    engine: Engine
+    engine: GenerationEngine
     rank_zero: RankZero
     chat: Chat
     sampling: SamplingParams

@@ -6,7 +6,7 @@ A key that merely mirrors another one may be left out or must agree with it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,11 @@ from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.http.endpoint import Address, read_address
 from nemotron_style.steps.blocks.settings.aligner_keys import find_half_weights
 from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts
+from nemotron_style.steps.blocks.settings.generation_config import (
+    EngineName,
+    check_temperature,
+    sampler_limit,
+)
 from nemotron_style.steps.blocks.settings.training_config import CheckpointPath
 from nemotron_style.steps.rs.actor.nemo_aligner import ExpManager, Model, RemoteRm, Trainer
 
@@ -29,9 +34,7 @@ class Config(StepConfig):
     exp_manager: ExpManager = ExpManager()
     pretrained_checkpoint: CheckpointPath = CheckpointPath()
     model: Model = Model()
-    generation: Literal["in_process", "vllm"] = Field(
-        default="in_process", description="who samples"
-    )
+    generation: EngineName = Field(default="in_process", description="who samples")
 
     @property
     def address(self) -> Address | None:
@@ -45,8 +48,8 @@ class Config(StepConfig):
     @property
     def agreement_limit(self) -> float:
         """The largest token_mult_prob_error of sampler and trainer that is taken for rounding."""
-        rounding = 1.05 if self.trainer.half else 1.001
-        return self.model.rs.agreement_limit or (1.1 if self.generation == "vllm" else rounding)
+        own = self.model.rs.agreement_limit
+        return own or sampler_limit(self.generation, half=self.trainer.half)
 
     @property
     def updates_per_step(self) -> int:
@@ -111,6 +114,10 @@ def _rest(config: Config) -> Iterator[Problem]:
     if (remote.port or remote.reward_model.port) and not (remote.host or remote.reward_model.ip):
         what = "a port is given and no host"
         yield Problem(key="remote_rm.port", what=what, fix="set remote_rm.host, e.g. to localhost")
+    sampling = config.model.rs.sampling_params
+    if not sampling.use_greedy:
+        key = "model.rs.sampling_params.temperature"
+        yield from check_temperature(config.generation, sampling.temperature, key=key)
     yield from find_half_weights(config.model.megatron_amp_O2, config.trainer)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
 from nemotron_style.steps.blocks.preflight.job import WHOLE_MODEL, Job, Rows, compile_checks
+from nemotron_style.steps.blocks.preflight.machine import check_vllm
 from nemotron_style.steps.blocks.preflight.memory import Load
 from nemotron_style.steps.rs.actor.config import Config
 
@@ -11,13 +12,14 @@ from nemotron_style.steps.rs.actor.config import Config
 def compile_job(config: Config, site: JobSite) -> CompiledJob:
     """Notes on what the run takes, and all that is wrong with it."""
     trainer, model, rs = config.trainer, config.model, config.model.rs
-    sampled = rs.rollout_micro_batch_size * rs.num_rollouts_per_prompt
+    vllm = config.generation == "vllm"
+    sampled = 0 if vllm else rs.rollout_micro_batch_size * rs.num_rollouts_per_prompt
     job = Job(
         load=Load(
             half=trainer.half,
             spread_optimizer=model.optim.distributed,
             pass_rows=model.micro_batch_size,
-            sampled_rows=sampled if config.generation == "in_process" else 0,
+            sampled_rows=sampled,
         ),
         machines=trainer.num_nodes,
         processes=trainer.devices,
@@ -37,4 +39,5 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
         tokens=model.data.chat_prompt_tokens,
         memory_fix=WHOLE_MODEL,
     )
-    return compile_checks(job, site)
+    missing = check_vllm(site, key="generation") if vllm else ()
+    return compile_checks(job, site, *missing)

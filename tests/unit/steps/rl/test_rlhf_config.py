@@ -15,7 +15,7 @@ from nemotron_style.runtime.errors import ConfigError
 from nemotron_style.runtime.validation import find_key, split_key
 from nemotron_style.steps.blocks.training.lr_schedule import megatron_decay
 from nemotron_style.steps.rl.rlhf.config import Config
-from nemotron_style.steps.rl.rlhf.fixed_values import HELD_ELSEWHERE, held_keys
+from nemotron_style.steps.rl.rlhf.fixed_values import HELD_ELSEWHERE, HELD_WITH_VLLM, held_keys
 from nemotron_style.steps.rl.rlhf.grpo_config import MegatronCfg
 from nemotron_style.steps.rl.rlhf.hacking_alert import ALERTS
 
@@ -127,7 +127,7 @@ def test_a_cohort_of_another_size_is_refused(manifest):
 def test_what_our_own_loop_does_not_do_is_refused_with_the_reason(manifest):
     given = ("backend=embedded", "policy.train_global_batch_size=128")
     text = told(manifest, *given, name="default")
-    for key in ("policy.model_name", "policy.generation.backend"):
+    for key in ("policy.model_name", "grpo.invalid_tool_call_advantage"):
         assert key in text
     assert "-i model=REF" in told(manifest, "policy.model_name=mine")
     text = told(manifest, "policy.generation.top_p=0.9", "grpo.use_dynamic_sampling=true")
@@ -135,11 +135,11 @@ def test_what_our_own_loop_does_not_do_is_refused_with_the_reason(manifest):
     assert "grpo.use_dynamic_sampling" in text
 
 
-HELD = dict([*held_keys(Config), *HELD_ELSEWHERE])
+HELD = dict([*held_keys(Config), *HELD_ELSEWHERE, *HELD_WITH_VLLM])
 
 
 def test_our_own_loop_holds_these_many_keys():
-    assert len(HELD) == 52
+    assert len(HELD) == 51 + len(HELD_WITH_VLLM)
 
 
 @pytest.mark.parametrize("key", HELD)
@@ -147,6 +147,21 @@ def test_every_key_that_is_held_exists_and_says_why(key):
     assert find_key(Config, split_key(key)).status in ("declared", "open")
     assert HELD[key].why
     assert f"`{key}`" in PAGE.read_text()
+
+
+def test_vllm_may_draw_with_an_engine_of_each_process_as_it_is(manifest):
+    vllm, tables = "policy.generation.backend=vllm", "policy.generation.vllm_cfg"
+    ours, theirs = parse(manifest), parse(manifest, vllm, f"+{tables}.precision=float32")
+    assert (ours.gate, theirs.gate) == (1.001, 1.1)
+    elsewhere = ("+policy.generation.colocated.enabled=false", f"+{tables}.tensor_parallel_size=2")
+    parse(manifest, *elsewhere)  # nothing of it has an effect
+    text = told(manifest, vllm, *elsewhere, f"+{tables}.precision=fp8")
+    assert "vllm_cfg.tensor_parallel_size: each process has an engine of its own" in text
+    assert "got 2; allowed: null or 1" in text
+    assert "colocated.enabled: the engine runs beside its trainer" in text
+    assert "vllm_cfg.precision: repeats policy.precision" in text
+    text = told(manifest, vllm, "policy.generation.temperature=0.001")
+    assert "temperature: vLLM does not sample at so low a temperature; got 0.001" in text
 
 
 @pytest.mark.parametrize(

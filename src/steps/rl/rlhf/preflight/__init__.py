@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
 from nemotron_style.steps.blocks.preflight.job import WHOLE_MODEL, Job, Rows, compile_checks
+from nemotron_style.steps.blocks.preflight.machine import check_vllm
 from nemotron_style.steps.blocks.preflight.memory import Load
 from nemotron_style.steps.rl.rlhf.config import Config
 
@@ -11,12 +12,14 @@ from nemotron_style.steps.rl.rlhf.config import Config
 def compile_job(config: Config, site: JobSite) -> CompiledJob:
     """Notes on what the run takes, and all that is wrong with it."""
     policy, machines = config.policy, config.cluster.num_nodes
+    vllm = policy.generation.backend == "vllm"
+    sampled = 0 if vllm else -(-config.samples_per_step // (machines * config.processes))
     job = Job(
         load=Load(
             half=policy.half,
             spread_optimizer=policy.optim.distributed,
             pass_rows=policy.train_micro_batch_size,
-            sampled_rows=-(-config.samples_per_step // (machines * config.processes)),
+            sampled_rows=sampled,
             frozen=1,  # the model that the policy is held to
         ),
         machines=machines,
@@ -38,4 +41,5 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
         precision_fix="set policy.precision=float32",
         memory_fix=WHOLE_MODEL,
     )
-    return compile_checks(job, site)
+    missing = check_vllm(site, key="policy.generation.backend") if vllm else ()
+    return compile_checks(job, site, *missing)

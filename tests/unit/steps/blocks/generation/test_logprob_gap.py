@@ -10,7 +10,6 @@ import torch
 from nemotron_style.runtime.errors import StepFailed
 from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.logprob_gap import (
-    LIMITS,
     EngineGap,
     measure_gap,
     measure_sample_gap,
@@ -18,6 +17,7 @@ from nemotron_style.steps.blocks.generation.logprob_gap import (
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.blocks.settings.generation_config import sampler_limit
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 CONFIG = ModelConfig(
@@ -30,6 +30,7 @@ CONFIG = ModelConfig(
     max_sequence_length=48,
 )
 
+LIMITS = {name: sampler_limit(name, half=False) for name in ("in_process", "vllm")}
 TRAINER = torch.tensor([-1.0, -2.0, -0.5])
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from nemotron_style.steps.blocks.preflight.machine import Machine, check_devices, count_gpus
+from nemotron_style.runtime.step.compiled import JobSite
+from nemotron_style.steps.blocks.preflight import machine
+from nemotron_style.steps.blocks.preflight.machine import (
+    Machine,
+    check_devices,
+    check_vllm,
+    count_gpus,
+)
 
 KEYS = ("trainer.precision", "trainer.devices")
 
@@ -29,6 +36,16 @@ def test_each_process_drives_a_gpu() -> None:
 
 def test_what_is_not_known_is_not_refused() -> None:
     assert told(Machine(), half=True, processes=8) == []
+
+
+def test_vllm_is_missed_in_this_interpreter_and_not_guessed_about_in_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    [problem] = check_vllm(JobSite("local"), key="generation")
+    assert str(problem).startswith("generation: vLLM is not installed; set generation=in_process")
+    others = (JobSite("local", python="/other/bin/python"), JobSite("local", image="x"))
+    assert not [told for site in (*others, JobSite("slurm")) for told in check_vllm(site, key="x")]
 
 
 @pytest.mark.parametrize("hidden", ["", "-1", "-1,0"])
