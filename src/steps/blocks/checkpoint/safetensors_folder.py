@@ -29,21 +29,24 @@ _ORDER = (torch.float16, torch.bfloat16, torch.float32)
 class TensorFolder:
     """The tensors of a folder by name, each read when it is asked for.
 
+    A folder of a model has one file, or an index of several; ``file`` names the only one of another
+    folder.
+
     Raises:
         InputError: there are no safetensors (but pickles, say), a file is missing or damaged, the
             index points outside the folder, or a tensor is of a type that is no weight's or holds
             numbers that are not finite.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: str | None = None) -> None:
         self.path = path
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.types: dict[str, torch.dtype] = {}
         self._files: dict[str, Path] = {}
-        named = _read_index(path)
+        named = {} if file else _read_index(path)
         problems = []
-        for file in sorted(set(named.values())) if named else [SINGLE]:
-            problems += self._open(file)
+        for name in sorted(set(named.values())) if named else [file or SINGLE]:
+            problems += self._open(name)
         missing = sorted(set(named) - set(self.shapes))
         what = "the index says that this file holds the tensor"
         problems += [
@@ -146,6 +149,11 @@ def _divide(units: Iterable[Mapping[str, Tensor]], max_bytes: int) -> list[dict[
             files.append({})
         files[-1] |= unit
     return files
+
+
+def write_file(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one file of tensors. Raises StepFailed as :func:`write_tensors` does."""
+    _write(file, tensors, iter([tensors]))
 
 
 def _write(

@@ -23,7 +23,7 @@ CONTENT = {
     "checkpoint_megatron": ["model_config.json", "tokenizer/", "tokenizer/a", "weights/"],
     "reward_model": [*HUB, "reward_config.json"],
     "judge_model": [*HUB, "card.json", "samples.jsonl"],
-    "adapter_hf": ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"],
+    "checkpoint_lora": ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"],
 }
 
 
@@ -69,7 +69,11 @@ def test_content_fills_a_slot_as_what_it_is(
         (["rows.jsonl"], "checkpoint_megatron", "it looks like raw_jsonl"),
         (["a.txt", "b.txt"], "checkpoint_megatron", r"holds a.txt, b.txt.*model_config.json and"),
         (CONTENT["reward_model"], "checkpoint_hf", "it looks like reward_model"),
-        (CONTENT["adapter_hf"], "checkpoint_hf", "looks like adapter_hf.*merge it into its model"),
+        (
+            CONTENT["checkpoint_lora"],
+            "checkpoint_hf",
+            "looks like checkpoint_lora.*convert/merge_lora",
+        ),
         ([], "checkpoint_megatron", "it holds nothing"),
     ],
 )
