@@ -8,14 +8,26 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from gradient import full_gradient
-from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model, weights_digest
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
+    WeightsDigest,
+    full_weights,
+    save_model,
+    weights_digest,
+)
 from nemotron_style.steps.blocks.model import parallel
-from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.model.language_model import build_model, wrap
+from nemotron_style.steps.blocks.model.lora import apply_lora
 from nemotron_style.steps.blocks.model.parallel import Parallel
 from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
-from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
+from nemotron_style.steps.blocks.settings.peft_config import LoraTuning
+from nemotron_style.steps.blocks.training.microbatch import (
+    accumulate_gradients,
+    accumulate_nll,
+    count_tokens,
+    score,
+)
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import load_state, save_state
 
@@ -28,12 +40,24 @@ CONFIG = ModelConfig(
     vocab_size=64,
     max_sequence_length=64,
 )
+TIED = CONFIG.model_copy(update={"tie_embeddings": True})
 DIVISIONS = {
     "tensor": (CONFIG, Parallel(tensor=2)),
     "data": (CONFIG, Parallel()),
     "pipeline": (CONFIG, Parallel(pipeline=2)),
-    "tied": (CONFIG.model_copy(update={"tie_embeddings": True}), Parallel(pipeline=2)),
+    "tied": (TIED, Parallel(pipeline=2)),
+    "lora tensor": (TIED, Parallel(tensor=2)),
+    "lora pipeline": (TIED, Parallel(pipeline=2)),
 }
+ALONE = {"data": CONFIG, "tied": TIED, "lora": TIED}
+"""What one process computes; a division is compared with that whose name it begins with."""
+# with B drawn too, since with B = 0 the gradient of A would be 0
+LORA = LoraTuning(target_modules=["all"], adapter_dim=4, alpha=8, row_init_method="normal")
+
+
+def sizes_of(division):
+    """The micro-batch sizes whose gradients are compared."""
+    return (2,) if division.startswith("lora") else (1, 2, 8)
 
 
 def batch():
@@ -55,10 +79,27 @@ def gradient_of(model, groups, *, size):
     accumulate_gradients(model, [(p, None) for p in mine], lambda lp, _: (-lp.sum() / total, None))
 
 
-def measure(config, out, *, sizes=(1, 2, 8)):
-    """Gradients for several micro-batch sizes, scores, three updates, a resume in between."""
-    model = build_model(config, seed=11)
-    facts = {"first": weights_digest(model)}
+def make(config, seed, *, lora):
+    """The model, or a base that is always the same with adapters drawn by ``seed``."""
+    if not lora:
+        return build_model(config, seed=seed)
+    model = build_model(config, seed=1, ddp=False)
+    apply_lora(model, LORA, seed=seed)
+    return wrap(model)
+
+
+def digest(model, *, lora):
+    """The digest of all that is trained."""
+    digest = WeightsDigest()
+    for _ in digest.track(full_weights(model, adapters=lora)):
+        pass
+    return digest.text
+
+
+def measure(config, out, *, sizes=(1, 2, 8), lora=False):
+    """Gradients for several micro-batch sizes, scores, updates, a resume after the first."""
+    model = make(config, 11, lora=lora)
+    facts = {"first": digest(model, lora=lora)}
     tensors = {"scores": torch.cat([s.flatten() for s in score(model, [pack(batch())])])}
     for size in sizes:
         gradient_of(model, batch(), size=size)
@@ -68,13 +109,15 @@ def measure(config, out, *, sizes=(1, 2, 8)):
     facts["norms"] = [optimizer.step(1e-2, step=1, loss=1.0)]
     save_state(out / "state", model, optimizer, extra={})
     facts["norms"] += update(model, optimizer)
-    facts["last"] = weights_digest(model)
+    facts["last"] = digest(model, lora=lora)
 
-    other = build_model(config, seed=12)
+    other = make(config, 12, lora=lora)
     resumed = build_optimizer(other, OptimConfig(weight_decay=0.1), gradient_clip=0.5)
     load_state(out / "state", other, resumed)
     facts["resumed"] = update(other, resumed)
-    facts["resumed_last"] = weights_digest(other)
+    facts["resumed_last"] = digest(other, lora=lora)
+    facts["model"] = weights_digest(model)
+    facts["losses"] = train(other, resumed)
     words = out / "words"
     words.mkdir(exist_ok=True)
     (words / "tokenizer.json").write_text("{}")
@@ -92,10 +135,20 @@ def update(model, optimizer):
     return norms
 
 
+def train(model, optimizer):
+    """The loss before each of five updates."""
+    losses = []
+    for step in range(5):
+        losses.append(accumulate_nll(model, batch(), max_responses=6) / count_tokens(batch()))
+        optimizer.step(1e-2, step=step, loss=losses[-1])
+    return losses
+
+
 def main(out):
     """What a rank does."""
     for name, (config, division) in DIVISIONS.items():
         parallel.initialize(division, seed=1)
         (out / name).mkdir(parents=True, exist_ok=True)
-        measure(config, out / name)
+        is_lora = name.startswith("lora")
+        measure(config, out / name, sizes=sizes_of(name), lora=is_lora)
     parallel.finish()

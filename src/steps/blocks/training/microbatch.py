@@ -125,7 +125,10 @@ def score(
     ``width`` is R for a model that gives something else than log-probs of its response tokens.
     Every data rank calls it. Raises StepFailed, on all of them, for numbers that are not finite.
     """
+    training = model.training
+    model.eval()  # adapters may have dropout
     logprobs = _score(model, batches, temperature=temperature, width=width) if batches else []
+    model.train(training)
     if any_rank(not all(each.isfinite().all() for each in logprobs)):
         raise StepFailed(
             Problem(

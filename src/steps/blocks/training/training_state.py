@@ -2,7 +2,7 @@
 
 ::
 
-    state/              torch_dist: weights and the optimizer's moments
+    state/              torch_dist: what is trained (weights or adapters) and its moments
     random-<rank>.json  Python's, torch's and CUDA's random number states of each rank
     extra.json          what the recipe keeps (step, position in the data ...)
 """
@@ -24,6 +24,7 @@ from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint import torch_dist
 from nemotron_style.steps.blocks.model.language_model import unwrap
+from nemotron_style.steps.blocks.model.lora import has_adapters
 from nemotron_style.steps.blocks.model.rank_zero import is_rank_zero
 from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights
 from nemotron_style.steps.blocks.training.optimizer import Optimizer
@@ -33,18 +34,24 @@ STATE, EXTRA = "state", "extra.json"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The model and the optimizer of a run, saved to its checkpoints and restored from them."""
+    """The model and the optimizer of a run, saved to its checkpoints and restored from them.
+
+    Of a model with adapters the state holds these alone, and ``base`` is the weights digest of
+    the rest: it goes on upon that model and no other.
+    """
 
     ctx: StepContext
     model: nn.Module
     optimizer: Optimizer
+    base: str = ""
 
     def save(self, step: int, extra: dict[str, Any], *, keep: int = 2) -> None:
         """Commit the state after ``step`` updates; the ``keep`` newest stay. Every rank calls it.
 
         ``extra`` is what the recipe has to remember, as JSON.
         """
-        save_state(self.ctx.checkpoints.stage(step), self.model, self.optimizer, extra=extra)
+        path = self.ctx.checkpoints.stage(step)
+        save_state(path, self.model, self.optimizer, extra=extra, base=self.base)
         self.ctx.checkpoints.commit(step, keep=keep)
         if skipped := self.optimizer.guard.skipped:
             self.ctx.summarise(skipped_updates=skipped)
@@ -60,20 +67,25 @@ class TrainingState:
         if newest is None:
             self.ctx.metrics.rewind(-1)
             return 0, {}
-        extra = load_state(newest.path, self.model, self.optimizer)
+        extra = load_state(newest.path, self.model, self.optimizer, base=self.base)
         self.ctx.metrics.rewind(newest.step)
         self.ctx.say(f"continuing after step {newest.step}")
         return newest.step, extra
 
 
 def save_state(
-    path: Path, model: nn.Module, optimizer: Optimizer, *, extra: dict[str, Any]
+    path: Path, model: nn.Module, optimizer: Optimizer, *, extra: dict[str, Any], base: str = ""
 ) -> None:
-    """Write weights, moments, random states and ``extra`` (JSON) into ``path``; all ranks call."""
+    """Write weights, moments, random states and ``extra`` (JSON) into ``path``; all ranks call.
+
+    Of a model with adapters it writes these for weights, and the digest ``base`` of the rest.
+    """
     if is_rank_zero():
         path.mkdir(parents=True, exist_ok=True)
         kept = {"world_size": dist.get_world_size(), "extra": extra}
         kept["guard"] = optimizer.guard.stored()
+        if base:
+            kept["base"] = base
         (path / EXTRA).write_text(json.dumps(kept))
     torch_dist.write(_sharded(model, optimizer, loading=False), path / STATE)
     rank_file = path / f"random-{dist.get_rank()}.json"
@@ -81,7 +93,9 @@ def save_state(
     dist.barrier()
 
 
-def load_state(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+def load_state(
+    path: Path, model: nn.Module, optimizer: Optimizer, *, base: str = ""
+) -> dict[str, Any]:
     """Restore weights, moments and random states; ``extra`` comes back. Every rank calls it.
 
     The division may have changed, the number of processes may not: each has random numbers of
@@ -98,6 +112,16 @@ def load_state(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, 
                 fix="start it with that number, or begin a new run",
             )
         )
+    if kept.get("base", "") != base:
+        raise InputError(
+            Problem(
+                what="the run trains adapters of another model",
+                where=str(path),
+                got=base or "all weights are trained",
+                allowed=kept.get("base") or "no adapters: all weights were trained",
+                fix="start it with the model that it began with, or begin a new run",
+            )
+        )
     loaded = torch_dist.read(_sharded(model, optimizer, loading=True), path / STATE)
     unwrap(model).load_state_dict(loaded["model"], strict=False)
     optimizer.load(loaded["optimizer"])
@@ -107,9 +131,11 @@ def load_state(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, 
 
 
 def _sharded(model: nn.Module, optimizer: Optimizer, *, loading: bool) -> dict[str, Any]:
-    weights = sharded_weights(unwrap(model))
+    inner = unwrap(model)
+    adapters = has_adapters(inner)
+    weights = sharded_weights(inner, adapters=adapters)
     # the optimizer's description is taken from that of the weights, so it is built first
-    moments = optimizer.sharded_state(sharded_weights(unwrap(model)), loading=loading)
+    moments = optimizer.sharded_state(sharded_weights(inner, adapters=adapters), loading=loading)
     return {"model": weights, "optimizer": moments}
 
 

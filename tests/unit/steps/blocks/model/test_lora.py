@@ -19,6 +19,7 @@ from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.peft_config import LoraTuning
+from nemotron_style.steps.blocks.training.microbatch import score
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 
 CONFIG = ModelConfig(
@@ -139,8 +140,8 @@ def test_dropout_is_for_training_alone_and_the_same_from_the_same_state():
     assert not torch.equal(first, second)
     torch.manual_seed(5)
     assert torch.equal(response_logprobs(model, BATCH), first)
-    model.eval()
-    assert torch.equal(response_logprobs(model, BATCH), plain)
+    assert torch.equal(score(model, [BATCH])[0], plain)
+    assert not torch.equal(response_logprobs(model, BATCH), plain)
 
 
 def test_gradients_are_those_of_the_folded_weight():
