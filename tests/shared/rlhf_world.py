@@ -241,12 +241,12 @@ def ask_gym(text: str) -> dict[str, Any]:
     }
 
 
-def make_world(root: Path) -> World:
-    """A random model and a few prompts, in both forms of rows."""
+def make_world(root: Path, sizes: ModelConfig | None = None) -> World:
+    """A random model (of ``sizes``) and a few prompts, in both forms of rows."""
     initialize(seed=1)
     texts = [f"System User Assistant describe {a} {b}" for a in WORDS for b in WORDS]
     tokenizer = train_tokenizer(texts, 320, root / "tokenizer", tokens=ChatPromptTokens())
-    sizes = ModelConfig(
+    sizes = sizes or ModelConfig(
         num_layers=2,
         hidden_size=32,
         ffn_hidden_size=64,

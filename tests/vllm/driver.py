@@ -12,16 +12,20 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Timer
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
-from nemotron_style.runtime.errors import StepFailed
+from nemotron_style.runtime.errors import Interrupted, StepFailed
+from nemotron_style.runtime.step.context import Stop
 from nemotron_style.steps.blocks.checkpoint.logit_parity import model_logits
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.generation.backend import GenerationEngine, open_engine
@@ -32,6 +36,8 @@ from nemotron_style.steps.blocks.generation.vllm_engine import VllmEngine
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.rl.rlhf import recipe
+from rlhf_world import Judge, make_world
 
 CONFIG = ModelConfig(
     num_layers=3,
@@ -87,6 +93,44 @@ def sampled(model: nn.Module, engine: GenerationEngine, temperature: float) -> d
     return {"gap": vars(gap), "drawn": plain(drawn)}
 
 
+def align(folder: Path, vllm: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """``rl/rlhf`` with the vLLM that runs already: a run of three steps, and one that is told to
+    stop after two and continues.
+    """
+    world, stop, updates = make_world(folder / "rlhf", CONFIG), Stop(), 0
+
+    def update() -> None:
+        nonlocal updates
+        VllmEngine.update(vllm)
+        updates += 1
+        stop.requested = updates == 3  # the start, and two steps
+
+    def take_over(_name: str, model: nn.Module, _config: ModelConfig) -> GenerationEngine:
+        vllm.model = model
+        return vllm
+
+    monkeypatch.setattr(recipe, "open_engine", take_over)
+    monkeypatch.setattr(vllm, "update", update, raising=False)
+    monkeypatch.setattr(vllm, "close", lambda: None, raising=False)
+    with Judge().serve() as judge:
+        given = ('policy.generation.backend="vllm"', f'judge.url="{judge.url}"')
+        whole = world.train_in(folder / "whole", *given)
+        counts, updates = [updates], 0
+        with suppress(Interrupted):
+            world.train_in(folder / "parted", *given, stop=stop)
+        counts.append(updates)
+        parted = world.train_in(folder / "parted", *given)
+    monkeypatch.undo()
+    return {
+        "updates": [*counts, updates - counts[1]],
+        "steps": [
+            [one for one in ctx.metrics.history() if "reward" in one] for ctx in (whole, parted)
+        ],
+        "digests": [weights_digest(ctx.output("model").path) for ctx in (whole, parted)],
+        "start": world.model.facts["weights_digest"],
+    }
+
+
 def main(folder: Path) -> None:
     told: dict[str, Any] = {}
     initialize(seed=1)
@@ -126,6 +170,10 @@ def main(folder: Path) -> None:
     for name, engine in engines.items():
         told[name]["updated"] = plain(engine.generate(PROMPTS, GREEDY, seed=1))
     told["updated"] = sampled(model, vllm, 1.0)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        told["rlhf"] = align(folder, vllm, monkeypatch)
+    vllm.model = model
 
     Timer(0.2, os.kill, (vllm.process.pid, signal.SIGKILL)).start()
     begin = time.monotonic()

@@ -29,7 +29,8 @@ ROUNDING = sampler_limit("in_process", half=False)
 def told(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the driver saw; it ends by killing itself."""
     folder = tmp_path_factory.mktemp("vllm")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "typings")}
+    paths = os.pathsep.join(str(ROOT / name) for name in ("typings", "tests/shared"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(
         [vllm_python, HERE / "driver.py", folder],
         env=environment,
@@ -105,6 +106,19 @@ def test_an_end_string_ends_a_response_where_it_does_in_process(told: dict[str, 
 def test_a_seed_gives_its_samples_whatever_is_drawn_beside_them(told: dict[str, Any]) -> None:
     assert tokens(told["alone"])[0] == tokens(told["together"])[2][:2]
     assert len({str(one) for group in tokens(told["together"]) for one in group}) == 16
+
+
+def test_rlhf_hands_its_weights_over_after_every_step(told: dict[str, Any]) -> None:
+    """The recipe's own gate and loop; a run that was stopped ends as one that was not."""
+    rlhf = told["rlhf"]
+    assert rlhf["updates"] == [4, 3, 2]  # at the start, and after each step
+    whole, parted = rlhf["steps"]
+    assert [line["step"] for line in whole] == [1, 2, 3]
+    assert whole[0]["gate/token_mult_prob_error"] < ROUNDING
+    for line in whole:  # vLLM drew from the very weights that the step trains
+        assert line["token_mult_prob_error"] < ROUNDING
+    assert [line["reward"] for line in parted] == [line["reward"] for line in whole]
+    assert rlhf["digests"][0] == rlhf["digests"][1] != rlhf["start"]
 
 
 def test_a_killed_engine_is_one_clear_error_at_once(told: dict[str, Any]) -> None:
