@@ -15,8 +15,9 @@ from nemotron_style.runtime.catalog.kinds import (
     load_kinds,
     manifest_roots,
 )
-from nemotron_style.runtime.catalog.manifest import Manifest, Slot, load_manifest
+from nemotron_style.runtime.catalog.manifest import Manifest, load_manifest
 from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest, read_tree
+from nemotron_style.runtime.catalog.slot import Slot
 from nemotron_style.runtime.catalog.tree import find_trees
 from nemotron_style.runtime.errors import ManifestError, Problem, RefError, suggest
 from nemotron_style.runtime.paths import show_path

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from nemotron_style.runtime.catalog.catalog import Catalog
 from nemotron_style.runtime.catalog.kinds import Kind, Kinds
-from nemotron_style.runtime.catalog.manifest import Slot
+from nemotron_style.runtime.catalog.slot import Slot
 from nemotron_style.runtime.errors import Problem, UsageError
 
 SHOWN = 6

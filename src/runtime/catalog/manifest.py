@@ -10,46 +10,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator
+from pydantic import Field, StrictBool, ValidationError, field_validator
 
+from nemotron_style.runtime.catalog.slot import SLOT_NAME, Slot, Table, match_pattern
 from nemotron_style.runtime.errors import ManifestError, Problem, raise_all
 from nemotron_style.runtime.paths import show_path
 from nemotron_style.runtime.text_file import read_toml_file
 from nemotron_style.runtime.validation import explain_errors
 
 STEP_ID = re.compile(r"[a-z0-9][a-z0-9_]*(/[a-z0-9][a-z0-9_]*)+")
-SLOT_NAME = re.compile(r"[a-z][a-z0-9_]*")
 IMPORT_STRING = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-
-
-class Table(BaseModel):
-    """A TOML table that refuses keys it does not know."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=()
-    )
-
-
-class Slot(Table):
-    """One named input or output; an input may ``also`` take other kinds, or have a config key."""
-
-    name: str
-    kind: str = Field(validation_alias="type")
-    also: tuple[str, ...] = ()
-    description: str = ""
-    required: StrictBool = True
-    config_key: str | None = None
-    other_keys: tuple[str, ...] = ()  # what other systems call it
-
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        return _match(SLOT_NAME, name, "a lower-case name such as 'model' or 'train_data'")
 
 
 class Need(Table):
@@ -67,7 +42,7 @@ class Need(Table):
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
-        return _match(SLOT_NAME, name, "a lower-case name such as 'reward'")
+        return match_pattern(SLOT_NAME, name, "a lower-case name such as 'reward'")
 
 
 class Parameter(Table):
@@ -126,7 +101,7 @@ class Run(Table):
     @field_validator("entrypoint", "config", "compiler")
     @classmethod
     def _check_import_string(cls, text: str | None) -> str | None:
-        return text and _match(IMPORT_STRING, text, "'package.module:name'")
+        return text and match_pattern(IMPORT_STRING, text, "'package.module:name'")
 
 
 class Variant(Table):
@@ -152,7 +127,9 @@ class Header(Table):
     @field_validator("id")
     @classmethod
     def _check_id(cls, text: str) -> str:
-        return _match(STEP_ID, text, "'<category>/<step>' in lower case, as its folder is called")
+        return match_pattern(
+            STEP_ID, text, "'<category>/<step>' in lower case, as its folder is called"
+        )
 
 
 class Tables(Table):
@@ -180,6 +157,7 @@ class Manifest(Header, Tables):
     """A step, as the rest of the program sees it. ``path`` is its ``step.toml``."""
 
     path: Path
+    left_out: tuple[Slot, ...] = ()  # slots that a config does not have
 
     @property
     def folder(self) -> Path:
@@ -220,6 +198,23 @@ class Manifest(Header, Tables):
         """Whether a value at the key of an input names what fills it; always, but for trees."""
         return True
 
+    def choose_slots(self, values: Mapping[str, Any]) -> Manifest:
+        """The step with the slots that a config of these values has."""
+        slots = (*self.consumes, *self.produces)
+        left_out = tuple(slot for slot in slots if not slot.is_there(values))
+        if not left_out:
+            return self
+        kept = {
+            table: tuple(slot for slot in getattr(self, table) if slot not in left_out)
+            for table in ("consumes", "produces")
+        }
+        return self.model_copy(update={**kept, "left_out": left_out})
+
+    def explain_absence(self, name: str) -> str:
+        """When there is the input ``name`` that this config does not have; empty for others."""
+        absent = (slot for slot in self.left_out if slot.name == name)
+        return next((f"it is one where {slot.condition}" for slot in absent), "")
+
     def produced(self, name: str) -> Slot | None:
         """The output slot called ``name``."""
         return next((slot for slot in self.produces if slot.name == name), None)
@@ -241,12 +236,6 @@ def load_manifest(path: Path, *, root: Path | None = None) -> Manifest:
     manifest = Manifest(path=path, **document.step.model_dump(), **tables)
     raise_all(ManifestError, list(_cross_check(manifest, where, root)))
     return manifest
-
-
-def _match(pattern: re.Pattern[str], text: str, allowed: str) -> str:
-    if not pattern.fullmatch(text):
-        raise ManifestError(Problem(what="is malformed", got=repr(text), allowed=allowed))
-    return text
 
 
 def _add_fix(problem: Problem) -> Problem:

@@ -19,14 +19,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from nemotron_style.runtime.catalog.manifest import (
-    Document,
-    Manifest,
-    Slot,
-    Table,
-    Tables,
-)
+from nemotron_style.runtime.catalog.manifest import Document, Manifest, Tables
 from nemotron_style.runtime.catalog.runspec import Runspec, read_runspec
+from nemotron_style.runtime.catalog.slot import Slot, Table
 from nemotron_style.runtime.catalog.tree import DEFAULT_NAME, Tree
 from nemotron_style.runtime.errors import ManifestError, Problem
 from nemotron_style.runtime.paths import expand_path, shipped_folder, show_path

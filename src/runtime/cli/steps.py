@@ -12,8 +12,9 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from nemotron_style.runtime.catalog.catalog import Catalog, load_catalog
-from nemotron_style.runtime.catalog.manifest import Manifest, Slot
+from nemotron_style.runtime.catalog.manifest import Manifest
 from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest
+from nemotron_style.runtime.catalog.slot import Slot
 from nemotron_style.runtime.cli.completion import complete_category, complete_kind, complete_step
 from nemotron_style.runtime.cli.lazy import LazyGroup
 from nemotron_style.runtime.cli.options import AsJson, command_group
@@ -151,7 +152,7 @@ def summarise(step: Manifest) -> dict[str, Any]:
 
 def describe(step: Manifest) -> dict[str, Any]:
     """Everything about a step, as plain data."""
-    document = step.model_dump(mode="json")
+    document = step.model_dump(mode="json", exclude={"left_out"})
     form, defaults = _read_default(step)
     for parameter in document["parameters"]:
         parameter["default"] = defaults.get(parameter["name"], parameter["default"])
@@ -255,6 +256,7 @@ def _describe_slot(slot: Slot) -> str:
     notes = [_name_kinds(slot)]
     keys = " or ".join(filter(None, (slot.config_key, *slot.other_keys)))
     notes += [f"config key {keys}"] if keys else []
+    notes += [f"where {slot.condition}"] if slot.when else []
     description = slot.description.strip()
     end = "" if not description or description.endswith((".", "!", "?")) else "."
     return f"[{', '.join(notes)}] {description}{end}".strip()

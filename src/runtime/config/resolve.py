@@ -26,7 +26,7 @@ from nemotron_style.runtime.config.model import (
     ServiceSource,
     StepConfig,
 )
-from nemotron_style.runtime.errors import ConfigError, ManifestError, Problem, suggest
+from nemotron_style.runtime.errors import ConfigError, ManifestError, Problem, raise_all, suggest
 from nemotron_style.runtime.paths import expand_path, show_path
 from nemotron_style.runtime.validation import (
     find_key,
@@ -78,6 +78,7 @@ def load_config_class(manifest: Manifest) -> type[StepConfig]:
     if issubclass(schema, OpenConfig):
         return schema  # which keys there are, its files say
     keys = [*manifest.bound_keys, *(need.config_key for need in manifest.needs if need.config_key)]
+    keys += [key for slot in (*manifest.consumes, *manifest.produces) for key in slot.when]
     if unknown := [key for key in keys if find_key(schema, split_key(key)).field is None]:
         known = list(schema_keys(schema))
         raise ManifestError(
@@ -149,6 +150,17 @@ def resolve_config(
             tree.update(merge_tables(tree, merged.literal))
         semantic.pop("run", None)  # the identity has what of it can change the result
         manifest = manifest.settle(values)
+    manifest = manifest.choose_slots(values)
+    what = "is no input of this config"
+    absent = {f"inputs.{name}": manifest.explain_absence(name) for name in sources}
+    raise_all(
+        ConfigError,
+        [
+            Problem(where=merged.where(key), key=key, what=what, fix=fix)
+            for key, fix in absent.items()
+            if fix
+        ],
+    )
     label = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-.")
     label, unused = label or "config", tuple(unused_keys(config))
     return ResolvedConfig(manifest, label, values, sources, services, semantic, unused, config)

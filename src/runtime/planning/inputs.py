@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 
 from nemotron_style.runtime.catalog.catalog import Catalog
 from nemotron_style.runtime.catalog.content_kind import choose_kind, list_names, usable_kinds
-from nemotron_style.runtime.catalog.manifest import Manifest, Slot
+from nemotron_style.runtime.catalog.manifest import Manifest
 from nemotron_style.runtime.catalog.other_keys import meant_keys
+from nemotron_style.runtime.catalog.slot import Slot
 from nemotron_style.runtime.config.model import InputSource
 from nemotron_style.runtime.config.resolve import ResolvedConfig
 from nemotron_style.runtime.errors import (
@@ -92,7 +93,8 @@ def parse_input_options(
         if not (equals and slot and ref):
             problems.append(Problem(where="-i", what="is not slot=REF", got=repr(word)))
         elif slot not in slots:
-            fix, allowed = suggest(slot, slots), ", ".join(slots) or "none"
+            fix = manifest.explain_absence(slot) or suggest(slot, slots)
+            allowed = ", ".join(slots) or "none"
             what = f"{manifest.id} has no such input"
             problems.append(Problem(where="-i", key=slot, what=what, allowed=allowed, fix=fix))
         elif refs.setdefault(slot, ref) != ref:

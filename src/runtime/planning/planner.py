@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from nemotron_style.runtime.catalog.manifest import Manifest, Need, Slot
+from nemotron_style.runtime.catalog.manifest import Manifest, Need
 from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest
+from nemotron_style.runtime.catalog.slot import Slot
 from nemotron_style.runtime.config.model import InputSource, ServiceSource
 from nemotron_style.runtime.config.resolve import ResolvedConfig, resolve_config
 from nemotron_style.runtime.errors import (

@@ -14,7 +14,7 @@ from nemotron_style.runtime.catalog.content_kind import (
     list_names,
     recognise,
 )
-from nemotron_style.runtime.catalog.manifest import Slot
+from nemotron_style.runtime.catalog.slot import Slot
 from nemotron_style.runtime.errors import UsageError
 
 HUB = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]

@@ -9,7 +9,8 @@ from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.config.model import InputSource, parse_config
 from nemotron_style.runtime.config.resolve import load_config_class, resolve_config
 from nemotron_style.runtime.config.yaml_file import Dumper, Loader, parse_value
-from nemotron_style.runtime.errors import ConfigError, ManifestError
+from nemotron_style.runtime.errors import ConfigError, ManifestError, UsageError
+from nemotron_style.runtime.planning.inputs import parse_input_options
 from nemotron_style.runtime.run.plan import identify
 from nemotron_style.runtime.validation import find_key, flatten, split_key
 
@@ -463,3 +464,44 @@ def test_a_config_that_is_shown_reads_as_what_it_is():
     shown = yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)
     assert yaml.load(shown, Loader) == values
     assert yaml.safe_load(shown)["text"] == values["text"]
+
+
+# Slots that depend on the config -------------------------------------------------------------
+
+OPTIONAL_SLOTS = """
+[[consumes]]
+name = "start"
+type = "checkpoint_hf"
+required = false
+when = { "model.optim.name" = "sgd" }
+
+[[produces]]
+name = "trace"
+type = "eval_results"
+when = { "model.optim.name" = "sgd", steps = 4 }
+"""
+
+
+def slots(manifest) -> tuple[list[str], list[str]]:
+    return [one.name for one in manifest.consumes], [one.name for one in manifest.produces]
+
+
+def test_a_slot_is_there_where_the_config_has_its_values_defaults_included(toy):
+    text = (toy.folder / "step.toml").read_text()
+    toy.write_step("step.toml", text + OPTIONAL_SLOTS)
+    assert slots(resolve().manifest) == (["model", "data"], ["model"])
+    chosen = "model.optim.name=sgd"
+    assert slots(resolve(chosen).manifest) == (["model", "data", "start"], ["model", "trace"])
+    assert slots(resolve(chosen, name="tiny").manifest)[1] == ["model"]  # of two steps
+    source = "+inputs.start={ref: 'a:v1'}"
+    assert resolve(chosen, source).sources["start"] == InputSource(ref="a:v1")
+    assert 'it is one where model.optim.name is "sgd"' in refusal(source)
+    with pytest.raises(UsageError, match="it is one where model"):
+        parse_input_options(["start=a:v1"], resolve().manifest)
+
+
+def test_a_slot_that_waits_for_a_key_that_is_none_is_refused(toy):
+    text = (toy.folder / "step.toml").read_text()
+    toy.write_step("step.toml", text + OPTIONAL_SLOTS.replace("optim.name", "optim.nmae"))
+    with pytest.raises(ManifestError, match=r"model\.optim\.nmae"):
+        resolve()
