@@ -38,6 +38,7 @@ from nemotron_style.steps.blocks.settings.adapter_config import (
     BASE_FILE,
     AdapterBase,
     AdapterConfig,
+    check_adapter_files,
     read_adapter_base,
     read_adapter_config,
     write_adapter_config,
@@ -140,7 +141,7 @@ def read_lora(path: Path, sizes: ModelConfig | None = None) -> LoraFolder:
         InputError: with all that is wrong: the folder is none of peft's, its weights are pickled,
             it asks for something else than low-rank products, or it does not fit the model.
     """
-    _check_files(path)
+    check_adapter_files(path)
     config, base = read_adapter_config(path), read_adapter_base(path)
     if sizes is None and base is not None:
         sizes = base.sizes
@@ -172,24 +173,6 @@ def read_lora(path: Path, sizes: ModelConfig | None = None) -> LoraFolder:
 def _read_pair(folder: TensorFolder, module: str, config: AdapterConfig) -> LayerAdapter:
     lora_A, lora_B = (folder.read(key) for key in _keys(module))
     return LayerAdapter(lora_A, lora_B, config.scale_of(module))
-
-
-def _check_files(path: Path) -> None:
-    """Raise InputError where the folder is no adapter, or one whose weights are pickled."""
-    where = str(path)
-    if not (path / ADAPTER_CONFIG).is_file():
-        what, allowed = "is no LoRA adapter", f"a folder with {ADAPTER_CONFIG}, as peft saves it"
-        raise InputError(Problem(where=where, what=what, allowed=allowed))
-    if (path / ADAPTER_WEIGHTS).is_file():
-        return
-    if pickles := sorted(path.glob("adapter_model.*")):
-        what = "pickled weights are not read: a pickle can run any code"
-        fix = "where you trust the file: load the adapter with peft (PeftModel.from_pretrained) "
-        fix += "and save it again (save_pretrained), which writes safetensors"
-        raise InputError(
-            Problem(where=str(pickles[0]), what=what, allowed=ADAPTER_WEIGHTS, fix=fix)
-        )
-    raise InputError(Problem(where=where, key=ADAPTER_WEIGHTS, what="there are no weights"))
 
 
 def _keys(module: str) -> tuple[str, str]:

@@ -258,41 +258,18 @@ def read_adapter_base(path: Path) -> AdapterBase | None:
     return read_json_model(AdapterBase, file, absent=absent)
 
 
-def check_adapter_base(
-    adapter: Path, *, digest: str | None, sizes: ModelConfig | None, model: str
-) -> list[Problem]:
-    """Whether the adapter in a folder was trained on the base ``model``; no problems where it was.
-
-    ``digest`` is that of the base's weights, ``sizes`` its sizes; None where they are not known
-    yet. An adapter from elsewhere says nothing of its base: of that, shapes alone can be checked.
-    Raises InputError for a ``base.json`` that cannot be read.
-    """
-    base = read_adapter_base(adapter)
-    if base is None:
-        return []
-    trained = f"the adapter was trained on {base.ref or 'another model'}"
-    if digest is not None and digest != base.weights_digest:
-        return [
-            Problem(
-                where=str(adapter),
-                key="weights_digest",
-                what=f"the adapter belongs to another base than {model}",
-                got=f"a base with weights {digest}",
-                allowed=base.weights_digest,
-                fix=f"give the base that it was trained on: {base.ref}" if base.ref else trained,
-            )
-        ]
-    if digest is None and sizes is not None and sizes != base.sizes:
-        mine, own = sizes.model_dump(), base.sizes.model_dump()
-        keys = [name for name in mine | own if mine.get(name) != own.get(name)]
-        return [
-            Problem(
-                where=str(adapter),
-                key=f"sizes.{key}",
-                what=f"{trained}, which has other sizes than {model}",
-                got=str(mine.get(key)),
-                allowed=str(own.get(key)),
-            )
-            for key in keys
-        ]
-    return []
+def check_adapter_files(path: Path) -> None:
+    """Raise InputError where the folder is no adapter, or one whose weights are pickled."""
+    where = str(path)
+    if not (path / ADAPTER_CONFIG).is_file():
+        what, allowed = "is no LoRA adapter", f"a folder with {ADAPTER_CONFIG}, as peft saves it"
+        raise InputError(Problem(where=where, what=what, allowed=allowed))
+    if (path / ADAPTER_WEIGHTS).is_file():
+        return
+    if pickles := sorted(path.glob("adapter_model.*")):
+        what = "pickled weights are not read: a pickle can run any code"
+        fix = "where you trust the file: load the adapter with peft (PeftModel.from_pretrained) "
+        fix += "and save it again (save_pretrained), which writes safetensors"
+        where, allowed = str(pickles[0]), ADAPTER_WEIGHTS
+        raise InputError(Problem(where=where, what=what, allowed=allowed, fix=fix))
+    raise InputError(Problem(where=where, key=ADAPTER_WEIGHTS, what="there are no weights"))

@@ -23,7 +23,7 @@ from nemotron_style.steps.blocks.checkpoint.lora_folder import LoraFolder, read_
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
-from nemotron_style.steps.blocks.settings.adapter_config import AdapterBase, check_adapter_base
+from nemotron_style.steps.blocks.settings.adapter_config import AdapterBase
 from nemotron_style.steps.blocks.settings.peft_config import LoraTuning
 
 peft = pytest.importorskip("peft")
@@ -251,21 +251,3 @@ def test_pickles_and_folders_that_are_no_adapter_are_refused(
 def test_an_adapter_of_the_world_needs_the_sizes_of_its_base(folder: Path) -> None:
     with pytest.raises(InputError, match="does not say what sizes its base has"):
         read_lora(folder)
-
-
-def test_another_base_is_refused_with_both_digests(bases: dict[str, Path], tmp_path: Path) -> None:
-    sizes = read_sizes(bases["llama 3"])
-    layer = "decoder.layers.0.mlp.linear_fc2"
-    tensors = {f"{layer}.lora_A": torch.ones(3, 48), f"{layer}.lora_B": torch.ones(32, 3)}
-    write(tmp_path / "a", tensors, sizes)
-    known: dict[str, Any] = {"sizes": sizes, "model": "other:v2"}
-    assert check_adapter_base(tmp_path / "a", digest=DIGEST, **known) == []
-    assert check_adapter_base(tmp_path / "a", digest=None, **known) == []
-    other = "sha256:" + "1" * 64
-    [problem] = check_adapter_base(tmp_path / "a", digest=other, **known)
-    assert "another base than other:v2" in problem.what
-    assert (problem.got, problem.allowed) == (f"a base with weights {other}", DIGEST)
-    assert "base:v1" in problem.fix
-    deeper = sizes.model_copy(update={"num_layers": 9})
-    [problem] = check_adapter_base(tmp_path / "a", digest=None, sizes=deeper, model="m")
-    assert (problem.key, problem.got, problem.allowed) == ("sizes.num_layers", "9", "4")

@@ -1,0 +1,1 @@
+"""An adapter added to the weights of its base."""

@@ -1,0 +1,85 @@
+"""Before a merge or a training: whether an adapter can be read, and is one of this base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hub_folder import CONFIG, write_json
+from nemotron_style.runtime.store.store import Store
+from nemotron_style.steps.blocks.preflight.adapter_source import FOREIGN, check_adapter
+from nemotron_style.steps.blocks.settings.adapter_config import AdapterBase
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from small_model import ONE_LAYER
+
+OWN, OTHER = "sha256:" + "0" * 64, "sha256:" + "1" * 64
+PLAIN = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    write_json(folder / "adapter_config.json", PLAIN)
+    (folder / "adapter_model.safetensors").touch()
+    return folder
+
+
+def bind(adapter: Path, sizes: ModelConfig = ONE_LAYER) -> None:
+    base = AdapterBase(weights_digest=OWN, ref="base:v1", sizes=sizes)
+    (adapter / "base.json").write_text(base.model_dump_json())
+
+
+def commit_base(root: Path, digest: str) -> Path:
+    """A checkpoint in a store, whose record has the digest of its weights."""
+    store = Store(root / "store")
+    folder = store.root / "files"
+    folder.mkdir(parents=True)
+    (folder / "model_config.json").write_text(json.dumps(ONE_LAYER.model_dump()))
+    artifact = store.commit(
+        folder, name="base", kind="checkpoint_megatron", facts={"weights_digest": digest}
+    )
+    return artifact.path
+
+
+def test_another_base_is_refused_with_both_digests(adapter: Path, tmp_path: Path) -> None:
+    bind(adapter)
+    base = commit_base(tmp_path, OTHER)
+    notes, [problem] = check_adapter(adapter, base)
+    assert notes == (f"adapter: rank 4, alpha 8, of {adapter}",)
+    assert problem.what == "the adapter belongs to another base than base:v1"
+    assert (problem.got, problem.allowed) == (f"a base with weights {OTHER}", OWN)
+    assert "base:v1" in problem.fix
+
+
+def test_its_own_base_is_taken(adapter: Path, tmp_path: Path) -> None:
+    bind(adapter)
+    assert check_adapter(adapter, commit_base(tmp_path, OWN))[1] == []
+    assert check_adapter(adapter, None)[1] == []
+
+
+def test_of_a_base_that_will_be_converted_first_sizes_are_compared(
+    adapter: Path, tmp_path: Path
+) -> None:
+    bind(adapter)
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    write_json(hub / "config.json", {**CONFIG, "num_hidden_layers": 9})
+    found = {one.key: (one.got, one.allowed) for one in check_adapter(adapter, hub)[1]}
+    assert found["sizes.num_layers"] == ("9", "1")
+
+
+def test_an_adapter_of_the_world_is_taken_with_a_note(adapter: Path, tmp_path: Path) -> None:
+    notes, problems = check_adapter(adapter, commit_base(tmp_path, OTHER))
+    assert notes[1:] == (FOREIGN,)
+    assert problems == []
+
+
+def test_what_its_small_files_say_is_reported_at_once(adapter: Path) -> None:
+    write_json(adapter / "adapter_config.json", {**PLAIN, "use_dora": True, "bias": "all"})
+    assert [one.key for one in check_adapter(adapter, None)[1]] == ["use_dora", "bias"]
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    [problem] = check_adapter(adapter, None)[1]
+    assert problem.what.startswith("pickled weights are not read")
