@@ -65,6 +65,7 @@ COSMETIC = {
     "num_rollouts_per_prompt": _MIRROR,  # the cohort of rl/rlhf; in rs/actor it is a part
     **dict.fromkeys(("ready_seconds", "timeout", "first_pause", "longest_pause"), _WAITING),
     "genrm_parse_retry_sleep_s": _WAITING,
+    "packed_sequence": "rows with or without padding: the same sums in another order",
     "tries": "rs/actor ends where they are used up: a failure is no score",
     "at_once": "requests under way; each has a seed of its own",
     "token_env": "where a credential is found",

@@ -1,14 +1,15 @@
-"""Attention of megatron-core's layers by torch's fused kernel, over two layouts of a row.
+"""Attention of megatron-core's layers by torch's fused kernels, over three layouts of a row.
 
 *Causal*: every token sees those before it. *Shared prefix*: a row is ``[prompt, r_1 .. r_N]``
 with the prompt padded on the right to ``P`` tokens and each response to ``R``; the prompt is
 causal, and each response sees the prompt and itself but none of the other responses. The prompt
-is thus computed once for N responses instead of N times.
+is thus computed once for N responses instead of N times. *Packed*: the batch is one row of several
+samples without padding; each is causal and sees nothing of the others.
 
-In both a layer may have a window: a token sees only so many tokens before it.
+In all of them a layer may have a window: a token sees only so many tokens before it.
 
 Rotary positions are applied here, from the position each token really has, because in a shared
-row all responses begin at the same position.
+row all responses begin at the same position, and in a packed one all samples.
 """
 
 from __future__ import annotations
@@ -22,13 +23,21 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor, nn
 
 from nemotron_style.steps.blocks.model.megatron_config import MegatronConfig
+from nemotron_style.steps.blocks.model.packed_attention import (
+    attend_at_once,
+    attend_by_length,
+    has_kernel,
+)
 from nemotron_style.steps.blocks.model.rotary import rotary_tables, rotate
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which keys a query of a row may see; a causal row when ``count`` is 0.
+    """Which keys a query of a row may see.
+
+    With ``lengths`` there is one row, of samples of so many tokens one after the other; with
+    ``count`` rows share a prompt between responses, and otherwise they are causal.
 
     ``prompt_lengths_P`` is given only where the prompts of a batch differ in length, so that
     their padding has to be hidden from the responses.
@@ -38,6 +47,7 @@ class Layout:
     count: int = 0
     response_width: int = 0
     prompt_lengths_P: Tensor | None = None
+    lengths: tuple[int, ...] = ()
 
     def response_mask(self, window: int | None = None) -> Tensor:
         """Visible (prompt + own response) keys: bool ``[1 or rows, 1, R, P + R]``.
@@ -70,7 +80,8 @@ class View(NamedTuple):
     """What the layers of one sort use: those that see the whole row, or those with a window.
 
     cos and sin are ``[S, 1 or B, 1, 1, rotary size]``. ``causal_mask`` is ``[S, S]`` (``[P, P]``
-    in a shared row) where a window cuts into it, ``response_mask`` that of a shared row.
+    in a shared row, that of the longest sample in a packed one) where a window cuts into it,
+    ``response_mask`` that of a shared row.
     """
 
     cos: Tensor
@@ -89,6 +100,10 @@ class AttentionContext(PackedSeqParams):
     def __init__(self, layout: Layout, *, positions: Tensor, config: ModelConfig) -> None:
         super().__init__()
         self.layout = layout
+        if layout.lengths:  # under megatron-core's names
+            starts = torch.tensor([0, *layout.lengths], device=positions.device)
+            self.cu_seqlens_q = starts.cumsum(0, dtype=torch.int32)
+            self.max_seqlen_q = max(layout.lengths)
         cos, sin = rotary_tables(positions, config)
         mask = layout.response_mask().to(positions.device) if layout.count else None
         self.whole = self.windowed = View(cos, sin, None, mask)
@@ -102,6 +117,7 @@ class AttentionContext(PackedSeqParams):
             cos, sin = rotary_tables(positions, config, local=True)
         layout, mask = self.layout, self.whole.response_mask
         width = layout.prompt_width if layout.count else positions.shape[-1]
+        width = self.max_seqlen_q or width
         if layout.count and layout.prompt_width + layout.response_width > window:
             mask = layout.response_mask(window).to(positions.device)
         causal = None
@@ -116,7 +132,7 @@ class CoreAttention(nn.Module):
 
     def __init__(self, config: MegatronConfig, layer_number: int, **_unused: object) -> None:
         super().__init__()
-        self.has_window = config.model.window_of(layer_number) is not None
+        self.window = config.model.window_of(layer_number)
         self.scale, self.softcap = config.model.query_scale, config.model.attention_softcap
 
     def forward(
@@ -126,10 +142,14 @@ class CoreAttention(nn.Module):
 
         Keys and values have one head in each group.
         """
-        view = context.windowed if self.has_window else context.whole
+        view = context.whole if self.window is None else context.windowed
         # Not by megatron-core, which knows a token's index in the row and not its position.
         cos, sin = view.cos.to(query.dtype), view.sin.to(query.dtype)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if context.layout.lengths:
+            # [S, 1, groups, heads, head size] -> [S, all heads, head size], views
+            by_token = [states.flatten(2, 3).squeeze(1) for states in (query, key, value)]
+            return self._attend_packed(*by_token, context, view).flatten(1)[:, None]
         # [S, B, groups, heads, head size] -> [B, all heads, S, head size], views
         by_head = [states.flatten(2, 3).permute(1, 2, 0, 3) for states in (query, key, value)]
         if view.response_mask is None:
@@ -152,6 +172,25 @@ class CoreAttention(nn.Module):
             is_causal=mask is None,
             scale=self.scale,
             enable_gqa=query.shape[1] != key.shape[1],
+        )
+
+    def _attend_packed(
+        self, query: Tensor, key: Tensor, value: Tensor, context: AttentionContext, view: View
+    ) -> Tensor:
+        """``[S, heads, head size]`` of one row, every sample over itself."""
+        if self.softcap is None and has_kernel(query):
+            return attend_at_once(
+                *(query, key, value),
+                starts=context.cu_seqlens_q,
+                longest=context.max_seqlen_q,
+                scale=self.scale,
+                window=self.window,
+            )
+        return attend_by_length(
+            *(query, key, value),
+            lengths=context.layout.lengths,
+            mask=view.causal_mask,
+            attend=self._attend,
         )
 
     def _attend_shared(

@@ -3,7 +3,8 @@
 A :class:`Group` is one prompt with its N responses; :func:`pack` lays every group out as one row
 ``[prompt, r_1 .. r_N]`` in which the prompt stands once. With N = 1 there is nothing to share and
 rows are plain causal ones. A :class:`Row` is one sequence with a mark on the tokens that count,
-for training on conversations; :func:`pack_rows` lays these out as causal rows.
+for training on conversations; :func:`pack_rows` lays these out as causal rows, and
+:func:`pack_sequence` as one row without padding.
 
 Only real tokens cost work in the output head, but padding costs work in the layers: put prompts
 (and responses) of similar lengths into one batch.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -60,6 +61,7 @@ class PackedBatch:
     ``tokens_BS``, ``positions_BS`` int64; ``labels_BNR`` int64 and ``mask_BNR`` bool are the
     response tokens and which of them are real. ``predictors_T`` holds, for each real response
     token in the order of the mask, where the state that predicts it stands in ``[S * B]``.
+    A packed sequence is one row of tokens, and has labels and mask of B samples nevertheless.
     """
 
     tokens_BS: Tensor
@@ -116,14 +118,43 @@ def pack_rows(rows: Sequence[Row]) -> PackedBatch:
 
     Raises ValueError for no row or a counted first token, which nothing predicts.
     """
+    spots = _spots(rows)
+    predictors = [[[i - 1 for i in at]] for at in spots]
+    ids = [row.ids for row in rows]
+    return _causal_batch(ids, labels=_labels(rows, spots), predictors=predictors)
+
+
+def pack_sequence(rows: Sequence[Row]) -> PackedBatch:
+    """One row that holds all samples without padding; labels and mask as of :func:`pack_rows`.
+
+    Samples of one length should stand side by side: they are a batch in the attention. Raises
+    ValueError as :func:`pack_rows` does.
+    """
+    spots = _spots(rows)
+    # The last token of a sample predicts nothing, so it is not an input.
+    inputs = [row.ids[: max(1, len(row.ids) - 1)] for row in rows]
+    lengths = tuple(map(len, inputs))
+    starts = [0, *accumulate(lengths)]
+    return _packed(
+        torch.tensor([list(chain(*inputs))], dtype=torch.long),
+        torch.cat([torch.arange(length) for length in lengths])[None],
+        Layout(lengths=lengths),
+        labels=_labels(rows, spots),
+        predictors=[start + i - 1 for start, at in zip(starts, spots, strict=False) for i in at],
+    )
+
+
+def _spots(rows: Sequence[Row]) -> list[list[int]]:
+    """Where the tokens that count stand in each row."""
     if not rows:
         raise ValueError("a batch needs at least one row")
     if any(row.counts and row.counts[0] for row in rows):
         raise ValueError("the first token of a row cannot be predicted")
-    spots = [[i for i, counted in enumerate(row.counts) if counted] for row in rows]
-    labels = [[[row.ids[i] for i in at]] for row, at in zip(rows, spots, strict=True)]
-    predictors = [[[i - 1 for i in at]] for at in spots]
-    return _causal_batch([row.ids for row in rows], labels=labels, predictors=predictors)
+    return [[i for i, counted in enumerate(row.counts) if counted] for row in rows]
+
+
+def _labels(rows: Sequence[Row], spots: Sequence[Sequence[int]]) -> list[list[list[int]]]:
+    return [[[row.ids[i] for i in at]] for row, at in zip(rows, spots, strict=True)]
 
 
 def _pack_single(groups: Sequence[Group]) -> PackedBatch:
@@ -149,7 +180,8 @@ def _causal_batch(
     width = max(1, max(len(row) for row in ids) - 1)
     tokens = _padded([row[:width] for row in ids], width)
     positions = torch.arange(width).expand(len(ids), -1)
-    return _packed(tokens, positions, Layout(), labels=labels, predictors=predictors)
+    flat = _flat(predictors)
+    return _packed(tokens, positions, Layout(), labels=labels, predictors=flat)
 
 
 def _pack_shared(groups: Sequence[Group]) -> PackedBatch:
@@ -178,7 +210,8 @@ def _pack_shared(groups: Sequence[Group]) -> PackedBatch:
         for length, group in zip(lengths, groups, strict=True)
     ]
     labels = [group.responses_ids for group in groups]
-    return _packed(tokens, positions, layout, labels=labels, predictors=predictors)
+    flat = _flat(predictors)
+    return _packed(tokens, positions, layout, labels=labels, predictors=flat)
 
 
 def _predictors_of(length: int, *, after: int, start: int) -> list[int]:
@@ -195,21 +228,25 @@ def _packed(
     layout: Layout,
     *,
     labels: Sequence[Sequence[Sequence[int]]],
-    predictors: Sequence[Sequence[Sequence[int]]],
+    predictors: Sequence[int],
 ) -> PackedBatch:
     rows, count = len(labels), len(labels[0])
     lengths = torch.tensor([[len(ids) for ids in row] for row in labels])
     width = max(1, int(lengths.max()))
-    # hidden states are [S, B, ..] and are flattened over both, hence column * B + row
-    flat = [column * rows + row for row, at in enumerate(predictors) for column in chain(*at)]
     return PackedBatch(
         tokens_BS=tokens,
         positions_BS=positions,
         layout=layout,
         labels_BNR=_padded([ids for row in labels for ids in row], width).view(rows, count, width),
         mask_BNR=torch.arange(width) < lengths[..., None],
-        predictors_T=torch.tensor(flat, dtype=torch.long),
+        predictors_T=torch.tensor(predictors, dtype=torch.long),
     )
+
+
+def _flat(predictors: Sequence[Sequence[Sequence[int]]]) -> list[int]:
+    """Where columns ``[B, N, ..]`` stand in hidden states ``[S, B]`` that are flattened."""
+    rows = len(predictors)
+    return [column * rows + row for row, at in enumerate(predictors) for column in chain(*at)]
 
 
 def _padded(rows: Sequence[Sequence[int]], width: int) -> Tensor:

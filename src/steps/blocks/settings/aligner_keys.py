@@ -38,8 +38,8 @@ class DatasetRest(Section):
     add_bos: bool = fixed(
         False, why="a row begins as its chat format says, and was scored without a token more"
     )
-    packed_sequence: bool = fixed(
-        False, why="not built: rows are text and not packed arrays", fix="give the rows as text"
+    packed_sequence: bool | None = fixed(
+        False, why="not built: responses share their prompt here instead", fix="leave it out"
     )
     min_seq_length: int = fixed(1, why="no row is left out for being short")
 

@@ -27,7 +27,12 @@ from nemotron_style.steps.blocks.model.parallel import (
     sum_over_data,
 )
 from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch, Row
-from nemotron_style.steps.blocks.training.microbatch_plan import Prompted, plan_microbatches
+from nemotron_style.steps.blocks.training.microbatch_plan import (
+    MicroBatch,
+    Prompted,
+    plan_microbatches,
+    plan_sequences,
+)
 
 Facts = TypeVar("Facts")
 
@@ -64,12 +69,17 @@ def accumulate_gradients(
 
 
 def accumulate_nll(
-    model: DistributedDataParallel, groups: Sequence[Prompted], *, max_responses: int
+    model: DistributedDataParallel,
+    groups: Sequence[Prompted],
+    *,
+    max_responses: int,
+    max_tokens: int | None = None,
 ) -> float:
     """Gradients of the mean ``-log p`` of a response token into ``main_grad``; the sum of them.
 
     ``groups`` are a whole global batch, so it has one denominator. The sum, on every rank, is
-    over all response tokens of the batch.
+    over all response tokens of the batch. A pass has ``max_responses``, padded; or with
+    ``max_tokens`` so many tokens without padding, of groups with one response each.
     """
     tokens = count_tokens(groups)
     assert tokens > 0, "a batch without a response token has no loss"
@@ -78,22 +88,37 @@ def accumulate_nll(
         nll = -logprobs_BNR.sum()  # a log-prob is 0 where there is no token
         return nll / tokens, nll.detach().double()
 
-    plan = plan_microbatches(groups, max_responses=max_responses)
+    plan = _plan(groups, max_responses, max_tokens)
     parts = accumulate_gradients(model, [(batch.pack(groups), None) for batch in plan], loss)
     return float(sum_over_ranks(parts, torch.zeros((), dtype=torch.float64)))
 
 
-def score_responses(model: nn.Module, groups: Sequence[Prompted], *, max_responses: int) -> Tensor:
+def score_responses(
+    model: nn.Module,
+    groups: Sequence[Prompted],
+    *,
+    max_responses: int,
+    max_tokens: int | None = None,
+) -> Tensor:
     """``log p(response | prompt)_PN`` of all responses, float64, on every rank; no gradient.
 
-    All ``groups`` have the same number of responses.
+    All ``groups`` have the same number of responses. A pass is as large as that of
+    :func:`accumulate_nll`.
     """
-    plan = plan_microbatches(groups, max_responses=max_responses)
+    plan = _plan(groups, max_responses, max_tokens)
     logprobs = score(model, [batch.pack(groups) for batch in plan])
     table_PN = torch.zeros(len(groups), len(groups[0].responses_ids), dtype=torch.float64)
     for batch, logprobs_BNR in zip(plan, logprobs, strict=True):
         table_PN[batch.index] = logprobs_BNR.double().sum(-1)
     return sum_over_data(table_PN)
+
+
+def _plan(
+    groups: Sequence[Prompted], max_responses: int, max_tokens: int | None
+) -> list[MicroBatch]:
+    if max_tokens is not None:
+        return plan_sequences(groups, max_tokens=max_tokens)
+    return plan_microbatches(groups, max_responses=max_responses)
 
 
 def count_tokens(groups: Sequence[Prompted]) -> int:

@@ -20,6 +20,7 @@ from nemotron_style.steps.blocks.model.prefix_packing import (
     Row,
     pack,
     pack_rows,
+    pack_sequence,
 )
 
 
@@ -42,9 +43,13 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Parts of groups that share a pass; all have the same number of responses."""
+    """Parts of groups that share a pass; all have the same number of responses.
+
+    ``packed``: they stand in one row without padding, instead of in rows of their own.
+    """
 
     parts: tuple[Part, ...]
+    packed: bool = False
 
     @property
     def index(self) -> tuple[Tensor, Tensor]:
@@ -56,7 +61,9 @@ class MicroBatch:
         """Its tensors, with ``groups`` the batch; a prompt stands once for its responses."""
         rows = [group for part in self.parts if isinstance(group := groups[part.group], Row)]
         if rows:  # a batch is of rows or of groups
-            return pack_rows(rows)
+            return pack_sequence(rows) if self.packed else pack_rows(rows)
+        if self.packed:
+            return pack_sequence([_as_row(groups[part.group]) for part in self.parts])
         return pack([_take(groups[part.group], part.responses) for part in self.parts])
 
 
@@ -87,6 +94,62 @@ def plan_microbatches(
         else:
             batches.append([each])
     return [MicroBatch(tuple(part for _, part in batch)) for batch in batches]
+
+
+def plan_sequences(
+    groups: Sequence[Prompted], *, max_tokens: int, deal: bool = True
+) -> list[MicroBatch]:
+    """Micro-batches without padding, each one row of samples, of groups with one response each.
+
+    A row has at most ``max_tokens`` tokens, or a single sample that is longer. There are as few as
+    first-fit decreasing needs, rounded up to a multiple of the data ranks, and about as many
+    tokens in each where that fits. With ``deal`` they are the share of this data rank, which may
+    be none.
+    """
+    lengths = [_length(group) for group in groups]
+    world = data_world() if deal else 1
+    fewest = -(-sum(min(length, max_tokens) for length in lengths) // max_tokens) or 1
+    count = -(-fewest // world) * world
+    # First fit fits into fewer rows than an even share does, which leaves no rank waiting.
+    while not (rows := _fill(lengths, count, max_tokens, even=True)) and not (
+        rows := _fill(lengths, count, max_tokens, even=False)
+    ):
+        count += world
+    if deal:
+        rows = rows[data_rank() :: world]
+    return [
+        MicroBatch(tuple(Part(number, range(1)) for number in members), packed=True)
+        for members in rows
+        if members
+    ]
+
+
+def _fill(lengths: Sequence[int], count: int, most: int, *, even: bool) -> list[list[int]] | None:
+    """Indices of the samples of ``count`` rows, longest first; None where they do not fit.
+
+    A sample goes into the row with the fewest tokens, or into the first that has room.
+    """
+    rows: list[list[int]] = [[] for _ in range(count)]
+    held = [0] * count
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        length = lengths[number]
+        room = [row for row in range(count) if not held[row] or held[row] + length <= most]
+        if not room:
+            return None
+        row = min(room, key=held.__getitem__) if even else room[0]
+        rows[row].append(number)
+        held[row] += length
+    return rows
+
+
+def _length(group: Prompted) -> int:
+    (response,) = group.responses_ids
+    return len(group.prompt_ids) + len(response)
+
+
+def _as_row(group: Prompted) -> Row:
+    prompt, (response,) = group.prompt_ids, group.responses_ids
+    return Row([*prompt, *response], [False] * len(prompt) + [True] * len(response))
 
 
 class _Size(NamedTuple):

@@ -51,11 +51,17 @@ class Trainer(AlignerJob):
 
 
 class TrainData(DatasetRest):
-    """``model.data.train_ds``. ``micro_batch_size`` bounds memory and never changes the result."""
+    """``model.data.train_ds``. ``micro_batch_size`` bounds memory and never changes the result.
+
+    A pass holds that many rows, each padded to the longest of them. With ``packed_sequence`` it
+    holds as many tokens as that many rows of ``max_seq_length`` would, of any number of rows: they
+    stand one after the other without padding, and none sees another.
+    """
 
     file_path: str | None = None
     global_batch_size: Count = 128
     micro_batch_size: int = cosmetic(default=1, ge=1)
+    packed_sequence: bool = cosmetic(default=True)
     max_seq_length: Count | None = Field(default=None, description="null: as long as the model")
     shuffle: bool = fixed(True, why="rows are always shuffled, by the seed")
     drop_last: bool = fixed(
@@ -69,6 +75,7 @@ class ValidationData(DatasetRest):
     file_path: str | None = None
     global_batch_size: Count | None = Field(default=None, description="null: that of train_ds")
     micro_batch_size: Count | None = cosmetic(default=None, description="null: that of train_ds")
+    packed_sequence: bool | None = cosmetic(default=None, description="null: that of train_ds")
     max_seq_length: Count | None = Field(default=None, description="null: that of train_ds")
     shuffle: bool = fixed(False, why="every row is used")
     drop_last: bool = unused(True)
@@ -170,6 +177,15 @@ class Config(StepConfig):
         """Rows of one pass of validation."""
         data = self.model.data
         return data.validation_ds.micro_batch_size or data.train_ds.micro_batch_size
+
+    def tokens_of_pass(self, slot: str, model_limit: int) -> int | None:
+        """The most tokens of a pass over the rows of a slot; None where rows are padded."""
+        data, size = self.model.data, self.model.data.train_ds.micro_batch_size
+        packed = data.train_ds.packed_sequence
+        if slot == "validation":
+            size, own = self.validation_micro_batch_size, data.validation_ds.packed_sequence
+            packed = packed if own is None else own
+        return size * self.longest(slot, model_limit) if packed else None
 
     def longest(self, slot: str, model_limit: int) -> int:
         """The most tokens of a row of a slot, for a model that holds ``model_limit``."""

@@ -66,6 +66,10 @@ def run(config: Config, ctx: StepContext) -> None:
     ctx.say(f"{len(train)} rows to train on, {len(validation)} to validate, {steps} steps")
     warn_if_held(ctx, config.model.optim, updates=steps)
 
+    # a pass holds so many tokens where rows are packed, and else micro_batch_size rows
+    limit = start.sizes.max_sequence_length
+    pass_tokens = config.tokens_of_pass("data", limit)
+
     # -- the model and its state
     model = start.build(config)
     optimizer = build_optimizer(model, config.model.optim, gradient_clip=sft.gradient_clip_val)
@@ -77,8 +81,12 @@ def run(config: Config, ctx: StepContext) -> None:
     samples.begin(model, done)
 
     def validate(step: int) -> None:
-        size = config.validation_micro_batch_size
-        losses = measure_loss(model, validation, max_responses=size)
+        losses = measure_loss(
+            model,
+            validation,
+            max_responses=config.validation_micro_batch_size,
+            max_tokens=config.tokens_of_pass("validation", limit),
+        )
         validation_metrics.update({f"validation_{name}": x for name, x in losses.items()})
         ctx.metrics.log(step, **validation_metrics)
         ctx.say(f"step {step}: validation loss {losses['loss']:.4f}")
@@ -96,7 +104,9 @@ def run(config: Config, ctx: StepContext) -> None:
         rows = [train[index] for index in order.batch(step - 1)]
         target_tokens = count_tokens(rows)
         # forward and backward over all micro-batches: leaves the gradients of `loss` in the model
-        nll = accumulate_nll(model, rows, max_responses=train_ds.micro_batch_size)
+        nll = accumulate_nll(
+            model, rows, max_responses=train_ds.micro_batch_size, max_tokens=pass_tokens
+        )
         loss = nll / target_tokens
         lr = cosine_annealing(config.model.optim, step - 1, updates=steps)
         grad_norm = optimizer.step(lr, step=step, loss=loss)

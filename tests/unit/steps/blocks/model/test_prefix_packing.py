@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from nemotron_style.steps.blocks.model.prefix_packing import Group, Row, pack, pack_rows
+from nemotron_style.steps.blocks.model.prefix_packing import (
+    Group,
+    Row,
+    pack,
+    pack_rows,
+    pack_sequence,
+)
 
 GROUPS = [Group([10, 11, 12], [[20, 21], [22]]), Group([13], [[23], [24, 25]])]
 
@@ -102,3 +108,13 @@ def test_moving_a_batch_moves_its_prompt_lengths_too():
     moved = pack(GROUPS).to(torch.device("meta"))
     assert moved.tokens_BS.is_meta
     assert moved.layout.prompt_lengths_P.is_meta
+
+
+def test_a_packed_sequence_has_no_padding_and_positions_that_restart():
+    rows = [Row([1, 2, 3, 4], [False, True, False, True]), Row([5, 6, 7], [False, False, True])]
+    packed = pack_sequence(rows)
+    assert packed.tokens_BS.tolist() == [[1, 2, 3, 5, 6]]
+    assert packed.positions_BS.tolist() == [[0, 1, 2, 0, 1]]
+    assert packed.layout.lengths == (3, 2)
+    assert packed.labels_BNR.tolist() == pack_rows(rows).labels_BNR.tolist() == [[[2, 4]], [[7, 0]]]
+    assert predicted(packed) == [(1, 2), (3, 4), (6, 7)]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+from itertools import chain
 
 import pytest
 import torch
 
 from nemotron_style.steps.blocks.model import parallel
-from nemotron_style.steps.blocks.model.prefix_packing import Group
+from nemotron_style.steps.blocks.model.prefix_packing import Group, Row
 from nemotron_style.steps.blocks.training import microbatch_plan
-from nemotron_style.steps.blocks.training.microbatch_plan import plan_microbatches
+from nemotron_style.steps.blocks.training.microbatch_plan import (
+    plan_microbatches,
+    plan_sequences,
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -95,3 +99,57 @@ def test_the_index_finds_the_responses_in_a_table() -> None:
     table = torch.tensor([[1, 2, 3], [4, 5, 6]])
     for batch in plan_microbatches(groups, max_responses=2):
         assert torch.equal(table[batch.index], batch.pack(groups).mask_BNR.sum(-1))
+
+
+def rows_of(*lengths: int) -> list[Row]:
+    return [Row([1] * length, [False] + [True] * (length - 1)) for length in lengths]
+
+
+@pytest.mark.parametrize("most", [64, 100, 300, 5000])
+def test_rows_of_samples_hold_each_once_within_the_limit_and_are_few(most: int) -> None:
+    draw = random.Random(2)
+    rows = rows_of(*(min(64, int(draw.lognormvariate(3, 0.8)) + 2) for _ in range(80)))
+    plan = plan_sequences(rows, max_tokens=most)
+    assert sorted(responses(plan)) == [(number, 0) for number in range(80)]
+    sizes = [sum(len(rows[part.group].ids) for part in batch.parts) for batch in plan]
+    assert max(sizes) <= most
+    assert len(plan) <= sum(sizes) / most + 1
+    assert most < 100 or max(sizes) - min(sizes) <= 0.1 * max(sizes)
+    assert plan == plan_sequences(rows, max_tokens=most)
+    for batch in plan:
+        assert batch.pack(rows).tokens_BS.shape == (1, sum(batch.pack(rows).layout.lengths))
+
+
+def test_a_sample_that_is_longer_has_a_row_of_its_own() -> None:
+    plan = plan_sequences(rows_of(3, 20, 4), max_tokens=8)
+    assert [[part.group for part in batch.parts] for batch in plan] == [[1], [2, 0]]
+
+
+def test_samples_of_one_length_stand_side_by_side() -> None:
+    (batch,) = plan_sequences(rows_of(3, 5, 3, 4, 5), max_tokens=99)
+    assert [part.group for part in batch.parts] == [1, 4, 3, 0, 2]
+
+
+def test_ranks_have_as_many_rows_and_about_as_many_tokens(monkeypatch) -> None:
+    draw = random.Random(3)
+    rows = rows_of(*(draw.randrange(2, 60) for _ in range(50)))
+    monkeypatch.setattr(microbatch_plan, "data_world", lambda: 3)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(microbatch_plan, "data_rank", lambda rank=rank: rank)
+        shares.append(plan_sequences(rows, max_tokens=200))
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(chain(*map(responses, shares))) == [(number, 0) for number in range(50)]
+    tokens = [sum(len(rows[group].ids) for group, _ in responses(share)) for share in shares]
+    assert max(tokens) - min(tokens) < 0.05 * max(tokens)
+    monkeypatch.setattr(microbatch_plan, "data_rank", lambda: 2)
+    assert plan_sequences(rows[:2], max_tokens=200) == []
+
+
+def test_a_group_of_one_response_may_be_a_sample() -> None:
+    groups = [group(2, 3), group(4, 1)]
+    (batch,) = plan_sequences(groups, max_tokens=20)
+    packed = batch.pack(groups)
+    assert packed.tokens_BS.tolist() == [[0, 0, 1, 1, 0, 0, 0, 0]]
+    assert packed.positions_BS.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3]]
+    assert packed.label_tokens == 4

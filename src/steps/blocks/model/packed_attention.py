@@ -1,0 +1,93 @@
+"""Attention over a row of several samples without padding, each of which sees itself alone.
+
+On CUDA devices torch's variable-length kernel takes all samples at once. Elsewhere, and where that
+kernel cannot do what a layer asks for, samples of one length that stand side by side are a batch
+of the usual kernel, by views of the row: nothing is copied and nothing padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import signature
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+
+    OPTIONS = set(signature(varlen_attn).parameters)
+except ImportError:  # torch before 2.10
+    OPTIONS = set()
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Attention of ``[B, heads, S, head size]`` under a mask; without one, of causal rows."""
+
+
+def has_kernel(query: Tensor) -> bool:
+    """Whether torch's variable-length kernel can be given such queries."""
+    # the kernel of torch 2.10 has neither a scale nor a window
+    return (
+        {"scale", "window_size"} <= OPTIONS
+        and query.device.type == "cuda"
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] <= 256
+    )
+
+
+def attend_at_once(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    starts: Tensor,
+    longest: int,
+    scale: float | None,
+    window: int | None,
+) -> Tensor:
+    """``[S, heads, head size]`` of one row, by torch's variable-length kernel.
+
+    ``starts`` (int32) is where each sample begins, and the end of the last one; ``longest`` the
+    tokens of the longest. A token sees ``window`` tokens of its sample, itself among them.
+    """
+    options: dict[str, Any] = {}
+    if (repeats := query.shape[1] // key.shape[1]) > 1:
+        if "enable_gqa" in OPTIONS:
+            options["enable_gqa"] = True
+        else:
+            key, value = (each.repeat_interleave(repeats, dim=1) for each in (key, value))
+    before = -1 if window is None else window - 1
+    return varlen_attn(
+        *(query, key, value, starts, starts, longest, longest),
+        scale=scale,
+        window_size=(before, 0),
+        **options,
+    )
+
+
+def attend_by_length(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    lengths: tuple[int, ...],
+    mask: Tensor | None,
+    attend: Attend,
+) -> Tensor:
+    """The same by ``attend``, once for each run of samples of one length.
+
+    ``mask`` is ``[longest, longest]``, of the longest sample; a shorter one has its corner.
+    """
+    runs = [(length, len(list(samples))) for length, samples in groupby(lengths)]
+    # Split, not sliced: the gradient of a slice is as large as the whole, filled with zeros.
+    widths = [length * count for length, count in runs]
+    parts = zip(*(states.split(widths) for states in (query, key, value)), strict=True)
+    mixed = []
+    for (length, count), part in zip(runs, parts, strict=True):
+        # [count * length, heads, head size] -> [count, heads, length, head size]
+        by_head = [states.unflatten(0, (count, length)).transpose(1, 2) for states in part]
+        corner = None if mask is None else mask[:length, :length]
+        mixed.append(attend(*by_head, corner).transpose(1, 2).flatten(0, 1))
+    return torch.cat(mixed)
