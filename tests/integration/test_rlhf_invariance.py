@@ -32,9 +32,11 @@ def two(tmp_path_factory):
     return out
 
 
-@pytest.fixture(params=["one", "two"])
+@pytest.fixture(params=["one", *job.DIVISIONS])
 def processes(request):
-    return request.getfixturevalue(request.param)
+    if request.param == "one":
+        return request.getfixturevalue("one")
+    return request.getfixturevalue("two") / request.param
 
 
 def facts(folder):
@@ -67,13 +69,14 @@ def test_log_probs_are_the_same_everywhere(one, processes):
         assert logprobs == pytest.approx(expected, rel=1e-5)
 
 
-def test_samples_that_the_sampler_saw_otherwise_are_masked_alike(one, two):
+def test_samples_that_the_sampler_saw_otherwise_are_masked_alike(one, processes):
     masks = facts(one)["masks"]
-    assert facts(two)["masks"] == masks
+    assert facts(processes)["masks"] == masks
     assert 0 < sum(masks) < sum(sample.mask for sample in job.samples())
 
 
 def test_every_process_gets_what_rank_zero_gets(one, two):
     shared = [[0, "first"], "0: gone"]
     assert facts(one)["shared"] == [shared]
-    assert facts(two)["shared"] == [shared, shared]
+    for division in job.DIVISIONS:
+        assert facts(two / division)["shared"] == [shared, shared]

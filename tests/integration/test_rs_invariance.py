@@ -40,25 +40,29 @@ def two(tmp_path_factory):
     return out
 
 
-@pytest.fixture(params=["one", "two"])
+@pytest.fixture(params=["one", *job.DIVISIONS])
 def processes(request):
-    return request.getfixturevalue(request.param)
+    if request.param == "one":
+        return request.getfixturevalue("one")
+    return request.getfixturevalue("two") / request.param
 
 
 def facts(folder):
     return json.loads((folder / "facts.json").read_text())
 
 
+@pytest.mark.parametrize("copies", ["one", "two"])
 @pytest.mark.parametrize("case", GOLDEN)
-def test_the_loss_is_a_mean_over_all_tokens_of_the_batch(processes, case):
-    values = facts(processes)["golden"][case]
+def test_the_loss_is_a_mean_over_all_tokens_of_the_batch(one, two, copies, case):
+    values = facts(one if copies == "one" else two / "data")["golden"][case]
     assert len(values) == len(job.PASSES)
     assert values == pytest.approx([GOLDEN[case]] * len(values), abs=1e-6)
 
 
+@pytest.mark.parametrize("copies", ["one", "two"])
 @pytest.mark.parametrize("case", SHARES)
-def test_every_token_has_the_same_share_of_the_gradient(processes, case):
-    values = facts(processes)["golden"][f"{case}: gradient"]
+def test_every_token_has_the_same_share_of_the_gradient(one, two, copies, case):
+    values = facts(one if copies == "one" else two / "data")["golden"][f"{case}: gradient"]
     assert values == pytest.approx(SHARES[case], rel=1e-5)
 
 
@@ -73,15 +77,17 @@ def test_loss_and_gradient_are_those_of_one_pass_in_one_process(one, processes, 
     assert losses == pytest.approx([facts(one)["losses"][-1]] * len(losses), rel=1e-6)
 
 
-def test_two_processes_draw_what_one_draws(one, two):
-    alone, together = facts(one), facts(two)
+@pytest.mark.parametrize("division", job.DIVISIONS)
+def test_two_processes_draw_what_one_draws(one, two, division):
+    alone, together = facts(one), facts(two / division)
     assert together["tokens"] == alone["tokens"]
     assert together["rewards"] == alone["rewards"]
     assert together["kl"] == pytest.approx(alone["kl"], rel=1e-5)
 
 
 def test_every_process_hears_that_the_reward_model_is_gone(one, two):
-    assert (facts(one)["failed ranks"], facts(two)["failed ranks"]) == (1, 2)
+    assert facts(one)["failed ranks"] == 1
+    assert [facts(two / division)["failed ranks"] for division in job.DIVISIONS] == [2, 2, 2]
 
 
 def test_a_prompt_that_comes_twice_is_two_groups(one):

@@ -12,6 +12,7 @@ from nemotron_style.runtime.errors import Problem
 from nemotron_style.steps.blocks.judge.client import JudgeUnavailable
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
+from nemotron_style.steps.blocks.model.parallel import Parallel
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.rl.rlhf.config import Config
@@ -129,8 +130,13 @@ def measure(out):
         save_file(tensors, out / "tensors")
 
 
+DIVISIONS = {"data": Parallel(), "tensor": Parallel(tensor=2), "pipeline": Parallel(pipeline=2)}
+
+
 def main(out):
     """What a rank does."""
-    parallel.initialize(seed=1)
-    measure(out)
+    for name, division in DIVISIONS.items():
+        parallel.initialize(division, seed=1)
+        (out / name).mkdir(parents=True, exist_ok=True)
+        measure(out / name)
     parallel.finish()

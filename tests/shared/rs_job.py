@@ -20,6 +20,7 @@ from nemotron_style.steps.blocks.model.language_model import (
     construct,
     wrap,
 )
+from nemotron_style.steps.blocks.model.parallel import Parallel
 from nemotron_style.steps.blocks.model.prefix_packing import Group
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
 from nemotron_style.steps.blocks.reward.types import RewardScore
@@ -150,7 +151,8 @@ def count_failed_ranks(model):
 
 
 def measure(out):
-    facts = {"golden": golden()}
+    # its losses are those of a model that no rank divides
+    facts = {"golden": golden() if parallel.current_parallel().model == 1 else {}}
     with RewardPool(Counts() if dist.get_rank() == 0 else None) as pool:
         model = build_model(SIZES, seed=11)
         other = build_model(SIZES, seed=12, ddp=False)
@@ -171,8 +173,13 @@ def measure(out):
         save_file({name: value.contiguous() for name, value in tensors.items()}, out / "tensors")
 
 
+DIVISIONS = {"data": Parallel(), "tensor": Parallel(tensor=2), "pipeline": Parallel(pipeline=2)}
+
+
 def main(out):
     """What a rank does."""
-    parallel.initialize(seed=1)
-    measure(out)
+    for name, division in DIVISIONS.items():
+        parallel.initialize(division, seed=1)
+        (out / name).mkdir(parents=True, exist_ok=True)
+        measure(out / name)
     parallel.finish()

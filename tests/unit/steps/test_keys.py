@@ -53,6 +53,8 @@ _SHOWN = "what people are shown of the model; no artifact and no record holds it
 _WAITING = "how long others are waited for; who is late has failed, and the record counts it"
 COSMETIC = {
     **dict.fromkeys(("devices", "num_nodes", "processes", "gpus_per_node"), _PROCESSES),
+    "tensor_model_parallel_size": _PROCESSES,
+    "pipeline_model_parallel_size": _PROCESSES,
     **dict.fromkeys(("micro_batch_size", "forward_micro_batch_size"), _PASS),
     **dict.fromkeys(("train_micro_batch_size", "logprob_batch_size"), _PASS),
     **dict.fromkeys(("save_interval", "save_period", "save_top_k", "keep_top_k"), _RESUME),

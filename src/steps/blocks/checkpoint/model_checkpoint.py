@@ -13,7 +13,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -31,8 +30,8 @@ from nemotron_style.steps.blocks.model.language_model import (
     unwrap,
     wrap,
 )
-from nemotron_style.steps.blocks.model.rank_zero import gather, is_rank_zero, share_from_rank_zero
-from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights, shards
+from nemotron_style.steps.blocks.model.rank_zero import is_rank_zero, share_from_rank_zero
+from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights, whole_weights
 from nemotron_style.steps.blocks.settings.json_model import read_json_model
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
@@ -176,12 +175,8 @@ def full_weights(model: nn.Module, *, adapters: bool = False) -> list[tuple[str,
 
     The model's own weights, or those of its ``adapters``.
     """
-    own = [shard for shard in shards(unwrap(model), adapters=adapters) if shard.primary]
-    pieces = [(shard.name, shard.full_shape, shard.slices, shard.data.cpu()) for shard in own]
-    tensors: dict[str, Tensor] = {}
-    for name, shape, slices, data in chain.from_iterable(gather(pieces)):
-        tensors.setdefault(name, torch.empty(shape, dtype=data.dtype))[slices] = data
-    return sorted(tensors.items())
+    weights = whole_weights(unwrap(model), adapters=adapters)
+    return [(name, whole.cpu()) for name, whole in weights]
 
 
 def check_depth(stored: Collection[str], layers: int, *, where: str, key: str) -> None:

@@ -41,13 +41,18 @@ class Question:
 
 @dataclass(frozen=True)
 class AnswerSamples:
-    """A model's answers to ``questions``, by the number of updates after which it gave them."""
+    """A model's answers to ``questions``, by the number of updates after which it gave them.
+
+    Rank zero samples. Where ranks divide the model and the run samples from it anyway, all of them
+    do: each of them takes a copy of all weights then (``gathers``).
+    """
 
     ctx: StepContext
     chat: Chat
     sizes: ModelConfig
     questions: Sequence[Question]
     max_new_tokens: int
+    gathers: bool = False
 
     @staticmethod
     def open(
@@ -56,13 +61,16 @@ class AnswerSamples:
         chat: Chat,
         sizes: ModelConfig,
         questions: Iterable[Question],
+        *,
+        gathers: bool = False,
     ) -> AnswerSamples:
         """Choose the first few different ``questions`` that leave room for an answer.
 
-        None of them, with the reason, where the model is divided: sampling needs it whole.
+        None of them, with the reason, where the model is divided and the run does not gather it.
         """
         most, limit = settings.max_new_tokens, sizes.max_sequence_length
-        if settings.prompts and current_parallel().model > 1:
+        divided = current_parallel().model > 1
+        if settings.prompts and divided and not gathers:
             ctx.say("no samples.md: the model is divided, and sampling needs it whole")
             questions = []
         longest = limit - min(most, max(1, limit // 4))
@@ -71,7 +79,8 @@ class AnswerSamples:
         while len(chosen) < settings.prompts and (question := next(fitting, None)):
             chosen.setdefault(tuple(question.ids), question)
         room = limit - max(map(len, chosen), default=0)
-        return AnswerSamples(ctx, chat, sizes, list(chosen.values()), min(most, room))
+        asked = list(chosen.values())
+        return AnswerSamples(ctx, chat, sizes, asked, min(most, room), gathers=divided)
 
     def begin(self, model: nn.Module, done: int) -> None:
         """Keep the answers of the start; with ``done`` updates an earlier attempt has kept them."""
@@ -79,8 +88,8 @@ class AnswerSamples:
             self.take(model, 0)
 
     def take(self, model: nn.Module, step: int) -> None:
-        """Keep the answers of ``model``, which has made ``step`` updates. Rank zero samples."""
-        if not (self.ctx.is_first and self.questions):
+        """Keep the answers of ``model``, which has made ``step`` updates. Every rank calls it."""
+        if not (self.questions and (self.ctx.is_first or self.gathers)):
             return
         try:
             answers = self._answer(model)
@@ -88,7 +97,8 @@ class AnswerSamples:
             first, *_ = str(error).splitlines() or [""]
             self.ctx.say(f"warning: no answers for samples.md after {step} steps: {first}")
             return
-        self._file.keep(step, answers)
+        if self.ctx.is_first:
+            self._file.keep(step, answers)
 
     def finish(self, model: nn.Module, steps: int) -> None:
         """Take the answers of the trained model, and write the table."""

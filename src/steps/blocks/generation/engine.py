@@ -88,6 +88,8 @@ class Engine:
 
     ``max_rows`` bounds the responses decoded side by side, and with them the memory of the cache.
     On a CPU large weights are held twice, the second time in the order that products read fastest.
+    Where ranks divide the model, each has a copy of all weights while it samples, and all of them
+    call :meth:`generate`, be it with prompts of their own or with none.
     ``dtype`` decodes in another type than the weights have, for example bfloat16. ``decode``
     returns the text of tokens; only end strings need it.
     """
@@ -128,6 +130,7 @@ class Engine:
         keys = sample_keys(seed, len(prompts), samples_per_prompt)
         batch = _Batch(self, prompts, sampling, keys)
         batch.run()
+        self.decoder.forget_copies()
         numbers = range(samples_per_prompt)
         return [[batch.done[i, number] for number in numbers] for i in range(len(prompts))]
 

@@ -21,10 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemotron_style.steps.blocks.generation.kv_cache import Cache, Prefix
-from nemotron_style.steps.blocks.generation.layer_weights import LayerWeights, WeightReader
+from nemotron_style.steps.blocks.generation.layer_weights import (
+    LayerWeights,
+    WeightReader,
+    whole_model,
+)
 from nemotron_style.steps.blocks.generation.packed_linear import pack_linear
 from nemotron_style.steps.blocks.model.attention import attend_capped
-from nemotron_style.steps.blocks.model.language_model import unwrap
 from nemotron_style.steps.blocks.model.parallel import current_parallel
 from nemotron_style.steps.blocks.model.rotary import rotary_tables
 from nemotron_style.steps.blocks.model.transformer_layer import ACTIVATIONS
@@ -53,14 +56,13 @@ class _Target:
 class Decoder:
     """One model; ``dtype`` computes with copies of its weights in that type.
 
-    The model must be whole on this rank (tensor and pipeline parallel size 1). Its weights are
-    read by :meth:`read_weights` and by nothing else.
+    Its weights are read by :meth:`read_weights` and by nothing else. Where ranks divide the model,
+    that gives every rank a copy of all of them, so all ranks call it.
     """
 
     def __init__(
         self, model: nn.Module, config: ModelConfig, *, dtype: torch.dtype | None = None
     ) -> None:
-        assert current_parallel().model == 1, "a divided model cannot be sampled in one process"
         self.model, self.config, self.dtype = model, config, dtype
         self.groups = config.num_query_groups
         self.queries = config.num_attention_heads // config.num_query_groups
@@ -72,7 +74,7 @@ class Decoder:
         ``width`` is how many tokens a row may have, None as many as the model has positions for.
         On a CPU large weights are copied into the order that products are fastest in.
         """
-        gpt = unwrap(self.model)
+        gpt = whole_model(self.model)
         reader = WeightReader(self.config, dtype=self.dtype, rows=rows)
         self.embedding = reader.cast(gpt.embedding.word_embeddings.weight)
         tied = self.config.tie_embeddings
@@ -86,6 +88,12 @@ class Decoder:
         self.device = self.embedding.device
         positions = torch.arange(width or self.config.max_sequence_length, device=self.device)
         self.rotary = {window: self._rotary(positions, window) for window in self.windows}
+
+    def forget_copies(self) -> None:
+        """Give back the memory of the copy that a divided model is sampled from."""
+        if current_parallel().model > 1:
+            self.layers = []
+            del self.embedding, self.head
 
     def _rotary(self, positions: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
         """cos and sin of layers with this window, ``[T, 1, Q + 1, head size]``.

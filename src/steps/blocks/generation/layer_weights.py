@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,7 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemotron_style.steps.blocks.generation.packed_linear import PackedLinear, pack_linear
+from nemotron_style.steps.blocks.model.language_model import unwrap
+from nemotron_style.steps.blocks.model.lora import adapted_layers
 from nemotron_style.steps.blocks.model.norm import widen
+from nemotron_style.steps.blocks.model.parallel import current_parallel
+from nemotron_style.steps.blocks.model.sharded_tensor import whole_weights
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 Norm = Callable[[Tensor], Tensor]
@@ -33,6 +39,38 @@ class LayerWeights:
     mlp_out_norm: Norm | None
     window: int | None
     """Tokens that a token sees, itself among them; None: all."""
+
+
+# Checkpoints name these norms after the products that follow them.
+_NORMS = {
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+}
+
+
+def whole_model(model: nn.Module) -> Any:
+    """The model inside DDP, or, where ranks divide it, a copy of its weights as they are now.
+
+    The copy has the model's own names down to ``weight`` and ``bias``, and all of its layers, with
+    their adapters. Ranks give each other their slices for it, so every rank calls this.
+    """
+    own = unwrap(model)
+    if current_parallel().model == 1:
+        return own
+    root = SimpleNamespace()
+    for name, whole in chain(whole_weights(own), whole_weights(own, adapters=True)):
+        for stored, module in _NORMS.items():
+            name = name.replace(stored, module)
+        *path, last = name.split(".")
+        place = root
+        for part in path:
+            place = vars(place).setdefault(part, SimpleNamespace())
+        setattr(place, last, whole)
+        if last == "lora_A":
+            place.lora = next(layer.lora for _, layer in adapted_layers(own))  # all are alike
+    layers = vars(root.decoder.layers)
+    root.decoder.layers = [layers[str(number)] for number in range(len(layers))]
+    return root
 
 
 class WeightReader:

@@ -22,6 +22,7 @@ from megatron.core.tensor_parallel.random import (
 
 from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.model.device import prepare_device
+from nemotron_style.steps.blocks.settings.parallel_config import DividedModel
 
 LOOPBACK = "127.0.0.1"
 
@@ -32,6 +33,11 @@ class Parallel:
 
     tensor: int = 1
     pipeline: int = 1
+
+    @staticmethod
+    def of(config: DividedModel) -> Parallel:
+        """The division that a config asks for."""
+        return Parallel(config.tensor_model_parallel_size, config.pipeline_model_parallel_size)
 
     @property
     def model(self) -> int:
@@ -141,6 +147,12 @@ def data_world() -> int:
 def is_last_stage() -> bool:
     """Whether this process has logits, and so losses."""
     return parallel_state.is_pipeline_last_stage()
+
+
+def speaks_for_copy() -> bool:
+    """Whether this process, of those that hold a copy of the model together, is the first with
+    losses: one of each copy is."""
+    return is_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
 
 
 def sum_over_data(values: torch.Tensor) -> torch.Tensor:

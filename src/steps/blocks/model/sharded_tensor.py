@@ -6,13 +6,17 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from torch import Tensor, nn
+
+from nemotron_style.steps.blocks.model.rank_zero import gather
 
 ADAPTER = re.compile(r"\.lora_[AB]$")
 """What the names of the two factors of a low-rank adapter end with."""
@@ -71,3 +75,49 @@ def _shard(part: ShardedTensor) -> Shard:
         data=part.data.detach(),
         primary=not any(replica) if isinstance(replica, tuple) else replica == 0,
     )
+
+
+class _Piece(NamedTuple):
+    """A slice of a tensor, and the rank that gives it to all others."""
+
+    name: str
+    rank: int
+    number: int
+    full_shape: tuple[int, ...]
+    slices: tuple[slice, ...]
+    dtype: torch.dtype
+
+
+@torch.no_grad()
+def whole_weights(model: nn.Module, *, adapters: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Copies of every tensor, whole, in the order of names, where the model is.
+
+    The model's own weights, or those of its ``adapters``.
+
+    Ranks give each other what they hold of one tensor before the next: no more than that one is
+    held beside what the caller keeps. Every rank calls it, and takes all of it.
+    """
+    own = [shard for shard in shards(model, adapters=adapters) if shard.primary]
+    described = gather(
+        [(shard.name, shard.full_shape, shard.slices, shard.data.dtype) for shard in own]
+    )
+    pieces = [
+        _Piece(name, rank, number, shape, slices, dtype)
+        for rank, held in enumerate(described)
+        for number, (name, shape, slices, dtype) in enumerate(held)
+    ]
+    device = next(model.parameters()).device
+    for name, parts in groupby(sorted(pieces, key=lambda piece: piece[:3]), lambda one: one.name):
+        whole: Tensor | None = None
+        for part in parts:
+            if whole is None:
+                whole = torch.empty(part.full_shape, dtype=part.dtype, device=device)
+            target = whole[part.slices]
+            if part.rank == dist.get_rank():
+                target.copy_(own[part.number].data)
+            if len(described) > 1:
+                piece = target.contiguous()
+                dist.broadcast(piece, src=part.rank)
+                target.copy_(piece)
+        assert whole is not None
+        yield name, whole

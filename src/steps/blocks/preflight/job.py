@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from nemotron_style.steps.blocks.preflight.model_source import ModelSource
     from nemotron_style.steps.blocks.preflight.row_sample import RowSample
 
-WHOLE_MODEL = "the step needs the whole model in each process: take a smaller one, or larger GPUs"
-
 
 @dataclass(frozen=True)
 class Rows:

@@ -104,6 +104,8 @@ def estimate_memory(sizes: ModelConfig, load: Load) -> Memory:
     layers = -(-sizes.num_layers // load.pipeline)
     held = (layers * count_layer(sizes) + ends * embedding) // load.tensor
     weights = held * width * (1 + load.frozen)
+    if load.sampled_rows and load.tensor * load.pipeline > 1:
+        weights += count_parameters(sizes) * width  # each process samples from a copy of them all
     gradients = optimizer = activations = 0
     if load.trains:
         gradients = held * 4
@@ -116,7 +118,7 @@ def estimate_memory(sizes: ModelConfig, load: Load) -> Memory:
         logits = sizes.vocab_size // load.tensor * (width + 8)
         activations = tokens * (kept * _layer_activations(sizes, load.tensor) * width + logits)
     heads = sizes.num_query_groups * sizes.head_size
-    cache = load.sampled_rows * load.row_tokens * layers * 2 * heads * width
+    cache = load.sampled_rows * load.row_tokens * sizes.num_layers * 2 * heads * width
     return Memory(weights, gradients, optimizer, activations, cache)
 
 

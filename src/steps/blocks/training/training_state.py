@@ -5,6 +5,10 @@
     state/              torch_dist: what is trained (weights or adapters) and its moments
     random-<rank>.json  Python's, torch's and CUDA's random number states of each rank
     extra.json          what the recipe keeps (step, position in the data ...)
+
+A state is read by any number of processes, however they divide the model. What a recipe samples
+comes from streams that are named by the sample, and its data are ordered by the sample: neither
+knows a rank.
 """
 
 from __future__ import annotations
@@ -98,20 +102,9 @@ def load_state(
 ) -> dict[str, Any]:
     """Restore weights, moments and random states; ``extra`` comes back. Every rank calls it.
 
-    The division may have changed, the number of processes may not: each has random numbers of
-    its own. Raises InputError for a state of another number of processes.
+    The number of processes and the division may be others than those that saved.
     """
     kept = json.loads((path / EXTRA).read_text())
-    if kept["world_size"] != dist.get_world_size():
-        raise InputError(
-            Problem(
-                what="the run was started with another number of processes",
-                where=str(path),
-                got=str(dist.get_world_size()),
-                allowed=str(kept["world_size"]),
-                fix="start it with that number, or begin a new run",
-            )
-        )
     if kept.get("base", "") != base:
         raise InputError(
             Problem(
@@ -126,7 +119,10 @@ def load_state(
     unwrap(model).load_state_dict(loaded["model"], strict=False)
     optimizer.load(loaded["optimizer"])
     optimizer.guard.load(kept.get("guard", {}))  # states of earlier versions have none
-    _restore_random(json.loads((path / f"random-{dist.get_rank()}.json").read_text()))
+    # As many ranks go on with their own numbers each. Others begin alike, as all do in a new run:
+    # no rank's numbers are theirs.
+    own = dist.get_rank() if kept["world_size"] == dist.get_world_size() else 0
+    _restore_random(json.loads((path / f"random-{own}.json").read_text()))
     return kept["extra"]
 
 

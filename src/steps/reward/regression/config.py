@@ -16,6 +16,7 @@ from nemotron_style.steps.blocks.settings.aligner_keys import (
 )
 from nemotron_style.steps.blocks.settings.data_prefix import DataPrefix
 from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts
+from nemotron_style.steps.blocks.settings.parallel_config import DividedModel
 from nemotron_style.steps.blocks.settings.row_config import LongRowReading
 from nemotron_style.steps.blocks.settings.training_config import (
     AlignerJob,
@@ -82,7 +83,7 @@ class Data(LongRowReading, PrefixDataRest):
     sample: bool = Field(default=False, description="repeat the data, reshuffled, until max_steps")
 
 
-class Model(ModelRest):
+class Model(ModelRest, DividedModel):
     """``model``: where it starts, its head, its batches, and how it is divided.
 
     ``micro_batch_size`` bounds memory and never changes the result; a pair is one row.
@@ -95,8 +96,6 @@ class Model(ModelRest):
     regression: Regression = Regression()
     global_batch_size: Count = 64
     micro_batch_size: int = cosmetic(default=1, ge=1)
-    tensor_model_parallel_size: Count = 1
-    pipeline_model_parallel_size: Count = 1
     data: Data = Data()
     optim: BucketOptim = BucketOptim()
 

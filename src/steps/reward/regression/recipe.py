@@ -76,8 +76,7 @@ def run(config: Config, ctx: StepContext) -> None:
     # -- where the model starts, and the rows: all of them checked before any work is done
     check_launch(config.trainer, world_size=ctx.world_size)
     settings, rm = config.model, config.trainer.rm
-    division = settings.tensor_model_parallel_size, settings.pipeline_model_parallel_size
-    initialize(Parallel(*division), seed=config.seed)
+    initialize(Parallel.of(settings), seed=config.seed)
     start = ctx.input("model").path
     tokenizer = Tokenizer(start / TOKENIZER)
     chat = open_chat(tokenizer, settings.data.chat_prompt_tokens)

@@ -18,7 +18,7 @@ from nemotron_style.runtime.config.model import Section, cosmetic, unused
 from nemotron_style.steps.blocks.settings.fixed_value import fixed, only
 from nemotron_style.steps.blocks.settings.not_built import NO_FP8
 
-WHOLE = "each process holds the whole model"
+NO_FSDP = "not built: data parallel processes hold the same weights"
 DEAD = "no version of NeMo-RL that can be compiled for reads it"
 _STORE = "the store keeps checkpoints and models"
 _TRACKER = "no outside service is told about a run"
@@ -61,15 +61,19 @@ HELD_ELSEWHERE = (
     (f"{_MEGATRON}.fp8_cfg.enabled", Held((None, False), NO_FP8)),
     (
         f"{_MEGATRON}.distributed_data_parallel_config.use_custom_fsdp",
-        Held((None, False), WHOLE, "use smaller passes, or more processes in bfloat16"),
+        Held((None, False), NO_FSDP, "use smaller passes, or more processes in bfloat16"),
     ),
 )
 """Held keys of sections that are not this step's own, and of tables of any keys."""
 
 _ENGINE = "each process has an engine of its own, which holds the whole model"
 _GENERATION = "policy.generation"
+_WHOLE = "vLLM is handed the model by a process that holds it whole"
+_IN_PROCESS = "set policy.generation.backend=in_process"
 
 HELD_WITH_VLLM = (
+    (f"{_MEGATRON}.tensor_model_parallel_size", Held((1,), _WHOLE, _IN_PROCESS)),
+    (f"{_MEGATRON}.pipeline_model_parallel_size", Held((1,), _WHOLE, _IN_PROCESS)),
     (f"{_GENERATION}.vllm_cfg.tensor_parallel_size", Held((None, 1), _ENGINE)),
     (f"{_GENERATION}.vllm_cfg.pipeline_parallel_size", Held((None, 1), _ENGINE)),
     (f"{_GENERATION}.vllm_cfg.expert_parallel_size", Held((None, 1), _ENGINE)),

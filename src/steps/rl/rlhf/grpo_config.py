@@ -19,9 +19,10 @@ from nemotron_style.steps.blocks.settings.not_built import (
     refuse_float16,
 )
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.settings.parallel_config import DividedModel
 from nemotron_style.steps.blocks.settings.training_config import Count
 from nemotron_style.steps.blocks.training.lr_schedule import megatron_decay
-from nemotron_style.steps.rl.rlhf.fixed_values import DEAD, WHOLE, held
+from nemotron_style.steps.rl.rlhf.fixed_values import DEAD, held
 
 _MEGATRON = "is read where DTensor trains, and Megatron does"
 _END = "an answer ends as the chat format says"
@@ -29,6 +30,8 @@ _FLOAT16 = "not built: float16 needs a scale of the loss that follows the gradie
 _WIDE_LOGITS = "not built: the logits of a whole pass are held in float32"
 _TRAIN_PASS = "lower policy.train_micro_batch_size: a pass then holds fewer activations"
 _LOGPROB_PASS = "lower policy.logprob_batch_size and policy.train_micro_batch_size"
+_WHOLE_ROWS = "not built: a row is not divided along its length"
+_NO_EXPERTS = "models have no experts"
 _SHARE = "use more processes: in bfloat16 each holds its share of the optimizer's state"
 
 
@@ -150,7 +153,7 @@ class Scheduler(Section):
         return self
 
 
-class MegatronCfg(Section):
+class MegatronCfg(DividedModel):
     """``policy.megatron_cfg``."""
 
     optimizer: Optimizer = Optimizer()
@@ -159,11 +162,9 @@ class MegatronCfg(Section):
     enabled: bool = fixed(
         True, why="only Megatron makes a checkpoint_megatron", fix="leave it true"
     )
-    tensor_model_parallel_size: int = held(1, why=WHOLE)
-    pipeline_model_parallel_size: int = held(1, why=WHOLE)
-    context_parallel_size: int = held(1, why=WHOLE)
-    expert_model_parallel_size: int = held(1, why=WHOLE)
-    expert_tensor_parallel_size: int = held(1, why=WHOLE)
+    context_parallel_size: int = held(1, why=_WHOLE_ROWS)
+    expert_model_parallel_size: int = held(1, why=_NO_EXPERTS)
+    expert_tensor_parallel_size: int = held(1, why=_NO_EXPERTS)
     sequence_parallel: bool = held(False, why=NO_SEQUENCE_PARALLEL, fix=_TRAIN_PASS)
     activation_checkpointing: bool = held(False, why=NO_RECOMPUTE, fix=_TRAIN_PASS)
     gradient_accumulation_fusion: bool = held(False, why=NO_FUSION)

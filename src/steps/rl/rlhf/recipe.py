@@ -48,7 +48,7 @@ from nemotron_style.steps.blocks.judge.group_judge import sum_failures
 from nemotron_style.steps.blocks.loss.advantage import clip_advantages, group_advantages
 from nemotron_style.steps.blocks.loss.loss_metrics import merge_metrics
 from nemotron_style.steps.blocks.model.device import prepare_device
-from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
 from nemotron_style.steps.blocks.stats.metric_plot import draw_metrics
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
@@ -89,7 +89,7 @@ def run(config: Config, ctx: StepContext) -> None:
     # -- what is trained, and its tokenizer
     prepare_device()
     check_job(config, ctx)
-    initialize(seed=config.seed)
+    initialize(Parallel.of(config.policy.megatron_cfg), seed=config.seed)
     source = ctx.input("model")
     tokenizer = Tokenizer(source.path / TOKENIZER)
     chat = open_chat(tokenizer)
@@ -152,7 +152,7 @@ def run(config: Config, ctx: StepContext) -> None:
         if not done:
             state.start, state.start_tokens = validation.answer(0, "start"), mean_tokens(probes)
         questions = (Question(prompt.ids) for prompt in chain(held_out, prompts))
-        table = AnswerSamples.open(ctx, config.samples, chat, sizes, questions)
+        table = AnswerSamples.open(ctx, config.samples, chat, sizes, questions, gathers=True)
         table.begin(model, done)
 
         # -- training: one step is P prompts, G answers to each, and one update or several

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+import torch.distributed as dist
+
 from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.usable import Sampled, require_usable
 from nemotron_style.steps.blocks.data.prompt import Prompt
@@ -19,7 +21,6 @@ from nemotron_style.steps.blocks.generation.sampling_params import SamplingParam
 from nemotron_style.steps.blocks.judge.aggregation import Answer
 from nemotron_style.steps.blocks.judge.group_judge import AnswerGroup
 from nemotron_style.steps.blocks.judge.prompt import split_reasoning
-from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
 
 
@@ -58,7 +59,10 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RolloutSampler:
-    """Samples groups of answers. Every rank samples its share of them, and gets them all."""
+    """Samples groups of answers. Every rank samples its share of them, and gets them all.
+
+    That is so however ranks divide the model: whoever samples holds all weights meanwhile.
+    """
 
     engine: GenerationEngine
     rank_zero: RankZero
@@ -75,7 +79,7 @@ class RolloutSampler:
         answers that ended cannot be used.
         """
         names = [f"{name}/{number}" for number in range(len(indices))]
-        own = range(data_rank(), len(indices), data_world())
+        own = range(dist.get_rank(), len(indices), dist.get_world_size())
         groups = self.engine.generate(
             [prompts[indices[number]].ids for number in own],
             self.sampling,

@@ -26,6 +26,7 @@ from nemotron_style.steps.blocks.loss.sample_mask import (
     mask_by_logprob_error,
     sequence_logprob_errors,
 )
+from nemotron_style.steps.blocks.model.parallel import speaks_for_copy
 from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch
 from nemotron_style.steps.blocks.model.rank_zero import gather
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
@@ -102,7 +103,9 @@ def accumulate_policy_loss(
         micro_batches.append((packed, _to_batch(packed, rows)))
     temperature = policy.generation.temperature
     metrics = accumulate_gradients(model, micro_batches, loss, temperature=temperature)
-    return merge_metrics([one for part in gather(metrics) for one in part])
+    # The ranks of one copy of the model that see its losses all report the same.
+    own = metrics if speaks_for_copy() else []
+    return merge_metrics([one for part in gather(own) for one in part])
 
 
 def split_batches(

@@ -119,6 +119,10 @@ def _rest(config: Config) -> Iterator[Problem]:
         key = "model.rs.sampling_params.temperature"
         yield from check_temperature(config.generation, sampling.temperature, key=key)
     yield from find_half_weights(config.model.megatron_amp_O2, config.trainer)
+    if config.generation == "vllm" and config.model.is_divided:
+        key = "model.tensor_model_parallel_size x model.pipeline_model_parallel_size"
+        what = "vLLM is handed the model by a process that holds it whole"
+        yield Problem(key=key, what=what, allowed="1", fix="set generation=in_process")
 
 
 def _mirrors(config: Config) -> list[tuple[str, Any, str, Any]]:

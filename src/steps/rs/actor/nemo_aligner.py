@@ -26,13 +26,12 @@ from nemotron_style.steps.blocks.settings.not_built import (
     SMALLER_SHARE,
     SavesMemory,
 )
+from nemotron_style.steps.blocks.settings.parallel_config import DividedModel
 from nemotron_style.steps.blocks.settings.row_config import LongRowReading
 from nemotron_style.steps.blocks.settings.training_config import AlignerJob, Count, Length
 from nemotron_style.steps.blocks.settings.waiting_config import Waiting
 
 Port = Annotated[int, Field(ge=1, le=65535)]
-_WHOLE = "sampling in the training process needs the whole model in each process"
-_WHOLE_FIX = "leave it at 1; a model that needs to be divided cannot be sampled so"
 
 
 class Rs(Length):
@@ -155,7 +154,7 @@ class Peft(training_config.Peft):
     restore_from_ckpt: dict[str, Any] = unused({})
 
 
-class Model(SavesMemory):
+class Model(SavesMemory, DividedModel):
     """``model``: what is sampled, and how what is kept is trained on.
 
     ``global_batch_size`` counts kept responses of an update, ``micro_batch_size`` those of a pass.
@@ -168,8 +167,6 @@ class Model(SavesMemory):
     data: Data = Data()
     optim: BucketOptim = BucketOptim()
     # held to one value, or without effect
-    tensor_model_parallel_size: int = unused(1, ge=1, description=_WHOLE)
-    pipeline_model_parallel_size: int = fixed(1, why=_WHOLE, fix=_WHOLE_FIX)
     mcore_gpt: bool = fixed(True, why="models are megatron-core's")
     megatron_amp_O2: bool = cosmetic(default=False)
     max_position_embeddings: int | None = cosmetic(default=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
-from nemotron_style.steps.blocks.preflight.job import WHOLE_MODEL, Job, Rows, compile_checks
+from nemotron_style.steps.blocks.preflight.job import Job, Rows, compile_checks
 from nemotron_style.steps.blocks.preflight.machine import check_vllm
 from nemotron_style.steps.blocks.preflight.memory import Load
 from nemotron_style.steps.rs.actor.config import Config
@@ -17,6 +17,8 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
     job = Job(
         load=Load(
             half=trainer.half,
+            tensor=model.tensor_model_parallel_size,
+            pipeline=model.pipeline_model_parallel_size,
             spread_optimizer=model.optim.distributed,
             pass_rows=model.micro_batch_size,
             sampled_rows=sampled,
@@ -37,7 +39,6 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
         longest=config.context,
         new_tokens=config.max_new_tokens,
         tokens=model.data.chat_prompt_tokens,
-        memory_fix=WHOLE_MODEL,
     )
     missing = check_vllm(site, key="generation") if vllm else ()
     return compile_checks(job, site, *missing)

@@ -47,7 +47,7 @@ from nemotron_style.steps.blocks.data.toy_truth import load_truth
 from nemotron_style.steps.blocks.generation.answer_samples import AnswerSamples, Question
 from nemotron_style.steps.blocks.generation.backend import open_engine
 from nemotron_style.steps.blocks.model.device import prepare_device
-from nemotron_style.steps.blocks.model.parallel import initialize
+from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
 from nemotron_style.steps.blocks.stats.metric_plot import copy_logs, draw_metrics
 from nemotron_style.steps.blocks.training.launch_check import check_launch
@@ -82,14 +82,14 @@ def run(config: Config, ctx: StepContext) -> None:
     # -- what is trained, and its tokenizer
     prepare_device()
     check_launch(config.trainer, world_size=ctx.world_size)
-    initialize(seed=config.seed)
+    initialize(Parallel.of(config.model), seed=config.seed)
     source = ctx.input("model")
     chat = open_chat(Tokenizer(source.path / TOKENIZER), config.model.data.chat_prompt_tokens)
     limit = read_config(source.path).max_sequence_length
     params = plan_sampling(config, limit, stop_ids=chat.stop_ids)
 
     # -- the prompts: all of them checked before any work is done
-    rs, settings = config.model.rs, config.trainer.rs
+    trainer, rs, settings = config.trainer, config.model.rs, config.trainer.rs
     key = "model.rs.length_params.max_length"
     rows = RowReader("prompts", config.model.data, "model.data")
     reader = PromptReader(chat, config.context(limit), params.max_new_tokens, key, rows)
@@ -141,8 +141,8 @@ def run(config: Config, ctx: StepContext) -> None:
             checkpoint.save(step, state.stored(), keep=keep)
 
         questions = (Question(prompt.ids) for prompt in chain(held_out, prompts))
-        samples = AnswerSamples.open(ctx, config.trainer.samples, chat, sizes, questions)
-        samples.begin(model, done)
+        table = AnswerSamples.open(ctx, trainer.samples, chat, sizes, questions, gathers=True)
+        table.begin(model, done)
         # -- the gate: the trainer must see the engine's samples as the engine does
         engine.update()
         probe = seed_prompts(prompts, order.batch(0), config.seed, "probe")
@@ -202,7 +202,7 @@ def run(config: Config, ctx: StepContext) -> None:
             metrics |= {"epoch": order.epoch(step - 1), "prompts": step * rs.num_rollout_samples}
             metrics |= step_seconds(rollouts, seconds, sampled) | reward_pool.take_counts()
             report_step(ctx, step, steps, metrics, rows=sample_rows(rollouts, choices))
-        samples.finish(model, steps)
+        table.finish(model, steps)
 
     # -- what is produced: the last weights, and how they came to be
     output = ctx.output("model")

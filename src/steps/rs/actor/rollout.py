@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import torch.distributed as dist
+
 from nemotron_style.runtime.errors import Problem, StepFailed
 from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.usable import Sampled, require_usable
@@ -18,7 +20,6 @@ from nemotron_style.steps.blocks.data.seed import seed_of
 from nemotron_style.steps.blocks.generation.backend import GenerationEngine
 from nemotron_style.steps.blocks.generation.engine import Sample
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
-from nemotron_style.steps.blocks.model.parallel import data_rank, data_world
 from nemotron_style.steps.blocks.model.prefix_packing import Group
 from nemotron_style.steps.blocks.reward.types import RewardScore
 from nemotron_style.steps.rs.actor.config import Config
@@ -79,7 +80,8 @@ def distinct_texts(responses: Sequence[Response]) -> list[str]:
 @dataclass(frozen=True)
 class RolloutSampler:
     """Samples groups of responses and has them scored. Every rank samples its share of each lot,
-    and gets them all; the scores of one lot are asked for while the next is sampled.
+    and gets them all; the scores of one lot are asked for while the next is sampled. That is so
+    however ranks divide the model: whoever samples holds all weights meanwhile.
     """
 
     engine: GenerationEngine
@@ -96,7 +98,7 @@ class RolloutSampler:
         and StepFailed when most of the responses that ended cannot be used.
         """
         started, groups = time.monotonic(), []
-        size = lot * data_world()
+        size = lot * dist.get_world_size()
         for first in range(0, len(prompts), size):
             part = prompts[first : first + size]
             sampled = self._sample_lot(part, samples)
@@ -126,7 +128,7 @@ class RolloutSampler:
         return rollouts, seconds
 
     def _sample_lot(self, lot: Sequence[SeededPrompt], samples: int) -> list[list[Response]]:
-        own = lot[data_rank() :: data_world()]
+        own = lot[dist.get_rank() :: dist.get_world_size()]
         groups = self.engine.generate(
             [one.prompt.ids for one in own],
             self.params,

@@ -19,6 +19,7 @@ from nemotron_style.steps.blocks.settings.data_prefix import DataPrefix, move_pr
 from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts, fixed
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.settings.parallel_config import DividedModel
 from nemotron_style.steps.blocks.settings.row_config import LongRowReading
 from nemotron_style.steps.blocks.settings.training_config import (
     AlignerJob,
@@ -144,7 +145,7 @@ class Architecture(Section):
         return self
 
 
-class Model(ModelRest):
+class Model(ModelRest, DividedModel):
     """``model``: a checkpoint to start from, or the sizes of a new one; how it is divided.
 
     With both, the checkpoint is a mistake or the sizes are: the step refuses.
@@ -158,8 +159,6 @@ class Model(ModelRest):
     encoder_seq_length: Count | None = Field(
         default=None, description="longest row, where the data set gives none"
     )
-    tensor_model_parallel_size: Count = 1
-    pipeline_model_parallel_size: Count = 1
     data: Data = Data()
     optim: OptimConfig = OptimConfig()
 

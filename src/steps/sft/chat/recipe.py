@@ -51,8 +51,7 @@ def run(config: Config, ctx: StepContext) -> None:
     """Train on ``data`` and produce ``model``, the weights after the last step."""
     # -- where the model starts, and the rows: all of them checked before any work is done
     check_job(config, ctx)
-    division = config.model.tensor_model_parallel_size, config.model.pipeline_model_parallel_size
-    initialize(Parallel(*division), seed=config.seed)
+    initialize(Parallel.of(config.model), seed=config.seed)
     start = prepare_start(config, ctx)
     train = read_rows(config, ctx, start=start, slot="data")
     validation = []

@@ -22,6 +22,7 @@ from nemotron_style.steps.blocks.settings.aligner_keys import (
 from nemotron_style.steps.blocks.settings.data_prefix import DataPrefix, move_prefix
 from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts, fixed
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.settings.parallel_config import DividedModel
 from nemotron_style.steps.blocks.settings.training_config import (
     AlignerJob,
     Count,
@@ -116,13 +117,11 @@ class SteerLM2(Section):
     effective_sample_floor: float = Field(default=1.5, ge=1)
 
 
-class Model(ModelRest):
+class Model(ModelRest, DividedModel):
     """``model``: what is trained, how it is divided, and on what."""
 
     restore_from_path: str | None = None
     seed: int | None = cosmetic(default=None)
-    tensor_model_parallel_size: Count = 1
-    pipeline_model_parallel_size: Count = 1
     encoder_seq_length: Count | None = None
     global_batch_size: Count | None = cosmetic(default=None)
     micro_batch_size: Count | None = unused(None)

@@ -82,8 +82,7 @@ def run(config: Config, ctx: StepContext) -> None:
     """Train ``model`` on ``data`` and produce the model at the smallest validation distance."""
     # -- what is trained, whether the data were made with it, and their rows: all checked first
     check_launch(config.trainer, world_size=ctx.world_size)
-    division = config.model.tensor_model_parallel_size, config.model.pipeline_model_parallel_size
-    initialize(Parallel(*division), seed=config.seed)
+    initialize(Parallel.of(config.model), seed=config.seed)
     start = ctx.input("model")
     parent = recorded_weights_digest(start)
     tokenizer = Tokenizer(start.path / TOKENIZER)

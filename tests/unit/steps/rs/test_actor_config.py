@@ -170,7 +170,7 @@ def test_command_line_of_the_reference_carries_over(manifest: Any) -> None:
         (["remote_rm.host=ftp://a"], "remote_rm.host"),
         (["remote_rm.host=a:1", "remote_rm.port=2"], "another port"),
         (["model.megatron_amp_O2=true"], "trainer.precision=bf16"),
-        (["model.pipeline_model_parallel_size=2"], "whole model in each process"),
+        (["model.pipeline_model_parallel_size=2", "generation=vllm"], "generation=in_process"),
         (["model.rs.num_rollout_per_prompt=2"], "num_rollouts_per_prompt"),
         (["generation=other"], "in_process"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
-from nemotron_style.steps.blocks.preflight.job import WHOLE_MODEL, Job, Rows, compile_checks
+from nemotron_style.steps.blocks.preflight.job import Job, Rows, compile_checks
 from nemotron_style.steps.blocks.preflight.machine import check_vllm
 from nemotron_style.steps.blocks.preflight.memory import Load
 from nemotron_style.steps.rl.rlhf.config import Config
@@ -17,6 +17,8 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
     job = Job(
         load=Load(
             half=policy.half,
+            tensor=policy.megatron_cfg.tensor_model_parallel_size,
+            pipeline=policy.megatron_cfg.pipeline_model_parallel_size,
             spread_optimizer=policy.optim.distributed,
             pass_rows=policy.train_micro_batch_size,
             sampled_rows=sampled,
@@ -39,7 +41,6 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
         new_tokens=config.max_new_tokens,
         keys=("policy.precision", "processes"),
         precision_fix="set policy.precision=float32",
-        memory_fix=WHOLE_MODEL,
     )
     missing = check_vllm(site, key="policy.generation.backend") if vllm else ()
     return compile_checks(job, site, *missing)
