@@ -12,15 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemotron_style.steps.blocks.generation.packed_linear import PackedLinear, pack_linear
+from nemotron_style.steps.blocks.generation.packed_linear import (
+    AdaptedLinear,
+    PackedLinear,
+    pack_linear,
+)
 from nemotron_style.steps.blocks.model.language_model import unwrap
-from nemotron_style.steps.blocks.model.lora import adapted_layers
+from nemotron_style.steps.blocks.model.lora import adapted_layers, merged_weight
 from nemotron_style.steps.blocks.model.norm import widen
 from nemotron_style.steps.blocks.model.parallel import current_parallel
 from nemotron_style.steps.blocks.model.sharded_tensor import whole_weights
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 Norm = Callable[[Tensor], Tensor]
+Linear = PackedLinear | AdaptedLinear
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,14 @@ class LayerWeights:
     """One transformer layer. A norm is None where the family has none in that place."""
 
     attention_norm: Norm | None
-    qkv: PackedLinear
+    qkv: Linear
     query_key_norm: Norm | None
     """Of ``[.., K, Q + 1, head size]``: the queries of each key-value head, and its key."""
-    attention_out: PackedLinear
+    attention_out: Linear
     attention_out_norm: Norm | None
     mlp_norm: Norm | None
-    fc1: PackedLinear
-    fc2: PackedLinear
+    fc1: Linear
+    fc2: Linear
     mlp_out_norm: Norm | None
     window: int | None
     """Tokens that a token sees, itself among them; None: all."""
@@ -94,11 +99,25 @@ class WeightReader:
             window=self.config.window_of(number),
         )
 
-    def linear(self, module: nn.Module) -> PackedLinear:
-        """A product with a module's weight and, where it has one, its bias."""
+    def linear(self, module: Any) -> Linear:
+        """A product with a module's weight and, where it has them, its bias and its adapter.
+
+        In float32 on a CPU, where large weights are copied anyway, the adapter is a part of that
+        copy and costs no time after. Elsewhere it stays beside the weight: the sum would be a
+        second copy, and 16 bits would round away what is learned in small steps.
+        """
         bias = getattr(module, "bias", None)
         bias = None if bias is None else self.cast(bias)
-        return pack_linear(self.cast(module.weight), bias, rows=self.rows)
+        weight, lora = self.cast(module.weight), getattr(module, "lora", None)
+        is_adapted = lora is not None and lora.active
+        is_copied = weight.device.type == "cpu" and weight.dtype == torch.float32
+        if is_adapted and is_copied:
+            weight = self.cast(merged_weight(module))
+        product = pack_linear(weight, bias, rows=self.rows)
+        if not is_adapted or is_copied:
+            return product
+        lora_A, lora_B = self.cast(module.lora_A), self.cast(module.lora_B)
+        return AdaptedLinear(product, lora_A, lora_B, lora.scale)
 
     def norm(self, parent: nn.Module, name: str) -> Norm | None:
         """The norm called ``name``; None where there is none, or one without weights."""

@@ -36,6 +36,21 @@ class PackedLinear:
         return torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")
 
 
+@dataclass(frozen=True)
+class AdaptedLinear:
+    """A product with a weight, and what an adapter adds to it: ``scale * B A x``."""
+
+    weight: PackedLinear
+    lora_A: Tensor
+    lora_B: Tensor
+    scale: float
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """``[.., in]`` to ``[.., out]``."""
+        small = F.linear(states, self.lora_A) * self.scale
+        return self.weight(states) + F.linear(small, self.lora_B)
+
+
 def pack_linear(plain: Tensor, bias: Tensor | None = None, *, rows: int) -> PackedLinear:
     """``plain`` for products of about ``rows`` rows; a packed one is a copy as of now."""
     pays = plain.device.type == "cpu" and plain.numel() >= PACKED_FROM and _available(plain.dtype)

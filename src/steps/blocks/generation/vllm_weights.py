@@ -32,6 +32,7 @@ from nemotron_style.steps.blocks.checkpoint.hf_config import CONFIG_FILE, build_
 from nemotron_style.steps.blocks.checkpoint.hf_weights import EMBEDDING, HEAD, export_weights
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import write_tensors
 from nemotron_style.steps.blocks.model.language_model import unwrap
+from nemotron_style.steps.blocks.model.lora import adapted_layers, merged_weight
 from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
@@ -78,11 +79,19 @@ class Files:
         (path / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
     def write_weights(self, model: nn.Module, path: Path) -> None:
-        """Write the weights of a model that is whole on this rank, as they are now."""
+        """Write the weights of a model that is whole on this rank, as they are now.
+
+        Adapters become a part of them.
+        """
         weights = _whole_weights(model, head=not self.ties)
         outline = ((name, part.to("meta")) for name, part in weights)
+        layers = {f"{name}.weight": layer for name, layer in adapted_layers(unwrap(model))}
+        merged = (
+            (name, merged_weight(layers[name]) if name in layers else part)
+            for name, part in weights
+        )
         units, outlines = (
-            map(self._prepare, export_weights(pairs, self.config)) for pairs in (weights, outline)
+            map(self._prepare, export_weights(pairs, self.config)) for pairs in (merged, outline)
         )
         write_tensors(path, units, max_bytes=_FILE_BYTES, outline=outlines)
 
@@ -151,7 +160,9 @@ def _whole_weights(model: nn.Module, *, head: bool) -> list[tuple[str, Tensor]]:
     """The model's own tensors by canonical name; ``head``: with one, even where it is tied."""
     inner = unwrap(model)
     names = {name: part.key for name, part in sharded_weights(inner).items()}
-    tensors = {names[name]: weight.detach() for name, weight in inner.named_parameters()}
+    tensors = {
+        names[name]: weight.detach() for name, weight in inner.named_parameters() if name in names
+    }
     if head and HEAD not in tensors:
         tensors[HEAD] = tensors[EMBEDDING]
     return sorted(tensors.items())

@@ -222,3 +222,10 @@ def lora_delta(module: Adaptable) -> Tensor:
     """``scale * B A`` of a layer, of the shape of this rank's slice of its weight."""
     assert module.lora is not None
     return module.lora_B @ module.lora_A * module.lora.scale
+
+
+@torch.no_grad()
+def merged_weight(module: Any) -> Tensor:
+    """The weight of a layer with its adapter in it, summed in float32 and rounded once."""
+    factors = (part.float() for part in (module.weight, module.lora_B, module.lora_A))
+    return torch.addmm(*factors, alpha=module.lora.scale).to(module.weight.dtype)
