@@ -64,12 +64,20 @@ def bench_parts(name: str, dtype: torch.dtype) -> None:
     config = sizes(name)
     decoder = Decoder(build_model(config, dtype=dtype, ddp=False), config)
     decoder.read_weights(rows=PROMPTS * SAMPLES)
-    rows, at = PROMPTS * SAMPLES, PROMPT_TOKENS + NEW_TOKENS // 2
-    cache = decoder.cache(rows, PROMPT_TOKENS + NEW_TOKENS)
+    rows = PROMPTS * SAMPLES
+    cache = decoder.cache(prompts=PROMPTS, slots=rows, prompt_width=PROMPT_TOKENS, width=NEW_TOKENS)
+    prompts = torch.randint(3, config.vocab_size, (PROMPTS, PROMPT_TOKENS))
+    prefix = decoder.prefill(prompts)
+    for number in range(PROMPTS):
+        cache.start(prefix.one(number), number, SAMPLES)
     sampling = SamplingParams(max_new_tokens=NEW_TOKENS)
     tokens, numbers = list(range(rows)), torch.rand(rows, dtype=torch.float64)
-    logits = decoder.advance(tokens, [at] * rows, cache)
-    prompts = torch.randint(3, config.vocab_size, (PROMPTS, PROMPT_TOKENS))
+
+    def advance(lengths: list[int]) -> torch.Tensor:
+        cache.counts = lengths
+        return decoder.advance(tokens, cache)
+
+    logits = advance([NEW_TOKENS // 2] * rows)
     wide = torch.randn(rows, config.ffn_hidden_size).to(dtype)
     narrow = wide[:, : config.hidden_size].contiguous()
 
@@ -85,10 +93,10 @@ def bench_parts(name: str, dtype: torch.dtype) -> None:
             adjust_logits(logits, sampling, seen_BV=None, short_B=None), sampling, numbers
         )
 
-    ragged = [at - row % 7 for row in range(rows)]
+    ragged = [NEW_TOKENS // 2 - row % 7 for row in range(rows)]
     variants = {
-        "one step": lambda: decoder.advance(tokens, [at] * rows, cache),
-        "one step, rows of different lengths": lambda: decoder.advance(tokens, ragged, cache),
+        "one step": lambda: advance([NEW_TOKENS // 2] * rows),
+        "one step, rows of different lengths": lambda: advance(ragged),
         "products with the weights alone": products,
         "drawing": sample,
         "prefill of the prompts": lambda: decoder.prefill(prompts),

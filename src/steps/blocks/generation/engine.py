@@ -72,15 +72,8 @@ class _Row:
 
     prompt: int
     number: int
-    length: int
-    """Tokens of the prompt."""
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
-
-    @property
-    def next_position(self) -> int:
-        """The position of the newest token, which is not in the cache yet."""
-        return self.length + len(self.tokens) - 1
 
 
 class Engine:
@@ -160,15 +153,17 @@ class _Batch:
         self.keys = keys
         # Prompts of one length stand together: they are computed, and then decoded, side by side.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        self.waiting = deque(
-            _Row(i, number, len(prompts[i])) for i in order for number in range(keys.shape[1])
-        )
+        self.waiting = deque(_Row(i, number) for i in order for number in range(keys.shape[1]))
         self.live: list[_Row] = []
         self.done: dict[tuple[int, int], Sample] = {}
         self.slots = min(engine.max_rows, len(self.waiting))
-        longest = max(map(len, prompts), default=1)
-        # The last token of a row is never fed back, so the cache needs no column for it.
-        self.cache = self.decoder.cache(self.slots, longest + sampling.max_new_tokens - 1)
+        self.cache = self.decoder.cache(
+            prompts=min(self.slots, len(prompts)),
+            slots=self.slots,
+            prompt_width=max(map(len, prompts), default=1),
+            # The last token of a row is never fed back, so the cache needs no column for it.
+            width=sampling.max_new_tokens - 1,
+        )
         self.numbers_BT = torch.empty(self.slots, sampling.max_new_tokens, dtype=torch.float64)
         self.numbers_BT = self.numbers_BT.to(self.decoder.device)
         self.seen_BV: Tensor | None = None  # bool, where a penalty needs it
@@ -183,11 +178,8 @@ class _Batch:
         """Sample until no row waits and none is live."""
         self._admit()
         while self.live:
-            logits_BV = self.decoder.advance(
-                [row.tokens[-1] for row in self.live],
-                [row.next_position for row in self.live],
-                self.cache,
-            )
+            newest = [row.tokens[-1] for row in self.live]
+            logits_BV = self.decoder.advance(newest, self.cache)
             self._sample_next(0, logits_BV)
             self._admit()
 
@@ -223,7 +215,7 @@ class _Batch:
     def _start(self, rows: Sequence[_Row], prefix: Prefix) -> None:
         """Make ``rows`` of one prompt live, in the slots behind the live ones."""
         slots = slice(len(self.live), len(self.live) + len(rows))
-        self.cache.start(prefix, slots)
+        self.cache.start(prefix, rows[0].prompt, len(rows))
         keys_B = self.keys[rows[0].prompt, [row.number for row in rows]]
         positions_T = torch.arange(self.sampling.max_new_tokens)
         self.numbers_BT[slots] = uniforms(keys_B[:, None], positions_T).to(self.numbers_BT.device)
@@ -288,11 +280,11 @@ class _Batch:
     def _retire(self, slot: int, finish: Finish) -> None:
         """Take a row out; the last live one moves into its slot."""
         row, last = self.live[slot], self.live.pop()
+        self.cache.end(slot)
         self.done[row.prompt, row.number] = Sample(row.tokens, row.log_probs, finish)
         if last is row:
             return
         self.live[slot] = last
-        self.cache.move(len(self.live), slot, last.next_position)
         self.numbers_BT[slot] = self.numbers_BT[len(self.live)]
         if self.seen_BV is not None:
             self.seen_BV[slot] = self.seen_BV[len(self.live)]

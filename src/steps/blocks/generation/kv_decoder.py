@@ -4,8 +4,7 @@ The tensors are those of the model, read anew for every call, so training shows 
 megatron-core's modules are left out of the way, because for one token per row what they do
 besides the products costs more than the products.
 
-Every row of a :class:`Cache` is a slot. Live rows are the first slots, so a step works on views;
-rows of one length need neither mask nor index, rows of different lengths need both.
+Rows of one length need neither mask nor index, rows of different lengths need both.
 
 Shape legend: ``_P`` prompts, ``_B`` live rows, ``_K`` key-value heads, ``_Q`` query heads of one
 key-value head, ``_T`` tokens, ``_V`` vocabulary, ``_D`` hidden size.
@@ -14,13 +13,12 @@ key-value head, ``_T`` tokens, ``_V`` vocabulary, ``_D`` hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemotron_style.steps.blocks.generation.kv_cache import Cache, Prefix
+from nemotron_style.steps.blocks.generation.kv_cache import Cache, Grid, Prefix, Seen
 from nemotron_style.steps.blocks.generation.layer_weights import (
     LayerWeights,
     WeightReader,
@@ -35,22 +33,6 @@ from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 
 QUERY_BLOCK = 512
 """Queries whose scores are held at once where scores are capped, which no fused kernel does."""
-
-
-@dataclass(frozen=True)
-class _Target:
-    """Where in the cache the new token of each live row goes, by key-value head (``[B * K]``).
-
-    ``cos`` and ``sin`` rotate it. It sees the columns ``seen``, apart from those that ``mask``
-    hides: the ones beyond a row's own length or before its window. None hides none.
-    """
-
-    heads: slice | Tensor
-    columns: int | Tensor
-    cos: Tensor
-    sin: Tensor
-    seen: slice
-    mask: Tensor | None
 
 
 class Decoder:
@@ -114,10 +96,11 @@ class Decoder:
         cos, sin = ((table * scales).to(self.embedding.dtype) for table in padded)
         return cos, sin
 
-    def cache(self, slots: int, width: int) -> Cache:
-        """An empty cache of ``slots`` rows with room for ``width`` tokens each."""
-        shape = (len(self.layers), slots, self.groups, width, self.config.head_size)
-        return Cache(shape, self.embedding)
+    def cache(self, *, prompts: int, slots: int, prompt_width: int, width: int) -> Cache:
+        """An empty cache of ``slots`` responses, to at most ``prompts`` prompts at once."""
+        heads = len(self.layers), self.groups, self.config.head_size
+        widths = prompt_width, width
+        return Cache(heads, prompts=prompts, slots=slots, widths=widths, like=self.embedding)
 
     def prefill(self, tokens_PT: Tensor) -> Prefix:
         """Run prompts of one length; the logits are those of the token that comes next."""
@@ -134,39 +117,42 @@ class Decoder:
             hidden_PTD = self._add_outputs(hidden_PTD, attended.transpose(1, 2).flatten(2), layer)
         return Prefix(torch.stack(keys), torch.stack(values), self._logits(hidden_PTD[:, -1]))
 
-    def advance(self, tokens: Sequence[int], lengths: Sequence[int], cache: Cache) -> Tensor:
-        """Append one token to each of the first slots, at ``lengths``; logits_BV that follow."""
-        rows = len(tokens)
-        targets = {window: self._target(lengths, window) for window in self.windows}
-        heads = slice(rows * self.groups)
+    def advance(self, tokens: Sequence[int], cache: Cache) -> Tensor:
+        """Append one token to each live row of the cache; logits_BV of what follows."""
+        rows, columns, positions = len(tokens), cache.columns(), cache.positions()
+        rotations = {window: self._rotation(positions, window) for window in self.windows}
+        seen = {window: cache.seen(window) for window in self.windows}
         hidden_BD = self._embed(torch.tensor(tokens, device=self.device))
-        for layer, (keys, values) in zip(self.layers, cache.layers, strict=True):
-            target = targets[layer.window]
-            turned, value = self._project(hidden_BD, layer, target.cos, target.sin)
-            # in place: the cache never moves, so a step allocates nothing of its size
-            keys[target.heads, :, target.columns] = turned[:, :, -1].flatten(0, 1)
-            values[target.heads, target.columns] = value.flatten(0, 1)
-            attended = self._attend(
-                turned[:, :, :-1].flatten(0, 1),
-                keys[heads, :, target.seen],
-                values[heads, target.seen],
-                target.mask,
-            )
+        for number, layer in enumerate(self.layers):
+            turned, value = self._project(hidden_BD, layer, *rotations[layer.window])
+            cache.append(number, columns, turned[:, :, -1], value)
+            attended = self._attend(turned[:, :, :-1], seen[layer.window], number, cache.grid)
             hidden_BD = self._add_outputs(hidden_BD, attended.view(rows, -1), layer)
+        cache.counts = [count + 1 for count in cache.counts]
         return self._logits(hidden_BD)
 
-    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """``[B * K, Q, head]``: the query heads of a key-value head share two small products.
+    def _attend(self, query: Tensor, seen: Seen, number: int, grid: Grid) -> Tensor:
+        """``[B * K, Q, head]``: the query heads of a key-value head share small products.
 
-        At one token per row this is faster than torch's fused kernels, which are made for many.
+        A prompt's keys meet the queries of all its responses in one product; a row's own keys
+        meet its own. At one token per row that is faster than torch's fused kernels, which are
+        made for many.
         """
+        heads, own = (self.groups, self.queries), query.flatten(0, 1)
+        prompt_keys, prompt_values = seen.prompts[number]
+        keys, values = seen.responses[number]
+        over_prompt = grid.by_row(torch.bmm(grid.by_prompt(query), prompt_keys), heads)
+        over_own = torch.bmm(own, keys).view(*over_prompt.shape[:-1], -1)
+        scores = torch.cat([over_prompt, over_own], dim=-1).view(*query.shape[:-1], -1)
         if cap := self.config.attention_softcap:
-            scores = (torch.bmm(query, keys) / cap).tanh_().mul_(cap)
-            scores = scores if mask is None else scores + mask
-        else:
-            scores = torch.bmm(query, keys) if mask is None else torch.baddbmm(mask, query, keys)
+            scores = scores.div_(cap).tanh_().mul_(cap)
+        if seen.mask is not None:
+            scores += seen.mask
         shares = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
-        return torch.bmm(shares, values)
+        width = prompt_keys.shape[-1]
+        mixed = torch.bmm(grid.by_prompt(shares[..., :width]), prompt_values)
+        mixed = grid.by_row(mixed, heads).reshape(own.shape)
+        return torch.baddbmm(mixed, shares[..., width:].flatten(0, 1), values)
 
     def _attend_prompt(
         self, query: Tensor, key: Tensor, value: Tensor, window: int | None
@@ -205,30 +191,13 @@ class Decoder:
         seen = keys <= queries
         return seen if window is None else seen & (keys > queries - window)
 
-    def _target(self, lengths: Sequence[int], window: int | None) -> _Target:
-        """The target of tokens at the positions ``lengths`` of their rows."""
-        first, last = min(lengths), max(lengths)
-        heads = slice(len(lengths) * self.groups)
-        begin = 0 if window is None else max(0, first + 1 - window)
-        seen = slice(begin, last + 1)
+    def _rotation(self, positions: Sequence[int], window: int | None) -> tuple[Tensor, Tensor]:
+        """cos and sin of one token at each of ``positions``."""
         cos, sin = self.rotary[window]
-        if first == last:
-            return _Target(heads, last, cos[last], sin[last], seen, None)
-        lengths_B = torch.tensor(lengths, device=self.device)
-        columns = lengths_B.repeat_interleave(self.groups)
-        places = torch.arange(begin, last + 1, device=self.device)
-        hidden = places > columns[:, None]
-        if window is not None:
-            hidden |= places <= columns[:, None] - window
-        mask = torch.zeros(hidden.shape, dtype=self.embedding.dtype, device=self.device)
-        return _Target(
-            heads=torch.arange(len(columns), device=self.device),
-            columns=columns,
-            cos=cos[lengths_B],
-            sin=sin[lengths_B],
-            seen=seen,
-            mask=mask.masked_fill_(hidden, -torch.inf)[:, None],
-        )
+        if min(positions) == max(positions):
+            return cos[positions[0]], sin[positions[0]]
+        at_B = torch.tensor(positions, device=self.device)
+        return cos[at_B], sin[at_B]
 
     def _embed(self, tokens: Tensor) -> Tensor:
         hidden = F.embedding(tokens, self.embedding)

@@ -50,19 +50,19 @@ def test_logits_are_those_of_the_model(
     decoder.read_weights(rows=3)
     rows = torch.randint(CONFIG.vocab_size, (3, 20), generator=torch.Generator().manual_seed(1))
     wanted = model_logits(model, rows)
-    cache = decoder.cache(4, 20)
+    cache = decoder.cache(prompts=4, slots=4, prompt_width=12, width=8)
     for slot, length in enumerate(lengths):
         prefix = decoder.prefill(rows[slot : slot + 1, :length])
-        cache.start(prefix, slice(slot, slot + 1))
+        cache.start(prefix, slot, 1)
         torch.testing.assert_close(prefix.logits_PV[0], wanted[slot, length - 1], **CLOSE)
     order = [0, 1, 2]
     for step in range(8):
         at = [lengths[row] + step for row in order]
         tokens = [int(rows[row, place]) for row, place in zip(order, at, strict=True)]
-        logits = decoder.advance(tokens, at, cache)
+        logits = decoder.advance(tokens, cache)
         torch.testing.assert_close(logits, wanted[order, at], **CLOSE)
         if step == 3:  # the first row leaves; the last one takes its slot
-            cache.move(2, 0, at[2] + 1)
+            cache.end(0)
             order = [2, 1]
 
 
@@ -113,17 +113,19 @@ def test_switches_compute_what_the_model_computes(
     rows = torch.randint(config.vocab_size, (3, 20), generator=draw)
     wanted = model_logits(model, rows)
     assert wanted.std() > 0.3
-    for lengths in ([9, 9, 9], [9, 3, 12]):
-        cache = decoder.cache(3, 20)
-        for slot, length in enumerate(lengths):
-            prefix = decoder.prefill(rows[slot : slot + 1, :length])
-            cache.start(prefix, slice(slot, slot + 1))
-            torch.testing.assert_close(prefix.logits_PV[0], wanted[slot, length - 1], **LOOSE)
+    # a grid of prompts and responses without gaps, and one with gaps and other lengths
+    for lengths, responses in (([9, 9, 9], [2, 2, 2]), ([9, 3, 12], [1, 3, 2])):
+        cache = decoder.cache(prompts=3, slots=6, prompt_width=12, width=7)
+        for prompt, length in enumerate(lengths):
+            prefix = decoder.prefill(rows[prompt : prompt + 1, :length])
+            cache.start(prefix, prompt, responses[prompt])
+            torch.testing.assert_close(prefix.logits_PV[0], wanted[prompt, length - 1], **LOOSE)
+        of = [prompt for prompt in range(3) for _ in range(responses[prompt])]
         for step in range(7):
-            at = [length + step for length in lengths]
-            tokens = [int(rows[row, place]) for row, place in enumerate(at)]
-            logits = decoder.advance(tokens, at, cache)
-            torch.testing.assert_close(logits, wanted[[0, 1, 2], at], **LOOSE)
+            at = [lengths[prompt] + step for prompt in of]
+            tokens = [int(rows[pair]) for pair in zip(of, at, strict=True)]
+            logits = decoder.advance(tokens, cache)
+            torch.testing.assert_close(logits, wanted[of, at], **LOOSE)
 
 
 LOOSE = {"atol": 1e-4, "rtol": 1e-5}
