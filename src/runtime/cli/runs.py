@@ -229,8 +229,8 @@ def summarise(run: RunFolder, state: JobState) -> dict[str, Any]:
         "started": attempts[0].record.get("started") if attempts else None,
         "seconds": run.seconds,
         "attempts": [attempt.summary for attempt in attempts],
-        "outputs": complete.get("outputs", {}),
-        "figures": complete.get("figures", {}),
+        **{key: complete.get(key, {}) for key in ("outputs", "figures")},
+        "trackers": run.trackers,
         "path": str(run.path),
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from nemotron_style.runtime.catalog.catalog import Catalog
 from nemotron_style.runtime.cli.table import emphasise, print_table, render_pairs
+from nemotron_style.runtime.config.model import TITLES
 from nemotron_style.runtime.launch.base import attempt_of
 from nemotron_style.runtime.paths import show_path
 from nemotron_style.runtime.planning.dry_run import describe_run
@@ -89,6 +90,8 @@ def list_results(run: RunFolder, refs: Sequence[str]) -> list[tuple[str, str]]:
             results += [(label, show_path(path)) for path in _find_newest(folder, patterns)]
     if (board := run.path / "tensorboard").is_dir():
         results.append(("TensorBoard", f"tensorboard --logdir {shlex.quote(show_path(board))}"))
+    for name, one in run.trackers.items():
+        results.append((TITLES.get(name, name), f"run {one['id']}, {one['where']}"))
     return results
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from pydantic import (
@@ -25,6 +26,28 @@ MANDATORY = "???"
 """OmegaConf's value of a key that has to be given."""
 
 
+MLFLOW, WANDB = "mlflow", "wandb"
+TITLES = {MLFLOW: "MLflow", WANDB: "Weights & Biases"}
+"""The trackers that are known; their names are also those of the packages and of our extras."""
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """A tracker that is asked for: ``key`` is the config key that does.
+
+    ``project`` is what it groups runs by (of MLflow the experiment; "": as its variable in the
+    environment says, else the step) and ``name`` what it calls the run ("": the run's id). ``uri``
+    is where MLflow keeps its runs ("": ``MLFLOW_TRACKING_URI``, else the folder of the run).
+    ``more`` is for the tracker itself: its tags, the entity of Weights & Biases.
+    """
+
+    key: str
+    project: str = ""
+    name: str = ""
+    uri: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Section(BaseModel):
     """A table inside a config: unknown keys refused, no silent conversion, unchangeable."""
 
@@ -42,6 +65,10 @@ class StepConfig(Section):
     """The base of every step's ``Config``."""
 
     seed: int = Field(default=1234, ge=0, description="seeds everything that is drawn")
+
+    def trackers(self) -> Mapping[str, Tracker]:
+        """The trackers that are told the metrics of the run, by name; here none."""
+        return {}
 
 
 class OpenConfig(StepConfig):

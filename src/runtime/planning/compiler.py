@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.catalog.manifest import Run
 from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest
+from nemotron_style.runtime.config.model import TITLES, WANDB, Tracker
 from nemotron_style.runtime.config.resolve import ResolvedConfig, import_object
 from nemotron_style.runtime.errors import ManifestError, Problem
 from nemotron_style.runtime.paths import expand_path, show_path
@@ -35,8 +39,10 @@ def compile_job(
     if isinstance(manifest, TreeManifest):
         return compile_tree(config, inputs, profile=profile)
     text, where = manifest.run.compiler, show_path(manifest.path)
+    trackers = config.parsed.trackers() if config.parsed else {}
+    problems = check_trackers(trackers, profile, image=image)
     if text is None:
-        return CompiledJob()
+        return CompiledJob(problems=tuple(problems))
     compiler = import_object(text, where=where, key="run.compiler")
     origins = {slot: one.made_from for slot, one in inputs.items() if one.made_from}
     site = JobSite(
@@ -57,7 +63,30 @@ def compile_job(
     if not isinstance(compiled, CompiledJob):
         what, got = f"{text} returns no CompiledJob", type(compiled).__name__
         raise ManifestError(Problem(where=where, key="run.compiler", what=what, got=got))
-    return compiled
+    return replace(compiled, problems=(*compiled.problems, *problems))
+
+
+def check_trackers(
+    trackers: Mapping[str, Tracker], profile: Profile, *, image: str | None
+) -> Iterator[Problem]:
+    """Trackers whose package is not there, and a service that is asked for without its key.
+
+    What another machine, an image or another interpreter has is not known here.
+    """
+    here = profile.executor == "local" and image is None and profile.python is None
+    for name, tracker in trackers.items():
+        if here and importlib.util.find_spec(name) is None:
+            what = f"{TITLES[name]} needs the package {name!r}, which is not installed"
+            fix = f"pip install 'nemotron-style[{name}]', or take it out of {tracker.key}"
+            yield Problem(key=tracker.key, what=what, fix=fix)
+        own = os.environ if profile.executor == "local" else {}
+        mode = profile.env.get("WANDB_MODE", own.get("WANDB_MODE"))
+        has_key = "WANDB_API_KEY" in {*own, *profile.env, *profile.secrets}
+        if name == WANDB and mode == "online" and not has_key and not profile.setup:
+            what = "WANDB_MODE=online needs WANDB_API_KEY, which the job would not have"
+            fix = "name it among the profile's secrets, or leave WANDB_MODE: runs are then kept "
+            fix += "in files that `wandb sync` sends"
+            yield Problem(key=tracker.key, what=what, fix=fix)
 
 
 def _find_files(inputs: Mapping[str, ResolvedInput], store: Store) -> Iterator[tuple[str, Path]]:

@@ -6,6 +6,7 @@
                   decisions/<n>.json
                   attempts/<n>/                             see nemotron_style.runtime.run.attempt
                   metrics.jsonl tensorboard/ checkpoints/ staging/<n>/<slot>/
+                  trackers/<name>.json                      which of a tracker's runs is this one
 
 At most one attempt lives at a time. It is claimed by renaming a filled directory to its number,
 which fails when the number is taken. Files alone give the state of an attempt of this machine;
@@ -31,6 +32,7 @@ from nemotron_style.runtime.run.plan import Plan, load_plan
 from nemotron_style.runtime.run.state import COMPLETED, FAILED, FINAL, LOST, PENDING
 from nemotron_style.runtime.store.store import Store
 
+TRACKERS = "trackers"
 SEAL = "sealed.json"  # in a folder of staged outputs: they are final, and only to be committed
 
 
@@ -81,6 +83,14 @@ class RunFolder:
             return COMPLETED
         last = self.last_attempt
         return last.state if last else PENDING
+
+    @property
+    def trackers(self) -> dict[str, dict[str, str]]:
+        """What each tracker calls this run (``id``), and ``where`` it shows it; by its name."""
+        files = sorted((self.path / TRACKERS).glob("*.json"))
+        records = {file.stem: atomic.read_facts(file) for file in files}
+        shown = ("id", "where")
+        return {name: {key: one[key] for key in shown} for name, one in records.items() if one}
 
     @property
     def seconds(self) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +18,10 @@ from nemotron_style.runtime.step.fact import plain_number
 
 
 class Metrics:
-    """``log`` numbers by step. Ranks other than the first call it too, and nothing happens."""
+    """``log`` numbers by step. Ranks other than the first call it too, and nothing happens.
+
+    ``on_line`` is called after each line that was written to ``metrics.jsonl``.
+    """
 
     def __init__(self, run_dir: Path, *, enabled: bool = True) -> None:
         self._path = run_dir / "metrics.jsonl"
@@ -26,6 +30,7 @@ class Metrics:
         self._lines: IO[str] | None = None
         self._board: Any = None  # a SummaryWriter of torch
         self._first_step = 0
+        self.on_line: Callable[[], None] | None = None
         self.last: dict[str, Any] = {}
         self.last_validation: dict[str, Any] = {}
 
@@ -49,6 +54,8 @@ class Metrics:
         self._lines.write(json.dumps(self.last) + "\n")
         self._lines.flush()
         self._show(step, figures)
+        if self.on_line:
+            self.on_line()
 
     def history(self) -> list[dict[str, Any]]:
         """Every line so far, those of earlier attempts included."""
@@ -104,10 +111,15 @@ def open_board(path: Path, *, first_step: int) -> Any:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    return parse_lines(path.read_text(encoding="utf-8"))
+
+
+def parse_lines(text: str) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl`` that are whole."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for one in text.splitlines():
         try:
-            line = json.loads(text)
+            line = json.loads(one)
         except ValueError:
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):

@@ -42,6 +42,7 @@ class Producer(_Frozen):
     config_name: str = "default"
     fingerprint: str = ""
     attempts: tuple[dict[str, Any], ...] = ()
+    trackers: dict[str, str] = {}
 
 
 class Edge(_Frozen):

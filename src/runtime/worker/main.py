@@ -6,8 +6,6 @@ service of the plan, that service runs instead of the step.
 
 from __future__ import annotations
 
-import copy
-import importlib
 import os
 import signal
 import sys
@@ -19,22 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.atomic import loosen_umask, remove_tree, write_json
-from nemotron_style.runtime.config.model import parse_config
+from nemotron_style.runtime.config.model import StepConfig
 from nemotron_style.runtime.errors import (
-    ArtifactError,
     Interrupted,
-    ManifestError,
     Problem,
     StepFailed,
     StepsError,
     UsageError,
-    raise_all,
 )
 from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE, PARENT_VARIABLE, STOP, Attempt
 from nemotron_style.runtime.run.code import digest_code
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.lease import keep_lease
-from nemotron_style.runtime.run.plan import Plan, PlannedInput, load_sealed_plan
+from nemotron_style.runtime.run.plan import Plan, load_sealed_plan
 from nemotron_style.runtime.run.snapshot import check_snapshot
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, RUNNING, JobState
 from nemotron_style.runtime.secrets.detect import announce_secrets
@@ -42,12 +37,11 @@ from nemotron_style.runtime.secrets.redact import redact, redacted_output
 from nemotron_style.runtime.shell_environment import find_rank_variables
 from nemotron_style.runtime.step.context import ProcessRank, StepContext, Stop
 from nemotron_style.runtime.store.record import Artifact
-from nemotron_style.runtime.store.store import Store
-from nemotron_style.runtime.validation import put_key
+from nemotron_style.runtime.worker.inputs import bind_config, load_object, open_inputs
 from nemotron_style.runtime.worker.outputs import Task, commit_outputs, find_sealed, seal
 from nemotron_style.runtime.worker.services import await_service, end_services
+from nemotron_style.runtime.worker.tracking import track
 
-EXTRAS = "install it; most steps need: pip install 'nemotron-style[train]'"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -172,7 +166,7 @@ def work(task: Task) -> None:
     if plan.beside is not None:  # a service of a step makes nothing, and starts anew with it
         inputs = open_inputs(plan, task.store)
         check_code(task)
-        run_recipe(task, inputs)
+        run_recipe(task, inputs, bind_config(plan, inputs))
         return
     sealed = find_sealed(task.folder)  # before the outputs: another rank turns one into the other
     if task.folder.outputs is not None:
@@ -180,35 +174,17 @@ def work(task: Task) -> None:
     inputs = open_inputs(plan, task.store)
     if sealed is None:
         check_code(task)
-        sealed = run_recipe(task, inputs)
-    if task.attempt.is_abandoned:
-        raise StepFailed("this attempt was declared lost; it leaves the outputs to the next one")
-    if task.process.rank == 0:
-        commit_outputs(task, sealed, inputs)
-
-
-def open_inputs(plan: Plan, store: Store) -> dict[str, Artifact]:
-    """The planned inputs by slot. Raises ``ArtifactError`` with all that are gone or changed."""
-    inputs: dict[str, Artifact] = {}
-    problems: list[Problem] = []
-    for planned in plan.inputs:
-        artifact = find_input(planned, store)
-        if artifact is None:
-            what, fix = store.explain_missing(planned.source), "run the same command again"
-            problems.append(Problem(where=plan.step, key=planned.slot, what=what, fix=fix))
-            continue
-        problems += store.verify(artifact, deep=False)
-        inputs[planned.slot] = artifact
-    raise_all(ArtifactError, problems)
-    return inputs
-
-
-def find_input(planned: PlannedInput, store: Store) -> Artifact | None:
-    """The artifact of a planned input; of several copies, one of the planned kind if there is."""
-    if planned.producer:
-        return store.output_of(*planned.producer)
-    copies = store.by_digest(planned.source)
-    return next((copy for copy in copies if copy.kind == planned.kind), next(iter(copies), None))
+    config = bind_config(plan, inputs)
+    with track(task, config, inputs) as tracking:
+        if sealed is None:
+            sealed = run_recipe(task, inputs, config, on_line=tracking.wake)
+        if task.attempt.is_abandoned:
+            what = "this attempt was declared lost; it leaves the outputs to the next one"
+            raise StepFailed(what)
+        if task.process.rank == 0:
+            tracking.await_begin()  # the records name the runs of the trackers
+            for slot, output in commit_outputs(task, sealed, inputs).items():
+                tracking.note_output(slot, output)
 
 
 def check_code(task: Task) -> None:
@@ -224,10 +200,18 @@ def check_code(task: Task) -> None:
         raise UsageError(Problem(where=plan.step, what=what, fix="run the same command again"))
 
 
-def run_recipe(task: Task, inputs: Mapping[str, Artifact]) -> Path:
-    """Run the step; the folder of what it staged, sealed on the first rank."""
+def run_recipe(
+    task: Task,
+    inputs: Mapping[str, Artifact],
+    config: StepConfig,
+    *,
+    on_line: Callable[[], None] | None = None,
+) -> Path:
+    """Run the step; the folder of what it staged, sealed on the first rank.
+
+    ``on_line`` is called after each line of metrics.
+    """
     plan, number = task.plan, task.attempt.number
-    config = bind_config(plan, inputs)
     ctx = StepContext(
         run_dir=plan.run_dir,
         inputs=inputs,
@@ -245,6 +229,7 @@ def run_recipe(task: Task, inputs: Mapping[str, Artifact]) -> Path:
     )
     if ctx.is_first:
         rewind(ctx)
+        ctx.metrics.on_line = on_line
     try:
         load_object(plan.entrypoint)(config, ctx)
     finally:
@@ -252,19 +237,6 @@ def run_recipe(task: Task, inputs: Mapping[str, Artifact]) -> Path:
         if ctx.is_first:
             end_services(plan, number)
     return seal(task, ctx) if ctx.is_first else ctx.staging
-
-
-def bind_config(plan: Plan, inputs: Mapping[str, Artifact]) -> Any:
-    """The plan's config, with the paths of the inputs at the keys that are bound to them.
-
-    Raises ``ConfigError`` when the schema refuses it.
-    """
-    values = copy.deepcopy(plan.config)
-    for planned in plan.inputs:
-        if planned.config_key:
-            put_key(values, planned.config_key, str(inputs[planned.slot].path))
-    schema: Any = load_object(plan.config_class)
-    return parse_config(schema, values, where=lambda _: plan.step)
 
 
 def rewind(ctx: StepContext) -> None:
@@ -277,21 +249,3 @@ def rewind(ctx: StepContext) -> None:
             remove_tree(staged)
     if newest:
         ctx.say(f"continuing from the checkpoint of step {newest.step}")
-
-
-def load_object(name: str) -> Callable[..., Any]:
-    """The callable that ``package.module:name`` names.
-
-    Raises ``ManifestError`` when the module has no such name, and ``UsageError`` when a package
-    that it needs is not installed.
-    """
-    module_name, _, attribute = name.partition(":")
-    try:
-        loaded = getattr(importlib.import_module(module_name), attribute, None)
-    except ModuleNotFoundError as error:
-        what, fix = f"the step needs the package {error.name!r}", EXTRAS
-        raise UsageError(Problem(where=name, what=what, fix=fix)) from None
-    if not callable(loaded):
-        what = f"module {module_name!r} has no {attribute!r}"
-        raise ManifestError(Problem(key="run", what=what, got=name))
-    return loaded  # type: ignore[no-any-return]

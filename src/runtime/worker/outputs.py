@@ -95,8 +95,13 @@ def find_sealed(folder: RunFolder) -> Path | None:
     return next((path.parent for path in folder.path.glob(f"staging/*/{SEAL}")), None)
 
 
-def commit_outputs(task: Task, folder: Path, inputs: Mapping[str, Artifact]) -> None:
-    """Commit every sealed output that is not committed yet, then declare the run complete."""
+def commit_outputs(
+    task: Task, folder: Path, inputs: Mapping[str, Artifact]
+) -> Mapping[str, Mapping[str, str]]:
+    """Commit every sealed output that is not committed yet, then declare the run complete.
+
+    ``ref``, ``kind`` and ``digest`` of each output come back, by slot.
+    """
     # Nothing is continued from them once the outputs are sealed. A file that an output shares with
     # one of them then has one name left, and a commit copies those that have several.
     remove_tree(task.folder.path / "checkpoints")
@@ -111,6 +116,7 @@ def commit_outputs(task: Task, folder: Path, inputs: Mapping[str, Artifact]) -> 
         where, got = f"store {task.plan.store}", str(error.filename or "")
         raise StepFailed(Problem(where=where, what=what, got=got, fix=fix)) from error
     remove_tree(folder.parent)
+    return dict(complete["outputs"])
 
 
 def _commit_each(task: Task, folder: Path, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -162,4 +168,5 @@ def describe_producer(task: Task, slot: str) -> Producer:
         config_name=plan.config_name,
         fingerprint=plan.fingerprint,
         attempts=(*earlier, {"number": number, "state": COMPLETED}),
+        trackers={name: one["id"] for name, one in task.folder.trackers.items()},
     )

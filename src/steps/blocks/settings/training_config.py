@@ -5,14 +5,22 @@ A step derives its own section where its keys or defaults differ.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from nemotron_style.runtime.config.model import Section, cosmetic, unused
+from nemotron_style.runtime.config.model import MLFLOW, WANDB, Section, Tracker, cosmetic, unused
 from nemotron_style.runtime.errors import Problem
 from nemotron_style.steps.blocks.settings.fixed_value import fixed
 from nemotron_style.steps.blocks.settings.not_built import refuse_float16
+from nemotron_style.steps.blocks.settings.tracker_config import (
+    Logger,
+    MlflowLogger,
+    WandbLogger,
+    find_trackers,
+    logger,
+)
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -28,6 +36,12 @@ class Precision(Section):
     def half(self) -> bool:
         """Whether weights and activations are bfloat16."""
         return str(self.precision).startswith("bf16")
+
+
+class TrackedPrecision(Precision):
+    """``trainer`` of a step that trains nothing and has metrics."""
+
+    logger: Logger = logger()
 
 
 class SampleCount(Section):
@@ -61,7 +75,7 @@ class AlignerJob(Job):
     accelerator: Literal["auto", "cpu", "gpu"] = cosmetic(default="auto")
     max_epochs: int | None = cosmetic(default=None)
     max_steps: int | None = cosmetic(default=None)
-    logger: bool = fixed(False, why="the run keeps its own logs")
+    logger: Logger = logger()
     enable_checkpointing: bool = fixed(
         False, why="checkpoints follow save_interval of the step's own section"
     )
@@ -135,15 +149,6 @@ class LastCheckpoint(CheckpointCallback):
     save_best_model: bool = unused(False)
 
 
-class WandbLogger(Section):
-    """``exp_manager.wandb_logger_kwargs``: any keys."""
-
-    model_config = ConfigDict(extra="allow")
-
-    project: str | None = unused(None)
-    name: str | None = unused(None)
-
-
 class ExpManager(Section):
     """``exp_manager``: the store keeps runs, logs and models, so little is left to manage."""
 
@@ -152,10 +157,10 @@ class ExpManager(Section):
         None, why="not used", fix="set exp_manager.explicit_log_dir to get a copy of the logs"
     )
     name: str | None = unused(None)
-    create_wandb_logger: bool = unused(
-        False, description="no outside service is told about a run: see its TensorBoard files"
-    )
+    create_wandb_logger: bool = cosmetic(False, description="as trainer.logger=[wandb]")
     wandb_logger_kwargs: WandbLogger = WandbLogger()
+    create_mlflow_logger: bool = cosmetic(False, description="as trainer.logger=[mlflow]")
+    mlflow_logger_kwargs: MlflowLogger = MlflowLogger()
     resume_if_exists: bool = fixed(
         True, why="a run always continues from its checkpoint", fix="start anew with --fresh"
     )
@@ -173,6 +178,16 @@ class LastExpManager(ExpManager):
 
     resume_from_checkpoint: str | None = fixed(None, why="a run continues from its own checkpoints")
     checkpoint_callback_params: LastCheckpoint = LastCheckpoint()
+
+
+def trackers_of(trainer: AlignerJob, manager: ExpManager) -> Mapping[str, Tracker]:
+    """The trackers that ``trainer`` and ``exp_manager`` ask for."""
+    asked = {
+        "exp_manager.create_wandb_logger": (WANDB,) if manager.create_wandb_logger else (),
+        "exp_manager.create_mlflow_logger": (MLFLOW,) if manager.create_mlflow_logger else (),
+        "trainer.logger": trainer.logger,
+    }
+    return find_trackers(asked, manager.wandb_logger_kwargs, manager.mlflow_logger_kwargs)
 
 
 class LoraTuning(Section):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Self
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config.model import Section, StepConfig
+from nemotron_style.runtime.config.model import Section, StepConfig, Tracker
 from nemotron_style.steps.blocks.data.chat_format import ModelData
 from nemotron_style.steps.blocks.settings.row_config import RowReading
-from nemotron_style.steps.blocks.settings.training_config import CheckpointPath, Precision
+from nemotron_style.steps.blocks.settings.tracker_config import find_trackers
+from nemotron_style.steps.blocks.settings.training_config import CheckpointPath, TrackedPrecision
 
 
-class Trainer(Precision):
+class Trainer(TrackedPrecision):
     """``trainer.precision`` must be that of the training that will read the log-probs."""
 
 
@@ -82,6 +84,9 @@ class Config(StepConfig):
     scoring: Scoring = Scoring()
     attribute_check: AttributeCheck = AttributeCheck()
     shard_groups: int = Field(default=128, ge=1, description="groups between two checkpoints")
+
+    def trackers(self) -> Mapping[str, Tracker]:
+        return find_trackers({"trainer.logger": self.trainer.logger})
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:

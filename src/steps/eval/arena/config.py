@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic
+from nemotron_style.runtime.config.model import Section, StepConfig, Tracker, cosmetic
 from nemotron_style.steps.blocks.data.chat_format import ModelData
 from nemotron_style.steps.blocks.http.endpoint import read_address
 from nemotron_style.steps.blocks.settings.row_config import RowReading
-from nemotron_style.steps.blocks.settings.training_config import CheckpointPath, Precision
+from nemotron_style.steps.blocks.settings.tracker_config import find_trackers
+from nemotron_style.steps.blocks.settings.training_config import CheckpointPath, TrackedPrecision
 from nemotron_style.steps.blocks.settings.waiting_config import Waiting
 
 
@@ -86,10 +88,13 @@ class Judge(Section):
 class Config(StepConfig):
     """``eval/arena``: which of two models gives the better answers, by a judge."""
 
-    trainer: Precision = Precision()
+    trainer: TrackedPrecision = TrackedPrecision()
     model: Models = Models()
     data: Data = Data()
     sampling: Sampling
     judge: Judge = Judge()
     shard_prompts: int = Field(default=64, ge=1, description="prompts between two saves")
     shown_samples: int = Field(default=10, ge=0, description="wins, and losses, in samples.md")
+
+    def trackers(self) -> Mapping[str, Tracker]:
+        return find_trackers({"trainer.logger": self.trainer.logger})

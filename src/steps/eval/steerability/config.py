@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import Field
 
-from nemotron_style.runtime.config.model import Section, StepConfig
+from nemotron_style.runtime.config.model import Section, StepConfig, Tracker
 from nemotron_style.steps.blocks.data.chat_format import ModelData
 from nemotron_style.steps.blocks.settings.row_config import RowReading
-from nemotron_style.steps.blocks.settings.training_config import CheckpointPath, Precision
+from nemotron_style.steps.blocks.settings.tracker_config import find_trackers
+from nemotron_style.steps.blocks.settings.training_config import CheckpointPath, TrackedPrecision
 
 
 class Models(Section):
@@ -42,8 +45,11 @@ class Sampling(Section):
 class Config(StepConfig):
     """``eval/steerability``: how often a response has the attributes that were asked for."""
 
-    trainer: Precision = Precision()
+    trainer: TrackedPrecision = TrackedPrecision()
     model: Models = Models()
     data: Data
     sampling: Sampling
     shown_samples: int = Field(default=3, ge=0, description="responses a label shows in samples.md")
+
+    def trackers(self) -> Mapping[str, Tracker]:
+        return find_trackers({"trainer.logger": self.trainer.logger})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config.model import StepConfig, cosmetic
+from nemotron_style.runtime.config.model import StepConfig, Tracker, cosmetic
 from nemotron_style.runtime.errors import ConfigError, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.settings.aligner_keys import (
@@ -24,6 +25,7 @@ from nemotron_style.steps.blocks.settings.training_config import (
     LastExpManager,
     ValidationLimit,
     limit_validation,
+    trackers_of,
 )
 from nemotron_style.steps.reward.regression.nemo_aligner import ModelRest, RegressionRest, RmRest
 
@@ -111,6 +113,9 @@ class Config(StepConfig):
         """How many of ``available`` validation rows are used, the first ones."""
         limit, batch_size = self.trainer.rm.limit_val_batches, self.model.global_batch_size
         return limit_validation(limit, available, batch_size=batch_size)
+
+    def trackers(self) -> Mapping[str, Tracker]:
+        return trackers_of(self.trainer, self.exp_manager)
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:

@@ -7,13 +7,21 @@ What is declared here, in ``grpo_config`` and in ``gym`` decides something; the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import reduce
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic, unused
+from nemotron_style.runtime.config.model import (
+    MLFLOW,
+    WANDB,
+    Section,
+    StepConfig,
+    Tracker,
+    cosmetic,
+    unused,
+)
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.http.endpoint import read_address
 from nemotron_style.steps.blocks.judge.pairing import ComparisonPlan
@@ -23,6 +31,7 @@ from nemotron_style.steps.blocks.settings.generation_config import (
     check_temperature,
     sampler_limit,
 )
+from nemotron_style.steps.blocks.settings.tracker_config import find_trackers
 from nemotron_style.steps.blocks.settings.training_config import Count, Samples
 from nemotron_style.steps.rl.rlhf.fixed_values import (
     HELD_ELSEWHERE,
@@ -117,6 +126,15 @@ class Config(StepConfig):
     cluster: Cluster = Cluster()
     run: Run = None
     agreement_limit: float | None = Field(default=None, gt=1)
+
+    def trackers(self) -> Mapping[str, Tracker]:
+        if self.backend != "embedded":
+            return {}  # NeMo-RL tells them itself
+        asked = {
+            "logger.wandb_enabled": (WANDB,) if self.logger.wandb_enabled else (),
+            "logger.mlflow_enabled": (MLFLOW,) if self.logger.mlflow_enabled else (),
+        }
+        return find_trackers(asked, self.logger.wandb, self.logger.mlflow)
 
     @property
     def samples_per_step(self) -> int:

@@ -17,12 +17,13 @@ from pydantic import Field
 from nemotron_style.runtime.config.model import Section, cosmetic, unused
 from nemotron_style.steps.blocks.settings.fixed_value import fixed, only
 from nemotron_style.steps.blocks.settings.not_built import NO_FP8
+from nemotron_style.steps.blocks.settings.tracker_config import MlflowLogger, WandbLogger
 
 NO_FSDP = "not built: data parallel processes hold the same weights"
 DEAD = "no version of NeMo-RL that can be compiled for reads it"
 _STORE = "the store keeps checkpoints and models"
-_TRACKER = "no outside service is told about a run"
-_TRACKER_FIX = "read metrics.jsonl or the TensorBoard files of the run"
+_TRACKER = "not built"
+_TRACKER_FIX = "take logger.wandb_enabled, logger.mlflow_enabled or TensorBoard"
 
 
 @dataclass(frozen=True)
@@ -106,18 +107,18 @@ class Checkpointing(Section):
 
 
 class Logger(Section):
-    """``logger``: a run keeps its own logs."""
+    """``logger``: a run keeps its own logs, and tells trackers of them."""
 
     log_dir: str | None = held(None, why="logs lie in the run's folder")
     num_val_samples_to_print: int = unused(0, ge=0)
-    wandb_enabled: bool = fixed(False, why=_TRACKER, fix=_TRACKER_FIX)
-    mlflow_enabled: bool = fixed(False, why=_TRACKER, fix=_TRACKER_FIX)
+    wandb_enabled: bool = cosmetic(False)
+    mlflow_enabled: bool = cosmetic(False)
     swanlab_enabled: bool = fixed(False, why=_TRACKER, fix=_TRACKER_FIX)
     tensorboard_enabled: bool = unused(True)
     monitor_gpus: bool = unused(False)
-    wandb: dict[str, Any] = unused({})
+    wandb: WandbLogger = WandbLogger()
     tensorboard: dict[str, Any] = unused({})
-    mlflow: dict[str, Any] = unused({})
+    mlflow: MlflowLogger = MlflowLogger()
     swanlab: dict[str, Any] = unused({})
     gpu_monitoring: dict[str, Any] = unused({})
 

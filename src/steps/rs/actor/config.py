@@ -5,12 +5,12 @@ A key that merely mirrors another one may be left out or must agree with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config.model import StepConfig
+from nemotron_style.runtime.config.model import StepConfig, Tracker
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.http.endpoint import Address, read_address
 from nemotron_style.steps.blocks.settings.aligner_keys import find_half_weights
@@ -20,7 +20,7 @@ from nemotron_style.steps.blocks.settings.generation_config import (
     check_temperature,
     sampler_limit,
 )
-from nemotron_style.steps.blocks.settings.training_config import CheckpointPath
+from nemotron_style.steps.blocks.settings.training_config import CheckpointPath, trackers_of
 from nemotron_style.steps.rs.actor.nemo_aligner import ExpManager, Model, RemoteRm, Trainer
 
 PORT = 5555
@@ -64,6 +64,9 @@ class Config(StepConfig):
     def max_new_tokens(self, model_limit: int) -> int:
         """The most tokens of a response."""
         return self.model.rs.length_params.max_length or max(1, self.context(model_limit) // 2)
+
+    def trackers(self) -> Mapping[str, Tracker]:
+        return trackers_of(self.trainer, self.exp_manager)
 
     @model_validator(mode="after")
     def _agree(self) -> Config:

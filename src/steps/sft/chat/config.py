@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic, unused
+from nemotron_style.runtime.config.model import Section, StepConfig, Tracker, cosmetic, unused
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.data.conversation import TrainOn
@@ -29,6 +30,7 @@ from nemotron_style.steps.blocks.settings.training_config import (
     Samples,
     ValidationLimit,
     limit_validation,
+    trackers_of,
 )
 
 
@@ -198,6 +200,9 @@ class Config(StepConfig):
         limit, data = self.trainer.sft.limit_val_batches, self.model.data
         batch_size = data.validation_ds.global_batch_size or data.train_ds.global_batch_size
         return limit_validation(limit, available, batch_size=batch_size)
+
+    def trackers(self) -> Mapping[str, Tracker]:
+        return trackers_of(self.trainer, self.exp_manager)
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:

@@ -7,11 +7,12 @@ another one may be left out, or must agree with it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from nemotron_style.runtime.config.model import Section, StepConfig, cosmetic, unused
+from nemotron_style.runtime.config.model import Section, StepConfig, Tracker, cosmetic, unused
 from nemotron_style.runtime.errors import ConfigError, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.settings.aligner_keys import (
@@ -29,6 +30,7 @@ from nemotron_style.steps.blocks.settings.training_config import (
     Length,
     ValidationLimit,
     limit_validation,
+    trackers_of,
 )
 from nemotron_style.steps.sft.steerlm2.fixed_values import ExpManager
 
@@ -155,6 +157,9 @@ class Config(StepConfig):
         data = self.model.data
         lengths = data.train_ds.max_seq_length, data.validation_ds.max_seq_length
         return min(filter(None, (model_limit, self.model.encoder_seq_length, *lengths)))
+
+    def trackers(self) -> Mapping[str, Tracker]:
+        return trackers_of(self.trainer, self.exp_manager)
 
     @model_validator(mode="after")
     def _agree(self) -> Config:

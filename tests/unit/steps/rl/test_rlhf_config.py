@@ -173,7 +173,7 @@ def test_vllm_may_draw_with_an_engine_of_each_process_as_it_is(manifest):
         ("data.manifest_path=/x", "lineage"),
         ("+env.nemo_gym.genrm_model.vllm.max_model_len=10", "vllm_serve_kwargs"),
         ("env.should_use_nemo_gym=false", "generative judge"),
-        ("logger.wandb_enabled=true", "metrics.jsonl"),
+        ("logger.swanlab_enabled=true", "logger.wandb_enabled"),
         ("+run.env.container_image=x", "profile"),
         ("judge.url=nemo_gym", "NeMo-Gym serves the judge"),
         ("judge.url=ftp://there:1", "judge.url"),

@@ -1,0 +1,37 @@
+"""A run as a tracker of experiments gets it, and what the client of a tracker has to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+FINISHED, FAILED, INTERRUPTED = "finished", "failed", "interrupted"
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """Our run as a tracker gets it: the compiled config as ``params``, the rest as ``tags``."""
+
+    folder: Path
+    run_id: str
+    step: str
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+
+
+class Client(Protocol):
+    """A tracker's own client; everything that it raises means that the tracker cannot be had."""
+
+    def begin(self, run: TrackedRun, earlier: Mapping[str, str]) -> Mapping[str, str]:
+        """Open our run in the tracker, or go on in the ``earlier`` one.
+
+        What comes back has its ``id`` and, for people, ``where`` it can be looked at.
+        """
+
+    def log(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Add metrics, by step."""
+
+    def end(self, status: str, tags: Mapping[str, str]) -> None:
+        """Say how it ended, with the tags that are known at the end alone."""

@@ -1,0 +1,72 @@
+"""Weights & Biases: metrics, config and tags of a run; into files unless its user is online."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nemotron_style.runtime.config.model import Tracker
+from nemotron_style.runtime.worker.tracked_run import FAILED, FINISHED, INTERRUPTED, TrackedRun
+
+EXIT_CODES = {FINISHED: 0, FAILED: 1, INTERRUPTED: 130}
+PASSED_ON = ("entity", "group", "job_type", "notes", "tags")
+SECONDS = 30.0
+"""That it may take to open a run online, and to hand the last of it over."""
+QUIET: Mapping[str, Any] = {
+    "console": "off",  # what a step prints may be worth a mask
+    "silent": True,
+    "save_code": False,
+    "disable_code": True,
+    "disable_git": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "init_timeout": SECONDS,
+    "finish_timeout": SECONDS,
+}
+
+
+class WandbClient:
+    """A run of Weights & Biases; each attempt that goes on adds a folder to it, under one id."""
+
+    def __init__(self, asked: Tracker) -> None:
+        self.asked = asked
+        self.run: Any = None
+
+    def begin(self, run: TrackedRun, earlier: Mapping[str, str]) -> Mapping[str, str]:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        online = is_online(os.environ)
+        # Another run of the same plan has another id: in another store, or by somebody else.
+        run_id = earlier["id"] or f"{run.run_id}-{secrets.token_hex(4)}"
+        self.run = wandb.init(
+            project=self.asked.project or os.environ.get("WANDB_PROJECT") or "nemotron-style",
+            name=self.asked.name or run.run_id,
+            id=run_id,
+            mode="online" if online else "offline",
+            resume="allow" if online else None,
+            dir=run.folder,
+            config={**run.params, **run.tags},
+            allow_val_change=True,
+            settings=wandb.Settings(**QUIET),
+            **{key: self.asked.more[key] for key in PASSED_ON if key in self.asked.more},
+        )
+        # An axis of our own: of one step there may be several lines, and W&B's own counts rows.
+        self.run.define_metric("*", step_metric="step")
+        where = self.run.url if online else str(run.folder / "wandb")
+        return {"id": run_id, "where": where}
+
+    def log(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        for step, figures in rows:
+            self.run.log({"step": step, **figures})
+
+    def end(self, status: str, tags: Mapping[str, str]) -> None:
+        self.run.config.update(dict(tags), allow_val_change=True)
+        self.run.finish(exit_code=EXIT_CODES[status])
+
+
+def is_online(variables: Mapping[str, str]) -> bool:
+    """Whether the user asks for the service by ``WANDB_MODE=online``, and has a key for it."""
+    return variables.get("WANDB_MODE") == "online" and bool(variables.get("WANDB_API_KEY"))
