@@ -27,7 +27,8 @@ class Client(Protocol):
     def begin(self, run: TrackedRun, earlier: Mapping[str, str]) -> Mapping[str, str]:
         """Open our run in the tracker, or go on in the ``earlier`` one.
 
-        What comes back has its ``id`` and, for people, ``where`` it can be looked at.
+        What comes back has its ``id`` and, for people, ``where`` it can be looked at; ``open`` is a
+        folder that has what it is told only after ``end``. ``earlier`` is what came back before.
         """
 
     def log(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:

@@ -117,9 +117,8 @@ class Feed(threading.Thread):
 
     def _follow(self) -> None:
         earlier = read_json(self.record) or {}
-        known = self.client.begin(
-            self.tracked, {key: earlier.get(key, "") for key in ("id", "uri")}
-        )
+        ours = {key: earlier.get(key, "") for key in ("id", "uri", "open")}
+        known = self.client.begin(self.tracked, ours)
         # Metrics that another run of the tracker has are none of this one.
         sent = dict(earlier.get("sent", {})) if known["id"] == earlier.get("id") else {}
         kept = {name: redact(text) for name, text in known.items()}
@@ -134,9 +133,12 @@ class Feed(threading.Thread):
             lines, offset = read_lines(self.tracked.folder / "metrics.jsonl", offset)
             if rows := list(take_new(lines, sent)):
                 self.client.log(rows)
-                write_json(self.record, {**kept, "sent": sent}, durable=False)
+                if "open" not in kept:  # an open file has them only when it is closed
+                    write_json(self.record, {**kept, "sent": sent}, durable=False)
         status, tags = self._ending
         self.client.end(status, {**tags, f"{PREFIX}.status": status})
+        kept.pop("open", None)
+        write_json(self.record, {**kept, "sent": sent})
 
     def _warn(self, why: str) -> None:
         first = redact(why).strip().splitlines()[0]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from nemotron_style.runtime.atomic import remove_tree
 from nemotron_style.runtime.config.model import Tracker
 from nemotron_style.runtime.worker.tracked_run import FAILED, FINISHED, INTERRUPTED, TrackedRun
 
@@ -38,6 +41,13 @@ class WandbClient:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
+        if self.run:
+            with suppress(Exception):
+                self.run.finish()
+        if earlier["open"]:
+            # W&B writes in large blocks. What a kill has left is told again as a whole, and
+            # should not be sent twice.
+            remove_tree(Path(earlier["open"]))
         online = is_online(os.environ)
         # Another run of the same plan has another id: in another store, or by somebody else.
         run_id = earlier["id"] or f"{run.run_id}-{secrets.token_hex(4)}"
@@ -56,7 +66,8 @@ class WandbClient:
         # An axis of our own: of one step there may be several lines, and W&B's own counts rows.
         self.run.define_metric("*", step_metric="step")
         where = self.run.url if online else str(run.folder / "wandb")
-        return {"id": run_id, "where": where}
+        known = {"id": run_id, "where": str(where)}
+        return known if online else known | {"open": str(Path(self.run.dir).parent)}
 
     def log(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         for step, figures in rows:

@@ -19,6 +19,7 @@ from nemotron_style.runtime.step.metrics import read_metrics
 from nemotron_style.runtime.worker import main as worker_main
 from nemotron_style.runtime.worker import tracking
 from nemotron_style.runtime.worker.wandb_client import is_online
+from waiting import until
 from wandb_file import read_run
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -42,6 +43,7 @@ class Ledger:
     begun: ClassVar[list[Mapping[str, str]]] = []
     run: Any = None
     fails_at = -1
+    open: ClassVar[dict[str, str]] = {}
 
     def __init__(self, asked: Tracker) -> None:
         self.asked = asked
@@ -49,7 +51,7 @@ class Ledger:
     def begin(self, run: Any, earlier: Mapping[str, str]) -> Mapping[str, str]:
         Ledger.run = run
         Ledger.begun.append(earlier)
-        return {"id": "ledger-1", "where": "in memory"}
+        return {"id": "ledger-1", "where": "in memory", **Ledger.open}
 
     def log(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         for step, figures in rows:
@@ -80,6 +82,7 @@ def tracked(mill: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def ledger(tracked: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The mill with a tracker that writes down what it is told, in place of MLflow."""
     Ledger.rows, Ledger.endings, Ledger.begun, Ledger.fails_at = [], [], [], -1
+    Ledger.open = {}
     monkeypatch.setattr(tracking, "CLIENTS", {"mlflow": Ledger})
     return tracked
 
@@ -141,6 +144,22 @@ def test_a_run_that_is_told_to_stop_was_interrupted_and_then_finished(
     carry_out(ledger, "mill/grow", "trackers_named=[mlflow]")
     assert [status for status, _ in Ledger.endings] == ["interrupted", "finished"]
     assert [step for step, _ in Ledger.rows] == [1, 2, 3, 4]
+
+
+def test_what_a_kill_left_in_an_open_file_is_told_again(
+    ledger: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Ledger.open = {"open": "a file"}
+    words = "raise_at=3", "trackers_named=[mlflow]"
+    with monkeypatch.context() as killed:
+        killed.setattr(tracking.Tracking, "end", lambda self, status: None)
+        _, folder = carry_out(ledger, "mill/grow", *words)
+    until(lambda: len(Ledger.rows) == 3)
+    assert worker_main.main([str(folder.path / "plan.json")]) == 1
+    assert [step for step, _ in Ledger.rows] == [1, 2, 3, 1, 2, 3]
+    assert [one["open"] for one in Ledger.begun] == ["", "a file"]
+    worker_main.main([str(folder.path / "plan.json")])
+    assert len(Ledger.rows) == 6, "the second one was closed"
 
 
 def test_a_tracker_that_fails_costs_a_warning_and_is_brought_up_to_date_at_the_end(
