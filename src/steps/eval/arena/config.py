@@ -10,10 +10,10 @@ from pydantic import Field, field_validator, model_validator
 from nemotron_style.runtime.config.model import Section, StepConfig, Tracker, cosmetic
 from nemotron_style.steps.blocks.data.chat_format import ModelData
 from nemotron_style.steps.blocks.http.endpoint import read_address
+from nemotron_style.steps.blocks.http.waiting_config import Waiting
 from nemotron_style.steps.blocks.settings.row_config import RowReading
 from nemotron_style.steps.blocks.settings.tracker_config import find_trackers
 from nemotron_style.steps.blocks.settings.training_config import CheckpointPath, TrackedPrecision
-from nemotron_style.steps.blocks.settings.waiting_config import Waiting
 
 
 class Models(Section):

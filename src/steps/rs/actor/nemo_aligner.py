@@ -13,6 +13,7 @@ from pydantic import Field
 
 from nemotron_style.runtime.config.model import Section, cosmetic, unused
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
+from nemotron_style.steps.blocks.http.waiting_config import Waiting
 from nemotron_style.steps.blocks.settings import training_config
 from nemotron_style.steps.blocks.settings.aligner_keys import (
     BaseConfig,
@@ -29,7 +30,6 @@ from nemotron_style.steps.blocks.settings.not_built import (
 from nemotron_style.steps.blocks.settings.parallel_config import DividedModel
 from nemotron_style.steps.blocks.settings.row_config import LongRowReading
 from nemotron_style.steps.blocks.settings.training_config import AlignerJob, Count, Length
-from nemotron_style.steps.blocks.settings.waiting_config import Waiting
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
