@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,7 @@ def compile_job(
         origins=dict(_find_files(origins, store)),
         outside=frozenset(slot for slot, one in [*inputs.items(), *origins.items()] if one.outside),
         memory=profile.memory,
+        gpu_memory=profile.gpu_memory or _read_gpu_memory(profile.resource_shape),
         python=profile.python,
     )
     compiled = compiler(config.parsed, site)
@@ -104,6 +106,12 @@ def _find_facts(
     for slot, one in inputs.items():
         if artifact := store.find(one.ref) if one.ref else None:
             yield slot, artifact.facts
+
+
+def _read_gpu_memory(shape: str | None) -> str | None:
+    """What a shape of Lepton says of the memory of a GPU: 80G of ``gpu.8xh100-80gb``."""
+    found = re.search(r"-(\d+)gb$", shape or "")
+    return f"{found[1]}G" if found else None
 
 
 def _name_variables(profile: Profile) -> frozenset[str] | None:

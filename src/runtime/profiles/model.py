@@ -80,7 +80,8 @@ class Profile(BaseModel):
 
     ``time`` is a limit as Slurm writes it (``HH:MM:SS`` or ``D-HH:MM:SS``); a step is asked to
     save ``grace_seconds`` before it. ``python`` starts the worker where ``sys.executable`` cannot,
-    in an image or on a node. ``secrets_file`` is read where the job runs; ``upload`` is an fsspec
+    in an image or on a node. ``gpu_memory`` (``80G``) is what a plan compares a job's memory with.
+    ``secrets_file`` is read where the job runs; ``upload`` is an fsspec
     URL that takes plan and code to a job whose store (``remote_store``) this machine does not
     see. ``steps`` are ``NAME=FOLDER`` of steps in NVIDIA's layout. ``ignored`` are keys of the
     ``env.toml`` dialect that have no meaning here.
@@ -105,6 +106,7 @@ class Profile(BaseModel):
 
     nodes: int | None = Field(default=None, ge=1)
     gpus_per_node: int | None = Field(default=None, ge=0)
+    gpu_memory: str | None = Field(default=None, pattern=r"^\d+[MGT]$")
     tasks_per_node: int | None = Field(default=None, ge=1)
     cpus_per_task: int | None = Field(default=None, ge=1)
     memory: str | None = None

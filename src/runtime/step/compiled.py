@@ -25,7 +25,7 @@ class JobSite:
     ``facts`` what its record says of it; ``origins`` where that lies which will be converted for a
     slot. ``outside`` are the slots whose
     content no run of ours has made. ``memory`` is what the profile gives a job on each machine.
-    ``python`` is the interpreter that the profile names for the job.
+    ``gpu_memory`` is that of a GPU there, ``python`` the interpreter that the profile names.
     """
 
     executor: str
@@ -39,6 +39,7 @@ class JobSite:
     origins: Mapping[str, Path] = field(default_factory=dict)
     outside: frozenset[str] = frozenset()
     memory: str | None = None
+    gpu_memory: str | None = None
     python: str | None = None
 
 

@@ -6,6 +6,7 @@ plan. Only what is there is looked at: nothing is said of an input that another 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -63,9 +64,9 @@ class Job:
     """What a job does with its model: ``load`` is that of a process, as far as the config says.
 
     ``longest`` makes the most tokens of a row of what the model can hold, ``new_tokens`` those
-    that are sampled after a prompt. ``tokens`` are the chat
-    tokens of the config, ``sizes`` those of a model that begins from nothing. ``keys`` are those of
-    precision and processes.
+    that are sampled after a prompt. ``packed_batch`` are the rows of a global batch, where passes
+    are filled with them and not padded. ``tokens`` are the chat tokens of the config, ``sizes``
+    those of a model that begins from nothing. ``keys`` are those of precision and processes.
     """
 
     load: Load
@@ -75,6 +76,7 @@ class Job:
     rows: Mapping[str, Rows] = field(default_factory=dict)
     longest: Callable[[int], int] = lambda limit: limit
     new_tokens: Callable[[int], int] | None = None
+    packed_batch: int = 0
     tokens: ChatPromptTokens | None = None
     chats: bool = True
     sizes: ModelConfig | None = None
@@ -94,6 +96,7 @@ def compile_checks(job: Job, site: JobSite, *problems: Problem) -> CompiledJob:
         keys=job.keys,
         fix=job.precision_fix,
     )
+    on_cpu = runs_on_cpu(job, machine, site)
     source = find_model(job, site, found)
     sizes = source.sizes if source else job.sizes
     chat = find_chat(job, site, source, found)
@@ -110,11 +113,20 @@ def compile_checks(job: Job, site: JobSite, *problems: Problem) -> CompiledJob:
         load = job.load
         found += find_indivisible(sizes, tensor=load.tensor, pipeline=load.pipeline)
         found += check_lengths(job, sizes, samples)
-        memory = weigh(job, sizes, samples)
+        memory = weigh(job, sizes, samples, on_cpu=on_cpu)
         beside = "" if memory.knows_rows else ", beside what its rows take"
-        notes.append(f"memory: about {memory} a process{beside}")
-        notes += check_memory(job, memory, machine, site, found)
+        of = "" if job.model == "model" else f" with {job.model}"
+        notes.append(f"memory{of}: about {memory} a process{beside}")
+        notes += check_memory(job, memory, find_room(job, machine, site, on_cpu=on_cpu), found)
     return CompiledJob(notes=tuple(notes), problems=tuple(found))
+
+
+def compile_together(*jobs: CompiledJob) -> CompiledJob:
+    """What is said of the models of a step that holds one after the other."""
+    return CompiledJob(
+        notes=tuple(dict.fromkeys(note for job in jobs for note in job.notes)),
+        problems=tuple(dict.fromkeys(problem for job in jobs for problem in job.problems)),
+    )
 
 
 def find_model(job: Job, site: JobSite, problems: list[Problem]) -> ModelSource | None:
@@ -179,7 +191,9 @@ def check_lengths(
             yield Problem(key=slot, what=what, got=got, allowed=f"{limit} tokens", fix=fix)
 
 
-def weigh(job: Job, sizes: ModelConfig, samples: Mapping[str, RowSample]) -> Memory:
+def weigh(
+    job: Job, sizes: ModelConfig, samples: Mapping[str, RowSample], *, on_cpu: bool
+) -> Memory:
     """The memory of a process, for the longest row that there is, or else that there may be.
 
     What rows take is left out where nothing but the model says how long they may be.
@@ -191,35 +205,57 @@ def weigh(job: Job, sizes: ModelConfig, samples: Mapping[str, RowSample]) -> Mem
     elif limit == sizes.max_sequence_length:
         limit = 0
     data = max(1, job.machines * job.processes // (load.tensor * load.pipeline))
-    return estimate_memory(sizes, replace(load, data=data, row_tokens=limit))
+    lengths = samples["data"].lengths if job.packed_batch and "data" in samples else ()
+    if lengths:  # a pass is full, but for a small batch
+        batch = math.ceil(job.packed_batch / data * sum(lengths) / len(lengths))
+        passed = min(load.pass_rows * job.longest(sizes.max_sequence_length), batch)
+        load = replace(load, pass_tokens=max(passed, limit))
+    return estimate_memory(sizes, replace(load, data=data, row_tokens=limit, on_cpu=on_cpu))
 
 
-def check_memory(
-    job: Job, memory: Memory, machine: Machine, site: JobSite, problems: list[Problem]
-) -> list[str]:
-    """A note where a process may not fit; a problem where it cannot, whatever its rows are."""
+def runs_on_cpu(job: Job, machine: Machine, site: JobSite) -> bool:
+    """Whether the processes compute on CPUs, as far as it is known; bfloat16 trains on GPUs."""
     has_none = machine.gpus == 0 or (site.executor != "local" and not site.gpus_per_node)
-    on_cpu = has_none and not (job.load.half and job.load.trains)  # which needs a GPU
-    limit, what = machine.gpu_bytes, "a GPU here has"
-    shared = 1
-    if on_cpu:
-        limit, what, shared = machine.ram_bytes, "this machine has", job.processes
-        if site.executor != "local":
-            limit, what = read_size(site.memory), "the profile gives"
-    if not limit or memory.total * shared <= limit:
+    return has_none and not (job.load.half and job.load.trains)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that ``sharing`` processes have together, and ``whose`` they are."""
+
+    size: int
+    whose: str
+    sharing: int = 1
+
+
+def find_room(job: Job, machine: Machine, site: JobSite, *, on_cpu: bool) -> Room | None:
+    """The memory that the job's processes have; None where that is not known."""
+    if site.executor == "local":
+        size = machine.ram_bytes if on_cpu else read_size(site.gpu_memory) or machine.gpu_bytes
+        whose = "this machine has" if on_cpu else "a GPU here has"
+    else:
+        size = read_size(site.memory if on_cpu else site.gpu_memory)
+        whose = "the profile gives" if on_cpu else "a GPU of the profile has"
+    return Room(size, whose, job.processes if on_cpu else 1) if size else None
+
+
+def check_memory(job: Job, memory: Memory, room: Room | None, problems: list[Problem]) -> list[str]:
+    """A note where a process may not fit; a problem where it cannot, whatever its rows are."""
+    if room is None or memory.total * room.sharing <= room.size:
         return []
-    here = f"{shared} processes take" if shared > 1 else "a process takes"
-    if memory.certain * shared <= limit:
-        takes = show_gigabytes(memory.total * shared)
-        return [f"memory: {here} {takes} GB, and {what} {show_gigabytes(limit)} GB"]
-    held = show_gigabytes(memory.certain * shared)
-    got = f"{held} GB for weights, gradients and optimizer" if job.load.trains else f"{held} GB"
+    here = f"{room.sharing} processes take" if room.sharing > 1 else "a process takes"
+    allowed = f"{show_gigabytes(room.size)} GB"
+    held = memory if job.packed_batch else memory.certain  # a pass of packed rows is full
+    if held.total * room.sharing <= room.size:
+        takes = show_gigabytes(memory.total * room.sharing)
+        return [f"memory: {here} {takes} GB, and {room.whose} {allowed}"]
+    got = f"{room.sharing} x {held}" if room.sharing > 1 else str(held)
     problems.append(
         Problem(
             key=job.keys[1],
-            what=f"the job does not fit into memory: {here} more than {what}",
+            what=f"the job does not fit into memory: {here} more than {room.whose}",
             got=got,
-            allowed=f"up to {show_gigabytes(limit)} GB",
+            allowed=f"up to {allowed}",
             fix=job.memory_fix,
         )
     )

@@ -13,7 +13,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
     """Notes on what the run takes, and all that is wrong with it."""
     trainer, model, rs = config.trainer, config.model, config.model.rs
     vllm = config.generation == "vllm"
-    sampled = 0 if vllm else rs.rollout_micro_batch_size * rs.num_rollouts_per_prompt
+    sampled = rs.rollout_micro_batch_size * rs.num_rollouts_per_prompt
     job = Job(
         load=Load(
             half=trainer.half,
@@ -22,6 +22,8 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
             spread_optimizer=model.optim.distributed,
             pass_rows=model.micro_batch_size,
             sampled_rows=sampled,
+            samples_apart=vllm,
+            frozen=1,  # the model that the policy started from
         ),
         machines=trainer.num_nodes,
         processes=trainer.devices,

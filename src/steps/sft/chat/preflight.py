@@ -33,6 +33,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
             ),
             "validation": Rows("training", settings=model.data),
         },
+        packed_batch=train.global_batch_size if train.packed_sequence else 0,
         longest=lambda limit: config.longest("data", limit),
         tokens=model.data.chat_prompt_tokens,
         sizes=new.sizes(new.tokenizer_vocab_size) if new else None,

@@ -36,7 +36,7 @@ from nemotron_style.steps.rl.rlhf.nemo_rl.draft import (
 )
 from nemotron_style.steps.rl.rlhf.nemo_rl.environment import compile_environment
 from nemotron_style.steps.rl.rlhf.nemo_rl.job_variables import CONFIG_FILE, JOB_FILE
-from nemotron_style.steps.rl.rlhf.nemo_rl.placement import Placement, place
+from nemotron_style.steps.rl.rlhf.nemo_rl.placement import Placement, miss_gpus, place
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.check import advise, check
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.facts import Facts, RowFacts
 from nemotron_style.steps.rl.rlhf.nemo_rl.rules.rows import read_row_facts
@@ -92,7 +92,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
     placed = compiled.placement
     return CompiledJob(
         files={CONFIG_FILE: write_yaml(compiled), JOB_FILE: json.dumps(job, indent=1) + "\n"},
-        notes=tuple(_notes(compiled)),
+        notes=tuple(_notes(compiled, site)),
         resources={"nodes": placed.nodes, "gpus": placed.gpus},
         problems=compiled.problems,
         identity={"NeMo-RL": str(version)},
@@ -210,11 +210,12 @@ def _give_reasons(text: str, reasons: Mapping[str, str]) -> Iterator[str]:
             yield line
 
 
-def _notes(compiled: Compiled) -> Iterator[str]:
+def _notes(compiled: Compiled, site: JobSite) -> Iterator[str]:
     yield f"NeMo-RL {compiled.version}, {compiled.script}"
     if compiled.version == Version.V0_8_0:
         yield "v0.8.0: what was not seen of it is taken from the main branch before it (inferred)"
     yield from ("GPUs:", *(f"  {line}" for line in compiled.placement.lines()))
+    yield from miss_gpus(compiled.placement, site)
     if compiled.told:
         yield from ("Not as it was written:", *(f"  {line}" for line in compiled.told))
     if compiled.advice:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from nemotron_style.runtime.errors import Problem
 from nemotron_style.runtime.step.compiled import JobSite
+from nemotron_style.steps.blocks.preflight.machine import look_at_machine
 from nemotron_style.steps.rl.rlhf.nemo_rl.draft import Draft
 from nemotron_style.steps.rl.rlhf.nemo_rl.schema import GYM, JUDGE
 
@@ -76,6 +77,15 @@ def _nodes(first: int, end: int) -> str:
 
 def _span(first: int, end: int) -> str:
     return f"GPU {first}" if end - first == 1 else f"GPU {first}-{end - 1}"
+
+
+def miss_gpus(placed: Placement, site: JobSite) -> Iterator[str]:
+    """A note where this machine has fewer GPUs than the job takes, and no profile promises them."""
+    here = look_at_machine().gpus if site.executor == "local" else None
+    if here is None or site.gpus_per_node is not None or here >= placed.gpus:
+        return
+    yield f"  this machine has {here}: choose a profile of one with {placed.gpus} (-r PROFILE), or"
+    yield "  train with the loop of this project, which runs on CPUs too (backend=embedded)"
 
 
 def place(draft: Draft, site: JobSite) -> Placement:

@@ -13,7 +13,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
     """Notes on what the run takes, and all that is wrong with it."""
     policy, machines = config.policy, config.cluster.num_nodes
     vllm = policy.generation.backend == "vllm"
-    sampled = 0 if vllm else -(-config.samples_per_step // (machines * config.processes))
+    sampled = -(-config.samples_per_step // (machines * config.processes))
     job = Job(
         load=Load(
             half=policy.half,
@@ -22,6 +22,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
             spread_optimizer=policy.optim.distributed,
             pass_rows=policy.train_micro_batch_size,
             sampled_rows=sampled,
+            samples_apart=vllm,
             frozen=1,  # the model that the policy is held to
         ),
         machines=machines,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from nemotron_style.steps.blocks.preflight.memory import Load
 from nemotron_style.steps.blocks.settings.row_config import LongRowReading, RowReading
 from small_model import ONE_LAYER
 
+PADDED = "model.data.train_ds.packed_sequence=false"
 DryRun = Callable[..., tuple[str, str]]
 
 
@@ -98,9 +100,33 @@ def test_a_job_that_does_not_fit_into_memory_is_refused_with_both_numbers(
 ) -> None:
     rows = write_rows(hub.parent / "rows.jsonl", 130)
     set_machine(monkeypatch, Machine(gpus=0, ram_bytes=10**6))
-    _, told = dry_run("sft/chat", *fill(hub, rows), code=2)
+    _, told = dry_run("sft/chat", *fill(hub, rows), PADDED, code=2)
     assert "does not fit into memory: a process takes more than this machine has" in told
-    assert "got 0.0015 GB for weights, gradients and optimizer; allowed: up to 0.001 GB" in told
+    parts = "weights 0.00038, gradients 0.00038, optimizer 0.00075"
+    assert f"got 0.0015 GB ({parts}); allowed: up to 0.001 GB" in told
+
+
+def test_gpus_elsewhere_are_measured_by_what_the_profile_says_of_them(hub: Path) -> None:
+    site = JobSite("slurm", gpus_per_node=8, gpu_memory="1M", files={"model": hub})
+    [problem] = job.compile_checks(job.Job(Load(half=True)), site).problems
+    assert "a process takes more than a GPU of the profile has" in str(problem)
+    assert "got 0.0017 GB (weights 0.00019, gradients 0.00038, optimizer 0.0011)" in str(problem)
+    assert "allowed: up to 0.001 GB" in str(problem)
+    known = job.compile_checks(job.Job(Load(half=True)), JobSite("slurm", gpus_per_node=8))
+    assert not known.problems
+
+
+@pytest.mark.parametrize("step", ["eval/arena", "eval/steerability", "judge/card", "judge/serve"])
+def test_what_samples_says_what_it_takes(
+    step: str, hub: Path, dry_run: DryRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (step, "-i", f"model={hub}", "trainer.precision=32")
+    words = words if step.startswith("eval") else words[:-1]
+    shown, _ = dry_run(*words)
+    assert re.search(r"note      memory: about [\d.]+ GB \(weights 0.00038, weights to samp", shown)
+    set_machine(monkeypatch, Machine(gpus=0, ram_bytes=10**5))
+    _, told = dry_run(*words, code=2)
+    assert "does not fit into memory" in told
 
 
 def test_rows_that_are_longer_than_the_model_reads_are_refused(hub: Path, dry_run: DryRun) -> None:
@@ -131,9 +157,9 @@ def test_the_same_plan_is_made_whatever_is_said_of_it(
     hub: Path, dry_run: DryRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = write_rows(hub.parent / "rows.jsonl", 130)
-    here = json.loads(dry_run("sft/chat", *fill(hub, rows), "--json")[0])
+    here = json.loads(dry_run("sft/chat", *fill(hub, rows), PADDED, "--json")[0])
     set_machine(monkeypatch, Machine(gpus=0, ram_bytes=16 * 10**5))
-    there = json.loads(dry_run("sft/chat", *fill(hub, rows), "--json")[0])
+    there = json.loads(dry_run("sft/chat", *fill(hub, rows), PADDED, "--json")[0])
     assert here["runs"][-1]["notes"] != there["runs"][-1]["notes"]
     assert here["runs"][-1]["run_id"] == there["runs"][-1]["run_id"]
 
@@ -172,3 +198,16 @@ def test_long_rows_stop_a_step_that_does_not_say_what_to_do_with_them(
     )
     sample = SimpleNamespace(longest=ONE_LAYER.max_sequence_length + 1, seen=1)
     assert len(list(job.check_lengths(shared, ONE_LAYER, {"data": sample}))) == told
+
+
+def test_a_pass_of_packed_rows_is_full_and_one_of_padded_rows_is_not(
+    hub: Path, dry_run: DryRun
+) -> None:
+    rows = write_rows(hub.parent / "rows.jsonl", 130)
+    shown, _ = dry_run("sft/chat", *fill(hub, rows), "model.data.train_ds.micro_batch_size=4")
+    packed = re.search(r"activations ([\d.]+)", shown)
+    shown, _ = dry_run("sft/chat", *fill(hub, rows), PADDED)
+    padded = re.search(r"activations ([\d.]+)", shown)
+    assert packed
+    assert padded
+    assert float(packed[1]) > 3 * float(padded[1])
