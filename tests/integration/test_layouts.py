@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 import layout_job as job
 import rlhf_world
+import spread_job
 from nemotron_style.steps.blocks.model import parallel
 from ranks import run_ranks
 
@@ -44,3 +46,16 @@ def test_a_division_changes_no_loss(root: Path, step: str) -> None:
     expected = job.figures(root, step, job.ONE)
     for name in {first for first, _ in job.CASES[step].pairs}:
         assert job.figures(root, step, name) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_optimizer_state_that_data_ranks_share_goes_on_with_another_division(
+    tmp_path: Path,
+) -> None:
+    run_ranks(spread_job.main, tmp_path, log=tmp_path / "log.txt")
+    norms = json.loads((tmp_path / "norms.json").read_text())
+    parallel.initialize(seed=1)
+    with spread_job.spread_state():
+        norms |= {f"{saved}-one": spread_job.load(tmp_path / saved) for saved in spread_job.SAVED}
+    assert len(norms) == 8
+    expected = norms["data"]
+    assert norms == pytest.approx(dict.fromkeys(norms, expected), rel=1e-3)  # in bfloat16

@@ -135,6 +135,9 @@ class CudaAdam:
             use_distributed_optimizer=model.ddp_config.use_distributed_optimizer,
         )
         self._adam = get_megatron_optimizer(settings, [model])
+        if model.ddp_config.use_distributed_optimizer:
+            for part in self._adam.chained_optimizers:
+                _prepare_torch_adam(part)
 
     def step(self, lr: float, *, step: int, loss: float) -> float:
         # The parts of megatron-core's own `step`, which applies whatever it finds.
@@ -160,11 +163,39 @@ class CudaAdam:
         self._adam.step_with_ready_grads()
 
     def sharded_state(self, weights: dict[str, Any], *, loading: bool) -> dict[str, Any]:
-        return self._adam.sharded_state_dict(weights, is_loading=loading)
+        return self._adam.sharded_state_dict(weights, is_loading=loading, metadata=_SHARDING)
 
     def load(self, state: dict[str, Any]) -> None:
         self._adam.load_state_dict(state)
 
+
+def _prepare_torch_adam(part: Any) -> None:
+    """Make megatron-core's distributed optimizer ready to load the state of torch's Adam.
+
+    That is the one where nothing faster is installed. It has a number of steps for each weight,
+    which megatron-core asks for before there is one, and looks for among the tensors of a file.
+    """
+    adam, set_tensors = part.optimizer, part._set_main_param_and_optimizer_states
+    if not isinstance(adam, torch.optim.Adam):  # AdamW is one
+        return
+    for parameter in (each for group in adam.param_groups for each in group["params"]):
+        zeros = {moment: torch.zeros_like(parameter) for moment in _MOMENTS}
+        adam.state[parameter] = {"step": torch.zeros(()), **zeros}
+
+    def set_all_but_step(weight: nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+        own = part._get_main_param_and_optimizer_states(weight)
+        set_tensors(weight, {"step": own["step"], **tensors})
+
+    part._set_main_param_and_optimizer_states = set_all_but_step
+
+
+# State that data ranks share among them is saved by weight, so that any division reads it; what
+# megatron-core does by default, its own files no longer hold. One data rank gathers it on the CPU.
+_SHARDING = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "distrib_optim_fully_reshardable_mem_efficient": True,
+    "chained_optim_avoid_prefix": True,
+}
 
 Optimizer = CpuAdamW | CudaAdam
 
