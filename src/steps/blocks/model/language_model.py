@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from nemotron_style.runtime.errors import InputError, raise_all
 from nemotron_style.steps.blocks.model.attention import AttentionContext
 from nemotron_style.steps.blocks.model.device import prepare_device
+from nemotron_style.steps.blocks.model.linear import linear
 from nemotron_style.steps.blocks.model.logprob import label_logprobs
 from nemotron_style.steps.blocks.model.megatron_config import megatron_config
 from nemotron_style.steps.blocks.model.parallel import current_parallel, data_world
@@ -79,7 +79,7 @@ class LanguageModel(GPTModel):
         weight = self.shared_embedding_or_output_weight() if shared else None
         if self.output_layer.tp_group.size() > 1:
             return self.output_layer(states, weight=weight)[0]
-        return F.linear(states, self.output_layer.weight if weight is None else weight)
+        return linear(states, self.output_layer.weight if weight is None else weight)
 
 
 def build_model(

@@ -20,6 +20,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from nemotron_style.steps.blocks.model.attention import AttentionContext, CoreAttention
+from nemotron_style.steps.blocks.model.linear import linear
 from nemotron_style.steps.blocks.model.lora import ColumnAdapter, RowAdapter
 from nemotron_style.steps.blocks.model.megatron_config import MegatronConfig
 from nemotron_style.steps.blocks.model.norm import FullNorm, Norm
@@ -136,7 +137,7 @@ class ColumnLinear(ColumnAdapter, ColumnParallelLinear):
         if self.tp_group.size() > 1:
             product, _ = super().forward(input_, *args, **kwargs)
         else:
-            product = F.linear(input_, self.weight, self.bias)
+            product = linear(input_, self.weight, self.bias)
         return self.adapted(product, input_), None
 
 
@@ -148,5 +149,5 @@ class RowLinear(RowAdapter, RowParallelLinear):
         if self.tp_group.size() > 1:
             product, _ = super().forward(input_)
         else:
-            product = F.linear(input_, self.weight)
+            product = linear(input_, self.weight)
         return self.adapted(product, input_), None
