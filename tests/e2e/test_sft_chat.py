@@ -205,13 +205,13 @@ def test_one_start_is_needed_and_no_more(trained: StepContext, tmp_path: Path, g
         run(settings() if given else settings(architecture=None), ctx)
 
 
-def test_a_new_model_is_drawn_as_wide_as_the_config_says() -> None:
+def test_a_new_model_is_drawn_as_wide_as_the_config_says(tmp_path: Path) -> None:
     initialize(seed=1)
     sizes = settings().model.architecture
     assert sizes is not None
     wide = settings(architecture=sizes.model_dump() | {"init_method_std": 0.1})
-    start = Start(None, None, sizes.sizes(400), None)
-    usual, other = (unwrap(start.build(each)).state_dict() for each in (settings(), wide))
+    start, ctx = Start(None, None, sizes.sizes(400)), context(tmp_path)
+    usual, other = (unwrap(start.build(each, ctx)).state_dict() for each in (settings(), wide))
     name = "embedding.word_embeddings.weight"
     assert torch.allclose(other[name], 5 * usual[name], rtol=1e-5)
 

@@ -22,7 +22,7 @@ from nemotron_style.steps.blocks.data.steerlm2_row import LOG_Q
 from nemotron_style.steps.blocks.loss import steerlm2
 from nemotron_style.steps.blocks.loss.steerlm2 import baseline
 from nemotron_style.steps.blocks.training import training_state
-from nemotron_style.steps.sft.steerlm2 import recipe
+from nemotron_style.steps.sft.steerlm2 import best_model, recipe
 from nemotron_style.steps.sft.steerlm2.batch import Batch
 from nemotron_style.steps.sft.steerlm2.check import check_start
 from nemotron_style.steps.sft.steerlm2.metrics import compute_metrics
@@ -93,18 +93,18 @@ def test_stopped_and_continued_ends_bit_identical(world, whole, stop_at, tmp_pat
     assert steps == [line["step"] for line in read_metrics(whole.run_dir / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("broken_call", ["save_state", "save_model", "copy_model"])
+@pytest.mark.parametrize("broken_call", ["save_state", "save_model", "copy_parts"])
 def test_broken_off_anywhere_and_continued_ends_bit_identical(
     world, whole, broken_call, tmp_path, monkeypatch
 ):
     calls = []
-    module = training_state if broken_call == "save_state" else recipe
+    module = training_state if broken_call == "save_state" else best_model
     original = getattr(module, broken_call)
 
     def breaks(*words, **options):
         calls.append(broken_call)
         original(*words, **options)
-        if len(calls) == (1 if broken_call == "copy_model" else 2):
+        if len(calls) == (1 if broken_call == "copy_parts" else 2):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(module, broken_call, breaks)
@@ -116,10 +116,10 @@ def test_broken_off_anywhere_and_continued_ends_bit_identical(
 
 
 def test_kept_model_that_was_damaged_is_never_replaced_by_another(world, tmp_path, monkeypatch):
-    def breaks(*_words):
+    def breaks(*_words, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, "copy_model", breaks)
+    monkeypatch.setattr(best_model, "copy_parts", breaks)
     with pytest.raises(KeyboardInterrupt):
         world.train_in(tmp_path)
     monkeypatch.undo()

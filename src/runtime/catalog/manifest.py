@@ -157,7 +157,7 @@ class Manifest(Header, Tables):
     """A step, as the rest of the program sees it. ``path`` is its ``step.toml``."""
 
     path: Path
-    left_out: tuple[Slot, ...] = ()  # slots that a config does not have
+    left_out: tuple[Slot, ...] = ()  # inputs that a config does not have
 
     @property
     def folder(self) -> Path:
@@ -200,14 +200,11 @@ class Manifest(Header, Tables):
 
     def choose_slots(self, values: Mapping[str, Any]) -> Manifest:
         """The step with the slots that a config of these values has."""
-        slots = (*self.consumes, *self.produces)
-        left_out = tuple(slot for slot in slots if not slot.is_there(values))
-        if not left_out:
-            return self
         kept = {
-            table: tuple(slot for slot in getattr(self, table) if slot not in left_out)
+            table: tuple(slot for slot in getattr(self, table) if slot.is_there(values))
             for table in ("consumes", "produces")
         }
+        left_out = tuple(slot for slot in self.consumes if not slot.is_there(values))
         return self.model_copy(update={**kept, "left_out": left_out})
 
     def explain_absence(self, name: str) -> str:

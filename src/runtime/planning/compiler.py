@@ -54,7 +54,6 @@ def compile_job(
         inputs={slot: one.kind for slot, one in inputs.items()},
         variables=_name_variables(profile),
         files=dict(_find_files(inputs, store)),
-        facts=dict(_find_facts(inputs, store)),
         origins=dict(_find_files(origins, store)),
         outside=frozenset(slot for slot, one in [*inputs.items(), *origins.items()] if one.outside),
         memory=profile.memory,
@@ -98,14 +97,6 @@ def _find_files(inputs: Mapping[str, ResolvedInput], store: Store) -> Iterator[t
             yield slot, artifact.path
         elif one.adoption and one.digest:
             yield slot, expand_path(one.adoption.location)
-
-
-def _find_facts(
-    inputs: Mapping[str, ResolvedInput], store: Store
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for slot, one in inputs.items():
-        if artifact := store.find(one.ref) if one.ref else None:
-            yield slot, artifact.facts
 
 
 def _read_gpu_memory(shape: str | None) -> str | None:

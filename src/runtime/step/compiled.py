@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from nemotron_style.runtime.errors import Problem
 
@@ -22,8 +21,7 @@ class JobSite:
     ``inputs`` has the kind of each filled slot; ``variables`` the names of the environment
     variables that the profile gives a job, secret ones too, None where it gets others as well;
     ``files`` where the content of an input lies that exists already and can be read from here;
-    ``facts`` what its record says of it; ``origins`` where that lies which will be converted for a
-    slot. ``outside`` are the slots whose
+    ``origins`` where that lies which will be converted for a slot. ``outside`` are the slots whose
     content no run of ours has made. ``memory`` is what the profile gives a job on each machine.
     ``gpu_memory`` is that of a GPU there, ``python`` the interpreter that the profile names.
     """
@@ -35,7 +33,6 @@ class JobSite:
     inputs: Mapping[str, str] = field(default_factory=dict)
     variables: frozenset[str] | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
-    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     origins: Mapping[str, Path] = field(default_factory=dict)
     outside: frozenset[str] = frozenset()
     memory: str | None = None

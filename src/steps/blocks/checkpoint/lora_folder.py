@@ -35,16 +35,18 @@ from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFold
 from nemotron_style.steps.blocks.settings.adapter_config import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    BASE_FILE,
-    AdapterBase,
     AdapterConfig,
     check_adapter_files,
-    read_adapter_base,
     read_adapter_config,
     write_adapter_config,
 )
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
-from nemotron_style.steps.blocks.settings.peft_config import LoraTuning
+from nemotron_style.steps.blocks.settings.peft_config import (
+    BASE_FILE,
+    AdapterBase,
+    LoraTuning,
+    read_adapter_base,
+)
 
 _PREFIX = "base_model.model."
 _PARTS = (".lora_A", ".lora_B")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from nemotron_style.runtime.errors import ArtifactError, InputError, Problem
+from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
 from nemotron_style.runtime.store.record import Artifact, load_artifact
 from nemotron_style.steps.blocks.preflight.model_source import look_at_model
 from nemotron_style.steps.blocks.settings.adapter_config import (
     check_adapter_files,
-    read_adapter_base,
     read_adapter_config,
 )
-from nemotron_style.steps.blocks.settings.model_config import ModelConfig
-
-FOREIGN = "adapter: it does not say which weights it was trained on; its shapes are compared alone"
+from nemotron_style.steps.blocks.settings.peft_config import (
+    FOREIGN,
+    check_adapter_base,
+    read_adapter_base,
+)
 
 
 def check_adapter(path: Path, model: Path | None) -> tuple[tuple[str, ...], list[Problem]]:
@@ -49,41 +52,10 @@ def _recorded(path: Path) -> Artifact | None:
         return None
 
 
-def check_adapter_base(
-    adapter: Path, *, digest: str | None, sizes: ModelConfig | None, model: str
-) -> list[Problem]:
-    """Whether the adapter in a folder was trained on the base ``model``; no problems where it was.
-
-    ``digest`` is that of the base's weights, ``sizes`` its sizes; None where they are not known
-    yet. An adapter from elsewhere says nothing of its base: of that, shapes alone can be checked.
-    Raises InputError for a ``base.json`` that cannot be read.
-    """
-    base = read_adapter_base(adapter)
-    if base is None:
-        return []
-    trained = f"the adapter was trained on {base.ref or 'another model'}"
-    if digest is not None and digest != base.weights_digest:
-        return [
-            Problem(
-                where=str(adapter),
-                key="weights_digest",
-                what=f"the adapter belongs to another base than {model}",
-                got=f"a base with weights {digest}",
-                allowed=base.weights_digest,
-                fix=f"give the base that it was trained on: {base.ref}" if base.ref else trained,
-            )
-        ]
-    if digest is None and sizes is not None and sizes != base.sizes:
-        mine, own = sizes.model_dump(), base.sizes.model_dump()
-        keys = [name for name in mine | own if mine.get(name) != own.get(name)]
-        return [
-            Problem(
-                where=str(adapter),
-                key=f"sizes.{key}",
-                what=f"{trained}, which has other sizes than {model}",
-                got=str(mine.get(key)),
-                allowed=str(own.get(key)),
-            )
-            for key in keys
-        ]
-    return []
+def add_adapter(job: CompiledJob, site: JobSite) -> CompiledJob:
+    """A training job with notes on the adapter that it goes on from, and all that is wrong."""
+    if "adapter" not in site.files:
+        return job
+    model = site.files.get("model") or site.origins.get("model")
+    notes, problems = check_adapter(site.files["adapter"], model)
+    return replace(job, notes=(*job.notes, *notes), problems=(*job.problems, *problems))

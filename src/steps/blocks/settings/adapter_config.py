@@ -14,17 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from nemotron_style.runtime.config.model import Section
 from nemotron_style.runtime.errors import InputError, Problem, raise_all
 from nemotron_style.runtime.text_file import read_json_file
-from nemotron_style.steps.blocks.settings.json_model import read_json_model
-from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.peft_config import LoraTuning
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-BASE_FILE = "base.json"
 ALL_LINEAR = "all-linear"
 _HEAD = "lm_head"
 
@@ -50,17 +44,6 @@ _WHAT = {
 }
 # These take the start of the adapter out of the weights of the base.
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-
-class AdapterBase(Section):
-    """``base.json``: the model that an adapter was trained on; weights are known by their digest.
-
-    ``weights_digest`` is that of the checkpoint's record, ``sizes`` its ``model_config.json``.
-    """
-
-    weights_digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
-    ref: str = ""
-    sizes: ModelConfig
 
 
 @dataclass(frozen=True)
@@ -244,18 +227,6 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list) else (value,)
-
-
-def read_adapter_base(path: Path) -> AdapterBase | None:
-    """``base.json`` of an adapter's folder; None for an adapter that was made elsewhere.
-
-    Raises InputError for a file that holds anything else.
-    """
-    file = path / BASE_FILE
-    if not file.is_file():
-        return None
-    absent = Problem(where=str(file), what="cannot be read")
-    return read_json_model(AdapterBase, file, absent=absent)
 
 
 def check_adapter_files(path: Path) -> None:

@@ -17,7 +17,8 @@ from nemotron_style.runtime.errors import ConfigError, Problem
 from nemotron_style.steps.blocks.settings.fixed_value import fixed
 from nemotron_style.steps.blocks.settings.not_built import SavesMemory
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
-from nemotron_style.steps.blocks.settings.training_config import Peft, Precision
+from nemotron_style.steps.blocks.settings.peft_config import Peft
+from nemotron_style.steps.blocks.settings.training_config import Precision
 
 _CUT = "responses are never cut and prompts never rewritten, so there is nothing to choose"
 

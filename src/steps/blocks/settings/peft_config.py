@@ -1,8 +1,12 @@
-"""``model.peft``: low-rank adapters (LoRA), under NeMo's names; readable without torch."""
+"""Low-rank adapters (LoRA): their settings under NeMo's names, and the model they belong to.
+
+Readable without torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -10,6 +14,11 @@ from pydantic import AfterValidator, Field, model_validator
 from nemotron_style.runtime.config.model import Section
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.settings.fixed_value import fixed, only
+from nemotron_style.steps.blocks.settings.json_model import read_json_model
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+
+BASE_FILE = "base.json"
+FOREIGN = "adapter: it does not say which weights it was trained on; its shapes are compared alone"
 
 TARGETS = {
     "attention_qkv": "self_attention.linear_qkv",
@@ -126,3 +135,66 @@ class Peft(Section):
                 Problem(key="restore_from_path", what=what, got=self.restore_from_path, fix=fix)
             )
         return self
+
+
+class AdapterBase(Section):
+    """``base.json``: the model that an adapter was trained on; weights are known by their digest.
+
+    ``weights_digest`` is that of the checkpoint's record, ``sizes`` its ``model_config.json``.
+    """
+
+    weights_digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    ref: str = ""
+    sizes: ModelConfig
+
+
+def read_adapter_base(path: Path) -> AdapterBase | None:
+    """``base.json`` of an adapter's folder; None for an adapter that was made elsewhere.
+
+    Raises InputError for a file that holds anything else.
+    """
+    file = path / BASE_FILE
+    if not file.is_file():
+        return None
+    absent = Problem(where=str(file), what="cannot be read")
+    return read_json_model(AdapterBase, file, absent=absent)
+
+
+def check_adapter_base(
+    adapter: Path, *, digest: str | None, sizes: ModelConfig | None, model: str
+) -> list[Problem]:
+    """Whether the adapter in a folder was trained on the base ``model``; no problems where it was.
+
+    ``digest`` is that of the base's weights, ``sizes`` its sizes; None where they are not known
+    yet. An adapter from elsewhere says nothing of its base: of that, shapes alone can be checked.
+    Raises InputError for a ``base.json`` that cannot be read.
+    """
+    base = read_adapter_base(adapter)
+    if base is None:
+        return []
+    trained = f"the adapter was trained on {base.ref or 'another model'}"
+    if digest is not None and digest != base.weights_digest:
+        return [
+            Problem(
+                where=str(adapter),
+                key="weights_digest",
+                what=f"the adapter belongs to another base than {model}",
+                got=f"a base with weights {digest}",
+                allowed=base.weights_digest,
+                fix=f"give the base that it was trained on: {base.ref}" if base.ref else trained,
+            )
+        ]
+    if digest is None and sizes is not None and sizes != base.sizes:
+        mine, own = sizes.model_dump(), base.sizes.model_dump()
+        keys = [name for name in mine | own if mine.get(name) != own.get(name)]
+        return [
+            Problem(
+                where=str(adapter),
+                key=f"sizes.{key}",
+                what=f"{trained}, which has other sizes than {model}",
+                got=str(mine.get(key)),
+                allowed=str(own.get(key)),
+            )
+            for key in keys
+        ]
+    return []

@@ -31,6 +31,7 @@ from nemotron_style.steps.blocks.model.language_model import unwrap
 from nemotron_style.steps.blocks.model.lora import has_adapters
 from nemotron_style.steps.blocks.model.rank_zero import is_rank_zero
 from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights
+from nemotron_style.steps.blocks.settings.peft_config import AdapterBase
 from nemotron_style.steps.blocks.training.optimizer import Optimizer
 
 STATE, EXTRA = "state", "extra.json"
@@ -40,14 +41,14 @@ STATE, EXTRA = "state", "extra.json"
 class TrainingState:
     """The model and the optimizer of a run, saved to its checkpoints and restored from them.
 
-    Of a model with adapters the state holds these alone, and ``base`` is the weights digest of
-    the rest: it goes on upon that model and no other.
+    Of a model with adapters the state holds these alone; it goes on upon their ``base`` and upon no
+    other model.
     """
 
     ctx: StepContext
     model: nn.Module
     optimizer: Optimizer
-    base: str = ""
+    base: AdapterBase | None = None
 
     def save(self, step: int, extra: dict[str, Any], *, keep: int = 2) -> None:
         """Commit the state after ``step`` updates; the ``keep`` newest stay. Every rank calls it.
@@ -55,11 +56,16 @@ class TrainingState:
         ``extra`` is what the recipe has to remember, as JSON.
         """
         path = self.ctx.checkpoints.stage(step)
-        save_state(path, self.model, self.optimizer, extra=extra, base=self.base)
+        save_state(path, self.model, self.optimizer, extra=extra, base=self.digest)
         self.ctx.checkpoints.commit(step, keep=keep)
         if skipped := self.optimizer.guard.skipped:
             self.ctx.summarise(skipped_updates=skipped)
         dist.barrier()  # no rank goes on before the state is there to continue from
+
+    @property
+    def digest(self) -> str:
+        """The weights digest of the base; empty where all weights are trained."""
+        return self.base.weights_digest if self.base else ""
 
     def restore(self) -> tuple[int, dict[str, Any]]:
         """Take over the newest checkpoint: how many updates were made, and ``extra``.
@@ -71,7 +77,7 @@ class TrainingState:
         if newest is None:
             self.ctx.metrics.rewind(-1)
             return 0, {}
-        extra = load_state(newest.path, self.model, self.optimizer, base=self.base)
+        extra = load_state(newest.path, self.model, self.optimizer, base=self.digest)
         self.ctx.metrics.rewind(newest.step)
         self.ctx.say(f"continuing after step {newest.step}")
         return newest.step, extra
@@ -102,7 +108,8 @@ def load_state(
 ) -> dict[str, Any]:
     """Restore weights, moments and random states; ``extra`` comes back. Every rank calls it.
 
-    The number of processes and the division may be others than those that saved.
+    The number of processes and the division may be others than those that saved, the ``base`` of
+    adapters may not: InputError.
     """
     kept = json.loads((path / EXTRA).read_text())
     if kept.get("base", "") != base:

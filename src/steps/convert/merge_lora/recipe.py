@@ -42,7 +42,7 @@ from nemotron_style.steps.blocks.checkpoint.torch_dist_stream import WeightFolde
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.data.tokenizer_files import check_vocabulary, import_tokenizer
 from nemotron_style.steps.blocks.model.parallel import initialize
-from nemotron_style.steps.blocks.preflight.adapter_source import FOREIGN, check_adapter_base
+from nemotron_style.steps.blocks.settings.peft_config import FOREIGN, check_adapter_base
 from nemotron_style.steps.convert.merge_lora.config import Config
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], tuple[Tensor, None]], tuple[Tensor, None]]

@@ -215,6 +215,10 @@ class Config(StepConfig):
 
 def find_start_problems(config: Config, *, continued: bool) -> list[Problem]:
     """Whether there is one model to begin with: a checkpoint (``continued``), or sizes of one."""
+    if not continued and config.model.peft.lora:
+        what = "adapters belong to a model, and none is given"
+        fix = "give -i model=REF, or set model.peft.peft_scheme=none to train all of a new model"
+        return [Problem(key="model.peft.peft_scheme", what=what, got="lora", fix=fix)]
     if continued != (config.model.architecture is not None):
         return []
     what = "a checkpoint and sizes of a new model are given" if continued else "no model is given"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -11,11 +10,7 @@ from torch import nn
 
 from nemotron_style.runtime.errors import InputError, raise_all
 from nemotron_style.runtime.step.context import StepContext
-from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
-    TOKENIZER,
-    load_model,
-    read_config,
-)
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER, read_config
 from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.opening import open_chat
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat, ChatPromptTokens
@@ -24,6 +19,7 @@ from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.training.launch_check import find_launch_problems
+from nemotron_style.steps.blocks.training.trained_model import Adaptation, load_trained_model
 from nemotron_style.steps.sft.chat.config import Config, find_start_problems
 from nemotron_style.steps.sft.chat.row import read_texts, row_reader
 
@@ -35,14 +31,21 @@ class Start:
     tokenizer: Tokenizer
     chat: Chat
     sizes: ModelConfig
-    checkpoint: Path | None
+    adaptation: Adaptation | None = None
 
-    def build(self, config: Config) -> nn.Module:
-        """This rank's part of the model: loaded from the checkpoint, or initialised by the seed."""
+    @property
+    def product(self) -> str:
+        """The output that the run makes."""
+        return "adapter" if self.adaptation else "model"
+
+    def build(self, config: Config, ctx: StepContext) -> nn.Module:
+        """This rank's part of the model: that of the input, or one initialised by the seed."""
         dtype = torch.bfloat16 if config.trainer.half else torch.float32
         distributed = config.model.optim.distributed
-        if self.checkpoint:
-            return load_model(self.checkpoint, dtype=dtype, distributed_optimizer=distributed)[0]
+        if ctx.optional_input("model"):
+            return load_trained_model(
+                ctx, self.adaptation, dtype=dtype, distributed_optimizer=distributed
+            )
         assert config.model.architecture is not None
         return build_model(
             self.sizes,
@@ -57,17 +60,19 @@ def prepare_start(config: Config, ctx: StepContext) -> Start:
     """Find the tokenizer, the chat format and the sizes, or make them from the training data.
 
     Raises:
-        InputError: the checkpoint's parts are missing or do not fit the config.
+        InputError: parts of the checkpoint are missing or do not fit the config, or the adapter to
+            go on from belongs to another one.
     """
     checkpoint, tokens = ctx.optional_input("model"), config.model.data.chat_prompt_tokens
     if checkpoint:
-        path = checkpoint.path
-        tokenizer = Tokenizer(path / TOKENIZER)
-        return Start(tokenizer, open_chat(tokenizer, tokens), read_config(path), path)
+        tokenizer = Tokenizer(checkpoint.path / TOKENIZER)
+        adaptation = Adaptation.of(ctx, config.model.peft, seed=config.seed)
+        sizes = read_config(checkpoint.path)
+        return Start(tokenizer, open_chat(tokenizer, tokens), sizes, adaptation)
     assert config.model.architecture is not None, "checked by check_job"
     tokenizer = _make_tokenizer(config, ctx, tokens or ChatPromptTokens())
     sizes = config.model.architecture.sizes(tokenizer.vocab_size)
-    return Start(tokenizer, open_chat(tokenizer), sizes, None)
+    return Start(tokenizer, open_chat(tokenizer), sizes)
 
 
 def check_job(config: Config, ctx: StepContext) -> None:

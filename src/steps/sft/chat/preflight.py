@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
+from nemotron_style.steps.blocks.preflight.adapter_source import add_adapter
 from nemotron_style.steps.blocks.preflight.job import Job, Rows, compile_checks
 from nemotron_style.steps.blocks.preflight.memory import Load
 from nemotron_style.steps.sft.chat.config import Config, find_start_problems
@@ -38,4 +39,5 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
         tokens=model.data.chat_prompt_tokens,
         sizes=new.sizes(new.tokenizer_vocab_size) if new else None,
     )
-    return compile_checks(job, site, *find_start_problems(config, continued=continued))
+    problems = find_start_problems(config, continued=continued)
+    return add_adapter(compile_checks(job, site, *problems), site)

@@ -48,7 +48,7 @@ from nemotron_style.steps.sft.chat.validation import measure_loss
 
 
 def run(config: Config, ctx: StepContext) -> None:
-    """Train on ``data`` and produce ``model``, the weights after the last step."""
+    """Train on ``data`` and produce ``model``, the weights after the last step, or ``adapter``."""
     # -- where the model starts, and the rows: all of them checked before any work is done
     check_job(config, ctx)
     initialize(Parallel.of(config.model), seed=config.seed)
@@ -70,9 +70,9 @@ def run(config: Config, ctx: StepContext) -> None:
     pass_tokens = config.tokens_of_pass("data", limit)
 
     # -- the model and its state
-    model = start.build(config)
+    model = start.build(config, ctx)
     optimizer = build_optimizer(model, config.model.optim, gradient_clip=sft.gradient_clip_val)
-    state = TrainingState(ctx, model, optimizer)
+    state = TrainingState(ctx, model, optimizer, start.adaptation and start.adaptation.base)
     done, kept = state.restore()
     validation_metrics: dict[str, float] = kept.get("figures", {})
     questions = ask_again(chain(validation, train), start.chat)
@@ -125,7 +125,7 @@ def run(config: Config, ctx: StepContext) -> None:
     samples.finish(model, steps)
     if ctx.is_first:
         draw_metrics(ctx.metrics.history(), PANELS, ctx.run_dir / "plots" / "sft.png")
-    write_model(ctx, model, start)
+    write_product(ctx, model, start)
     ctx.summarise(**validation_metrics, steps=steps, epochs=steps * batch_size / len(train))
     if ctx.is_first and config.exp_manager.explicit_log_dir:
         copy_logs(ctx.run_dir, Path(config.exp_manager.explicit_log_dir))
@@ -141,18 +141,22 @@ def read_rows(config: Config, ctx: StepContext, *, start: Start, slot: str) -> l
         max_tokens=config.longest(slot, limit),
         reader=reader,
     )
-    reader.report.tell(ctx, slot, output="model")
+    reader.report.tell(ctx, slot, output=start.product)
     return rows
 
 
-def write_model(ctx: StepContext, model: nn.Module, start: Start) -> None:
-    """Write the output: the model with its tokenizer, and the digests that identify it."""
-    output = ctx.output("model")
-    save_model(model, output.path, config=start.sizes, tokenizer=start.tokenizer.path)
+def write_product(ctx: StepContext, model: nn.Module, start: Start) -> None:
+    """Write the output, the model or the adapter, with its tokenizer and what identifies them."""
+    output, tokenizer = ctx.output(start.product), start.tokenizer.path
+    if start.adaptation:
+        start.adaptation.save(model, output.path, tokenizer=tokenizer)
+        output.note(**start.adaptation.facts)
+    else:
+        save_model(model, output.path, config=start.sizes, tokenizer=tokenizer)
+        output.note(
+            weights_digest=written_digest(output.path),
+            parameters=sum(math.prod(shape) for shape in full_shapes(start.sizes).values()),
+        )
     if ctx.is_first:
         store_chat(output.path / TOKENIZER, start.chat)
-    output.note(
-        weights_digest=written_digest(output.path),
-        parameters=sum(math.prod(shape) for shape in full_shapes(start.sizes).values()),
-        **tokenizer_facts(start.tokenizer, start.chat),
-    )
+    output.note(**tokenizer_facts(start.tokenizer, start.chat))

@@ -7,13 +7,13 @@ another one may be left out, or must agree with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from nemotron_style.runtime.config.model import Section, StepConfig, Tracker, cosmetic, unused
-from nemotron_style.runtime.errors import ConfigError, raise_all
+from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.settings.aligner_keys import (
     DatasetRest,
@@ -24,6 +24,7 @@ from nemotron_style.steps.blocks.settings.data_prefix import DataPrefix, move_pr
 from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts, fixed
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.parallel_config import DividedModel
+from nemotron_style.steps.blocks.settings.peft_config import LoraTuning
 from nemotron_style.steps.blocks.settings.training_config import (
     AlignerJob,
     Count,
@@ -166,8 +167,16 @@ class Config(StepConfig):
         problems = [*find_conflicts(_mirrors(self))]
         problems += self.trainer.sft.find_missing_end("trainer.sft")
         problems += find_half_weights(self.model.megatron_amp_O2, self.trainer)
+        problems += _find_dropout(self.model.peft.lora)
         raise_all(ConfigError, problems)
         return self
+
+
+def _find_dropout(lora: LoraTuning | None) -> Iterator[Problem]:
+    if lora and lora.adapter_dropout:
+        what = "the baseline of a response is what the model gives it, and dropout would blur that"
+        key, got = "model.peft.lora_tuning.adapter_dropout", f"{lora.adapter_dropout:g}"
+        yield Problem(key=key, what=what, got=got, allowed="0", fix="set it to 0")
 
 
 def _mirrors(config: Config) -> list[tuple[str, Any, str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
+from nemotron_style.steps.blocks.preflight.adapter_source import add_adapter
 from nemotron_style.steps.blocks.preflight.job import Job, Rows, compile_checks
 from nemotron_style.steps.blocks.preflight.memory import Load
 from nemotron_style.steps.sft.steerlm2.config import Config
@@ -33,4 +34,4 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
         longest=config.longest,
         tokens=model.data.chat_prompt_tokens,
     )
-    return compile_checks(job, site)
+    return add_adapter(compile_checks(job, site), site)

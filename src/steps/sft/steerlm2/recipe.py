@@ -18,27 +18,18 @@ Shapes: ``_P`` groups, ``_G`` responses of a group.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from nemotron_style.runtime.errors import StepFailed
-from nemotron_style.runtime.step.checkpoint import Checkpoints
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
-    CONFIG,
     TOKENIZER,
-    WEIGHTS,
-    load_model,
     read_config,
     recorded_weights_digest,
-    save_model,
-    written_digest,
 )
 from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_facts
@@ -54,8 +45,10 @@ from nemotron_style.steps.blocks.training.launch_check import check_launch
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
+from nemotron_style.steps.blocks.training.trained_model import Adaptation, load_trained_model
 from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.sft.steerlm2.batch import Batch, accumulate
+from nemotron_style.steps.sft.steerlm2.best_model import BestModel
 from nemotron_style.steps.sft.steerlm2.check import check_sampler, check_start, warn_if_few
 from nemotron_style.steps.sft.steerlm2.config import Config
 from nemotron_style.steps.sft.steerlm2.metrics import GroupMetrics, compute_metrics
@@ -79,7 +72,7 @@ class Selection:
 
 
 def run(config: Config, ctx: StepContext) -> None:
-    """Train ``model`` on ``data`` and produce the model at the smallest validation distance."""
+    """Train on ``data`` and produce the model, or adapter, at the smallest validation distance."""
     # -- what is trained, whether the data were made with it, and their rows: all checked first
     check_launch(config.trainer, world_size=ctx.world_size)
     initialize(Parallel.of(config.model), seed=config.seed)
@@ -101,14 +94,17 @@ def run(config: Config, ctx: StepContext) -> None:
     warn_if_held(ctx, config.model.optim, updates=steps)
 
     # -- the model and its state
-    model, sizes = load_model(
-        start.path,
+    adaptation = Adaptation.of(ctx, config.model.peft, seed=config.seed)  # None: all is trained
+    sizes = read_config(start.path)
+    model = load_trained_model(
+        ctx,
+        adaptation,
         dtype=torch.bfloat16 if config.trainer.half else torch.float32,
         distributed_optimizer=config.model.optim.distributed,
     )
     optimizer = build_optimizer(model, config.model.optim, gradient_clip=sft.gradient_clip_val)
-    state = TrainingState(ctx, model, optimizer)
-    best_models = ctx.checkpoints.beside("best")
+    state = TrainingState(ctx, model, optimizer, adaptation and adaptation.base)
+    best_model = BestModel(ctx, model, sizes, adaptation, tokenizer.path)
     questions = (Question(group.prompt_ids) for group in chain(validation.groups, train.groups))
     samples = AnswerSamples.open(ctx, config.trainer.samples, chat, sizes, questions)
 
@@ -129,6 +125,7 @@ def run(config: Config, ctx: StepContext) -> None:
         selection = Selection(*[validate(0)] * 2)
         check_start(config, selection.before, "validation rows")
         warn_if_few(config, ctx, selection.before)
+        best_model.keep_start()
     samples.begin(model, done)
 
     def select(step: int) -> bool:
@@ -137,10 +134,7 @@ def run(config: Config, ctx: StepContext) -> None:
             return False
         selection.best, selection.best_step = metrics, step
         samples.take(model, step)
-        save_model(model, best_models.stage(step), config=sizes, tokenizer=tokenizer.path)
-        dist.barrier()
-        best_models.commit(step)  # keeps two: the state saved last may still name the one before
-        dist.barrier()
+        best_model.keep(step)
         return True
 
     loop = TrainingLoop(
@@ -182,12 +176,13 @@ def run(config: Config, ctx: StepContext) -> None:
 
     # -- what is produced: the best model, and how it came to be
     samples.write(after=selection.best_step)
-    write_model(config, ctx, start=start.path, best_models=best_models, step=selection.best_step)
-    output = ctx.output("model")
+    output = best_model.produce(selection.best_step)
     if ctx.is_first:
         store_chat(output.path / TOKENIZER, chat)
+        draw(ctx.metrics.history(), ctx.run_dir)
+        if config.exp_manager.explicit_log_dir:
+            copy_logs(ctx.run_dir, Path(config.exp_manager.explicit_log_dir))
     output.note(
-        weights_digest=written_digest(output.path),
         parent_weights_digest=parent,
         best_step=selection.best_step,
         steps=steps,
@@ -214,28 +209,3 @@ def read_batch(config: Config, ctx: StepContext, *, slot: str, chat: Chat) -> Ba
             max_tokens=config.longest(limit),
         )
     )
-
-
-def write_model(
-    config: Config, ctx: StepContext, *, start: Path, best_models: Checkpoints, step: int
-) -> None:
-    """Write the output, the model of ``step`` (0: the start), plot the run and copy its logs.
-
-    Raises StepFailed when the model of that step is damaged.
-    """
-    chosen = best_models.at(step)
-    if step and chosen is None:
-        raise StepFailed(f"the kept model of step {step} is damaged; run again with --fresh")
-    if ctx.is_first:
-        copy_model(chosen.path if chosen else start, ctx.output("model").path)
-        draw(ctx.metrics.history(), ctx.run_dir)
-        if config.exp_manager.explicit_log_dir:
-            copy_logs(ctx.run_dir, Path(config.exp_manager.explicit_log_dir))
-    dist.barrier()
-
-
-def copy_model(source: Path, target: Path) -> None:
-    """Copy the parts of a checkpoint, and no record or marker that lies beside them."""
-    shutil.copyfile(source / CONFIG, target / CONFIG)
-    for part in (WEIGHTS, TOKENIZER):
-        shutil.copytree(source / part, target / part)

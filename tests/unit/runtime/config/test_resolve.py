@@ -479,6 +479,11 @@ when = { "model.optim.name" = "sgd" }
 name = "trace"
 type = "eval_results"
 when = { "model.optim.name" = "sgd", steps = 4 }
+
+[[produces]]
+name = "data"
+type = "eval_results"
+when = { seed = -1 }
 """
 
 
@@ -493,6 +498,7 @@ def test_a_slot_is_there_where_the_config_has_its_values_defaults_included(toy):
     chosen = "model.optim.name=sgd"
     assert slots(resolve(chosen).manifest) == (["model", "data", "start"], ["model", "trace"])
     assert slots(resolve(chosen, name="tiny").manifest)[1] == ["model"]  # of two steps
+    resolve("+inputs.data={ref: 'a:v1'}")  # the output of that name is another slot
     source = "+inputs.start={ref: 'a:v1'}"
     assert resolve(chosen, source).sources["start"] == InputSource(ref="a:v1")
     assert 'it is one where model.optim.name is "sgd"' in refusal(source)

@@ -30,9 +30,8 @@ from nemotron_style.steps.blocks.data.tokenizer_training import train_tokenizer
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.lora import adapted_layers, apply_lora, lora_delta
 from nemotron_style.steps.blocks.model.parallel import initialize
-from nemotron_style.steps.blocks.settings.adapter_config import AdapterBase
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
-from nemotron_style.steps.blocks.settings.peft_config import LoraTuning
+from nemotron_style.steps.blocks.settings.peft_config import AdapterBase, LoraTuning
 from nemotron_style.steps.convert.merge_lora import recipe
 from nemotron_style.steps.convert.merge_lora.config import Config
 

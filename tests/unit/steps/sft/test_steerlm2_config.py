@@ -93,7 +93,9 @@ def test_command_line_of_the_reference_carries_over(manifest):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("model.peft.peft_scheme=lora", "not supported by this step yet"),
+        ("model.peft.peft_scheme=ptuning", "there is LoRA"),
+        ("model.peft.lora_tuning.target_modules=[attention_qvk]", "attention_qkv, attention_dense"),
+        ("model.peft.lora_tuning.adapter_dim=0", ">= 1"),
         ("model.data.chat=false", "rows are conversations"),
         ("model.hidden_dropout=0.1", "dropout"),
         ("model.sequence_parallel=true", "model.tensor_model_parallel_size"),

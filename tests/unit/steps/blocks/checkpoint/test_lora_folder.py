@@ -23,8 +23,7 @@ from nemotron_style.steps.blocks.checkpoint.lora_folder import LoraFolder, read_
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
-from nemotron_style.steps.blocks.settings.adapter_config import AdapterBase
-from nemotron_style.steps.blocks.settings.peft_config import LoraTuning
+from nemotron_style.steps.blocks.settings.peft_config import AdapterBase, LoraTuning
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

@@ -9,9 +9,9 @@ import pytest
 
 from hub_folder import CONFIG, write_json
 from nemotron_style.runtime.store.store import Store
-from nemotron_style.steps.blocks.preflight.adapter_source import FOREIGN, check_adapter
-from nemotron_style.steps.blocks.settings.adapter_config import AdapterBase
+from nemotron_style.steps.blocks.preflight.adapter_source import check_adapter
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.peft_config import FOREIGN, AdapterBase
 from small_model import ONE_LAYER
 
 OWN, OTHER = "sha256:" + "0" * 64, "sha256:" + "1" * 64
