@@ -33,6 +33,12 @@ INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 """Operations whose indices, the second argument, may lie on the CPU."""
 
 
+SIZED_BY_NUMBERS = {aten.nonzero.default, aten.masked_select.default, aten.unique_dim.default}
+"""Operations whose result is as large as its numbers say."""
+WAITS: list[str] = []
+"""What the CPU had to wait for the card for: see :func:`waits`."""
+
+
 class MixedDevicesError(RuntimeError):
     """One operation was given tensors of the card and of the CPU."""
 
@@ -100,6 +106,7 @@ def execute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if kwargs.get("device") is not None:
         on_card = torch.device(kwargs["device"]) == CARD
         kwargs = {**kwargs, "device": torch.device("cpu")}
+    note_wait(operation, args, on_card_before=any(map(_on_card, tensors)), on_card_after=on_card)
     outer = {id(leaf.inner): leaf for leaf in tree_leaves((args, kwargs)) if _on_card(leaf)}
     result = operation(*tree_map(_inner, args), **tree_map(_inner, kwargs))
 
@@ -109,6 +116,24 @@ def execute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return OnCard(value) if on_card and isinstance(value, torch.Tensor) else value
 
     return tree_map(wrap, result)
+
+
+def note_wait(operation: Any, args: Any, *, on_card_before: bool, on_card_after: bool) -> None:
+    """Remember an operation whose result the CPU needs before it can go on."""
+    leaves = operation in ACROSS and _on_card(args[-1] if len(args) == 2 else args[0])
+    mask = operation in INDEXED and any(
+        _on_card(index) and index.dtype is torch.bool for index in args[1] if index is not None
+    )
+    number = operation is aten._local_scalar_dense.default or operation in SIZED_BY_NUMBERS
+    if on_card_before and (number or mask or (leaves and not on_card_after)):
+        WAITS.append(str(operation))
+
+
+def waits(work: Callable[[], object]) -> list[str]:
+    """What the CPU waits for the card for in ``work``: numbers that are read, masks as indices."""
+    WAITS.clear()
+    work()
+    return list(WAITS)
 
 
 def _on_card(value: Any) -> bool:

@@ -50,10 +50,9 @@ class LanguageModel(GPTModel):
         if not self.post_process:
             return states
         chosen = states.flatten(0, 1).index_select(0, packed.predictors_T)
-        labels_T = packed.labels_BNR[packed.mask_BNR]
-        logprobs_T = label_logprobs(self.head(chosen), labels_T, temperature=temperature)
-        zeros = logprobs_T.new_zeros(packed.mask_BNR.shape)
-        return zeros.masked_scatter(packed.mask_BNR, logprobs_T)
+        logprobs_T = label_logprobs(self.head(chosen), packed.labels_T, temperature=temperature)
+        zeros = logprobs_T.new_zeros(packed.mask_BNR.numel())
+        return zeros.index_copy(0, packed.spots_T, logprobs_T).view(packed.mask_BNR.shape)
 
     def hidden(self, packed: PackedBatch) -> Tensor:
         """Final hidden states ``[S, B, hidden]`` (those of this stage before the last one)."""

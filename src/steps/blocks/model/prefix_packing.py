@@ -59,8 +59,10 @@ class PackedBatch:
     """A batch of B rows of S tokens, with N responses of at most R tokens each.
 
     ``tokens_BS``, ``positions_BS`` int64; ``labels_BNR`` int64 and ``mask_BNR`` bool are the
-    response tokens and which of them are real. ``predictors_T`` holds, for each real response
-    token in the order of the mask, where the state that predicts it stands in ``[S * B]``.
+    response tokens and which of them are real. Of the T real ones, in the order of the mask,
+    ``labels_T`` are the tokens, ``spots_T`` their places in ``[B * N * R]``, and ``predictors_T``
+    those of the states that predict them in ``[S * B]``. A mask alone would say as much, but a
+    GPU has to be waited for to learn how much it holds.
     A packed sequence is one row of tokens, and has labels and mask of B samples nevertheless.
     """
 
@@ -69,6 +71,8 @@ class PackedBatch:
     layout: Layout
     labels_BNR: Tensor
     mask_BNR: Tensor
+    labels_T: Tensor
+    spots_T: Tensor
     predictors_T: Tensor
 
     @property
@@ -94,6 +98,8 @@ class PackedBatch:
             ),
             labels_BNR=self.labels_BNR.to(device),
             mask_BNR=self.mask_BNR.to(device),
+            labels_T=self.labels_T.to(device),
+            spots_T=self.spots_T.to(device),
             predictors_T=self.predictors_T.to(device),
         )
 
@@ -233,12 +239,16 @@ def _packed(
     rows, count = len(labels), len(labels[0])
     lengths = torch.tensor([[len(ids) for ids in row] for row in labels])
     width = max(1, int(lengths.max()))
+    labels_BNR = _padded([ids for row in labels for ids in row], width).view(rows, count, width)
+    mask_BNR = torch.arange(width) < lengths[..., None]
     return PackedBatch(
         tokens_BS=tokens,
         positions_BS=positions,
         layout=layout,
-        labels_BNR=_padded([ids for row in labels for ids in row], width).view(rows, count, width),
-        mask_BNR=torch.arange(width) < lengths[..., None],
+        labels_BNR=labels_BNR,
+        mask_BNR=mask_BNR,
+        labels_T=labels_BNR[mask_BNR],
+        spots_T=mask_BNR.flatten().nonzero()[:, 0],
         predictors_T=torch.tensor(predictors, dtype=torch.long),
     )
 

@@ -48,7 +48,8 @@ def accumulate_gradients(
 
     ``loss(logprobs_BNR, facts)`` gives this micro-batch's share of the global loss (a scalar) and
     what it reports; it is called on the last pipeline stage only, and so the list is
-    empty elsewhere. The log-probs are on the CPU, where recipes keep what they compare them with.
+    empty elsewhere. The log-probs are on the model's device: a loss that brings them to the CPU
+    makes a GPU wait, once for each micro-batch, until its backward pass is queued.
     Ranks may have different numbers of micro-batches, none among them.
     """
     model.zero_grad_buffer()
@@ -60,9 +61,8 @@ def accumulate_gradients(
     scale = len(microbatches) * data_world()
 
     def finish(facts: Facts, logprobs: Tensor) -> tuple[Tensor, Any]:
-        share, report = loss(logprobs.cpu(), facts)
-        if not share.isfinite():
-            model.nonfinite_losses += 1
+        share, report = loss(logprobs, facts)
+        model.nonfinite_losses = model.nonfinite_losses + ~share.detach().isfinite()
         return share * scale, report
 
     return _run(model, microbatches, finish, temperature=temperature, forward_only=False)

@@ -36,7 +36,7 @@ class UpdateGuard:
             self.in_row = 0
             return True
         facts = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}"
-        counts = enumerate(gather(getattr(self.model, "nonfinite_losses", 0)))
+        counts = enumerate(gather(int(getattr(self.model, "nonfinite_losses", 0))))
         if ranks := [str(rank) for rank, count in counts if count]:
             facts += f"; the loss is not finite on rank {', '.join(ranks)}"
         if self.in_row >= self.most_in_row:

@@ -97,7 +97,7 @@ def accumulate(
     whole = Targets.of(rows, config)
 
     def loss(outputs_C1K: Tensor, target: Targets) -> tuple[Tensor, Tensor]:
-        prediction_CK = outputs_C1K[:, 0].double()
+        prediction_CK = outputs_C1K[:, 0].double().cpu()
         mse = mean_squared_error(prediction_CK, target, over=whole)
         ranking = ranking_loss(prediction_CK, target, config=config, over=whole)
         return mse + ranking, prediction_CK.detach()

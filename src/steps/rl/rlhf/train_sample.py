@@ -92,7 +92,7 @@ def accumulate_policy_loss(
 
     def loss(logprobs_BNR: Tensor, batch: PolicyBatch) -> tuple[Tensor, dict[str, float]]:
         result = clipped_pg_loss(
-            replace(batch, current_BT=logprobs_BNR.flatten(0, 1)), config.loss_fn, counts
+            replace(batch, current_BT=logprobs_BNR.flatten(0, 1).cpu()), config.loss_fn, counts
         )
         return result.loss, loss_metrics(result, config.loss_fn, counts)
 

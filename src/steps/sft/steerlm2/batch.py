@@ -77,6 +77,7 @@ def accumulate(model: DistributedDataParallel, batch: Batch, sizes: SteerLM2) ->
 
     def loss(logprobs_BNR: Tensor, at: tuple[Index, Tensor]) -> tuple[Tensor, Tensor]:
         index, mask_BNR = at
+        logprobs_BNR = logprobs_BNR.cpu()  # where the tables of the batch are
         log_q_theta_BN = steerlm2.response_logprob(logprobs_BNR, mask_BNR).detach()
         scales_BN = _scales(batch, log_q_theta_BN, index) if known_PG is None else known_PG[index]
         return steerlm2.group_loss(logprobs_BNR, mask_BNR, scales_BN), log_q_theta_BN
