@@ -34,7 +34,8 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(states, weight)
+        # the gradient of a frozen weight, which would need the states, is never asked for
+        ctx.save_for_backward(states if ctx.needs_input_grad[1] else None, weight)
         return _product(states, weight, bias)
 
     @staticmethod

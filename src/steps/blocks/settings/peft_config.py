@@ -48,7 +48,7 @@ def _check_targets(names: Sequence[str]) -> Sequence[str]:
     for name in names:
         if name not in TARGETS and name not in GROUPS:
             known = _NAMED_ELSEWHERE.get(name)
-            fix = f"say {known}, of which {name} is a part" if known else ""
+            fix = f"for {name} say {known}" if known else ""
             what = "the model has no such linear layer"
             problems.append(Problem(what=what, got=name, allowed=allowed, fix=fix))
     if not names:

@@ -23,6 +23,7 @@ def test_products_and_gradients_are_those_of_torch(bias: bool, frozen: bool) -> 
     leaves = [one for one in (states, weight, added) if one is not None and one.requires_grad]
     product, wanted = linear(states, weight, added), F.linear(states, weight, added)
     assert "_Linear" in type(product.grad_fn).__name__
+    assert (product.grad_fn.saved_tensors[0] is None) == frozen  # the states are not kept
     torch.testing.assert_close(product, wanted, atol=1e-4, rtol=0)
     own, theirs = (torch.autograd.grad(one, leaves, upstream) for one in (product, wanted))
     for one, other in zip(own, theirs, strict=True):

@@ -37,7 +37,7 @@ def test_alpha_is_the_rank_where_it_is_not_said():
     ("values", "said"),
     [
         ({"target_modules": ["attention_qvk"]}, "allowed: attention_qkv, attention_dense, mlp_fc1"),
-        ({"target_modules": ["all", "up_proj"]}, "say mlp_fc1"),
+        ({"target_modules": ["all", "up_proj"]}, "for up_proj say mlp_fc1"),
         ({"target_modules": []}, "peft_scheme=none"),
         ({"adapter_dim": 0}, ">= 1"),
         ({"adapter_dropout": 1.0}, "< 1"),
