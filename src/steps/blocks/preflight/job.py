@@ -205,12 +205,14 @@ def weigh(
     elif limit == sizes.max_sequence_length:
         limit = 0
     data = max(1, job.machines * job.processes // (load.tensor * load.pipeline))
+    if on_cpu:  # only megatron-core's optimizer spreads its state, and it wants CUDA
+        load = replace(load, on_cpu=True, spread_optimizer=False)
     lengths = samples["data"].lengths if job.packed_batch and "data" in samples else ()
     if lengths:  # a pass is full, but for a small batch
         batch = math.ceil(job.packed_batch / data * sum(lengths) / len(lengths))
         passed = min(load.pass_rows * job.longest(sizes.max_sequence_length), batch)
         load = replace(load, pass_tokens=max(passed, limit))
-    return estimate_memory(sizes, replace(load, data=data, row_tokens=limit, on_cpu=on_cpu))
+    return estimate_memory(sizes, replace(load, data=data, row_tokens=limit))
 
 
 def runs_on_cpu(job: Job, machine: Machine, site: JobSite) -> bool:

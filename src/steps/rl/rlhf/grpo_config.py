@@ -125,7 +125,7 @@ class Optimizer(Section):
     params_dtype: str | None = held(
         None, "float32", why="the optimizer's own weights are always float32"
     )
-    use_distributed_optimizer: bool = unused(True)
+    use_distributed_optimizer: bool = cosmetic(default=True)
     use_precision_aware_optimizer: bool = unused(True)
     optimizer_cpu_offload: bool = held(False, why=NO_OFFLOAD, fix=_SHARE)
     optimizer_offload_fraction: float = held(0.0, why=NO_OFFLOAD, fix=_SHARE)
@@ -285,9 +285,12 @@ class Policy(Section):
     @property
     def optim(self) -> OptimConfig:
         """The optimizer, as the block wants it."""
-        adam = self.megatron_cfg.optimizer
+        adam, ddp = self.megatron_cfg.optimizer, self.megatron_cfg.distributed_data_parallel_config
+        # NeMo-RL has the key twice.
+        twice = adam.use_distributed_optimizer, ddp.get("use_distributed_optimizer", True)
+        spread = self.half and all(twice)
         return OptimConfig(
-            name="distributed_fused_adam" if self.half else "adamw",
+            name="distributed_fused_adam" if spread else "adamw",
             lr=adam.lr,
             weight_decay=adam.weight_decay,
             betas=(adam.adam_beta1, adam.adam_beta2),

@@ -118,7 +118,8 @@ def run(config: Config, ctx: StepContext) -> None:
 
     # -- the policy, the frozen reference that it starts from, and the judge
     dtype = torch.bfloat16 if policy.half else torch.float32
-    model, sizes = load_model(source.path, dtype=dtype, distributed_optimizer=policy.half)
+    spread = policy.optim.distributed
+    model, sizes = load_model(source.path, dtype=dtype, distributed_optimizer=spread)
     reference, _ = load_model(source.path, dtype=dtype, ddp=False)
     optimizer = build_optimizer(model, policy.optim, gradient_clip=policy.max_grad_norm)
     rank_zero = RankZero()

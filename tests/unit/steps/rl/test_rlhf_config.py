@@ -252,3 +252,12 @@ def test_what_overrides_break_together_is_blamed_on_them(manifest):
             "grpo.val_period=7",
         )
     assert str(refused.value).count("override") == 2
+
+
+def test_the_optimizer_s_state_is_shared_in_bfloat16_unless_one_of_two_keys_says_no(manifest):
+    half = ("policy.precision=bfloat16",)
+    assert parse(manifest, *half).policy.optim.distributed
+    assert not parse(manifest).policy.optim.distributed
+    of_ddp = "+policy.megatron_cfg.distributed_data_parallel_config.use_distributed_optimizer=false"
+    for key in ("policy.megatron_cfg.optimizer.use_distributed_optimizer=false", of_ddp):
+        assert not parse(manifest, *half, key).policy.optim.distributed

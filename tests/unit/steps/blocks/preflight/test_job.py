@@ -211,3 +211,13 @@ def test_a_pass_of_packed_rows_is_full_and_one_of_padded_rows_is_not(
     assert packed
     assert padded
     assert float(packed[1]) > 3 * float(padded[1])
+
+
+def test_adapters_and_cpus_are_weighed_as_they_are(hub: Path, dry_run: DryRun) -> None:
+    rows = write_rows(hub.parent / "rows.jsonl", 130)
+    spread = ("model.optim.name=distributed_fused_adam", "trainer.devices=2")
+    shown, _ = dry_run("sft/chat", *fill(hub, rows)[:-2], "trainer.precision=32", *spread)
+    assert "optimizer 0.00075" in shown  # what is shared is shared by GPUs
+    shown, _ = dry_run("sft/chat", *fill(hub, rows), "model.peft.peft_scheme=lora")
+    gradients, *_ = re.findall(r"gradients ([\d.e-]+)", shown)
+    assert float(gradients) < 0.00038 / 4  # of the adapters alone
