@@ -183,7 +183,9 @@ def check_parallel(plan: Plan) -> Iterator[Problem]:
             named = " x ".join(f"{key} {size}" for key, size in sizes.items())
             what = f"{world_size} processes ({plan.nodes} machines x {plan.processes}) cannot be "
             what += f"divided into copies of a model over {per_copy} ({named})"
-            fix = f"make the number of processes a multiple of {per_copy}"
+            next_one = -(-world_size // per_copy) * per_copy
+            fix = f"start a multiple of {per_copy} processes, such as {next_one}, "
+            fix += f"or divide the model over a number that divides {world_size}"
             yield Problem(where=plan.step, key=path, what=what, fix=fix)
 
 

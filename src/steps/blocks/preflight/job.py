@@ -66,7 +66,8 @@ class Job:
     ``longest`` makes the most tokens of a row of what the model can hold, ``new_tokens`` those
     that are sampled after a prompt. ``packed_batch`` are the rows of a global batch, where passes
     are filled with them and not padded. ``tokens`` are the chat tokens of the config, ``sizes``
-    those of a model that begins from nothing. ``keys`` are those of precision and processes.
+    those of a model that begins from nothing. ``batch`` is the key of the samples of an update, and
+    how many they are. ``keys`` are those of precision and processes.
     """
 
     load: Load
@@ -77,6 +78,7 @@ class Job:
     longest: Callable[[int], int] = lambda limit: limit
     new_tokens: Callable[[int], int] | None = None
     packed_batch: int = 0
+    batch: tuple[str, int] | None = None
     tokens: ChatPromptTokens | None = None
     chats: bool = True
     sizes: ModelConfig | None = None
@@ -109,6 +111,7 @@ def compile_checks(job: Job, site: JobSite, *problems: Problem) -> CompiledJob:
     if notes and job.model in site.origins and job.model not in site.files:
         notes[0] += ", to be converted first"
     notes += [sample.describe(slot) for slot, sample in samples.items()]
+    found += check_batch(job)
     if sizes:
         load = job.load
         found += find_indivisible(sizes, tensor=load.tensor, pipeline=load.pipeline)
@@ -119,6 +122,20 @@ def compile_checks(job: Job, site: JobSite, *problems: Problem) -> CompiledJob:
         notes.append(f"memory{of}: about {memory} a process{beside}")
         notes += check_memory(job, memory, find_room(job, machine, site, on_cpu=on_cpu), found)
     return CompiledJob(notes=tuple(notes), problems=tuple(found))
+
+
+def check_batch(job: Job) -> Iterator[Problem]:
+    """More copies of the model than an update has samples: some would have nothing to do."""
+    copies = job.machines * job.processes // (job.load.tensor * job.load.pipeline)
+    if job.batch and copies > job.batch[1]:
+        key, samples = job.batch
+        yield Problem(
+            key=job.keys[1],
+            what="more data parallel processes than an update has samples",
+            got=f"{copies} for {samples} ({key})",
+            allowed=f"up to {samples}",
+            fix=f"use fewer processes, divide the model over more of them, or raise {key}",
+        )
 
 
 def compile_together(*jobs: CompiledJob) -> CompiledJob:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -198,22 +199,34 @@ SWITCHES = {
 
 
 def find_indivisible(config: ModelConfig, *, tensor: int, pipeline: int) -> list[Problem]:
-    """The sizes of a model that these parallel sizes do not divide."""
-    divisors = {
-        "vocab_size": tensor,
-        "num_attention_heads": tensor,
-        "num_query_groups": tensor,
-        "ffn_hidden_size": tensor,
-        "num_layers": pipeline,
-    }
+    """The sizes of a model that these parallel sizes do not divide, and what would do."""
+    padded = -(-config.vocab_size // tensor) * tensor
+    pad = f"{padded} rows of embeddings would do: make_vocab_size_divisible_by={tensor} adds them, "
+    pad += "in model of a conversion, or in model.architecture of a new model"
+    shared = gcd(config.num_attention_heads, config.num_query_groups, config.ffn_hidden_size)
+    slices = f"divide them over {_list_divisors(shared)} tensor ranks"
+    stages = f"divide them over {_list_divisors(config.num_layers)} pipeline stages"
+    checks = (
+        ("vocab_size", "tensor", tensor, pad),
+        ("num_attention_heads", "tensor", tensor, slices),
+        ("num_query_groups", "tensor", tensor, slices),
+        ("ffn_hidden_size", "tensor", tensor, slices),
+        ("num_layers", "pipeline", pipeline, stages),
+    )
     return [
         Problem(
             what="the model cannot be divided so",
             key=name,
             got=str(getattr(config, name)),
-            allowed=f"a multiple of the {'pipeline' if name == 'num_layers' else 'tensor'} "
-            f"parallel size {divisor}",
+            allowed=f"a multiple of the {kind} parallel size {size}",
+            fix=fix,
         )
-        for name, divisor in divisors.items()
-        if getattr(config, name) % divisor
+        for name, kind, size, fix in checks
+        if getattr(config, name) % size
     ]
+
+
+def _list_divisors(number: int) -> str:
+    """``1, 2 or 4``; of a large number the first ones."""
+    *most, last = [str(each) for each in range(1, min(number, 512) + 1) if number % each == 0]
+    return f"{', '.join(most)} or {last}" if most else last

@@ -21,6 +21,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
         ),
         machines=trainer.num_nodes,
         processes=trainer.devices,
+        batch=("model.global_batch_size", model.global_batch_size),
         rows={
             "data": Rows(
                 "ratings",

@@ -25,6 +25,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
         ),
         machines=trainer.num_nodes,
         processes=trainer.devices,
+        batch=("model.data.train_ds.global_batch_size", train.global_batch_size),
         rows={
             "data": Rows(
                 "training",

@@ -27,6 +27,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
         ),
         machines=machines,
         processes=config.processes,
+        batch=("policy.train_global_batch_size", policy.train_global_batch_size),
         rows={
             "prompts": Rows(
                 "prompts",

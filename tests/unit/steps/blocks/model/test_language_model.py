@@ -114,6 +114,11 @@ def test_rotation_keeps_length_and_depends_on_distance_only():
 def test_a_division_that_does_not_fit_names_every_size():
     problems = find_indivisible(CONFIG, tensor=4, pipeline=3)
     assert {problem.key for problem in problems} == {"vocab_size", "num_query_groups", "num_layers"}
+    told = {problem.key: str(problem) for problem in problems}
+    rows = -(-CONFIG.vocab_size // 4) * 4
+    assert f"{rows} rows of embeddings would do: make_vocab_size_div" in told["vocab_size"]
+    assert "divide them over 1 or 2 tensor ranks" in told["num_query_groups"]
+    assert "divide them over 1 or 2 pipeline stages" in told["num_layers"]
 
 
 def test_processes_that_cannot_be_divided_are_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,6 +64,13 @@ def test_a_folder_of_hugging_face_is_converted_and_told_about(hub: Path, dry_run
     assert "note      memory: about 0.00" in shown
 
 
+def test_more_copies_of_the_model_than_an_update_has_samples_are_refused() -> None:
+    many = job.Job(Load(half=False, tensor=2), machines=2, processes=4, batch=("batch", 3))
+    [problem] = job.compile_checks(many, JobSite("slurm")).problems
+    assert "got 4 for 3 (batch); allowed: up to 3" in str(problem)
+    assert not job.compile_checks(replace(many, batch=("batch", 4)), JobSite("slurm")).problems
+
+
 def test_what_was_converted_already_is_not_said_to_be_converted_first(hub: Path) -> None:
     site = JobSite("local", files={"model": hub}, origins={"model": hub})
     [first, *_] = job.compile_checks(job.Job(Load(half=False)), site).notes
@@ -83,6 +91,7 @@ def test_everything_that_is_wrong_is_told_at_once_after_the_plan(
     assert "got 40 rows in rows.jsonl, and 128 are needed" in told
     assert "num_attention_heads: the model cannot be divided so; got 2; allowed: a multiple" in told
     assert "6 processes (1 machines x 6) cannot be divided into copies of a model over 4" in told
+    assert "such as 8, or divide the model over a number that divides 6" in told
     assert all(line.startswith("error: sft/chat: ") for line in lines)
 
 
