@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import steerlm2_world
+from card import fail_where_devices_mix
 from nemotron_style.runtime.errors import InputError, Interrupted
 from nemotron_style.runtime.step.context import StepContext, Stop
 from nemotron_style.runtime.step.metrics import read_metrics
@@ -144,6 +145,10 @@ def test_an_adapter_is_gone_on_from_upon_its_base_and_in_its_form_alone(
         recipe.run(settings(adapter_dim=8), wide)
     assert "8" in str(caught.value)
     assert "4" in str(caught.value)
+
+
+def test_a_card_holds_all_that_is_computed_with(world: World, tmp_path: Path) -> None:
+    fail_where_devices_mix(lambda: recipe.run(settings(), context(tmp_path, world)))
 
 
 def test_adapters_of_no_model_are_refused() -> None:
