@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 
 from hub_folder import CONFIG, write_json
+from nemotron_style.runtime.step.compiled import JobSite
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.steps.blocks.preflight.adapter_source import check_adapter
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.peft_config import FOREIGN, AdapterBase
+from nemotron_style.steps.sft.chat.config import Config
+from nemotron_style.steps.sft.chat.preflight import compile_job
 from small_model import ONE_LAYER
 
 OWN, OTHER = "sha256:" + "0" * 64, "sha256:" + "1" * 64
+LORA = {"peft_scheme": "lora", "lora_tuning": {"adapter_dim": 4, "alpha": 8.0}}
 PLAIN = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
 
 
@@ -83,3 +87,20 @@ def test_what_its_small_files_say_is_reported_at_once(adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     [problem] = check_adapter(adapter, None)[1]
     assert problem.what.startswith("pickled weights are not read")
+
+
+def test_a_training_is_refused_for_the_adapter_that_it_would_go_on_from(
+    adapter: Path, tmp_path: Path
+) -> None:
+    bind(adapter)
+    base = commit_base(tmp_path, OTHER)
+    config = Config.model_validate({"trainer": {"precision": 32}, "model": {"peft": LORA}})
+    site = JobSite(
+        executor="local",
+        inputs={"model": "checkpoint_megatron", "adapter": "checkpoint_lora"},
+        files={"model": base, "adapter": adapter},
+    )
+    job = compile_job(config, site)
+    [problem] = job.problems
+    assert (problem.got, problem.allowed) == (f"a base with weights {OTHER}", OWN)
+    assert f"adapter: rank 4, alpha 8, of {adapter}" in job.notes
