@@ -76,8 +76,7 @@ def decide_unfinished(folder: RunFolder, plan: Plan) -> Decision:
     # A store that this machine does not see keeps the outputs; its records end with the state.
     if status.state == COMPLETED and plan.records is not None:
         return Decision("reuse", f"completed on {last.executor}; what it made is in {plan.store}")
-    names = [path.name for path in folder.path.glob("checkpoints/step-*")]
-    step = max((int(re.sub(r"\D", "", name)) for name in names), default=0)
+    step = find_newest_step(folder)
     start = f"continues from the checkpoint of step {step}" if step else "starts over"
     how = {
         CANCELLED: "was stopped",
@@ -88,6 +87,12 @@ def decide_unfinished(folder: RunFolder, plan: Plan) -> Decision:
     }[status.state]
     details = tuple(f"attempt {last.number}: {line}" for line in status.reason.splitlines()[:3])
     return Decision("resume", f"attempt {last.number} {how}; {start}", details)
+
+
+def find_newest_step(folder: RunFolder) -> int:
+    """The step of a run's newest checkpoint; 0 where it has none."""
+    names = [path.name for path in folder.path.glob("checkpoints/step-*")]
+    return max((int(re.sub(r"\D", "", name)) for name in names), default=0)
 
 
 def check_names(plan: Plan, decision: Decision, store: Store) -> None:
@@ -134,7 +139,11 @@ def has_removed_output(folder: RunFolder, store: Store) -> bool:
 
 
 def explain_new_run(plan: Plan, store: Store) -> Decision:
-    """The decision to run, with what differs from the most similar earlier run of the step."""
+    """The decision to run, with what differs from the most similar earlier run of the step.
+
+    Where that one ended early, it is said that its checkpoint is not gone on from: it belongs to
+    what that run was.
+    """
     compared: list[tuple[list[str], str]] = []
     for run in list_runs(store.root, step=plan.step, limit=RUNS_COMPARED):
         with contextlib.suppress(ValueError):  # a plan that cannot be read is passed over
@@ -145,4 +154,9 @@ def explain_new_run(plan: Plan, store: Store) -> Decision:
         return Decision("run", "first run of this step")
     differences, run_id = min(compared, key=lambda pair: len(pair[0]))
     more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
-    return Decision("run", f"differs from {run_id}: {differences[0]}{more}", tuple(differences))
+    reason = f"differs from {run_id}: {differences[0]}{more}"
+    earlier = RunFolder(store.root / "runs" / run_id)
+    step = find_newest_step(earlier) if earlier.outputs is None else 0
+    if step:
+        reason += f"; it starts over, and only the command of {run_id} goes on from its step {step}"
+    return Decision("run", reason, tuple(differences))

@@ -21,6 +21,19 @@ def test_a_run_that_another_command_has_just_planned_is_compared_with_others_onl
     assert explain_new_run(plan, mill.store).reason.startswith(f"differs from {other.run_id}: ")
 
 
+def test_another_config_does_not_go_on_from_a_checkpoint_and_says_so(mill: Any) -> None:
+    plan, other = (mill.compile("mill/grow", *more).target.plan for more in ([], ["steps=9"]))
+    folder = RunFolder(other.record_dir)
+    folder.reserve(other)
+    (folder.path / "checkpoints" / "step-00000002").mkdir(parents=True)
+    reason = explain_new_run(plan, mill.store).reason
+    assert reason.startswith(f"differs from {other.run_id}: ")
+    assert "steps: 9 -> " in reason
+    assert reason.endswith(f"only the command of {other.run_id} goes on from its step 2")
+    atomic.write_json(folder.path / "outputs.json", {"outputs": {}})
+    assert "goes on" not in explain_new_run(plan, mill.store).reason
+
+
 def test_a_run_whose_output_was_removed_is_not_reused_and_says_who_removed_it(mill: Any) -> None:
     plan, store = mill.compile("mill/grow").target.plan, mill.store
     folder = RunFolder(plan.record_dir)
