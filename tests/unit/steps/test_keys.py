@@ -55,6 +55,7 @@ _RESUME = "when and how often the state is saved; a run continues exactly"
 _MIRROR = "must equal another key, which is a part"
 _SHOWN = "what people are shown of the model; no artifact and no record holds it"
 _WAITING = "how long others are waited for; who is late has failed, and the record counts it"
+_ACTIVATIONS = "what is kept for the backward pass, or computed again: the same gradients"
 COSMETIC = {
     **dict.fromkeys(("devices", "num_nodes", "processes", "gpus_per_node"), _PROCESSES),
     "tensor_model_parallel_size": _PROCESSES,
@@ -71,6 +72,10 @@ COSMETIC = {
     "num_rollouts_per_prompt": _MIRROR,  # the cohort of rl/rlhf; in rs/actor it is a part
     **dict.fromkeys(("ready_seconds", "timeout", "first_pause", "longest_pause"), _WAITING),
     "genrm_parse_retry_sleep_s": _WAITING,
+    **dict.fromkeys(("sequence_parallel", "activation_checkpointing"), _ACTIVATIONS),
+    "activations_checkpoint_granularity": _ACTIVATIONS,
+    "activations_checkpoint_method": _ACTIVATIONS,
+    "activations_checkpoint_num_layers": _ACTIVATIONS,
     "packed_sequence": "rows with or without padding: the same sums in another order",
     "tries": "rs/actor ends where they are used up: a failure is no score",
     "at_once": "requests under way; each has a seed of its own",
@@ -189,8 +194,7 @@ def test_what_changes_a_record_or_a_promise_is_another_run(step: str, overrides:
 
 
 ALIGNER = {
-    "sequence_parallel": "true",
-    "activations_checkpoint_granularity": "full",
+    "activations_checkpoint_granularity": "some",
     "gradient_accumulation_fusion": "true",
     "cpu_offloading": "true",
     "fp8": "true",
@@ -200,8 +204,6 @@ MORE = {
     "sft/steerlm2": {"answer_only_loss": "false"},
 }
 NEMO_RL = {
-    "policy.megatron_cfg.activation_checkpointing": "true",
-    "policy.megatron_cfg.sequence_parallel": "true",
     "policy.megatron_cfg.gradient_accumulation_fusion": "true",
     "policy.megatron_cfg.fine_grained_activation_offloading": "true",
     "policy.megatron_cfg.defer_fp32_logits": "true",
@@ -235,6 +237,12 @@ def test_what_would_save_memory_in_nemo_aligner_is_refused_and_not_ignored(step:
     opposites = {key: "false" if value == "true" else "null" for key, value in ALIGNER.items()}
     overrides = [f"++model.{key}={value}" for key, value in opposites.items()]
     assert resolve_config(CATALOG.find(step), name="tiny", overrides=overrides).unused == ()
+
+
+@pytest.mark.parametrize("step", ["reward/regression", "rs/actor", "sft/chat", "sft/steerlm2"])
+def test_full_recomputation_says_which_layers(step: str) -> None:
+    full = {"model.activations_checkpoint_granularity": "full"}
+    assert refused_keys(step, full) == ["model.activations_checkpoint_method"]
 
 
 def test_a_model_is_not_changed_through_its_base_config() -> None:

@@ -34,6 +34,7 @@ from nemotron_style.steps.blocks.model.rank_zero import is_rank_zero, share_from
 from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights, whole_weights
 from nemotron_style.steps.blocks.settings.json_model import read_json_model
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.parallel_config import KEEP_ALL, Activations
 
 CONFIG, WEIGHTS, TOKENIZER = "model_config.json", "weights", "tokenizer"
 
@@ -107,6 +108,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     ddp: bool = True,
     distributed_optimizer: bool = False,
+    activations: Activations = KEEP_ALL,
 ) -> tuple[nn.Module, ModelConfig]:
     """This rank's part of a checkpoint's model, for the division in force, and its sizes.
 
@@ -115,7 +117,9 @@ def load_model(
     not fit its sizes.
     """
     config = check_checkpoint(path)
-    model = unwrap(build_model(config, dtype=dtype, ddp=False, initial=None))
+    model = unwrap(
+        build_model(config, dtype=dtype, ddp=False, initial=None, activations=activations)
+    )
     weights = torch_dist.read(sharded_weights(model), path / WEIGHTS)
     model.load_state_dict(weights, strict=False)  # `_extra_state` is not stored
     if not ddp:

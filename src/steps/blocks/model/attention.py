@@ -99,7 +99,7 @@ class AttentionContext(PackedSeqParams):
 
     def __init__(self, layout: Layout, *, positions: Tensor, config: ModelConfig) -> None:
         super().__init__()
-        self.layout = layout
+        self.layout, self.width = layout, positions.shape[-1]
         if layout.lengths:  # under megatron-core's names
             starts = torch.tensor([0, *layout.lengths], device=positions.device)
             self.cu_seqlens_q = starts.cumsum(0, dtype=torch.int32)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from megatron.core.pipeline_parallel import schedules
+from megatron.core.tensor_parallel import random as parallel_random
 
 
 @functools.cache
@@ -31,6 +32,9 @@ def _answer_with_cpu() -> None:
     torch.cuda.current_device = lambda: cpu  # type: ignore[assignment,return-value]
     torch.cuda.synchronize = lambda *_args, **_kwargs: None
     torch.Tensor.cuda = lambda self, *_args, **_kwargs: self  # type: ignore[method-assign]
+    # What is recomputed gets the random numbers of the CPU again; there are no others to restore.
+    parallel_random._get_cuda_rng_state = lambda **_: torch.empty(0)
+    parallel_random._set_cuda_rng_state = lambda *_, **__: None
     # A TorchFunctionMode would also do, at the price of a Python call for every operation.
     schedules.torch = _TorchOnCpu()  # type: ignore[attr-defined]
 

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -33,6 +35,11 @@ from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch
 from nemotron_style.steps.blocks.model.sharded_tensor import name_generator, shards
 from nemotron_style.steps.blocks.model.transformer_layer import block_spec
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig, find_indivisible
+from nemotron_style.steps.blocks.settings.parallel_config import (
+    ALIGNER_KEYS,
+    KEEP_ALL,
+    Activations,
+)
 
 INITIAL_STD = 0.02
 Model = TypeVar("Model", bound="LanguageModel")
@@ -58,14 +65,29 @@ class LanguageModel(GPTModel):
         """Final hidden states ``[S, B, hidden]`` (those of this stage before the last one)."""
         config = self.config.model
         context = AttentionContext(packed.layout, positions=packed.positions_BS, config=config)
+        tokens_BS = packed.tokens_BS
+        width = tokens_BS.shape[1]
+        if self.config.sequence_parallel:  # ranks keep parts of equal length
+            tokens_BS = F.pad(tokens_BS, (0, -width % self.config.tensor_model_parallel_size))
         embedded = None
         if self.pre_process:
-            embedded = self.embedding(input_ids=packed.tokens_BS, position_ids=None)
+            embedded = self.embedding(input_ids=tokens_BS, position_ids=None)
             if config.embedding_multiplier != 1.0:
                 # Hugging Face rounds the factor to the type of the weights first.
                 factor = torch.tensor(config.embedding_multiplier).to(embedded.dtype)
                 embedded = embedded * factor.item()
-        return self.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=context)
+            if self.config.recompute_granularity and not embedded.requires_grad:
+                # Else a frozen embedding would end the backward pass before it recomputes a layer.
+                embedded.requires_grad_()
+        states = self.decoder(
+            hidden_states=embedded, attention_mask=None, packed_seq_params=context
+        )
+        if self.config.sequence_parallel and self.post_process:
+            # Every rank gives the whole gradient of its states: none has to be summed.
+            states = gather_from_sequence_parallel_region(
+                states, tensor_parallel_output_grad=False
+            )[:width]
+        return states
 
     def head(self, states: Tensor) -> Tensor:
         """Logits ``[.., vocabulary / tensor ranks]`` of states ``[.., hidden]``, capped if so."""
@@ -89,15 +111,17 @@ def build_model(
     ddp: bool = True,
     initial: float | None = INITIAL_STD,
     distributed_optimizer: bool = False,
+    activations: Activations = KEEP_ALL,
 ) -> nn.Module:
     """This rank's part of the model, wrapped in megatron-core's DDP unless ``ddp`` is off.
 
     Weights are sampled per tensor from ``seed`` and the tensor's name, so they are the same for
     every division; ``initial`` is their standard deviation, None leaves them to be loaded.
     ``distributed_optimizer`` (CUDA) spreads optimizer state over data ranks.
-    Raises InputError when the sizes cannot be divided by the parallel sizes in force.
+    Raises InputError when the sizes cannot be divided by the parallel sizes in force, or
+    ``activations`` do not fit them.
     """
-    model = construct(LanguageModel, config, dtype=dtype)
+    model = construct(LanguageModel, config, dtype=dtype, activations=activations)
     if initial:
         initialise(model, num_layers=config.num_layers, seed=seed, std=initial)
     model.to(device=prepare_device(), dtype=dtype)
@@ -105,7 +129,12 @@ def build_model(
 
 
 def construct(
-    kind: Callable[..., Model], config: ModelConfig, *, dtype: torch.dtype, **more: Any
+    kind: Callable[..., Model],
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    activations: Activations = KEEP_ALL,
+    **more: Any,
 ) -> Model:
     """This rank's part of a model of class ``kind``, before its weights are drawn or loaded.
 
@@ -115,11 +144,16 @@ def construct(
     parallel = current_parallel()
     problems = find_indivisible(config, tensor=parallel.tensor, pipeline=parallel.pipeline)
     raise_all(InputError, problems)
-    settings = megatron_config(config, parallel=parallel, dtype=dtype)
+    layers = config.num_layers // parallel.pipeline
+    problems = [
+        *activations.find_problems(layers=layers, tensor=parallel.tensor, keys=ALIGNER_KEYS)
+    ]
+    raise_all(InputError, problems)
+    settings = megatron_config(config, parallel=parallel, dtype=dtype, activations=activations)
     settings.finalize_model_grads_func = finish_gradients
     model = kind(
         settings,
-        block_spec(settings, layers=config.num_layers // parallel.pipeline),
+        block_spec(settings, layers=layers),
         vocab_size=config.vocab_size,
         max_sequence_length=config.max_sequence_length,
         position_embedding_type="none",
@@ -161,9 +195,10 @@ def unwrap(model: nn.Module) -> LanguageModel:
 
 def finish_gradients(models: list[nn.Module], *args: Any, **kwargs: Any) -> None:
     """Sum gradients where ranks hold parts of one: of data ranks, of the two ends of the pipeline,
-    and of tensor ranks for the norms of queries and keys, which see the heads of their rank."""
-    parallel = current_parallel()
-    split_norms = parallel.tensor > 1 and models[0].config.qk_layernorm
+    and of tensor ranks for the norms of queries and keys, which see the heads of their rank, and
+    for what sees the tokens of its rank (sequence parallel)."""
+    parallel, config = current_parallel(), models[0].config
+    split_norms = parallel.tensor > 1 and (config.qk_layernorm or config.sequence_parallel)
     if data_world() * parallel.pipeline > 1 or split_norms:
         finalize_model_grads(models, *args, **kwargs)
 
@@ -188,6 +223,14 @@ def initialise(model: LanguageModel, *, num_layers: int, seed: int, std: float) 
 
 def _mark_divided(model: LanguageModel) -> None:
     """Say which weights are slices; megatron-core does so while it initialises, which is off."""
+    if model.config.sequence_parallel:
+        for name, parameter in model.named_parameters():
+            # the norms of queries and keys see whole rows
+            parameter.sequence_parallel = "layernorm" in name and "self_attention" not in name
+        if model.post_process and hasattr(model, "output_layer"):
+            # It is given whole rows, of which only the states that predict a response.
+            model.output_layer.sequence_parallel = False
+            model.output_layer.allreduce_dgrad = True
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding) and weight is not None:

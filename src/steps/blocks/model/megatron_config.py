@@ -10,6 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemotron_style.steps.blocks.model.parallel import Parallel
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.parallel_config import KEEP_ALL, Activations
 
 
 @dataclass
@@ -20,9 +21,14 @@ class MegatronConfig(TransformerConfig):
 
 
 def megatron_config(
-    config: ModelConfig, *, parallel: Parallel, dtype: torch.dtype
+    config: ModelConfig,
+    *,
+    parallel: Parallel,
+    dtype: torch.dtype,
+    activations: Activations = KEEP_ALL,
 ) -> MegatronConfig:
     """megatron-core's settings for ``config``; every fusion that needs CUDA kernels is off."""
+    method = activations.recompute_method
     return MegatronConfig(
         model=config,
         num_layers=config.num_layers,
@@ -42,6 +48,10 @@ def megatron_config(
         qk_layernorm=config.qk_norm == "head",
         hidden_dropout=0.0,
         attention_dropout=0.0,
+        recompute_granularity="full" if method else None,
+        recompute_method=method,
+        recompute_num_layers=activations.recompute_num_layers if method else None,
+        sequence_parallel=activations.sequence_parallel,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         # micro-batches of different widths may follow one another through the pipeline

@@ -114,6 +114,9 @@ class Attention(SelfAttention):
     def forward(self, hidden_states: Tensor, context: AttentionContext) -> tuple[Tensor, None]:
         """``[S, B, hidden]`` to the same shape."""
         product, _ = self.linear_qkv(hidden_states)
+        length, width = product.shape[0], context.width
+        if length > width:  # sequence parallelism has added tokens
+            product = product[:width]
         size = self.hidden_size_per_attention_head
         groups = self.num_query_groups_per_partition
         # per query group: its queries, one key, one value
@@ -122,7 +125,10 @@ class Attention(SelfAttention):
         query, key, value = by_group.split([heads, 1, 1], dim=3)
         if self.q_layernorm is not None:
             query, key = self.q_layernorm(query), self.k_layernorm(key)
-        return self.linear_proj(self.core_attention(query, key, value, context))
+        mixed = self.core_attention(query, key, value, context)
+        if length > width:
+            mixed = F.pad(mixed, (0, 0, 0, 0, 0, length - width))
+        return self.linear_proj(mixed)
 
 
 def _norm(config: MegatronConfig) -> nn.Module:

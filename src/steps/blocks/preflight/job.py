@@ -28,6 +28,7 @@ from nemotron_style.steps.blocks.preflight.memory import (
     show_gigabytes,
 )
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig, find_indivisible
+from nemotron_style.steps.blocks.settings.parallel_config import ALIGNER_KEYS
 from nemotron_style.steps.blocks.settings.row_config import LongRowReading, RowReading
 
 # What looks at content is imported where there is some: it knows all layouts and families.
@@ -83,6 +84,7 @@ class Job:
     chats: bool = True
     sizes: ModelConfig | None = None
     keys: tuple[str, str] = ("trainer.precision", "trainer.devices")
+    activation_keys: tuple[str, str] = ALIGNER_KEYS
     precision_fix: str = "set trainer.precision=32"
     memory_fix: str = "divide the model: raise tensor_model_parallel_size and the processes"
 
@@ -112,8 +114,11 @@ def compile_checks(job: Job, site: JobSite, *problems: Problem) -> CompiledJob:
         notes[0] += ", to be converted first"
     notes += [sample.describe(slot) for slot, sample in samples.items()]
     found += check_batch(job)
+    load = job.load
+    layers = sizes.num_layers // load.pipeline if sizes else None
+    keys = job.activation_keys
+    found += load.activations.find_problems(tensor=load.tensor, layers=layers, keys=keys)
     if sizes:
-        load = job.load
         found += find_indivisible(sizes, tensor=load.tensor, pipeline=load.pipeline)
         found += check_lengths(job, sizes, samples)
         memory = weigh(job, sizes, samples, on_cpu=on_cpu)

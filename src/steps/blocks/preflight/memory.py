@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.parallel_config import KEEP_ALL, Activations
 from nemotron_style.steps.blocks.settings.peft_config import TARGETS, LoraTuning
 
 GIGA = 10**9
@@ -21,8 +22,8 @@ class Load:
 
     ``data`` processes share the optimizer's state with ``spread_optimizer``. Of what is trained,
     ``lora`` leaves the adapters alone. ``pass_rows`` of ``row_tokens`` are in a pass with
-    gradients, or ``pass_tokens`` in all where rows are packed; ``recompute`` keeps of each layer
-    what it was given. ``sampled_rows`` are decoded side by side, or as many as make
+    gradients, or ``pass_tokens`` in all where rows are packed; ``activations`` says what is kept of
+    them. ``sampled_rows`` are decoded side by side, or as many as make
     ``cache_tokens``, by an engine that has weights of its own where ``samples_apart``; one that
     has not keeps matrices a second time ``on_cpu``, as they are read fastest. ``frozen`` copies of
     the weights are never trained.
@@ -35,11 +36,10 @@ class Load:
     trains: bool = True
     lora: LoraTuning | None = None
     spread_optimizer: bool = False
+    activations: Activations = KEEP_ALL
     pass_rows: int = 1
     row_tokens: int = 0
     pass_tokens: int = 0
-    recompute: bool = False
-    sequence_parallel: bool = False
     sampled_rows: int = 0
     cache_tokens: int = 0
     samples_apart: bool = False
@@ -177,19 +177,23 @@ def _count_sampled(sizes: ModelConfig, load: Load) -> int:
 
 
 def _stage_activations(sizes: ModelConfig, load: Load, layers: int) -> int:
-    """Numbers that a stage of the pipeline keeps of a token, with a layer that is recomputed."""
-    # The first stage of a pipeline keeps the passes of all stages: as many as all layers.
-    kept = sizes.num_layers if load.pipeline > 1 else layers
-    layer = _layer_activations(sizes, load)
-    if not load.recompute:
-        return kept * layer
-    return kept * sizes.hidden_size // (load.tensor if load.sequence_parallel else 1) + layer
+    """Numbers that a stage of the pipeline keeps of a token, with layers that are recomputed."""
+    kept = load.activations
+    hidden = sizes.hidden_size // (load.tensor if kept.sequence_parallel else 1)
+    layer = _layer_activations(sizes, load.tensor, hidden)
+    again = kept.recomputed(layers)
+    group = kept.recompute_num_layers if kept.recompute_method == "uniform" else 1
+    of_pass = (layers - again) * layer + -(-again // group) * hidden
+    # The first stage of a pipeline keeps the passes of all stages, and recomputes one at a time.
+    return load.pipeline * of_pass + (group * layer if again else 0)
 
 
-def _layer_activations(sizes: ModelConfig, load: Load) -> int:
-    """Numbers that a layer keeps of a token: what its norms and matrices are given."""
+def _layer_activations(sizes: ModelConfig, tensor: int, hidden: int) -> int:
+    """Numbers that a layer keeps of a token: what its norms and matrices are given.
+
+    ``hidden`` is the width of a rank's share of a hidden state.
+    """
     heads = sizes.num_attention_heads, sizes.num_query_groups
     attention = sizes.head_size * (3 * heads[0] + 3 * heads[1])
     ffn = sizes.ffn_hidden_size * (4 if sizes.is_gated else 2)
-    norms = 6 * sizes.hidden_size // (load.tensor if load.sequence_parallel else 1)
-    return norms + (attention + ffn) // load.tensor
+    return 6 * hidden + (attention + ffn) // tensor

@@ -24,6 +24,7 @@ from nemotron_style.steps.blocks.model.language_model import LanguageModel, cons
 from nemotron_style.steps.blocks.model.prefix_packing import PAD, Group, PackedBatch, pack
 from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.parallel_config import KEEP_ALL, Activations
 
 HEAD = "score.weight"
 
@@ -65,6 +66,7 @@ def load_trunk(
     outputs: int,
     dtype: torch.dtype = torch.float32,
     distributed_optimizer: bool = False,
+    activations: Activations = KEEP_ALL,
 ) -> tuple[nn.Module, ModelConfig]:
     """A checkpoint's model with a new head for ``outputs`` numbers, in DDP, and its sizes.
 
@@ -73,7 +75,9 @@ def load_trunk(
     """
     config = check_checkpoint(path).model_copy(update={"tie_embeddings": False})
     check_family(config)  # what is trained will be written as Hugging Face has it
-    model = construct(RegressionModel, config, dtype=dtype, outputs=outputs)
+    model = construct(
+        RegressionModel, config, dtype=dtype, activations=activations, outputs=outputs
+    )
     model.to(device=prepare_device(), dtype=dtype)
     if model.post_process:
         model.score.float()

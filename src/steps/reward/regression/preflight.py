@@ -17,6 +17,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
             tensor=model.tensor_model_parallel_size,
             pipeline=model.pipeline_model_parallel_size,
             spread_optimizer=model.optim.distributed,
+            activations=model.activations,
             pass_rows=model.micro_batch_size,
         ),
         machines=trainer.num_nodes,

@@ -95,6 +95,7 @@ def run(config: Config, ctx: StepContext) -> None:
         outputs=len(reward.outputs),
         dtype=torch.bfloat16 if config.trainer.half else torch.float32,
         distributed_optimizer=settings.optim.distributed,
+        activations=settings.activations,
     )
     optimizer = build_optimizer(model, settings.optim, gradient_clip=rm.gradient_clip_val)
     state = TrainingState(ctx, model, optimizer)

@@ -11,15 +11,9 @@ from nemotron_style.runtime.errors import ConfigError, Problem
 from nemotron_style.steps.blocks.loss.reward_shaping import RewardScaling, RewardShaping
 from nemotron_style.steps.blocks.settings.fixed_value import fixed
 from nemotron_style.steps.blocks.settings.generation_config import EngineName
-from nemotron_style.steps.blocks.settings.not_built import (
-    NO_FUSION,
-    NO_OFFLOAD,
-    NO_RECOMPUTE,
-    NO_SEQUENCE_PARALLEL,
-    refuse_float16,
-)
+from nemotron_style.steps.blocks.settings.not_built import NO_FUSION, NO_OFFLOAD, refuse_float16
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
-from nemotron_style.steps.blocks.settings.parallel_config import DividedModel
+from nemotron_style.steps.blocks.settings.parallel_config import Activations, DividedModel, Method
 from nemotron_style.steps.blocks.settings.training_config import Count
 from nemotron_style.steps.blocks.training.lr_schedule import megatron_decay
 from nemotron_style.steps.rl.rlhf.fixed_values import DEAD, held
@@ -156,6 +150,8 @@ class Scheduler(Section):
 class MegatronCfg(DividedModel):
     """``policy.megatron_cfg``."""
 
+    sequence_parallel: bool = cosmetic(default=False)
+    activation_checkpointing: bool = cosmetic(default=False)
     optimizer: Optimizer = Optimizer()
     scheduler: Scheduler = Scheduler()
     # held to one value, or without effect
@@ -165,8 +161,6 @@ class MegatronCfg(DividedModel):
     context_parallel_size: int = held(1, why=_WHOLE_ROWS)
     expert_model_parallel_size: int = held(1, why=_NO_EXPERTS)
     expert_tensor_parallel_size: int = held(1, why=_NO_EXPERTS)
-    sequence_parallel: bool = held(False, why=NO_SEQUENCE_PARALLEL, fix=_TRAIN_PASS)
-    activation_checkpointing: bool = held(False, why=NO_RECOMPUTE, fix=_TRAIN_PASS)
     gradient_accumulation_fusion: bool = held(False, why=NO_FUSION)
     fine_grained_activation_offloading: bool = held(False, why=NO_OFFLOAD, fix=_TRAIN_PASS)
     empty_unused_memory_level: int = unused(1)
@@ -189,6 +183,12 @@ class MegatronCfg(DividedModel):
     distributed_data_parallel_config: dict[str, Any] = unused({})
     fp8_cfg: dict[str, Any] | None = unused(None)
     env_vars: dict[str, str] | None = unused(None)
+
+    @property
+    def activations(self) -> Activations:
+        """Which activations are kept."""
+        method: Method | None = "uniform" if self.activation_checkpointing else None
+        return Activations(self.sequence_parallel, method)
 
     def learning_rate(self, update: int, *, updates: int) -> float:
         """Learning rate of the update number ``update`` (from 0) of ``updates``."""

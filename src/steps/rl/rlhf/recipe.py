@@ -21,10 +21,12 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
@@ -50,6 +52,7 @@ from nemotron_style.steps.blocks.loss.loss_metrics import merge_metrics
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.stats.metric_plot import draw_metrics
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
@@ -64,6 +67,7 @@ from nemotron_style.steps.rl.rlhf.check import (
     run_gate,
 )
 from nemotron_style.steps.rl.rlhf.config import Config
+from nemotron_style.steps.rl.rlhf.grpo_config import Policy
 from nemotron_style.steps.rl.rlhf.metrics import (
     progress_figures,
     report_step,
@@ -118,8 +122,7 @@ def run(config: Config, ctx: StepContext) -> None:
 
     # -- the policy, the frozen reference that it starts from, and the judge
     dtype = torch.bfloat16 if policy.half else torch.float32
-    spread = policy.optim.distributed
-    model, sizes = load_model(source.path, dtype=dtype, distributed_optimizer=spread)
+    model, sizes = load_policy(policy, source.path, dtype)
     reference, _ = load_model(source.path, dtype=dtype, ddp=False)
     optimizer = build_optimizer(model, policy.optim, gradient_clip=policy.max_grad_norm)
     rank_zero = RankZero()
@@ -286,3 +289,10 @@ STORED_NAMES = {
     "flat_steps": "flat",
     "alerts": "signs",
 }
+
+
+def load_policy(policy: Policy, path: Path, dtype: torch.dtype) -> tuple[nn.Module, ModelConfig]:
+    """The model that is trained, and its sizes."""
+    keep = policy.megatron_cfg.activations
+    spread = policy.optim.distributed
+    return load_model(path, dtype=dtype, distributed_optimizer=spread, activations=keep)

@@ -20,6 +20,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
             tensor=model.tensor_model_parallel_size,
             pipeline=model.pipeline_model_parallel_size,
             spread_optimizer=model.optim.distributed,
+            activations=model.activations,
             pass_rows=model.micro_batch_size,
             sampled_rows=sampled,
             samples_apart=vllm,

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
@@ -49,6 +50,7 @@ from nemotron_style.steps.blocks.generation.backend import open_engine
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.stats.metric_plot import copy_logs, draw_metrics
 from nemotron_style.steps.blocks.training.launch_check import check_launch
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
@@ -110,8 +112,7 @@ def run(config: Config, ctx: StepContext) -> None:
 
     # -- the policy, the model it started from, and the reward model
     dtype = torch.bfloat16 if config.trainer.half else torch.float32
-    distributed = config.model.optim.distributed
-    model, sizes = load_model(source.path, dtype=dtype, distributed_optimizer=distributed)
+    model, sizes = load_policy(config, source.path, dtype)
     start, _ = load_model(source.path, dtype=dtype, ddp=False)
     optimizer = build_optimizer(model, config.model.optim, gradient_clip=settings.gradient_clip_val)
     engine = open_engine(config.generation, model, sizes, tokenizer=chat.tokenizer.path)
@@ -250,3 +251,13 @@ class RunState:
         """The state that a checkpoint keeps."""
         start, latest = ValidationResult(**stored["before"]), ValidationResult(**stored["seen"])
         return cls(stored["reward_model"], start, latest)
+
+
+def load_policy(config: Config, path: Path, dtype: torch.dtype) -> tuple[nn.Module, ModelConfig]:
+    """The model that is trained, and its sizes."""
+    return load_model(
+        path,
+        dtype=dtype,
+        distributed_optimizer=config.model.optim.distributed,
+        activations=config.model.activations,
+    )

@@ -44,7 +44,11 @@ class Start:
         distributed = config.model.optim.distributed
         if ctx.optional_input("model"):
             return load_trained_model(
-                ctx, self.adaptation, dtype=dtype, distributed_optimizer=distributed
+                ctx,
+                self.adaptation,
+                dtype=dtype,
+                distributed_optimizer=distributed,
+                activations=config.model.activations,
             )
         assert config.model.architecture is not None
         return build_model(
@@ -53,6 +57,7 @@ class Start:
             dtype=dtype,
             initial=config.model.architecture.init_method_std,
             distributed_optimizer=distributed,
+            activations=config.model.activations,
         )
 
 

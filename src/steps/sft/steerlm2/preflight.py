@@ -19,6 +19,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
             pipeline=model.pipeline_model_parallel_size,
             spread_optimizer=model.optim.distributed,
             lora=model.peft.lora,
+            activations=model.activations,
             pass_rows=model.steerlm2.micro_batch_size,
         ),
         machines=trainer.num_nodes,

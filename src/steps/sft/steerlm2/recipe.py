@@ -101,6 +101,7 @@ def run(config: Config, ctx: StepContext) -> None:
         adaptation,
         dtype=torch.bfloat16 if config.trainer.half else torch.float32,
         distributed_optimizer=config.model.optim.distributed,
+        activations=config.model.activations,
     )
     optimizer = build_optimizer(model, config.model.optim, gradient_clip=sft.gradient_clip_val)
     state = TrainingState(ctx, model, optimizer, adaptation and adaptation.base)

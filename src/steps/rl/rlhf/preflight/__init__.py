@@ -6,6 +6,7 @@ from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
 from nemotron_style.steps.blocks.preflight.job import Job, Rows, compile_checks
 from nemotron_style.steps.blocks.preflight.machine import check_vllm
 from nemotron_style.steps.blocks.preflight.memory import Load
+from nemotron_style.steps.blocks.settings.parallel_config import NEMO_RL_KEYS
 from nemotron_style.steps.rl.rlhf.config import Config
 
 
@@ -20,6 +21,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
             tensor=policy.megatron_cfg.tensor_model_parallel_size,
             pipeline=policy.megatron_cfg.pipeline_model_parallel_size,
             spread_optimizer=policy.optim.distributed,
+            activations=policy.megatron_cfg.activations,
             pass_rows=policy.train_micro_batch_size,
             sampled_rows=sampled,
             samples_apart=vllm,
@@ -42,6 +44,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
         longest=config.context,
         new_tokens=config.max_new_tokens,
         keys=("policy.precision", "processes"),
+        activation_keys=NEMO_RL_KEYS,
         precision_fix="set policy.precision=float32",
     )
     missing = check_vllm(site, key="policy.generation.backend") if vllm else ()

@@ -19,6 +19,7 @@ from nemotron_style.steps.blocks.preflight.memory import (
     show_count,
 )
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
+from nemotron_style.steps.blocks.settings.parallel_config import Activations
 from nemotron_style.steps.blocks.settings.peft_config import LoraTuning
 
 # Llama 3.1 8B, which has 8,030,261,248 weights with its norms
@@ -94,17 +95,6 @@ def test_of_adapters_alone_gradients_and_moments_are_kept() -> None:
     assert (memory.gradients, memory.optimizer) == (4 * adapters, 12 * adapters)
 
 
-def test_what_is_computed_again_is_not_kept() -> None:
-    plain = estimate_memory(SIZES, BF16)
-    again = estimate_memory(SIZES, replace(BF16, recompute=True))
-    assert again.activations < plain.activations / 8
-    parted = replace(BF16, tensor=8)
-    assert (
-        estimate_memory(SIZES, replace(parted, sequence_parallel=True)).activations
-        < estimate_memory(SIZES, parted).activations / 2
-    )
-
-
 @pytest.mark.parametrize("activation", ["swiglu", "squared_relu"])
 def test_activations_are_those_that_torch_keeps(activation: str) -> None:
     """The difference of three layers and two, in what is saved for the backward pass."""
@@ -143,3 +133,27 @@ def count_saved(sizes: ModelConfig) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         response_logprobs(model, batch)
     return sum(storage.nbytes() for storage in saved.values())
+
+
+def test_recomputation_keeps_what_goes_into_its_layers() -> None:
+    whole = estimate_memory(SIZES, BF16).activations
+    each, fours, half = (
+        estimate_memory(SIZES, replace(BF16, activations=way)).activations
+        for way in (
+            Activations(recompute_method="uniform"),
+            Activations(False, "uniform", 4),
+            Activations(False, "block", 16),
+        )
+    )
+    assert each < fours < half < whole
+    embedding = 128256 * 4096 * 2
+    layer = (whole - embedding) // 32
+    assert each - embedding == 32 * 4096 * 4096 * 2 + layer
+
+
+def test_sequence_parallel_divides_what_tensor_ranks_would_all_hold() -> None:
+    divided = replace(BF16, tensor=4)
+    shared = replace(divided, activations=Activations(sequence_parallel=True))
+    more, less = estimate_memory(SIZES, divided), estimate_memory(SIZES, shared)
+    assert less.activations < more.activations
+    assert less.certain == more.certain
