@@ -2,11 +2,12 @@
 
     python tests/gpu/figures.py [--device cuda|cpu] [--json FILE] [SECTION ...]
 
-On a GPU it runs the tiny chain in float32 and in bfloat16, and then a random Llama of a billion
-weights: logits against plain torch, the training step, a SteerLM 2.0 group against the two-phase
-form, sampling, save and resume. ``--device cpu`` runs the same in small, without the chain, which
-is what CI does. Every section stands alone: one that fails is told with its error, and the exit
-code is 1. Nothing is downloaded.
+On a GPU a random Llama of a billion weights: logits against plain torch, the training step on
+packed rows, the same with layers that are computed again and with adapters, a SteerLM 2.0 group
+against the two-phase form, sampling, a GRPO step, save and resume; and then the tiny chain in
+float32, in bfloat16 and with adapters. ``--device cpu`` runs the same in small, without the chain,
+which is what CI does. Every section stands alone: one that fails is told with its error, and the
+exit code is 1. No section begins after ``SECONDS``. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +40,32 @@ from nemotron_style.steps.blocks.generation.engine import Engine
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.device import prepare_device
-from nemotron_style.steps.blocks.model.language_model import build_model, unwrap
+from nemotron_style.steps.blocks.model.language_model import build_model, unwrap, wrap
+from nemotron_style.steps.blocks.model.lora import adapters_off, apply_lora
 from nemotron_style.steps.blocks.model.prefix_packing import (
     Group,
     PackedBatch,
     Row,
     pack,
     pack_rows,
+    pack_sequence,
 )
+from nemotron_style.steps.blocks.preflight.memory import count_layer
+from nemotron_style.steps.blocks.settings.generation_config import sampler_limit
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.settings.peft_config import LoraTuning
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from nemotron_style.steps.blocks.training.training_state import load_state, save_state
+from nemotron_style.steps.rl.rlhf.config import Config
+from nemotron_style.steps.rl.rlhf.train_sample import (
+    TrainSample,
+    accumulate_policy_loss,
+    add_previous,
+    add_reference,
+    compute_logprobs,
+)
 
 # Dense bfloat16 products, TFLOP/s, by the vendor's data sheets; MFU is taken of these.
 PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0}
@@ -63,6 +79,9 @@ BILLION = ModelConfig(  # the sizes of Llama-3.2-1B, with a vocabulary of 32k
     num_query_groups=8, vocab_size=32768, max_sequence_length=8192, rope_theta=500000.0,
     tie_embeddings=True,
 )  # fmt: skip
+
+SECONDS = 440
+"""After which no section begins: the whole is to end within eight minutes."""
 
 LEFT_OUT = {"left_out": "on a CPU the tests of the steps run it"}
 
@@ -123,14 +142,23 @@ def mean_nll(logprobs: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     return loss, loss.detach()
 
 
-def flops_per_token(config: ModelConfig, length: int) -> float:
-    """Forward and backward of a token: 6 a weight of every product, causal attention at half."""
-    head = config.hidden_size * config.vocab_size
-    attention = config.hidden_size * (config.hidden_size * 2)
-    attention += 2 * config.hidden_size * config.num_query_groups * config.head_size
-    layer = attention + 3 * config.hidden_size * config.ffn_hidden_size
-    products = config.num_layers * layer + head
-    return 6.0 * products + 6.0 * config.num_layers * config.hidden_size * length
+def count_flops(config: ModelConfig, lengths: Sequence[int]) -> float:
+    """Forward and backward: 6 a weight of every product and token, causal attention at half."""
+    products = config.num_layers * count_layer(config) + config.hidden_size * config.vocab_size
+    attention = config.num_layers * config.num_attention_heads * config.head_size
+    return 6.0 * (products * sum(lengths) + attention * sum(length**2 for length in lengths))
+
+
+def chat_lengths(scale: Scale) -> list[int]:
+    """Tokens of samples as chats have them, that fill the rows of ``scale`` to the last token."""
+    draw, room = random.Random(1), scale.rows * scale.length
+    lengths: list[int] = []
+    while room:
+        length = min(scale.length, room, max(8, int(draw.lognormvariate(6.0, 0.8))))
+        length = room if room - length < 8 else length  # no rest of a few tokens
+        lengths.append(min(length, scale.length))
+        room -= lengths[-1]
+    return sorted(lengths)
 
 
 def parity(scale: Scale) -> dict[str, Any]:
@@ -148,34 +176,62 @@ def parity(scale: Scale) -> dict[str, Any]:
     return {"max_logit_difference": difference}
 
 
-def training_step(scale: Scale) -> dict[str, Any]:
-    """Forward, backward and AdamW on rows of one length, every token trained on."""
-    reset_memory()
-    rows = [random_ids(scale.config, scale.length, seed=i) for i in range(scale.rows)]
-    counts = [False] + [True] * (scale.length - 1)
-    packed = pack_rows([Row(row, counts) for row in rows])
-    model = build_model(scale.config, dtype=scale.dtype)
+def train(scale: Scale, model: nn.Module) -> dict[str, Any]:
+    """Forward, backward and AdamW on packed samples, every token but the first trained on."""
+    lengths = chat_lengths(scale)
+    rows = [random_ids(scale.config, length + 1, seed=i) for i, length in enumerate(lengths)]
+    packed = pack_sequence([Row(row, [False] + [True] * (len(row) - 1)) for row in rows])
     optimizer = build_optimizer(model, OptimConfig(lr=1e-4))
     losses: list[float] = []
 
     def step() -> None:
         [loss] = accumulate_gradients(model, [(packed, packed)], mean_nll)
-        optimizer.step(1e-4, step=1, loss=1.0)
+        optimizer.step(1e-4, step=1, loss=float(loss))
         losses.append(float(loss))
 
     seconds = median_seconds(step, rounds=scale.rounds)
     if not losses[-1] < losses[0]:
         raise AssertionError(f"the loss did not fall: {losses}")
-    tokens = scale.rows * scale.length
-    tflops = flops_per_token(scale.config, scale.length) * tokens / seconds / 1e12
+    tflops = count_flops(scale.config, lengths) / seconds / 1e12
     return {
+        "samples": len(lengths),
+        "tokens": sum(lengths),
         "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
+        "tokens_per_second": sum(lengths) / seconds,
         "tflops": tflops,
         "mfu": mfu(tflops),
         "peak_memory_gb": peak_memory_gb(),
         "loss": [losses[0], losses[-1]],
     }
+
+
+def packed_step(scale: Scale) -> dict[str, Any]:
+    """The training step of ``sft/chat`` on packed samples."""
+    reset_memory()
+    return train(scale, build_model(scale.config, dtype=scale.dtype))
+
+
+def lora_step(scale: Scale) -> dict[str, Any]:
+    """The same with adapters of rank 16 on every linear layer; without them it is the start."""
+    reset_memory()
+    model = unwrap(build_model(scale.config, dtype=scale.dtype, ddp=False))
+    apply_lora(model, LoraTuning(target_modules=["all"], adapter_dim=16), seed=1)
+    probe = [pack_rows([Row(random_ids(scale.config, 32, seed=9), [False] + [True] * 31)])]
+    [start] = score(model, probe)
+    wrapped = wrap(model)
+    # Two thirds of the products: a frozen weight has no gradient, so tflops and mfu say too much.
+    figures = {
+        name: value
+        for name, value in train(scale, wrapped).items()
+        if name not in ("tflops", "mfu")
+    }
+    [adapted] = score(model, probe)
+    with adapters_off(model):
+        [off] = score(model, probe)
+    if not torch.equal(off, start) or torch.equal(adapted, start):
+        raise AssertionError("adapters do not hold what was learnt, or not all of it")
+    weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return figures | {"trained_weights": weights}
 
 
 def mfu(tflops: float) -> float | None:
@@ -195,12 +251,13 @@ def group_step(scale: Scale) -> dict[str, Any]:
     alone = [pack([Group(prompt_ids, [ids])]) for ids in responses]
     sampler = torch.randn(count) * 5 - 7.0 * response
     weights = torch.softmax(torch.randn(count), dim=0)
+    device_sampler, device_weights = sampler.to(prepare_device()), weights.to(prepare_device())
     model = build_model(scale.config, dtype=scale.dtype)
 
     def one_pass_loss(logprobs: Tensor, _facts: None) -> tuple[Tensor, Tensor]:
         sums = logprobs[0].sum(dim=1)
-        shares = torch.softmax(sums.detach() - sampler, dim=0)
-        loss = -((weights - shares) * sums).sum() / response
+        shares = torch.softmax(sums.detach() - device_sampler, dim=0)
+        loss = -((device_weights - shares) * sums).sum() / response
         return loss, loss.detach()
 
     def one_pass() -> Tensor:
@@ -257,6 +314,68 @@ def sampling(scale: Scale) -> dict[str, Any]:
     seconds = median_seconds(draw, rounds=2)
     tokens = scale.prompts * scale.new_tokens
     return {"seconds": seconds, "tokens_per_second": tokens / seconds}
+
+
+def grpo_step(scale: Scale) -> dict[str, Any]:
+    """A step of ``rl/rlhf`` without its judge: sampling, log-probs of both models, one update."""
+    reset_memory()
+    prompt, response, count = scale.group
+    prompts = [
+        random_ids(scale.config, prompt // 4, seed=i) for i in range(max(2, scale.prompts // count))
+    ]
+    given = {"generation": {"backend": "in_process"}, "precision": "float32"}
+    given |= {"train_global_batch_size": len(prompts) * count, "train_micro_batch_size": count}
+    config = Config.model_validate(
+        {
+            "grpo": {"num_prompts_per_step": len(prompts), "num_generations_per_prompt": count},
+            "policy": given | {"logprob_batch_size": count},
+        }
+    )
+    model = build_model(scale.config, dtype=scale.dtype)
+    reference = build_model(scale.config, dtype=scale.dtype, ddp=False)
+    optimizer = build_optimizer(model, OptimConfig(lr=1e-6))
+    engine, sampling = Engine(model, scale.config), SamplingParams(max_new_tokens=response // 2)
+    parts: dict[str, list[float]] = {"sample": [], "logprobs": [], "update": []}
+    errors: list[float] = []
+
+    def step() -> None:
+        begin = time.perf_counter()
+        drawn = engine.generate(prompts, sampling, samples_per_prompt=count, seed=1)
+        sampled = time.perf_counter()
+        samples = [
+            TrainSample(
+                group=number,
+                prompt_ids=prompts[number],
+                tokens=one.tokens,
+                generation_T=torch.tensor(one.log_probs),
+                advantage=float(index) - (count - 1) / 2,
+                reward=float(index),
+            )
+            for number, group in enumerate(drawn)
+            for index, one in enumerate(group)
+        ]
+        samples, _ = add_previous(samples, compute_logprobs(model, samples, config.policy), None)
+        frozen = compute_logprobs(reference, samples, config.policy)
+        samples, _ = add_reference(samples, frozen)
+        scored = time.perf_counter()
+        update = accumulate_policy_loss(model, samples, config)
+        optimizer.step(1e-6, step=1, loss=update["loss"])
+        synchronize()
+        errors.append(update["token_mult_prob_error"])
+        ends = (begin, sampled, scored, time.perf_counter())
+        for name, (first, last) in zip(parts, pairwise(ends), strict=True):
+            parts[name].append(last - first)
+
+    seconds = median_seconds(step, rounds=2)
+    if not max(errors) < sampler_limit("in_process", half=scale.dtype is torch.bfloat16):
+        raise AssertionError(f"sampler and trainer disagree: token_mult_prob_error {max(errors)}")
+    return {
+        "seconds": seconds,
+        **{f"{name}_seconds": statistics.median(taken[2:]) for name, taken in parts.items()},
+        "samples": len(prompts) * count,
+        "token_mult_prob_error": max(errors),
+        "peak_memory_gb": peak_memory_gb(),
+    }
 
 
 def save_and_resume(scale: Scale) -> dict[str, Any]:
@@ -323,11 +442,17 @@ def chain(scale: Scale) -> dict[str, Any]:
 
 
 def bf16_chain(scale: Scale) -> dict[str, Any]:
-    """sft/chat in bfloat16, which is what a GPU trains in."""
+    """sft/chat in bfloat16, which is what a GPU trains in; adapters for its model, and the two
+    merged.
+    """
     if scale is SMALL:
         return LEFT_OUT
+    chat = ["sft/chat", "-c", "tiny", "trainer.precision=bf16", "--name"]
+    on_top = ["-i", "model=base", "model.architecture=null", "model.peft.peft_scheme=lora"]
+    merge = ["convert/merge_lora", "-c", "tiny", "-i", "model=base", "-i", "adapter=adapted"]
+    adapt = [*chat, "adapted", *on_top, "trainer.sft.max_steps=100"]
     with tempfile.TemporaryDirectory() as store:
-        return run_steps(["sft/chat", "-c", "tiny", "trainer.precision=bf16"], store=Path(store))
+        return run_steps([*chat, "base"], adapt, merge, store=Path(store))
 
 
 def rl_chain(scale: Scale) -> dict[str, Any]:
@@ -341,9 +466,11 @@ def rl_chain(scale: Scale) -> dict[str, Any]:
 
 SECTIONS: dict[str, Callable[[Scale], dict[str, Any]]] = {
     "parity": parity,
-    "training_step": training_step,
+    "packed_step": packed_step,
+    "lora_step": lora_step,
     "group_step": group_step,
     "sampling": sampling,
+    "grpo_step": grpo_step,
     "save_and_resume": save_and_resume,
     "chain": chain,
     "bf16_chain": bf16_chain,
@@ -368,10 +495,12 @@ def main() -> int:
     card = torch.cuda.get_device_name() if words.device == "cuda" else "CPU"
     result: dict[str, Any] = {"device": card, "torch": torch.__version__, "dtype": str(scale.dtype)}
     print(f"{card}, torch {torch.__version__}, {prepare_device()}", flush=True)
-    failed = 0
+    failed, started = 0, time.perf_counter()
     for name in words.sections or SECTIONS:
         begin = time.perf_counter()
         try:
+            if begin - started > SECONDS:
+                raise TimeoutError(f"not begun: {SECONDS} seconds are over")
             result[name] = SECTIONS[name](scale)
         except Exception as error:  # the other sections still say what they have to say
             failed += 1
