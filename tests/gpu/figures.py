@@ -13,6 +13,7 @@ exit code is 1. No section begins after ``SECONDS``. Nothing is downloaded.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -127,6 +128,7 @@ def peak_memory_gb() -> float | None:
 
 
 def reset_memory() -> None:
+    gc.collect()  # modules and their hooks hold each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
