@@ -22,11 +22,13 @@ from card import card, fail_where_devices_mix
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.step.context import StepContext, Stop
 from nemotron_style.runtime.step.metrics import read_metrics
-from nemotron_style.steps.blocks.checkpoint.model_checkpoint import weights_digest
+from nemotron_style.steps.blocks.checkpoint.lora_folder import read_lora
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import load_model, weights_digest
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
 from nemotron_style.steps.rs.actor import recipe, reward_pool
 from nemotron_style.steps.rs.actor.config import Config
 from nonfinite import SAMPLING_SPOTS, fail_at_every_spot
+from parameter_bytes import count_parameter_bytes
 
 _spec = importlib.util.spec_from_file_location(
     "faulty_server",
@@ -75,10 +77,12 @@ def settings(port: int, **more: Any) -> Config:
 
 def context(toy: Any, path: Path, **more: Any) -> StepContext:
     given = {"model": toy.model, "prompts": toy.prompts, "validation": toy.prompts}
-    inputs = {name: SimpleNamespace(path=one.path, facts={}) for name, one in given.items()} | {
-        "truth": SimpleNamespace(path=toy.truth.path, facts={})
+    given["truth"] = toy.truth
+    inputs = {
+        name: SimpleNamespace(path=one.path, facts={}, ref=f"{name}:v1")
+        for name, one in given.items()
     }
-    return StepContext(run_dir=path, inputs=inputs, outputs=("model",), **more)
+    return StepContext(run_dir=path, inputs=inputs, **{"outputs": ("model",), **more})
 
 
 def train(toy: Any, path: Path, config: Config, **more: Any) -> StepContext:
@@ -242,6 +246,36 @@ def test_stopped_and_continued_ends_bit_identical(
         again = train(small_toy, tmp_path, settings(server.port), attempt=2)
     assert digest(again) == digest(whole)
     assert lines(tmp_path) == lines(whole.run_dir)
+
+
+def test_adapters_are_trained_beside_one_copy_of_the_weights(
+    small_toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = {"target_modules": ["all"], "adapter_dim": 4, "row_init_method": "normal"}
+    config = settings(1).model_dump(mode="json")
+    config["model"]["peft"] |= {"peft_scheme": "lora", "lora_tuning": lora}
+    held, report = [], recipe.report_step
+
+    def look(*given: Any, **named: Any) -> None:
+        held.append(count_parameter_bytes() - before)
+        report(*given, **named)
+
+    monkeypatch.setattr(recipe, "report_step", look)
+    model, _ = load_model(small_toy.model.path, ddp=False)
+    weights = sum(one.nbytes for one in model.parameters())
+    before = count_parameter_bytes()
+    with faulty.Faulty() as server:
+        config["remote_rm"]["port"] = server.port
+        chosen = Config.model_validate_json(json.dumps(config))
+        ctx = train(small_toy, tmp_path, chosen, outputs=("adapter",))
+    assert weights < held[-1] < 1.3 * weights
+    told = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
+    # B begins with numbers, so that the start is the base with its adapters and not the base
+    assert told[0]["kl_to_start"] == 0 < told[-1]["kl_to_start"]
+    folder = read_lora(ctx.output("adapter").path)
+    assert folder.base
+    assert folder.base.weights_digest == weights_digest(small_toy.model.path)
+    assert ctx.output("adapter").facts["steps"] == STEPS
 
 
 def test_a_stop_while_the_server_is_waited_for_is_heard(small_toy: Any, tmp_path: Path) -> None:

@@ -206,11 +206,13 @@ class World:
     def context(self, run_dir: Path, **changes: Any) -> StepContext:
         """A context for the run in ``run_dir``; ``changes`` replace inputs or seating."""
         names = ("model", "prompts", "validation")
+        own = {name: changes.pop(name) for name in ("adapter",) if name in changes}
         inputs = {name: changes.pop(name, getattr(self, name)) for name in names}
-        inputs |= {name: changes.pop(name) for name in list(changes) if "." in name}
+        inputs |= {name: changes.pop(name) for name in list(changes) if "." in name} | own
         changes.setdefault("stop", Stop())
         kept = {name: artifact for name, artifact in inputs.items() if artifact is not None}
-        return StepContext(run_dir=run_dir, inputs=kept, outputs=("model",), **changes)
+        changes.setdefault("outputs", ("model",))
+        return StepContext(run_dir=run_dir, inputs=kept, **changes)
 
     def train_in(self, run_dir: Path, *overrides: str, **changes: Any) -> StepContext:
         """Run the step and return its context."""

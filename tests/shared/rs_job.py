@@ -26,6 +26,7 @@ from nemotron_style.steps.blocks.reward.client import RewardUnavailable
 from nemotron_style.steps.blocks.reward.types import RewardScore
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.training.microbatch import accumulate_nll, count_tokens
+from nemotron_style.steps.blocks.training.start_policy import StartPolicy
 from nemotron_style.steps.rs.actor.metrics import measure_kl
 from nemotron_style.steps.rs.actor.reward_pool import RewardPool
 from nemotron_style.steps.rs.actor.rollout import RolloutSampler, seed_prompts
@@ -160,9 +161,12 @@ def measure(out):
         facts["tokens"] = [[one.tokens for one in each.responses] for each in rollouts]
         facts["rewards"] = [each.rewards for each in rollouts]
         samples = [each.group() for each in rollouts]
-        facts["kl"] = [measure_kl(model, other, samples, max_responses=n) for n in PASSES]
+        facts["kl"] = [
+            measure_kl(model, StartPolicy(model, copy=other), samples, max_responses=n)
+            for n in PASSES
+        ]
         facts["failed ranks"] = count_failed_ranks(model)
-        facts["no kl"] = measure_kl(model, model, samples, max_responses=3)
+        facts["no kl"] = measure_kl(model, StartPolicy(model, copy=model), samples, max_responses=3)
     tensors = {}
     for size in PASSES:
         model = build_model(SIZES, seed=11)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from nemotron_style.runtime.config.model import Section
+from nemotron_style.runtime.config.model import Section, unused
 from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
 from nemotron_style.steps.blocks.settings.fixed_value import fixed, only
 from nemotron_style.steps.blocks.settings.json_model import read_json_model
@@ -134,6 +134,84 @@ class Peft(Section):
             raise ConfigError(
                 Problem(key="restore_from_path", what=what, got=self.restore_from_path, fix=fix)
             )
+        return self
+
+
+_NEMO_RL = "policy.megatron_cfg.peft"
+LAYERS = {module.rpartition(".")[2]: name for name, module in TARGETS.items()}
+"""NeMo-RL's names of the linear layers, and what ``model.peft`` of other steps calls them."""
+
+
+def _check_layers(names: Sequence[str]) -> Sequence[str]:
+    what, allowed = "the model has no such linear layer", ", ".join(LAYERS)
+    problems = [
+        Problem(what=what, got=name, allowed=allowed) for name in names if name not in LAYERS
+    ]
+    raise_all(ConfigError, problems)
+    return names
+
+
+Layers = Annotated[list[str], AfterValidator(_check_layers)]
+
+
+class MegatronPeft(Section):
+    """``policy.megatron_cfg.peft``: the same settings under the names of NeMo-RL.
+
+    No ``target_modules`` mean all linear layers, less ``exclude_modules``.
+    """
+
+    enabled: bool = False
+    target_modules: Layers = Field(default=[], description="empty: all")
+    exclude_modules: Layers = Field(default=[])
+    dim: int = Field(default=8, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout_position: Literal["pre", "post"] = "post"
+    lora_A_init_method: Init = "xavier"
+    lora_B_init_method: Init = "zero"
+    # held to one value, or without effect
+    a2a_experimental: bool = unused(False)
+    lora_dtype: str | None = fixed(None, why="adapters have the type of the weights")
+
+    @property
+    def as_peft(self) -> Peft:
+        """The same settings under the names of the other steps."""
+        if not self.enabled:
+            return Peft()
+        chosen = self.target_modules or [
+            name for name in LAYERS if name not in self.exclude_modules
+        ]
+        lora = LoraTuning(
+            target_modules=[LAYERS[name] for name in chosen],
+            adapter_dim=self.dim,
+            alpha=float(self.alpha),
+            adapter_dropout=self.dropout,
+            column_init_method=self.lora_A_init_method,
+            row_init_method=self.lora_B_init_method,
+        )
+        return Peft(peft_scheme="lora", lora_tuning=lora)
+
+    @model_validator(mode="after")
+    def _can_be_computed(self) -> Self:
+        problems = []
+        if self.target_modules and self.exclude_modules:
+            what, fix = "goes with no target_modules", "name the layers that get adapters, or those"
+            fix += " that get none"
+            got = ", ".join(self.exclude_modules)
+            problems.append(Problem(key=f"{_NEMO_RL}.exclude_modules", what=what, got=got, fix=fix))
+        if self.enabled and len(set(self.exclude_modules)) == len(LAYERS):
+            what = "leaves no linear layer to adapt"
+            problems.append(Problem(key=f"{_NEMO_RL}.exclude_modules", what=what))
+        if self.enabled and self.dropout and self.dropout_position == "post":
+            what = "not built: what an adapter reads is dropped, and not what it adds"
+            fix = "set policy.megatron_cfg.peft.dropout_position=pre, or dropout=0"
+            problems.append(
+                Problem(key=f"{_NEMO_RL}.dropout_position", what=what, got="post", fix=fix)
+            )
+        if self.enabled and self.lora_A_init_method == self.lora_B_init_method == "zero":
+            what = "A and B are both zero, so that nothing learns"
+            problems.append(Problem(key=f"{_NEMO_RL}.lora_A_init_method", what=what, got="zero"))
+        raise_all(ConfigError, problems)
         return self
 
 

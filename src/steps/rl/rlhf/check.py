@@ -12,6 +12,7 @@ from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.steps.blocks.data.prompt import Prompt, count_shared
 from nemotron_style.steps.blocks.loss.kl import estimate_kl
+from nemotron_style.steps.blocks.training.start_policy import StartPolicy
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.pairwise_judge import PairwiseJudge, find_judge, read_card
 from nemotron_style.steps.rl.rlhf.rollout import Rollout
@@ -136,7 +137,7 @@ def check_same_judge(before: str, now: str) -> None:
 def run_gate(
     config: Config,
     policy: nn.Module,
-    reference: nn.Module | None,
+    reference: StartPolicy | None,
     judge: PairwiseJudge,
     probes: Sequence[Rollout],
 ) -> dict[str, float]:
@@ -150,7 +151,8 @@ def run_gate(
     trainer = torch.cat(compute_logprobs(policy, samples, config.policy)).double()
     gate = {"gate/token_mult_prob_error": check_sampler(config, trainer, generation)}
     if reference is not None:
-        frozen = torch.cat(compute_logprobs(reference, samples, config.policy)).double()
+        with reference.use() as start:
+            frozen = torch.cat(compute_logprobs(start, samples, config.policy)).double()
         gate["gate/kl_to_start"] = check_reference(trainer, frozen)
         gate |= check_judge(config, judge, probes)
     return gate

@@ -14,6 +14,7 @@ from nemotron_style.steps.blocks.settings.generation_config import EngineName
 from nemotron_style.steps.blocks.settings.not_built import NO_FUSION, NO_OFFLOAD, refuse_float16
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.parallel_config import Activations, DividedModel, Method
+from nemotron_style.steps.blocks.settings.peft_config import MegatronPeft
 from nemotron_style.steps.blocks.settings.training_config import Count
 from nemotron_style.steps.blocks.training.lr_schedule import megatron_decay
 from nemotron_style.steps.rl.rlhf.fixed_values import DEAD, held
@@ -154,6 +155,7 @@ class MegatronCfg(DividedModel):
     activation_checkpointing: bool = cosmetic(default=False)
     optimizer: Optimizer = Optimizer()
     scheduler: Scheduler = Scheduler()
+    peft: MegatronPeft = MegatronPeft()
     # held to one value, or without effect
     enabled: bool = fixed(
         True, why="only Megatron makes a checkpoint_megatron", fix="leave it true"

@@ -21,21 +21,16 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     TOKENIZER,
-    load_model,
     read_config,
     recorded_weights_digest,
-    save_model,
-    written_digest,
 )
 from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_facts
 from nemotron_style.steps.blocks.data.prompt import PromptReader
@@ -52,10 +47,12 @@ from nemotron_style.steps.blocks.loss.loss_metrics import merge_metrics
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.model.rank_zero import RankZero
-from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.stats.metric_plot import draw_metrics
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
+from nemotron_style.steps.blocks.training.product import product_of, write_product
+from nemotron_style.steps.blocks.training.start_policy import StartPolicy
+from nemotron_style.steps.blocks.training.trained_model import Adaptation, load_trained_model
 from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.rl.rlhf.advantages import build_samples, shape_rewards
 from nemotron_style.steps.rl.rlhf.check import (
@@ -89,7 +86,7 @@ from nemotron_style.steps.rl.rlhf.validation import Answers, Validation, summari
 
 
 def run(config: Config, ctx: StepContext) -> None:
-    """Align ``model`` on ``prompts`` by the verdicts of the judge; produce the last weights."""
+    """Align ``model`` on ``prompts`` by the verdicts of the judge; produce weights or adapters."""
     # -- what is trained, and its tokenizer
     prepare_device()
     check_job(config, ctx)
@@ -97,12 +94,13 @@ def run(config: Config, ctx: StepContext) -> None:
     source = ctx.input("model")
     tokenizer = Tokenizer(source.path / TOKENIZER)
     chat = open_chat(tokenizer)
-    limit = read_config(source.path).max_sequence_length
+    sizes = read_config(source.path)
+    limit = sizes.max_sequence_length
     grpo, policy = config.grpo, config.policy
-    temperature = policy.generation.temperature
+    adaptation = Adaptation.of(ctx, policy.megatron_cfg.peft.as_peft, seed=config.seed)
     sampling = SamplingParams(
         max_new_tokens=config.max_new_tokens(limit),
-        temperature=temperature,
+        temperature=policy.generation.temperature,
         stop_ids=chat.stop_ids,
     )
 
@@ -110,7 +108,7 @@ def run(config: Config, ctx: StepContext) -> None:
     key = "policy.generation.max_new_tokens"
     reader = PromptReader(chat, config.context(limit), sampling.max_new_tokens, key)
     prompts = reader.read(ctx.input("prompts").path)
-    reader.rows.report.tell(ctx, "prompts", output="model")
+    reader.rows.report.tell(ctx, "prompts", output=product_of(adaptation))
     validation_input, truth_input = ctx.optional_input("validation"), ctx.optional_input("truth")
     held_out = reader.read(validation_input.path) if validation_input else []
     check_held_out(config, ctx, prompts, held_out)
@@ -120,17 +118,17 @@ def run(config: Config, ctx: StepContext) -> None:
     steps = order.steps(max_steps=grpo.max_num_steps, max_epochs=grpo.max_num_epochs)
     ctx.say(f"{len(prompts)} prompts, {len(held_out)} held out, {steps} steps")
 
-    # -- the policy, the frozen reference that it starts from, and the judge
+    # -- the policy (LoRA: adapters alone are trained), the frozen reference, and the judge
     dtype = torch.bfloat16 if policy.half else torch.float32
-    model, sizes = load_policy(policy, source.path, dtype)
-    reference, _ = load_model(source.path, dtype=dtype, ddp=False)
+    model = load_policy(policy, ctx, adaptation, dtype)
+    reference = StartPolicy.of(ctx, model, adaptation, dtype=dtype)
     optimizer = build_optimizer(model, policy.optim, gradient_clip=policy.max_grad_norm)
     rank_zero = RankZero()
     engine = open_engine(policy.generation.backend, model, sizes)
     sampler = RolloutSampler(engine, rank_zero, chat, sampling)
     with closing(engine), open_judge(config, ctx, rank_zero) as judge:
         ctx.say(f"judge {judge.identity}")
-        checkpoint = TrainingState(ctx, model, optimizer)
+        checkpoint = TrainingState(ctx, model, optimizer, adaptation and adaptation.base)
         done, stored = checkpoint.restore()
         state = RunState.load(stored) if stored else RunState(judge=judge.identity)
         check_same_judge(state.judge, judge.identity)
@@ -195,7 +193,8 @@ def run(config: Config, ctx: StepContext) -> None:
                 samples, errors = add_previous(samples, previous, max_error)
                 metrics |= errors
             if not grpo.skip_reference_policy_logprobs_calculation:
-                samples, kl = add_reference(samples, compute_logprobs(reference, samples, policy))
+                with reference.use() as start:
+                    samples, kl = add_reference(samples, compute_logprobs(start, samples, policy))
                 metrics |= kl
 
             # loss: mean of max(-A r, -A clip(r)) + beta KL(policy, reference), r = p / p_previous
@@ -215,15 +214,13 @@ def run(config: Config, ctx: StepContext) -> None:
             ctx.progress(step, steps, **progress_figures(metrics))
         table.finish(model, steps)
 
-    # -- what is produced: the last weights, and how they came to be
-    output, judge_artifact = ctx.output("model"), find_judge(ctx)
-    save_model(model, output.path, config=sizes, tokenizer=source.path / TOKENIZER)
-    dist.barrier()
+    # -- what is produced: the last weights or adapters, and how they came to be
+    judge_artifact = find_judge(ctx)
+    output = write_product(ctx, model, adaptation, sizes=sizes, tokenizer=tokenizer.path)
     lines = ctx.metrics.history() if ctx.is_first else []
     if ctx.is_first:
         draw_metrics(lines, PANELS, ctx.run_dir / "plots" / "rlhf.png")
     output.note(
-        weights_digest=written_digest(output.path),
         parent_weights_digest=recorded_weights_digest(source),
         judge=state.judge,
         judge_digest=judge_artifact.digest if judge_artifact else None,
@@ -291,8 +288,11 @@ STORED_NAMES = {
 }
 
 
-def load_policy(policy: Policy, path: Path, dtype: torch.dtype) -> tuple[nn.Module, ModelConfig]:
-    """The model that is trained, and its sizes."""
-    keep = policy.megatron_cfg.activations
-    spread = policy.optim.distributed
-    return load_model(path, dtype=dtype, distributed_optimizer=spread, activations=keep)
+def load_policy(
+    policy: Policy, ctx: StepContext, adaptation: Adaptation | None, dtype: torch.dtype
+) -> nn.Module:
+    """The model whose weights, or adapters, are trained."""
+    spread, kept = policy.optim.distributed, policy.megatron_cfg.activations
+    return load_trained_model(
+        ctx, adaptation, dtype=dtype, distributed_optimizer=spread, activations=kept
+    )

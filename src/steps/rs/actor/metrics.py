@@ -16,6 +16,7 @@ from nemotron_style.steps.blocks.model.prefix_packing import Group
 from nemotron_style.steps.blocks.training.microbatch import score, sum_over_ranks
 from nemotron_style.steps.blocks.training.microbatch_plan import plan_microbatches
 from nemotron_style.steps.blocks.training.sample_table import Row, describe_samples, write_samples
+from nemotron_style.steps.blocks.training.start_policy import StartPolicy
 from nemotron_style.steps.rs.actor.best_of_n import Choice
 from nemotron_style.steps.rs.actor.rollout import Rollout
 
@@ -51,7 +52,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], choices: Sequence[Choice]) -> d
 
 def measure_kl(
     model: nn.Module,
-    start: nn.Module,
+    start: StartPolicy,
     groups: Sequence[Group],
     *,
     max_responses: int,
@@ -66,7 +67,8 @@ def measure_kl(
     plan = plan_microbatches(groups, max_responses=max_responses)
     packed = [batch.pack(groups) for batch in plan]
     policy = score(model, packed, temperature=temperature)
-    reference = score(start, packed, temperature=temperature)
+    with start.use() as frozen:
+        reference = score(frozen, packed, temperature=temperature)
     # Log-probs are 0 where there is no token, so padding adds exp(0) - 1 - 0 = 0.
     gaps = [(old.double() - new.double()) for new, old in zip(policy, reference, strict=True)]
     zero = torch.zeros((), dtype=torch.float64)

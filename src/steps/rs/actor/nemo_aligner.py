@@ -14,7 +14,7 @@ from pydantic import Field
 from nemotron_style.runtime.config.model import Section, cosmetic, unused
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
 from nemotron_style.steps.blocks.http.waiting_config import Waiting
-from nemotron_style.steps.blocks.settings import training_config
+from nemotron_style.steps.blocks.settings import peft_config, training_config
 from nemotron_style.steps.blocks.settings.aligner_keys import (
     BaseConfig,
     BucketOptim,
@@ -148,7 +148,7 @@ class ExpManager(training_config.ExpManager):
     checkpoint_callback_params: CheckpointCallback = CheckpointCallback()
 
 
-class Peft(training_config.Peft):
+class Peft(peft_config.Peft):
     """``model.peft``, with one more key that has no effect."""
 
     restore_from_ckpt: dict[str, Any] = unused({})

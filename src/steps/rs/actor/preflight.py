@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
+from nemotron_style.steps.blocks.preflight.adapter_source import add_adapter
 from nemotron_style.steps.blocks.preflight.job import Job, Rows, compile_checks
 from nemotron_style.steps.blocks.preflight.machine import check_vllm
 from nemotron_style.steps.blocks.preflight.memory import Load
@@ -45,4 +46,4 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
         tokens=model.data.chat_prompt_tokens,
     )
     missing = check_vllm(site, key="generation") if vllm else ()
-    return compile_checks(job, site, *missing)
+    return add_adapter(compile_checks(job, site, *missing), site)

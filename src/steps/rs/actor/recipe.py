@@ -32,11 +32,8 @@ from torch import nn
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     TOKENIZER,
-    load_model,
     read_config,
     recorded_weights_digest,
-    save_model,
-    written_digest,
 )
 from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_facts
 from nemotron_style.steps.blocks.data.layouts.reader import RowReader
@@ -50,13 +47,15 @@ from nemotron_style.steps.blocks.generation.backend import open_engine
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.parallel import Parallel, initialize
 from nemotron_style.steps.blocks.reward.client import RewardUnavailable
-from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.stats.metric_plot import copy_logs, draw_metrics
 from nemotron_style.steps.blocks.training.launch_check import check_launch
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
 from nemotron_style.steps.blocks.training.microbatch import accumulate_nll, count_tokens
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
+from nemotron_style.steps.blocks.training.product import product_of, write_product
+from nemotron_style.steps.blocks.training.start_policy import StartPolicy
+from nemotron_style.steps.blocks.training.trained_model import Adaptation, load_trained_model
 from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.rs.actor.best_of_n import bound_kl, bound_win_rate, choose
 from nemotron_style.steps.rs.actor.check import check_prompts, check_reward_model, check_sampler
@@ -80,14 +79,16 @@ from nemotron_style.steps.rs.actor.validation import Validation, ValidationResul
 
 
 def run(config: Config, ctx: StepContext) -> None:
-    """Train ``model`` on the best of its own responses to ``prompts``; produce the last weights."""
+    """Train ``model`` on the best of its own responses; produce the last weights or adapters."""
     # -- what is trained, and its tokenizer
     prepare_device()
     check_launch(config.trainer, world_size=ctx.world_size)
     initialize(Parallel.of(config.model), seed=config.seed)
     source = ctx.input("model")
     chat = open_chat(Tokenizer(source.path / TOKENIZER), config.model.data.chat_prompt_tokens)
-    limit = read_config(source.path).max_sequence_length
+    sizes = read_config(source.path)
+    limit = sizes.max_sequence_length
+    adaptation = Adaptation.of(ctx, config.model.peft, seed=config.seed)
     params = plan_sampling(config, limit, stop_ids=chat.stop_ids)
 
     # -- the prompts: all of them checked before any work is done
@@ -96,7 +97,7 @@ def run(config: Config, ctx: StepContext) -> None:
     rows = RowReader("prompts", config.model.data, "model.data")
     reader = PromptReader(chat, config.context(limit), params.max_new_tokens, key, rows)
     prompts = reader.read(ctx.input("prompts").path)
-    rows.report.tell(ctx, "prompts", output="model")
+    rows.report.tell(ctx, "prompts", output=product_of(adaptation))
     validation_input, truth_input = ctx.optional_input("validation"), ctx.optional_input("truth")
     held_out = reader.read(validation_input.path) if validation_input else []
     truth = load_truth(truth_input.path) if truth_input else None
@@ -110,17 +111,17 @@ def run(config: Config, ctx: StepContext) -> None:
     ctx.say(f"{len(prompts)} prompts, {len(held_out)} held out, {steps} steps")
     warn_if_held(ctx, config.model.optim, updates=steps * config.updates_per_step)
 
-    # -- the policy, the model it started from, and the reward model
+    # -- the policy (LoRA: adapters alone are trained), its start, and the reward model
     dtype = torch.bfloat16 if config.trainer.half else torch.float32
-    model, sizes = load_policy(config, source.path, dtype)
-    start, _ = load_model(source.path, dtype=dtype, ddp=False)
+    model = load_policy(config, ctx, adaptation, dtype)
+    start = StartPolicy.of(ctx, model, adaptation, dtype=dtype)
     optimizer = build_optimizer(model, config.model.optim, gradient_clip=settings.gradient_clip_val)
     engine = open_engine(config.generation, model, sizes, tokenizer=chat.tokenizer.path)
     client = open_client(config, ctx) if ctx.is_first else None
     with closing(engine), RewardPool(client) as reward_pool:
         health = reward_pool.wait_ready(config.remote_rm.waiting.ready_seconds)
         ctx.say(f"reward model {health.model}, scores of {', '.join(health.outputs)}")
-        checkpoint = TrainingState(ctx, model, optimizer)
+        checkpoint = TrainingState(ctx, model, optimizer, adaptation and adaptation.base)
         done, stored = checkpoint.restore()
         state = RunState.load(stored) if stored else RunState(reward_model=health.model)
         check_reward_model(state.reward_model, health.model)
@@ -205,16 +206,14 @@ def run(config: Config, ctx: StepContext) -> None:
             report_step(ctx, step, steps, metrics, rows=sample_rows(rollouts, choices))
         table.finish(model, steps)
 
-    # -- what is produced: the last weights, and how they came to be
-    output = ctx.output("model")
-    save_model(model, output.path, config=sizes, tokenizer=source.path / TOKENIZER)
+    # -- what is produced: the last weights or adapters, and how they came to be
+    output = write_product(ctx, model, adaptation, sizes=sizes, tokenizer=chat.tokenizer.path)
     if ctx.is_first:
         store_chat(output.path / TOKENIZER, chat)
         draw_metrics(ctx.metrics.history(), PANELS, ctx.run_dir / "plots" / "rs.png")
         if config.exp_manager.explicit_log_dir:
             copy_logs(ctx.run_dir, Path(config.exp_manager.explicit_log_dir))
     output.note(
-        weights_digest=written_digest(output.path),
         parent_weights_digest=recorded_weights_digest(source),
         reward_model_digest=health.model,
         reward_outputs=list(health.outputs),
@@ -253,11 +252,11 @@ class RunState:
         return cls(stored["reward_model"], start, latest)
 
 
-def load_policy(config: Config, path: Path, dtype: torch.dtype) -> tuple[nn.Module, ModelConfig]:
-    """The model that is trained, and its sizes."""
-    return load_model(
-        path,
-        dtype=dtype,
-        distributed_optimizer=config.model.optim.distributed,
-        activations=config.model.activations,
+def load_policy(
+    config: Config, ctx: StepContext, adaptation: Adaptation | None, dtype: torch.dtype
+) -> nn.Module:
+    """The model whose weights, or adapters, are trained."""
+    spread, kept = config.model.optim.distributed, config.model.activations
+    return load_trained_model(
+        ctx, adaptation, dtype=dtype, distributed_optimizer=spread, activations=kept
     )

@@ -149,6 +149,45 @@ def test_every_key_that_is_held_exists_and_says_why(key):
     assert f"`{key}`" in PAGE.read_text()
 
 
+PEFT = "policy.megatron_cfg.peft"
+
+
+def test_adapters_have_nemo_rl_s_names(manifest):
+    on = f"{PEFT}.enabled=true"
+    lora = parse(manifest, on, f"{PEFT}.dim=4").policy.megatron_cfg.peft.as_peft.lora
+    assert (lora.adapter_dim, lora.alpha, lora.scale) == (4, 32.0, 8.0)
+    assert len(lora.modules) == 4
+    chosen = parse(
+        manifest, on, f"{PEFT}.target_modules=[linear_qkv,linear_fc2]"
+    ).policy.megatron_cfg.peft
+    assert chosen.as_peft.lora.modules == ("self_attention.linear_qkv", "mlp.linear_fc2")
+    left = parse(
+        manifest, on, f"{PEFT}.exclude_modules=[linear_qkv,linear_proj]"
+    ).policy.megatron_cfg.peft
+    assert left.as_peft.lora.modules == ("mlp.linear_fc1", "mlp.linear_fc2")
+    assert parse(manifest).policy.megatron_cfg.peft.as_peft.lora is None
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "told"),
+    [
+        (["target_modules=[q_proj]"], "target_modules", "no such linear layer.*linear_qkv"),
+        (
+            ["target_modules=[linear_qkv]", "exclude_modules=[linear_fc1]"],
+            "exclude_modules",
+            "goes with no target_modules",
+        ),
+        (["dropout=0.1"], "dropout_position", "dropout_position=pre"),
+        (["lora_A_init_method=zero"], "lora_A_init_method", "nothing learns"),
+        (["lora_dtype=float32"], "lora_dtype", "type of the weights"),
+        (["dim=0"], "dim", "a number >= 1"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused_by_their_key(manifest, words, key, told):
+    with pytest.raises(ConfigError, match=rf"{PEFT}.*{key}.*{told}"):
+        parse(manifest, f"{PEFT}.enabled=true", *(f"{PEFT}.{word}" for word in words))
+
+
 def test_vllm_may_draw_with_an_engine_of_each_process_as_it_is(manifest):
     vllm, tables = "policy.generation.backend=vllm", "policy.generation.vllm_cfg"
     ours, theirs = parse(manifest), parse(manifest, vllm, f"+{tables}.precision=float32")

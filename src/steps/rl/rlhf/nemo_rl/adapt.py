@@ -74,6 +74,11 @@ def adapt(draft: Draft) -> None:
         what = "names files that lineage would not see"
         fix = "set data.train.data_path and data.validation.data_path"
         draft.problems.append(Problem(key="data.manifest_path", what=what, fix=fix))
+    if find(draft.given, f"{_MEGATRON}.peft.enabled") is True:
+        what = "not built: a checkpoint of NeMo-RL would hold adapters alone, in its own layout"
+        fix = "train them with backend=embedded, which makes a checkpoint_lora that peft loads"
+        key = f"{_MEGATRON}.peft.enabled"
+        draft.problems.append(Problem(key=key, what=what, got="true", allowed="false", fix=fix))
     key = "checkpointing.pretrained_checkpoint"
     if draft.take(key) not in (ABSENT, None):
         what, fix = "starts as policy.pretrained_checkpoint does", "give the input 'model'"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
+from nemotron_style.steps.blocks.preflight.adapter_source import add_adapter
 from nemotron_style.steps.blocks.preflight.job import Job, Rows, compile_checks
 from nemotron_style.steps.blocks.preflight.machine import check_vllm
 from nemotron_style.steps.blocks.preflight.memory import Load
@@ -48,4 +49,4 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
         precision_fix="set policy.precision=float32",
     )
     missing = check_vllm(site, key="policy.generation.backend") if vllm else ()
-    return compile_checks(job, site, *missing)
+    return add_adapter(compile_checks(job, site, *missing), site)
