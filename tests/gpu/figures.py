@@ -55,6 +55,7 @@ from nemotron_style.steps.blocks.preflight.memory import count_layer
 from nemotron_style.steps.blocks.settings.generation_config import sampler_limit
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.settings.parallel_config import Activations
 from nemotron_style.steps.blocks.settings.peft_config import LoraTuning
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
@@ -211,6 +212,13 @@ def packed_step(scale: Scale) -> dict[str, Any]:
     """The training step of ``sft/chat`` on packed samples."""
     reset_memory()
     return train(scale, build_model(scale.config, dtype=scale.dtype))
+
+
+def recompute_step(scale: Scale) -> dict[str, Any]:
+    """The same with every layer computed again in the backward pass; mfu counts it once."""
+    reset_memory()
+    again = Activations(recompute_method="uniform")
+    return train(scale, build_model(scale.config, dtype=scale.dtype, activations=again))
 
 
 def lora_step(scale: Scale) -> dict[str, Any]:
@@ -469,6 +477,7 @@ def rl_chain(scale: Scale) -> dict[str, Any]:
 SECTIONS: dict[str, Callable[[Scale], dict[str, Any]]] = {
     "parity": parity,
     "packed_step": packed_step,
+    "recompute_step": recompute_step,
     "lora_step": lora_step,
     "group_step": group_step,
     "sampling": sampling,
