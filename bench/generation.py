@@ -77,6 +77,7 @@ def bench_parts(name: str, dtype: torch.dtype) -> None:
         cache.counts = lengths
         return decoder.advance(tokens, cache)
 
+    room = torch.empty(rows, config.vocab_size)
     logits = advance([NEW_TOKENS // 2] * rows)
     wide = torch.randn(rows, config.ffn_hidden_size).to(dtype)
     narrow = wide[:, : config.hidden_size].contiguous()
@@ -90,7 +91,7 @@ def bench_parts(name: str, dtype: torch.dtype) -> None:
 
     def sample() -> None:
         sample_tokens(
-            adjust_logits(logits, sampling, seen_BV=None, short_B=None), sampling, numbers
+            adjust_logits(logits, sampling, seen_BV=None, short_B=None), sampling, numbers, room
         )
 
     ragged = [NEW_TOKENS // 2 - row % 7 for row in range(rows)]

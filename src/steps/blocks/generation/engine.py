@@ -166,9 +166,10 @@ class _Batch:
         )
         self.numbers_BT = torch.empty(self.slots, sampling.max_new_tokens, dtype=torch.float64)
         self.numbers_BT = self.numbers_BT.to(self.decoder.device)
+        shape = (self.slots, self.decoder.config.vocab_size)
+        self.room_BV = torch.empty(shape, device=self.decoder.device)  # for weights of tokens
         self.seen_BV: Tensor | None = None  # bool, where a penalty needs it
         if sampling.repetition_penalty != 1:
-            shape = (self.slots, self.decoder.config.vocab_size)
             self.seen_BV = torch.zeros(shape, dtype=torch.bool, device=self.decoder.device)
         self.newest: tuple[int, Prefix] | None = None  # the last prompt that was computed
         # a token holds at least one byte; the 8 more cover a character cut at the window's start
@@ -230,7 +231,8 @@ class _Batch:
         seen_BV = None if self.seen_BV is None else self.seen_BV[slots]
         short_B, numbers_B = self._may_not_stop(rows), self._numbers(rows, slots)
         adjusted_BV = adjust_logits(logits_BV, self.sampling, seen_BV=seen_BV, short_B=short_B)
-        tokens_B, log_probs_B = sample_tokens(adjusted_BV, self.sampling, numbers_B)
+        room_BV = self.room_BV[: len(rows)]
+        tokens_B, log_probs_B = sample_tokens(adjusted_BV, self.sampling, numbers_B, room_BV)
         if seen_BV is not None:
             seen_BV.scatter_(1, tokens_B[:, None], True)
         for row, token, log_prob in zip(rows, tokens_B.tolist(), log_probs_B.tolist(), strict=True):
@@ -238,12 +240,19 @@ class _Batch:
                 raise StepFailed(BROKEN_LOGITS)
             row.tokens.append(token)
             row.log_probs.append(log_prob)
-        # From the last slot down: a row that retires is replaced by the last live one, which has
-        # been looked at already.
+        if self._all_go_on(rows):
+            return
+        # From the last slot down: a row that retires is replaced by one that was looked at already.
         for slot in reversed(range(begin, len(self.live))):
             finish = self._finish(self.live[slot])
             if finish:
                 self._retire(slot, finish)
+
+    def _all_go_on(self, rows: Sequence[_Row]) -> bool:
+        """Whether it is plain that none of ``rows`` ends with its newest token."""
+        if self.sampling.end_strings or not self.stops.isdisjoint(row.tokens[-1] for row in rows):
+            return False
+        return max(len(row.tokens) for row in rows) < self.sampling.max_new_tokens
 
     def _numbers(self, rows: Sequence[_Row], slots: slice) -> Tensor:
         """The uniform number of each row for its next token."""

@@ -87,16 +87,18 @@ def adjust_logits(
 
 
 def sample_tokens(
-    logits_BV: Tensor, sampling: SamplingParams, numbers_B: Tensor
+    logits_BV: Tensor, sampling: SamplingParams, numbers_B: Tensor, room_BV: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """A token of each row of adjusted logits, and its log-prob (float64), both ``[B]``.
 
     ``numbers_B`` are uniform in [0, 1). A log-prob that is not finite tells of logits that are
-    not numbers.
+    not numbers. ``room_BV`` is overwritten: malloc hands large pieces back to the system and takes
+    them anew page by page, which for 32 rows of 8192 tokens costs 2.7 ms a call where the
+    arithmetic costs 0.4.
     """
+    largest_B1 = logits_BV.amax(-1, keepdim=True)
     # exp of the largest logit is 1, so neither the weights nor their sum can overflow
-    shifted_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
-    weights_BV = shifted_BV.exp()
+    weights_BV = torch.sub(logits_BV, largest_B1, out=room_BV).exp_()
     if sampling.temperature == 0:
         tokens_B1 = logits_BV.argmax(-1, keepdim=True)
         sums_B1 = weights_BV.sum(-1, keepdim=True, dtype=torch.float64)
@@ -104,7 +106,7 @@ def sample_tokens(
         tokens_B1, sums_B1 = inverse_cdf(weights_BV, numbers_B[:, None])
         # logits that are not numbers give an id outside: the log-prob below reports them
         tokens_B1 = tokens_B1.clamp_(max=logits_BV.shape[1] - 1)
-    logprobs_B1 = shifted_BV.gather(1, tokens_B1).double() - sums_B1.log()
+    logprobs_B1 = (logits_BV.gather(1, tokens_B1) - largest_B1).double() - sums_B1.log()
     return tokens_B1[:, 0], logprobs_B1[:, 0]
 
 
