@@ -62,6 +62,7 @@ def test_scores_gradients_and_weights_do_not_depend_on_the_division(
     found = load_file(two / division / variant / "tensors")
     assert set(found) == set(expected)
     assert (found["scores"] - expected["scores"]).abs().max() < 1e-5
+    assert torch.equal(found["sampled from"], expected["sampled from"])
     for name in (name for name in expected if name.startswith("gradient/")):
         gap = (found[name] - expected[name]).norm()
         assert expected[name].norm() > 0, f"{name}: nothing flows to it"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradient import full_gradient
 from nemotron_style.steps.blocks.checkpoint.hf_config import read_sizes
@@ -22,10 +22,12 @@ from nemotron_style.steps.blocks.checkpoint.hf_weights import (
 )
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
 from nemotron_style.steps.blocks.checkpoint.safetensors_folder import TensorFolder
+from nemotron_style.steps.blocks.generation.kv_decoder import Decoder
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import Parallel
 from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
+from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients, score
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
@@ -43,6 +45,16 @@ def groups(count: int = 3) -> list[Group]:
     return [Group(ids(n), [ids(draw.randrange(1, 9)) for _ in range(count)]) for n in (9, 4, 12)]
 
 
+@torch.inference_mode()
+def next_logits(model: nn.Module, sizes: ModelConfig) -> Tensor:
+    """What a sampler takes the first token of a response from."""
+    decoder = Decoder(model, sizes)
+    decoder.read_weights()
+    logits = decoder.prefill(torch.tensor([groups()[0].prompt_ids])).logits_PV.clone()
+    decoder.forget_copies()
+    return logits
+
+
 def measure(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Scores, gradients, and weights as Hugging Face has them; the norm of the gradient."""
     sizes, tensors = read_sizes(folder), TensorFolder(folder)
@@ -51,6 +63,7 @@ def measure(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     fill_model(model, import_weights(tensors.read, sizes))
     packed = pack(groups())
     found = {"scores": torch.cat([part.flatten() for part in score(model, [packed])])}
+    found["sampled from"] = next_logits(model, sizes)
     accumulate_gradients(model, [(packed, None)], lambda logprobs, _: (-logprobs.mean(), None))
     found |= {f"gradient/{name}": whole for name, whole in full_gradient(model).items()}
     for unit in export_weights(full_weights(model), sizes):

@@ -46,6 +46,8 @@ DIVISIONS = {
     "pipeline2": Parallel(pipeline=2),
     "data2": Parallel(),
 }
+PASSES = {"one": 6, "tensor2": 1, "pipeline2": 4, "data2": 2}
+"""Rows or responses of a pass, which must not matter either."""
 ONE = "one"
 SAVED = 5
 """Updates that are made before the division changes; as many follow."""
@@ -67,6 +69,7 @@ class Case:
     saved: int = SAVED
     division: str = "model"
     processes: str = "trainer.devices"
+    passes: str = "model.micro_batch_size"
 
     def settings_of(self, name: str) -> StepConfig:
         """The config of a run with the division called ``name``."""
@@ -78,6 +81,7 @@ class Case:
                     f"{self.division}.tensor_model_parallel_size={division.tensor}",
                     f"{self.division}.pipeline_model_parallel_size={division.pipeline}",
                     f"{self.processes}={1 if name == ONE else 2}",
+                    f"{self.passes}={PASSES[name]}",
                 )
             )
         )
@@ -106,6 +110,7 @@ CASES = {
         },
         inputs=("model", "data"),
         metrics=("train_loss", "grad_norm", "epoch"),
+        passes="model.data.train_ds.micro_batch_size",
         pairs=tuple(
             (first, then)
             for first in (ONE, *DIVISIONS)
@@ -126,6 +131,7 @@ CASES = {
         },
         inputs=("model", "data", "validation"),
         metrics=("train_loss", "train_distance"),
+        passes="model.steerlm2.micro_batch_size",
         pairs=_SHORT,
         saved=2,
     ),
@@ -185,6 +191,7 @@ CASES = {
         saved=1,
         division="policy.megatron_cfg",
         processes="processes",
+        passes="policy.train_micro_batch_size",
     ),
 }
 

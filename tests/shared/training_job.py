@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from family_job import next_logits
 from gradient import full_gradient
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     WeightsDigest,
@@ -101,6 +102,7 @@ def measure(config, out, *, sizes=(1, 2, 8), lora=False):
     model = make(config, 11, lora=lora)
     facts = {"first": digest(model, lora=lora)}
     tensors = {"scores": torch.cat([s.flatten() for s in score(model, [pack(batch())])])}
+    tensors["sampled from"] = next_logits(model, config)
     for size in sizes:
         gradient_of(model, batch(), size=size)
         tensors |= {f"{size}/{name}": grad for name, grad in full_gradient(model).items()}
