@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -126,6 +127,8 @@ def suggest_commands(outcome: Outcome, catalog: Catalog) -> Iterator[tuple[str, 
         else:
             others = [one.name for one in step.consumes if one.required and one is not slot]
             words += f" -i {slot.name}={ref}" + "".join(f" -i {name}=REF" for name in others)
+        for key, value in slot.when.items():  # without which there is no such slot
+            words += f" {key}={value if isinstance(value, str) else json.dumps(value)}"
         suggested.setdefault(step.id, (step.category, words))
     yield from list(suggested.values())[:MOST_STEPS]
 

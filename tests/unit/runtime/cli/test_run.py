@@ -126,6 +126,9 @@ def test_a_summary_says_where_to_look_next(mill: Any, capsys: Capture) -> None:
     ctx.summarise"""
     recipe.write_text(recipe.read_text().replace("\n    ctx.summarise", results))
     mill.write("manifests/mill/bake/tiny.yaml", "defaults: default.yaml\n")
+    manifest = mill.root / "manifests/mill/bake/step.toml"
+    condition = 'name = "input"\nwhen = { steps = 4 }'
+    manifest.write_text(manifest.read_text().replace('name = "input"', condition))
     mill.write("manifests/mill/grind/tiny.yaml", "defaults: default.yaml\n")
     assert run("mill/grind", "-c", "tiny") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -148,7 +151,8 @@ def test_a_summary_says_where_to_look_next(mill: Any, capsys: Capture) -> None:
         "",
         "Next",
         "  trace it  nemotron-style artifacts lineage mill-grind-tiny:v1",
-        "  mill      nemotron-style steps run mill/bake -c tiny -i input=mill-grind-tiny:v1",
+        "  mill      nemotron-style steps run mill/bake -c tiny -i input=mill-grind-tiny:v1"
+        + " steps=4",
     ]
 
 
