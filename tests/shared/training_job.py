@@ -22,6 +22,7 @@ from nemotron_style.steps.blocks.model.parallel import Parallel
 from nemotron_style.steps.blocks.model.prefix_packing import Group, pack
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
+from nemotron_style.steps.blocks.settings.parallel_config import KEEP_ALL, Activations
 from nemotron_style.steps.blocks.settings.peft_config import LoraTuning
 from nemotron_style.steps.blocks.training.microbatch import (
     accumulate_gradients,
@@ -49,7 +50,9 @@ DIVISIONS = {
     "tied": (TIED, Parallel(pipeline=2)),
     "lora tensor": (TIED, Parallel(tensor=2)),
     "lora pipeline": (TIED, Parallel(pipeline=2)),
+    "lora sequence": (TIED, Parallel(tensor=2)),
 }
+SAVING = Activations(sequence_parallel=True, recompute_method="uniform")
 ALONE = {"data": CONFIG, "tied": TIED, "lora": TIED}
 """What one process computes; a division is compared with that whose name it begins with."""
 # with B drawn too, since with B = 0 the gradient of A would be 0
@@ -80,11 +83,11 @@ def gradient_of(model, groups, *, size):
     accumulate_gradients(model, [(p, None) for p in mine], lambda lp, _: (-lp.sum() / total, None))
 
 
-def make(config, seed, *, lora):
+def make(config, seed, *, lora, activations=KEEP_ALL):
     """The model, or a base that is always the same with adapters drawn by ``seed``."""
     if not lora:
         return build_model(config, seed=seed)
-    model = build_model(config, seed=1, ddp=False)
+    model = build_model(config, seed=1, ddp=False, activations=activations)
     apply_lora(model, LORA, seed=seed)
     return wrap(model)
 
@@ -97,9 +100,9 @@ def digest(model, *, lora):
     return digest.text
 
 
-def measure(config, out, *, sizes=(1, 2, 8), lora=False):
+def measure(config, out, *, sizes=(1, 2, 8), lora=False, activations=KEEP_ALL):
     """Gradients for several micro-batch sizes, scores, updates, a resume after the first."""
-    model = make(config, 11, lora=lora)
+    model = make(config, 11, lora=lora, activations=activations)
     facts = {"first": digest(model, lora=lora)}
     tensors = {"scores": torch.cat([s.flatten() for s in score(model, [pack(batch())])])}
     tensors["sampled from"] = next_logits(model, config)
@@ -113,7 +116,7 @@ def measure(config, out, *, sizes=(1, 2, 8), lora=False):
     facts["norms"] += update(model, optimizer)
     facts["last"] = digest(model, lora=lora)
 
-    other = make(config, 12, lora=lora)
+    other = make(config, 12, lora=lora, activations=activations)
     resumed = build_optimizer(other, OptimConfig(weight_decay=0.1), gradient_clip=0.5)
     load_state(out / "state", other, resumed)
     facts["resumed"] = update(other, resumed)
@@ -152,5 +155,6 @@ def main(out):
         parallel.initialize(division, seed=1)
         (out / name).mkdir(parents=True, exist_ok=True)
         is_lora = name.startswith("lora")
-        measure(config, out / name, sizes=sizes_of(name), lora=is_lora)
+        saved = SAVING if name == "lora sequence" else KEEP_ALL
+        measure(config, out / name, sizes=sizes_of(name), lora=is_lora, activations=saved)
     parallel.finish()
