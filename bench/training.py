@@ -40,6 +40,7 @@ from nemotron_style.steps.blocks.model.prefix_packing import (
     Row,
     pack,
     pack_rows,
+    pack_sequence,
 )
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
@@ -65,7 +66,7 @@ def bench_step(batch: int, length: int) -> None:
     """Ours against Hugging Face on rows of equal length, every token trained on."""
     rows = [ids(length) for _ in range(batch)]
     counts = [False] + [True] * (length - 1)
-    packed = pack_rows([Row(row, counts) for row in rows])
+    packed = pack_sequence([Row(row, counts) for row in rows])
     model = build_model(CONFIG)
     optimizer = build_optimizer(model, OptimConfig(lr=1e-4))
 
@@ -175,7 +176,8 @@ def fused_attention(model: nn.Module, *, prompt: int) -> Callable[[Tensor], Tens
 def padded_ours(model: nn.Module, *, prompt: int) -> Callable[[Tensor], Tensor]:
     def nll(rows: Tensor) -> Tensor:
         plain = pack_rows([Row(row, [False] * len(row)) for row in rows.tolist()])
-        return _nll(model.head(model.hidden(plain)).transpose(0, 1), rows, prompt)
+        logits = model.head(model.hidden(plain)).transpose(0, 1)
+        return _nll(logits[:, : rows.shape[1] - 1], rows, prompt)
 
     return nll
 

@@ -87,10 +87,11 @@ def sample_rows(vocabulary: int, *, rows: int, tokens: int, seed: int) -> Tensor
 def model_logits(model: nn.Module, tokens_BS: Tensor) -> Tensor:
     """Logits ``[B, S, vocabulary]`` on the CPU, of a model that is whole on this rank."""
     inner = unwrap(model)
-    # pack_rows leaves the last token of a row out of the input, so one is added that is not read.
+    # pack_rows may leave the last token of a row out of the input, so one is added to be left out.
     rows = [Row([*ids, 0], [False] * (len(ids) + 1)) for ids in tokens_BS.tolist()]
     packed = pack_rows(rows).to(prepare_device())  # where its weights are, once they are read
-    return widen(inner.head(inner.hidden(packed)).transpose(0, 1)).cpu()
+    states = inner.hidden(packed)[: tokens_BS.shape[1]]
+    return widen(inner.head(states).transpose(0, 1)).cpu()
 
 
 def compare_logits(

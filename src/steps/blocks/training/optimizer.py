@@ -65,13 +65,14 @@ class CpuAdamW:
         norm = gradient_norm(self.parameters)
         if not self.guard.allows(step=step, loss=loss, grad_norm=norm):
             return norm
-        gradients = [p.main_grad for p in self.parameters]
-        if self.gradient_clip and norm > self.gradient_clip:
-            torch._foreach_mul_(gradients, self.gradient_clip / (norm + 1e-6))
+        clipped = self.gradient_clip and norm > self.gradient_clip
+        # The kernel divides by it on its way through the gradients, which saves a pass over them.
+        scale = torch.tensor((norm + 1e-6) / self.gradient_clip) if clipped else None
+        self._adam.grad_scale = scale  # type: ignore[attr-defined]
         for group in self._adam.param_groups:
             group["lr"] = lr
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+        for parameter in self.parameters:
+            parameter.grad = parameter.main_grad
         self._adam.step()
         for parameter in self.parameters:
             parameter.grad = None  # DDP's hooks fill it anew

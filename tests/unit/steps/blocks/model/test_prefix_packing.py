@@ -118,3 +118,11 @@ def test_a_packed_sequence_has_no_padding_and_positions_that_restart():
     assert packed.layout.lengths == (3, 2)
     assert packed.labels_BNR.tolist() == pack_rows(rows).labels_BNR.tolist() == [[[2, 4]], [[7, 0]]]
     assert predicted(packed) == [(1, 2), (3, 4), (6, 7)]
+
+
+@pytest.mark.parametrize(("tokens", "read"), [(1, 1), (15, 14), (16, 16), (17, 16), (32, 32)])
+def test_the_last_token_of_a_row_is_read_where_it_makes_a_multiple_of_16(tokens, read):
+    row = Row(list(range(tokens)), [False] + [True] * (tokens - 1))
+    padded, packed = pack_rows([row]), pack_sequence([row])
+    assert padded.tokens_BS.tolist() == packed.tokens_BS.tolist() == [list(range(read))]
+    assert predicted(padded) == predicted(packed) == [(i, i + 1) for i in range(tokens - 1)]
