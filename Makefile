@@ -8,7 +8,8 @@ VLLM := .venv-vllm
 TRL := .venv-trl
 DEVICE ?= cuda
 PIP_ARGS ?=
-WORKERS ?= 2
+# One more than the two cores that CI has: a third of the time tests wait, for a cluster's queue or a server's start.
+WORKERS ?= 3
 PYTEST_ARGS ?=
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS)
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ CPU = Path("/proc/cpuinfo")
 if CPU.exists() and "GenuineIntel" in CPU.read_text():
     # As launch.sh has it; MKL reads it at its first product.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many workers as cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are for the workers
 os.environ.pop("COLUMNS", None)  # texts are compared as a pipe gets them, whoever's terminal it is
 
 # A shell's background jobs ignore both, and so would everything that the tests start.
@@ -36,7 +37,7 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Files are what is handed to workers (``pytest -n 2``)."""
+    """Files are what is handed to workers (``pytest -n 3``)."""
     from scheduling import FileScheduling
 
     return FileScheduling(config, log)
@@ -295,6 +296,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_smollm2(path: Path) -> None:
     """Read the GGUF file, which takes transformers long, and write it as a folder."""
+    import gguf
     import torch
     import transformers
 
@@ -306,8 +308,13 @@ def write_smollm2(path: Path) -> None:
     more = {}
     if hasattr(transformers, "GgufConfig"):  # else it dequantises by itself
         more["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        place, gguf_file=file.name, dtype=torch.float32, **more
-    )
+    # transformers reads the file three times, and makes the table of names for every module anew.
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(gguf, name, cache(getattr(gguf, name)))
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            place, gguf_file=file.name, dtype=torch.float32, **more
+        )
+        words = transformers.AutoTokenizer.from_pretrained(place, gguf_file=file.name)
     model.save_pretrained(path)
-    transformers.AutoTokenizer.from_pretrained(place, gguf_file=file.name).save_pretrained(path)
+    words.save_pretrained(path)

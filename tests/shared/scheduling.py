@@ -1,4 +1,4 @@
-"""How the workers of ``pytest -n 2`` share the test files."""
+"""How the workers of ``pytest -n 3`` share the test files."""
 
 from __future__ import annotations
 
