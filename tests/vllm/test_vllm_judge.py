@@ -1,5 +1,6 @@
 """vLLM as the judge of rl/rlhf: SmolLM2 in the ``instruct`` form, a small one in ``genrm``.
 
+The policy is a part of SmolLM2, with its tokenizer: what is looked at here is the judge.
 The server is vLLM's own, the interpreter that of ``test_vllm.py``. ``vllm serve`` is started by
 its module: the command of the CPU build asks for the version of a package that it is not.
 """
@@ -38,6 +39,7 @@ from nemotron_style.steps.blocks.serving.local_chat_model import load_chat_model
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.convert.megatron_to_hf import config as export_config
 from nemotron_style.steps.convert.megatron_to_hf import recipe as export_recipe
+from small_smollm2 import cut_smollm2
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("vllm_python")]
 
@@ -149,18 +151,19 @@ def command(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-# -- two steps of real text, judged by a real model
+# -- two steps of a small policy, judged by a real model
 
 
 @pytest.fixture(scope="module")
 def home(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with prompts, and a store with SmolLM2 as the policy."""
+    """A folder with prompts, and a store with a part of SmolLM2 as the policy."""
     home = tmp_path_factory.mktemp("home")
     for name, texts in ASKED.items():
         rows = [{"messages": [{"role": "user", "content": text}]} for text in texts]
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     spoken = f"model.data.chat_prompt_tokens={TOKENS}"
-    source = ("-i", f"model={smollm2}", "--name", "smollm2")
+    policy = cut_smollm2(smollm2, home / "part", answer_length=24.0)
+    source = ("-i", f"model={policy}", "--name", "policy")
     done = command(home, "convert/hf_to_megatron", *source, spoken)
     assert done.returncode == 0, done.stdout
     return home
@@ -189,9 +192,9 @@ class Done:
 
 
 def align(home: Path, judge: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """rl/rlhf on SmolLM2 under the judge."""
+    """rl/rlhf on a part of SmolLM2 under the judge."""
     inputs = [f"{slot}=./{name}.jsonl" for slot, name in SLOTS.items()]
-    given = [word for one in ("model=smollm2", *inputs) for word in ("-i", one)]
+    given = [word for one in ("model=policy", *inputs) for word in ("-i", one)]
     words = ("-c", "tiny", *given, "~inputs.truth", f"judge.url={judge}", *SMALL, *overrides)
     return command(home, "rl/rlhf", *words)
 
