@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gradient import full_gradient
-from nemotron_style.steps.blocks.model import parallel
+from nemotron_style.steps.blocks.model import logprob, parallel
 from nemotron_style.steps.blocks.model.language_model import build_model, unwrap, wrap
 from nemotron_style.steps.blocks.model.lora import apply_lora
 from nemotron_style.steps.blocks.model.parallel import Parallel
@@ -51,7 +51,13 @@ WAYS = {
     "data": Parallel(),
 }
 DIVISIONS = {
-    "tensor": {"all": KEEP_ALL, "first": FIRST, "divided": DIVIDED, "both": BOTH},
+    "tensor": {
+        "all": KEEP_ALL,
+        "chunks": KEEP_ALL,
+        "first": FIRST,
+        "divided": DIVIDED,
+        "both": BOTH,
+    },
     "pipeline": {"all": KEEP_ALL, "pairs": PAIRS},
     "data": {"all": KEEP_ALL},
 }
@@ -109,6 +115,8 @@ def gradients(kept: Activations, *, adapted: bool) -> dict[str, Tensor]:
 def measure(out: Path, division: str) -> None:
     """Write the gradients of a division, by what is kept."""
     for name, kept in DIVISIONS[division].items():
+        # a few tokens at a time for the head, whose vocabulary is divided
+        logprob.CHUNK_LOGITS = 200 if name == "chunks" else 2**26
         for adapted in (False, True) if division == "tensor" else (False,):
             tensors = gradients(kept, adapted=adapted)
             if dist.get_rank() == 0:

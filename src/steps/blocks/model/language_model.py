@@ -28,7 +28,7 @@ from nemotron_style.runtime.errors import InputError, raise_all
 from nemotron_style.steps.blocks.model.attention import AttentionContext
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.linear import linear
-from nemotron_style.steps.blocks.model.logprob import label_logprobs
+from nemotron_style.steps.blocks.model.logprob import chunked_logprobs
 from nemotron_style.steps.blocks.model.megatron_config import megatron_config
 from nemotron_style.steps.blocks.model.parallel import current_parallel, data_world
 from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch
@@ -57,7 +57,11 @@ class LanguageModel(GPTModel):
         if not self.post_process:
             return states
         chosen = states.flatten(0, 1).index_select(0, packed.predictors_T)
-        logprobs_T = label_logprobs(self.head(chosen), packed.labels_T, temperature=temperature)
+        logprobs_T = chunked_logprobs(
+            *(self.head, chosen, packed.labels_T),
+            vocabulary=self.vocab_size // self.config.tensor_model_parallel_size,
+            temperature=temperature,
+        )
         zeros = logprobs_T.new_zeros(packed.mask_BNR.numel())
         return zeros.index_copy(0, packed.spots_T, logprobs_T).view(packed.mask_BNR.shape)
 

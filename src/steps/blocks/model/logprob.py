@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nemotron_style.steps.blocks.model.prefix_packing import PackedBatch
+
+CHUNK_LOGITS = 2**26
+"""Logits of a rank that are held at a time: in float32 a quarter of a gigabyte."""
 
 
 def response_logprobs(model: nn.Module, packed: PackedBatch, *, temperature: float = 1.0) -> Tensor:
@@ -20,6 +26,31 @@ def response_logprobs(model: nn.Module, packed: PackedBatch, *, temperature: flo
     """
     device = next(model.parameters()).device
     return model(packed.to(device), temperature=temperature)
+
+
+def chunked_logprobs(
+    head: Callable[[Tensor], Tensor],
+    states_T: Tensor,
+    labels_T: Tensor,
+    *,
+    vocabulary: int,
+    temperature: float = 1.0,
+) -> Tensor:
+    """:func:`label_logprobs` of ``head(states_T)``, with logits of a part of the tokens at a time.
+
+    The backward pass computes the logits of each part again. ``vocabulary`` is that of a rank.
+    """
+
+    def part(states: Tensor, labels: Tensor) -> Tensor:
+        return label_logprobs(head(states), labels, temperature=temperature)
+
+    size = max(1, CHUNK_LOGITS // vocabulary)
+    if len(labels_T) <= size:
+        return part(states_T, labels_T)
+    parts = zip(states_T.split(size), labels_T.split(size), strict=True)
+    # no random numbers are drawn here, so none have to be drawn again
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    return torch.cat([checkpoint(part, *each, **options) for each in parts])
 
 
 def label_logprobs(logits: Tensor, labels_T: Tensor, *, temperature: float = 1.0) -> Tensor:

@@ -14,6 +14,7 @@ from nemotron_style.steps.blocks.settings.parallel_config import KEEP_ALL, Activ
 from nemotron_style.steps.blocks.settings.peft_config import TARGETS, LoraTuning
 
 GIGA = 10**9
+_CHUNK_LOGITS = 2**26  # that the head holds at a time: CHUNK_LOGITS of blocks/model/logprob.py
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def estimate_memory(sizes: ModelConfig, load: Load) -> Memory:
         if load.tokens and not load.lora:
             # The gradient of an embedding before it is added to the others; of a tied one two.
             activations += embedding // load.tensor * width * (2 if sizes.tie_embeddings else 1)
-        logits = load.tokens * sizes.vocab_size // load.tensor * (width + 8)
+        vocabulary = sizes.vocab_size // load.tensor
+        logits = min(load.tokens * vocabulary, max(_CHUNK_LOGITS, vocabulary)) * (width + 8)
     keys = sizes.num_layers * 2 * sizes.num_query_groups * sizes.head_size
     return Memory(
         weights=(held + adapters) * width,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from nemotron_style.steps.blocks.checkpoint.hf_config import build_settings
 from nemotron_style.steps.blocks.checkpoint.hf_weights import export_weights
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import full_weights
-from nemotron_style.steps.blocks.model import parallel
+from nemotron_style.steps.blocks.model import logprob, parallel
 from nemotron_style.steps.blocks.model.language_model import build_model, unwrap
 from nemotron_style.steps.blocks.model.logprob import label_logprobs, response_logprobs
 from nemotron_style.steps.blocks.model.prefix_packing import Group, Row, pack, pack_rows
@@ -109,6 +109,31 @@ def test_temperature_divides_logits():
     logits, labels = torch.randn(5, 97, dtype=torch.float64), torch.randint(97, (5,))
     expected = F.log_softmax(logits / 0.7, -1).gather(1, labels[:, None])[:, 0]
     torch.testing.assert_close(label_logprobs(logits, labels, temperature=0.7), expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logits_in_parts_give_the_same_log_probs_and_gradients(monkeypatch, temperature):
+    model = build_model(CONFIG, ddp=False)
+    packed = pack(groups_of([9, 4, 6]))
+    whole = response_logprobs(model, packed, temperature=temperature)
+    whole.sum().backward()
+    expected = gradient(model)
+    model.zero_grad()
+    seen = []
+    monkeypatch.setattr(logprob, "CHUNK_LOGITS", 5 * CONFIG.vocab_size)
+    monkeypatch.setattr(model, "head", lambda states: seen.append(len(states)) or head(states))
+    head = type(model).head.__get__(model)
+    parts = response_logprobs(model, packed, temperature=temperature)
+    once = len(seen)
+    assert max(seen) == 5
+    assert sum(seen) == packed.label_tokens
+    parts.sum().backward()
+    assert len(seen) == 2 * once
+    torch.testing.assert_close(parts, whole, atol=2e-6, rtol=0)
+    assert (gradient(model) - expected).norm() / expected.norm() < 1e-6
+    with torch.no_grad():
+        scored = response_logprobs(model, packed, temperature=temperature)
+    assert torch.equal(scored, parts)
 
 
 def mean_nll(total):
