@@ -29,6 +29,7 @@ transformers = pytest.importorskip("transformers")
 ROW = torch.randint(3, 64, (1, 12), generator=torch.Generator().manual_seed(1))
 PROMPT = 5
 LORA = LoraTuning(target_modules=["all"], adapter_dim=4, alpha=8, row_init_method="normal")
+FAMILIES = list({family: name for name, (family, _) in VARIANTS.items()}.values())
 DIGEST = "sha256:" + "0" * 64
 
 
@@ -92,7 +93,7 @@ def test_logprobs_and_gradients_are_those_of_peft(variant: str, tmp_path: Path) 
     assert (mine - other).norm() < 1e-6 * other.norm()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FAMILIES)
 def test_every_family_has_adapters_at_every_layer(variant: str, tmp_path: Path) -> None:
     parallel.initialize(seed=1)
     write_model(variant, tmp_path, ROW)
