@@ -25,7 +25,8 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
             pass_rows=model.micro_batch_size,
             sampled_rows=sampled,
             samples_apart=vllm,
-            frozen=1,  # the model that the policy started from
+            lora=model.peft.lora,
+            frozen=0 if model.peft.lora else 1,  # the model that the policy started from
         ),
         machines=trainer.num_nodes,
         processes=trainer.devices,

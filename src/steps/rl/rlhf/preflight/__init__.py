@@ -14,6 +14,7 @@ from nemotron_style.steps.rl.rlhf.config import Config
 def compile_job(config: Config, site: JobSite) -> CompiledJob:
     """Notes on what the run takes, and all that is wrong with it."""
     policy, machines = config.policy, config.cluster.num_nodes
+    lora = policy.megatron_cfg.peft.as_peft.lora
     vllm = policy.generation.backend == "vllm"
     sampled = -(-config.samples_per_step // (machines * config.processes))
     job = Job(
@@ -26,7 +27,8 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
             pass_rows=policy.train_micro_batch_size,
             sampled_rows=sampled,
             samples_apart=vllm,
-            frozen=1,  # the model that the policy is held to
+            lora=lora,
+            frozen=0 if lora else 1,  # the model that the policy is held to
         ),
         machines=machines,
         processes=config.processes,

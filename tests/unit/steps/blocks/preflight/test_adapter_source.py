@@ -13,8 +13,12 @@ from nemotron_style.runtime.store.store import Store
 from nemotron_style.steps.blocks.preflight.adapter_source import check_adapter
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.peft_config import FOREIGN, AdapterBase
+from nemotron_style.steps.rl.rlhf import preflight as rl_preflight
+from nemotron_style.steps.rs.actor import config as rs_config
+from nemotron_style.steps.rs.actor import preflight as rs_preflight
 from nemotron_style.steps.sft.chat.config import Config
 from nemotron_style.steps.sft.chat.preflight import compile_job
+from rlhf_world import settings as rlhf_settings
 from small_model import ONE_LAYER
 
 OWN, OTHER = "sha256:" + "0" * 64, "sha256:" + "1" * 64
@@ -104,3 +108,16 @@ def test_a_training_is_refused_for_the_adapter_that_it_would_go_on_from(
     [problem] = job.problems
     assert (problem.got, problem.allowed) == (f"a base with weights {OTHER}", OWN)
     assert f"adapter: rank 4, alpha 8, of {adapter}" in job.notes
+
+
+def test_reinforcement_learning_with_adapters_holds_no_second_copy(tmp_path: Path) -> None:
+    base = commit_base(tmp_path, OWN)
+    site = JobSite("local", inputs={"model": "checkpoint_megatron"}, files={"model": base})
+    peft = "policy.megatron_cfg.peft.enabled"
+    for peft_of_rs, adapted in (({}, "false"), (LORA, "true")):
+        values = {"trainer": {"precision": "32"}, "model": {"peft": peft_of_rs}}
+        rs = rs_preflight.compile_job(rs_config.Config.model_validate(values), site)
+        rl = rl_preflight.compile_job(rlhf_settings(f"{peft}={adapted}"), site)
+        for job in (rs, rl):
+            [memory] = [note for note in job.notes if note.startswith("memory: about")]
+            assert ("reference" in memory) == (adapted == "false"), memory
