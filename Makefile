@@ -25,7 +25,7 @@ help:
 	@echo "make bench-smoke one round of every bench whose environment is there"
 	@echo "make gpu        the training path on a GPU: does it hold, what does it cost (DEVICE=cpu: in small)"
 	@echo "make bench-vllm figures: sampling in the training process and with vLLM"
-	@echo "make bench-trl  figures: a GRPO step of ours and of TRL"
+	@echo "make bench-trl  figures: a GRPO step and an update on packed rows, of ours and of TRL"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -117,6 +117,7 @@ bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/command_line.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/redaction.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/training.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/packing.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/generation.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/serving.py
 
@@ -125,11 +126,13 @@ bench-smoke: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/command_line.py smoke
 	OMP_NUM_THREADS=1 $(BIN)/python bench/redaction.py smoke
 	OMP_NUM_THREADS=1 $(BIN)/python bench/training.py smoke
+	OMP_NUM_THREADS=1 $(BIN)/python bench/packing.py smoke
 	OMP_NUM_THREADS=1 $(BIN)/python bench/generation.py smoke
 	OMP_NUM_THREADS=1 $(BIN)/python bench/serving.py smoke
 	OMP_NUM_THREADS=1 $(BIN)/python bench/grpo.py parts smoke
 	$(call smoke_where_possible,$(VLLM),bench/vllm_generation.py)
 	$(call smoke_where_possible,$(TRL),bench/grpo.py)
+	$(call smoke_where_possible,$(TRL),bench/packing.py)
 
 # $(1) is the folder of an environment, $(2) a script that needs it.
 define smoke_where_possible
@@ -147,6 +150,7 @@ bench-vllm: $(VLLM)/.ready
 
 bench-trl: $(TRL)/.ready
 	OMP_NUM_THREADS=1 $(TRL)/bin/python bench/grpo.py
+	OMP_NUM_THREADS=1 $(TRL)/bin/python bench/packing.py
 
 clean:
 	rm -rf .venv .venv-* build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache
