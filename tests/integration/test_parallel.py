@@ -90,7 +90,8 @@ def test_a_resumed_run_is_bit_for_bit_the_same(two, division):
 def test_losses_of_five_updates_are_those_of_one_process(one, two, division):
     expected = facts(alone(one, division))["losses"]
     assert expected[-1] < expected[0] - 0.05
-    assert facts(two / division)["losses"] == pytest.approx(expected, abs=1e-6)
+    # float32 has steps of 5e-7 at a loss of 4: so these are some steps apart after five updates
+    assert facts(two / division)["losses"] == pytest.approx(expected, abs=4e-6)
 
 
 @pytest.mark.parametrize("division", job.DIVISIONS)
