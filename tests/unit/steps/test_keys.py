@@ -34,11 +34,7 @@ COMPILERS = {"nemo_rl"}
 OTHERS = {
     "reward/regression": {"name", "filename", "share_embeddings_and_output_weights"},
     "sft/chat": {"name", "filename", "micro_batch_size"},
-    # read of another class: adapters of rs/actor are refused
-    "rs/actor": {
-        *("name", "filename", "target_modules", "adapter_dim", "adapter_dropout"),
-        *("column_init_method", "row_init_method"),
-    },
+    "rs/actor": {"name", "filename"},
     "rl/rlhf": {"format", "default", "default_score", "use_distributed_optimizer"},
     "sft/steerlm2": {"name", "filename", "micro_batch_size"},
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from nemotron_style.runtime.config.model import MLFLOW, WANDB, Section, Tracker, cosmetic, unused
 from nemotron_style.runtime.errors import Problem
@@ -188,35 +188,6 @@ def trackers_of(trainer: AlignerJob, manager: ExpManager) -> Mapping[str, Tracke
         "trainer.logger": trainer.logger,
     }
     return find_trackers(asked, manager.wandb_logger_kwargs, manager.mlflow_logger_kwargs)
-
-
-class LoraTuning(Section):
-    """``model.peft.lora_tuning``: any keys."""
-
-    model_config = ConfigDict(extra="allow")
-
-    target_modules: list[str] | None = unused(None)
-    adapter_dim: int | None = unused(None)
-    adapter_dropout: float | None = unused(None)
-    column_init_method: str | None = unused(None)
-    row_init_method: str | None = unused(None)
-    layer_selection: list[int] | None = unused(None)
-    weight_tying: bool | None = unused(None)
-    position_embedding_strategy: str | None = unused(None)
-
-
-class Peft(Section):
-    """``model.peft``: low-rank adapters are not built yet; their settings are read and unused."""
-
-    peft_scheme: str = fixed(
-        "none",
-        why="low-rank adapters are not supported by this step yet",
-        fix="train all weights with model.peft.peft_scheme=none",
-    )
-    restore_from_path: str | None = fixed(
-        None, why="there are no adapters to restore without model.peft"
-    )
-    lora_tuning: LoraTuning = LoraTuning()
 
 
 class CheckpointPath(Section):
