@@ -107,3 +107,11 @@ def test_normalize_rewards_moves_to_the_estimator_where_only_that_is_read() -> N
 def test_files_that_lineage_would_not_see_are_refused() -> None:
     (problem,) = adapted("head", **{"data.manifest_path": "a.json"}).problems
     assert problem.key == "data.manifest_path"
+
+
+def test_adapters_are_refused_in_words_and_switched_off_ones_are_not() -> None:
+    key = "policy.megatron_cfg.peft.enabled"
+    (problem,) = adapted("head", **{key: True}).problems
+    assert (problem.key, problem.got, problem.allowed) == (key, "true", "false")
+    assert "backend=embedded" in problem.fix
+    assert adapted("head", **{key: False}).problems == []
