@@ -2,9 +2,10 @@
 
 A response's own tokens stand in its slot, its prompt's tokens in a line that its other responses
 use too. A step reads the keys of a prompt once, and meets them with the queries of all its
-responses in one product: of 8 responses that are half as long as their prompt, attention takes
-0.4 of the time. Live rows are the first slots and live prompts the first lines, so a step works
-on views; what ends is replaced by the last one.
+responses in one product: with 8 responses half as long as their prompt, 32M parameters and
+float32, attention takes about 0.6 of the time on one core of an AMD EPYC. Live rows are the first
+slots and live prompts the first lines, so a step works on views; what ends is replaced by the
+last one.
 
 Shape legend: ``_P`` prompts, ``_S`` responses to a prompt, ``_B`` live rows, ``_V`` vocabulary,
 ``K`` key-value heads, ``Q`` query heads of each, ``T`` tokens.
