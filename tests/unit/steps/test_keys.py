@@ -35,7 +35,11 @@ OTHERS = {
     "reward/regression": {"name", "filename", "share_embeddings_and_output_weights"},
     "sft/chat": {"name", "filename", "micro_batch_size"},
     "rs/actor": {"name", "filename"},
-    "rl/rlhf": {"format", "default", "default_score", "use_distributed_optimizer"},
+    "rl/rlhf": {
+        *("format", "default", "default_score", "use_distributed_optimizer"),
+        # tables of any keys, of which one is looked at
+        *("vllm_cfg", "distributed_data_parallel_config"),
+    },
     "sft/steerlm2": {"name", "filename", "micro_batch_size"},
 }
 # Read with their whole table, and not by name.
@@ -52,9 +56,11 @@ _MIRROR = "must equal another key, which is a part"
 _SHOWN = "what people are shown of the model; no artifact and no record holds it"
 _WAITING = "how long others are waited for; who is late has failed, and the record counts it"
 _ACTIVATIONS = "what is kept for the backward pass, or computed again: the same gradients"
+_TOLD = "who else is told about a run, and under which name"
 COSMETIC = {
     **dict.fromkeys(("devices", "num_nodes", "processes", "gpus_per_node"), _PROCESSES),
     "tensor_model_parallel_size": _PROCESSES,
+    "use_distributed_optimizer": _PROCESSES,
     "pipeline_model_parallel_size": _PROCESSES,
     **dict.fromkeys(("micro_batch_size", "forward_micro_batch_size"), _PASS),
     **dict.fromkeys(("train_micro_batch_size", "logprob_batch_size"), _PASS),
@@ -75,6 +81,9 @@ COSMETIC = {
     "packed_sequence": "rows with or without padding: the same sums in another order",
     "tries": "rs/actor ends where they are used up: a failure is no score",
     "at_once": "requests under way; each has a seed of its own",
+    **dict.fromkeys(("logger", "create_mlflow_logger", "create_wandb_logger"), _TOLD),
+    **dict.fromkeys(("mlflow_enabled", "wandb_enabled", "tracking_uri"), _TOLD),
+    **dict.fromkeys(("experiment_name", "run_name", "project", "name"), _TOLD),
     "token_env": "where a credential is found",
     "accelerator": "refused where the machine is another",
     "megatron_amp_O2": "refused where the precision is another; nothing else looks at it",
