@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python bench/packing.py [smoke]
 
-An update of 64 conversations: forward, backward, clipping and AdamW, packed without padding, and
-padded with like lengths together. With the interpreter of an environment that has TRL
-(``make bench-trl``) also TRL's ``SFTTrainer`` on the same rows and weights: ``padding_free``, four
-rows in a pass, and ``packing`` into rows of 1,024 tokens (``bfd``).
+An update of 64 conversations: forward, backward, clipping and AdamW, packed without padding, padded
+with like lengths together, and padded four by four as they come, the usual form. With the
+interpreter of an environment that has TRL (``make bench-trl``) also TRL's ``SFTTrainer`` on the
+same rows and weights: ``padding_free``, four rows in a pass, and ``packing`` into rows of 1,024
+tokens (``bfd``).
 
 Lengths are log-normal with the median 190 and the deviation .95, between 16 and 1,024 tokens: a
 prompt of a user of some tens of tokens with an answer of one to five hundred, and a few long ones.
@@ -27,15 +28,19 @@ from typing import Any
 
 import torch
 from measure import SMOKE, compare
-from torch import nn
+from torch import Tensor, nn
 from twin import hugging_face
 
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model
-from nemotron_style.steps.blocks.model.prefix_packing import Row
+from nemotron_style.steps.blocks.model.prefix_packing import Row, pack_rows
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
-from nemotron_style.steps.blocks.training.microbatch import accumulate_nll, count_tokens
+from nemotron_style.steps.blocks.training.microbatch import (
+    accumulate_gradients,
+    accumulate_nll,
+    count_tokens,
+)
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 
 LONGEST, PASS_ROWS, LR = 1024, 4, 1e-5
@@ -122,9 +127,20 @@ def main() -> None:
         nll = accumulate_nll(model, rows, max_responses=PASS_ROWS, max_tokens=most)
         optimizer.step(LR, step=1, loss=nll / tokens)
 
+    def update_as_they_come() -> None:
+        parts = [rows[first : first + PASS_ROWS] for first in range(0, ROWS, PASS_ROWS)]
+        passes = [(pack_rows(part), None) for part in parts]
+        nll = accumulate_gradients(model, passes, share_of_nll)
+        optimizer.step(LR, step=1, loss=float(sum(nll)))
+
+    def share_of_nll(logprobs_BNR: Tensor, _facts: None) -> tuple[Tensor, Tensor]:
+        nll = -logprobs_BNR.sum() / tokens
+        return nll, nll.detach()
+
     variants: dict[str, Callable[[], object]] = {
         "packed": lambda: update(PASS_ROWS * LONGEST),
         "padded, like lengths together": lambda: update(None),
+        "padded, as they come": update_as_they_come,
     }
     with tempfile.TemporaryDirectory() as folder:
         if importlib.util.find_spec("trl"):
