@@ -193,7 +193,8 @@ def _stage_activations(sizes: ModelConfig, load: Load, layers: int) -> int:
 def _layer_activations(sizes: ModelConfig, tensor: int, hidden: int) -> int:
     """Numbers that a layer keeps of a token: what its norms and matrices are given.
 
-    ``hidden`` is the width of a rank's share of a hidden state.
+    ``hidden`` is the width of a rank's share of a hidden state. In float32 on a CPU norms keep
+    two of its six less.
     """
     heads = sizes.num_attention_heads, sizes.num_query_groups
     attention = sizes.head_size * (3 * heads[0] + 3 * heads[1])
