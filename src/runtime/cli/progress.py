@@ -41,7 +41,9 @@ class Screen:
         """Announce a run and the decision about it."""
         plan, decision = run.plan, run.decision
         text = f"== {plan.step} ({plan.config_name})  {decision.action}: {decision.reason}\n"
-        self._write(text + "".join(f"note: {note}\n" for note in plan.notes))
+        # What is noted of a job is of no use to those who need none.
+        notes = () if decision.action == "reuse" else plan.notes
+        self._write(text + "".join(f"note: {note}\n" for note in notes))
 
     def follow(self, text: str, handle: JobHandle) -> None:
         """Show more of the log, and how far the run is."""

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -289,6 +290,16 @@ def test_a_terminal_gets_a_bar_that_gives_way_to_the_log(mill: Any) -> None:
     with screen:
         screen.follow("10/10  loss=0.1\nthe end", handle)
     assert terminal.shown() == ["a line", "half a line", "10/10  loss=0.1", "the end"]
+
+
+@pytest.mark.parametrize(("action", "notes"), [("run", "note: 12 GB\n"), ("reuse", "")])
+def test_a_run_that_is_reused_has_no_notes_of_a_job(action: str, notes: str) -> None:
+    pipe = io.StringIO()
+    plan = SimpleNamespace(step="mill/grow", config_name="tiny", notes=("12 GB",))
+    decision = SimpleNamespace(action=action, reason="so")
+    with Screen(pipe) as screen:
+        screen.begin(SimpleNamespace(plan=plan, decision=decision))
+    assert pipe.getvalue() == f"== mill/grow (tiny)  {action}: so\n{notes}"
 
 
 def test_a_pipe_gets_the_log_as_it_is(mill: Any) -> None:
