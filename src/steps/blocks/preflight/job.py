@@ -143,14 +143,6 @@ def check_batch(job: Job) -> Iterator[Problem]:
         )
 
 
-def compile_together(*jobs: CompiledJob) -> CompiledJob:
-    """What is said of the models of a step that holds one after the other."""
-    return CompiledJob(
-        notes=tuple(dict.fromkeys(note for job in jobs for note in job.notes)),
-        problems=tuple(dict.fromkeys(problem for job in jobs for problem in job.problems)),
-    )
-
-
 def find_model(job: Job, site: JobSite, problems: list[Problem]) -> ModelSource | None:
     """The checkpoint that the job starts from, or the one that will be converted for it.
 

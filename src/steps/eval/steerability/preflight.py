@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
-from nemotron_style.steps.blocks.preflight.job import Job, Rows, compile_checks, compile_together
+from nemotron_style.steps.blocks.preflight.evaluation import compile_evaluation
 from nemotron_style.steps.blocks.preflight.memory import Load
 from nemotron_style.steps.eval.steerability.config import Config
 
@@ -21,17 +21,11 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
         sampled_rows=sampling.max_rows,
         frozen=int("attribute" in site.inputs),
     )
-    jobs = [
-        Job(
-            load=load,
-            model=slot,
-            rows={"prompts": Rows("prompts", settings=config.data)},
-            new_tokens=lambda limit: min(limit, sampling.max_new_tokens),
-            tokens=config.model.data.chat_prompt_tokens,
-            keys=("trainer.precision", "sampling.max_rows"),
-            memory_fix="lower sampling.max_rows, or sample on a machine with more memory",
-        )
-        for slot in MODELS
-        if slot in site.inputs
-    ]
-    return compile_together(*(compile_checks(job, site) for job in jobs))
+    return compile_evaluation(
+        site,
+        MODELS,
+        load=load,
+        data=config.data,
+        tokens=config.model.data.chat_prompt_tokens,
+        max_new_tokens=sampling.max_new_tokens,
+    )
