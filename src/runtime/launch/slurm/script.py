@@ -146,7 +146,11 @@ if [ -n "$limit" ] && [ "$(worker)" != FAILED ]; then
     record REQUEUED null 'reached its time limit'
     trap '' USR1 USR2  # or one that is still to come would end the wait below
     trap 'exit 0' TERM  # which is how Slurm takes the job back
-    if scontrol requeue "$SLURM_JOB_ID"; then sleep 600 & wait; fi
+    for pause in 1 2 4 8 16 32; do  # a busy controller may refuse at first
+      if scontrol requeue "$SLURM_JOB_ID"; then pause=600; fi
+      # After a refusal too: what takes the job back ends a scontrol that has not heard the answer.
+      sleep "$pause" & wait "$!"
+    done
     trap '' TERM
   fi
   finish TIMEOUT 124 'reached its time limit'

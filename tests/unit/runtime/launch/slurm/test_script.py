@@ -181,17 +181,35 @@ worker() { echo CANCELLED; }
 trap 'interrupted=1 late=1' USR2
 trap 'interrupted=1 ended=1' TERM
 sleep() { command sleep "${1/600/0.6}"; }
-scontrol() { (sleep 0.1; kill -USR2 "$$"; sleep 0.2; kill -TERM "$$") & }
 """
 
 
-def test_a_late_signal_does_not_end_the_wait_for_being_requeued() -> None:
-    """The warning that workers take too long may come after the job was given back."""
-    script = REQUEUE + CONCLUDE
+ANSWERS = {
+    # The warning that workers take too long may come after the job was given back.
+    "a late signal": '(sleep 0.1; kill -USR2 "$$"; sleep 0.2; kill -TERM "$$") &',
+    # Slurm ends every process of the job, this command before the script.
+    "taken back before the answer": '(sleep 0.2; kill -TERM "$$") & return 143',
+    "refused at first": 'asked+=x; [ "$asked" = xx ] || return 1; kill -TERM "$$"',
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_job_that_is_given_back_ends_without_another_end(answer: str) -> None:
+    script = REQUEUE + f"scontrol() {{\n{ANSWERS[answer]}\n}}\n" + CONCLUDE
     done = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, timeout=20, check=False
     )
     assert (done.returncode, done.stdout) == (0, "record REQUEUED\n"), done.stderr
+
+
+def test_a_job_that_slurm_does_not_take_back_ends_at_its_limit() -> None:
+    script = REQUEUE + 'sleep() { echo "sleep $1"; }\nscontrol() { return 1; }\n' + CONCLUDE
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=20, check=False
+    )
+    pauses = [f"sleep {pause}" for pause in (1, 2, 4, 8, 16, 32)]
+    expected = ["record REQUEUED", *pauses, "finish TIMEOUT"]
+    assert (done.returncode, done.stdout.splitlines()) == (124, expected), done.stderr
 
 
 def test_a_script_knows_the_place_of_its_job_whatever_the_path_holds() -> None:
