@@ -22,6 +22,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nemotron_style.runtime.errors import Problem, UsageError
+
+_NO_SUCH_CALL = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_NO_LINKS = (*_NO_SUCH_CALL, errno.EPERM, errno.EMLINK, errno.EXDEV)
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux: paths from the working directory; never replace
+
 
 def write_text(path: Path, text: str, *, scratch: Path | None = None, durable: bool = True) -> None:
     """Put ``text`` at ``path``, replacing what is there in one step.
@@ -71,19 +77,57 @@ def parse_object(text: str) -> dict[str, Any] | None:
 
 
 def create_text(path: Path, text: str, *, scratch: Path | None = None) -> bool:
-    """Create ``path`` with ``text`` in it; False when it exists: exactly one caller wins."""
+    """Create ``path`` with ``text`` in it; False when it exists: exactly one caller wins.
+
+    Raises UsageError on a disk that has no operation by which one caller could win.
+    """
     make_dir(path.parent)
     aside = _write_aside(path, text, scratch=scratch)
     try:
-        # A link, because an exclusive create followed by a write would show the name without
-        # its text to a reader, and for good after a crash between the two.
-        os.link(aside, path)
+        _give_name(aside, path)
     except FileExistsError:
         return False
     finally:
-        aside.unlink()
+        aside.unlink(missing_ok=True)
     sync(path.parent)
     return True
+
+
+def _give_name(aside: Path, path: Path) -> None:
+    """Let the file ``aside`` be found at ``path``; raises FileExistsError when one is there.
+
+    An exclusive create followed by a write would show the name without its text to a reader, and
+    for good after a crash between the two. So the whole file gets a second name. FAT, exFAT and
+    most of FUSE have no hard links; there it is renamed by the call that never replaces.
+    """
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        # NFS: the answer to the first request was lost, and the second found the link made.
+        if not os.path.samestat(aside.lstat(), path.lstat()):
+            raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _rename_exclusively(aside, path)
+
+
+def _rename_exclusively(source: Path, target: Path) -> None:
+    """Rename a file; raises FileExistsError, in place of replacing, when ``target`` exists."""
+    import ctypes
+
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux
+    if rename and not rename(
+        _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE
+    ):
+        return
+    number = ctypes.get_errno() if rename else errno.ENOSYS
+    if number not in _NO_SUCH_CALL:
+        raise OSError(number, os.strerror(number), str(source), None, str(target))
+    what = "this disk has neither hard links nor a rename that never replaces, so that of several "
+    what += "writers more than one could win"
+    fix = "choose a folder on another disk (a bucket that is mounted here: its own address)"
+    raise UsageError(Problem(where=str(target.parent), what=what, fix=fix))
 
 
 def create_empty(path: Path) -> bool:
@@ -207,6 +251,10 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        # A file system that cannot be asked to keep a directory (some of FUSE's) does so by itself.
+        if error.errno not in _NO_SUCH_CALL or not stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise
     finally:
         os.close(handle)
 
