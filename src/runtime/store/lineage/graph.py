@@ -7,10 +7,10 @@ another reason is still a node, known by what its consumer's record says.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, Literal
 
 from nemotron_style.runtime.store.index import read_edges
 from nemotron_style.runtime.store.record import Artifact, Record
@@ -42,14 +42,21 @@ class Link:
     target: str
 
 
+Direction = Literal["up", "down", "both"]
+
+
 @dataclass
 class Lineage:
-    """Everything that is reached from ``root``, upstream or (``down``) downstream."""
+    """What is reached from ``root``: upstream, downstream, or both ways.
+
+    ``cut`` are the refs of nodes that lead further than the graph was followed.
+    """
 
     root: str
-    down: bool
+    direction: Direction = "up"
     nodes: dict[str, Node] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
+    cut: set[str] = field(default_factory=set)
     _beyond: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
     def add(self, node: Node) -> bool:
@@ -58,7 +65,8 @@ class Lineage:
 
     def link(self, link: Link) -> None:
         """Add an edge."""
-        near, far = (link.source, link.target) if self.down else (link.target, link.source)
+        down = self.direction == "down"
+        near, far = (link.source, link.target) if down else (link.target, link.source)
         self.links.append(link)
         self._beyond.setdefault(near, []).append((link.slot, far))
 
@@ -67,18 +75,38 @@ class Lineage:
         return self._beyond.get(ref, [])
 
 
-def walk(store: Store, start: Artifact | Tombstone, *, down: bool = False) -> Lineage:
-    """Follow edges from ``start`` as far as they go; each artifact is expanded once."""
+def walk(
+    store: Store, start: Artifact | Tombstone, *, down: bool = False, depth: int | None = None
+) -> Lineage:
+    """Follow edges from ``start``, at most ``depth`` of them; each artifact is expanded once."""
     root = describe_node(start)
-    lineage = Lineage(root.ref, down)
+    lineage = Lineage(root.ref, "down" if down else "up")
     lineage.add(root)
     expand = _downstream if down else _upstream
-    pending = deque([root])
-    while pending:
-        for link, node in expand(store, pending.popleft()):
-            lineage.link(link)
-            if lineage.add(node) and node.record:
-                pending.append(node)
+    level = [root]
+    while level and depth != 0:
+        found = (other for node in level for other in expand(store, node))
+        level = [other for other in found if lineage.add(other)]
+        depth = None if depth is None else depth - 1
+    for node in level:  # none of them, when the graph was followed to its end
+        beyond = (other for other in expand(store, node) if other.ref not in lineage.nodes)
+        lineage.cut |= {node.ref for _ in islice(beyond, 1)}
+    return _link(lineage)
+
+
+def around(store: Store, start: Artifact | Tombstone, *, hops: int = 2) -> Lineage:
+    """What ``start`` was made from and what was made from it, each as far as ``hops`` edges."""
+    up, down = (walk(store, start, down=way, depth=hops) for way in (False, True))
+    return _link(Lineage(up.root, "both", nodes=up.nodes | down.nodes, cut=up.cut | down.cut))
+
+
+def _link(lineage: Lineage) -> Lineage:
+    """Add the edges between the nodes, which their records tell."""
+    for node in lineage.nodes.values():
+        for edge in node.record.inputs if node.record else ():
+            source = lineage.nodes.get(edge.ref)
+            if source and (source.digest == edge.digest or lineage.direction == "up"):
+                lineage.link(Link(edge.slot, edge.ref, node.ref))
     return lineage
 
 
@@ -89,35 +117,33 @@ def describe_node(source: Artifact | Tombstone) -> Node:
     return Node(record.ref, record.kind, record.digest, record, removed)
 
 
-def _upstream(store: Store, node: Node) -> Iterator[tuple[Link, Node]]:
+def _upstream(store: Store, node: Node) -> Iterator[Node]:
     for edge in node.record.inputs if node.record else ():
         source = store.find(edge.ref) or store.tombstone(edge.ref)
         # Other content under the same ref (a store put together from two) is not the input.
         same = source if source and source.record.digest == edge.digest else None
-        missing = Node(edge.ref, edge.kind, edge.digest, None)
-        yield Link(edge.slot, edge.ref, node.ref), describe_node(same) if same else missing
+        yield describe_node(same) if same else Node(edge.ref, edge.kind, edge.digest, None)
 
 
-def _downstream(store: Store, node: Node) -> Iterator[tuple[Link, Node]]:
+def _downstream(store: Store, node: Node) -> Iterator[Node]:
     for slot, ref in read_edges(store.layout, "down", node.digest, node.ref):
         consumer = store.find(ref) or store.tombstone(ref)
         # A key may stand under a wrong name; the consumer's record says what it was made from.
         edges = consumer.record.inputs if consumer else ()
-        if consumer and any(
-            (e.slot, e.ref, e.digest) == (slot, node.ref, node.digest) for e in edges
-        ):
-            yield Link(slot, node.ref, consumer.ref), describe_node(consumer)
+        if consumer and (slot, node.ref, node.digest) in {(e.slot, e.ref, e.digest) for e in edges}:
+            yield describe_node(consumer)
 
 
 def to_dict(lineage: Lineage) -> dict[str, Any]:
     """Everything known: each node with its whole record, and the edges."""
     return {
         "root": lineage.root,
-        "direction": "down" if lineage.down else "up",
+        "direction": lineage.direction,
         "nodes": [_node_dict(node) for node in lineage.nodes.values()],
         "edges": [
             {"slot": link.slot, "from": link.source, "to": link.target} for link in lineage.links
         ],
+        "cut": sorted(lineage.cut),
     }
 
 

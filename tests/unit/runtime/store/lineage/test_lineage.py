@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_style.runtime.store.index import read_edges
-from nemotron_style.runtime.store.lineage.graph import Lineage, Link, Node, to_dict, walk
+from nemotron_style.runtime.store.lineage.graph import Lineage, Link, Node, around, to_dict, walk
 from nemotron_style.runtime.store.lineage.openlineage import to_events
 from nemotron_style.runtime.store.lineage.text import STYLES, digest_config, render
 from nemotron_style.runtime.store.record import Artifact, Producer, load_artifact
@@ -138,7 +138,7 @@ def test_lineage_reads_only_what_it_reaches(
 
 
 def chain_of(length: int) -> Lineage:
-    chain = Lineage(f"m:v{length}", down=False)
+    chain = Lineage(f"m:v{length}")
     for number in range(length, 0, -1):
         chain.add(Node(f"m:v{number}", "k", "sha256:" + "0" * 64, None))
         chain.link(Link("model", f"m:v{number - 1}", f"m:v{number}"))
@@ -230,3 +230,46 @@ def test_an_adopted_artifact_alone_is_a_dataset_event(store: Store) -> None:
     (event,) = to_events(walk(store, adopt(store, "data")))
     assert event["schemaURL"].endswith("#/$defs/DatasetEvent")
     assert event["dataset"]["name"] == "data"
+
+
+def chain_in(store: Store, length: int) -> list[Artifact]:
+    artifacts = [adopt(store, "m0")]
+    for number in range(1, length):
+        artifacts.append(make(store, f"m{number}", model=artifacts[-1]))
+    return artifacts
+
+
+def test_a_depth_says_how_far_the_graph_is_followed_and_where_there_is_more(store: Store) -> None:
+    chain = chain_in(store, 6)
+    near = walk(store, chain[3], depth=2)
+    assert list(near.nodes) == ["m3:v1", "m2:v1", "m1:v1"]
+    assert [(link.source, link.target) for link in near.links] == [
+        ("m2:v1", "m3:v1"),
+        ("m1:v1", "m2:v1"),
+    ]
+    assert near.cut == {"m1:v1"}
+    assert walk(store, chain[3], depth=3).cut == set(), "it ends there"
+    down = walk(store, chain[3], down=True, depth=1)
+    assert (list(down.nodes), down.cut) == (["m3:v1", "m4:v1"], {"m4:v1"})
+    alone = walk(store, chain[3], depth=0)
+    assert (list(alone.nodes), alone.links, alone.cut) == (["m3:v1"], [], {"m3:v1"})
+
+
+def test_edges_between_the_last_nodes_that_are_reached_are_told(store: Store) -> None:
+    data = adopt(store, "data")
+    left = make(store, "left", data=data)
+    top = make(store, "top", policy=left, data=data)
+    near = walk(store, top, depth=1)
+    assert Link("data", "data:v1", "left:v1") in near.links
+    assert near.cut == set()
+
+
+def test_around_is_both_ways_in_one_graph(store: Store) -> None:
+    chain = chain_in(store, 7)
+    side = make(store, "side", model=chain[3], data=chain[1])
+    graph = around(store, chain[3])
+    assert {*graph.nodes} == {"m1:v1", "m2:v1", "m3:v1", "m4:v1", "m5:v1", side.ref}
+    assert Link("data", "m1:v1", "side:v1") in graph.links
+    assert len(graph.links) == 6
+    assert graph.cut == {"m1:v1", "m5:v1"}
+    assert to_dict(graph)["direction"] == "both"
