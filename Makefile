@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 LEPTON := .venv-lepton
 VLLM := .venv-vllm
 TRL := .venv-trl
+DOCS := .venv-docs
 DEVICE ?= cuda
 PIP_ARGS ?=
 # One more than the two cores that CI has: a third of the time tests wait, for a cluster's queue or a server's start.
@@ -13,10 +14,11 @@ WORKERS ?= 3
 PYTEST_ARGS ?=
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS)
 
-.PHONY: help demo test test-fast lint check bench bench-smoke gpu bench-vllm bench-trl rooms clean
+.PHONY: help demo docs test test-fast lint check bench bench-smoke gpu bench-vllm bench-trl rooms clean
 
 help:
 	@echo "make demo       train SteerLM 2.0 from nothing and measure what it gained"
+	@echo "make docs       the documentation as a site, with the report of the demo where that has run"
 	@echo "make test       every test, with the coverage floor"
 	@echo "make test-fast  the tests that take seconds"
 	@echo "make rooms      modules and lines of every room, and what is too large"
@@ -36,6 +38,12 @@ $(READY): pyproject.toml constraints.txt
 $(LEPTON)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(LEPTON)
 	$(LEPTON)/bin/pip install --quiet $(PIP_ARGS) 'leptonai==0.47.1' --editable '.[lepton]'
+	@touch $@
+
+# Sphinx needs nothing of torch; the command line tells it what its commands are.
+$(DOCS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[docs]'
 	@touch $@
 
 # An environment that finds everything it does not hold, torch above all, in that of the tests:
@@ -79,6 +87,9 @@ $(VENV)/.tokenizers: $(READY)
 demo: $(READY)
 	$(BIN)/nemotron-style steps run sft/steerlm2 -c tiny
 	$(BIN)/nemotron-style steps run eval/steerability -c tiny
+
+docs: $(DOCS)/.ready
+	$(DOCS)/bin/python tools/site/build.py "$${NEMOTRON_STYLE_HOME:-.nemotron-style}"
 
 # Coverage is that of the tests' own processes: of the jobs that they start nothing is counted.
 COVERED := tests/unit/runtime tests/integration tests/lepton
