@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -177,6 +178,12 @@ def move_module(module: nn.Module, *_: Any, device: Any = CARD, dtype: Any = Non
     return module
 
 
+def exchange(sent: Sequence[dist.P2POp]) -> list[Any]:
+    """``batch_isend_irecv``, which would look for a backend of the card."""
+    works = [one.op(_inner(one.tensor), one.peer, one.group) for one in sent]
+    return [work for work in works if work]
+
+
 @contextmanager
 def card() -> Iterator[None]:
     """Within it models are on the card, and what trains them is what trains them on CUDA."""
@@ -190,6 +197,7 @@ def card() -> Iterator[None]:
             patch.setattr(torch.inference_mode, name, getattr(torch.no_grad, name))
         patch.setattr(torch.cuda, "current_device", lambda: CARD)
         patch.setattr(optimizer, "CpuAdamW", optimizer.CudaAdam)
+        patch.setattr(dist, "batch_isend_irecv", exchange)
         for name in ("get_data_parallel_group_gloo", "get_expert_data_parallel_group_gloo"):
             patch.setattr(parallel_state, name, lambda *_, **__: None)
         with Names(), Dispatch():
