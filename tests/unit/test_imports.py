@@ -65,6 +65,15 @@ def test_other_commands_need_no_training_stack(toy, words):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_training_process_loads_neither_compiler_nor_trackers():
+    """Each is most of a second of every start on a CPU, and would be used by nothing."""
+    ask = "import sys, nemotron_style.steps.rl.rlhf.recipe; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "megatron.core" in loaded
+    assert not loaded & {"torch._dynamo", "transformers", "wandb", "mlflow", "boto3"}
+
+
 def modules() -> Iterator[tuple[str, Path]]:
     for path in sorted(SOURCES.rglob("*.py")):
         parts = path.relative_to(SOURCES).with_suffix("").parts

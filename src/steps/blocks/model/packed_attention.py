@@ -8,6 +8,7 @@ of the usual kernel, by views of the row: nothing is copied and nothing padded.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from inspect import signature
 from itertools import groupby
 from typing import Any
@@ -15,25 +16,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-
-    OPTIONS = set(signature(varlen_attn).parameters)
-except ImportError:  # torch before 2.10
-    OPTIONS = set()
-
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Attention of ``[B, heads, S, head size]`` under a mask; without one, of causal rows."""
 
 
+@cache
+def kernel_options() -> frozenset[str]:
+    """What torch's variable-length kernel can be told; nothing where there is none."""
+    # Imported late: it loads torch's compiler, most of a second that a start on a CPU can save.
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # torch before 2.10
+        return frozenset()
+    return frozenset(signature(varlen_attn).parameters)
+
+
 def has_kernel(query: Tensor) -> bool:
     """Whether torch's variable-length kernel can be given such queries."""
-    # the kernel of torch 2.10 has neither a scale nor a window
     return (
-        {"scale", "window_size"} <= OPTIONS
-        and query.device.type == "cuda"
+        query.device.type == "cuda"
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[-1] <= 256
+        # the kernel of torch 2.10 has neither a scale nor a window
+        and kernel_options() >= {"scale", "window_size"}
     )
 
 
@@ -52,9 +57,11 @@ def attend_at_once(
     ``starts`` (int32) is where each sample begins, and the end of the last one; ``longest`` the
     tokens of the longest. A token sees ``window`` tokens of its sample, itself among them.
     """
+    from torch.nn.attention.varlen import varlen_attn
+
     options: dict[str, Any] = {}
     if (repeats := query.shape[1] // key.shape[1]) > 1:
-        if "enable_gqa" in OPTIONS:
+        if "enable_gqa" in kernel_options():
             options["enable_gqa"] = True
         else:
             key, value = (each.repeat_interleave(repeats, dim=1) for each in (key, value))

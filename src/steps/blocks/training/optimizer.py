@@ -48,13 +48,7 @@ class CpuAdamW:
             {"params": matrices, "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        self._adam = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=config.lr,
-            betas=config.betas,
-            eps=config.eps,
-            fused=True,
-        )
+        self._adam = _FusedAdamW(groups, betas=config.betas, eps=config.eps)
 
     def step(self, lr: float, *, step: int, loss: float) -> float:
         """Clip and update; the norm of the gradient before clipping.
@@ -68,19 +62,12 @@ class CpuAdamW:
         clipped = self.gradient_clip and norm > self.gradient_clip
         # The kernel divides by it on its way through the gradients, which saves a pass over them.
         scale = torch.tensor((norm + 1e-6) / self.gradient_clip) if clipped else None
-        self._adam.grad_scale = scale  # type: ignore[attr-defined]
-        for group in self._adam.param_groups:
-            group["lr"] = lr
-        for parameter in self.parameters:
-            parameter.grad = parameter.main_grad
-        self._adam.step()
-        for parameter in self.parameters:
-            parameter.grad = None  # DDP's hooks fill it anew
+        self._adam.step(lr, scale)
         return norm
 
     def sharded_state(self, weights: dict[str, Any], *, loading: bool) -> dict[str, Any]:
         """Moments in megatron-core's sharded form; ``weights`` is the model's sharded state."""
-        self._create_moments()  # so that a state before the first update has all its parts
+        self._adam.create_moments()  # so that a state before the first update has all its parts
         sharded = get_param_id_to_sharded_param_map(weights, self.parameters)
         return {
             f"{moment}.{number}": make_sharded_optimizer_tensor(
@@ -104,13 +91,54 @@ class CpuAdamW:
         steps = {int(moments["step"]) for moments in self._adam.state.values()}
         return steps.pop() if steps else 0
 
-    def _create_moments(self) -> None:
-        for parameter in self.parameters:
-            if parameter not in self._adam.state:
-                self._adam.state[parameter] = {
+
+class _FusedAdamW:
+    """The kernel of ``torch.optim.AdamW(fused=True)``, on gradients in ``main_grad``.
+
+    That class loads torch's compiler before its first step, which takes most of a second.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], *, betas: tuple[float, float], eps: float
+    ) -> None:
+        self.param_groups = groups
+        self.state: dict[nn.Parameter, dict[str, torch.Tensor]] = {}
+        self._betas, self._eps = betas, eps
+
+    def create_moments(self) -> None:
+        """Moments of zero for the weights that have none."""
+        for parameter in (each for group in self.param_groups for each in group["params"]):
+            if parameter not in self.state:
+                self.state[parameter] = {
                     "step": torch.zeros((), dtype=torch.float32),
                     **{moment: torch.zeros_like(parameter) for moment in _MOMENTS},
                 }
+
+    @torch.no_grad()
+    def step(self, lr: float, scale: torch.Tensor | None) -> None:
+        """Update all weights by their gradients, divided by ``scale``."""
+        self.create_moments()
+        for group in self.param_groups:
+            if not (parameters := group["params"]):
+                continue
+            states = [self.state[parameter] for parameter in parameters]
+            steps = [state["step"] for state in states]
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(
+                parameters,
+                [parameter.main_grad for parameter in parameters],
+                *([state[moment] for state in states] for moment in _MOMENTS),
+                [],  # the largest second moments, of AMSGrad
+                steps,
+                amsgrad=False,
+                lr=lr,
+                beta1=self._betas[0],
+                beta2=self._betas[1],
+                weight_decay=group["weight_decay"],
+                eps=self._eps,
+                maximize=False,
+                grad_scale=scale,
+            )
 
 
 class CudaAdam:

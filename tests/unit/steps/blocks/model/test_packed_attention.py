@@ -107,13 +107,15 @@ def test_the_kernel_that_takes_all_samples_at_once_is_told_the_same(
     model = make_model(SWITCHES[name])
     expected = response_logprobs(model, pack_sequence(ROWS))
     monkeypatch.setattr(attention, "has_kernel", lambda _query: True)
-    monkeypatch.setattr(packed_attention, "varlen_attn", by_definition)
-    monkeypatch.setattr(packed_attention, "OPTIONS", options)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_definition)
+    monkeypatch.setattr(packed_attention, "kernel_options", lambda: options)
     found = response_logprobs(model, pack_sequence(ROWS))
     torch.testing.assert_close(found, expected, atol=5e-6, rtol=0)
 
 
-@pytest.mark.skipif(not packed_attention.OPTIONS, reason="torch 2.10 is the first to have it")
+@pytest.mark.skipif(
+    not packed_attention.kernel_options(), reason="torch 2.10 is the first to have it"
+)
 def test_the_kernel_takes_tensors_of_a_cuda_device() -> None:
     """FakeTensor: shapes, types and devices of the real operator, no numbers."""
     with FakeTensorMode(), torch.no_grad():
