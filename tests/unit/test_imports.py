@@ -28,7 +28,7 @@ HEAVY = (
     "prometheus_client",
 )
 # What `steps list` can do without, and would pay for.
-SLOW = (*HEAVY, "omegaconf", "yaml", "fsspec", "rich")
+SLOW = (*HEAVY, "omegaconf", "yaml", "fsspec", "jinja2", "rich")
 
 RUNNER = """
 import sys

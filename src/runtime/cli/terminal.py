@@ -14,26 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
+from nemotron_style.runtime.control_characters import CONTROL, show_controls
+
 # How text of ours says that something is bold; the stream knows what the terminal wants for it.
 BOLD, PLAIN = "\x0e", "\x0f"
 CODES = {BOLD: "\x1b[1m", PLAIN: "\x1b[0m"}
-# C0 (but tab and newline), DEL, C1, marks and overrides of direction, other line ends, halves of
-# surrogate pairs, annotations, invisible tags.
-CONTROL = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-    "\ufff9-\ufffb\U000e0000-\U000e007f]"
-)
 WITHIN_LINE = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def one_line(text: str) -> str:
     """``text`` in one line, control characters written as Python writes them: ``\\x1b``."""
     return show_controls("".join(WITHIN_LINE.get(each, each) for each in text))
-
-
-def show_controls(text: str) -> str:
-    """``text`` with every control character but tab and newline written out: ``\\x1b``."""
-    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def escape_json(text: str) -> str:
