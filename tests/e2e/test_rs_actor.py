@@ -248,33 +248,48 @@ def test_stopped_and_continued_ends_bit_identical(
     assert lines(tmp_path) == lines(whole.run_dir)
 
 
+def adapter_settings(port: int) -> Config:
+    lora = {"target_modules": ["all"], "adapter_dim": 4, "row_init_method": "normal"}
+    config = settings(port).model_dump(mode="json")
+    config["model"]["peft"] |= {"peft_scheme": "lora", "lora_tuning": lora}
+    return Config.model_validate_json(json.dumps(config))
+
+
 def test_adapters_are_trained_beside_one_copy_of_the_weights(
     small_toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lora = {"target_modules": ["all"], "adapter_dim": 4, "row_init_method": "normal"}
-    config = settings(1).model_dump(mode="json")
-    config["model"]["peft"] |= {"peft_scheme": "lora", "lora_tuning": lora}
-    held, report = [], recipe.report_step
+    """A run that is stopped and goes on has one copy too, and ends with the same adapters."""
+    held, report, stop = [], recipe.report_step, Stop()
 
     def look(*given: Any, **named: Any) -> None:
         held.append(count_parameter_bytes() - before)
         report(*given, **named)
 
-    monkeypatch.setattr(recipe, "report_step", look)
     model, _ = load_model(small_toy.model.path, ddp=False)
     weights = sum(one.nbytes for one in model.parameters())
     before = count_parameter_bytes()
+    stopped = context(small_toy, tmp_path / "stopped", stop=stop, outputs=("adapter",))
+    monkeypatch.setattr(
+        stopped, "progress", lambda done, _total, **_: setattr(stop, "requested", done >= 3)
+    )
     with faulty.Faulty() as server:
-        config["remote_rm"]["port"] = server.port
-        chosen = Config.model_validate_json(json.dumps(config))
-        ctx = train(small_toy, tmp_path, chosen, outputs=("adapter",))
+        config = adapter_settings(server.port)
+        with monkeypatch.context() as patch:
+            patch.setattr(recipe, "report_step", look)
+            ctx = train(small_toy, tmp_path / "whole", config, outputs=("adapter",))
+        with pytest.raises(Interrupted):
+            recipe.run(config, stopped)
+        stopped.metrics.close()
+        again = train(small_toy, stopped.run_dir, config, outputs=("adapter",), attempt=2)
     assert weights < held[-1] < 1.3 * weights
-    told = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
+    told = [line for line in lines(ctx.run_dir) if "loss" in line]
     # B begins with numbers, so that the start is the base with its adapters and not the base
     assert told[0]["kl_to_start"] == 0 < told[-1]["kl_to_start"]
-    folder = read_lora(ctx.output("adapter").path)
+    assert lines(again.run_dir) == lines(ctx.run_dir)
+    folder, continued = (read_lora(one.output("adapter").path) for one in (ctx, again))
     assert folder.base
     assert folder.base.weights_digest == weights_digest(small_toy.model.path)
+    assert all(torch.equal(continued.tensors[name], one) for name, one in folder.tensors.items())
     assert ctx.output("adapter").facts["steps"] == STEPS
 
 
