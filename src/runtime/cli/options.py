@@ -33,6 +33,7 @@ def choose_store(
 def open_store(context: typer.Context) -> Store:
     """The store of the chosen profile, else of the project."""
     from nemotron_style.runtime.profiles.model import load_profile
-    from nemotron_style.runtime.store.store import Store, default_root
+    from nemotron_style.runtime.store.roots.location import default_root
+    from nemotron_style.runtime.store.store import Store
 
     return Store(default_root(load_profile(context.obj).store))

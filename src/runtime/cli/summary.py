@@ -87,7 +87,7 @@ def list_results(run: RunFolder, refs: Sequence[str]) -> list[tuple[str, str]]:
     artifacts = [artifact for ref in refs if (artifact := store.find(ref))]
     results = []
     for label, patterns in RESULTS:
-        for folder in (run.path, *(artifact.path for artifact in artifacts)):
+        for folder in (run.path, *(store.fetch(artifact) for artifact in artifacts)):
             results += [(label, show_path(path)) for path in _find_newest(folder, patterns)]
     if (board := run.path / "tensorboard").is_dir():
         results.append(("TensorBoard", f"tensorboard --logdir {shlex.quote(show_path(board))}"))

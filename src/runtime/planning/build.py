@@ -29,7 +29,7 @@ from nemotron_style.runtime.run.plan import (
     name_run,
 )
 from nemotron_style.runtime.run.snapshot import plan_snapshot
-from nemotron_style.runtime.store.store import check_root
+from nemotron_style.runtime.store.roots.location import check_root
 from nemotron_style.runtime.validation import put_key
 
 

@@ -94,7 +94,7 @@ def _find_files(inputs: Mapping[str, ResolvedInput], store: Store) -> Iterator[t
     for slot, one in inputs.items():
         artifact = store.find(one.ref) if one.ref else None
         if artifact:
-            yield slot, artifact.path
+            yield slot, store.fetch(artifact)
         elif one.adoption and one.digest:
             yield slot, expand_path(one.adoption.location)
 

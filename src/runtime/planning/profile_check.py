@@ -21,7 +21,8 @@ from nemotron_style.runtime.planning.preflight import check_port
 from nemotron_style.runtime.planning.request import open_context
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.plan import Plan
-from nemotron_style.runtime.store.store import Store, default_root
+from nemotron_style.runtime.store.roots.location import default_root
+from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.validation import join_key
 
 PRIVATE = 0o600

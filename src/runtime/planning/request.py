@@ -11,7 +11,8 @@ from nemotron_style.runtime.errors import Problem, UsageError
 from nemotron_style.runtime.paths import find_project_root
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.store.ref import check_name
-from nemotron_style.runtime.store.store import Store, default_root
+from nemotron_style.runtime.store.roots.location import default_root
+from nemotron_style.runtime.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
 from nemotron_style.runtime import atomic
-from nemotron_style.runtime.errors import ArtifactError, Problem, UsageError
-from nemotron_style.runtime.paths import expand_path, find_project_root
+from nemotron_style.runtime.errors import ArtifactError, Problem
+from nemotron_style.runtime.paths import expand_path
 from nemotron_style.runtime.store import audit, removal, resolve
 from nemotron_style.runtime.store.adoption import adopt, source
 from nemotron_style.runtime.store.commit import (
@@ -35,6 +34,7 @@ from nemotron_style.runtime.store.record import (
     render_record,
 )
 from nemotron_style.runtime.store.ref import check_word
+from nemotron_style.runtime.store.roots.location import check_root
 from nemotron_style.runtime.store.tombstone import (
     Tombstone,
     find_tombstone,
@@ -43,34 +43,7 @@ from nemotron_style.runtime.store.tombstone import (
 )
 from nemotron_style.runtime.store.verify import verify_files
 
-__all__ = ["Collected", "Store", "default_root", "digest_tree"]
-
-ROOT_VARIABLE = "NEMOTRON_STYLE_HOME"
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:{1,2}/|[a-z0-9]+::", re.IGNORECASE)  # Path drops a slash
-
-
-def default_root(profile_store: str | None = None) -> Path:
-    """``$NEMOTRON_STYLE_HOME``, else the profile's store, else the one in the project.
-
-    Raises UsageError for a URL, and for something there that is not a folder.
-    """
-    own = os.environ.get(ROOT_VARIABLE)
-    chosen = own or profile_store
-    if not chosen:
-        return find_project_root(Path.cwd()) / ".nemotron-style"
-    where = f"${ROOT_VARIABLE}" if own else "the profile's store"
-    root = expand_path(check_root(chosen, where=where)).absolute()
-    if root.exists() and not root.is_dir():
-        raise UsageError(Problem(where=where, what="is not a folder", got=str(root)))
-    return root
-
-
-def check_root(root: str, *, where: str = "store") -> str:
-    """``root``; raises UsageError for a URL, which would become a local folder of that name."""
-    if not _SCHEME.match(root):
-        return root
-    what, fix = "a store at a URL is not supported", "mount it, and give the folder of the mount"
-    raise UsageError(Problem(where=where, what=what, got=root, allowed="a folder", fix=fix))
+__all__ = ["Collected", "Store", "digest_tree"]
 
 
 class Store:
@@ -141,6 +114,10 @@ class Store:
     def explain_missing(self, ref: str) -> str:
         """Why there is nothing of this ref (``run:<run id>/<slot>``, ``sha256:...``), in words."""
         return resolve.explain_missing(self.layout, ref)
+
+    def fetch(self, artifact: Artifact) -> Path:
+        """The local folder with the files of an artifact of this store. Never write there."""
+        return artifact.path
 
     # Committing
 

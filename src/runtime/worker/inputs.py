@@ -7,6 +7,7 @@ import gc
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from nemotron_style.runtime.config.model import StepConfig, parse_config
@@ -36,7 +37,7 @@ def open_inputs(plan: Plan, store: Store) -> dict[str, Artifact]:
             problems.append(Problem(where=plan.step, key=planned.slot, what=what, fix=fix))
             continue
         problems += store.verify(artifact, deep=False)
-        inputs[planned.slot] = artifact
+        inputs[planned.slot] = replace(artifact, path=store.fetch(artifact))
     raise_all(ArtifactError, problems)
     return inputs
 

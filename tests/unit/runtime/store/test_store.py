@@ -19,7 +19,8 @@ from nemotron_style.runtime.store import resolve, verify
 from nemotron_style.runtime.store.digest import Found, Hashed, hash_file
 from nemotron_style.runtime.store.record import Artifact, Producer
 from nemotron_style.runtime.store.ref import is_location
-from nemotron_style.runtime.store.store import Store, default_root, digest_tree
+from nemotron_style.runtime.store.roots.location import default_root
+from nemotron_style.runtime.store.store import Store, digest_tree
 
 
 @pytest.fixture

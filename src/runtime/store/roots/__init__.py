@@ -1,0 +1,1 @@
+"""Where a store lies, and the few operations that it needs there."""
