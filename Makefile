@@ -14,7 +14,7 @@ WORKERS ?= 3
 PYTEST_ARGS ?=
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS)
 
-.PHONY: help demo docs test test-fast lint check bench bench-smoke gpu bench-vllm bench-trl rooms clean
+.PHONY: help demo docs test test-fast lint check bench bench-smoke faults gpu bench-vllm bench-trl rooms clean
 
 help:
 	@echo "make demo       train SteerLM 2.0 from nothing and measure what it gained"
@@ -25,6 +25,7 @@ help:
 	@echo "make check      style, types, import rules and every test"
 	@echo "make bench      figures: command line, redaction, training, group step, sampling, serving"
 	@echo "make bench-smoke one round of every bench whose environment is there"
+	@echo "make faults     attack a store (FOLDER=...: on that disk): killed, full, raced; some minutes"
 	@echo "make gpu        the training path on a GPU: does it hold, what does it cost (DEVICE=cpu: in small)"
 	@echo "make bench-vllm figures: sampling in the training process and with vLLM"
 	@echo "make bench-trl  figures: a GRPO step and an update on packed rows, of ours and of TRL"
@@ -151,6 +152,10 @@ define smoke_where_possible
 	echo "$(1)/bin/python $(2) smoke"; OMP_NUM_THREADS=1 $(1)/bin/python $(2) smoke; \
 else echo "$(2) is not run against the other side: there is no $(1) (make $(1)/.ready)"; fi
 endef
+
+# What a store loses under attack; FOLDER is on the disk that is to be tried.
+faults: $(READY)
+	$(BIN)/python tests/faults/attacks.py --json faults.json $(if $(FOLDER),--folder $(FOLDER))
 
 # Whether the training path holds on the device at hand, and what it costs there: cuda, or cpu in small.
 gpu: $(READY)

@@ -1,8 +1,7 @@
-"""A store whose writer dies: at every single file operation, and at random moments by SIGKILL."""
+"""A store whose writer dies at every single file operation (``make faults``: by SIGKILL too)."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -21,7 +20,6 @@ from nemotron_style.runtime.store.record import Artifact, Producer, render_recor
 from nemotron_style.runtime.store.removal import select
 from nemotron_style.runtime.store.store import Store
 
-KILLS = int(os.environ.get("STORE_KILLS", "50"))
 OPERATIONS = ("open", "mkdir", "rename", "replace", "link", "unlink", "rmdir", "fsync", "chmod")
 
 
@@ -259,45 +257,3 @@ def intend(store: Store, half: Path) -> None:
     record = record.model_copy(update={"version": 9, "producer": producer, "files": files})
     intent = store.layout.intent(key_of(store.layout, record), record.ref)
     intent.write_text(render_record(record))
-
-
-def _work_until_killed(root: Path, seed: int) -> None:
-    store = Store(root)
-    chance = random.Random(seed)
-    while True:
-        run = f"r-{chance.randrange(max(40, KILLS))}"
-        place = root / "runs" / f"{os.getpid()}-{chance.random()}" / run
-        finish_run(store, write_output(place))
-        store.adopt(place.parent.parent / "rows.jsonl", kind="raw_jsonl", name="data")
-        store.collect_garbage(grace_s=3600)
-
-
-def test_killed_at_random_moments_nothing_committed_is_lost(tmp_path: Path) -> None:
-    """``STORE_KILLS=500`` is the long form."""
-    store, _ = prepare(tmp_path / "store")
-    chance = random.Random(7)
-    seen: dict[str, str] = {}
-    for seed in range(KILLS // 2):
-        context = multiprocessing.get_context("fork")
-        workers = [
-            context.Process(target=_work_until_killed, args=(store.root, seed * 2 + each))
-            for each in range(2)
-        ]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join(chance.uniform(0.005, 0.06))
-            assert worker.is_alive()
-            worker.kill()
-            worker.join()
-        check_whole(store)
-        now = {artifact.ref: artifact.digest for artifact in store.artifacts()}
-        assert seen.items() <= now.items()
-        seen = now
-    runs = [each.record.producer.run_id for each in store.artifacts("m") if each.record.producer]
-    assert len(runs) == len(set(runs)) > 10
-    store.collect_garbage(grace_s=-1)
-    check_clean(store)
-    assert store.verify_all(deep=True)[1] == []
-    after = finish_run(store, write_output(store.root / "runs" / "r-after"))
-    assert store.output_of("r-after", "model") == after == store.resolve("m")

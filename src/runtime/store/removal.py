@@ -194,8 +194,9 @@ def finish_removals(layout: Layout, *, find_in_use: Callable[[], Reasons]) -> Re
             own = atomic.unique_path(layout.staging, match["what"])
             with suppress(FileNotFoundError):  # of several that tidy up, one gets it
                 os.rename(aside, own)
-                done.freed += size_on_disk(own)
+                size = size_on_disk(own)
                 atomic.remove_tree(own)
+                done.freed += size - size_on_disk(own)
                 if own.exists():
                     done.skipped.append(f"{own.relative_to(layout.root)}: cannot be removed")
     return done

@@ -1,0 +1,143 @@
+"""Processes that commit, adopt, tidy up and remove are killed at random moments."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from nemotron_style.runtime.store.record import Producer
+from nemotron_style.runtime.store.removal import select
+from nemotron_style.runtime.store.store import Store
+
+ACTS = ("start", "commit", "adopt", "gc", "rm")
+FORK = multiprocessing.get_context("fork")
+KEPT = 12  # a killed process removes what is more than these
+AT_ONCE = 2
+LONGEST_S = 0.06
+
+
+def kill_at_random(root: str, source: Path, *, kills: int, seed: int = 7) -> dict[str, Any]:
+    """Figures of ``kills`` SIGKILLs, two processes at a time; the store is looked at between.
+
+    ``torn``: an artifact that can be seen and is not whole, or lacks what it was made from.
+    ``lost``: one that was there, and is gone without a tombstone. ``stuck``: the next command
+    (a commit, and the rest of what was cut off) did not work.
+    """
+    began = time.monotonic()
+    chance = random.Random(seed)
+    store = Store(root)
+    store.adopt(source, kind="raw_jsonl", name="data")
+    seen: dict[str, str] = {}
+    figures: Counter[str] = Counter()
+    during: Counter[str] = Counter()
+    wrong: list[str] = []
+    while figures["kills"] < kills:
+        for act in _start_and_kill(root, source, chance):
+            during[act] += 1
+            figures["kills"] += 1
+        torn, lost, seen = _look(store, seen)
+        figures["torn"] += len(torn)
+        figures["lost"] += len(lost)
+        wrong += [*torn, *lost]
+        if error := _go_on(store, figures["kills"]):
+            figures["stuck"] += 1
+            wrong.append(error)
+    store.finish_removals(find_in_use=dict)
+    store.collect_garbage(grace_s=-1)
+    checked, unsound = store.verify_all(deep=True)
+    names = ("kills", "torn", "lost", "stuck")
+    return {
+        **{name: figures[name] for name in names},
+        "during": {act: during[act] for act in ACTS},
+        "left": checked,
+        "removed": len(list(store.layout.index.glob("removed/*"))),
+        "unsound": [str(problem) for problem in unsound],
+        "wrong": wrong,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def _start_and_kill(root: str, source: Path, chance: random.Random) -> list[str]:
+    """What each of the processes was at when it was killed."""
+    acts = [FORK.RawValue("i", 0) for _ in range(AT_ONCE)]
+    workers = [
+        FORK.Process(target=_work, args=(root, source, chance.randrange(1 << 30), act))
+        for act in acts
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(chance.uniform(0.003, LONGEST_S))
+        worker.kill()
+        worker.join()
+        assert worker.exitcode == -9, "it ended by itself"
+    return [ACTS[act.value] for act in acts]
+
+
+def _work(root: str, source: Path, seed: int, act: Any) -> None:
+    store, chance = Store(root), random.Random(seed)
+    while True:
+        # Any of them may come first, as a process is not given the time for many.
+        act.value = chance.randrange(1, len(ACTS))
+        match ACTS[act.value]:
+            case "commit":
+                make(store, f"r-{chance.randrange(1 << 20)}", "model")
+            case "adopt":
+                store.adopt(source, kind="raw_jsonl", name=f"data{chance.randrange(4)}")
+            case "gc":
+                store.collect_garbage(grace_s=3600)
+            case "rm":
+                remove_oldest(store)
+
+
+def make(store: Store, run: str, name: str) -> str:
+    """Commit two files, made from the newest ``data``, as the output of a run."""
+    staged = store.stage(run)
+    (staged / "sub").mkdir()
+    (staged / "weights").write_text(run)
+    (staged / "sub" / "same").write_text("the same in all")
+    producer = Producer(run_id=run, step="a/b", slot="model")
+    inputs = [store.resolve("data").edge("data")]
+    return store.commit(staged, name=name, kind="k", producer=producer, inputs=inputs).ref
+
+
+def remove_oldest(store: Store) -> None:
+    """Remove the oldest models, and what nobody needs of the rest."""
+    models = [artifact.ref for artifact in store.artifacts("model")]
+    spare = [each.ref for each in store.artifacts() if each.record.name[4:].isdigit()]
+    going = select(store.read_family(), wanted=[*models[KEPT:], *spare], keep={}).going
+    store.remove(going, find_in_use=dict)
+
+
+def _look(store: Store, seen: dict[str, str]) -> tuple[list[str], list[str], dict[str, str]]:
+    """What is torn, what is lost, and what there is."""
+    artifacts = {artifact.ref: artifact for artifact in store.artifacts()}
+    torn = [
+        str(problem)
+        for artifact in artifacts.values()
+        for problem in (*store.verify(artifact, deep=True), *store.check_keys(artifact.path))
+    ]
+    torn += [
+        f"{artifact.ref} lacks {edge.ref}"
+        for artifact in artifacts.values()
+        for edge in artifact.record.inputs
+        if edge.ref not in artifacts
+    ]
+    now = {ref: artifact.digest for ref, artifact in artifacts.items()}
+    gone = [ref for ref, digest in seen.items() if now.get(ref) != digest]
+    return torn, [f"{ref} is lost" for ref in gone if store.tombstone(ref) is None], now
+
+
+def _go_on(store: Store, number: int) -> str:
+    """Why the next commands after a kill do not work; empty when they do."""
+    try:
+        ref = make(store, f"next-{number}-{os.getpid()}", "model")
+        assert store.resolve("model").ref == ref, "the newest is not the newest"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

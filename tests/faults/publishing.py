@@ -1,0 +1,112 @@
+"""Many processes publish under one name at once, while others watch what is the newest."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nemotron_style.runtime.errors import RefError
+from nemotron_style.runtime.store.record import Producer
+from nemotron_style.runtime.store.store import Store
+
+NAME = "model"
+FORK = multiprocessing.get_context("fork")  # an interpreter takes longer to start than a publish
+
+
+def publish_at_once(
+    root: str, source: Path, *, processes: int, publishes: int, readers: int = 2
+) -> dict[str, Any]:
+    """Figures of ``processes`` that each publish ``publishes`` times under one name.
+
+    After every tenth each adopts the file ``source`` too, which is one artifact however often.
+    ``lost``: published and not there, or not whole. ``duplicate``: a version that two were given,
+    or a second artifact of what is one. ``backwards``: an older version after a newer one.
+    """
+    began = time.monotonic()
+    gate, stop, answers = FORK.Barrier(processes), FORK.Event(), FORK.SimpleQueue()
+    writers = [
+        FORK.Process(target=_publish, args=(root, source, number, publishes, gate, answers))
+        for number in range(processes)
+    ]
+    watchers = [FORK.Process(target=_watch, args=(root, stop, answers)) for _ in range(readers)]
+    for process in (*writers, *watchers):
+        process.start()
+    said = [answers.get() for _ in writers]
+    stop.set()
+    seen = [answers.get() for _ in watchers]
+    for process in (*writers, *watchers):
+        process.join()
+    refs = [ref for each in said for ref in each["refs"]]
+    store = Store(root)
+    there = {artifact.ref: artifact for artifact in store.artifacts(NAME)}
+    lost = [ref for ref in refs if ref not in there or store.verify(there[ref], deep=True)]
+    own = Counter(artifact.record.producer.run_id for artifact in there.values())  # type: ignore[union-attr]
+    adopted = sum(1 for _ in store.artifacts("rows"))
+    return {
+        "publishes": len(refs),
+        "asked": processes * publishes,
+        "lost": len(lost) + processes * publishes - len(refs),
+        "duplicate": len(refs) - len(set(refs)) + len(own - Counter(set(own))) + adopted - 1,
+        "backwards": sum(each["backwards"] for each in (*said, *seen)),
+        "reads": sum(each["reads"] for each in seen),
+        "torn_reads": sum(each["torn"] for each in seen),
+        "errors": [error for each in (*said, *seen) for error in each["errors"]],
+        "unsound": [str(problem) for problem in store.verify_all(deep=False)[1]],
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def _publish(root: str, source: Path, number: int, publishes: int, gate: Any, answers: Any) -> None:
+    store = Store(root)
+    refs: list[str] = []
+    errors: list[str] = []
+    gate.wait()
+    for each in range(publishes):
+        try:
+            run = f"p{number}-{each}"
+            staged = store.stage(run)
+            (staged / "weights").write_text(run)
+            producer = Producer(run_id=run, step="a/b", slot="model")
+            refs.append(store.commit(staged, name=NAME, kind="k", producer=producer).ref)
+            if each % 10 == 0:
+                store.adopt(source, kind="raw_jsonl", name="rows")
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    backwards = _count_backwards(map(_version, refs))
+    answers.put({"refs": refs, "backwards": backwards, "errors": errors})
+    os._exit(0)  # nothing of pytest, which was forked too, shall run
+
+
+def _watch(root: str, stop: Any, answers: Any) -> None:
+    store = Store(root)
+    versions: list[int] = []
+    torn, errors = 0, []
+    while not stop.is_set():
+        try:
+            newest = store.resolve(NAME)
+            versions.append(newest.record.version)
+            torn += bool(store.verify(newest, deep=True))
+        except RefError:
+            torn += bool(versions)  # there was one before
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    backwards = _count_backwards(versions)
+    answers.put({"reads": len(versions), "backwards": backwards, "torn": torn, "errors": errors})
+    os._exit(0)
+
+
+def _version(ref: str) -> int:
+    return int(ref.rpartition(":v")[2])
+
+
+def _count_backwards(versions: Iterable[int]) -> int:
+    newest = backwards = 0
+    for version in versions:
+        backwards += version < newest
+        newest = max(newest, version)
+    return backwards
