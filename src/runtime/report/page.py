@@ -62,6 +62,7 @@ def _environment() -> Environment:
         "size": format_size,
         "duration": format_duration,
         "short": shorten_digest,
+        "minute": show_minute,
     }
     return environment
 
@@ -69,6 +70,11 @@ def _environment() -> Environment:
 def shorten_digest(digest: str) -> str:
     """The first digits of a digest, enough for a person to tell two apart."""
     return digest.removeprefix("sha256:")[:12]
+
+
+def show_minute(created: str) -> str:
+    """The date and minute of a time as records have it (ISO 8601, UTC)."""
+    return f"{created[:16].replace('T', ' ')} UTC"
 
 
 def _show(value: Any) -> Any:
