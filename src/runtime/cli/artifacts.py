@@ -12,15 +12,17 @@ from typing import Annotated, Any
 
 import typer
 
+from nemotron_style.runtime.atomic import write_text
 from nemotron_style.runtime.catalog.kinds import load_kinds
 from nemotron_style.runtime.cli.options import AsJson, choose_store, command_group, open_store
 from nemotron_style.runtime.cli.removal import gc, rm
 from nemotron_style.runtime.cli.table import print_json, print_problems, print_table, render_pairs
-from nemotron_style.runtime.cli.terminal import escape_json
+from nemotron_style.runtime.cli.terminal import escape_json, show_controls
 from nemotron_style.runtime.errors import RefError
 from nemotron_style.runtime.store.diff import compare, compare_content
+from nemotron_style.runtime.store.lineage.formats import JSON, render
 from nemotron_style.runtime.store.lineage.graph import walk
-from nemotron_style.runtime.store.lineage.text import describe_maker, render, short
+from nemotron_style.runtime.store.lineage.text import describe_maker, short
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.store.tombstone import Tombstone
@@ -37,7 +39,7 @@ Ref = Annotated[str, typer.Argument(help="name, name:latest, name:v3 or sha256:<
 
 
 class Format(StrEnum):
-    """What a lineage is printed as."""
+    """What a lineage is told in."""
 
     tree = "tree"
     json = "json"
@@ -99,16 +101,28 @@ def lineage(
     ref: Ref,
     *,
     down: Annotated[bool, typer.Option("--down", help="What was made from it.")] = False,
-    style: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.tree,
+    depth: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Follow at most so many edges.")
+    ] = None,
+    style: Annotated[
+        Format, typer.Option("--format", "-f", help="How to tell it.", case_sensitive=False)
+    ] = Format.tree,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Trace an artifact to everything it was made from."""
     store = open_store(context)
-    graph = walk(store, _find(store, ref), down=down)
-    # OpenLineage is JSON already, and one document.
-    chosen = "json" if as_json and style is not Format.openlineage else style.value
+    graph = walk(store, _find(store, ref), down=down, depth=depth)
+    chosen = style.value if style.value in JSON or not as_json else "json"
     text = render(graph, chosen)
-    print(escape_json(text) if chosen in ("json", "openlineage") else text)
+    text = escape_json(text) if chosen in JSON else text
+    if output is None:
+        print(text)
+    else:
+        # As on the screen: a file, too, is shown by programs that obey control characters.
+        write_text(output, show_controls(text) + "\n")
 
 
 @app.command()

@@ -126,12 +126,19 @@ def _upstream(store: Store, node: Node) -> Iterator[Node]:
 
 
 def _downstream(store: Store, node: Node) -> Iterator[Node]:
-    for slot, ref in read_edges(store.layout, "down", node.digest, node.ref):
+    edges = read_edges(store.layout, "down", node.digest, node.ref)
+    for slot, ref in sorted(edges, key=_by_version):
         consumer = store.find(ref) or store.tombstone(ref)
         # A key may stand under a wrong name; the consumer's record says what it was made from.
-        edges = consumer.record.inputs if consumer else ()
-        if consumer and (slot, node.ref, node.digest) in {(e.slot, e.ref, e.digest) for e in edges}:
+        read = consumer.record.inputs if consumer else ()
+        if consumer and (slot, node.ref, node.digest) in {(e.slot, e.ref, e.digest) for e in read}:
             yield describe_node(consumer)
+
+
+def _by_version(edge: tuple[str, str]) -> tuple[str, str, int, str]:
+    slot, ref = edge
+    name, _, version = ref.partition(":v")
+    return slot, name, int(version) if version.isdecimal() else 0, ref
 
 
 def to_dict(lineage: Lineage) -> dict[str, Any]:

@@ -1,31 +1,26 @@
-"""A lineage as text: a tree, JSON, Mermaid, Graphviz or OpenLineage."""
+"""A lineage as a tree in text, and what is said of one artifact in it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from html import escape
 
-from nemotron_style.runtime.store.lineage.graph import Lineage, Node, to_dict
-from nemotron_style.runtime.store.lineage.openlineage import to_events
+from nemotron_style.runtime.store.lineage.graph import Lineage, Node
 from nemotron_style.runtime.store.record import Record
 
 _SHORT = 12
 _DEEPEST = 24  # levels
 _INDENT = 4  # columns a level
-
-
-def render(lineage: Lineage, style: str) -> str:
-    """The graph as ``tree``, ``json``, ``mermaid``, ``dot`` or ``openlineage`` text."""
-    return STYLES[style](lineage)
+_WIDEST = 12  # branches of one node; of more, the first ten are shown
+_FIRST = 10
 
 
 def render_tree(lineage: Lineage) -> str:
     """One branch a node; a node that several share is shown in full where it stands first.
 
     A branch deeper than ``_DEEPEST`` is continued below, at the margin: with every indent kept, the
-    text of a long chain would grow with the square of its length.
+    text of a long chain would grow with the square of its length. Of many branches the first are
+    shown, and how many there are more.
     """
     # A stack instead of recursion: chains of a thousand artifacts are deeper than Python allows.
     lines: list[str] = []
@@ -38,6 +33,9 @@ def render_tree(lineage: Lineage) -> str:
             del below[ref]
             pending.append((ref, "", "", ""))
         ref, label, head, tail = pending.pop()
+        if not ref:  # in the place of branches that are folded
+            lines.append(head + label)
+            continue
         node = lineage.nodes[ref]
         further = lineage.beyond(ref)
         title = f"{head}{label}{ref}  {node.kind}  {short(node.digest)}"
@@ -49,17 +47,21 @@ def render_tree(lineage: Lineage) -> str:
         else:
             shown.add(ref)
             bar = "│   " if further else "    "
-            lines += [title, tail + bar + describe(node)]
+            more = "  (more beyond this depth)" if ref in lineage.cut else ""
+            lines += [title + more, tail + bar + describe(node)]
             pending += reversed(_branches(further, tail))
     return "\n".join(lines)
 
 
 def _branches(further: list[tuple[str, str]], tail: str) -> list[tuple[str, str, str, str]]:
-    last = len(further) - 1
+    named = [(ref, f"{slot}: ") for slot, ref in further]
+    if len(named) > _WIDEST:
+        named = [*named[:_FIRST], ("", f"+ {len(named) - _FIRST} more")]
+    last = len(named) - 1
     return [
-        (ref, f"{slot}: ", tail + ("└── " if index == last else "├── "),
+        (ref, label, tail + ("└── " if index == last else "├── "),
          tail + ("    " if index == last else "│   "))
-        for index, (slot, ref) in enumerate(further)
+        for index, (ref, label) in enumerate(named)
     ]  # fmt: skip
 
 
@@ -100,46 +102,3 @@ def digest_config(record: Record) -> str:
 def short(digest: str) -> str:
     """The first digits of an artifact's digest."""
     return digest.removeprefix("sha256:")[:_SHORT]
-
-
-def render_mermaid(lineage: Lineage) -> str:
-    """A Mermaid flowchart; arrows lead from inputs to products."""
-    names = _names(lineage)
-    lines = ["flowchart LR"]
-    for ref, node in lineage.nodes.items():
-        label = "<br/>".join(escape(line, quote=False) for line in _label(node))
-        lines.append(f'    {names[ref]}["{label.replace(chr(34), "&quot;")}"]')
-    for link in lineage.links:
-        lines.append(f"    {names[link.source]} -->|{link.slot}| {names[link.target]}")
-    return "\n".join(lines)
-
-
-def render_dot(lineage: Lineage) -> str:
-    """A Graphviz digraph; arrows lead from inputs to products."""
-    names = _names(lineage)
-    lines = ["digraph lineage {", "    rankdir=LR;", "    node [shape=box];"]
-    for ref, node in lineage.nodes.items():
-        lines.append(f"    {names[ref]} [label={json.dumps(chr(10).join(_label(node)))}];")
-    for link in lineage.links:
-        label = json.dumps(link.slot)
-        lines.append(f"    {names[link.source]} -> {names[link.target]} [label={label}];")
-    return "\n".join([*lines, "}"])
-
-
-def _names(lineage: Lineage) -> Mapping[str, str]:
-    return {ref: f"n{index}" for index, ref in enumerate(lineage.nodes)}
-
-
-def _label(node: Node) -> list[str]:
-    producer = node.record.producer if node.record else None
-    made = f"{producer.step}@{producer.config_name}" if producer else describe(node)
-    return [node.ref, node.kind, short(node.digest), made]
-
-
-STYLES: dict[str, Callable[[Lineage], str]] = {
-    "tree": render_tree,
-    "json": lambda lineage: json.dumps(to_dict(lineage), indent=2, ensure_ascii=False),
-    "mermaid": render_mermaid,
-    "dot": render_dot,
-    "openlineage": lambda lineage: json.dumps(to_events(lineage), indent=2, ensure_ascii=False),
-}

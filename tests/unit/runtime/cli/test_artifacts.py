@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.cli import main
+from nemotron_style.runtime.cli.artifacts import Format
 from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.store.lineage.formats import FORMATS
 from nemotron_style.runtime.store.record import Artifact, Producer
 from nemotron_style.runtime.store.store import Store
 from plans import build_plan
@@ -99,6 +101,23 @@ def test_show(run: Run, model: Artifact) -> None:
     told = read_json(run, "show", model.digest[:20])
     assert told["ref"] == "sft:v1"
     assert told["config"] == {"optim": {"lr": 0.1}}
+
+
+def test_lineage_in_a_file_and_no_deeper_than_asked(
+    run: Run, model: Artifact, tmp_path: Path
+) -> None:
+    cut = run("lineage", "sft", "--depth", "0")[1]
+    assert "more beyond this depth" in cut.splitlines()[0]
+    assert "data:v1" not in cut
+    file = tmp_path / "out" / "lineage.txt"
+    assert run("lineage", "sft", "-f", "dot", "-o", str(file)) == (0, "", "")
+    assert file.read_text() == run("lineage", "sft", "-f", "dot")[1]
+    assert run("lineage", "sft", "-o", str(tmp_path))[0] == 2
+    assert run("lineage", "sft", "--depth", "-1")[0] == 2
+
+
+def test_every_format_of_a_lineage_can_be_asked_for() -> None:
+    assert {one.value for one in Format} == set(FORMATS)
 
 
 def test_lineage(run: Run, model: Artifact) -> None:

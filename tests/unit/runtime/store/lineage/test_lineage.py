@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from nemotron_style.runtime.store.index import read_edges
+from nemotron_style.runtime.store.lineage.formats import FORMATS, render
 from nemotron_style.runtime.store.lineage.graph import Lineage, Link, Node, around, to_dict, walk
 from nemotron_style.runtime.store.lineage.openlineage import to_events
-from nemotron_style.runtime.store.lineage.text import STYLES, digest_config, render
+from nemotron_style.runtime.store.lineage.text import digest_config
 from nemotron_style.runtime.store.record import Artifact, Producer, load_artifact
 from nemotron_style.runtime.store.store import Store
 
@@ -106,7 +107,7 @@ def test_an_input_that_is_gone_is_still_told(store: Store, diamond: Artifact) ->
     assert lineage.nodes["data:v1"].digest == data.digest
     assert "no longer in the store" in render(lineage, "tree")
     assert {"data:v1"} == {n["ref"] for n in to_dict(lineage)["nodes"] if n["missing"]}
-    assert all(render(lineage, style) for style in STYLES)
+    assert all(render(lineage, style) for style in FORMATS)
 
 
 def test_other_content_under_the_same_ref_is_not_the_input(
@@ -182,7 +183,7 @@ def test_graphs_for_other_tools(store: Store, diamond: Artifact) -> None:
     mermaid = render(lineage, "mermaid").splitlines()
     assert mermaid[0] == "flowchart LR"
     assert mermaid[1].startswith('    n0["top:v1<br/>checkpoint_hf<br/>')
-    assert "    n1 -->|policy| n0" in mermaid
+    assert '    n1 -->|"policy"| n0' in mermaid
     dot = render(lineage, "dot")
     assert dot.startswith("digraph lineage {")
     assert dot.endswith("}")
@@ -273,3 +274,18 @@ def test_around_is_both_ways_in_one_graph(store: Store) -> None:
     assert len(graph.links) == 6
     assert graph.cut == {"m1:v1", "m5:v1"}
     assert to_dict(graph)["direction"] == "both"
+
+
+def test_of_a_wide_fan_the_first_are_told_and_how_many_there_are_more(store: Store) -> None:
+    data = adopt(store, "data")
+    for number in range(1, 16):
+        make(store, "eval", slot=f"s{number}", data=data)
+    down = walk(store, data, down=True)
+    lines = render(down, "tree").splitlines()
+    told = [line.split()[2] for line in lines if "data: eval" in line]
+    assert told == [f"eval:v{number}" for number in range(1, 11)], "v2 before v10"
+    assert lines[-1] == "└── + 5 more"
+    assert len(json.loads(render(down, "json"))["nodes"]) == 16
+    assert render(walk(store, data, down=True), "json") == render(down, "json")
+    cut = walk(store, make(store, "next", data=store.resolve("eval:v1")), depth=1)
+    assert render(cut, "tree").splitlines()[2].endswith("  (more beyond this depth)")
