@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_style.runtime.store.index import read_edges
+from nemotron_style.runtime.store.lineage import graph
 from nemotron_style.runtime.store.lineage.formats import FORMATS, render
 from nemotron_style.runtime.store.lineage.graph import Lineage, Link, Node, around, to_dict, walk
 from nemotron_style.runtime.store.lineage.openlineage import to_events
@@ -168,11 +169,11 @@ def test_a_chain_that_just_fits_is_not_continued_below() -> None:
 
 
 def test_what_two_deep_branches_share_is_told_once_in_full() -> None:
-    graph = chain_of(40)
-    graph.add(Node("side:v1", "k", "sha256:" + "0" * 64, None))
-    graph.link(Link("extra", "side:v1", "m:v40"))
-    graph.link(Link("model", "m:v10", "side:v1"))
-    lines = render(graph, "tree").splitlines()
+    deep = chain_of(40)
+    deep.add(Node("side:v1", "k", "sha256:" + "0" * 64, None))
+    deep.link(Link("extra", "side:v1", "m:v40"))
+    deep.link(Link("model", "m:v10", "side:v1"))
+    lines = render(deep, "tree").splitlines()
     for number in range(41):
         full = [line for line in lines if re.search(rf"\bm:v{number}  k  0+$", line)]
         assert len(full) == 1, number
@@ -268,24 +269,35 @@ def test_edges_between_the_last_nodes_that_are_reached_are_told(store: Store) ->
 def test_around_is_both_ways_in_one_graph(store: Store) -> None:
     chain = chain_in(store, 7)
     side = make(store, "side", model=chain[3], data=chain[1])
-    graph = around(store, chain[3])
-    assert {*graph.nodes} == {"m1:v1", "m2:v1", "m3:v1", "m4:v1", "m5:v1", side.ref}
-    assert Link("data", "m1:v1", "side:v1") in graph.links
-    assert len(graph.links) == 6
-    assert graph.cut == {"m1:v1", "m5:v1"}
-    assert to_dict(graph)["direction"] == "both"
+    both = around(store, chain[3])
+    assert {*both.nodes} == {"m1:v1", "m2:v1", "m3:v1", "m4:v1", "m5:v1", side.ref}
+    assert Link("data", "m1:v1", "side:v1") in both.links
+    assert len(both.links) == 6
+    assert both.cut == {"m1:v1", "m5:v1"}
+    assert to_dict(both)["direction"] == "both"
 
 
-def test_of_a_wide_fan_the_first_are_told_and_how_many_there_are_more(store: Store) -> None:
-    data = adopt(store, "data")
-    for number in range(1, 16):
-        make(store, "eval", slot=f"s{number}", data=data)
-    down = walk(store, data, down=True)
-    lines = render(down, "tree").splitlines()
+def test_of_a_wide_fan_the_first_are_told_and_how_many_there_are_more() -> None:
+    fan = Lineage("data:v1", "down")
+    for ref in ("data:v1", *(f"eval:v{number}" for number in range(1, 16))):
+        fan.add(Node(ref, "k", "sha256:" + "0" * 64, None))
+        if ref != fan.root:
+            fan.link(Link("data", fan.root, ref))
+    fan.cut = {"eval:v1"}
+    lines = render(fan, "tree").splitlines()
     told = [line.split()[2] for line in lines if "data: eval" in line]
-    assert told == [f"eval:v{number}" for number in range(1, 11)], "v2 before v10"
+    assert told == [f"eval:v{number}" for number in range(1, 11)]
     assert lines[-1] == "└── + 5 more"
-    assert len(json.loads(render(down, "json"))["nodes"]) == 16
-    assert render(walk(store, data, down=True), "json") == render(down, "json")
-    cut = walk(store, make(store, "next", data=store.resolve("eval:v1")), depth=1)
-    assert render(cut, "tree").splitlines()[2].endswith("  (more beyond this depth)")
+    assert [line for line in lines if line.endswith("  (more beyond this depth)")] == lines[2:3]
+    assert len(json.loads(render(fan, "json"))["nodes"]) == 16
+
+
+def test_what_was_made_is_told_by_slot_and_name_the_first_version_first(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [("model", "sft:v10"), ("model", "sft:v2"), ("data", "z:v1"), ("model", "no ref")]
+    monkeypatch.setattr(graph, "read_edges", lambda *_: iter(keys))
+    asked: list[str] = []
+    monkeypatch.setattr(store, "find", asked.append)
+    walk(store, adopt(store, "data"), down=True)
+    assert asked == ["z:v1", "no ref", "sft:v2", "sft:v10"]
