@@ -17,7 +17,8 @@ from nemotron_style.runtime.catalog.kinds import load_kinds
 from nemotron_style.runtime.cli.options import AsJson, choose_store, command_group, open_store
 from nemotron_style.runtime.cli.removal import gc, rm
 from nemotron_style.runtime.cli.table import print_json, print_problems, print_table, render_pairs
-from nemotron_style.runtime.cli.terminal import escape_json, show_controls
+from nemotron_style.runtime.cli.terminal import escape_json
+from nemotron_style.runtime.control_characters import show_controls
 from nemotron_style.runtime.errors import RefError
 from nemotron_style.runtime.store.diff import compare, compare_content
 from nemotron_style.runtime.store.lineage.formats import JSON, render
