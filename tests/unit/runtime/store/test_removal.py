@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from nemotron_style.runtime.errors import RefError
 from nemotron_style.runtime.store import removal
+from nemotron_style.runtime.store.lineage.formats import FORMATS, render
 from nemotron_style.runtime.store.lineage.graph import walk
-from nemotron_style.runtime.store.lineage.text import STYLES, render
 from nemotron_style.runtime.store.record import Artifact, Edge, Producer, Record
 from nemotron_style.runtime.store.removal import Family, Removed, find_needed, select
 from nemotron_style.runtime.store.store import Store
@@ -171,7 +171,7 @@ def test_the_lineage_of_a_removed_artifact_is_still_told(store: Store) -> None:
     assert set(up.nodes) == {"top:v1", "middle:v1", "data:v1"}
     assert up.nodes["middle:v1"].record == middle.record
     assert "was removed by" in render(up, "tree").splitlines()[3]
-    assert all(render(up, style) for style in STYLES)
+    assert all(render(up, style) for style in FORMATS)
     assert set(walk(store, data, down=True).nodes) == set(up.nodes)
 
 
