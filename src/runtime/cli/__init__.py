@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 from typer.main import get_command
 
+from nemotron_style.runtime.cli import fast_start  # noqa: F401
 from nemotron_style.runtime.cli.lazy import LazyGroup
 from nemotron_style.runtime.cli.table import print_json, print_problems
 from nemotron_style.runtime.cli.terminal import (

@@ -2,6 +2,8 @@
 
 OmegaConf resolves them. Added are ``mul``, ``add``, ``div`` and ``max``, which configs of NeMo-RL
 use, and ``multiply`` of NeMo. A key that no file sets is looked up among the schema's defaults.
+Most are the name of a key that has a plain value; these need no OmegaConf, whose import and
+containers take longer than all the rest of a dry run.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ import operator
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
 
 from nemotron_style.runtime.config.inheritance import merge_tables
+from nemotron_style.runtime.config.model import MANDATORY
 from nemotron_style.runtime.errors import Problem, suggest
 from nemotron_style.runtime.secrets.names import is_secret_variable
 from nemotron_style.runtime.secrets.reject import remove_secrets
@@ -23,6 +27,8 @@ from nemotron_style.runtime.validation import join_key, schema_keys, suggest_key
 
 Path = tuple[str | int, ...]
 _UNRESOLVED = object()
+_NAME_OF_KEY = re.compile(r"\$\{([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\}")
+_LONGEST_CHAIN = 8
 _NVIDIAS = {
     "art": "it looks an artifact up in NVIDIA's registry; give -i SLOT=REF, or the key a path",
     "manifest": "it reads a file of a data step while a job runs; give the key a path",
@@ -45,27 +51,53 @@ def resolve_interpolations(
 
     A value that could not be resolved, or is a secret, is left out of the result.
     """
-    from omegaconf import OmegaConf
-
-    _register_resolvers()
     problems: list[Problem] = []
     readable, leaked = remove_secrets(_remove_unreadable(values, problems, where), where=where)
     problems += leaked
-    config = OmegaConf.create(merge_tables(defaults_of(schema), readable))
-    known = [*schema_keys(schema), *(join_key(path) for path, _ in leaves(readable))]
+    if not any(isinstance(value, str) and "${" in value for _, value in leaves(readable)):
+        return readable, problems
+    tables = merge_tables(defaults_of(schema), readable)
+
+    @cache
+    def config() -> Any:
+        from omegaconf import OmegaConf
+
+        _register_resolvers()
+        return OmegaConf.create(tables)
 
     def look_up(path: Path, text: str) -> Any:
+        value = _find_named(tables, text)
+        if value is not _UNRESOLVED:
+            return value
         try:
             with warnings.catch_warnings(action="ignore"):  # of ``${oc.env:NAME,}``, which works
-                return _look_up(config, path)
+                return _look_up(config(), path)
         except Exception as error:  # OmegaConf passes on whatever a resolver raises
             key = join_key(path)
+            known = [*schema_keys(schema), *(join_key(path) for path, _ in leaves(readable))]
             problems.append(_explain(error, text, key, where(key), known=known))
             return _UNRESOLVED
 
     # Checked again, because what an interpolation brings in may be a secret too.
     resolved, leaked = remove_secrets(_replace_leaves(readable, look_up), where=where)
     return resolved, [*problems, *leaked]
+
+
+def _find_named(tables: dict[str, Any], text: str) -> Any:
+    """The plain value of the key that ``${a.b}`` names; _UNRESOLVED for all that is less simple."""
+    for _ in range(_LONGEST_CHAIN):
+        named = _NAME_OF_KEY.fullmatch(text)
+        if named is None:
+            break
+        value: Any = tables
+        for part in named[1].split("."):
+            value = value.get(part, _UNRESOLVED) if isinstance(value, dict) else _UNRESOLVED
+        if isinstance(value, str) and "${" in value:
+            text = value
+            continue
+        is_plain = isinstance(value, str | int | float | None) and value != MANDATORY
+        return value if is_plain else _UNRESOLVED
+    return _UNRESOLVED
 
 
 def leaves(values: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -110,8 +142,6 @@ def _remove_unreadable(
     values: dict[str, Any], problems: list[Problem], where: Callable[[str], str]
 ) -> dict[str, Any]:
     """``values`` without what OmegaConf could not even read, and without variables of secrets."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     def check(path: Path, text: str) -> Any:
         key, what, fix = join_key(path), "", ""
@@ -119,18 +149,28 @@ def _remove_unreadable(
         if secret := next(filter(is_secret_variable, names), None):
             what = f"would write the secret {secret} into the record of the run"
             fix = f'name it in the profile, secrets = ["{secret}"], and read it in the step'
-        else:
-            try:
-                OmegaConf.create({"value": text})
-            except OmegaConfBaseException:
-                what = f"the interpolation {text} is malformed"
-                fix = "write ${a.b} or ${oc.env:NAME}"
+        elif _is_malformed(text):
+            what = f"the interpolation {text} is malformed"
+            fix = "write ${a.b} or ${oc.env:NAME}"
         if not what:
             return text
         problems.append(Problem(where=where(key), key=key, what=what, fix=fix))
         return _UNRESOLVED
 
     return dict(_replace_leaves(values, check))
+
+
+def _is_malformed(text: str) -> bool:
+    if _NAME_OF_KEY.fullmatch(text):
+        return False
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        OmegaConf.create({"value": text})
+    except OmegaConfBaseException:
+        return True
+    return False
 
 
 def _look_up(config: Any, path: Path) -> Any:

@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 
@@ -32,14 +33,20 @@ def digest_code(*objects: str) -> str:
     cannot be read or is too large to be code.
     """
     root = find_package(OWN)[1]
-    sources = dict(walk_sources(root / "steps" / "blocks", f"{OWN}/steps/blocks"))
+    sources = dict(_hash_blocks(root / "steps" / "blocks"))
     for text in dict.fromkeys(objects):
         top, package = find_package(text)
         if top == OWN:
             package = find_module(text).parent
             top = Path(OWN, package.relative_to(root)).as_posix()
-        sources.update(walk_sources(package, top))
-    return hash_files(sorted(sources.items()))
+        sources.update(_hash_each(walk_sources(package, top)))
+    return _hash_hashed(sorted(sources.items()))
+
+
+@cache
+def _hash_blocks(folder: Path) -> tuple[tuple[str, str], ...]:
+    """Names and hashes of the shared blocks, which all steps of a pipeline have in common."""
+    return tuple(_hash_each(walk_sources(folder, f"{OWN}/steps/blocks")))
 
 
 def walk_sources(root: Path, name: str) -> list[tuple[str, Path]]:
@@ -84,9 +91,17 @@ def is_source(name: str) -> bool:
 
 def hash_files(files: Iterable[tuple[str, Path]]) -> str:
     """SHA-256 over the names and contents of files, in their order."""
-    whole = hashlib.sha256()
+    return _hash_hashed(_hash_each(files))
+
+
+def _hash_each(files: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, str]]:
     for name, path in files:
-        content = hashlib.sha256(_read(path)).hexdigest()
+        yield name, hashlib.sha256(_read(path)).hexdigest()
+
+
+def _hash_hashed(files: Iterable[tuple[str, str]]) -> str:
+    whole = hashlib.sha256()
+    for name, content in files:
         whole.update(f"{json.dumps(name)} {content}\n".encode())
     return whole.hexdigest()
 

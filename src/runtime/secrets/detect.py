@@ -28,7 +28,7 @@ from nemotron_style.runtime.secrets.names import (
 
 SHORTEST = 8  # a shorter value would be found in every other word
 SHORTEST_LINE = 16
-_URL_PASSWORD = next(form.pattern for form in FORMS if form.what == "a password inside a URL")
+_URL_PASSWORD = next(form for form in FORMS if form.what == "a password inside a URL")
 _URL_QUERY = re.compile(r"[?&;](?P<name>[\w.-]+)=(?P<secret>[^&;\s\"'#\\<>]+)")
 _SIGNS = frozenset(
     (
@@ -68,7 +68,7 @@ _DEFAULT = re.compile(r"oc\.env\s*:\s*['\"]?(?P<name>\w+)['\"]?\s*,\s*['\"]?(?P<
 _IN_NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-[]"
 # What any token is in; a line without it is not searched for each of their beginnings.
 _LONG_WORD = re.compile(rf"(?<![\w.-])[\w.-]{{{SHORTEST_TOKEN},}}")
-_A_LINE = 2000  # characters: in a longer text there is nearly always such a word
+_A_LINE = 2000  # characters
 _TOKENS = [form for form in FORMS if form.token]
 # Which other forms a word is of, so that a text is searched for each word once.
 _FORMS_OF: dict[str, list[Form]] = {}
@@ -128,7 +128,7 @@ def _read_values(environment: Mapping[str, str]) -> Mapping[str, str]:
         if secret and not is_plain_word(value):
             for part in (value, value.strip(), *_lines(value)):
                 variables |= dict.fromkeys(_spellings(part), name)
-        for match in _URL_PASSWORD.finditer(value):
+        for match in _URL_PASSWORD.pattern.finditer(value) if "://" in value else ():
             if not is_placeholder(match["secret"]):
                 variables |= {match["secret"]: name, unquote(match["secret"]): name}
     return {value: name for value, name in variables.items() if len(value) >= SHORTEST}
@@ -145,9 +145,8 @@ def find_secrets(text: str) -> Iterator[Secret]:
     lower = text.replace("\u0130", "i").lower()
     words = [word for word in _FORMS_OF if word in lower]
     forms = [*dict.fromkeys(form for word in words for form in _FORMS_OF[word])]
-    if len(text) > _A_LINE:  # a search for their beginnings is as fast as one for the words
-        forms += _TOKENS
-    elif _LONG_WORD.search(text):
+    # In a longer text there nearly always is such a word.
+    if len(text) > _A_LINE or _LONG_WORD.search(text):
         forms += [form for form in _TOKENS if form.words[0] in lower]
     for form in forms:
         yield from _find_form(form, text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,13 @@ class Form:
 
     what: str
     words: tuple[str, ...]
-    pattern: re.Pattern[str]
+    expression: str
     token: bool = False
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Compiled when a text has one of the words, which hardly any has."""
+        return re.compile(self.expression)
 
 
 SHORTEST_TOKEN = 16
@@ -168,15 +174,15 @@ _URLS = (
 )
 
 
-def _compile() -> Iterator[Form]:
+def _list_forms() -> Iterator[Form]:
     for what, prefixes, rest in _TOKENS:
         for prefix in prefixes:
             # The prefix comes first, because a search for it is forty times as fast.
             start = re.escape(prefix)
-            pattern = re.compile(rf"{start}(?<![A-Za-z0-9]{start}){rest}")
-            yield Form(what, (prefix.lower(),), pattern, token=True)
+            expression = rf"{start}(?<![A-Za-z0-9]{start}){rest}"
+            yield Form(what, (prefix.lower(),), expression, token=True)
     for what, words, text in (*_COMMANDS, *_CONTEXTS, *_URLS):
-        yield Form(what, words, re.compile(text))
+        yield Form(what, words, text)
 
 
-FORMS = tuple(_compile())
+FORMS = tuple(_list_forms())
