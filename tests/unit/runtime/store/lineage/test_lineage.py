@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from nemotron_style.runtime.store.index import read_edges
 from nemotron_style.runtime.store.lineage import graph
 from nemotron_style.runtime.store.lineage.formats import FORMATS, render
 from nemotron_style.runtime.store.lineage.graph import Lineage, Link, Node, around, to_dict, walk
-from nemotron_style.runtime.store.lineage.openlineage import to_events
 from nemotron_style.runtime.store.lineage.text import digest_config
 from nemotron_style.runtime.store.record import Artifact, Producer, load_artifact
 from nemotron_style.runtime.store.store import Store
@@ -198,40 +196,6 @@ def test_hostile_text_is_quoted(store: Store, tmp_path: Path) -> None:
     lineage = walk(store, store.adopt(source, kind="k", name="data"))
     assert "a&quot;&lt;b&gt;" in render(lineage, "mermaid")
     assert 'a\\"<b>' in render(lineage, "dot")
-
-
-def test_openlineage_events_have_the_shape_of_the_specification(
-    store: Store, diamond: Artifact
-) -> None:
-    make(store, "top.log", slot="log", policy=store.resolve("left"))
-    events = to_events(walk(store, store.resolve("data"), down=True))
-    assert json.loads(render(walk(store, diamond), "openlineage"))
-    assert [event["eventType"] for event in events] == ["START", "COMPLETE"] * 3
-    assert events == sorted(events, key=lambda event: event["eventTime"])
-    for event in events:
-        assert event["schemaURL"].endswith("/OpenLineage.json#/$defs/RunEvent")
-        assert {"eventTime", "producer", "run", "job", "inputs", "outputs"} <= set(event)
-        assert str(uuid.UUID(event["run"]["runId"])) == event["run"]["runId"]
-        facets = [event["run"]["facets"], event["job"]["facets"]]
-        facets += [dataset["facets"] for dataset in event["inputs"] + event["outputs"]]
-        for facet in [facet for group in facets for facet in group.values()]:
-            assert {"_producer", "_schemaURL"} <= set(facet)
-    last = events[-1]
-    assert [dataset["name"] for dataset in last["outputs"]] == ["top", "top.log"]
-    assert {dataset["name"] for dataset in last["inputs"]} == {"left", "right"}
-    assert last["job"] | {"facets": None} == {
-        "namespace": "nemotron-style",
-        "name": "sft/chat",
-        "facets": None,
-    }
-    assert last["outputs"][0]["facets"]["version"]["datasetVersion"] == "v1"
-    assert last["outputs"][0]["outputFacets"]["outputStatistics"]["fileCount"] == 1
-
-
-def test_an_adopted_artifact_alone_is_a_dataset_event(store: Store) -> None:
-    (event,) = to_events(walk(store, adopt(store, "data")))
-    assert event["schemaURL"].endswith("#/$defs/DatasetEvent")
-    assert event["dataset"]["name"] == "data"
 
 
 def chain_in(store: Store, length: int) -> list[Artifact]:
