@@ -20,11 +20,21 @@ from nemotron_style.runtime.text_file import read_toml_file
 from nemotron_style.runtime.validation import explain_errors
 
 
+class WeightFolder(BaseModel):
+    """A ``folder`` of weights, and the ``module:function`` that gives the tensors in it by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: str
+    open: str
+
+
 class Kind(BaseModel):
     """One table of ``kinds.toml``.
 
     ``signs`` are names of files that content of this kind has, each of them (``a|b``: one of two);
-    ``advice`` says what to do with it where no step takes it.
+    ``advice`` says what to do with it where no step takes it. ``weights`` is where its weights are
+    when they are no safetensors, and what opens them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,6 +45,7 @@ class Kind(BaseModel):
     convert_to: dict[str, str] = Field(default_factory=dict)
     signs: tuple[str, ...] = ()
     advice: str = ""
+    weights: WeightFolder | None = None
 
 
 class Kinds:

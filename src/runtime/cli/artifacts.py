@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +19,6 @@ from nemotron_style.runtime.cli.table import print_json, print_problems, print_t
 from nemotron_style.runtime.cli.terminal import escape_json
 from nemotron_style.runtime.control_characters import show_controls
 from nemotron_style.runtime.errors import RefError
-from nemotron_style.runtime.store.diff import compare, compare_content
 from nemotron_style.runtime.store.lineage.formats import JSON, render
 from nemotron_style.runtime.store.lineage.graph import walk
 from nemotron_style.runtime.store.lineage.text import describe_maker, short
@@ -30,7 +28,10 @@ from nemotron_style.runtime.store.tombstone import Tombstone
 from nemotron_style.runtime.units import format_age, format_number, format_size
 from nemotron_style.runtime.validation import flatten
 
-app = command_group("Show, check, compare, adopt and remove artifacts.")
+app = command_group(
+    "Show, check, compare, adopt and remove artifacts.",
+    lazy={"diff": "nemotron_style.runtime.cli.comparison.diff:app"},
+)
 app.callback()(choose_store)
 app.command()(rm)
 app.command()(gc)
@@ -175,25 +176,6 @@ def adopt(
     if as_json:
         return print_json(_summarise(artifact))
     print(f"{artifact.ref}  {artifact.kind}  {artifact.digest}")
-
-
-@app.command()
-def diff(context: typer.Context, left: Ref, right: Ref, *, as_json: AsJson = False) -> None:
-    """Show where two artifacts differ: files, inputs, config, code, figures."""
-    store = open_store(context)
-    ours, theirs = store.resolve(left), store.resolve(right)
-    differences = compare(ours, theirs)
-    if as_json:
-        keys = [asdict(difference) for difference in differences]
-        identical = ours.digest == theirs.digest
-        refs = {"left": ours.ref, "right": theirs.ref}
-        return print_json({**refs, "bit_identical": identical, "differences": keys})
-    if differences:
-        rows = [(each.key, _shorten(each.left), _shorten(each.right)) for each in differences]
-        print_table(rows, header=("KEY", ours.ref, theirs.ref))
-    else:
-        print("no difference")
-    print(compare_content(ours, theirs))
 
 
 def _summarise(artifact: Artifact) -> dict[str, Any]:

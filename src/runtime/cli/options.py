@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
+
+from nemotron_style.runtime.cli.lazy import LazyGroup
 
 if TYPE_CHECKING:
     from nemotron_style.runtime.store.store import Store
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+RunWord = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run id, the beginning of one, an artifact's ref, or latest."
+    ),
+]
 
 
-def command_group(purpose: str, *, cls: type[TyperGroup] | None = None) -> typer.Typer:
-    """A group of commands whose help is plain text."""
+def command_group(purpose: str, *, lazy: Mapping[str, str] | None = None) -> typer.Typer:
+    """A group of commands whose help is plain text.
+
+    Those in ``lazy`` (``module:app`` by name) are imported when one of them is used.
+    """
     return typer.Typer(
-        cls=cls, help=purpose, no_args_is_help=True, add_completion=False, rich_markup_mode=None
+        cls=type("Group", (LazyGroup,), {"lazy": lazy or {}}),
+        help=purpose,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
     )
 
 

@@ -10,7 +10,13 @@ import typer
 
 from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.catalog.catalog import load_catalog
-from nemotron_style.runtime.cli.options import AsJson, choose_store, command_group, open_store
+from nemotron_style.runtime.cli.options import (
+    AsJson,
+    RunWord,
+    choose_store,
+    command_group,
+    open_store,
+)
 from nemotron_style.runtime.cli.summary import list_results
 from nemotron_style.runtime.cli.table import print_json, print_table, render_pairs
 from nemotron_style.runtime.cli.terminal import write_exactly
@@ -26,17 +32,13 @@ from nemotron_style.runtime.run.state import COMPLETED, RUNNING, JobState
 from nemotron_style.runtime.step.progress import format_progress
 from nemotron_style.runtime.units import format_age, format_duration, format_number, format_time
 
-app = command_group("List runs, show one, read its log, wait for it, end it, ask why it ran.")
+app = command_group(
+    "List runs, show one, read its log, wait for it, end it, ask why it ran, repeat it.",
+    lazy={"rerun": "nemotron_style.runtime.cli.comparison.rerun:app"},
+)
 app.callback()(choose_store)
 
 POLL_SECONDS = 0.2
-
-RunWord = Annotated[
-    str,
-    typer.Argument(
-        metavar="RUN", help="A run id, the beginning of one, an artifact's ref, or latest."
-    ),
-]
 
 
 @app.command("list")
@@ -177,10 +179,8 @@ def _explain_delay(attempt: Attempt | None) -> str:
     host = attempt.remote_host if attempt else ""
     if not host:
         return "it has not ended yet; --force ends it at once"
-    return (
-        f"it has not ended yet; {host} was asked to end it and has not answered. If that machine "
-        "is gone for certain, --abandon declares the run lost"
-    )
+    text = f"it has not ended yet; {host} was asked to end it and has not answered. If that machine"
+    return f"{text} is gone for certain, --abandon declares the run lost"
 
 
 def _render_state(run: RunFolder, state: JobState) -> str:
@@ -199,9 +199,8 @@ def why(context: typer.Context, run: RunWord, as_json: AsJson = False) -> None:
     print(found.run_id)
     for decision in found.decisions:
         when = format_time(decision["decided"]) if "decided" in decision else "-"
-        print(f"  {when}  {decision['action']}: {decision['reason']}")
-        for detail in decision.get("details", []):
-            print(f"      {detail}")
+        lines = [f"  {when}  {decision['action']}: {decision['reason']}"]
+        print("\n      ".join([*lines, *decision.get("details", [])]))
     if not found.decisions:
         print("  no decision was recorded; it was not started by `steps run`")
 
@@ -250,6 +249,7 @@ def _render_sections(run: RunFolder) -> list[str]:
     head = {name: str(facts[name]) for name in ("step", "config", "state", "path")}
     head |= {name: str(facts[name]) for name in ("reason", "executor", "job") if facts[name]}
     head |= {"took": format_duration(facts["seconds"])} if facts["seconds"] else {}
+    head |= {"repeats": plan.rerun_of} if plan.rerun_of else {}
     head |= {"profile": plan.profile, "fingerprint": plan.fingerprint}
     outputs = [
         (slot, f"{output['ref']}  {output['kind']}  {output['digest']}")

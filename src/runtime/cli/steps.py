@@ -7,7 +7,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,6 @@ from nemotron_style.runtime.catalog.manifest import Manifest
 from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest
 from nemotron_style.runtime.catalog.slot import Slot
 from nemotron_style.runtime.cli.completion import complete_category, complete_kind, complete_step
-from nemotron_style.runtime.cli.lazy import LazyGroup
 from nemotron_style.runtime.cli.options import AsJson, command_group
 from nemotron_style.runtime.cli.table import (
     NO_BREAK,
@@ -32,14 +31,10 @@ from nemotron_style.runtime.cli.table import (
 from nemotron_style.runtime.errors import Problem, StepsError, UsageError, suggest
 from nemotron_style.runtime.validation import flatten, get_key, show_value
 
-
-class StepsGroup(LazyGroup):
-    """``steps``, with ``run`` imported only when it is used."""
-
-    lazy: ClassVar = {"run": "nemotron_style.runtime.cli.run:run"}
-
-
-app = command_group("Find a step, learn what it needs, run it.", cls=StepsGroup)
+app = command_group(
+    "Find a step, learn what it needs, run it.",
+    lazy={"run": "nemotron_style.runtime.cli.run:run"},
+)
 
 Category = Annotated[
     str | None, typer.Option(help="Only this category.", autocompletion=complete_category)

@@ -1,4 +1,4 @@
-"""Where two artifacts differ: in their files, their inputs, and how they were made."""
+"""Where two artifacts differ: in how they were made, from what, and in what came of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from nemotron_style.runtime.store.record import Artifact, Record
 from nemotron_style.runtime.validation import flatten
 
 _EVIDENCE = ("config", "code", "environment", "hardware", "seeds", "metrics", "facts")
+# What makes the difference stands before what it makes.
+_ORDER = (
+    *("step", "config_name", "rerun_of", "origin", "config", "inputs", "code", "environment"),
+    *("hardware", "seeds", "kind", "metrics", "facts", "digest", "files"),
+)
 
 
 @dataclass(frozen=True)
@@ -20,13 +25,21 @@ class Difference:
     left: Any
     right: Any
 
+    @property
+    def section(self) -> str:
+        """``config``, ``inputs``, ``code``, ``environment``, ``metrics``, ``files`` ..."""
+        return _find_section(self.key)
+
 
 def compare(left: Artifact, right: Artifact) -> list[Difference]:
-    """Every difference that could matter, by dotted key; refs and times of creation do not."""
+    """Every difference that could matter, causes first; refs and times of creation do not.
+
+    The first word of a key (:attr:`Difference.section`) is the part of the record that it is in.
+    """
     ours, theirs = _flatten_record(left.record), _flatten_record(right.record)
     return [
         Difference(key, _show(ours, key), _show(theirs, key))
-        for key in ours | theirs
+        for key in sorted(ours | theirs, key=lambda key: _ORDER.index(_find_section(key)))
         # As text: to Python 1, 1.0 and true are equal.
         if key not in ours or key not in theirs or _write(ours[key]) != _write(theirs[key])
     ]
@@ -49,6 +62,10 @@ def compare_content(left: Artifact, right: Artifact) -> str:
     return text
 
 
+def _find_section(key: str) -> str:
+    return key.partition(".")[0].partition("[")[0]
+
+
 def _show(values: dict[str, Any], key: str) -> Any:
     return "null" if key in values and values[key] is None else values.get(key)
 
@@ -62,6 +79,7 @@ def _flatten_record(record: Record) -> dict[str, Any]:
     if record.producer:
         producer = record.producer
         flat |= {"step": producer.step, "config_name": producer.config_name}
+        flat |= {"rerun_of": producer.rerun_of} if producer.rerun_of else {}
     if record.origin:
         flat["origin"] = record.origin.source
     for edge in record.inputs:

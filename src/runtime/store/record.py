@@ -13,12 +13,12 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
 
 from nemotron_style.runtime.errors import ArtifactError, Problem, RefError, raise_all
 from nemotron_style.runtime.store.digest import RECORD_NAME, File
@@ -34,7 +34,10 @@ class _Frozen(BaseModel):
 
 
 class Producer(_Frozen):
-    """The run that made an artifact; ``attempts`` holds one entry for every try it took."""
+    """The run that made an artifact; ``attempts`` holds one entry for every try it took.
+
+    ``rerun_of`` is the run that this one repeated, to see whether it makes the same; else empty.
+    """
 
     run_id: str
     step: str
@@ -43,6 +46,14 @@ class Producer(_Frozen):
     fingerprint: str = ""
     attempts: tuple[dict[str, Any], ...] = ()
     trackers: dict[str, str] = {}
+    rerun_of: str = ""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_rerun(self, dump: Callable[[Producer], dict[str, Any]]) -> dict[str, Any]:
+        body = dump(self)
+        if not self.rerun_of:  # earlier versions do not know the key
+            del body["rerun_of"]
+        return body
 
 
 class Edge(_Frozen):
@@ -231,6 +242,8 @@ def _check_words(record: Record) -> Record:
     if record.producer:
         check_word(record.producer.run_id, "run id")
         check_word(record.producer.slot, "slot")
+        if record.producer.rerun_of:
+            check_word(record.producer.rerun_of, "run id")
     return record
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from nemotron_style.runtime.errors import Problem, RefError
 
+LONGEST_NAME = 100
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")

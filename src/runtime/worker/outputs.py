@@ -169,4 +169,5 @@ def describe_producer(task: Task, slot: str) -> Producer:
         fingerprint=plan.fingerprint,
         attempts=(*earlier, {"number": number, "state": COMPLETED}),
         trackers={name: one["id"] for name, one in task.folder.trackers.items()},
+        rerun_of=plan.rerun_of,
     )

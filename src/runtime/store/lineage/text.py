@@ -80,6 +80,7 @@ def describe_maker(record: Record) -> str:
         return f"{how} from {record.origin.source}" if record.origin else "no producer is known"
     producer = record.producer
     made = f"{producer.step}@{producer.config_name} ({producer.run_id})"
+    made += f", repeating {producer.rerun_of}" if producer.rerun_of else ""
     return f"made by {made}, code {describe_code(record)}, config {digest_config(record)}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import nemotron_style.steps.blocks.model  # isort: skip  # noqa: F401  (imports megatron-core faster)
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,33 @@ class WeightFolder:
         if not is_finite(part[name]):
             raise InputError(describe_nonfinite([name], where=str(self.path)))
         return part[name]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a ``torch_dist`` directory that can be read."""
+
+    folder: WeightFolder
+    name: str
+    type: str
+    shape: tuple[int, ...]
+
+    def read(self) -> Any:
+        """Its values as an array, bfloat16 as float32, since numpy has no such type."""
+        whole = self.folder.read(self.name)
+        return (whole.float() if whole.dtype is torch.bfloat16 else whole).numpy()
+
+
+def open_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a ``torch_dist`` directory by name, for whoever compares two of them.
+
+    The runtime knows no layout of weights: ``kinds.toml`` names this function to it.
+    """
+    folder = WeightFolder(path)
+    return {
+        name: StoredTensor(folder, name, str(tensor.dtype), tuple(tensor.shape))
+        for name, tensor in folder.outline()
+    }
 
 
 def read_full(path: Path) -> Iterator[tuple[str, Tensor]]:

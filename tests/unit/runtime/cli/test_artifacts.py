@@ -184,56 +184,6 @@ def test_a_mistake_is_told_in_a_sentence(
     assert "Traceback" not in err
 
 
-def test_diff(run: Run, store: Store, model: Artifact) -> None:
-    other = make(store, store.resolve("data"), lr=0.2)
-    _, out, _ = run("diff", model.ref, other.ref)
-    rows = [line.split() for line in out.splitlines()]
-    assert rows[0] == ["KEY", "sft:v1", "sft:v2"]
-    assert [row[0] for row in rows[1:-1]] == ["digest", "config.optim.lr", "files[weights]"]
-    assert out.endswith("\n1 of 1 files differ\n")
-    told = read_json(run, "diff", "sft:v1", "sft:v2")
-    assert {"key": "config.optim.lr", "left": 0.1, "right": 0.2} in told["differences"]
-    assert told["bit_identical"] is False
-    same = "no difference\nbit-identical: every byte of 1 file\n"
-    assert run("diff", "sft:v1", "sft:v1")[1] == same
-
-
-def test_diff_tells_equal_bytes_and_equal_weights_from_equal_records(
-    run: Run, store: Store
-) -> None:
-    def make_model(name: str, text: str, **record: Any) -> None:
-        staged = store.stage(name)
-        (staged / "weights").write_text(text)
-        (staged / "config").write_text("x")
-        store.commit(staged, name=name, kind="stone", **record)
-
-    make_model("a", "one", config={"seed": 1}, facts={"weights_digest": "sha256:1"})
-    make_model("b", "one", config={"seed": 2}, facts={"weights_digest": "sha256:1"})
-    make_model("c", "divided", config={"seed": 1}, facts={"weights_digest": "sha256:1"})
-    assert run("diff", "a", "b")[1].splitlines()[-1] == "bit-identical: every byte of 2 files"
-    assert read_json(run, "diff", "a", "b")["bit_identical"] is True
-    last = run("diff", "a", "c")[1].splitlines()[-1]
-    assert last == "1 of 2 files differ; the weights are bit-identical"
-
-
-def test_diff_sees_a_change_in_whatever_key_it_hides(run: Run, store: Store) -> None:
-    configs: list[dict[str, Any]] = [
-        {"w.help": 1},
-        {"w": {"help": 1}},
-        {"w": {"help": True}},
-        {"w": {"help": None}},
-        {"w": {}},
-    ]
-    for number, config in enumerate(configs):
-        staged = store.stage("tree")
-        (staged / "a").write_text("x")
-        store.commit(staged, name=f"tree{number}", kind="stone", config=config)
-    for number in range(1, len(configs)):
-        told = read_json(run, "diff", f"tree{number - 1}", f"tree{number}")["differences"]
-        assert told
-        assert all(str(one["left"]) != str(one["right"]) for one in told)
-
-
 def test_gc_tells_what_it_removed(run: Run, store: Store, model: Artifact) -> None:
     staged = store.stage("left")
     (staged / "a").write_text("x")

@@ -1,0 +1,1 @@
+"""Commands that hold two artifacts, or two runs, against each other."""
