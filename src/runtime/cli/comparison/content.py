@@ -12,14 +12,17 @@ from nemotron_style.runtime.store.content.files import Side, compare_files
 from nemotron_style.runtime.store.content.finding import Finding
 from nemotron_style.runtime.store.content.tensors import WeightLayout
 from nemotron_style.runtime.store.record import Artifact
+from nemotron_style.runtime.store.store import Store
 
 
-def find_content_differences(left: Artifact, right: Artifact, kinds: Kinds) -> list[Finding]:
+def find_content_differences(
+    left: Artifact, right: Artifact, *, store: Store, kinds: Kinds
+) -> list[Finding]:
     """Every file in which two artifacts differ, and where; nothing is read of equal ones."""
     if left.digest == right.digest:
         return []
     layout = find_layout(left.kind, kinds) if left.kind == right.kind else None
-    sides = [Side(artifact.record, artifact.path) for artifact in (left, right)]
+    sides = [Side(artifact.record, store.fetch(artifact)) for artifact in (left, right)]
     return compare_files(*sides, layout=layout)
 
 

@@ -56,7 +56,7 @@ def diff(context: typer.Context, left: Ref, right: Ref, *, as_json: AsJson = Fal
     store, kinds = open_store(context), load_kinds()
     ours, theirs = store.resolve(left), store.resolve(right)
     differences = compare(ours, theirs)
-    findings = find_content_differences(ours, theirs, kinds)
+    findings = find_content_differences(ours, theirs, store=store, kinds=kinds)
     code = find_code_changes(differences, store, ours, theirs)
     if as_json:
         return print_json(

@@ -125,7 +125,7 @@ def judge_output(slot: str, record: Record, again: Artifact, store: Store, kinds
     if first is None:
         note = f"{record.ref} was removed: only its record can be compared"
         return Verdict(slot, DIFFERS, record.ref, again.ref, note=note)
-    findings = find_content_differences(first, again, kinds)
+    findings = find_content_differences(first, again, store=store, kinds=kinds)
     # Files of weights depend on how many processes wrote them; any other file must be the same.
     others = [finding for finding in findings if not finding.path.startswith("weights (")]
     verdict = SAME_WEIGHTS if has_same_weights and not others else DIFFERS
