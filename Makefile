@@ -155,7 +155,7 @@ endef
 
 # What a store loses under attack; FOLDER is on the disk that is to be tried.
 faults: $(READY)
-	$(BIN)/python tests/faults/attacks.py --json faults.json $(if $(FOLDER),--folder $(FOLDER))
+	PYTHONPATH=tests/shared $(BIN)/python tests/faults/attacks.py --json faults.json $(if $(FOLDER),--folder $(FOLDER))
 
 # Whether the training path holds on the device at hand, and what it costs there: cuda, or cpu in small.
 gpu: $(READY)

@@ -22,13 +22,15 @@ from typing import Any
 import disks
 from killing import kill_at_random
 from publishing import publish_at_once
-from refusing import fill_each, refuse_each
+from refusing import NUMBERS, fill_each, refuse_each
+from removing import remove_each
 
 BAD = ("lost", "duplicate", "backwards", "torn_reads", "torn", "stuck")
 LISTS = ("errors", "unsound", "wrong")
-LARGE = {"processes": 64, "publishes": 200, "kills": 1000, "step": 1}
-SMALL = {"processes": 8, "publishes": 4, "kills": 20, "step": 89}
+LARGE = {"processes": 64, "publishes": 200, "kills": 1000, "step": 1, "errors": 3, "graphs": 1000}
+SMALL = {"processes": 8, "publishes": 4, "kills": 20, "step": 89, "errors": 1, "graphs": 15}
 DISKS = {"local disk": nullcontext, "no hard links": disks.no_hard_links}
+ONCE = ("fill", "remove")  # not on every disk
 
 Sizes = dict[str, int]
 
@@ -46,7 +48,7 @@ def kill(folder: Path, sizes: Sizes) -> dict[str, Any]:
 
 def refuse(folder: Path, sizes: Sizes) -> dict[str, Any]:
     """The disk refuses at every operation in turn."""
-    return refuse_each(folder, step=sizes["step"])
+    return refuse_each(folder, step=sizes["step"], numbers=NUMBERS[: sizes["errors"]])
 
 
 def fill(folder: Path, sizes: Sizes) -> dict[str, Any]:
@@ -57,11 +59,17 @@ def fill(folder: Path, sizes: Sizes) -> dict[str, Any]:
         return fill_each(folder, folder / "disk", step=sizes["step"])
 
 
+def remove(folder: Path, sizes: Sizes) -> dict[str, Any]:
+    """Artifacts of random families are removed."""
+    return remove_each(folder, graphs=sizes["graphs"])
+
+
 PARTS: dict[str, Callable[[Path, Sizes], dict[str, Any]]] = {
     "publish": publish,
     "kill": kill,
     "refuse": refuse,
     "fill": fill,
+    "remove": remove,
 }
 
 
@@ -78,7 +86,7 @@ def attack(
     """(part, disk, figures) of each attack, made in a folder of its own."""
     for part in parts:
         for disk, enter in DISKS.items():
-            if part == "fill" and disk != "local disk":
+            if part in ONCE and disk != "local disk":
                 continue
             place = Path(tempfile.mkdtemp(prefix="faults-", dir=folder))
             try:

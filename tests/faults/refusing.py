@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import errno
-import io
 import itertools
 import os
 import shutil
 import time
-from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
+from commands import run_command
 from disks import Refusals, Room
 from killing import make
-from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.errors import StepsError
 from nemotron_style.runtime.store.layout import is_committed, versions_in
 from nemotron_style.runtime.store.store import Store
@@ -133,15 +130,8 @@ def _carry_out(command: str, root: Path, rows: Path) -> str | None:
         "gc": ["gc", "--grace", "0"],
         "rm": ["rm", "spare:v1", "--yes"],
     }[command]
-    said = io.StringIO()
-    with (
-        patch.dict(os.environ, {"NEMOTRON_STYLE_HOME": str(root)}),
-        chdir(root.parent),
-        redirect_stdout(said),
-        redirect_stderr(said),
-    ):
-        code = main(["artifacts", *words])
-    return None if code == 0 else said.getvalue().strip() or f"exit code {code}, and not a word"
+    code, out, err = run_command(root, "artifacts", *words, folder=root.parent)
+    return None if code == 0 else (err + out).strip() or f"exit code {code}, and not a word"
 
 
 def _check_answer(answer: str | None, number: int) -> list[str]:

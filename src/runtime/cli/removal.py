@@ -109,37 +109,40 @@ def _carry_out(
     yes: bool,
     as_json: bool,
 ) -> None:
-    sizes = {
-        record.ref: size_on_disk(store.layout.version(record.name, record.version))
-        for record in selection.going
+    places = {
+        record.ref: store.layout.version(record.name, record.version) for record in selection.going
     }
+    sizes = {ref: size_on_disk(place) for ref, place in places.items()}
+    would_free = size_on_disk(*places.values())  # files that only these share are freed too
     done = store.remove(selection.going, find_in_use=find_in_use) if yes else Removed()
     if as_json:
-        print_json(_as_data(selection, sizes, done, yes=yes))
+        print_json(_as_data(selection, sizes, done, would_free, yes=yes))
     else:
-        _print(selection, sizes, done, yes=yes)
+        _print(selection, sizes, done, would_free, yes=yes)
     if done.kept or done.skipped:
         raise typer.Exit(1)
 
 
 def _as_data(
-    selection: Selection, sizes: Mapping[str, int], done: Removed, *, yes: bool
+    selection: Selection, sizes: Mapping[str, int], done: Removed, would_free: int, *, yes: bool
 ) -> dict[str, Any]:
     going = [
         {"ref": record.ref, "kind": record.kind, "size": sizes[record.ref]}
         for record in selection.going
     ]
     plan = {"dry_run": not yes, "going": going, "staying": selection.staying}
-    return plan | {"would_free": sum(sizes.values())} | asdict(done)
+    return plan | {"would_free": would_free} | asdict(done)
 
 
-def _print(selection: Selection, sizes: Mapping[str, int], done: Removed, *, yes: bool) -> None:
+def _print(
+    selection: Selection, sizes: Mapping[str, int], done: Removed, would_free: int, *, yes: bool
+) -> None:
     rows = [_row(record, sizes[record.ref]) for record in selection.going]
     rows += [(ref, "", "", "", f"stays: {why}") for ref, why in sorted(selection.staying.items())]
     print_table(rows, header=("REF", "KIND", "SIZE", "AGE", "WHAT"), optional=("KIND", "AGE"))
     stay = f", {len(selection.staying)} stay" if selection.staying else ""
     if not yes:
-        freed = format_size(sum(sizes.values()))
+        freed = format_size(would_free)
         print(f"{len(rows) - len(selection.staying)} would go ({freed}){stay}; --yes removes them")
         return
     for ref, why in done.kept.items():

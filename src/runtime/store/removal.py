@@ -21,6 +21,7 @@ import getpass
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -202,14 +203,16 @@ def finish_removals(layout: Layout, *, find_in_use: Callable[[], Reasons]) -> Re
     return done
 
 
-def size_on_disk(directory: Path) -> int:
-    """Bytes that removing a directory frees: a file with another name elsewhere keeps its own."""
-    size = 0
-    for path in files_under(directory):
+def size_on_disk(*directories: Path) -> int:
+    """Bytes that removing these frees: a file that has another name elsewhere keeps its own."""
+    names: Counter[tuple[int, int]] = Counter()
+    freed = 0
+    for path in files_under(*directories):
         with suppress(FileNotFoundError):  # somebody removes it at this moment
             state = path.lstat()
-            size += state.st_size if state.st_nlink == 1 else 0
-    return size
+            names[file := (state.st_dev, state.st_ino)] += 1
+            freed += state.st_size if names[file] == state.st_nlink else 0
+    return freed
 
 
 def unfinished_removals(layout: Layout) -> Iterator[Problem]:
@@ -275,8 +278,7 @@ def _is_ours(layout: Layout, ref: str, tombstone: Tombstone | None = None) -> bo
         return False
     if tombstone.owner == identify_process(os.getpid()) or is_dead(tombstone.owner):
         return True
-    began = datetime.fromisoformat(tombstone.at).timestamp()
-    return time.time() - began > _REMOVAL_S
+    return time.time() - datetime.fromisoformat(tombstone.at).timestamp() > _REMOVAL_S
 
 
 def _put_aside(layout: Layout, ref: str, done: Removed) -> None:
