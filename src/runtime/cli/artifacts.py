@@ -48,6 +48,7 @@ class Format(StrEnum):
     mermaid = "mermaid"
     dot = "dot"
     openlineage = "openlineage"
+    ro_crate = "ro-crate"
 
 
 @app.command("list")

@@ -9,6 +9,7 @@ from typing import Any
 from nemotron_style.runtime.store.lineage.drawing import render_dot, render_mermaid
 from nemotron_style.runtime.store.lineage.graph import Lineage, to_dict
 from nemotron_style.runtime.store.lineage.openlineage import to_events
+from nemotron_style.runtime.store.lineage.rocrate import to_crate
 from nemotron_style.runtime.store.lineage.text import render_tree
 
 
@@ -27,6 +28,7 @@ FORMATS: Mapping[str, Callable[[Lineage], str]] = {
     "mermaid": render_mermaid,
     "dot": render_dot,
     "openlineage": _render_json(to_events),
+    "ro-crate": _render_json(to_crate),
 }
-JSON = frozenset({"json", "openlineage"})
+JSON = frozenset({"json", "openlineage", "ro-crate"})
 """Those that are one JSON document."""
