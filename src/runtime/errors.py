@@ -84,6 +84,10 @@ class ArtifactError(StepsError, ValueError):
     """An artifact whose bytes are not those that were committed."""
 
 
+class StoreError(UsageError):
+    """A store that cannot be reached, or refuses what it is asked for."""
+
+
 class OutputError(StepsError):
     """Standard output or standard error that takes nothing more.
 
