@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.store.commit import key_of
 from nemotron_style.runtime.store.digest import File, digest_tree
+from nemotron_style.runtime.store.index import key_of
 from nemotron_style.runtime.store.layout import is_committed, versions_in
 from nemotron_style.runtime.store.lineage.graph import walk
 from nemotron_style.runtime.store.record import Artifact, Producer, render_record

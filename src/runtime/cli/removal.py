@@ -22,8 +22,8 @@ from nemotron_style.runtime.store.removal import (
     Selection,
     find_products,
     select,
-    size_on_disk,
 )
+from nemotron_style.runtime.store.roots.files import size_on_disk
 from nemotron_style.runtime.store.store import Collected, Store
 from nemotron_style.runtime.units import format_age, format_size
 

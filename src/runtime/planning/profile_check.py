@@ -84,9 +84,12 @@ def check_placeholders(profile: Profile) -> Iterator[Check]:
 
 def check_store(profile: Profile) -> Check:
     """The store can be written, or created."""
-    root = default_root(profile.store)
-    refused = unwritable([root, *Store(root).unwritable([])])
+    store = Store(default_root(profile.store))
+    root = store.layout.local
+    refused = unwritable([root, *store.unwritable([])])
     folder = refused[0] if refused else nearest_folder(root)
+    if root != store.root and not refused:
+        return Check("store", f"{store.root} can be written", next(iter(store.check_root()), None))
     if not refused:
         return Check("store", f"{root} can be {'written' if folder == root else 'created'}")
     what = f"{folder} {'cannot be written' if folder.is_dir() else 'is not a folder'}"

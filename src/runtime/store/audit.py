@@ -9,7 +9,6 @@ Nothing here writes; ``artifacts gc`` mends what can be mended.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -18,11 +17,18 @@ from pathlib import Path
 
 from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.errors import ArtifactError, Problem
-from nemotron_style.runtime.store.commit import MEND, key_of, read_decision
-from nemotron_style.runtime.store.index import entries, is_plain_key, keys_of, read_times
+from nemotron_style.runtime.store.commit import MEND, read_decision
+from nemotron_style.runtime.store.index import (
+    entries,
+    is_plain_key,
+    key_of,
+    keys_of,
+    read_times,
+)
 from nemotron_style.runtime.store.layout import Layout, is_committed
 from nemotron_style.runtime.store.record import Artifact, Record, load_artifact
 from nemotron_style.runtime.store.ref import from_key, to_key
+from nemotron_style.runtime.store.roots.files import files_under, lexists
 from nemotron_style.runtime.store.tombstone import is_removed, removed_records
 
 DECISIONS = ("output", "adopted", "made")
@@ -104,13 +110,6 @@ def unlisted(layout: Layout) -> Iterator[Problem]:
             yield from error.problems
 
 
-def files_under(*roots: Path) -> Iterator[Path]:
-    """Everything below the roots that is no directory, by path."""
-    for root in roots:
-        for folder, _names, files in sorted(os.walk(root)):
-            yield from (Path(folder, name) for name in sorted(files))
-
-
 def check_directory(layout: Layout, directory: Path) -> list[Problem]:
     """What is wrong with the place of a committed version and with its keys; not with its files."""
     for place in (directory, directory.parent):
@@ -120,7 +119,7 @@ def check_directory(layout: Layout, directory: Path) -> list[Problem]:
     record = load_artifact(directory).record
     keys = [*keys_of(layout, record), layout.claims(record.name) / f"v{record.version}"]
     texts = [key_of(layout, record), layout.times(record.ref)]
-    missing = [key for key in keys if not os.path.lexists(key)]
+    missing = [key for key in keys if not lexists(key)]
     missing += [key for key in texts if not key.is_file()]
     problems = [(key, "is missing", MEND) for key in missing]
     for key in keys:
@@ -131,7 +130,7 @@ def check_directory(layout: Layout, directory: Path) -> list[Problem]:
     if texts[1] not in missing and not fits_times(layout, record):
         problems.append((texts[1], "is not what was written", MEND))
     return [
-        Problem(where=record.ref, key=str(key.relative_to(layout.root)), what=what, fix=fix)
+        Problem(where=record.ref, key=layout.show(key), what=what, fix=fix)
         for key, what, fix in problems
     ]
 
@@ -188,7 +187,7 @@ def _check_decided(layout: Layout, record: Record) -> list[Problem]:
     directory = layout.version(record.name, record.version)
     artifact = read_committed(directory)
     if artifact and artifact.record != record:
-        what = f"says something else than {key_of(layout, record).relative_to(layout.root)}"
+        what = f"says something else than {layout.show(key_of(layout, record))}"
         return [Problem(where=record.ref, key=directory.name, what=what, fix=MEND)]
     if is_committed(directory) or is_removed(layout, record.ref):
         return []  # an unreadable record is reported with its directory
@@ -238,4 +237,4 @@ def _check_runs(layout: Layout, known: Mapping[str, Record]) -> Iterator[Problem
 
 
 def _problem(layout: Layout, path: Path, what: str, fix: str) -> Problem:
-    return Problem(where=str(path.relative_to(layout.root)), what=what, fix=fix)
+    return Problem(where=layout.show(path), what=what, fix=fix)

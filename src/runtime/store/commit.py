@@ -24,12 +24,15 @@ import shutil
 import stat
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Unpack
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, Problem
+from nemotron_style.runtime.store.cache import keep_staged
+from nemotron_style.runtime.store.claim import take_version
 from nemotron_style.runtime.store.digest import (
     RECORD_NAME,
     Hashed,
@@ -38,8 +41,8 @@ from nemotron_style.runtime.store.digest import (
     find_files,
     hash_file,
 )
-from nemotron_style.runtime.store.index import read_times, write_keys, write_times
-from nemotron_style.runtime.store.layout import Layout, is_committed, versions_in
+from nemotron_style.runtime.store.index import key_of, read_times, write_keys, write_times
+from nemotron_style.runtime.store.layout import Layout, is_committed
 from nemotron_style.runtime.store.record import (
     Artifact,
     Evidence,
@@ -50,6 +53,9 @@ from nemotron_style.runtime.store.record import (
     to_plain,
 )
 from nemotron_style.runtime.store.ref import check_word
+from nemotron_style.runtime.store.roots import files
+from nemotron_style.runtime.store.roots.object_path import ObjectPath
+from nemotron_style.runtime.store.roots.transfer import forget_upload
 from nemotron_style.runtime.store.tombstone import is_removed
 from nemotron_style.runtime.store.verify import verify_files
 
@@ -107,21 +113,25 @@ def commit_tree(layout: Layout, staged: Path, draft: Record, hashed: list[Hashed
     ``draft`` is the record but for its version. When an artifact was committed under its key
     before, and is whole, it is returned and ``staged`` is discarded.
     """
-    record = draft.model_copy(update={"version": _claim_version(layout, draft.name)})
+    record = draft.model_copy(update={"version": take_version(layout, staged, draft)})
     text = render_record(record)
     directory = layout.version(record.name, record.version)
     key = key_of(layout, record)
     # The intent before the rename: a crash between the two must not leave a directory at a version
     # that nobody can tell from a committed one that lost its record.
     intent = layout.intent(key, record.ref)
-    atomic.write_text(intent, text, scratch=layout.staging)
-    if not atomic.move_dir(staged, directory):
+    files.write_text(intent, text, scratch=layout.staging)
+    if not files.place_tree(staged, directory):
         what = "something is there that no commit put there"
         raise ArtifactError(Problem(where=str(directory), what=what, fix="move it elsewhere"))
+    if not files.on_disk(intent) and not files.lexists(intent):
+        what = "took so long that it was taken for abandoned, and its files were removed"
+        raise ArtifactError(Problem(where=record.ref, what=what, fix="run the same command again"))
     artifact = _decide(layout, key, text) or _finish(layout, record, text, hashed)
     if artifact.path != directory:
         discard(layout, directory)
     intent.unlink(missing_ok=True)
+    _keep_copy(layout, staged, artifact)
     return artifact
 
 
@@ -135,15 +145,6 @@ def finish_commit(layout: Layout, key: Path) -> Artifact | None:
     while artifact is None and (intent := next(intents, None)):
         artifact = _finish_intended(layout, key, intent)
     return artifact
-
-
-def key_of(layout: Layout, record: Record) -> Path:
-    """The key under which this record is committed at most once."""
-    if record.producer:
-        return layout.output(record.producer.run_id, record.producer.slot)
-    if record.origin:
-        return layout.adopted(record.digest, record.kind, record.name)
-    return layout.made(record.ref)
 
 
 def read_decision(layout: Layout, key: Path) -> Record:
@@ -161,51 +162,20 @@ def read_decision(layout: Layout, key: Path) -> Record:
 
 def discard(layout: Layout, directory: Path) -> None:
     """Remove a directory, which is renamed out of sight first: no reader sees a part of it."""
-    if not directory.exists():
-        return
-    atomic.make_dir(layout.staging)
-    aside = atomic.unique_path(layout.staging, "discarded")
-    try:
-        os.rename(directory, aside)
-    except FileNotFoundError:
-        return
-    atomic.remove_tree(aside)
-
-
-def _claim_version(layout: Layout, name: str) -> int:
-    claims = layout.claims(name)
-    version = (_noted_newest(layout, name) or _list_newest(layout, name)) + 1
-    # Two writers may begin at the same number; the exclusive create decides between them.
-    while layout.version(name, version).exists() or not atomic.create_empty(claims / f"v{version}"):
-        version += 1
-    with suppress(OSError):  # without the note the next writer lists the claims
-        note = f"{version} {claims.stat().st_mtime_ns}"
-        atomic.write_text(layout.newest(name), note, durable=False)
-    return version
-
-
-def _noted_newest(layout: Layout, name: str) -> int | None:
-    """The newest claim as it was noted, as long as no claim came or went since; else None."""
-    try:
-        version, changed = map(int, layout.newest(name).read_text().split())
-        return version if layout.claims(name).stat().st_mtime_ns == changed else None
-    except (OSError, ValueError):
-        return None
-
-
-def _list_newest(layout: Layout, name: str) -> int:
-    taken = versions_in(layout.claims(name)) + versions_in(layout.name(name))
-    return max(taken, default=0)
+    with suppress(FileNotFoundError):
+        aside = files.remove_visible(directory, layout.staging, "discarded", first=RECORD_NAME)
+        if aside:
+            atomic.remove_tree(aside)
 
 
 def _decide(layout: Layout, key: Path, text: str) -> Artifact | None:
     """Link ``text`` to ``key``; the artifact of an earlier decision instead, when it is whole."""
     # The link is the moment of decision: of several writers exactly one creates the key.
-    if atomic.create_text(key, text, scratch=layout.staging):
+    if files.create_text(key, text, scratch=layout.staging):
         return None
     artifact = _finish_decided(layout, key)
     if artifact is None:  # decided before, but its files were damaged or removed since
-        atomic.write_text(key, text, scratch=layout.staging)
+        files.write_text(key, text, scratch=layout.staging)
     return artifact
 
 
@@ -248,13 +218,20 @@ def _check_whole(layout: Layout, record: Record) -> tuple[Record, list[Hashed]] 
         if is_committed(directory):
             if load_artifact(directory).record != record:
                 return None
-            damage = verify_files(record, directory, times=read_times(layout, record.ref))
-            return None if damage else (record, [])
+            return (record, []) if is_whole(layout, record) else None
         found = find_files(directory, referenced=record.is_referenced)
+        if [file.path for file in found] != [file.path for file in record.files]:
+            return None  # and none of it is hashed, which would take long
         hashed = [hash_file(file) for file in found]
     except (FileNotFoundError, ArtifactError):
         return None
     return (record, hashed) if tuple(item.file for item in hashed) == record.files else None
+
+
+def is_whole(layout: Layout, record: Record) -> bool:
+    """Whether the files of a committed artifact are those of its record, as far as times tell."""
+    directory = layout.version(record.name, record.version)
+    return not verify_files(record, directory, times=read_times(layout, record.ref))
 
 
 def _finish(layout: Layout, record: Record, text: str, hashed: Iterable[Hashed]) -> Artifact:
@@ -262,9 +239,24 @@ def _finish(layout: Layout, record: Record, text: str, hashed: Iterable[Hashed])
     # Keys before the record, which makes the artifact visible: a key without an artifact is
     # skipped by every reader, an artifact without its keys could not be found.
     write_keys(layout, record)
-    write_times(layout, record, hashed)
-    atomic.write_text(directory / RECORD_NAME, text, scratch=layout.staging)
+    write_times(layout, record, _seen(directory, hashed))
+    files.write_text(directory / RECORD_NAME, text, scratch=layout.staging)
     return Artifact(record, directory)
+
+
+def _keep_copy(layout: Layout, staged: Path, artifact: Artifact) -> None:
+    """What was uploaded stays here as a copy, for whoever needs it next."""
+    if not files.on_disk(layout.root) and staged.is_dir():
+        keep_staged(staged, artifact.record, layout.cache)
+        forget_upload(staged)
+
+
+def _seen(directory: Path, hashed: Iterable[Hashed]) -> list[Hashed]:
+    """The same files, with the times that they have in their place."""
+    if not isinstance(directory, ObjectPath):
+        return list(hashed)
+    there = {str(path.relative_to(directory)): state for path, state in directory.walk_files()}
+    return [replace(item, mtime_ns=there[item.file.path].st_mtime_ns) for item in hashed]
 
 
 def _protect(path: Path, scratch: Path, rights: int) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_style.runtime.errors import ArtifactError, InputError, Problem, raise_all, shorten
+from nemotron_style.runtime.store.roots.object_path import ObjectPath
 
 RECORD_NAME = "artifact.json"
 ANYWHERE = ("",)  # every absolute path begins so
@@ -70,6 +71,11 @@ def digest_files(files: Iterable[File]) -> str:
 
 def hash_file(found: Found, *, durable: bool = False) -> Hashed:
     """Hash one file; ``durable`` also asks the disk to keep it, while it is open anyway."""
+    if isinstance(found.source, ObjectPath):
+        with found.source.open_stream() as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        there = found.source.stat()
+        return Hashed(File(found.path, there.st_size, content), there.st_mtime_ns)
     with open(found.source, "rb") as stream:
         content = hashlib.file_digest(stream, "sha256").hexdigest()
         if durable:
@@ -87,6 +93,8 @@ def find_files(root: Path, *, follow_links: bool = False, referenced: bool = Fal
     Raises ArtifactError with every entry that is neither a plain file nor a directory and every
     name that is not UTF-8, and where there is no file at all.
     """
+    if isinstance(root, ObjectPath):
+        return _find_objects(root)
     try:
         mode = root.stat().st_mode
     except OSError as error:
@@ -109,6 +117,14 @@ def find_files(root: Path, *, follow_links: bool = False, referenced: bool = Fal
     if not found and not problems:
         problems.append(Problem(where=str(root), what="holds no files"))
     raise_all(ArtifactError, problems)
+    return sorted(found, key=lambda file: file.path)
+
+
+def _find_objects(root: ObjectPath) -> list[Found]:
+    pairs = [(str(each.relative_to(root)), each) for each, _state in root.walk_files()]
+    found = [Found(path, each) for path, each in pairs if path != RECORD_NAME]
+    if not found:
+        raise ArtifactError(Problem(where=str(root), what="holds no files"))
     return sorted(found, key=lambda file: file.path)
 
 

@@ -24,27 +24,27 @@ from nemotron_style.runtime.store.audit import (
     Decision,
     committed_records,
     directories_of,
-    files_under,
     fits_times,
     is_refuted,
     read_committed,
     read_decisions,
     read_index,
 )
-from nemotron_style.runtime.store.commit import finish_commit, key_of, read_decision
+from nemotron_style.runtime.store.commit import finish_commit, is_whole, read_decision
 from nemotron_style.runtime.store.digest import RECORD_NAME, find_files, hash_file
 from nemotron_style.runtime.store.index import (
     entries,
     is_plain_key,
     is_times,
+    key_of,
     keys_of,
-    read_times,
     write_keys,
     write_times,
 )
 from nemotron_style.runtime.store.layout import Layout, is_committed
 from nemotron_style.runtime.store.record import Record, read_record, render_record
 from nemotron_style.runtime.store.ref import from_key, to_key
+from nemotron_style.runtime.store.roots import files
 from nemotron_style.runtime.store.verify import verify_files
 
 _ASIDE = re.compile(r"half-made-(?P<key>[^@]+@v\d+)-\w+")
@@ -74,6 +74,7 @@ def collect_garbage(layout: Layout, *, grace_s: float) -> Collected:
             return done
         atomic.make_dir(layout.staging)
     before = atomic.read_clock(layout.staging) - grace_s
+    before_there = files.read_clock(layout.root / "staging") - grace_s  # by a bucket's own clock
     # First what needs no room: the disk may be full, and all that follows writes.
     _remove_staged(layout, before, done)
     _copy_moved_decisions(layout, done)
@@ -86,7 +87,7 @@ def collect_garbage(layout: Layout, *, grace_s: float) -> Collected:
     # Intents before half-made directories: what an intent can finish must not be removed.
     for intent in entries(layout.index / "intent"):
         with _skipping(done, intent):
-            _finish_intent(layout, intent, decided, before, done)
+            _finish_intent(layout, intent, decided, before_there, done)
     _mend_decisions(layout, decisions, done)
     _mend_keys(layout, done)
     return done
@@ -104,19 +105,19 @@ def _remove_staged(layout: Layout, before: float, done: Collected) -> None:
     for leftover in entries(layout.staging):
         if not _ASIDE.fullmatch(leftover.name) and atomic.last_change(leftover) < before:
             with _skipping(done, leftover):
-                remove(leftover, layout.root, done)
+                remove(leftover, layout.local, done)
 
 
 def remove(leftover: Path, root: Path, done: Collected) -> None:
     """Remove a file or a directory for good, and note its path and size."""
     is_folder = leftover.is_dir() and not leftover.is_symlink()
-    files = list(files_under(leftover)) if is_folder else [leftover]
-    size = sum(path.lstat().st_size for path in files)
+    inside = files.files_under(leftover) if is_folder else [leftover]
+    size = sum(path.lstat().st_size for path in inside)
     if is_folder:
-        atomic.remove_tree(leftover)
+        files.remove_tree(leftover)
     else:
         leftover.unlink(missing_ok=True)
-    if os.path.lexists(leftover):
+    if files.lexists(leftover):
         raise ArtifactError("cannot be removed")
     done.removed.append(str(leftover.relative_to(root)))
     done.freed += size
@@ -135,7 +136,7 @@ def _mend_place(
         if finish_commit(layout, key_of(layout, own)) is None:  # some of its files are damaged
             _write_record(layout, own)
         done.finished.append(ref)
-    elif foreign and not verify_files(foreign, directory):
+    elif foreign and files.on_disk(directory) and not verify_files(foreign, directory):
         # Its place may be taken by another wrong one (two were swapped), so all go aside first.
         aside = atomic.unique_path(layout.staging, f"half-made-{to_key(foreign.ref)}")
         target = layout.version(foreign.name, foreign.version)
@@ -150,9 +151,9 @@ def _write_record(layout: Layout, record: Record) -> None:
     renamed = {each for each in entries(directory) if each.is_file()} - {path}
     renamed -= {directory / file.path for file in record.files}
     if same := [each for each in renamed if _read_moved(each) == record]:
-        os.replace(same[0], path)
+        files.move_text(same[0], path)
     else:
-        atomic.write_text(path, render_record(record), scratch=layout.staging)
+        files.write_text(path, render_record(record), scratch=layout.staging)
 
 
 def _return_aside(
@@ -169,7 +170,7 @@ def _return_aside(
                 if atomic.move_dir(aside, layout.place(ref)):
                     done.finished.append(ref)
             elif atomic.last_change(aside) < before:
-                remove(aside, layout.root, done)
+                remove(aside, layout.local, done)
 
 
 def _finish_intent(
@@ -187,7 +188,9 @@ def _finish_intent(
         if artifact and artifact.ref == ref:
             decided[ref] = artifact.record
             done.finished.append(ref)
-    if atomic.last_change(intent) < before:
+    if files.last_change(intent) < before:
+        if not files.on_disk(intent):  # first: its writer looks for it before it decides
+            intent.unlink(missing_ok=True)
         if directory.is_dir() and ref not in decided and not is_committed(directory):
             _remove_half_made(layout, directory, done)
         intent.unlink(missing_ok=True)
@@ -197,17 +200,24 @@ def _remove_half_made(layout: Layout, directory: Path, done: Collected) -> None:
     # Renamed first and looked at again: its writer may be slow and finish at this very moment,
     # and nothing may be removed under a name at which others can see it.
     key = f"{directory.parent.name}@{directory.name}"
+    if not files.on_disk(directory):
+        if not is_committed(directory) and from_key(key) not in _decided_refs(layout):
+            remove(directory, layout.root, done)
+        return
     aside = atomic.unique_path(layout.staging, f"half-made-{key}")
     try:
         os.rename(directory, aside)
     except FileNotFoundError:  # another collector was here first
         return
-    decided = {each.record.ref for each in read_decisions(layout) if each.record}
-    if is_committed(aside) or from_key(key) in decided:
+    if is_committed(aside) or from_key(key) in _decided_refs(layout):
         os.rename(aside, directory)
         return
-    remove(aside, layout.root, done)
+    remove(aside, layout.local, done)
     done.removed[-1] = str(directory.relative_to(layout.root))
+
+
+def _decided_refs(layout: Layout) -> set[str]:
+    return {each.record.ref for each in read_decisions(layout) if each.record}
 
 
 def _copy_moved_decisions(layout: Layout, done: Collected) -> None:
@@ -216,7 +226,7 @@ def _copy_moved_decisions(layout: Layout, done: Collected) -> None:
         with _skipping(done, wrong):
             if record := _read_moved(wrong):
                 key, text = key_of(layout, record), render_record(record)
-                done.keys_written += atomic.create_text(key, text, scratch=layout.staging)
+                done.keys_written += files.create_text(key, text, scratch=layout.staging)
 
 
 def _mend_decisions(layout: Layout, decisions: list[Decision], done: Collected) -> None:
@@ -237,8 +247,8 @@ def _mend_decisions(layout: Layout, decisions: list[Decision], done: Collected) 
             with _skipping(done, key):
                 if key.is_dir():
                     key.rmdir()
-                best = max(records, key=lambda record: (_is_whole(layout, record), record.version))
-                atomic.write_text(key, render_record(best), scratch=layout.staging)
+                best = max(records, key=lambda record: (is_whole(layout, record), record.version))
+                files.write_text(key, render_record(best), scratch=layout.staging)
                 done.keys_written += 1
 
 
@@ -248,11 +258,6 @@ def _read_moved(path: Path) -> Record | None:
         return read_record(path)
     except (FileNotFoundError, ArtifactError):
         return None
-
-
-def _is_whole(layout: Layout, record: Record) -> bool:
-    directory = layout.version(record.name, record.version)
-    return not verify_files(record, directory, times=read_times(layout, record.ref))
 
 
 def _mend_keys(layout: Layout, done: Collected) -> None:
@@ -285,7 +290,7 @@ def _write_keys_of(layout: Layout, record: Record) -> int:
     for key in (*keys_of(layout, record), layout.times(record.ref)):
         if key.is_dir():
             key.rmdir()  # the strays in it are gone; others stop this
-    written = write_keys(layout, record) + atomic.create_empty(claim)
+    written = write_keys(layout, record) + files.create_empty(claim)
     if not fits_times(layout, record) and not verify_files(record, directory):
         found = find_files(directory, referenced=record.is_referenced)
         write_times(layout, record, [hash_file(each) for each in found])

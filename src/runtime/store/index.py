@@ -22,6 +22,7 @@ from nemotron_style.runtime.store.digest import Hashed
 from nemotron_style.runtime.store.layout import Layout
 from nemotron_style.runtime.store.record import Record
 from nemotron_style.runtime.store.ref import from_key, to_key
+from nemotron_style.runtime.store.roots import files
 
 Times = dict[str, list[int]]
 _SEAL = ""  # among paths of files: no file has an empty one
@@ -38,9 +39,18 @@ def keys_of(layout: Layout, record: Record) -> list[Path]:
     return keys
 
 
+def key_of(layout: Layout, record: Record) -> Path:
+    """The key under which this record is committed at most once."""
+    if record.producer:
+        return layout.output(record.producer.run_id, record.producer.slot)
+    if record.origin:
+        return layout.adopted(record.digest, record.kind, record.name)
+    return layout.made(record.ref)
+
+
 def write_keys(layout: Layout, record: Record) -> int:
     """Write the keys of an artifact that are not there; their number."""
-    return sum(atomic.create_empty(key) for key in keys_of(layout, record))
+    return sum(files.create_empty(key) for key in keys_of(layout, record))
 
 
 def is_plain_key(key: Path) -> bool:
@@ -71,7 +81,7 @@ def write_times(layout: Layout, record: Record, hashed: Iterable[Hashed]) -> Non
     """Remember size and time of each file as they were when it was hashed."""
     times = {item.file.path: [item.file.size, item.mtime_ns] for item in hashed}
     text = _render_times(times, record.ref)
-    atomic.write_text(layout.times(record.ref), text, scratch=layout.staging)
+    files.write_text(layout.times(record.ref), text, scratch=layout.staging)
 
 
 def read_times(layout: Layout, ref: str) -> Times:

@@ -1,4 +1,4 @@
-"""Where everything in a store is.
+"""Where everything in a store is. Of one in a bucket, a local folder has runs, staging and cache.
 
 artifacts/<name>/v<N>/              the files, and artifact.json once it is committed
 artifacts/<name>/.claims/v<N>       handed out, by exclusive create, and never again
@@ -13,8 +13,9 @@ index/times/<ref>                   sizes and times of the files when they were 
 index/newest/<name>                 the newest claim, as its writer saw it; may be lost
 index/removing/<ref>                an artifact that is about to be removed: nobody uses it any more
 index/removed/<ref>                 the tombstone of one that was: its record, by whom and when
-runs/<run id>/                      the runs
+runs/<run id>/                      the runs; in a bucket outputs.json of those that are complete
 staging/                            what may be thrown away
+cache/<hex>/                        local copies of what a bucket holds
 """
 
 from __future__ import annotations
@@ -45,12 +46,14 @@ MAKE_ROOM = (
 class Layout:
     """Names of files under one root; every part of a name is checked before it is used."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, local: Path | None = None) -> None:
         self.root = root
+        self.local = local or root
         self.artifacts = root / "artifacts"
         self.index = root / "index"
-        self.runs = root / "runs"
-        self.staging = root / "staging"
+        self.runs = self.local / "runs"
+        self.staging = self.local / "staging"
+        self.cache = self.local / "cache"
 
     def name(self, name: str) -> Path:
         """All versions of a name."""
@@ -115,6 +118,15 @@ class Layout:
     def intents(self, key: Path) -> list[Path]:
         """All attempts to commit under ``key`` that are under way or were cut off."""
         return sorted((self.index / "intent").glob(f"{self._short(key)}~*"))
+
+    def complete(self, run_id: str) -> Path:
+        """In a bucket, what a complete run made, as its ``outputs.json`` says."""
+        return self.root / "runs" / check_word(run_id, "run id") / "outputs.json"
+
+    def show(self, path: Path) -> str:
+        """A path below the root, or the local folder, as messages name it."""
+        base = self.root if path.is_relative_to(self.root) else self.local
+        return str(path.relative_to(base))
 
     def _short(self, key: Path) -> str:
         return hashlib.sha256(key.relative_to(self.index).as_posix().encode()).hexdigest()[:32]

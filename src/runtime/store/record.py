@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 from nemotron_style.runtime.errors import ArtifactError, Problem, RefError, raise_all
 from nemotron_style.runtime.store.digest import RECORD_NAME, File
 from nemotron_style.runtime.store.ref import check_name, check_word
+from nemotron_style.runtime.store.roots.files import on_disk
 
 _BLANK = "0" * 64
 _SEAL = re.compile(r'(?<="seal": ")[0-9a-f]{64}(?="\n}\n\Z)')
@@ -184,7 +185,8 @@ def read_record(path: Path) -> Record:
 def read_plain(path: Path) -> bytes:
     """The bytes of a plain file; raises as :func:`read_record` does."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to read a pipe would take for ever
+        # To read a pipe would take for ever.
+        if on_disk(path) and not stat.S_ISREG(path.stat().st_mode):
             raise _broken(str(path), "the record is no plain file")
         return path.read_bytes()
     except FileNotFoundError:

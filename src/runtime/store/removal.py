@@ -21,7 +21,6 @@ import getpass
 import os
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,11 +30,13 @@ from pathlib import Path
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, Problem, StepsError, raise_all
 from nemotron_style.runtime.process import identify_process, is_dead
-from nemotron_style.runtime.store.audit import directories_of, files_under, read_committed
+from nemotron_style.runtime.store.audit import directories_of, read_committed
+from nemotron_style.runtime.store.digest import RECORD_NAME
 from nemotron_style.runtime.store.index import entries, read_edges
 from nemotron_style.runtime.store.layout import Layout, is_committed
 from nemotron_style.runtime.store.record import Record, read_record
 from nemotron_style.runtime.store.ref import from_key, to_key
+from nemotron_style.runtime.store.roots import files
 from nemotron_style.runtime.store.tombstone import (
     Tombstone,
     find_tombstone,
@@ -161,7 +162,7 @@ def remove(
         text = render_tombstone(Tombstone(record, by, at, owner))
         with _naming(failed, record.ref):
             if not is_removed(layout, record.ref):
-                atomic.create_text(layout.removing(record.ref), text, scratch=layout.staging)
+                files.create_text(layout.removing(record.ref), text, scratch=layout.staging)
         if failed.skipped:  # a full disk: what is hidden already makes room for the others
             break
     done = finish_removals(layout, find_in_use=find_in_use)
@@ -181,12 +182,11 @@ def finish_removals(layout: Layout, *, find_in_use: Callable[[], Reasons]) -> Re
                     layout.removing(ref).unlink()
                     done.kept[ref] = needed[ref]
                 else:
-                    atomic.make_dir(layout.index / "removed")
-                    os.rename(layout.removing(ref), layout.removed(ref))
+                    files.move_text(layout.removing(ref), layout.removed(ref))
                     done.removed.append(ref)
-        atomic.sync(layout.index / "removing")
+        files.sync(layout.index / "removing")
         if done.removed:
-            atomic.sync(layout.index / "removed")
+            files.sync(layout.index / "removed")
     for ref in _refs_in(layout.index / "removed"):
         with _naming(done, ref):
             _put_aside(layout, ref, done)
@@ -195,24 +195,12 @@ def finish_removals(layout: Layout, *, find_in_use: Callable[[], Reasons]) -> Re
             own = atomic.unique_path(layout.staging, match["what"])
             with suppress(FileNotFoundError):  # of several that tidy up, one gets it
                 os.rename(aside, own)
-                size = size_on_disk(own)
+                size = files.size_on_disk(own)
                 atomic.remove_tree(own)
-                done.freed += size - size_on_disk(own)
+                done.freed += size - files.size_on_disk(own)
                 if own.exists():
-                    done.skipped.append(f"{own.relative_to(layout.root)}: cannot be removed")
+                    done.skipped.append(f"{layout.show(own)}: cannot be removed")
     return done
-
-
-def size_on_disk(*directories: Path) -> int:
-    """Bytes that removing these frees: a file that has another name elsewhere keeps its own."""
-    names: Counter[tuple[int, int]] = Counter()
-    freed = 0
-    for path in files_under(*directories):
-        with suppress(FileNotFoundError):  # somebody removes it at this moment
-            state = path.lstat()
-            names[file := (state.st_dev, state.st_ino)] += 1
-            freed += state.st_size if names[file] == state.st_nlink else 0
-    return freed
 
 
 def unfinished_removals(layout: Layout) -> Iterator[Problem]:
@@ -261,6 +249,8 @@ def _find_needed_again(layout: Layout, refs: Collection[str], in_use: Reasons) -
 
 def _check_rights(layout: Layout, record: Record) -> list[Problem]:
     directory = layout.version(record.name, record.version)
+    if not files.on_disk(directory):
+        return []  # the bucket says so when it is asked to
     places = [each for each in (directory, directory.parent) if each.exists()]
     locked = [each for each in places if not os.access(each, os.W_OK)]
     what, fix = "is not yours to remove", "ask its owner"
@@ -285,8 +275,11 @@ def _put_aside(layout: Layout, ref: str, done: Removed) -> None:
     """Take the directory of a removed artifact from its place (step 4)."""
     directory = layout.place(ref)
     with suppress(FileNotFoundError):
-        os.rename(directory, atomic.unique_path(layout.staging, f"removed-{to_key(ref)}"))
-        atomic.sync(directory.parent)
+        hint = f"removed-{to_key(ref)}"
+        size = files.size_on_disk(directory)
+        if files.remove_visible(directory, layout.staging, hint, first=RECORD_NAME) is None:
+            done.freed += size
+        files.sync(directory.parent)
         if ref not in done.removed:
             done.removed.append(ref)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, Problem
-from nemotron_style.runtime.paths import expand_path
 from nemotron_style.runtime.store import audit, removal, resolve
 from nemotron_style.runtime.store.adoption import adopt, source
+from nemotron_style.runtime.store.cache import fetch
 from nemotron_style.runtime.store.commit import (
     commit_tree,
     discard,
@@ -34,7 +33,10 @@ from nemotron_style.runtime.store.record import (
     render_record,
 )
 from nemotron_style.runtime.store.ref import check_word
-from nemotron_style.runtime.store.roots.location import check_root
+from nemotron_style.runtime.store.roots import files
+from nemotron_style.runtime.store.roots.location import open_root
+from nemotron_style.runtime.store.roots.object_path import ObjectPath
+from nemotron_style.runtime.store.roots.probe import check_bucket
 from nemotron_style.runtime.store.tombstone import (
     Tombstone,
     find_tombstone,
@@ -47,13 +49,14 @@ __all__ = ["Collected", "Store", "digest_tree"]
 
 
 class Store:
-    """A directory of artifacts. Reading never writes, and a missing directory is an empty store."""
+    """A directory, or a bucket, of artifacts. Reading never writes, and what is missing is empty.
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(
-            os.path.realpath(expand_path(check_root(str(root))))
-        )  # resolve() raises for a circle
-        self.layout = Layout(self.root)
+    ``scratch`` is the local folder of a store in a bucket, where its runs are and what is staged.
+    """
+
+    def __init__(self, root: str | Path, *, scratch: str | Path | None = None) -> None:
+        self.root, local = open_root(root, scratch)
+        self.layout = Layout(self.root, local)
 
     # Finding
 
@@ -117,7 +120,9 @@ class Store:
 
     def fetch(self, artifact: Artifact) -> Path:
         """The local folder with the files of an artifact of this store. Never write there."""
-        return artifact.path
+        if files.on_disk(artifact.path):
+            return artifact.path
+        return fetch(artifact, self.layout.cache)
 
     # Committing
 
@@ -190,17 +195,23 @@ class Store:
 
     def _check_staged(self, staged: Path) -> None:
         plain = staged.is_dir() and not staged.is_symlink()
-        if not plain or not staged.resolve().is_relative_to(self.root):
+        if not plain or not staged.resolve().is_relative_to(self.layout.local):
             what, fix = "is not a directory in the store's root", "use Store.stage or Store.adopt"
-            allowed = f"a directory under {self.root}"
+            allowed = f"a directory under {self.layout.local}"
             raise ArtifactError(Problem(where=str(staged), what=what, allowed=allowed, fix=fix))
 
     # Checking
+
+    def check_root(self) -> list[Problem]:
+        """Why a bucket cannot have a store, or not be written; it is asked, and a probe goes."""
+        return check_bucket(self.root) if isinstance(self.root, ObjectPath) else []
 
     def unwritable(self, names: Sequence[str], inputs: Sequence[Artifact] = ()) -> list[Path]:
         """Folders in which commits under these names, from these inputs, must write and cannot."""
         layout = self.layout
         folders = [layout.staging, layout.runs]
+        if not files.on_disk(layout.root):
+            return atomic.unwritable([*folders, layout.cache])
         folders += [layout.index / name for name in INDEX_FOLDERS]
         folders += [folder for name in names for folder in (layout.name(name), layout.claims(name))]
         folders += [layout.edges("down", each.digest, each.ref) for each in inputs]

@@ -7,7 +7,6 @@ goes, and the version number is never handed out again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from nemotron_style.runtime.store.record import (
     validate_record,
 )
 from nemotron_style.runtime.store.ref import NamedRef, from_key, parse_ref
+from nemotron_style.runtime.store.roots.files import lexists
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def parse_tombstone(path: Path) -> Tombstone:
 
 def is_removed(layout: Layout, ref: str) -> bool:
     """Whether nobody may use ``name:v3`` any more: it is removed, or about to be."""
-    return os.path.lexists(layout.removing(ref)) or os.path.lexists(layout.removed(ref))
+    return lexists(layout.removing(ref)) or lexists(layout.removed(ref))
 
 
 def removed_refs(layout: Layout, name: str = "") -> set[str]:
@@ -100,7 +100,7 @@ def removed_refs(layout: Layout, name: str = "") -> set[str]:
     refs: set[str] = set()
     for folder in ("removing", "removed"):
         with suppress(FileNotFoundError):
-            refs |= {from_key(each) for each in os.listdir(layout.index / folder)}
+            refs |= {from_key(each.name) for each in (layout.index / folder).iterdir()}
     return {ref for ref in refs if not name or ref.startswith(f"{name}:")}
 
 

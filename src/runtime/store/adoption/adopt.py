@@ -52,6 +52,7 @@ from nemotron_style.runtime.store.digest import (
 from nemotron_style.runtime.store.layout import MAKE_ROOM, Layout
 from nemotron_style.runtime.store.record import Artifact, Evidence, Origin, Record, parse_record
 from nemotron_style.runtime.store.resolve import find_adopted
+from nemotron_style.runtime.store.roots.files import on_disk
 from nemotron_style.runtime.units import format_size
 
 _CHUNK = 1 << 20
@@ -70,6 +71,10 @@ def adopt(
     if remote and reference:
         what = "what lies at a URI cannot be adopted by reference"
         raise InputError(Problem(where=location, what=what, fix="give the path of a mount"))
+    if reference and not on_disk(layout.root):
+        what = f"the store {layout.root} cannot refer to files of this machine"
+        fix = "adopt it without --reference: it is uploaded"
+        raise InputError(Problem(where=location, what=what, fix=fix))
     if not remote and layout.name(name).is_dir():
         digest, _files = digest_tree(expand_path(location))
         if known := finish_commit(layout, layout.adopted(digest, kind, name)):
@@ -114,7 +119,7 @@ def _explain(error: OSError, layout: Layout, source: Source) -> InputError:
     if error.errno in _FULL:
         what = f"there is no room for a copy of {source.text}; what was copied is removed"
         return InputError(Problem(where=f"store {layout.root}", what=what, fix=MAKE_ROOM))
-    is_ours = str(error.filename or "").startswith(str(layout.root))
+    is_ours = str(error.filename or "").startswith(str(layout.local))
     where = f"store {layout.root}" if is_ours else source.text
     verb = "written" if is_ours else "read"
     return InputError(Problem(where=where, what=f"cannot be {verb}: {error}"))

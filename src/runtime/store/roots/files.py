@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from nemotron_style.runtime import atomic
@@ -138,3 +140,19 @@ def files_under(*roots: Path) -> Iterator[Path]:
             continue
         for folder, _names, files in sorted(os.walk(root)):
             yield from (Path(folder, name) for name in sorted(files))
+
+
+def size_on_disk(*directories: Path) -> int:
+    """Bytes that removing these frees: a file that has another name elsewhere keeps its own."""
+    names: Counter[tuple[int, int]] = Counter()
+    freed = 0
+    for directory in directories:
+        if isinstance(directory, ObjectPath):
+            freed += sum(state.st_size for _path, state in directory.walk_files())
+            continue
+        for path in files_under(directory):
+            with suppress(FileNotFoundError):  # somebody removes it at this moment
+                state = path.lstat()
+                names[file := (state.st_dev, state.st_ino)] += 1
+                freed += state.st_size if names[file] == state.st_nlink else 0
+    return freed

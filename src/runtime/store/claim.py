@@ -1,0 +1,62 @@
+"""How a version number is handed out: once, by exclusive create, to whoever comes first."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from nemotron_style.runtime.store.index import key_of
+from nemotron_style.runtime.store.layout import Layout, is_committed, versions_in
+from nemotron_style.runtime.store.record import Record
+from nemotron_style.runtime.store.roots import files
+from nemotron_style.runtime.store.roots.transfer import UploadNote
+
+_GUESSES = 8  # so many numbers in a row were taken: ask which is the last
+
+
+def take_version(layout: Layout, staged: Path, draft: Record) -> int:
+    """The version for a staged tree; one that was being uploaded goes on under its own."""
+    if files.on_disk(layout.root):
+        return _claim_version(layout, draft.name)
+    note, word = UploadNote(staged), f"version of {draft.name} {draft.digest}"
+    if word in note:
+        begun = draft.model_copy(update={"version": int(note[word])})
+        # Without the intent its files may be removed, or were; a record would be the end of it.
+        is_open = files.lexists(layout.intent(key_of(layout, begun), begun.ref))
+        if is_open and not is_committed(layout.place(begun.ref)):
+            return begun.version
+    version = _claim_version(layout, draft.name)
+    note[word] = str(version)
+    return version
+
+
+def _claim_version(layout: Layout, name: str) -> int:
+    claims = layout.claims(name)
+    version = (_noted_newest(layout, name) or _list_newest(layout, name)) + 1
+    tries = 0
+    # Two writers may begin at the same number; the exclusive create decides between them.
+    while layout.version(name, version).exists() or not files.create_empty(claims / f"v{version}"):
+        tries += 1
+        late = _list_newest(layout, name) if tries == _GUESSES else 0
+        version = max(version, late) + 1
+    with suppress(OSError):  # without the note the next writer lists the claims
+        changed = claims.stat().st_mtime_ns if files.on_disk(claims) else 0
+        note = f"{version} {changed}"
+        files.write_text(layout.newest(name), note, scratch=layout.staging, durable=False)
+    return version
+
+
+def _noted_newest(layout: Layout, name: str) -> int | None:
+    """The newest claim as it was noted, as long as no claim came or went since; else None."""
+    try:
+        version, changed = map(int, layout.newest(name).read_text().split())
+        if not files.on_disk(layout.root):
+            return version  # it may be late, and then the create finds the next one
+        return version if layout.claims(name).stat().st_mtime_ns == changed else None
+    except (OSError, ValueError):
+        return None
+
+
+def _list_newest(layout: Layout, name: str) -> int:
+    taken = versions_in(layout.claims(name)) + versions_in(layout.name(name))
+    return max(taken, default=0)

@@ -1,0 +1,185 @@
+"""A store in a bucket keeps the promises of one in a folder."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import uuid
+from pathlib import Path
+
+import pytest
+
+from nemotron_style.runtime.errors import ArtifactError, InputError, RefError, StoreError
+from nemotron_style.runtime.store.record import Artifact, Edge, Producer
+from nemotron_style.runtime.store.removal import select
+from nemotron_style.runtime.store.roots.memory import MemoryBucket
+from nemotron_style.runtime.store.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(f"memory://{uuid.uuid4().hex}/some/where", scratch=tmp_path / "scratch")
+
+
+def commit(
+    store: Store, text: str, *, run: str = "", name: str = "model", inputs: tuple[Edge, ...] = ()
+) -> Artifact:
+    staged = store.stage("new")
+    (staged / "a.txt").write_text(text)
+    (staged / "sub").mkdir()
+    (staged / "sub" / "b.txt").write_text(text)
+    producer = Producer(run_id=run or f"r-{text}", step="a/b", slot="model")
+    return store.commit(staged, name=name, kind="k", producer=producer, inputs=inputs)
+
+
+def test_an_artifact_is_found_by_every_ref_and_from_every_machine(
+    store: Store, tmp_path: Path
+) -> None:
+    first = commit(store, "one")
+    second = commit(store, "two", inputs=(first.edge("base"),))
+    assert [each.ref for each in (first, second)] == ["model:v1", "model:v2"]
+    other = Store(str(store.root), scratch=tmp_path / "other")
+    for ref in ("model", "model:v2", second.digest[:20], "run:r-two/model"):
+        assert other.resolve(ref).record == second.record
+    assert other.verify_all(deep=True) == (2, [])
+    folder = other.fetch(other.resolve("model:v1"))
+    assert folder.is_relative_to(tmp_path / "other")
+    assert (folder / "sub" / "b.txt").read_text() == "one"
+
+
+def test_what_was_uploaded_or_fetched_once_is_not_fetched_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = commit(store, "one")
+    read: list[str] = []
+    real = MemoryBucket.read_range
+    monkeypatch.setattr(
+        MemoryBucket, "read_range", lambda self, *args: read.append(args[0]) or real(self, *args)
+    )
+    folder = store.fetch(artifact)
+    assert read == []
+    (folder / "a.txt").chmod(0o644)
+    (folder / "a.txt").write_text("changed by somebody")
+    assert (store.fetch(artifact) / "a.txt").read_text() == "one"
+    assert len(read) == 2
+    store.fetch(artifact)
+    assert len(read) == 2
+
+
+def test_a_download_that_is_not_what_was_committed_is_refused_and_not_kept(store: Store) -> None:
+    artifact = commit(store, "one")
+    shutil.rmtree(store.layout.cache)
+    store.root.bucket.put((artifact.path / "a.txt").key, b"two")  # type: ignore[attr-defined]
+    with pytest.raises(ArtifactError, match=r"model:v1: a.txt: has other content"):
+        store.fetch(artifact)
+    assert list(store.layout.cache.iterdir()) == []
+    assert [problem.what for problem in store.verify(artifact, deep=False)] == ["has other content"]
+    (artifact.path / "sub" / "b.txt").unlink()
+    assert "is missing" in str(store.verify_all(deep=False)[1][0])
+    with pytest.raises(ArtifactError, match="is missing"):
+        store.fetch(artifact)
+
+
+def test_of_many_writers_each_gets_its_own_version(store: Store) -> None:
+    refs: list[str] = []
+
+    def write(worker: int) -> None:
+        mine = Store(str(store.root), scratch=store.layout.local / str(worker))
+        refs.extend(commit(mine, f"{worker}-{turn}").ref for turn in range(5))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(refs)) == 40
+    assert store.resolve("model").ref == f"model:v{max(int(ref[7:]) for ref in refs)}"
+
+
+def test_a_run_commits_a_slot_once_and_a_cut_off_upload_goes_on_under_its_version(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = MemoryBucket.upload
+
+    def fail(self: MemoryBucket, source: Path, key: str, **words: object) -> str:
+        if source.name == "b.txt":
+            raise StoreError("cut off")
+        return real(self, source, key, **words)  # type: ignore[arg-type]
+
+    staged = store.stage("new")
+    (staged / "a.txt").write_text("a")
+    (staged / "b.txt").write_text("b")
+    producer = Producer(run_id="r-1", step="a/b", slot="model")
+    monkeypatch.setattr(MemoryBucket, "upload", fail)
+    with pytest.raises(StoreError):
+        store.commit(staged, name="model", kind="k", producer=producer)
+    with pytest.raises(RefError):
+        store.resolve("model")
+    monkeypatch.setattr(MemoryBucket, "upload", real)
+    artifact = store.commit(staged, name="model", kind="k", producer=producer)
+    assert (artifact.ref, staged.exists()) == ("model:v1", False)
+    assert commit(store, "other", run="r-1").ref == "model:v1"
+    assert store.verify_all(deep=True) == (1, [])
+    assert list((store.layout.index / "intent").iterdir()) == []
+
+
+def test_adopting_uploads_once_and_cannot_refer(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "rows"
+    source.mkdir()
+    (source / "rows.jsonl").write_text("{}\n")
+    first = store.adopt(source, kind="raw", name="data")
+    assert store.adopt(source, kind="raw", name="data").ref == first.ref == "data:v1"
+    assert (store.fetch(first) / "rows.jsonl").read_text() == "{}\n"
+    assert list(store.layout.staging.iterdir()) == []
+    with pytest.raises(InputError, match="cannot refer to files of this machine"):
+        store.adopt(source, kind="raw", name="data", reference=True)
+
+
+def test_removing_and_collecting(store: Store) -> None:
+    first = commit(store, "one")
+    second = commit(store, "two", inputs=(first.edge("base"),))
+    (first.path / "artifact.json").unlink()
+    assert store.collect_garbage(grace_s=3600).finished == ["model:v1"]
+    assert store.verify_all(deep=True) == (2, [])
+    family = store.read_family()
+    assert select(family, wanted=["model:v1"], keep={}).going == ()
+    going = select(family, wanted=["model:v2"], keep={}).going
+    assert store.remove(going, find_in_use=dict).removed == ["model:v2"]
+    with pytest.raises(RefError, match="was removed by"):
+        store.resolve("model")
+    assert not second.path.exists()
+    assert commit(store, "three").ref == "model:v3"
+
+
+def test_collecting_finishes_what_was_decided_and_drops_an_old_half_upload(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged = store.stage("new")
+    (staged / "a.txt").write_text("a")
+    (staged / "b.txt").write_text("b")
+    real = MemoryBucket.create
+
+    def fail(self: MemoryBucket, key: str, data: bytes) -> bool:
+        if key.startswith("index/output"):
+            raise StoreError("cut off")
+        return real(self, key, data)
+
+    monkeypatch.setattr(MemoryBucket, "create", fail)
+    producer = Producer(run_id="r-1", step="a/b", slot="model")
+    with pytest.raises(StoreError):
+        store.commit(staged, name="model", kind="k", producer=producer)
+    monkeypatch.setattr(MemoryBucket, "create", real)
+    assert store.collect_garbage(grace_s=3600).finished == ["model:v1"]
+    assert store.output_of("r-1", "model") is not None
+    # One of which a file never came goes when it is old.
+    half = store.layout.version("model", 2)
+    (store.layout.claims("model") / "v2").bucket.create(  # type: ignore[attr-defined]
+        (store.layout.claims("model") / "v2").key, b""
+    )
+    half.bucket.put((half / "a.txt").key, b"a")  # type: ignore[attr-defined]
+    record = store.resolve("model").record.model_copy(update={"version": 2})
+    intent = store.layout.intent(store.layout.output("r-1", "model"), record.ref)
+    intent.bucket.put(intent.key, b"{}")  # type: ignore[attr-defined]
+    assert store.collect_garbage(grace_s=3600).removed == []
+    assert "artifacts/model/v2" in store.collect_garbage(grace_s=-1).removed
+    assert store.verify_all(deep=True) == (1, [])
