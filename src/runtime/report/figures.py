@@ -6,6 +6,7 @@ and colours come from the page's style sheet, so they follow light, dark and pap
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ MOST_DOTS = 40
 STYLES = 8
 """Looks of a line that the style sheet knows."""
 
+MARK_SIZE = 12
+"""Pixels that a letter at the end of a line takes."""
+
 Point = tuple[float, float]
 
 
@@ -32,12 +36,14 @@ class Series:
     """One line: (x, y) in the order of x; ``band`` has the (low, high) around each y, or nothing.
 
     ``style`` picks one of the looks; the place among the series of the chart does, without it.
+    ``mark`` is a letter at the end of the line: many lines are told apart without colour.
     """
 
     name: str
     points: tuple[Point, ...]
     band: tuple[Point, ...] = ()
     style: int | None = None
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,12 +92,13 @@ def draw_lines(
     shown = [one for one in series if any(map(_is_finite, one.points))]
     if not shown:
         return Markup("")
-    frame = _Frame(*size)
+    frame = _Frame(*size, right=24 if any(one.mark for one in shown) else 12)
     xs = [x for one in shown for x, _ in one.points]
     edges = [edge for one in shown for pair in one.band for edge in pair]
     x_axis = fit_axis(xs)
     y_axis = make_axis([*(y for one in shown for _, y in one.points), *edges])
     lines = [_trace(one, at, frame, x_axis, y_axis) for at, one in enumerate(shown)]
+    _spread_marks(lines)
     return render_fragment(
         "lines.html.j2",
         title=title,
@@ -195,12 +202,16 @@ def _trace(series: Series, at: int, frame: _Frame, x_axis: Axis, y_axis: Axis) -
         elif pieces[-1]:
             pieces.append([])
     finite = [point for point in series.points if _is_finite(point)]
+    end_x, end_y = finite[-1]
     dots = finite if len(finite) <= MOST_DOTS else []
     return {
         "name": series.name,
         "style": (at if series.style is None else series.style) % STYLES,
         "path": "".join("M" + "L".join(piece) for piece in pieces if piece),
         "band": _trace_band(series, place),
+        "mark": series.mark,
+        "mark_x": x_axis.place(end_x, frame.left, frame.x_end) + 5,
+        "mark_y": y_axis.place(end_y, frame.y_end, frame.top) + 4,
         "dots": [
             {
                 "x": x_axis.place(x, frame.left, frame.x_end),
@@ -210,6 +221,14 @@ def _trace(series: Series, at: int, frame: _Frame, x_axis: Axis, y_axis: Axis) -
             for x, y in dots
         ],
     }
+
+
+def _spread_marks(lines: list[dict[str, Any]]) -> None:
+    """Move letters apart that would stand on each other, as few pixels as it takes."""
+    marked = sorted((line for line in lines if line["mark"]), key=lambda line: line["mark_y"])
+    for above, below in itertools.pairwise(marked):
+        if abs(above["mark_x"] - below["mark_x"]) < MARK_SIZE:
+            below["mark_y"] = max(below["mark_y"], above["mark_y"] + MARK_SIZE)
 
 
 def _trace_band(series: Series, place: Any) -> str:

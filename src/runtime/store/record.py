@@ -27,6 +27,7 @@ from nemotron_style.runtime.store.roots.files import on_disk
 
 _BLANK = "0" * 64
 _SEAL = re.compile(r'(?<="seal": ")[0-9a-f]{64}(?="\n}\n\Z)')
+_SEAL_END = 80  # characters from the end of a text within which its seal begins
 _SHORTEST_SECRET = 6
 
 
@@ -220,8 +221,8 @@ def parse_sealed(data: bytes, *, where: str) -> dict[str, Any]:
         text = data.decode()
     except UnicodeDecodeError:
         raise _broken(where, "the record is not text") from None
-    seal = _SEAL.search(text)
-    if seal is None or _hash(_SEAL.sub(_BLANK, text)) != seal[0]:
+    seal = _SEAL.search(text, max(0, len(text) - _SEAL_END))  # not all of a long record
+    if seal is None or _hash(text[: seal.start()] + _BLANK + text[seal.end() :]) != seal[0]:
         raise _broken(where, "the record is not the one that was committed")
     body: dict[str, Any] = json.loads(text)
     del body["seal"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 
 from nemotron_style.runtime.report.figures import (
     MOST_POINTS,
@@ -81,3 +83,12 @@ def test_an_interval_is_said_in_words_and_held_to_its_reference():
     assert "judge: 0.6, between 0.5 and 0.75." in figure.find("svg/desc").text
     assert len([p for p in figure.iter("path") if p.get("class") == "whisker"]) == 2
     assert len([p for p in figure.iter("path") if p.get("class") == "reference"]) == 1
+
+
+def test_letters_at_the_ends_of_lines_do_not_lie_on_each_other():
+    lines = [Series(f"line {mark}", ((0, 0), (1, 1)), mark=mark) for mark in "ABC"]
+    chart = draw_lines("loss", lines)
+    found = re.findall(r'class="mark f\d" x="([\d.]+)" y="([\d.]+)">(\w)<', chart)
+    heights = sorted(float(y) for _, y, _ in found)
+    assert [mark for _, _, mark in found] == ["A", "B", "C"]
+    assert all(below - above >= 12 for above, below in pairwise(heights))
