@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
     from nemotron_style.runtime.store.store import Store
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+SHOWN = 50
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        min=0, metavar="N", help=f"List so many, 0 for all; {SHOWN} without it, all as JSON."
+    ),
+]
+Listed = TypeVar("Listed")
 RunWord = Annotated[
     str,
     typer.Argument(
@@ -43,6 +52,22 @@ def choose_store(
 ) -> None:
     """Remember which profile's store the command below works on."""
     context.obj = profile
+
+
+def cut(
+    listed: Sequence[Listed], limit: int | None, *, as_json: bool
+) -> tuple[Sequence[Listed], int]:
+    """The first of a list, as many as ``--limit`` says, and how many more there are."""
+    if limit is None:
+        limit = 0 if as_json else SHOWN
+    shown = listed[:limit] if limit else listed
+    return shown, len(listed) - len(shown)
+
+
+def print_more(more: int, what: str) -> None:
+    """Say below a table how many older ones it leaves out."""
+    if more:
+        print(f"note: {more} older {what} are not listed; --limit 0 lists all", file=sys.stderr)
 
 
 def open_store(context: typer.Context) -> Store:

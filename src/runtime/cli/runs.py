@@ -12,13 +12,16 @@ from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.cli.options import (
     AsJson,
+    Limit,
     RunWord,
     choose_store,
     command_group,
+    cut,
     open_store,
+    print_more,
 )
 from nemotron_style.runtime.cli.summary import list_results
-from nemotron_style.runtime.cli.table import print_json, print_table, render_pairs
+from nemotron_style.runtime.cli.table import print_json, print_problems, print_table, render_pairs
 from nemotron_style.runtime.cli.terminal import write_exactly
 from nemotron_style.runtime.errors import Problem, RefError, UsageError
 from nemotron_style.runtime.launch.base import handle_of
@@ -38,19 +41,18 @@ app = command_group(
 )
 app.callback()(choose_store)
 
-POLL_SECONDS = 0.2
-
 
 @app.command("list")
 def list_all(
     context: typer.Context,
     step: Annotated[str | None, typer.Option(help="Only runs of this step.")] = None,
+    limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
     """List runs, the newest first."""
-    store = open_store(context)
-    step_id = load_catalog().find(step).id if step else ""
-    listed, passed_over = scan_runs(store.root, step=step_id)
+    word = load_catalog().find(step).id if step else ""
+    found, passed_over = scan_runs(open_store(context).root, step=word)
+    listed, more = cut(found, limit, as_json=as_json)
     runs, silence = [], []
     for run, state in zip(listed, read_statuses(listed), strict=True):
         try:
@@ -60,18 +62,16 @@ def list_all(
             silence += [state.reason] if state.stale else []
         except OSError as error:
             passed_over.append(describe_unreadable(run.run_id, error))
-    for reason in dict.fromkeys(silence):  # a backend that is silent is so for all its runs
-        print(f"note: of some runs this is the last known state: {reason}", file=sys.stderr)
+    for one in dict.fromkeys(silence):  # a backend that is silent is so for all its runs
+        print(f"note: of some runs this is the last known state: {one}", file=sys.stderr)
     if as_json:
-        print_json({"runs": runs, "passed_over": [problem.as_dict() for problem in passed_over]})
-        return
+        told = {"passed_over": [problem.as_dict() for problem in passed_over]}
+        return print_json({"runs": runs, "more": more, **told})
     header = ("RUN", "STEP", "CONFIG", "STATE", "ATTEMPTS", "STARTED", "TOOK", "ARTIFACTS")
-    # The run's id begins with the step, and says it where there is no room for both.
-    print_table(
-        [_row(run) for run in runs], header=header, optional=("STEP", "ATTEMPTS", "ARTIFACTS")
-    )
-    for problem in passed_over:
-        print(f"note: {problem}", file=sys.stderr)
+    rows, optional = [_row(run) for run in runs], ("STEP", "ATTEMPTS", "ARTIFACTS")
+    print_table(rows, header=header, optional=optional)  # a run's id begins with its step
+    print_problems(passed_over, label="note")
+    print_more(more, "runs")
 
 
 @app.command()
@@ -81,8 +81,7 @@ def show(context: typer.Context, run: RunWord, as_json: AsJson = False) -> None:
     if as_json:
         plan = found.plan.model_dump(mode="json")
         facts = summarise(found, read_status(found))
-        print_json({**facts, "plan": plan, "decisions": found.decisions})
-        return
+        return print_json({**facts, "plan": plan, "decisions": found.decisions})
     sys.stdout.write("\n".join(_render_sections(found)))
 
 
@@ -148,7 +147,7 @@ def cancel(
     """End a run that is pending or under way; what it saved, the same command continues from."""
     found = _find(context, run)
     state, last = refresh_status(found), found.last_attempt
-    if last is not None and not state.is_final:
+    if last and not state.is_final:
         if abandon:
             abandon_attempt(last, unreachable=state.stale)
         else:
@@ -162,6 +161,9 @@ def cancel(
     if not state.is_final:
         print(_explain_delay(last), file=sys.stderr)
         raise typer.Exit(1)
+
+
+POLL_SECONDS = 0.2
 
 
 def _wait_for_end(run: RunFolder, timeout: float | None) -> JobState:
@@ -194,8 +196,7 @@ def why(context: typer.Context, run: RunWord, as_json: AsJson = False) -> None:
     """Explain each decision about a run: why it ran, was resumed, or was used again."""
     found = _find(context, run)
     if as_json:
-        print_json({"run_id": found.run_id, "decisions": found.decisions})
-        return
+        return print_json({"run_id": found.run_id, "decisions": found.decisions})
     print(found.run_id)
     for decision in found.decisions:
         when = format_time(decision["decided"]) if "decided" in decision else "-"

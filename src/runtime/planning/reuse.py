@@ -13,16 +13,18 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.errors import Problem, UsageError
 from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.attempt import LOCAL
-from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from nemotron_style.runtime.run.folder import RunFolder, find_recent_runs
 from nemotron_style.runtime.run.identity_difference import describe_difference
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, LOST, TIMEOUT
 from nemotron_style.runtime.store.store import Store
 
-RUNS_COMPARED = 200
+RUNS_COMPARED = 10
+"""The newest runs of a step among which the most similar one is looked for."""
 
 
 @dataclass(frozen=True)
@@ -145,19 +147,31 @@ def explain_new_run(plan: Plan, store: Store) -> Decision:
     Where that one ended early, it is said that its checkpoint is not gone on from: it belongs to
     what that run was.
     """
-    compared: list[tuple[list[str], str]] = []
-    for run in list_runs(store.root, step=plan.step, limit=RUNS_COMPARED):
-        with contextlib.suppress(ValueError):  # a plan that cannot be read is passed over
-            differences = describe_difference(run.plan.identity, plan.identity)
+    compared: list[tuple[list[str], RunFolder]] = []
+    for run in find_recent_runs(store.root, plan.step, RUNS_COMPARED):
+        # As it is written: to hold a whole plan to its schema and its seal takes ten times as long.
+        identity = (read_json(run.path / "plan.json") or {}).get("identity")
+        with contextlib.suppress(ValueError, AttributeError):  # what is no plan is passed over
+            differences = describe_difference(identity or run.plan.identity, plan.identity)
             if differences:  # else another command planned this very run a moment ago
-                compared.append((differences, run.run_id))
-    if not compared:
+                compared.append((differences, run))
+    closest = sorted(compared, key=lambda pair: len(pair[0]))
+    whole = (pair for pair in closest if _is_readable(pair[1]))
+    differences, earlier = next(whole, ([], None))
+    if earlier is None:
         return Decision("run", "first run of this step")
-    differences, run_id = min(compared, key=lambda pair: len(pair[0]))
+    run_id = earlier.run_id
     more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
     reason = f"differs from {run_id}: {differences[0]}{more}"
-    earlier = RunFolder(store.root / "runs" / run_id)
     step = find_newest_step(earlier) if earlier.outputs is None else 0
     if step:
         reason += f"; it starts over, and only the command of {run_id} goes on from its step {step}"
     return Decision("run", reason, tuple(differences))
+
+
+def _is_readable(run: RunFolder) -> bool:
+    """Whether a run's plan is the one that was sealed."""
+    try:
+        return bool(run.plan)
+    except UsageError:
+        return False
