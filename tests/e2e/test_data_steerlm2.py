@@ -18,7 +18,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     load_model,
     weights_digest,
 )
-from nemotron_style.steps.blocks.data.chat.opening import open_chat
+from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_facts
 from nemotron_style.steps.blocks.data.steerlm2_row import LOG_P_A, LOG_P_Y, LOG_Q, read_groups
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
 from nemotron_style.steps.blocks.loss.steerlm2 import baseline, sampler_gap
@@ -121,6 +121,9 @@ def test_records_say_who_sampled_and_how_well_attributes_are_named(
     digest = weights_digest(small_toy.model.path)
     assert facts["sampler_digest"] == facts["base_digest"] == facts["attribute_digest"] == digest
     assert facts["responses_per_group"] == 4
+    chat = open_chat(Tokenizer(small_toy.model.path / "tokenizer"))
+    tokens = tokenizer_facts(chat.tokenizer, chat)
+    assert {key: facts[key] for key in tokens} == tokens
     assert facts["groups_asked"] == 30
     assert 0 <= facts["attribute_accuracy_helpfulness"] <= 1
     assert 1 <= made.figures["effective_sample_size"] <= 4

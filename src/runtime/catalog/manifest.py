@@ -270,6 +270,12 @@ def _check_tables(manifest: Manifest, where: str) -> Iterable[Problem]:
     if manifest.needs and manifest.run.service:
         what = "a service that needs another one is more than a launcher starts"
         yield Problem(where=where, key="needs", what=what, fix="give it an address in its config")
+    for slot in manifest.consumes:
+        others = [one.name for one in manifest.consumes if one is not slot]
+        if slot.same_tokens_as not in (None, *others):
+            key, what = f"consumes.{slot.name}.same_tokens_as", "is no other input of the step"
+            got, allowed = repr(slot.same_tokens_as), ", ".join(others)
+            yield Problem(where=where, key=key, what=what, got=got, allowed=allowed)
     keys = [slot.config_key for slot in (*manifest.consumes, *manifest.produces)]
     for key in _repeated(key for key in keys if key):
         yield Problem(where=where, key="config_key", what=f"{key!r} is bound to two slots")

@@ -26,7 +26,8 @@ class Table(BaseModel):
 class Slot(Table):
     """One named input or output; an input may ``also`` take other kinds, or have a config key.
 
-    With ``when`` it is there only where the config has those values at those keys.
+    With ``when`` it is there only where the config has those values at those keys. An input with
+    ``same_tokens_as`` is joined with that in another slot, so both must have the same tokens.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Slot(Table):
     required: StrictBool = True
     config_key: str | None = None
     other_keys: tuple[str, ...] = ()  # what other systems call it
+    same_tokens_as: str | None = None
     when: dict[str, Any] = Field(default_factory=dict)
 
     def is_there(self, values: Mapping[str, Any]) -> bool:

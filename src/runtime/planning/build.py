@@ -67,7 +67,11 @@ class ResolvedStep:
         pairs = ((slot, self.inputs.get(slot.name)) for slot in self.manifest.consumes)
         return tuple(
             PlannedInput(
-                slot=slot.name, kind=one.kind, source=one.source, config_key=slot.config_key
+                slot=slot.name,
+                kind=one.kind,
+                source=one.source,
+                config_key=slot.config_key,
+                same_tokens_as=slot.same_tokens_as,
             )
             for slot, one in pairs
             if one
@@ -134,7 +138,9 @@ def draft_plan(
     base = request.name or f"{manifest.id.replace('/', '-').replace('_', '-')}-{step.config.name}"
     # The step waits for the inputs of its services too; they have no key in its own config.
     service_inputs = [
-        planned.model_copy(update={"slot": f"{name}.{planned.slot}", "config_key": None})
+        planned.model_copy(
+            update={"slot": f"{name}.{planned.slot}", "config_key": None, "same_tokens_as": None}
+        )
         for name, service in services.items()
         for planned in service.planned_inputs
     ]

@@ -36,6 +36,8 @@ from nemotron_style.runtime.planning.preflight import check_shape
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest, check_request
 from nemotron_style.runtime.planning.reuse import Decision, check_names, decide
 from nemotron_style.runtime.run.plan import MADE_BY_RUN
+from nemotron_style.runtime.run.token_contract import check_tokens
+from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.validation import get_key
 
 
@@ -141,10 +143,15 @@ class _Planner:
         if pending:
             decision = Decision("run", f"{pending}; its content decides which run this is")
         if decision.action in ("run", "resume"):
-            problems = [*draft.problems, *check_shape(plan)]
+            tokens = check_tokens(plan, lambda slot: self.find_artifact(inputs.get(slot)))
+            problems = [*draft.problems, *check_shape(plan), *tokens]
             self.job_problems += [replace(one, where=one.where or plan.step) for one in problems]
         run = PlannedRun(step.manifest, plan, decision, inputs, pending)
         return self.runs.setdefault(plan.run_id, run)
+
+    def find_artifact(self, one: ResolvedInput | None) -> Artifact | None:
+        """What fills a slot, where that is an artifact already."""
+        return self.context.store.find(one.ref) if one and one.ref else None
 
     def find_pending(self, inputs: Iterable[ResolvedInput]) -> str:
         """What the first input waits for, or what that is made from; empty for none."""

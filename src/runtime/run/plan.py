@@ -35,12 +35,22 @@ class _Frozen(BaseModel):
 
 
 class PlannedInput(_Frozen):
-    """An input slot and the identity of what fills it."""
+    """An input slot and the identity of what fills it.
+
+    ``same_tokens_as`` is another slot, whose content must have the same tokens as this one's.
+    """
 
     slot: str
     kind: str
     source: str
     config_key: str | None = None
+    same_tokens_as: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_none(self, dump: Callable[[PlannedInput], dict[str, Any]]) -> dict[str, Any]:
+        body = dump(self)
+        # A plan is read by a copy of older code too, which refuses a key that it does not know.
+        return body if self.same_tokens_as else {k: body[k] for k in body if k != "same_tokens_as"}
 
     @property
     def producer(self) -> tuple[str, str] | None:

@@ -24,6 +24,7 @@ from nemotron_style.runtime.errors import (
     StepFailed,
     StepsError,
     UsageError,
+    raise_all,
 )
 from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE, PARENT_VARIABLE, STOP, Attempt
 from nemotron_style.runtime.run.code import digest_code
@@ -32,6 +33,7 @@ from nemotron_style.runtime.run.lease import keep_lease
 from nemotron_style.runtime.run.plan import Plan, load_sealed_plan
 from nemotron_style.runtime.run.snapshot import check_snapshot
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, RUNNING, JobState
+from nemotron_style.runtime.run.token_contract import check_tokens
 from nemotron_style.runtime.secrets.detect import announce_secrets
 from nemotron_style.runtime.secrets.redact import redact, redacted_output
 from nemotron_style.runtime.shell_environment import find_rank_variables
@@ -174,6 +176,8 @@ def work(task: Task) -> None:
     inputs = open_inputs(plan, task.store)
     if sealed is None:
         check_code(task)
+        # Again: what an earlier step of the chain has made was not there when this was planned.
+        raise_all(UsageError, check_tokens(plan, inputs.get))
     config = bind_config(plan, inputs)
     with track(task, config, inputs) as tracking:
         if sealed is None:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from nemotron_style.runtime.errors import InputError, Interrupted, Problem, StepFailed
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import recorded_weights_digest
+from nemotron_style.steps.blocks.data.chat.opening import tokenizer_facts
 from nemotron_style.steps.blocks.data.jsonl import write_rows
 from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.seed import seed_of
@@ -156,7 +157,12 @@ def load_models(config: Config, ctx: StepContext) -> Models:
         digest = recorded_weights_digest(artifact)
         for file in FILES:
             ctx.output(file).note(**{f"{role}_digest": digest, f"{role}_ref": artifact.ref})
-    return Models(*roles)
+    models = Models(*roles)
+    # log Q'(y|a,x) holds for the tokens that the sampler wrote: whoever trains must read the same.
+    chat = models.sampler.chat
+    for file in FILES:
+        ctx.output(file).note(**tokenizer_facts(chat.tokenizer, chat))
+    return models
 
 
 def measure_attributes(
