@@ -88,6 +88,10 @@ class StoreError(UsageError):
     """A store that cannot be reached, or refuses what it is asked for."""
 
 
+class NewerRecord(ArtifactError):
+    """A record of a later schema: whole, and not ours to read, to mend or to remove."""
+
+
 class OutputError(StepsError):
     """Standard output or standard error that takes nothing more.
 

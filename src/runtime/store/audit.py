@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_style.runtime.atomic import read_json
-from nemotron_style.runtime.errors import ArtifactError, Problem
+from nemotron_style.runtime.errors import ArtifactError, NewerRecord, Problem
 from nemotron_style.runtime.store.commit import MEND, read_decision
 from nemotron_style.runtime.store.index import (
     entries,
@@ -26,7 +26,7 @@ from nemotron_style.runtime.store.index import (
     read_times,
 )
 from nemotron_style.runtime.store.layout import Layout, is_committed
-from nemotron_style.runtime.store.record import Artifact, Record, load_artifact
+from nemotron_style.runtime.store.record import Artifact, Record, load_artifact, read_record
 from nemotron_style.runtime.store.ref import from_key, to_key
 from nemotron_style.runtime.store.roots.files import files_under, lexists
 from nemotron_style.runtime.store.tombstone import is_removed, removed_records
@@ -148,7 +148,10 @@ def check_index(layout: Layout) -> list[Problem]:
     problems += unlisted(layout)
     for decision in index.decisions:
         problems += _check_decided(layout, decision.record) if decision.record else []
+    unread = {to_key(ref) for ref in _unreadable(layout)}
     for key in index.strays:
+        if _owner_of(layout, key) in unread:
+            continue  # its record is what is named
         fix = MEND if is_refuted(layout, key, index.known) else RESTORE
         problems.append(_problem(layout, key, "belongs to no artifact that is there", fix))
     problems += _check_undecided(layout, index.known)
@@ -176,11 +179,34 @@ def is_refuted(layout: Layout, key: Path, known: Iterable[str]) -> bool:
 
     It is one when its artifact is there and has other keys, or when its number was never claimed.
     """
-    name = key.parent.name if key.is_relative_to(layout.index / "up") else key.name.split("~")[-1]
+    name = _owner_of(layout, key)
     if from_key(name) in known:
         return True
     artifact, _, version = name.partition("@")
     return not (layout.artifacts / artifact / ".claims" / version).is_file()
+
+
+def is_newer(path: Path) -> bool:
+    """Whether a file holds a record of a later schema: whole, and not ours to change."""
+    try:
+        read_record(path)
+    except NewerRecord:
+        return True
+    except (FileNotFoundError, ArtifactError):
+        return False
+    return False
+
+
+def _unreadable(layout: Layout) -> Iterator[str]:
+    """The refs of what stands in its place with a record that cannot be read."""
+    for directory in directories_of(layout):
+        if is_committed(directory) and read_committed(directory) is None:
+            yield f"{directory.parent.name}:{directory.name}"
+
+
+def _owner_of(layout: Layout, key: Path) -> str:
+    """Of which artifact a key is, as it is written in keys."""
+    return key.parent.name if key.is_relative_to(layout.index / "up") else key.name.split("~")[-1]
 
 
 def _check_decided(layout: Layout, record: Record) -> list[Problem]:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from nemotron_style.runtime import atomic
-from nemotron_style.runtime.errors import ArtifactError, Problem
+from nemotron_style.runtime.errors import ArtifactError, NewerRecord, Problem
 from nemotron_style.runtime.store.cache import keep_staged
 from nemotron_style.runtime.store.claim import take_version
 from nemotron_style.runtime.store.digest import (
@@ -183,6 +183,8 @@ def _finish_decided(layout: Layout, key: Path) -> Artifact | None:
     """The artifact whose record ``key`` holds, finished if need be; None unless it is whole."""
     try:
         record = read_decision(layout, key)
+    except NewerRecord:  # it is sound, and another must not take its place
+        raise
     except (FileNotFoundError, ArtifactError):
         return None
     whole = _check_whole(layout, record)

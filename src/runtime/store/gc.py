@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemotron_style.runtime import atomic
-from nemotron_style.runtime.errors import ArtifactError, StepsError
+from nemotron_style.runtime.errors import ArtifactError, NewerRecord, StepsError
 from nemotron_style.runtime.store.audit import (
     Decision,
     committed_records,
     directories_of,
     fits_times,
+    is_newer,
     is_refuted,
     read_committed,
     read_decisions,
@@ -179,10 +180,8 @@ def _finish_intent(
     """Finish the commit that an intent began; when it cannot be, remove what it left, if old."""
     ref = from_key(intent.name.partition("~")[2])
     directory = layout.place(ref)
-    try:
-        key = key_of(layout, read_record(intent))
-    except (FileNotFoundError, ArtifactError):
-        key = None
+    record = _read_moved(intent)
+    key = key_of(layout, record) if record else None
     if key and not is_committed(directory):
         artifact = finish_commit(layout, key)
         if artifact and artifact.ref == ref:
@@ -231,7 +230,7 @@ def _copy_moved_decisions(layout: Layout, done: Collected) -> None:
 
 def _mend_decisions(layout: Layout, decisions: list[Decision], done: Collected) -> None:
     """Write each missing or spoiled decision again from its artifact; remove those of no other."""
-    spoiled = {each.key for each in decisions if each.record is None}
+    spoiled = {each.key for each in decisions if each.record is None and not is_newer(each.key)}
     claimants: dict[Path, list[Record]] = {}
     for record in committed_records(layout):
         claimants.setdefault(key_of(layout, record), []).append(record)
@@ -253,9 +252,11 @@ def _mend_decisions(layout: Layout, decisions: list[Decision], done: Collected) 
 
 
 def _read_moved(path: Path) -> Record | None:
-    """The sound record in a file where it may not belong; None when there is none."""
+    """The sound record in a file, be it out of place; None without one. Raises NewerRecord."""
     try:
         return read_record(path)
+    except NewerRecord:
+        raise
     except (FileNotFoundError, ArtifactError):
         return None
 

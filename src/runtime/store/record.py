@@ -20,11 +20,12 @@ from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
 
-from nemotron_style.runtime.errors import ArtifactError, Problem, RefError, raise_all
+from nemotron_style.runtime.errors import ArtifactError, NewerRecord, Problem, RefError, raise_all
 from nemotron_style.runtime.store.digest import RECORD_NAME, File
 from nemotron_style.runtime.store.ref import check_name, check_word
 from nemotron_style.runtime.store.roots.files import on_disk
 
+_SCHEMA = 1  # of the records that this program writes; it reads no later one
 _BLANK = "0" * 64
 _SEAL = re.compile(r'(?<="seal": ")[0-9a-f]{64}(?="\n}\n\Z)')
 _SEAL_END = 80  # characters from the end of a text within which its seal begins
@@ -230,13 +231,18 @@ def parse_sealed(data: bytes, *, where: str) -> dict[str, Any]:
 
 
 def validate_record(body: Mapping[str, Any], *, where: str) -> Record:
-    """The record that a JSON object holds; raises ArtifactError for one of another schema."""
+    """The record that a JSON object holds; raises ArtifactError for another schema."""
+    version = body.get("schema_version")
+    if isinstance(version, int) and version > _SCHEMA:
+        what = f"a newer nemotron-style wrote the record (schema {version}, this reads {_SCHEMA})"
+        raise NewerRecord(Problem(where=where, what=what, fix="upgrade nemotron-style"))
     try:
         return _check_words(Record.model_validate(body))
     except RefError as error:  # no commit of ours wrote it, and its parts become file names
         raise _broken(where, str(error)) from None
     except ValidationError as error:
-        raise _broken(where, f"the record has another schema: {error.errors()[0]}") from None
+        words = [*map(str, error.errors()[0]["loc"]), error.errors()[0]["msg"]]
+        raise _broken(where, f"the record has another schema: {': '.join(words)}") from None
 
 
 def _check_words(record: Record) -> Record:
@@ -244,9 +250,8 @@ def _check_words(record: Record) -> Record:
     check_word(record.kind, "kind")
     if record.producer:
         check_word(record.producer.run_id, "run id")
+        check_word(record.producer.rerun_of or record.producer.run_id, "run id")
         check_word(record.producer.slot, "slot")
-        if record.producer.rerun_of:
-            check_word(record.producer.rerun_of, "run id")
     return record
 
 

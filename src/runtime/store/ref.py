@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from nemotron_style.runtime.errors import Problem, RefError
+from nemotron_style.runtime.errors import Problem, RefError, shorten
 
 LONGEST_NAME = 100
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
@@ -78,7 +78,9 @@ def check_name(name: str) -> str:
         return name
     allowed = "a letter or digit, then up to 99 of a-z 0-9 . _ -, and not 'sha256' or 'run'"
     raise RefError(
-        Problem(where="artifact name", what="cannot be used", got=repr(name), allowed=allowed)
+        Problem(
+            where="artifact name", what="cannot be used", got=shorten(repr(name)), allowed=allowed
+        )
     )
 
 
@@ -87,7 +89,9 @@ def check_word(word: str, what: str) -> str:
     if _WORD.fullmatch(word):
         return word
     allowed = "a letter or digit, then letters, digits, '.', '_' and '-'"
-    raise RefError(Problem(where=what, what="cannot be used", got=repr(word), allowed=allowed))
+    raise RefError(
+        Problem(where=what, what="cannot be used", got=shorten(repr(word)), allowed=allowed)
+    )
 
 
 def parse_version(text: str) -> int | None:
@@ -107,4 +111,6 @@ def from_key(key: str) -> str:
 
 
 def _malformed(text: str, allowed: str) -> RefError:
-    return RefError(Problem(what="not a reference to an artifact", got=repr(text), allowed=allowed))
+    return RefError(
+        Problem(what="not a reference to an artifact", got=shorten(repr(text)), allowed=allowed)
+    )

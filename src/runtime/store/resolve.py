@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import islice
 
-from nemotron_style.runtime.errors import ArtifactError, Problem, RefError, suggest
+from nemotron_style.runtime.errors import ArtifactError, NewerRecord, Problem, RefError, suggest
 from nemotron_style.runtime.store.commit import read_decision
 from nemotron_style.runtime.store.index import entries, read_digests, read_refs
 from nemotron_style.runtime.store.layout import Layout, is_committed, versions_in
@@ -68,9 +68,14 @@ def explain_missing(layout: Layout, ref: str) -> str:
 
 
 def decided_output(layout: Layout, run_id: str, slot: str) -> Record | None:
-    """The record that a run committed from a slot, whether its files are there or not."""
+    """The record that a run committed from a slot, whether its files are there or not.
+
+    Raises NewerRecord: what is there must not be taken for missing.
+    """
     try:
         return read_decision(layout, layout.output(run_id, slot))
+    except NewerRecord:
+        raise
     except (FileNotFoundError, ArtifactError):
         return None
 

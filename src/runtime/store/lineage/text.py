@@ -68,7 +68,7 @@ def _branches(further: list[tuple[str, str]], tail: str) -> list[tuple[str, str,
 def describe(node: Node) -> str:
     """Whether it was removed, and who made it."""
     if node.record is None:
-        return "no longer in the store"
+        return "no longer in the store, or its record cannot be read"
     maker = describe_maker(node.record)
     return f"{node.removed}; {maker}" if node.removed else maker
 
