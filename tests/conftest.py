@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -43,11 +44,36 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return FileScheduling(config, log)
 
 
+gc.disable()  # modules and tests, which are made now, are no garbage
+
+
+def pytest_collection_finish() -> None:
+    """From here on there may be some; what stands is not searched again."""
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first, so that no worker waits for another at the end."""
     from order import place
 
     items.sort(key=lambda item: place(item.nodeid))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Tests of the steps run without the tracing of coverage, which they would pay for."""
+    from order import COVERED
+
+    plugin = item.config.pluginmanager.getplugin("_cov")
+    coverage = getattr(plugin, "cov_controller", None)
+    if coverage is None or item.nodeid.startswith(COVERED):
+        return (yield)
+    coverage.pause()
+    try:
+        return (yield)
+    finally:
+        coverage.resume()
 
 
 KINDS = """

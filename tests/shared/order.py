@@ -33,6 +33,10 @@ SHARED = {
 """Files that use one costly thing: a cluster, or a process that has imported megatron-core."""
 
 
+COVERED = ("tests/unit/runtime/", "tests/integration/", "tests/lepton/")
+"""What counts for the coverage of the runtime; of processes that tests start nothing is counted."""
+
+
 def place(nodeid: str) -> int:
     """Where a test stands in the order, by its file."""
     return next((n for n, path in enumerate(SLOWEST) if nodeid.startswith(path)), len(SLOWEST))

@@ -22,6 +22,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -172,8 +173,13 @@ class ChatFormat:
         """``sha256:…`` of the chat template."""
         return "sha256:" + hashlib.sha256(self.template().encode()).hexdigest()
 
+    @cached_property
+    def _forbidden(self) -> tuple[str, ...]:
+        """What may not stand in a value."""
+        return (*self.tokens.atomic, *self.reserved)
+
     def _value(self, text: str, key: str) -> str:
-        for token in (*self.tokens.atomic, *self.reserved):
+        for token in self._forbidden:
             if token in text:
                 refuse(
                     "a control token stands inside a value",

@@ -54,7 +54,7 @@ def export_tensor(name: str, whole: Tensor, config: ModelConfig) -> dict[str, Te
         parts = [part.flatten(0, 2) for part in by_group.split([queries, 1, 1], dim=1)]
     elif name.endswith(_GATE_UP) and config.is_gated:
         parts = list(whole.chunk(2))
-    if len(names) == 1:
+    if len(names) < len(parts):
         parts = [torch.cat(parts)]
     return {key: part.contiguous() for key, part in zip(names, parts, strict=True)}
 

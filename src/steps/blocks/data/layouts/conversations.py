@@ -191,9 +191,14 @@ def has(*names: str, without: tuple[str, ...] = ()) -> Callable[[Row], bool]:
     """Whether a row has all of ``names``, and none of those it must be ``without``."""
 
     def fits(row: Row) -> bool:
-        return all(row.get(name) is not None for name in names) and all(
-            row.get(name) is None for name in without
-        )
+        # Plain loops: it is asked a dozen times of each row, and mostly ends at the first name.
+        for name in names:
+            if row.get(name) is None:
+                return False
+        for name in without:  # noqa: SIM110
+            if row.get(name) is not None:
+                return False
+        return True
 
     return fits
 
