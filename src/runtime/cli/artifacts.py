@@ -167,16 +167,26 @@ def adopt(
     reference: Annotated[
         bool, typer.Option("--reference", help="Do not copy it: it stays, unchanged, where it is.")
     ] = False,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy large files too, instead of linking them.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a file or directory into the store, to be used as an input."""
+    """Bring a file or directory into the store, to be used as an input.
+
+    A large file on the store's disk is not copied: it gets a second name there, and is read-only
+    from then on.
+    """
     from nemotron_style.runtime.catalog.content_kind import check_kind
+    from nemotron_style.runtime.store.adoption.bring import Ways
 
     check_kind(Path(path), kind, load_kinds())
-    artifact = open_store(context).adopt(path, kind=kind, name=name, reference=reference)
+    ways, how = Ways(), {"reference": reference, "link": not copy}
+    artifact = open_store(context).adopt(path, kind=kind, name=name, ways=ways, **how)
     if as_json:
-        return print_json(_summarise(artifact))
+        return print_json({**_summarise(artifact), "ways": ways.bytes})
     print(f"{artifact.ref}  {artifact.kind}  {artifact.digest}")
+    print(ways.describe() or "was there already")
 
 
 def _summarise(artifact: Artifact) -> dict[str, Any]:

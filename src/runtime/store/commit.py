@@ -39,7 +39,7 @@ from nemotron_style.runtime.store.digest import (
     digest_files,
     directories,
     find_files,
-    hash_file,
+    hash_files,
 )
 from nemotron_style.runtime.store.index import key_of, read_times, write_keys, write_times
 from nemotron_style.runtime.store.layout import Layout, is_committed
@@ -97,7 +97,7 @@ def seal_tree(staged: Path, scratch: Path) -> list[Hashed]:
     rights = atomic.group_rights(scratch.parent)
     for file in found:
         _protect(file.source, scratch, rights & 0o040)
-    hashed = [hash_file(file, durable=True) for file in found]
+    hashed = hash_files(found, durable=True)
     # fsync of a file does not make its name durable; that of its directory does.
     for directory in directories(staged):
         state = directory.stat()
@@ -224,7 +224,7 @@ def _check_whole(layout: Layout, record: Record) -> tuple[Record, list[Hashed]] 
         found = find_files(directory, referenced=record.is_referenced)
         if [file.path for file in found] != [file.path for file in record.files]:
             return None  # and none of it is hashed, which would take long
-        hashed = [hash_file(file) for file in found]
+        hashed = hash_files(found)
     except (FileNotFoundError, ArtifactError):
         return None
     return (record, hashed) if tuple(item.file for item in hashed) == record.files else None

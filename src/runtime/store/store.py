@@ -10,6 +10,7 @@ from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, Problem
 from nemotron_style.runtime.store import audit, removal, resolve
 from nemotron_style.runtime.store.adoption import adopt, source
+from nemotron_style.runtime.store.adoption.bring import How
 from nemotron_style.runtime.store.cache import fetch
 from nemotron_style.runtime.store.commit import (
     commit_tree,
@@ -169,18 +170,20 @@ class Store:
         return finish_commit(self.layout, self.layout.output(run_id, slot))
 
     def adopt(
-        self, path_or_uri: str | Path, *, kind: str, name: str, reference: bool = False
+        self, path_or_uri: str | Path, *, kind: str, name: str, **how: Unpack[How]
     ) -> Artifact:
         """Copy a file or directory, or what a URI points to, into the store.
 
-        With ``reference`` it stays where it is, and the artifact has links to its files. Adopting
+        With ``reference`` it stays where it is, and the artifact has links to its files. With
+        ``link`` a large file on the store's disk is not copied: it gets a second name, and is
+        read-only from then on. ``ways`` then says how many bytes came in which way. Adopting
         the same content for the same name and kind again returns the first artifact. A URI is not
         read again while its file system names the same content (ETags and the like).
 
         Raises InputError when nothing is there, something that is not a plain file or a link that
         leads out of the folder, or when there is no room; RefError for a name that cannot be used.
         """
-        return adopt.adopt(self.layout, str(path_or_uri), kind=kind, name=name, reference=reference)
+        return adopt.adopt(self.layout, str(path_or_uri), kind=kind, name=name, **how)
 
     def list_location(self, uri: str) -> list[str]:
         """The paths of what adopting a URI would copy, unread; those of folders end with a slash.

@@ -2,7 +2,8 @@
 
 The content is copied and hashed while it is copied: what is committed is what was read, even when
 the source changes meanwhile. Where the file system can, the copy shares its bytes with the source
-until one of them is written to; a hard link would change with the source. What is adopted by
+until one of them is written to. Where it cannot, and the user wants it so, large files get a second
+name and are made read-only. What is adopted by
 reference stays where it is, as large inputs may: its digest is known, and a run that finds it
 changed or gone refuses it. Nobody can read the copy who cannot read the source:
 modes are kept, but for the right to write. Links to files of the same folder are followed, as a
@@ -13,25 +14,19 @@ another store, is not content: its evidence is kept, and the whole of it as the 
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
-import os
 import shutil
 import signal
-import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, InputError, Problem, StepsError
-from nemotron_style.runtime.paths import expand_path
+from nemotron_style.runtime.store.adoption.bring import Ways, bring, hash_source
 from nemotron_style.runtime.store.adoption.source import (
-    Entry,
     Source,
     explain_unreadable,
     is_uri,
@@ -42,12 +37,9 @@ from nemotron_style.runtime.store.adoption.source import (
 from nemotron_style.runtime.store.commit import commit_tree, discard, draft_record, finish_commit
 from nemotron_style.runtime.store.digest import (
     RECORD_NAME,
-    File,
-    Found,
     Hashed,
-    digest_tree,
+    digest_files,
     directories,
-    hash_file,
 )
 from nemotron_style.runtime.store.layout import MAKE_ROOM, Layout
 from nemotron_style.runtime.store.record import Artifact, Evidence, Origin, Record, parse_record
@@ -55,16 +47,20 @@ from nemotron_style.runtime.store.resolve import find_adopted
 from nemotron_style.runtime.store.roots.files import on_disk
 from nemotron_style.runtime.units import format_size
 
-_CHUNK = 1 << 20
-FICLONE = 0x40049409
-"""The request of Linux that makes a file share the bytes of another (XFS, Btrfs, bcachefs)."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def adopt(
-    layout: Layout, location: str, *, kind: str, name: str, reference: bool = False
+    layout: Layout,
+    location: str,
+    *,
+    kind: str,
+    name: str,
+    reference: bool = False,
+    link: bool = False,
+    ways: Ways | None = None,
 ) -> Artifact:
-    """Copy what is at ``location`` into the store; see :meth:`Store.adopt`."""
+    """Bring what is at ``location`` into the store; see :meth:`Store.adopt`."""
     layout.adopted("", kind, name)  # refuses a bad name or kind before anything is read
     location = strip_local(location)
     remote = is_uri(location)
@@ -75,25 +71,30 @@ def adopt(
         what = f"the store {layout.root} cannot refer to files of this machine"
         fix = "adopt it without --reference: it is uploaded"
         raise InputError(Problem(where=location, what=what, fix=fix))
-    if not remote and layout.name(name).is_dir():
-        digest, _files = digest_tree(expand_path(location))
+    source = open_uri(location) if remote else open_path(location)
+    link = link and not remote and _is_on_disk_of(layout, source)
+    hashes = hash_source(source) if link or (not remote and layout.name(name).is_dir()) else {}
+    if hashes:
+        digest = digest_files(each.file for each in hashes.values())
         if known := finish_commit(layout, layout.adopted(digest, kind, name)):
             return known
-    source = open_uri(location) if remote else open_path(location)
     if source.identity:
         fetched = find_adopted(layout, source.text, kind, name, identity=source.identity)
         key = layout.adopted(fetched.digest if fetched else "", kind, name)
         if fetched and (known := finish_commit(layout, key)):
             return known
     source = replace(source, referenced=reference)
-    if not reference:
+    if not reference and not link:
         _check_room(layout, source)
     staged = atomic.unique_path(layout.staging, "adopted")
     with _removed_when_stopped(layout, staged):
         try:
             atomic.make_dir(staged)
-            bring = _refer if reference else _copy
-            hashed = [bring(entry, staged, source.folder) for entry in source.entries]
+            linked = hashes if link else {}
+            ways = ways or Ways()
+            hashed = [
+                bring(each, staged, source, known=linked, ways=ways) for each in source.entries
+            ]
             for directory in directories(staged):
                 atomic.sync(directory)
             return _commit(layout, staged, source, hashed, kind=kind, name=name)
@@ -103,6 +104,14 @@ def adopt(
             if not remote or isinstance(error, StepsError):
                 raise
             raise explain_unreadable(source.text, error) from error
+
+
+def _is_on_disk_of(layout: Layout, source: Source) -> bool:
+    """Whether the store lies on the disk of a local source."""
+    place = source.entries[0].place
+    if place is None or not on_disk(layout.root):
+        return False
+    return place.stat().st_dev == atomic.nearest_folder(layout.staging).stat().st_dev
 
 
 def _check_room(layout: Layout, source: Source) -> None:
@@ -198,55 +207,3 @@ def _origin(source: Source, record: Record | None = None) -> Origin:
         identity=source.identity,
         referenced=source.referenced,
     )
-
-
-def _copy(entry: Entry, staged: Path, folder: Path | None) -> Hashed:
-    target = staged / entry.path
-    _make_folders(target.parent, staged, folder)
-    content = hashlib.sha256()
-    with entry.open() as reader, open(target, "x+b", opener=_open_private) as writer:
-        if entry.place and _clone(reader, writer):
-            # What is hashed is the clone, which nobody else writes to.
-            content = hashlib.file_digest(writer, "sha256")
-        while chunk := reader.read(_CHUNK):
-            content.update(chunk)
-            writer.write(chunk)
-        writer.flush()
-        os.fchmod(writer.fileno(), entry.mode & 0o555 | 0o400)
-        os.fsync(writer.fileno())
-        state = os.fstat(writer.fileno())
-    return Hashed(File(entry.path, state.st_size, content.hexdigest()), state.st_mtime_ns)
-
-
-def _clone(reader: IO[bytes], writer: IO[bytes]) -> bool:
-    """Whether the file system let two files share their bytes until one of them is written to."""
-    try:
-        fcntl.ioctl(writer.fileno(), FICLONE, reader.fileno())
-    except (OSError, ValueError):  # another file system, or one that cannot
-        return False
-    reader.seek(0, os.SEEK_END)
-    return True
-
-
-def _refer(entry: Entry, staged: Path, folder: Path | None) -> Hashed:
-    """A link to a file where it lies, which is hashed there."""
-    assert entry.place
-    place, target = Path(os.path.realpath(entry.place)), staged / entry.path
-    _make_folders(target.parent, staged, folder)
-    target.symlink_to(place)
-    return hash_file(Found(entry.path, place))
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)  # until the mode of the source is set
-
-
-def _make_folders(target: Path, staged: Path, folder: Path | None) -> None:
-    """Create ``target``, and give it and its parents in ``staged`` no mode wider than there."""
-    if target.is_dir() and target != staged:
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    inside = target.relative_to(staged)
-    for path in (inside, *inside.parents):
-        ours, theirs = staged / path, (folder or staged) / path  # a URI has no folder, nor modes
-        ours.chmod(stat.S_IMODE(ours.stat().st_mode) & (theirs.stat().st_mode | 0o7700))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -14,7 +15,9 @@ import fsspec
 import pytest
 
 from nemotron_style.runtime.errors import InputError, RefError
-from nemotron_style.runtime.store.adoption import adopt as adopt_module
+from nemotron_style.runtime.store.adoption import bring as bring_module
+from nemotron_style.runtime.store.adoption.bring import Ways
+from nemotron_style.runtime.store.adoption.source import Entry, open_path
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.store import Store
 
@@ -229,7 +232,7 @@ def test_what_was_copied_is_removed_when_told_to_stop(
     (source / "second").write_text("x")
     before = signal.getsignal(number)
     signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    real, copied = adopt_module._copy, []
+    real, copied = bring_module._copy, []
 
     def copy_one(*args: Any) -> Any:
         if copied:
@@ -237,7 +240,7 @@ def test_what_was_copied_is_removed_when_told_to_stop(
         copied.append(real(*args))
         return copied[-1]
 
-    monkeypatch.setattr(adopt_module, "_copy", copy_one)
+    monkeypatch.setattr(bring_module, "_copy", copy_one)
     try:
         with pytest.raises(KeyboardInterrupt):
             adopt(store, source)
@@ -267,11 +270,11 @@ def test_a_copy_shares_its_bytes_where_the_file_system_can(
     """Clones are made as a file system would; reading the source instead would be a copy."""
 
     def clone(target: int, request: int, given: int) -> None:
-        assert request == adopt_module.FICLONE
+        assert request == bring_module.FICLONE
         os.pwrite(target, os.pread(given, 1 << 20, 0), 0)
         os.truncate(source / "rows.jsonl", 0)  # whoever reads the source now gets nothing
 
-    monkeypatch.setattr(adopt_module.fcntl, "ioctl", clone)
+    monkeypatch.setattr(bring_module.fcntl, "ioctl", clone)
     artifact = adopt(store, source)
     assert (artifact.path / "rows.jsonl").read_text() == "{}\n"
     assert store.verify(artifact, deep=True) == []
@@ -330,3 +333,90 @@ def test_what_is_removed_of_a_reference_are_its_links(store: Store, source: Path
 def test_a_uri_cannot_be_referenced(store: Store) -> None:
     with pytest.raises(InputError, match="cannot be adopted by reference; give the path"):
         refer(store, "memory://bucket/rows.jsonl")
+
+
+def link(store: Store, source: Path, **how: Any) -> tuple[Artifact, Ways]:
+    ways = Ways()
+    artifact = store.adopt(source, kind="raw_jsonl", name="data", link=True, ways=ways, **how)
+    return artifact, ways
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch, source: Path) -> Path:
+    """The source with a file that counts as large, and a small one."""
+    monkeypatch.setattr(bring_module, "SMALLEST_LINK", 1000)
+    (source / "weights").write_bytes(b"w" * 2000)
+    return source
+
+
+def test_a_large_file_on_the_stores_disk_is_linked_and_read_only_and_it_is_said(
+    store: Store, large: Path
+) -> None:
+    artifact, ways = link(store, large)
+    assert os.path.samefile(artifact.path / "weights", large / "weights")
+    assert not os.path.samefile(artifact.path / "rows.jsonl", large / "rows.jsonl")
+    assert mode(large / "weights") & 0o222 == 0
+    assert mode(large / "rows.jsonl") & 0o200
+    assert ways.bytes == {"copied": 3, "hard links": 2000}
+    assert "read-only now, at their source too" in ways.describe()
+    assert store.verify_all(deep=True) == (1, [])
+    again, nothing = link(store, large)
+    assert (again, nothing.bytes) == (artifact, {})
+
+
+def test_a_large_file_is_cloned_rather_than_linked_where_the_file_system_can(
+    store: Store, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def clone(target: int, request: int, given: int) -> None:
+        os.pwrite(target, os.pread(given, 1 << 20, 0), 0)
+
+    monkeypatch.setattr(bring_module.fcntl, "ioctl", clone)
+    artifact, ways = link(store, large)
+    assert ways.bytes == {"clones": 2003}
+    assert not os.path.samefile(artifact.path / "weights", large / "weights")
+    assert mode(large / "weights") & 0o200
+    assert store.verify_all(deep=True) == (1, [])
+
+
+def test_a_linked_file_that_somebody_writes_all_the_same_is_found(
+    store: Store, large: Path
+) -> None:
+    artifact, _ = link(store, large)
+    (large / "weights").chmod(0o644)
+    (large / "weights").write_bytes(b"x" * 2000)
+    [problem] = store.verify(artifact, deep=False)
+    assert (problem.key, problem.what) == ("weights", "has other content")
+
+
+def test_what_cannot_be_linked_is_copied(
+    store: Store, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EXDEV, "another disk")
+
+    monkeypatch.setattr(bring_module.os, "link", refuse)
+    entry = open_path(str(large)).entries[1]
+    assert not bring_module._link(entry, store.stage("x") / "weights")
+    assert mode(large / "weights") & 0o200, "its owner may still write it"
+
+
+def test_without_being_asked_nothing_is_linked(store: Store, large: Path) -> None:
+    artifact = adopt(store, large)
+    assert not os.path.samefile(artifact.path / "weights", large / "weights")
+    assert mode(large / "weights") & 0o200
+
+
+def test_a_file_that_changes_between_its_hash_and_its_link_is_refused(
+    store: Store, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = bring_module._link
+
+    def write_first(entry: Entry, target: Path) -> bool:
+        assert entry.place
+        entry.place.write_bytes(b"x" * 2001)
+        return real(entry, target)
+
+    monkeypatch.setattr(bring_module, "_link", write_first)
+    with pytest.raises(InputError, match="weights changed while it was read"):
+        link(store, large)
+    assert list(store.artifacts()) == []
