@@ -115,6 +115,8 @@ def test_people_see_what_it_said_before_and_says_now(trained: StepContext) -> No
     table = (trained.run_dir / "samples" / "samples.md").read_text().splitlines()
     assert table[2] == f"| prompt | in the data | before | after {STEPS} steps |"
     assert "Describe the" in table[4]
+    masked = json.loads((trained.run_dir / "samples" / "loss_mask.json").read_text())
+    assert {counts for row in masked for _, counts in row} == {True, False}
     assert (trained.run_dir / "plots" / "sft.png").is_file()
 
 

@@ -47,6 +47,7 @@ class Program(LazyGroup):
         "runs": "nemotron_style.runtime.cli.runs:app",
         "artifacts": "nemotron_style.runtime.cli.artifacts:app",
         "profiles": "nemotron_style.runtime.cli.profiles:app",
+        "report": "nemotron_style.runtime.cli.report:app",
     }
 
 
@@ -61,7 +62,8 @@ Start here:
   nemotron-style steps list                    what there is
   nemotron-style steps show sft/chat           what a step needs and makes
   nemotron-style steps run sft/chat -c tiny    run the real code in small
-  nemotron-style artifacts list                what was made""",
+  nemotron-style artifacts list                what was made
+  nemotron-style report latest                 all about the last run, as one page to show""",
 )
 
 

@@ -15,6 +15,7 @@ from nemotron_style.runtime.atomic import write_text
 from nemotron_style.runtime.catalog.kinds import load_kinds
 from nemotron_style.runtime.cli.options import AsJson, choose_store, command_group, open_store
 from nemotron_style.runtime.cli.removal import gc, rm
+from nemotron_style.runtime.cli.report import is_report, verify_report
 from nemotron_style.runtime.cli.table import print_json, print_problems, print_table, render_pairs
 from nemotron_style.runtime.cli.terminal import escape_json
 from nemotron_style.runtime.control_characters import show_controls
@@ -131,15 +132,22 @@ def lineage(
 @app.command()
 def verify(
     context: typer.Context,
-    ref: Annotated[str | None, typer.Argument(help="One artifact; all without it.")] = None,
+    ref: Annotated[
+        str | None, typer.Argument(help="One artifact, or a report (.html); all without it.")
+    ] = None,
     *,
     shallow: Annotated[
         bool, typer.Option("--shallow", help="Trust files whose size and time are unchanged.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check that every artifact and its keys are as they were committed, else exit with 1."""
+    """Check that every artifact and its keys are as they were committed, else exit with 1.
+
+    Of a report: whether its records are those of the store.
+    """
     store = open_store(context)
+    if ref and is_report(ref):
+        return verify_report(Path(ref), store, as_json=as_json)
     if ref:
         path = store.resolve(ref).path
         checked, problems = 1, store.verify_path(path, deep=not shallow) or store.check_keys(path)

@@ -252,10 +252,9 @@ def _render_sections(run: RunFolder) -> list[str]:
     head |= {"took": format_duration(facts["seconds"])} if facts["seconds"] else {}
     head |= {"repeats": plan.rerun_of} if plan.rerun_of else {}
     head |= {"profile": plan.profile, "fingerprint": plan.fingerprint}
-    outputs = [
-        (slot, f"{output['ref']}  {output['kind']}  {output['digest']}")
-        for slot, output in facts["outputs"].items()
-    ]
+    made = facts["outputs"].items()
+    outputs = [(slot, "  ".join((one["ref"], one["kind"], one["digest"]))) for slot, one in made]
+    refs = [one["ref"] for _, one in made]
     sections = {
         run.run_id: list(head.items()),
         "Inputs": [(planned.slot, f"{planned.kind}  {planned.source}") for planned in plan.inputs],
@@ -263,7 +262,7 @@ def _render_sections(run: RunFolder) -> list[str]:
         "Attempts": [_describe_attempt(attempt) for attempt in run.attempts],
         "Outputs": outputs,
         "Figures": [(name, format_number(value)) for name, value in facts["figures"].items()],
-        "Results": list_results(run, [output["ref"] for output in facts["outputs"].values()]),
+        "Results": [*list_results(run, refs), ("report", f"nemotron-style report {run.run_id}")],
     }
     return [f"{name}\n{render_pairs(pairs)}" for name, pairs in sections.items() if pairs]
 

@@ -111,6 +111,7 @@ def suggest_commands(outcome: Outcome, catalog: Catalog) -> Iterator[tuple[str, 
         return
     ref, plan = output["ref"], outcome.run.plan
     yield "trace it", f"nemotron-style artifacts lineage {ref}"
+    yield "show it", f"nemotron-style report {ref}"
     fits = [
         (at, step, slot)
         for step in catalog.consumers(output["kind"])

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+MOST_DIGITS = 4
+"""Behind the point of a mark; more would not fit beside a chart."""
 _ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -29,10 +31,20 @@ class Axis:
         digits = max(0, -math.floor(math.log10(step) + 1e-9))
         # A step of 0.25 needs a digit more than its size says.
         digits += not math.isclose(step * 10**digits, round(step * 10**digits), abs_tol=1e-6)
-        if digits > 6:
-            return f"{value:.3g}"
+        if digits > MOST_DIGITS:
+            return self._write_fine(value)
         scaled = round(scaled, digits) + 0.0  # no minus before a zero
         return f"{scaled:.{digits}f}" + " kMGT"[exponent].strip()
+
+    def _write_fine(self, value: float) -> str:
+        """A mark of a very fine scale: ``2e-4``, or ``1+2e-7`` where the values lie around 1."""
+        base = float(round(self.low))
+        if abs(value - base) < self.step / 2:
+            return f"{base:g}"
+        mantissa, _, power = f"{value - base:{'+' if base else ''}.2g}".partition("e")
+        if not power:
+            mantissa, _, power = f"{value - base:{'+' if base else ''}.1e}".partition("e")
+        return f"{f'{base:g}' if base else ''}{mantissa.removesuffix('.0')}e{int(power)}"
 
 
 def make_axis(values: Iterable[float], *, most: int = 5, whole: bool = False) -> Axis:

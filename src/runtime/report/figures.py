@@ -127,10 +127,10 @@ def draw_intervals(
     rows = [row for row in rows if all(map(math.isfinite, (row.value, row.low, row.high)))]
     if not rows:
         return Markup("")
-    frame = _Frame(440, 46 + 34 * len(rows) + 14 * (reference is not None), left=12, top=4)
+    frame = _Frame(400, 46 + 38 * len(rows) + 18 * (reference is not None), left=2, top=4)
     ends = [end for row in rows for end in (row.low, row.high, row.value)]
     axis = make_axis([*ends, *([] if reference is None else [reference])])
-    top = frame.top + 14 * (reference is not None)
+    top = frame.top + 18 * (reference is not None)
     return render_fragment(
         "intervals.html.j2",
         title=title,
@@ -149,7 +149,7 @@ def draw_intervals(
                 "name": row.name,
                 "text": f"{format_number(row.value)} "
                 f"({format_number(row.low)} to {format_number(row.high)})",
-                "y": top + 24 + 34 * at,
+                "y": top + 26 + 38 * at,
                 "x": _place(axis, row.value, frame),
                 "low": _place(axis, row.low, frame),
                 "high": _place(axis, row.high, frame),

@@ -34,6 +34,17 @@ def write_samples(run_dir: Path, step: int, rows: Sequence[Row]) -> None:
     write_rows(folder / f"step-{step:08d}.jsonl", rows)
 
 
+def write_loss_mask(run_dir: Path, rows: Sequence[Sequence[tuple[str, bool]]]) -> None:
+    """Write ``samples/loss_mask.json``: the texts of rows, each with whether the loss counts it.
+
+    Written once: an attempt that continues trains on the same rows.
+    """
+    path = run_dir / FOLDER / "loss_mask.json"
+    if rows and not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
 def describe_samples(rows: Sequence[Row], *, text: str) -> str:
     """The best and the worst of ``rows`` in one line; ``text`` names what was sampled."""
     if not rows:

@@ -38,12 +38,13 @@ from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
 from nemotron_style.steps.blocks.training.microbatch import accumulate_nll, count_tokens
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
+from nemotron_style.steps.blocks.training.sample_table import SHOWN, write_loss_mask
 from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.sft.chat.config import Config
 from nemotron_style.steps.sft.chat.initial_model import Start, check_job, prepare_start
 from nemotron_style.steps.sft.chat.plot import PANELS
 from nemotron_style.steps.sft.chat.row import EncodedRow, encode_rows, row_reader
-from nemotron_style.steps.sft.chat.samples import ask_again
+from nemotron_style.steps.sft.chat.samples import ask_again, name_trained
 from nemotron_style.steps.sft.chat.validation import measure_loss
 
 
@@ -78,6 +79,9 @@ def run(config: Config, ctx: StepContext) -> None:
     questions = ask_again(chain(validation, train), start.chat)
     samples = AnswerSamples.open(ctx, config.trainer.samples, start.chat, start.sizes, questions)
     samples.begin(model, done)
+    if ctx.is_first:
+        shown = [train[at] for at in range(min(len(train), config.trainer.samples.prompts, SHOWN))]
+        write_loss_mask(ctx.run_dir, name_trained(shown, start.chat))
 
     def validate(step: int) -> None:
         losses = measure_loss(

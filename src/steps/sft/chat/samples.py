@@ -1,8 +1,9 @@
-"""Questions of the rows, for the table of answers before and after training."""
+"""What is shown of the rows: questions to ask again, and which of their tokens are trained."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.generation.answer_samples import Question
@@ -17,3 +18,14 @@ def ask_again(rows: Iterable[EncodedRow], chat: Chat) -> Iterator[Question]:
             begin -= 1
         reference = chat.visible_text(row.ids[begin:end])
         yield Question(row.ids[:begin], reference, asks_label=row.type == "TEXT_TO_VALUE")
+
+
+def name_trained(rows: Sequence[EncodedRow], chat: Chat) -> list[list[tuple[str, bool]]]:
+    """The texts of each row in turn, each with whether the loss counts its tokens."""
+    return [
+        [
+            (chat.visible_text([int(number) for number, _ in run]), bool(counts))
+            for counts, run in groupby(zip(row.ids, row.counts, strict=True), lambda pair: pair[1])
+        ]
+        for row in rows
+    ]

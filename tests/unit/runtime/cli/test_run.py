@@ -152,6 +152,7 @@ def test_a_summary_says_where_to_look_next(mill: Any, capsys: Capture) -> None:
         "",
         "Next",
         "  trace it  nemotron-style artifacts lineage mill-grind-tiny:v1",
+        "  show it   nemotron-style report mill-grind-tiny:v1",
         "  mill      nemotron-style steps run mill/bake -c tiny -i input=mill-grind-tiny:v1"
         + " steps=4",
     ]

@@ -1,0 +1,94 @@
+"""The records in a page: their exact text, each with its hash, and a seal over the whole page.
+
+The hashes let the page find by itself a record that was changed. Whoever changes a record and its
+hash, and writes a new seal, is found out by a comparison with the store
+(:mod:`nemotron_style.runtime.report.check`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from markupsafe import Markup
+
+from nemotron_style.runtime.errors import ArtifactError
+from nemotron_style.runtime.store.digest import RECORD_NAME
+from nemotron_style.runtime.store.lineage.graph import Node
+from nemotron_style.runtime.store.record import read_plain, render_record
+from nemotron_style.runtime.store.store import Store
+
+SCHEMA = 1
+MOST_RECORDS = 200
+BLANK = "0" * 64
+SEAL = re.compile(r'(?<=<meta name="seal" content=")[0-9a-f]{64}(?=">)')
+RECORD, PLAN = "record", "plan"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text that the page holds: a ``record``, or the ``plan`` of a run.
+
+    ``name`` is the ref or the run's id; ``digest`` that of an artifact's content, which its
+    record names; ``sha256`` that of the text.
+    """
+
+    kind: str
+    name: str
+    digest: str
+    sha256: str
+    text: str
+
+
+def embed_records(store: Store, nodes: Iterable[Node]) -> tuple[list[Document], int]:
+    """The records of some artifacts, and how many more there were than a page holds."""
+    known = [node for node in nodes if node.record]
+    documents = [
+        make_document(RECORD, node.ref, read_text(store, node), node.digest)
+        for node in known[:MOST_RECORDS]
+    ]
+    return documents, max(0, len(known) - MOST_RECORDS)
+
+
+def make_document(kind: str, name: str, text: str, digest: str = "") -> Document:
+    """A text with its hash."""
+    return Document(kind, name, digest, hashlib.sha256(text.encode()).hexdigest(), text)
+
+
+def read_text(store: Store, node: Node) -> str:
+    """The text of a record as it was committed; of a removed artifact, as its tombstone has it."""
+    assert node.record is not None
+    if not node.removed and (artifact := store.find(node.ref)):
+        try:
+            return read_plain(artifact.path / RECORD_NAME).decode()
+        except (OSError, ArtifactError, UnicodeDecodeError):
+            pass  # it is not on this disk: what is known of it is written out again
+    return render_record(node.record)
+
+
+def render_data(subject: str, documents: Iterable[Document]) -> Markup:
+    """The content of the page's data element: JSON of ASCII, without ``<``, ``>`` and ``&``.
+
+    So neither ``</script>`` nor ``<!--`` of any text can end the element or change how the rest of
+    the page is read.
+    """
+    body = {"schema": SCHEMA, "subject": subject, "documents": [asdict(d) for d in documents]}
+    text = json.dumps(body, ensure_ascii=True)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def seal_page(page: str) -> str:
+    """The page with the hash of its own text, blanked where that hash stands."""
+    return SEAL.sub(hashlib.sha256(page.encode()).hexdigest(), page, count=1)
+
+
+def is_sealed(page: str) -> bool:
+    """Whether a page is byte for byte the one that was written."""
+    found = SEAL.search(page)
+    blank = SEAL.sub(BLANK, page, count=1)
+    return found is not None and found[0] == hashlib.sha256(blank.encode()).hexdigest()
