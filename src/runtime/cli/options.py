@@ -73,7 +73,9 @@ def print_more(more: int, what: str) -> None:
 def open_store(context: typer.Context) -> Store:
     """The store of the chosen profile, else of the project."""
     from nemotron_style.runtime.profiles.model import load_profile
-    from nemotron_style.runtime.store.roots.location import default_root
+    from nemotron_style.runtime.store.roots.location import choose_scratch, default_root
     from nemotron_style.runtime.store.store import Store
 
-    return Store(default_root(load_profile(context.obj).store))
+    profile = load_profile(context.obj)
+    root = default_root(profile.store)
+    return Store(root, scratch=choose_scratch(root, profile.scratch))

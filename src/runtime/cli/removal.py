@@ -164,11 +164,12 @@ def _tidy_up(
     grace_s: float,
     as_json: bool,
 ) -> None:
-    from nemotron_style.runtime.launch.leftovers import collect_leftovers
+    from nemotron_style.runtime.launch.leftovers import collect_copies, collect_leftovers
 
     # What needs no room first: on a full disk, commits can be finished only after that.
-    done = collect_leftovers(store.root, grace_s=grace_s)
+    done = collect_leftovers(store.local, grace_s=grace_s)
     done.add(store.collect_garbage(grace_s=grace_s))
+    done.add(collect_copies(store, find_in_use(), grace_s=grace_s) if store.url else Collected())
     rest = store.finish_removals(find_in_use=find_in_use)
     done.add(Collected([], rest.freed, rest.removed, 0, rest.skipped))
     if as_json:

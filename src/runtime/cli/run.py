@@ -204,7 +204,7 @@ def execute(request: RunRequest, context: PlanContext, *, as_json: bool) -> None
     """Run everything, show its progress, and print the summary."""
     # Standard output belongs to the document, where one is wanted.
     stream = sys.stderr if as_json else sys.stdout
-    with explain_disk(context.store.root), Screen(stream) as screen:
+    with explain_disk(context.store.local), Screen(stream) as screen:
         pipeline = compile_reserved(request, context)
         launcher = find_launcher(context.profile.executor)
         outcomes = execute_pipeline(pipeline, launcher=launcher, watcher=screen)
@@ -217,7 +217,7 @@ def execute(request: RunRequest, context: PlanContext, *, as_json: bool) -> None
 
 def submit(request: RunRequest, context: PlanContext, *, as_json: bool) -> None:
     """Submit everything, print what was submitted and how to watch it, and return."""
-    with explain_disk(context.store.root):
+    with explain_disk(context.store.local):
         pipeline = compile_reserved(request, context)
         launcher = find_launcher(context.profile.executor)
         submissions = submit_pipeline(pipeline, launcher=launcher)

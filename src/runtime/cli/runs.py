@@ -51,7 +51,7 @@ def list_all(
 ) -> None:
     """List runs, the newest first."""
     word = load_catalog().find(step).id if step else ""
-    found, passed_over = scan_runs(open_store(context).root, step=word)
+    found, passed_over = scan_runs(open_store(context).local, step=word)
     listed, more = cut(found, limit, as_json=as_json)
     runs, silence = [], []
     for run, state in zip(listed, read_statuses(listed), strict=True):

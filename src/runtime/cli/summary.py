@@ -16,7 +16,7 @@ from nemotron_style.runtime.launch.base import attempt_of
 from nemotron_style.runtime.paths import show_path
 from nemotron_style.runtime.planning.dry_run import describe_run
 from nemotron_style.runtime.planning.runner import Outcome, Submission
-from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.folder import RunFolder, open_store
 from nemotron_style.runtime.run.plan import identify, name_run
 from nemotron_style.runtime.store.diff import compare_content
 from nemotron_style.runtime.store.store import Store
@@ -65,7 +65,7 @@ def compare_with_earlier(outcome: Outcome) -> Iterator[tuple[str, str]]:
         return
     before = {**plan.identity, "generation": plan.identity["generation"] - 1}
     folder = RunFolder(plan.record_dir.with_name(name_run(plan.step, identify(before))))
-    store = Store(plan.records or plan.store)
+    store = open_store(plan)
     for slot, output in outcome.outputs.items():
         earlier = (folder.outputs or {}).get("outputs", {}).get(slot)
         ours, theirs = store.find(output["ref"]), store.find(earlier["ref"]) if earlier else None
@@ -83,11 +83,11 @@ def _row(outcome: Outcome) -> list[str]:
 
 def list_results(run: RunFolder, refs: Sequence[str]) -> list[tuple[str, str]]:
     """Plots, samples, reports and metrics of a run as (what it is, path); how to see them drawn."""
-    store = Store(run.path.parent.parent)
+    store = open_store(run.plan) if run.exists else Store(run.path.parent.parent)
     artifacts = [artifact for ref in refs if (artifact := store.find(ref))]
     results = []
     for label, patterns in RESULTS:
-        for folder in (run.path, *(store.fetch(artifact) for artifact in artifacts)):
+        for folder in (run.path, *filter(None, map(store.find_local, artifacts))):
             results += [(label, show_path(path)) for path in _find_newest(folder, patterns)]
     if (board := run.path / "tensorboard").is_dir():
         results.append(("TensorBoard", f"tensorboard --logdir {shlex.quote(show_path(board))}"))

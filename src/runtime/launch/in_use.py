@@ -20,7 +20,7 @@ def find_in_use(store: Store) -> dict[str, str]:
 
     Raises ``UsageError`` when one cannot be read, since nobody knows then what it needs.
     """
-    runs, unreadable = scan_runs(store.root)
+    runs, unreadable = scan_runs(store.local)
     raise_all(UsageError, unreadable)
     in_use: dict[str, str] = {}
     for run in runs:

@@ -7,14 +7,17 @@ so do checkpoints, from which the run continues.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import StepsError
 from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.folder import SEAL, RunFolder, scan_runs
+from nemotron_style.runtime.store.cache import list_unused
 from nemotron_style.runtime.store.gc import Collected, remove
+from nemotron_style.runtime.store.store import Store
 
 
 def collect_leftovers(root: Path, *, grace_s: float) -> Collected:
@@ -31,6 +34,18 @@ def collect_leftovers(root: Path, *, grace_s: float) -> Collected:
             _remove_old(list(_leftovers(run)), root, before, done)
         except (OSError, StepsError) as error:  # a cluster that does not answer, for one
             done.skipped.append(f"{run.run_id}: {error}")
+    return done
+
+
+def collect_copies(store: Store, in_use: Collection[str], *, grace_s: float) -> Collected:
+    """Remove local copies of what a bucket holds that nobody used for ``grace_s`` seconds.
+
+    Those of the refs ``in_use`` stay.
+    """
+    done = Collected()
+    used = {artifact.digest for ref in in_use if (artifact := store.find(ref))}
+    for copy in list_unused(store.layout.cache, before=time.time() - grace_s, keep=used):
+        remove(copy, store.local, done)
     return done
 
 

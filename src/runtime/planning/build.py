@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from nemotron_style.runtime.run.plan import (
     name_run,
 )
 from nemotron_style.runtime.run.snapshot import plan_snapshot
-from nemotron_style.runtime.store.roots.location import check_root
+from nemotron_style.runtime.store.roots.location import SCRATCH_VARIABLE, check_root
 from nemotron_style.runtime.validation import put_key
 
 
@@ -205,7 +206,9 @@ def plan_placement(
     profile = context.profile
     if image is None and any(mount.source != mount.target for mount in profile.mounts):
         notes.append("mounts: without effect, since there is no image to mount them into")
-    home = context.store.root
+    home = context.store.local
+    if context.store.url:
+        notes += check_scratch(context)
     remote = profile.remote_store
     store = Path(check_root(remote, where=f"profile {profile.name}")) if remote else home
     # A job that starts later, or elsewhere, must not see edits made to the sources meanwhile.
@@ -223,10 +226,28 @@ def plan_placement(
         "detached": context.detached,
         "site": plan_site(context, gpus=resources.get("gpus")),
         "store": str(store),
+        "root": context.store.url,
         "records": str(home) if store != home else None,
         "notes": (*profile.notes, *notes),
         "workdir": str(context.workdir),
     }
+
+
+def check_scratch(context: PlanContext) -> Iterator[str]:
+    """Notes on a job whose store is in a bucket; the folder of its run must be where it looks.
+
+    Raises ``UsageError`` for a cluster without such a folder.
+    """
+    profile, where = context.profile, f"profile {context.profile.name}"
+    is_elsewhere = profile.executor != "local" or profile.image is not None
+    if profile.executor == "slurm" and not (profile.scratch or os.environ.get(SCRATCH_VARIABLE)):
+        what = f"the store is {context.store.url}, and the folders of runs must be on a disk that "
+        what += "the nodes see too"
+        fix = f'name a folder there: scratch = "/shared/..." (or ${SCRATCH_VARIABLE})'
+        raise UsageError(Problem(where=where, key="scratch", what=what, fix=fix))
+    given = {*profile.env, *profile.secrets}
+    if is_elsewhere and not any(n.startswith("AWS_") for n in given):
+        yield "store: the profile names no AWS_... variable, so the job has to have its own access"
 
 
 def plan_site(context: PlanContext, *, gpus: int | None = None) -> dict[str, Any]:

@@ -108,6 +108,8 @@ def _render_plan(run: PlannedRun) -> Iterator[str]:
     yield f"step      {plan.step}"
     how = ", detached" if plan.detached else ""
     yield f"profile   {plan.profile} ({plan.executor}{how})"
+    if plan.root:
+        yield f"store     {plan.root}, with its runs in {plan.records or plan.store}"
     yield from (f"note      {note}" for note in plan.notes)
     for planned in plan.inputs:
         resolved = run.inputs[planned.slot]

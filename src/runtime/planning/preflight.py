@@ -23,6 +23,7 @@ from nemotron_style.runtime.paths import expand_path
 from nemotron_style.runtime.planning.inputs import Adoption
 from nemotron_style.runtime.planning.notes import describe_count
 from nemotron_style.runtime.planning.tree_step import check_job
+from nemotron_style.runtime.run.folder import open_store
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.store.layout import MAKE_ROOM
 from nemotron_style.runtime.store.record import Artifact
@@ -60,7 +61,7 @@ def check_shape(plan: Plan) -> Iterator[Problem]:
 
 def check_inputs(plan: Plan, adoptions: Sequence[Adoption]) -> Iterator[Problem]:
     """Content from outside the runs is whole in the store, or can be read where it lies."""
-    store = Store(plan.records or plan.store)
+    store = open_store(plan)
     incoming = {adoption.digest: adoption for adoption in adoptions}
     for planned in plan.inputs:
         if planned.producer:
@@ -80,8 +81,9 @@ def check_inputs(plan: Plan, adoptions: Sequence[Adoption]) -> Iterator[Problem]
 
 def check_access(plan: Plan) -> Iterator[Problem]:
     """Everything that the run will write can be written, by this user, before it has computed."""
-    store = Store(plan.records or plan.store)
-    is_remote = plan.records is not None  # what is committed there is not seen from here
+    store = open_store(plan)
+    # What is committed there is not seen from here.
+    is_remote = plan.records is not None and plan.root is None
     names = [] if is_remote else [output.name for output in plan.outputs]
     inputs = [] if is_remote else [copy for copy in _committed_inputs(plan, store) if copy]
     folders = [plan.record_dir / name for name in ("attempts", "decisions", "staging")]
@@ -90,8 +92,9 @@ def check_access(plan: Plan) -> Iterator[Problem]:
         first, more = refused[0], f" and {len(refused) - 1} more" if len(refused) > 1 else ""
         what = f"{describe_user()} cannot write in {first}{more} ({describe_owner(first)})"
         fix = "choose another store, or ask the owner to share this one with its group "
-        fix += f"(chmod -R g+rwX {store.root} and chmod g+s on its folders)"
-        yield Problem(where=f"store {store.root}", what=what, fix=fix)
+        fix += f"(chmod -R g+rwX {store.local} and chmod g+s on its folders)"
+        yield Problem(where=f"store {store.local}", what=what, fix=fix)
+    yield from store.check_root()
 
 
 def _committed_inputs(plan: Plan, store: Store) -> Iterator[Artifact | None]:
@@ -123,17 +126,17 @@ def _name_of(look_up: Callable[[int], tuple[Any, ...]], number: int) -> str:
 
 def check_disk(plan: Plan, adoptions: Sequence[Adoption]) -> Iterator[Problem]:
     """The store has room for what is copied into it, and for at least as much as the inputs."""
-    store = Store(plan.records or plan.store)
+    store = open_store(plan)
     needed = sum(path.stat().st_size for each in adoptions for path in _local_files(each))
     for planned in plan.inputs:
         copies = store.by_digest(planned.source) if not planned.producer else []
         needed += sum(file.size for file in copies[0].record.files) if copies else 0
     needed = max(needed, FREE_FLOOR)
-    free = shutil.disk_usage(nearest_folder(store.root)).free
+    free = shutil.disk_usage(nearest_folder(store.local)).free
     if free < needed:
         what = f"{math.ceil(free / 10**6)} MB are free, and at least "
         what += f"{math.ceil(needed / 10**6)} MB are needed"
-        yield Problem(where=f"store {store.root}", what=what, fix=MAKE_ROOM)
+        yield Problem(where=f"store {store.local}", what=what, fix=MAKE_ROOM)
 
 
 def _local_files(adoption: Adoption) -> list[Path]:

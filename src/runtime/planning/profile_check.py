@@ -18,11 +18,9 @@ from nemotron_style.runtime.config.interpolation import leaves
 from nemotron_style.runtime.errors import Problem, StepsError
 from nemotron_style.runtime.planning.build import plan_placement, seal_plan
 from nemotron_style.runtime.planning.preflight import check_port
-from nemotron_style.runtime.planning.request import open_context
+from nemotron_style.runtime.planning.request import open_context, open_profile_store
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.plan import Plan
-from nemotron_style.runtime.store.roots.location import default_root
-from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.validation import join_key
 
 PRIVATE = 0o600
@@ -84,7 +82,7 @@ def check_placeholders(profile: Profile) -> Iterator[Check]:
 
 def check_store(profile: Profile) -> Check:
     """The store can be written, or created."""
-    store = Store(default_root(profile.store))
+    store = open_profile_store(profile)
     root = store.layout.local
     refused = unwritable([root, *store.unwritable([])])
     folder = refused[0] if refused else nearest_folder(root)

@@ -11,7 +11,7 @@ from nemotron_style.runtime.errors import Problem, UsageError
 from nemotron_style.runtime.paths import find_project_root
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.store.ref import check_name
-from nemotron_style.runtime.store.roots.location import default_root
+from nemotron_style.runtime.store.roots.location import choose_scratch, default_root
 from nemotron_style.runtime.store.store import Store
 
 
@@ -55,11 +55,17 @@ class PlanContext:
     provisional: bool = False
 
 
+def open_profile_store(profile: Profile) -> Store:
+    """The store that the environment, the profile or the project names."""
+    root = default_root(profile.store)
+    return Store(root, scratch=choose_scratch(root, profile.scratch))
+
+
 def open_context(profile: Profile, catalog: Catalog) -> PlanContext:
     """The context of the current directory, with the profile's store and work directory."""
     own = Path(profile.workdir).absolute() if profile.workdir else None
     workdir = own or find_project_root(Path.cwd())
-    return PlanContext(catalog, Store(default_root(profile.store)), profile, workdir)
+    return PlanContext(catalog, open_profile_store(profile), profile, workdir)
 
 
 def check_request(request: RunRequest, manifest: Manifest) -> None:

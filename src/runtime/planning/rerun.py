@@ -137,8 +137,8 @@ def find_inputs(
 
 def move_plan(plan: Plan, store: Store) -> Plan:
     """The plan in the store as it is found today, attached to the command that repeats it."""
-    root = str(store.root)
-    moved: dict[str, Any] = {"detached": False}
+    root = str(store.local)
+    moved: dict[str, Any] = {"detached": False, "root": store.url}
     if plan.records is not None:
         moved["records"] = root
     elif plan.store != root:

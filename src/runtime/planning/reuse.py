@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.errors import Problem, UsageError
 from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.attempt import LOCAL
-from nemotron_style.runtime.run.folder import RunFolder, find_recent_runs
+from nemotron_style.runtime.run.folder import RunFolder, find_recent_runs, read_outputs
 from nemotron_style.runtime.run.identity_difference import describe_difference
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, LOST, TIMEOUT
@@ -45,25 +46,29 @@ def decide(
     next generation is used instead.
     """
     generation, plan = 0, seal(0)
-    while RunFolder((following := seal(generation + 1)).record_dir).exists:
+    while _exists(following := seal(generation + 1), store):
         generation, plan = generation + 1, following
-    folder = RunFolder(plan.record_dir)
-    if not folder.exists:
+    folder, made = RunFolder(plan.record_dir), read_outputs(plan, store)
+    if not folder.exists and made is None:
         return plan, explain_new_run(plan, store)
     if fresh:
         reason = f"--fresh: generation {generation + 1}, whatever was made before"
         return following, Decision("run", reason)
     if plan.is_service and read_status(folder).state == COMPLETED:
         return following, Decision("run", f"the service was stopped; generation {generation + 1}")
-    if folder.outputs is None:
+    if made is None:
         return plan, decide_unfinished(folder, plan)
-    problems = verify_outputs(folder, store)
+    problems = verify_outputs(plan.run_id, made, store)
     if not problems:
         reason = f"same fingerprint as {plan.run_id}, outputs unchanged by size and time"
         return plan, Decision("reuse", reason)
-    verb = "were removed" if has_removed_output(folder, store) else "no longer verify"
+    verb = "were removed" if has_removed_output(made, store) else "no longer verify"
     reason = f"the outputs of {plan.run_id} {verb}; generation {generation + 1}"
     return following, Decision("run", reason, tuple(str(problem) for problem in problems))
+
+
+def _exists(plan: Plan, store: Store) -> bool:
+    return RunFolder(plan.record_dir).exists or read_outputs(plan, store) is not None
 
 
 def decide_unfinished(folder: RunFolder, plan: Plan) -> Decision:
@@ -77,7 +82,7 @@ def decide_unfinished(folder: RunFolder, plan: Plan) -> Decision:
         where = f" on {place}" if place else ""
         return Decision("attach", f"attempt {last.number} is under way{where}: {status.state}")
     # A store that this machine does not see keeps the outputs; its records end with the state.
-    if status.state == COMPLETED and plan.records is not None:
+    if status.state == COMPLETED and plan.records is not None and not plan.root:
         return Decision("reuse", f"completed on {last.executor}; what it made is in {plan.store}")
     step = find_newest_step(folder)
     start = f"continues from the checkpoint of step {step}" if step else "starts over"
@@ -107,7 +112,7 @@ def check_names(plan: Plan, decision: Decision, store: Store) -> None:
     for output in plan.outputs:
         made = store.output_of(plan.run_id, output.slot)
         name = made.record.name if made else output.name
-        if not made and decision.action in ("attach", "reuse"):
+        if not made and decision.action in ("attach", "reuse") and folder.exists:
             name = next(one.name for one in folder.plan.outputs if one.slot == output.slot)
         if name == output.name:
             continue
@@ -120,11 +125,11 @@ def check_names(plan: Plan, decision: Decision, store: Store) -> None:
         raise UsageError(Problem(where="--name", what=what, got=output.name, fix=fix))
 
 
-def verify_outputs(folder: RunFolder, store: Store) -> list[Problem]:
+def verify_outputs(run_id: str, made: Mapping[str, Any], store: Store) -> list[Problem]:
     """Every change to the committed outputs of a complete run since their commit."""
     problems: list[Problem] = []
-    for slot, output in (folder.outputs or {}).get("outputs", {}).items():
-        artifact = store.output_of(folder.run_id, slot)
+    for slot, output in made.get("outputs", {}).items():
+        artifact = store.output_of(run_id, slot)
         removed = store.tombstone(output["ref"])
         if removed and artifact is None:
             problems.append(Problem(where=output["ref"], what=removed.describe()))
@@ -135,10 +140,9 @@ def verify_outputs(folder: RunFolder, store: Store) -> list[Problem]:
     return problems
 
 
-def has_removed_output(folder: RunFolder, store: Store) -> bool:
+def has_removed_output(made: Mapping[str, Any], store: Store) -> bool:
     """Whether somebody removed what a complete run made."""
-    outputs = (folder.outputs or {}).get("outputs", {})
-    return any(store.tombstone(output["ref"]) for output in outputs.values())
+    return any(store.tombstone(output["ref"]) for output in made.get("outputs", {}).values())
 
 
 def explain_new_run(plan: Plan, store: Store) -> Decision:
@@ -148,7 +152,7 @@ def explain_new_run(plan: Plan, store: Store) -> Decision:
     what that run was.
     """
     compared: list[tuple[list[str], RunFolder]] = []
-    for run in find_recent_runs(store.root, plan.step, RUNS_COMPARED):
+    for run in find_recent_runs(store.local, plan.step, RUNS_COMPARED):
         # As it is written: to hold a whole plan to its schema and its seal takes ten times as long.
         identity = (read_json(run.path / "plan.json") or {}).get("identity")
         with contextlib.suppress(ValueError, AttributeError):  # what is no plan is passed over

@@ -29,10 +29,9 @@ from nemotron_style.runtime.launch.registry import find_launcher
 from nemotron_style.runtime.launch.status import read_status, refresh_status
 from nemotron_style.runtime.planning.pipeline import Pipeline, PlannedRun
 from nemotron_style.runtime.planning.preflight import check_plan
-from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.folder import RunFolder, open_store, read_outputs
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, LOST, JobState
 from nemotron_style.runtime.secrets.reject import reject_secrets
-from nemotron_style.runtime.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,8 @@ def check_and_adopt(pipeline: Pipeline, launcher: Launcher) -> dict[str, Request
     problems = [one for plan in due for one in check_plan(plan, adoptions=pipeline.adoptions)]
     problems += [one for plan in due for one in launcher.check(plan)]
     raise_all(UsageError, list(dict.fromkeys(problems)))
-    store = Store(pipeline.target.plan.records or pipeline.target.plan.store)
-    loosen_umask(store.root)  # logs, and what a supervisor makes, are the group's too
+    store = open_store(pipeline.target.plan)
+    loosen_umask(store.local)  # logs, and what a supervisor makes, are the group's too
     for adoption in pipeline.adoptions:
         adopted = store.adopt(adoption.location, kind=adoption.kind, name=adoption.name)
         if adopted.digest != adoption.digest:
@@ -160,7 +159,7 @@ def execute_run(
                 break
         if state.state != COMPLETED:
             raise explain_failure(run, state, folder)
-    complete = folder.outputs or {}
+    complete = read_outputs(run.plan, open_store(run.plan)) or {}
     made = complete.get("outputs", {})
     outputs = {slot.slot: made[slot.slot] for slot in run.plan.outputs if slot.slot in made}
     return Outcome(run, outputs, complete.get("figures", {}), 0.0 if reused else folder.seconds)

@@ -81,6 +81,7 @@ class Profile(BaseModel):
     ``time`` is a limit as Slurm writes it (``HH:MM:SS`` or ``D-HH:MM:SS``); a step is asked to
     save ``grace_seconds`` before it. ``python`` starts the worker where ``sys.executable`` cannot,
     in an image or on a node. ``gpu_memory`` (``80G``) is what a plan compares a job's memory with.
+    ``scratch`` is a folder for the runs of a ``store`` in a bucket.
     ``secrets_file`` is read where the job runs; ``upload`` is an fsspec
     URL that takes plan and code to a job whose store (``remote_store``) this machine does not
     see. ``steps`` are ``NAME=FOLDER`` of steps in NVIDIA's layout. ``ignored`` are keys of the
@@ -101,6 +102,7 @@ class Profile(BaseModel):
     secrets: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
     store: str | None = None
+    scratch: str | None = None
     workdir: str | None = None
     steps: tuple[str, ...] = ()
 

@@ -96,6 +96,7 @@ class Plan(_Frozen):
     ``services`` run beside the step, by the names of the manifest's ``[[needs]]``; the plan of
     such a one says ``beside`` which run (``<run id>/services/<name>``). What a service consumes is
     an input of the step too, under ``<name>.<slot>``. ``files`` were compiled for the job.
+    ``root`` is the URL of a store in a bucket; ``store`` is then the folder that has its runs.
     """
 
     schema_version: Literal[1] = 1
@@ -122,6 +123,7 @@ class Plan(_Frozen):
     site: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     store: str
+    root: str | None = None
     records: str | None = None
     workdir: str
     arguments: tuple[str, ...]
@@ -172,9 +174,10 @@ class Plan(_Frozen):
         return Path(self.records or self.store, "runs", self.beside or self.run_id)
 
     @model_serializer(mode="wrap")
-    def _leave_out_no_files(self, dump: Callable[[Plan], dict[str, Any]]) -> dict[str, Any]:
-        body = dump(self)
-        return body if self.files else {key: body[key] for key in body if key != "files"}
+    def _leave_out_absent(self, dump: Callable[[Plan], dict[str, Any]]) -> dict[str, Any]:
+        body = dump(self)  # fields that came later; the text of most plans is what it was
+        absent = [name for name in ("files", "root") if not getattr(self, name)]
+        return {key: body[key] for key in body if key not in absent}
 
     def to_json(self) -> str:
         """The canonical text with its seal: sorted keys, two spaces, one newline at the end."""

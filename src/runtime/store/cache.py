@@ -8,7 +8,9 @@ a while goes with ``artifacts gc``.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 
 from nemotron_style.runtime import atomic
@@ -20,6 +22,8 @@ from nemotron_style.runtime.store.roots.transfer import fetch_tree
 from nemotron_style.runtime.store.verify import verify_files
 
 TIMES = "times.json"
+SILENCE_S = 600.0  # who fetches, and got nothing for so long, is taken for dead
+WAIT_S = 0.2
 
 
 def fetch(artifact: Artifact, cache: Path) -> Path:
@@ -28,15 +32,28 @@ def fetch(artifact: Artifact, cache: Path) -> Path:
     Raises ArtifactError when what is there is not what was committed.
     """
     entry = _entry(cache, artifact.digest)
-    if (found := find_cached(artifact.record, cache)) is not None:
-        return found
-    aside = atomic.unique_path(cache, ".fetching")
+    turn = cache / f".turn-{entry.name}"
+    while (found := find_cached(artifact.record, cache)) is None:
+        if atomic.create_empty(turn):
+            try:
+                return _download(artifact, entry, turn)
+            finally:
+                turn.unlink(missing_ok=True)
+        # Another process fetches it (every rank of a job asks at once), or died of it.
+        if atomic.last_change(turn) < atomic.read_clock(cache) - SILENCE_S:
+            turn.unlink(missing_ok=True)
+        time.sleep(WAIT_S)
+    return found
+
+
+def _download(artifact: Artifact, entry: Path, turn: Path) -> Path:
+    aside = atomic.unique_path(entry.parent, ".fetching")
     files = aside / "files"
     atomic.make_dir(files)
     try:
         assert isinstance(artifact.path, ObjectPath)
         wanted = [(file.path, file.size) for file in artifact.record.files]
-        fetch_tree(artifact.path, files, wanted)
+        fetch_tree(artifact.path, files, wanted, on_range=partial(turn.touch, exist_ok=True))
         raise_all(ArtifactError, verify_files(artifact.record, files))
         return _keep(aside, entry)
     except FileNotFoundError:
@@ -53,7 +70,7 @@ def find_cached(record: Record, cache: Path) -> Path | None:
     noted = atomic.read_json(entry / TIMES)
     if noted is None:
         return None
-    times = {path: [int(size), int(time)] for path, (size, time) in noted.items()}
+    times = {path: [int(size), int(changed)] for path, (size, changed) in noted.items()}
     if verify_files(record, files, times=times):
         atomic.remove_tree(entry)  # somebody changed it
         return None

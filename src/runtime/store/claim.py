@@ -32,7 +32,7 @@ def take_version(layout: Layout, staged: Path, draft: Record) -> int:
 
 def _claim_version(layout: Layout, name: str) -> int:
     claims = layout.claims(name)
-    version = (_noted_newest(layout, name) or _list_newest(layout, name)) + 1
+    version = (noted_newest(layout, name) or _list_newest(layout, name)) + 1
     tries = 0
     # Two writers may begin at the same number; the exclusive create decides between them.
     while layout.version(name, version).exists() or not files.create_empty(claims / f"v{version}"):
@@ -46,7 +46,7 @@ def _claim_version(layout: Layout, name: str) -> int:
     return version
 
 
-def _noted_newest(layout: Layout, name: str) -> int | None:
+def noted_newest(layout: Layout, name: str) -> int | None:
     """The newest claim as it was noted, as long as no claim came or went since; else None."""
     try:
         version, changed = map(int, layout.newest(name).read_text().split())

@@ -257,8 +257,13 @@ def _seen(directory: Path, hashed: Iterable[Hashed]) -> list[Hashed]:
     """The same files, with the times that they have in their place."""
     if not isinstance(directory, ObjectPath):
         return list(hashed)
-    there = {str(path.relative_to(directory)): state for path, state in directory.walk_files()}
-    return [replace(item, mtime_ns=there[item.file.path].st_mtime_ns) for item in hashed]
+    listed = {path.key: state for path, state in directory.walk_files()}
+    places = [directory / item.file.path for item in hashed]
+    states = [listed.get(place.key) or place.stat() for place in places]
+    return [
+        replace(item, mtime_ns=state.st_mtime_ns)
+        for item, state in zip(hashed, states, strict=True)
+    ]
 
 
 def _protect(path: Path, scratch: Path, rights: int) -> None:

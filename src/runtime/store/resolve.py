@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import islice
 
 from nemotron_style.runtime.errors import ArtifactError, NewerRecord, Problem, RefError, suggest
+from nemotron_style.runtime.store.claim import noted_newest
 from nemotron_style.runtime.store.commit import read_decision
 from nemotron_style.runtime.store.index import entries, read_digests, read_refs
 from nemotron_style.runtime.store.layout import Layout, is_committed, versions_in
@@ -18,6 +19,7 @@ from nemotron_style.runtime.store.ref import (
     parse_version,
     strip_user,
 )
+from nemotron_style.runtime.store.roots.files import on_disk
 from nemotron_style.runtime.store.tombstone import (
     Tombstone,
     find_tombstone,
@@ -26,6 +28,7 @@ from nemotron_style.runtime.store.tombstone import (
 )
 
 _SHOWN = 8
+_LATE = 64  # so many versions may a listing of a bucket be behind
 _LIST = "`nemotron-style artifacts list` shows what there is"
 
 
@@ -114,10 +117,36 @@ def find(layout: Layout, ref: str) -> Artifact | None:
         return None
 
 
+def list_artifacts(layout: Layout, name: str | None) -> tuple[list[Artifact], list[Problem]]:
+    """Every artifact that can be read, by name, the newest first; why each other one cannot."""
+    artifacts: list[Artifact] = []
+    problems: list[Problem] = []
+    names = [layout.name(name)] if name else entries(layout.artifacts)
+    removed = removed_refs(layout, name or "")
+    for directory in names:
+        try:
+            versions = versions_in(directory)
+        except OSError as error:
+            what = f"cannot be read: {error.strerror}"
+            problems.append(Problem(where=directory.name, what=what))
+            continue
+        for version in versions:
+            if f"{directory.name}:v{version}" in removed:
+                continue
+            try:
+                artifacts.append(load_artifact(directory / f"v{version}"))
+            except FileNotFoundError:  # no record, hence no artifact
+                continue
+            except ArtifactError as error:
+                problems += error.problems
+    return artifacts, problems
+
+
 def _resolve_name(layout: Layout, ref: NamedRef) -> Artifact:
     directory = layout.name(ref.name)
     gone = {parse_version(each.partition(":")[2]) for each in removed_refs(layout, ref.name)}
-    there = (each for each in versions_in(directory) if is_committed(directory / f"v{each}"))
+    numbers = _list_versions(layout, ref.name)
+    there = (each for each in numbers if is_committed(directory / f"v{each}"))
     known = (each for each in there if each not in gone)
     newest = next(known, None)
     if ref.version and ref.version not in gone and is_committed(directory / f"v{ref.version}"):
@@ -136,6 +165,19 @@ def _resolve_name(layout: Layout, ref: NamedRef) -> Artifact:
         return load_artifact(directory / f"v{newest}")
     what = "has no such version"
     raise RefError(Problem(where=ref.name, what=what, got=f"v{ref.version}", allowed=allowed))
+
+
+def _list_versions(layout: Layout, name: str) -> list[int]:
+    """Numbers under which there may be artifacts of a name, the highest first.
+
+    A listing of a bucket may be late; what was claimed last is read by its key.
+    """
+    listed = versions_in(layout.name(name))
+    if on_disk(layout.root):
+        return listed
+    highest = max(listed, default=0)
+    noted = min(noted_newest(layout, name) or 0, highest + _LATE)
+    return [*range(noted, highest, -1), *listed]
 
 
 def _reject_removed(tombstone: Tombstone | None, allowed: str = "") -> None:

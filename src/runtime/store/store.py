@@ -11,7 +11,7 @@ from nemotron_style.runtime.errors import ArtifactError, Problem
 from nemotron_style.runtime.store import audit, removal, resolve
 from nemotron_style.runtime.store.adoption import adopt, source
 from nemotron_style.runtime.store.adoption.bring import How
-from nemotron_style.runtime.store.cache import fetch
+from nemotron_style.runtime.store.cache import fetch, find_cached
 from nemotron_style.runtime.store.commit import (
     commit_tree,
     discard,
@@ -21,8 +21,8 @@ from nemotron_style.runtime.store.commit import (
 )
 from nemotron_style.runtime.store.digest import digest_tree
 from nemotron_style.runtime.store.gc import Collected, collect_garbage
-from nemotron_style.runtime.store.index import entries, read_times
-from nemotron_style.runtime.store.layout import INDEX_FOLDERS, Layout, is_committed, versions_in
+from nemotron_style.runtime.store.index import read_times
+from nemotron_style.runtime.store.layout import INDEX_FOLDERS, Layout, is_committed
 from nemotron_style.runtime.store.record import (
     Artifact,
     Edge,
@@ -42,7 +42,6 @@ from nemotron_style.runtime.store.tombstone import (
     Tombstone,
     find_tombstone,
     is_removed,
-    removed_refs,
 )
 from nemotron_style.runtime.store.verify import verify_files
 
@@ -58,6 +57,16 @@ class Store:
     def __init__(self, root: str | Path, *, scratch: str | Path | None = None) -> None:
         self.root, local = open_root(root, scratch)
         self.layout = Layout(self.root, local)
+
+    @property
+    def local(self) -> Path:
+        """The folder of this machine that has the store's runs: of no bucket, the store itself."""
+        return self.layout.local
+
+    @property
+    def url(self) -> str | None:
+        """The URL of the bucket; None for a folder."""
+        return None if files.on_disk(self.root) else str(self.root)
 
     # Finding
 
@@ -77,27 +86,7 @@ class Store:
 
     def list_artifacts(self, name: str | None = None) -> tuple[list[Artifact], list[Problem]]:
         """:meth:`artifacts`, and why each of the others cannot be read."""
-        artifacts: list[Artifact] = []
-        problems: list[Problem] = []
-        names = [self.layout.name(name)] if name else entries(self.layout.artifacts)
-        removed = removed_refs(self.layout, name or "")
-        for directory in names:
-            try:
-                versions = versions_in(directory)
-            except OSError as error:
-                what = f"cannot be read: {error.strerror}"
-                problems.append(Problem(where=directory.name, what=what))
-                continue
-            for version in versions:
-                if f"{directory.name}:v{version}" in removed:
-                    continue
-                try:
-                    artifacts.append(load_artifact(directory / f"v{version}"))
-                except FileNotFoundError:  # no record, hence no artifact
-                    continue
-                except ArtifactError as error:
-                    problems += error.problems
-        return artifacts, problems
+        return resolve.list_artifacts(self.layout, name)
 
     def by_digest(self, digest: str) -> list[Artifact]:
         """Every artifact with exactly this content, the first committed first."""
@@ -124,6 +113,12 @@ class Store:
         if files.on_disk(artifact.path):
             return artifact.path
         return fetch(artifact, self.layout.cache)
+
+    def find_local(self, artifact: Artifact) -> Path | None:
+        """The folder that :meth:`fetch` gives, where it need not be fetched first."""
+        if files.on_disk(artifact.path):
+            return artifact.path
+        return find_cached(artifact.record, self.layout.cache)
 
     # Committing
 

@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from nemotron_style.runtime.atomic import (
     sync_tree,
     write_json,
 )
-from nemotron_style.runtime.errors import Problem, StepFailed, StepsError, raise_all
+from nemotron_style.runtime.errors import Problem, StepFailed, StepsError, StoreError, raise_all
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.code import describe_code
-from nemotron_style.runtime.run.folder import SEAL, RunFolder
+from nemotron_style.runtime.run.folder import SEAL, RunFolder, note_outputs
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import COMPLETED
 from nemotron_style.runtime.secrets.redact import redact_leaves
@@ -51,7 +51,7 @@ class Task:
 
     @property
     def store(self) -> Store:
-        return Store(self.plan.store)
+        return Store(self.plan.root or self.plan.store, scratch=self.plan.store)
 
     def tell(self, error: StepsError) -> None:
         """Print an error of a user, unless another process of this machine has said the same."""
@@ -107,7 +107,12 @@ def commit_outputs(
     remove_tree(task.folder.path / "checkpoints")
     try:
         complete = _commit_each(task, folder, inputs)
+        note_outputs(task.plan, task.store, complete)
         write_json(task.folder.path / "outputs.json", complete)
+    except StoreError as error:
+        fix = "mend that; the same command then commits the outputs, which are sealed, without "
+        fix += "computing again"
+        raise StepFailed([replace(one, fix=one.fix or fix) for one in error.problems]) from error
     except OSError as error:
         # The recipe is done: whoever reads this must not think that its work is lost.
         what = f"cannot be written: {error.strerror}; the outputs are sealed, not yet committed"

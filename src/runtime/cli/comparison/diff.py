@@ -89,7 +89,7 @@ def find_code_changes(
     if not any(each.key == "code.digest" for each in differences):
         return []
     producers = [artifact.record.producer for artifact in (left, right)]
-    runs = [RunFolder(store.root / "runs" / producer.run_id) for producer in producers if producer]
+    runs = [RunFolder(store.local / "runs" / producer.run_id) for producer in producers if producer]
     sources = [found for run in runs if (found := find_sources(run)) is not None]
     return compare_code(*sources, plan=runs[0].plan) if len(sources) == 2 else None
 

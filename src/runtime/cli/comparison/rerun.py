@@ -85,7 +85,7 @@ def rerun(
     chosen = load_profile(profile) if profile is not None else None
     catalog = load_catalog(profile_steps=chosen.steps if chosen else ())
     stream = sys.stderr if as_json else sys.stdout
-    with explain_disk(store.root), Screen(stream) as screen:
+    with explain_disk(store.local), Screen(stream) as screen:
         repetition = plan_rerun(first, store=store, catalog=catalog, profile=chosen)
         for line in repetition.surroundings:
             screen.warn(f"other than then: {line}")

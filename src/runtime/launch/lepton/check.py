@@ -15,8 +15,8 @@ from nemotron_style.runtime.launch.lepton.client import (
 )
 from nemotron_style.runtime.launch.lepton.validate import is_mounted
 from nemotron_style.runtime.paths import find_project_root
+from nemotron_style.runtime.run.folder import open_store
 from nemotron_style.runtime.run.plan import Plan
-from nemotron_style.runtime.store.store import Store
 
 
 def check_workspace(plan: Plan, connect: Callable[[], Workspace]) -> Iterator[Problem]:
@@ -114,9 +114,9 @@ def check_volumes(plan: Plan, group: NodeGroup | None) -> Iterator[Problem]:
 
 def check_inputs(plan: Plan) -> Iterator[Problem]:
     """A detached job starts at once, so what it needs must be there: Lepton orders no jobs."""
-    if not plan.detached or plan.records:
+    if not plan.detached or (plan.records and not plan.root):
         return
-    store = Store(plan.store)
+    store = open_store(plan)
     for planned in plan.inputs:
         if planned.producer and store.output_of(*planned.producer) is None:
             what = f"{planned.source} is not made yet, and Lepton cannot hold a job back for it"

@@ -168,7 +168,7 @@ def _check_mount(mount: PlannedMount, key: str) -> Iterator[Problem]:
 def check_places(plan: Plan) -> Iterator[Problem]:
     """The store must outlive the pod, so it lies on a mount; code comes by mount or by upload."""
     if not is_mounted(plan.store, plan):
-        key = "remote_store" if plan.records else "store"
+        key = "remote_store" if plan.records else "scratch" if plan.root else "store"
         targets = ", ".join(mount.target for mount in plan.mounts) or "there is no mount"
         what = "is not on a mount: what the job makes would end with its pod"
         yield Problem(key=key, what=what, got=repr(plan.store), allowed=f"below {targets}")

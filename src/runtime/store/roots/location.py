@@ -82,13 +82,21 @@ def open_root(root: str | Path, scratch: str | Path | None = None) -> tuple[Path
     return Path(os.path.realpath(folder)), None  # resolve() raises for a circle
 
 
-def scratch_of(url: str) -> Path:
+def choose_scratch(root: str | Path, profile_scratch: str | None = None) -> Path | None:
+    """The local folder of a store in a bucket; None for a store in a folder."""
+    url = find_url(str(root))
+    return scratch_of(url, profile_scratch) if url else None
+
+
+def scratch_of(url: str, profile_scratch: str | None = None) -> Path:
     """The local folder with runs, staged files and copies of a store in a bucket.
 
-    Below ``$NEMOTRON_STYLE_SCRATCH``, else in the user's cache.
+    Below ``$NEMOTRON_STYLE_SCRATCH``, else what the profile says, else in the user's cache.
     """
-    if own := os.environ.get(SCRATCH_VARIABLE):
-        base = expand_path(check_root(own, where=f"${SCRATCH_VARIABLE}")).absolute()
+    own = os.environ.get(SCRATCH_VARIABLE)
+    if chosen := own or profile_scratch:
+        where = f"${SCRATCH_VARIABLE}" if own else "the profile's scratch"
+        base = expand_path(check_root(chosen, where=where)).absolute()
     else:
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         base = expand_path(cache).absolute() / "nemotron-style"

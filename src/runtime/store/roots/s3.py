@@ -40,7 +40,7 @@ class S3Bucket:
         except ImportError:
             what, fix = "needs the package s3fs", "pip install 'nemotron-style[s3]'"
             raise StoreError(Problem(where=self.url, what=what, fix=fix)) from None
-        return s3fs.S3FileSystem(use_listings_cache=False)
+        return s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
 
     def create(self, key: str, data: bytes) -> bool:
         for attempt in range(CONFLICTS):

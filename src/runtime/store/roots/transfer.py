@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -87,10 +87,16 @@ def forget_upload(staged: Path) -> None:
         UploadNote(staged).path.unlink()
 
 
-def fetch_tree(directory: ObjectPath, target: Path, files: Sequence[tuple[str, int]]) -> None:
+def fetch_tree(
+    directory: ObjectPath,
+    target: Path,
+    files: Sequence[tuple[str, int]],
+    *,
+    on_range: Callable[[], None],
+) -> None:
     """Bring files (path, size) of a bucket into the folder ``target``, several ranges at once.
 
-    Raises FileNotFoundError when one is not there.
+    ``on_range`` is called after each. Raises FileNotFoundError when one is not there.
     """
     progress = Progress(f"downloading {directory.key}", sum(size for _path, size in files))
     ranges = [
@@ -110,6 +116,7 @@ def fetch_tree(directory: ObjectPath, target: Path, files: Sequence[tuple[str, i
         with (target / path).open("r+b") as stream:
             os.pwrite(stream.fileno(), data, start)
         progress.add(len(data))
+        on_range()
 
     with ThreadPoolExecutor(2 * FILES_AT_ONCE) as pool:
         try:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nemotron_style.runtime.errors import ArtifactError, InputError, RefError, StoreError
-from nemotron_style.runtime.store.record import Artifact, Edge, Producer
+from nemotron_style.runtime.store.record import Artifact, Edge, Producer, render_sealed
 from nemotron_style.runtime.store.removal import select
+from nemotron_style.runtime.store.roots.explain import explain
 from nemotron_style.runtime.store.roots.memory import MemoryBucket
 from nemotron_style.runtime.store.store import Store
 
@@ -19,6 +22,13 @@ from nemotron_style.runtime.store.store import Store
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(f"memory://{uuid.uuid4().hex}/some/where", scratch=tmp_path / "scratch")
+
+
+def coded(code: str) -> Exception:
+    """An error as the libraries of AWS raise it."""
+    error = OSError(f"said {code}")
+    error.response = {"Error": {"Code": code}}  # type: ignore[attr-defined]
+    return error
 
 
 def commit(
@@ -183,3 +193,64 @@ def test_collecting_finishes_what_was_decided_and_drops_an_old_half_upload(
     assert store.collect_garbage(grace_s=3600).removed == []
     assert "artifacts/model/v2" in store.collect_garbage(grace_s=-1).removed
     assert store.verify_all(deep=True) == (1, [])
+
+
+def test_a_bucket_without_conditional_writes_is_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store.check_root() == []
+    assert list(store.root.iterdir()) == []
+    monkeypatch.setattr(MemoryBucket, "create", lambda self, key, data: True)
+    [problem] = store.check_root()
+    assert "does not honour conditional writes" in problem.what
+
+
+def test_a_record_of_a_newer_version_or_a_damaged_one_is_one_line(store: Store) -> None:
+    artifact = commit(store, "one")
+    record = artifact.path / "artifact.json"
+    bucket = record.bucket  # type: ignore[attr-defined]
+    text = record.read_text()
+    bucket.put(record.key, text.replace('"k"', '"z"').encode())  # type: ignore[attr-defined]
+    with pytest.raises(ArtifactError, match="is not the one that was committed"):
+        store.resolve("model:v1")
+    body = artifact.record.model_dump(mode="json") | {"schema_version": 2}
+    bucket.put(record.key, render_sealed(body).encode())  # type: ignore[attr-defined]
+    with pytest.raises(ArtifactError, match=r"another schema: .*schema_version"):
+        store.resolve("model:v1")
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (PermissionError("x"), "the bucket does not do what it is asked for: x"),
+        (coded("AccessDenied"), "the bucket refuses these credentials"),
+        (coded("InvalidAccessKeyId"), "the bucket refuses these credentials"),
+        (coded("ExpiredToken"), "the credentials have expired"),
+        (coded("NoSuchBucket"), "there is no such bucket"),
+        (coded("QuotaExceeded"), "is full"),
+        (coded("InternalError"), "does not do what it is asked for: said InternalError"),
+    ],
+)
+def test_what_a_bucket_refuses_is_told_in_a_line(error: Exception, what: str) -> None:
+    told = explain(error, "s3://bucket")
+    assert isinstance(told, StoreError)
+    assert what in str(told)
+    assert "\n" not in str(told)
+
+
+def test_latest_does_not_go_back_when_a_listing_is_late(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text in ("one", "two", "three"):
+        commit(store, text)
+    real = MemoryBucket.list
+
+    def late(self: MemoryBucket, prefix: str, **words: Any) -> Iterator[Any]:
+        hidden = ("artifacts/model/v2", "artifacts/model/v3")
+        return (one for one in real(self, prefix, **words) if not one[0].startswith(hidden))
+
+    monkeypatch.setattr(MemoryBucket, "list", late)
+    assert store.resolve("model").ref == "model:v3"
+    assert store.resolve("model:v2").ref == "model:v2"
+    monkeypatch.setattr(MemoryBucket, "list", lambda self, prefix, **words: iter(()))
+    assert commit(store, "four").ref == "model:v4"
