@@ -95,8 +95,8 @@ def test_an_upload_goes_on_with_the_parts_that_were_not_sent(
     monkeypatch.setattr(S3Bucket, "call", note)
     bucket.upload(source, "weights", uploads=uploads, progress=Progress("x", 1))
     assert (again, uploads) == ([3, 4], {})
-    with bucket.open("weights") as stream:
-        assert stream.read() == source.read_bytes()
+    assert bucket.read("weights") == source.read_bytes()
+    assert bucket.read_range("weights", 5, 9) == source.read_bytes()[5:9]
     # An upload that the bucket no longer knows begins anew.
     forgotten = {"weights": "no-such-upload"}
     bucket.upload(source, "weights", uploads=forgotten, progress=Progress("x", 1))

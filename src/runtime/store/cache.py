@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from nemotron_style.runtime import atomic
-from nemotron_style.runtime.errors import ArtifactError, raise_all
+from nemotron_style.runtime.errors import ArtifactError, Problem, raise_all
 from nemotron_style.runtime.store.digest import find_files
 from nemotron_style.runtime.store.record import Artifact, Record
 from nemotron_style.runtime.store.roots.object_path import ObjectPath
@@ -53,6 +53,7 @@ def _download(artifact: Artifact, entry: Path, turn: Path) -> Path:
     try:
         assert isinstance(artifact.path, ObjectPath)
         wanted = [(file.path, file.size) for file in artifact.record.files]
+        raise_all(ArtifactError, list(_compare_sizes(artifact)))
         fetch_tree(artifact.path, files, wanted, on_range=partial(turn.touch, exist_ok=True))
         raise_all(ArtifactError, verify_files(artifact.record, files))
         return _keep(aside, entry)
@@ -61,6 +62,15 @@ def _download(artifact: Artifact, entry: Path, turn: Path) -> Path:
         raise
     finally:
         atomic.remove_tree(aside)
+
+
+def _compare_sizes(artifact: Artifact) -> Iterator[Problem]:
+    """What is missing or has another size; a part of it could not even be asked for."""
+    sizes = {found.path: found.source.stat().st_size for found in find_files(artifact.path)}
+    for file in artifact.record.files:
+        if sizes.get(file.path) != file.size:
+            what = "has another size" if file.path in sizes else "is missing"
+            yield Problem(where=artifact.ref, key=file.path, what=what)
 
 
 def find_cached(record: Record, cache: Path) -> Path | None:

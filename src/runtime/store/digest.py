@@ -21,6 +21,7 @@ from nemotron_style.runtime.store.roots.object_path import ObjectPath
 
 RECORD_NAME = "artifact.json"
 _WORTH_THREADS = 8 << 20  # bytes
+_RANGE = 8 << 20  # bytes of an object that are asked for at once
 ANYWHERE = ("",)  # every absolute path begins so
 
 
@@ -96,10 +97,7 @@ def _size_of(found: Found) -> int:
 def hash_file(found: Found, *, durable: bool = False) -> Hashed:
     """Hash one file; ``durable`` also asks the disk to keep it, while it is open anyway."""
     if isinstance(found.source, ObjectPath):
-        with found.source.open_stream() as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
-        there = found.source.stat()
-        return Hashed(File(found.path, there.st_size, content), there.st_mtime_ns)
+        return _hash_object(found.path, found.source)
     with open(found.source, "rb") as stream:
         content = hashlib.file_digest(stream, "sha256").hexdigest()
         if durable:
@@ -142,6 +140,14 @@ def find_files(root: Path, *, follow_links: bool = False, referenced: bool = Fal
         problems.append(Problem(where=str(root), what="holds no files"))
     raise_all(ArtifactError, problems)
     return sorted(found, key=lambda file: file.path)
+
+
+def _hash_object(path: str, place: ObjectPath) -> Hashed:
+    state, whole = place.stat(), hashlib.sha256()
+    for start in range(0, state.st_size, _RANGE):
+        end = min(start + _RANGE, state.st_size)
+        whole.update(place.bucket.read_range(place.key, start, end))
+    return Hashed(File(path, state.st_size, whole.hexdigest()), state.st_mtime_ns)
 
 
 def _find_objects(root: ObjectPath) -> list[Found]:

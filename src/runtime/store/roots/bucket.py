@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from nemotron_style.runtime.store.roots.progress import Progress
 
@@ -46,9 +46,6 @@ class Bucket(Protocol):
 
     def read_range(self, key: str, start: int, end: int) -> bytes:
         """The bytes from ``start`` to before ``end``."""
-
-    def open(self, key: str) -> IO[bytes]:
-        """A stream of an object's bytes."""
 
     def state(self, key: str) -> ObjectState | None:
         """What is known of an object; None when there is none."""

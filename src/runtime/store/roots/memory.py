@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from nemotron_style.runtime.store.roots.bucket import ObjectState
 from nemotron_style.runtime.store.roots.progress import Progress
@@ -40,11 +40,6 @@ class MemoryBucket:
 
     def read_range(self, key: str, start: int, end: int) -> bytes:
         return self.read(key)[start:end]
-
-    def open(self, key: str) -> IO[bytes]:
-        import io
-
-        return io.BytesIO(self.read(key))
 
     def state(self, key: str) -> ObjectState | None:
         with _LOCK:

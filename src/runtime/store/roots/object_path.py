@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from nemotron_style.runtime.store.roots.bucket import Bucket, ObjectState
 
@@ -136,10 +136,6 @@ class ObjectPath(_Path):  # type: ignore[misc]
     def read_text(self, encoding: str = "utf-8") -> str:
         """The object as text."""
         return self.read_bytes().decode(encoding)
-
-    def open_stream(self) -> IO[bytes]:
-        """A stream of the object's bytes."""
-        return self.bucket.open(self.key)
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the object."""

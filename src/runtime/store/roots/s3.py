@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from nemotron_style.runtime.errors import Problem, StoreError
 from nemotron_style.runtime.store.roots.bucket import ObjectState
@@ -18,7 +18,6 @@ from nemotron_style.runtime.store.roots.explain import code_of, explain
 from nemotron_style.runtime.store.roots.multipart import upload
 from nemotron_style.runtime.store.roots.progress import Progress
 
-BLOCK = 8 << 20
 AT_ONCE = 1000  # keys that one request removes
 CONFLICTS = 8
 EXISTS = ("PreconditionFailed", "412")
@@ -62,19 +61,10 @@ class S3Bucket:
         self.call("put_object", key, Body=data)
 
     def read(self, key: str) -> bytes:
-        return self._cat(key)
+        return self._cat(key, max_concurrency=1)  # one request: else the size is asked for first
 
     def read_range(self, key: str, start: int, end: int) -> bytes:
         return self._cat(key, start=start, end=end)
-
-    def open(self, key: str) -> IO[bytes]:
-        try:
-            stream: IO[bytes] = self._system.open(
-                self._path(key), "rb", block_size=BLOCK, cache_type="readahead"
-            )
-        except Exception as error:
-            raise explain(error, self.url) from error
-        return stream
 
     def state(self, key: str) -> ObjectState | None:
         try:
