@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +43,8 @@ def upload(
         tag = str(bucket.call("upload_part", key, **words)["ETag"])
         progress.add(len(data))
         return number, tag
+
+    from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(THREADS) as pool:
         try:

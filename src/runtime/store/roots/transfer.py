@@ -10,7 +10,6 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,6 +70,8 @@ def send_tree(staged: Path, directory: ObjectPath) -> bool:
         if sizes[path] > RESENT:
             note[f"sent {key}"] = tag
 
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         try:
             for _ in pool.map(send, files):
@@ -117,6 +118,8 @@ def fetch_tree(
             os.pwrite(stream.fileno(), data, start)
         progress.add(len(data))
         on_range()
+
+    from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(2 * FILES_AT_ONCE) as pool:
         try:
