@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ def compile_job(
         gpus_per_node=profile.gpus_per_node,
         inputs={slot: one.kind for slot, one in inputs.items()},
         variables=_name_variables(profile),
-        files=dict(_find_files(inputs, store)),
-        origins=dict(_find_files(origins, store)),
+        files=InputFolders(dict(_find_files(inputs, store))),
+        origins=InputFolders(dict(_find_files(origins, store))),
         outside=frozenset(slot for slot, one in [*inputs.items(), *origins.items()] if one.outside),
         memory=profile.memory,
         gpu_memory=profile.gpu_memory or _read_gpu_memory(profile.resource_shape),
@@ -65,6 +66,25 @@ def compile_job(
         what, got = f"{text} returns no CompiledJob", type(compiled).__name__
         raise ManifestError(Problem(where=where, key="run.compiler", what=what, got=got))
     return replace(compiled, problems=(*compiled.problems, *problems))
+
+
+class InputFolders(Mapping[str, Path]):
+    """Where the content of each input lies; what is in a bucket is fetched when it is asked for."""
+
+    def __init__(self, places: Mapping[str, Callable[[], Path]]) -> None:
+        self._places = places
+
+    def __getitem__(self, slot: str) -> Path:
+        return self._places[slot]()
+
+    def __contains__(self, slot: object) -> bool:
+        return slot in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def check_trackers(
@@ -90,13 +110,15 @@ def check_trackers(
             yield Problem(key=tracker.key, what=what, fix=fix)
 
 
-def _find_files(inputs: Mapping[str, ResolvedInput], store: Store) -> Iterator[tuple[str, Path]]:
+def _find_files(
+    inputs: Mapping[str, ResolvedInput], store: Store
+) -> Iterator[tuple[str, Callable[[], Path]]]:
     for slot, one in inputs.items():
         artifact = store.find(one.ref) if one.ref else None
         if artifact:
-            yield slot, store.fetch(artifact)
+            yield slot, partial(store.fetch, artifact)
         elif one.adoption and one.digest:
-            yield slot, expand_path(one.adoption.location)
+            yield slot, partial(expand_path, one.adoption.location)
 
 
 def _read_gpu_memory(shape: str | None) -> str | None:
