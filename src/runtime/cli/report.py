@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,15 +25,23 @@ ENDINGS = (".html", ".htm")
 Examples:
   nemotron-style report sft-steerlm2-tiny:v1
   nemotron-style report latest -o run.html
+  nemotron-style report --compare sft-chat-tiny:v1 sft-chat-tiny:v2
+  nemotron-style report --store
   nemotron-style artifacts verify run.html      are its records those of the store?""",
 )
 def report(
     context: typer.Context,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="REF|RUN", help="An artifact's ref, a run's id, or latest."),
+        typer.Argument(metavar="REF|RUN...", help="An artifact's ref, a run's id, or latest."),
     ] = None,
     *,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Lay two to eight of them side by side.")
+    ] = False,
+    whole: Annotated[
+        bool, typer.Option("--store", help="Write an index of the whole store, by family.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The file; else NAME.html, here.")
     ] = None,
@@ -44,14 +52,24 @@ def report(
 ) -> None:
     """Write one HTML file about an artifact or a run: verdict, answers, curves, lineage, records.
 
-    It needs no network and no server, and finds by itself whether its records were changed.
+    It needs no network and no server, and finds by itself whether its records were changed. With
+    --compare it lays several side by side; with --store it is an index of all there is.
     """
     context.obj = profile
-    path, problems = write_report(open_store(context), choose_word(words or []), output)
+    chosen: list[str] = words or []
+    told: dict[str, Any] = {}
+    if whole:
+        reject_words(chosen, compare=compare)
+        path, problems = write_catalogue(open_store(context), output)
+    elif compare:
+        path, problems, told = write_comparison(open_store(context), chosen, output)
+    else:
+        path, problems = write_report(open_store(context), choose_word(chosen), output)
     print_problems(problems, label="note")
     if as_json:
         notes = [problem.as_dict() for problem in problems]
-        print_json({"report": str(path), "bytes": path.stat().st_size, "problems": notes})
+        size = path.stat().st_size
+        print_json({"report": str(path), "bytes": size, "problems": notes, **told})
     else:
         print(show_path(path))
 
@@ -62,7 +80,42 @@ def choose_word(words: Sequence[str]) -> str:
         return words[0]
     what, got = "a report is about one artifact or run", " ".join(words) or "none"
     fix = "nemotron-style artifacts list, and runs list, name them"
+    fix = "with --compare it is about several" if words else fix
     raise UsageError(Problem(where="report", what=what, got=got, fix=fix))
+
+
+def reject_words(words: Sequence[str], *, compare: bool) -> None:
+    """Raise UsageError where the index of a store is asked for together with something else."""
+    got = " ".join([*words, *(["--compare"] if compare else [])])
+    if got:
+        what, fix = "an index is about the whole store", "leave out one or the other"
+        raise UsageError(Problem(where="--store", what=what, got=got, fix=fix))
+
+
+def write_catalogue(store: Store, output: Path | None) -> tuple[Path, list[Problem]]:
+    """Write the index of a store; its path, and what could not be read for it."""
+    from nemotron_style.runtime.report.catalogue import collect_catalogue, render_catalogue
+
+    path = choose_file(output, "store")
+    catalogue = collect_catalogue(store)
+    write_page(path, render_catalogue(catalogue))
+    return path, catalogue.problems
+
+
+def write_comparison(
+    store: Store, words: Sequence[str], output: Path | None
+) -> tuple[Path, list[Problem], dict[str, Any]]:
+    """Write the comparison of what ``words`` name; its path, problems, and what it says as data."""
+    from nemotron_style.runtime.report.comparison.compare import (
+        as_data,
+        compare_subjects,
+        render_comparison,
+    )
+
+    path = choose_file(output, "comparison")
+    comparison = compare_subjects(store, words)
+    write_page(path, render_comparison(comparison))
+    return path, list(comparison.problems), {"comparison": as_data(comparison)}
 
 
 def write_report(store: Store, word: str, output: Path | None) -> tuple[Path, list[Problem]]:

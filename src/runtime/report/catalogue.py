@@ -9,18 +9,17 @@ it would stand.
 from __future__ import annotations
 
 import importlib.metadata
-import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemotron_style.runtime.errors import ArtifactError, Problem, UsageError
-from nemotron_style.runtime.report.page import render_page
+from nemotron_style.runtime.report.embed import Document, embed_records, render_sealed
+from nemotron_style.runtime.store.lineage.graph import Node
 from nemotron_style.runtime.store.record import Edge, Record
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.store.tombstone import read_tombstone, removed_refs
-from nemotron_style.runtime.units import format_time
 
 MOST_BRANCHES = 1000
 MOST_CHILDREN = 25
@@ -30,6 +29,8 @@ MOST_OPEN = 60
 """Branches up to which all of them stand open."""
 MOST_NAMES = 300
 MOST_PROBLEMS = 50
+MOST_RECORDS = 60
+"""That the page holds word for word, the newest ones: a record takes some ten kilobytes."""
 MODEL_SLOTS = ("model", "sampler", "policy")
 """Slots whose artifact a run goes on from: their line is what people mean by a family."""
 
@@ -101,7 +102,8 @@ class Catalogue:
     removed: int
     """Artifacts of which only the record is left."""
     problems: list[Problem]
-    shown: list[Entry]
+    documents: list[Document]
+    documents_left_out: int
 
     @property
     def count(self) -> int:
@@ -126,6 +128,8 @@ def collect_catalogue(store: Store) -> Catalogue:
     roots = build_families(entries)
     families, shown = cut(roots)
     names = group_names(entries)
+    shown.sort(key=lambda each: each.record.created, reverse=True)
+    documents, _ = embed_records(store, map(_as_node, shown[:MOST_RECORDS]))
     return Catalogue(
         root=str(store.root),
         families=families,
@@ -135,20 +139,24 @@ def collect_catalogue(store: Store) -> Catalogue:
         kinds=count_kinds(entries),
         removed=len(removed),
         problems=problems,
-        shown=shown,
+        documents=documents,
+        documents_left_out=len(entries) - len(documents),
     )
 
 
 def render_catalogue(catalogue: Catalogue) -> str:
     """The page of a store."""
-    return render_page(
+    name = Path(catalogue.root).name or catalogue.root
+    return render_sealed(
         "catalogue.html.j2",
-        title=Path(catalogue.root).name or catalogue.root,
+        of=catalogue.root,
+        documents=catalogue.documents,
+        left_out=catalogue.documents_left_out,
+        title=name,
         page=catalogue,
         families=len(catalogue.families) + catalogue.families_left_out,
         removed=catalogue.removed,
         most_problems=MOST_PROBLEMS,
-        made=format_time(time.time()),
         version=importlib.metadata.version("nemotron-style"),
     )
 
@@ -248,6 +256,11 @@ def count_kinds(entries: Iterable[Entry]) -> list[tuple[str, int, int]]:
             total[1] += entry.record.size
     rows = [(kind, count, size) for kind, (count, size) in totals.items()]
     return sorted(rows, key=lambda row: row[2], reverse=True)
+
+
+def _as_node(entry: Entry) -> Node:
+    record = entry.record
+    return Node(record.ref, record.kind, record.digest, record, entry.removed)
 
 
 def _walk(branch: Branch) -> Iterator[Branch]:

@@ -13,7 +13,7 @@ from typing import Any
 from nemotron_style.runtime.errors import ArtifactError, Problem, StepsError
 from nemotron_style.runtime.report.answers import Table, read_evaluation_answers, read_run_answers
 from nemotron_style.runtime.report.curves import Curves, read_curves
-from nemotron_style.runtime.report.embed import PLAN, Document, embed_records, make_document
+from nemotron_style.runtime.report.embed import Document, embed_plan, embed_records
 from nemotron_style.runtime.report.subject import Subject
 from nemotron_style.runtime.report.verdict import Verdict, find_verdict
 from nemotron_style.runtime.secrets.redact import redact
@@ -78,10 +78,8 @@ def collect_facts(store: Store, subject: Subject) -> Facts:
     if subject.run:
         _read_run(facts)
     facts.documents, facts.documents_left_out = embed_records(store, nodes.values())
-    if subject.run:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            text = (subject.run.path / "plan.json").read_bytes().decode()
-            facts.documents.append(make_document(PLAN, subject.run.run_id, text))
+    if subject.run and (plan := embed_plan(subject.run)):
+        facts.documents.append(plan)
     return facts
 
 

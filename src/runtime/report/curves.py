@@ -73,7 +73,7 @@ def read_sampled(path: Path, most: int = MOST_BYTES) -> tuple[list[dict[str, Any
 def draw_curves(lines: list[dict[str, Any]], *, sampled: int = 1) -> Curves:
     """A chart for each figure; training and held-out rows share one."""
     groups: dict[str, Parts] = {}
-    for key, points in _collect(lines).items():
+    for key, points in collect_points(lines).items():
         part = _PREFIX.match(key)
         groups.setdefault(_PREFIX.sub("", key), {})[part[1] if part else ""] = points
     ends = {end for name in groups for end in (f"{name}_low", f"{name}_high") if end in groups}
@@ -81,13 +81,14 @@ def draw_curves(lines: list[dict[str, Any]], *, sampled: int = 1) -> Curves:
     constant = {
         name: min(seen) for name, seen in values.items() if len(seen) == 1 and name not in ends
     }
-    names = sorted((name for name in groups if name not in constant.keys() | ends), key=_rank)
+    names = sorted((name for name in groups if name not in constant.keys() | ends), key=rank_figure)
     charts = [_draw(name, groups) for name in names[:MOST_CHARTS]]
     left_out = tuple(names[MOST_CHARTS:])
     return Curves(tuple(filter(None, charts)), constant, len(lines), left_out, sampled)
 
 
-def _collect(lines: Iterable[Mapping[str, Any]]) -> Parts:
+def collect_points(lines: Iterable[Mapping[str, Any]]) -> Parts:
+    """The points of each figure, by its whole name."""
     points: Parts = {}
     for line in lines:
         for key, value in line.items():
@@ -118,7 +119,7 @@ def _draw(name: str, groups: Mapping[str, Parts]) -> Markup:
     return draw_lines(name.replace("_", " "), series)
 
 
-def _rank(name: str) -> tuple[bool, bool, int]:
+def rank_figure(name: str) -> tuple[bool, bool, int]:
     """What tells most about a run first; where time went and how fast it was come last."""
     words = enumerate(_FIRST.split("|"))
     order = next((at for at, word in words if re.search(word, name)), 99)

@@ -9,10 +9,9 @@ from markupsafe import Markup
 
 from nemotron_style.runtime.report.collect import Facts, Relative
 from nemotron_style.runtime.report.curves import SHOWN
-from nemotron_style.runtime.report.embed import BLANK, render_data, seal_page
+from nemotron_style.runtime.report.embed import render_sealed
 from nemotron_style.runtime.report.family import draw_family
 from nemotron_style.runtime.report.figures import Interval, draw_intervals
-from nemotron_style.runtime.report.page import render_page
 from nemotron_style.runtime.report.verdict import (
     BETTER,
     MIXED,
@@ -36,11 +35,10 @@ _RECORD_TABLES = ("environment", "hardware", "code", "seeds")
 def render_report(facts: Facts, *, suggestions: Sequence[tuple[str, str]] = ()) -> str:
     """The page. ``suggestions`` are commands that would measure the subject, each with a word."""
     subject, record = facts.subject, facts.subject.record
-    page = render_page(
+    return render_sealed(
         "report.html.j2",
-        script="report.js",
         title=f"{subject.name}: report",
-        blank=BLANK,
+        of=subject.name,
         subject=subject,
         record=record,
         state=describe_state(facts),
@@ -67,10 +65,8 @@ def render_report(facts: Facts, *, suggestions: Sequence[tuple[str, str]] = ()) 
         tables=list(_write_tables(record)) if record else [],
         problems=[str(problem) for problem in facts.problems],
         documents=facts.documents,
-        documents_left_out=facts.documents_left_out,
-        data=render_data(subject.name, facts.documents),
+        left_out=facts.documents_left_out,
     )
-    return seal_page(page)
 
 
 def describe_state(facts: Facts) -> str:

@@ -7,15 +7,19 @@ hash, and writes a new seal, is found out by a comparison with the store
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from markupsafe import Markup
 
 from nemotron_style.runtime.errors import ArtifactError
+from nemotron_style.runtime.report.page import render_page
+from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.store.digest import RECORD_NAME
 from nemotron_style.runtime.store.lineage.graph import Node
 from nemotron_style.runtime.store.record import read_plain, render_record
@@ -58,6 +62,13 @@ def make_document(kind: str, name: str, text: str, digest: str = "") -> Document
     return Document(kind, name, digest, hashlib.sha256(text.encode()).hexdigest(), text)
 
 
+def embed_plan(run: RunFolder) -> Document | None:
+    """The sealed plan of a run; None where it cannot be read."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return make_document(PLAN, run.run_id, (run.path / "plan.json").read_bytes().decode())
+    return None
+
+
 def read_text(store: Store, node: Node) -> str:
     """The text of a record as it was committed; of a removed artifact, as its tombstone has it."""
     assert node.record is not None
@@ -67,6 +78,25 @@ def read_text(store: Store, node: Node) -> str:
         except (OSError, ArtifactError, UnicodeDecodeError):
             pass  # it is not on this disk: what is known of it is written out again
     return render_record(node.record)
+
+
+def render_sealed(
+    template: str, *, of: str, documents: Sequence[Document], left_out: int, **values: Any
+) -> str:
+    """A page that holds ``documents`` and can check them; ``template`` extends ``sealed.html.j2``.
+
+    ``of`` names what it is about; ``left_out`` are the documents for which there was no room.
+    """
+    page = render_page(
+        template,
+        script="report.js",
+        blank=BLANK,
+        documents=documents,
+        documents_left_out=left_out,
+        data=render_data(of, documents),
+        **values,
+    )
+    return seal_page(page)
 
 
 def render_data(subject: str, documents: Iterable[Document]) -> Markup:

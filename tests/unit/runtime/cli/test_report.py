@@ -62,3 +62,32 @@ def test_a_mistake_is_told_in_a_sentence(words, said, tuned, capsys):
     assert told.out == ""
     assert said in told.err
     assert "Traceback" not in told.err
+
+
+def test_several_stand_side_by_side_on_a_page_that_can_be_verified(tuned, capsys):
+    assert main(["report", "--compare", "base", "tuned", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["comparison"]["subjects"] == {"A": "base:v1", "B": "tuned:v1"}
+    assert {row["key"] for row in told["comparison"]["differences"]["Config"]} >= {"lr", "only"}
+    assert main(["artifacts", "verify", "comparison.html"]) == 0
+    assert ", 0 problems" in capsys.readouterr().out
+
+
+def test_a_store_has_an_index_that_can_be_verified(tuned, tmp_path, capsys):
+    assert main(["report", "--store", "-o", "all.html"]) == 0
+    assert capsys.readouterr().out == "all.html\n"
+    assert "tuned:v1" in (tmp_path / "all.html").read_text()
+    assert main(["artifacts", "verify", "all.html"]) == 0
+    assert ", 0 problems" in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_or_indexed_is_told_in_a_sentence(tuned, capsys):
+    for words, said in (
+        (["--compare", "tuned"], "allowed: 2 to 8 artifacts or runs"),
+        (["--compare", "tuned", "tuned:v1"], "is named twice"),
+        (["--compare", "tuned", "nothing"], "no such artifact"),
+        (["--store", "tuned"], "an index is about the whole store"),
+        (["--store", "--compare"], "an index is about the whole store"),
+    ):
+        assert main(["report", *words]) == 2
+        assert said in capsys.readouterr().err
