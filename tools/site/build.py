@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from commands import render_commands
@@ -26,6 +27,10 @@ OUTSIDE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 EXAMPLE = "sft-steerlm2-tiny"
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 IMAGE = re.compile(r"^!\[([^\]]*)\]\((\S+\.svg)\)$", re.MULTILINE)
+FOREIGN = re.compile(
+    r"""(?:<(?:script|img|iframe|source|video)\b[^>]*\bsrc|<link\b[^>]*\bhref|@import|url\()"""
+    r"""[\s="'(]*((?:https?:)?//[^"'\s)>]+)"""
+)
 SECTION = re.compile(r"^## (.+)\n((?:(?!## ).*\n?)*)", re.MULTILINE)
 
 
@@ -46,8 +51,18 @@ def main(store: str = "") -> int:
     options = ["-W", "--keep-going", "-q", "-b", "html"]
     builder = [sys.executable, "-m", "sphinx", *options, str(STAGED), str(SITE)]
     code = subprocess.run(builder, check=False).returncode
+    for page, place in find_foreign(SITE):
+        print(f"{page}: would be loaded from another host: {place}")
+        code = 1
     print(f"the site: {SITE / 'index.html'}" if code == 0 else "the site has problems, see above")
     return code
+
+
+def find_foreign(site: Path) -> Iterator[tuple[Path, str]]:
+    """What pages and style sheets would load from another host (a link to click loads nothing)."""
+    for path in sorted([*site.rglob("*.html"), *site.rglob("*.css")]):
+        for place in FOREIGN.findall(path.read_text(encoding="utf-8")):
+            yield path, place
 
 
 def stage(page: Path, name: Path) -> None:
@@ -99,15 +114,22 @@ def make_contents() -> str:
 
 
 def make_report(store: str) -> str:
-    """The report of the demo's model, when ``store`` holds that, and what the page says of it."""
+    """The reports of the demo, when ``store`` holds its model, and what the page says of them."""
     if not Path(store, "artifacts", EXAMPLE).is_dir():
         return "This site was built without one: `make demo docs` makes both."
-    target = STAGED / "extra" / "report.html"
+    program = Path(sys.executable).with_name("nemotron-style")
     environment = os.environ | {"NEMOTRON_STYLE_HOME": store}
-    program = [str(Path(sys.executable).with_name("nemotron-style"))]
-    subprocess.run([*program, "report", EXAMPLE, "-o", str(target)], env=environment, check=True)
-    frame = '<iframe class="report" title="The report of the demo" src="report.html"></iframe>'
-    return f'<p><a href="report.html">Open it alone</a></p>\n\n{frame}'
+    # Names that no page has: files of "extra" stand beside the pages.
+    pages = {f"{EXAMPLE}.html": [EXAMPLE], "demo-store.html": ["--store"]}
+    for page, words in pages.items():
+        command = [program, "report", *words, "-o", STAGED / "extra" / page]
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    first, second = pages
+    return (
+        f'<p><a href="{first}">Open it alone</a>, or <a href="{second}">the index of its store</a>'
+        f' (<code>nemotron-style report --store</code>).</p>\n\n<iframe class="report" '
+        f'title="The report of the demo" src="{first}"></iframe>'
+    )
 
 
 if __name__ == "__main__":
