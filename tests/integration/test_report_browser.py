@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from browser import CHROMIUM, NEEDS_CHROMIUM, Browser, run_browser
+from nemotron_style.runtime.report.catalogue import collect_catalogue, render_catalogue
 from nemotron_style.runtime.report.collect import collect_facts
+from nemotron_style.runtime.report.comparison.compare import compare_subjects, render_comparison
 from nemotron_style.runtime.report.document import render_report
 from nemotron_style.runtime.report.subject import describe_artifact
+from nemotron_style.runtime.store.store import Store
 from report_world import make_store
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason=NEEDS_CHROMIUM)
@@ -108,3 +111,21 @@ def test_the_parts_have_names_and_can_be_reached_by_keyboard(browser, report):
     named = """[...document.querySelectorAll("section")]
         .every((each) => document.getElementById(each.getAttribute("aria-labelledby")))"""
     assert browser.evaluate(named)
+
+
+@pytest.mark.parametrize("name", ["comparison", "store"])
+def test_a_page_for_many_holds_all_of_that_too(browser, report, name):
+    store = Store(report.parent / "store")
+    page = report.with_name(f"{name}.html")
+    if name == "store":
+        page.write_text(render_catalogue(collect_catalogue(store)))
+    else:
+        page.write_text(render_comparison(compare_subjects(store, ["tuned", "base"])))
+    browser.open(page)
+    assert (browser.requests, browser.complaints) == ([page.as_uri()], [])
+    assert "stolen" not in browser.evaluate("document.title")
+    assert browser.evaluate("document.images.length") == 0
+    assert check_records(browser).startswith("✓ All ")
+    assert browser.evaluate("document.querySelectorAll('th:not([scope])').length") == 0
+    browser.resize(390)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
