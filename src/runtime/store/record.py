@@ -25,7 +25,7 @@ from nemotron_style.runtime.store.digest import RECORD_NAME, File
 from nemotron_style.runtime.store.ref import check_name, check_word
 from nemotron_style.runtime.store.roots.files import on_disk
 
-_SCHEMA = 1  # of the records that this program writes; it reads no later one
+SCHEMA = 1  # of the records that this program writes; it reads no later one
 _BLANK = "0" * 64
 _SEAL = re.compile(r'(?<="seal": ")[0-9a-f]{64}(?="\n}\n\Z)')
 _SEAL_END = 80  # characters from the end of a text within which its seal begins
@@ -233,8 +233,8 @@ def parse_sealed(data: bytes, *, where: str) -> dict[str, Any]:
 def validate_record(body: Mapping[str, Any], *, where: str) -> Record:
     """The record that a JSON object holds; raises ArtifactError for another schema."""
     version = body.get("schema_version")
-    if isinstance(version, int) and version > _SCHEMA:
-        what = f"a newer nemotron-style wrote the record (schema {version}, this reads {_SCHEMA})"
+    if isinstance(version, int) and version > SCHEMA:
+        what = f"a newer nemotron-style wrote the record (schema {version}, this reads {SCHEMA})"
         raise NewerRecord(Problem(where=where, what=what, fix="upgrade nemotron-style"))
     try:
         return _check_words(Record.model_validate(body))

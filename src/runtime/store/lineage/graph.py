@@ -7,15 +7,21 @@ another reason is still a node, known by what its consumer's record says.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+from nemotron_style.runtime.errors import ArtifactError
+from nemotron_style.runtime.store.digest import RECORD_NAME
 from nemotron_style.runtime.store.index import read_edges
-from nemotron_style.runtime.store.record import Artifact, Record
+from nemotron_style.runtime.store.lineage.record_head import Head, Input, read_head
+from nemotron_style.runtime.store.record import Artifact, Edge, Record, read_record
+from nemotron_style.runtime.store.roots.files import on_disk
 from nemotron_style.runtime.store.store import Store
-from nemotron_style.runtime.store.tombstone import Tombstone
+from nemotron_style.runtime.store.tombstone import Tombstone, removed_refs
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,33 @@ class Node:
     record: Record | None
     removed: str = ""
 
+    def list_inputs(self) -> Sequence[Edge | Input]:
+        """What it was made from, as far as that is known."""
+        return self.record.inputs if self.record else ()
 
-@dataclass(frozen=True)
-class Link:
+
+class _StoredNode(Node):
+    """An artifact in the store; the record is read when somebody asks for more than its head."""
+
+    def __init__(self, head: Head, path: str) -> None:
+        self.__dict__.update(ref=head.ref, kind=head.kind, digest=head.digest, removed="")
+        self.__dict__.update(head=head, path=path)
+
+    def list_inputs(self) -> Sequence[Edge | Input]:
+        inputs: tuple[Input, ...] = self.__dict__["head"].inputs
+        return inputs
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "record":
+            raise AttributeError(name)
+        record = None
+        with suppress(FileNotFoundError, ArtifactError):
+            record = read_record(Path(self.__dict__["path"]))
+        self.__dict__["record"] = record
+        return record
+
+
+class Link(NamedTuple):
     """``source`` filled ``slot`` of the run that made ``target``; both are refs."""
 
     slot: str
@@ -61,7 +91,10 @@ class Lineage:
 
     def add(self, node: Node) -> bool:
         """Add a node; False when it is there already."""
-        return self.nodes.setdefault(node.ref, node) is node
+        if node.ref in self.nodes:
+            return False
+        self.nodes[node.ref] = node
+        return True
 
     def link(self, link: Link) -> None:
         """Add an edge."""
@@ -82,14 +115,15 @@ def walk(
     root = describe_node(start)
     lineage = Lineage(root.ref, "down" if down else "up")
     lineage.add(root)
-    expand = _downstream if down else _upstream
+    reader = _Reader(store)
+    expand = reader.list_downstream if down else reader.list_upstream
     level = [root]
     while level and depth != 0:
-        found = (other for node in level for other in expand(store, node))
+        found = (other for node in level for other in expand(node))
         level = [other for other in found if lineage.add(other)]
         depth = None if depth is None else depth - 1
     for node in level:  # none of them, when the graph was followed to its end
-        beyond = (other for other in expand(store, node) if other.ref not in lineage.nodes)
+        beyond = (other for other in expand(node) if other.ref not in lineage.nodes)
         lineage.cut |= {node.ref for _ in islice(beyond, 1)}
     return _link(lineage)
 
@@ -103,7 +137,7 @@ def around(store: Store, start: Artifact | Tombstone, *, hops: int = 2) -> Linea
 def _link(lineage: Lineage) -> Lineage:
     """Add the edges between the nodes, which their records tell."""
     for node in lineage.nodes.values():
-        for edge in node.record.inputs if node.record else ():
+        for edge in node.list_inputs():
             source = lineage.nodes.get(edge.ref)
             if source and (source.digest == edge.digest or lineage.direction == "up"):
                 lineage.link(Link(edge.slot, edge.ref, node.ref))
@@ -117,22 +151,51 @@ def describe_node(source: Artifact | Tombstone) -> Node:
     return Node(record.ref, record.kind, record.digest, record, removed)
 
 
-def _upstream(store: Store, node: Node) -> Iterator[Node]:
-    for edge in node.record.inputs if node.record else ():
-        source = store.find(edge.ref) or store.tombstone(edge.ref)
-        # Other content under the same ref (a store put together from two) is not the input.
-        same = source if source and source.record.digest == edge.digest else None
-        yield describe_node(same) if same else Node(edge.ref, edge.kind, edge.digest, None)
+class _Reader:
+    """The nodes of a store, each read once."""
 
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.known: dict[str, Node | None] = {}
+        self.removed = removed_refs(store.layout)
 
-def _downstream(store: Store, node: Node) -> Iterator[Node]:
-    edges = read_edges(store.layout, "down", node.digest, node.ref)
-    for slot, ref in sorted(edges, key=_by_version):
-        consumer = store.find(ref) or store.tombstone(ref)
-        # A key may stand under a wrong name; the consumer's record says what it was made from.
-        read = consumer.record.inputs if consumer else ()
-        if consumer and (slot, node.ref, node.digest) in {(e.slot, e.ref, e.digest) for e in read}:
-            yield describe_node(consumer)
+    def list_upstream(self, node: Node) -> Iterator[Node]:
+        """What a node was made from."""
+        for edge in node.list_inputs():
+            source = self.read(edge.ref)
+            # Other content under the same ref (a store put together from two) is not the input.
+            is_same = source is not None and source.digest == edge.digest
+            yield source if source and is_same else Node(edge.ref, edge.kind, edge.digest, None)
+
+    def list_downstream(self, node: Node) -> Iterator[Node]:
+        """What was made from a node."""
+        edges = read_edges(self.store.layout, "down", node.digest, node.ref)
+        for slot, ref in sorted(edges, key=_by_version):
+            consumer = self.read(ref)
+            # A key may stand under a wrong name; the consumer's record says what it was made from.
+            read = consumer.list_inputs() if consumer else ()
+            asked = (slot, node.ref, node.digest)
+            if consumer and asked in {(each.slot, each.ref, each.digest) for each in read}:
+                yield consumer
+
+    def read(self, ref: str) -> Node | None:
+        """The artifact ``name:v3``, be it removed; None when nothing is known of it."""
+        if ref not in self.known:
+            self.known[ref] = self._read_stored(ref) or self._read_any(ref)
+        return self.known[ref]
+
+    def _read_stored(self, ref: str) -> Node | None:
+        layout = self.store.layout
+        name, _, version = ref.partition(":")
+        if ref in self.removed or not on_disk(layout.root) or "/" in ref:
+            return None
+        path = f"{layout.artifacts}/{name}/{version}/{RECORD_NAME}"
+        head = read_head(path)
+        return _StoredNode(head, path) if head and head.ref == ref else None
+
+    def _read_any(self, ref: str) -> Node | None:
+        source = self.store.find(ref) or self.store.tombstone(ref)
+        return describe_node(source) if source else None
 
 
 def _by_version(edge: tuple[str, str]) -> tuple[str, str, int, str]:

@@ -12,8 +12,9 @@ from nemotron_style.runtime.store.index import read_edges
 from nemotron_style.runtime.store.lineage import graph
 from nemotron_style.runtime.store.lineage.formats import FORMATS, render
 from nemotron_style.runtime.store.lineage.graph import Lineage, Link, Node, around, to_dict, walk
+from nemotron_style.runtime.store.lineage.record_head import Head, read_head
 from nemotron_style.runtime.store.lineage.text import digest_config
-from nemotron_style.runtime.store.record import Artifact, Producer, load_artifact
+from nemotron_style.runtime.store.record import Artifact, Producer
 from nemotron_style.runtime.store.store import Store
 
 
@@ -126,11 +127,11 @@ def test_lineage_reads_only_what_it_reaches(
         make(store, f"unrelated.{number}", slot=f"s{number}")
     read: list[str] = []
 
-    def load_and_tell(path: Path) -> Artifact:
-        read.append(path.parent.name)
-        return load_artifact(path)
+    def read_and_tell(path: str) -> Head | None:
+        read.append(Path(path).parts[-3])
+        return read_head(path)
 
-    monkeypatch.setattr("nemotron_style.runtime.store.resolve.load_artifact", load_and_tell)
+    monkeypatch.setattr("nemotron_style.runtime.store.lineage.graph.read_head", read_and_tell)
     monkeypatch.setattr(Store, "list_artifacts", None)
     walk(store, diamond)
     walk(store, diamond, down=True)
