@@ -32,8 +32,8 @@ def read_records(path: Path) -> Iterator[Any]:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """The id, the config, the rows and the exit code of a run in a ``.wandb`` file."""
-    run: dict[str, Any] = {"config": {}, "rows": [], "code": None}
+    """What a ``.wandb`` file holds of a run: its id, config, rows, artifacts and exit code."""
+    run: dict[str, Any] = {"config": {}, "rows": [], "code": None, "used": [], "logged": []}
     for record in read_records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
@@ -47,6 +47,10 @@ def read_run(path: Path) -> dict[str, Any]:
             row = {item.key or "/".join(item.nested_key): item.value_json for item in items}
             row = {key: json.loads(text) for key, text in row.items()}
             run["rows"].append({key: one for key, one in row.items() if key[0] != "_"})
+        if kind == "artifact":
+            entry = record.artifact
+            facts = json.loads(entry.metadata) | {"url": entry.manifest.contents[0].ref}
+            run["used" if entry.use_after_commit else "logged"].append(facts)
         if kind == "exit":
             run["code"] = record.exit.exit_code
     return run

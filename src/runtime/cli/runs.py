@@ -37,7 +37,10 @@ from nemotron_style.runtime.units import format_age, format_duration, format_num
 
 app = command_group(
     "List runs, show one, read its log, wait for it, end it, ask why it ran, repeat it.",
-    lazy={"rerun": "nemotron_style.runtime.cli.comparison.rerun:app"},
+    lazy={
+        "rerun": "nemotron_style.runtime.cli.comparison.rerun:app",
+        "publish": "nemotron_style.runtime.cli.publish:app",
+    },
 )
 app.callback()(choose_store)
 
@@ -77,7 +80,7 @@ def list_all(
 @app.command()
 def show(context: typer.Context, run: RunWord, as_json: AsJson = False) -> None:
     """Show a run: its plan in short, every attempt, its outputs and figures."""
-    found = _find(context, run)
+    found = find_run(open_store(context), run)
     if as_json:
         plan = found.plan.model_dump(mode="json")
         facts = summarise(found, read_status(found))
@@ -94,7 +97,7 @@ def logs(
     node: Annotated[int, typer.Option(help="Of this machine of the job.", min=0)] = 0,
 ) -> None:
     """Print the log of a run's last attempt."""
-    chosen = _choose_attempt(_find(context, run), attempt)
+    chosen = _choose_attempt(find_run(open_store(context), run), attempt)
     log = chosen.log_of(node)
     if not follow and log.is_file():
         write_exactly(sys.stdout, log.read_text(encoding="utf-8", errors="replace"))
@@ -116,7 +119,7 @@ def wait(
     as_json: AsJson = False,
 ) -> None:
     """Wait for the end of a run. Exit 0 when it completed, 1 when not, 124 after the timeout."""
-    found = _find(context, run)
+    found = find_run(open_store(context), run)
     state = _wait_for_end(found, timeout)
     if as_json:
         print_json(summarise(found, state))
@@ -145,7 +148,7 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """End a run that is pending or under way; what it saved, the same command continues from."""
-    found = _find(context, run)
+    found = find_run(open_store(context), run)
     state, last = refresh_status(found), found.last_attempt
     if last and not state.is_final:
         if abandon:
@@ -194,7 +197,7 @@ def _render_state(run: RunFolder, state: JobState) -> str:
 @app.command()
 def why(context: typer.Context, run: RunWord, as_json: AsJson = False) -> None:
     """Explain each decision about a run: why it ran, was resumed, or was used again."""
-    found = _find(context, run)
+    found = find_run(open_store(context), run)
     if as_json:
         return print_json({"run_id": found.run_id, "decisions": found.decisions})
     print(found.run_id)
@@ -293,7 +296,3 @@ def _choose_attempt(run: RunFolder, number: int | None) -> Attempt:
         allowed = ", ".join(map(str, attempts))
         raise RefError(Problem(where=run.run_id, what=what, allowed=allowed))
     return attempts[chosen]
-
-
-def _find(context: typer.Context, word: str) -> RunFolder:
-    return find_run(open_store(context), word)

@@ -26,9 +26,10 @@ MANDATORY = "???"
 """OmegaConf's value of a key that has to be given."""
 
 
-MLFLOW, WANDB = "mlflow", "wandb"
-TITLES = {MLFLOW: "MLflow", WANDB: "Weights & Biases"}
-"""The trackers that are known; their names are also those of the packages and of our extras."""
+MLFLOW, WANDB, OPENLINEAGE = "mlflow", "wandb", "openlineage"
+TITLES = {MLFLOW: "MLflow", WANDB: "Weights & Biases", OPENLINEAGE: "OpenLineage"}
+"""What can be told about runs. The names of the first two are also those of their packages and of
+our extras."""
 
 
 @dataclass(frozen=True)

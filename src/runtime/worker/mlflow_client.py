@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.config.model import Tracker
-from nemotron_style.runtime.worker.tracked_run import FAILED, FINISHED, INTERRUPTED, TrackedRun
+from nemotron_style.runtime.worker.tracked_run import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    TrackedArtifact,
+    TrackedRun,
+)
 
 STATUS = {FINISHED: "FINISHED", FAILED: "FAILED", INTERRUPTED: "KILLED"}
 MOST_METRICS, MOST_OTHERS = 1000, 100  # that MLflow takes at once
+LONGEST_DIGEST = 36  # that MLflow takes; all of it stands in the dataset's source
+SOURCE_TYPE = "nemotron_style"
 NAME = re.compile(r"[^\w\-. :/]", re.ASCII)
 """What it does not take in a name."""
 DEFAULTS = {
@@ -31,7 +41,7 @@ class MlflowClient:
     def __init__(self, asked: Tracker) -> None:
         self.asked = asked
         self.client: Any = None
-        self.id = ""
+        self.id = self.experiment = ""
 
     def begin(self, run: TrackedRun, earlier: Mapping[str, str]) -> Mapping[str, str]:
         for name, value in DEFAULTS.items():
@@ -52,6 +62,8 @@ class MlflowClient:
             for part in chunk(params, MOST_OTHERS):
                 self.client.log_batch(self.id, params=part)
             self._tag({**run.tags, **self.asked.more.get("tags", {})})
+            self._log_inputs(run.inputs)
+        self.experiment = experiment
         return {"id": self.id, "uri": uri, "where": locate(uri, experiment, self.id)}
 
     def log(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
@@ -66,9 +78,45 @@ class MlflowClient:
         for part in chunk(metrics, MOST_METRICS):
             self.client.log_batch(self.id, metrics=part)
 
-    def end(self, status: str, tags: Mapping[str, str]) -> None:
+    def end(
+        self, status: str, tags: Mapping[str, str], outputs: Mapping[str, TrackedArtifact]
+    ) -> None:
         self._tag(tags)
+        if outputs and not self.client.get_run(self.id).outputs.model_outputs:
+            self._log_outputs(outputs)
         self.client.set_terminated(self.id, STATUS[status])
+
+    def _log_inputs(self, inputs: Mapping[str, TrackedArtifact]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        read = []
+        for slot, artifact in inputs.items():
+            dataset = Dataset(
+                name=artifact.ref,
+                digest=artifact.digest.removeprefix("sha256:")[:LONGEST_DIGEST],
+                source_type=SOURCE_TYPE,
+                source=json.dumps(asdict(artifact)),
+            )
+            read.append(DatasetInput(dataset, [InputTag("mlflow.data.context", slot)]))
+        if read:
+            self.client.log_inputs(self.id, read)
+
+    def _log_outputs(self, outputs: Mapping[str, TrackedArtifact]) -> None:
+        """Name what the run made as its models: MLflow has no other word for an output."""
+        from mlflow.entities import LoggedModelOutput
+
+        made = []
+        for slot, artifact in outputs.items():
+            model = self.client.create_logged_model(
+                self.experiment,
+                name=re.sub(r"[:.]", "-", artifact.ref),  # which it does not take in this name
+                source_run_id=self.id,
+                tags={f"{SOURCE_TYPE}.slot": slot, **prefix_fields(artifact)},
+                model_type=artifact.kind,
+            )
+            self.client.finalize_logged_model(model.model_id, "READY")
+            made.append(LoggedModelOutput(model.model_id, step=0))
+        self.client.log_outputs(self.id, made)
 
     def _find_experiment(self, run: TrackedRun) -> str:
         name = self.asked.project or os.environ.get("MLFLOW_EXPERIMENT_NAME") or run.step
@@ -81,6 +129,11 @@ class MlflowClient:
         listed = [RunTag(clean(key), str(text)) for key, text in tags.items()]
         for part in chunk(listed, MOST_OTHERS):
             self.client.log_batch(self.id, tags=part)
+
+
+def prefix_fields(artifact: TrackedArtifact) -> dict[str, str]:
+    """``nemotron_style.ref``, ``.kind`` and ``.digest``."""
+    return {f"{SOURCE_TYPE}.{key}": value for key, value in asdict(artifact).items()}
 
 
 def clean(name: str) -> str:

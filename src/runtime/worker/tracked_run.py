@@ -8,17 +8,36 @@ from pathlib import Path
 from typing import Any, Protocol
 
 FINISHED, FAILED, INTERRUPTED = "finished", "failed", "interrupted"
+ERROR_TAG = "nemotron_style.error"
+
+
+@dataclass(frozen=True)
+class TrackedArtifact:
+    """An artifact that the run read or made, as a tracker gets it: nothing of its content."""
+
+    ref: str
+    kind: str
+    digest: str
+
+    @property
+    def url(self) -> str:
+        """What names the artifact and its content, for trackers that refer to things by URL."""
+        return f"nemotron-style://{self.ref}/{self.digest}"
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """Our run as a tracker gets it: the compiled config as ``params``, the rest as ``tags``."""
+    """Our run as a tracker gets it: the compiled config as ``params``, the rest as ``tags``.
+
+    ``inputs`` are the artifacts that it reads, by slot.
+    """
 
     folder: Path
     run_id: str
     step: str
     params: Mapping[str, Any]
     tags: Mapping[str, str]
+    inputs: Mapping[str, TrackedArtifact]
 
 
 class Client(Protocol):
@@ -34,5 +53,7 @@ class Client(Protocol):
     def log(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         """Add metrics, by step."""
 
-    def end(self, status: str, tags: Mapping[str, str]) -> None:
-        """Say how it ended, with the tags that are known at the end alone."""
+    def end(
+        self, status: str, tags: Mapping[str, str], outputs: Mapping[str, TrackedArtifact]
+    ) -> None:
+        """Say how it ended, with what is known at the end alone: tags, and what it made."""

@@ -10,49 +10,67 @@ What fails is said once; the same is tried once more at the end, and by the next
 from __future__ import annotations
 
 import json
+import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.atomic import read_json, write_json
-from nemotron_style.runtime.config.model import MLFLOW, TITLES, WANDB, StepConfig
+from nemotron_style.runtime.config.model import (
+    MLFLOW,
+    OPENLINEAGE,
+    TITLES,
+    WANDB,
+    StepConfig,
+    Tracker,
+)
 from nemotron_style.runtime.errors import Interrupted
 from nemotron_style.runtime.run.folder import TRACKERS
+from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.secrets.redact import redact, redact_leaves
 from nemotron_style.runtime.step.metrics import parse_lines
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.validation import flatten
 from nemotron_style.runtime.worker.mlflow_client import MlflowClient
+from nemotron_style.runtime.worker.openlineage_client import OpenLineageClient
+from nemotron_style.runtime.worker.openlineage_transport import URL_VARIABLE, is_wanted
 from nemotron_style.runtime.worker.outputs import Task
 from nemotron_style.runtime.worker.tracked_run import (
+    ERROR_TAG,
     FAILED,
     FINISHED,
     INTERRUPTED,
     Client,
+    TrackedArtifact,
     TrackedRun,
 )
 from nemotron_style.runtime.worker.wandb_client import WandbClient
 
 SECONDS_TO_END = 60.0
+Ending = tuple[str, Mapping[str, str], Mapping[str, TrackedArtifact]]
+"""How a run ended, the tags that are known then, and what it made, by slot."""
 PREFIX = "nemotron_style"
 """Of the tags that are ours: ``nemotron_style.input.data`` is the ref of the input ``data``."""
 
 
-CLIENTS: Mapping[str, type[MlflowClient] | type[WandbClient]] = {
+CLIENTS: Mapping[str, Callable[[Tracker], Client]] = {
     MLFLOW: MlflowClient,
     WANDB: WandbClient,
+    OPENLINEAGE: OpenLineageClient,
 }
+LONGEST_ERROR = 1000  # characters, of a tag
 
 
 @dataclass
 class Tracking:
-    """All trackers of a run, on the first rank; ``outputs`` are tags of what was committed."""
+    """All trackers of a run, on the first rank, and what they are told when it is over."""
 
     feeds: Sequence[Feed] = ()
-    outputs: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, TrackedArtifact] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
 
     def wake(self) -> None:
         """There is a new line of metrics."""
@@ -60,8 +78,12 @@ class Tracking:
             feed.wake()
 
     def note_output(self, slot: str, output: Mapping[str, str]) -> None:
-        """Tag the run with an artifact that it made."""
-        self.outputs |= tag_artifact("output", slot, output["ref"], output["digest"])
+        """There is an artifact that the run made."""
+        self.outputs[slot] = TrackedArtifact(output["ref"], output["kind"], output["digest"])
+
+    def note_error(self, message: str) -> None:
+        """Why it is about to fail."""
+        self.tags[ERROR_TAG] = redact(message)[:LONGEST_ERROR]
 
     def await_begin(self) -> None:
         """Wait until each tracker has said what it calls our run, or has failed."""
@@ -72,7 +94,7 @@ class Tracking:
     def end(self, status: str) -> None:
         """Hand over what is left, and say how the run ended."""
         for feed in self.feeds:
-            feed.end(status, self.outputs)
+            feed.end(status, self.tags, self.outputs)
         for feed in self.feeds:
             feed.await_end()
 
@@ -86,7 +108,7 @@ class Feed(threading.Thread):
         self.record = run.folder / TRACKERS / f"{name}.json"
         self._awake, self._is_over = threading.Event(), threading.Event()
         self.has_begun = threading.Event()
-        self._ending: tuple[str, Mapping[str, str]] = FAILED, {}
+        self._ending: Ending = FAILED, {}, {}
 
     def wake(self) -> None:
         """There is more to hand over. The first call starts the thread."""
@@ -94,11 +116,23 @@ class Feed(threading.Thread):
             self.start()
         self._awake.set()
 
-    def end(self, status: str, tags: Mapping[str, str]) -> None:
+    def end(
+        self, status: str, tags: Mapping[str, str], outputs: Mapping[str, TrackedArtifact]
+    ) -> None:
         """No line follows; ``await_end`` waits until the tracker knows."""
-        self._ending = status, tags
+        self._ending = status, tags, outputs
         self._is_over.set()
         self.wake()
+
+    def catch_up(self, ending: Ending) -> str:
+        """Tell of a run that is over, in this thread; where the tracker shows it.
+
+        Whatever the client raises comes through.
+        """
+        self._ending = ending
+        self._is_over.set()
+        self._awake.set()
+        return self._follow()
 
     def await_end(self) -> None:
         self.join(SECONDS_TO_END)
@@ -112,10 +146,11 @@ class Feed(threading.Thread):
             self._warn(f"{type(error).__name__}: {error}")
             self.has_begun.set()
             self._is_over.wait()
+            self._awake.set()  # it may have been at the end that it failed
             with suppress(Exception):
                 self._follow()
 
-    def _follow(self) -> None:
+    def _follow(self) -> str:
         earlier = read_json(self.record) or {}
         ours = {key: earlier.get(key, "") for key in ("id", "uri", "open")}
         known = self.client.begin(self.tracked, ours)
@@ -135,16 +170,20 @@ class Feed(threading.Thread):
                 self.client.log(rows)
                 if "open" not in kept:  # an open file has them only when it is closed
                     write_json(self.record, {**kept, "sent": sent}, durable=False)
-        status, tags = self._ending
-        self.client.end(status, {**tags, f"{PREFIX}.status": status})
+        status, tags, outputs = self._ending
+        for slot, made in outputs.items():
+            tags = {**tags, **tag_artifact("output", slot, made)}
+        self.client.end(status, {**tags, f"{PREFIX}.status": status}, outputs)
         kept.pop("open", None)
         write_json(self.record, {**kept, "sent": sent})
+        return str(kept["where"])
 
     def _warn(self, why: str) -> None:
         first = redact(why).strip().splitlines()[0]
         print(
             f"warning: {self.title} is not told about this run any more: {first}; "
-            "metrics.jsonl has everything, and a next attempt hands over what is missing",
+            "the run's folder has everything, and a next attempt, or `nemotron-style runs "
+            "publish`, hands over what is missing",
             flush=True,
         )
 
@@ -183,34 +222,53 @@ def take_new(
 @contextmanager
 def track(task: Task, config: StepConfig, inputs: Mapping[str, Artifact]) -> Iterator[Tracking]:
     """The trackers that ``config`` asks for, told how the run ends; on the first rank alone."""
-    asked = config.trackers() if task.process.rank == 0 else {}
-    run = describe_run(task, inputs)
+    asked = list_trackers(config) if task.process.rank == 0 else {}
+    run = describe_run(task.plan, inputs)
     tracking = Tracking([Feed(name, CLIENTS[name](one), run) for name, one in asked.items()])
     try:
         yield tracking
     except Interrupted:
         # A rank that fails has the others told to stop.
-        tracking.end(FAILED if task.attempt.rank_failure else INTERRUPTED)
+        failure = task.attempt.rank_failure
+        if failure:
+            tracking.note_error(str(failure.get("error", "")))
+        tracking.end(FAILED if failure else INTERRUPTED)
         raise
-    except BaseException:
+    except BaseException as error:
+        tracking.note_error(f"{error}" or type(error).__name__)
         tracking.end(FAILED)
         raise
     tracking.end(FINISHED)
 
 
-def describe_run(task: Task, inputs: Mapping[str, Artifact]) -> TrackedRun:
-    """The run with its compiled config, flattened, and the refs and digests of its inputs."""
-    plan = task.plan
+def list_trackers(config: StepConfig) -> Mapping[str, Tracker]:
+    """The trackers that the config asks for, and OpenLineage where the environment names it."""
+    events = {OPENLINEAGE: Tracker(URL_VARIABLE)} if is_wanted(os.environ) else {}
+    return {**config.trackers(), **events}
+
+
+def describe_run(
+    plan: Plan, inputs: Mapping[str, Artifact], *, folder: Path | None = None
+) -> TrackedRun:
+    """The run with its compiled config, flattened, and the artifacts that it reads.
+
+    ``folder`` is its folder where that is not the plan's.
+    """
     params = {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for key, value in flatten(redact_leaves(plan.config)).items()
     }
     tags = {f"{PREFIX}.run_id": plan.run_id, f"{PREFIX}.step": plan.step}
-    for slot, artifact in inputs.items():
-        tags |= tag_artifact("input", slot, artifact.ref, artifact.digest)
-    return TrackedRun(plan.run_dir, plan.run_id, plan.step, params, tags)
+    read = {
+        slot: TrackedArtifact(artifact.ref, artifact.kind, artifact.digest)
+        for slot, artifact in inputs.items()
+    }
+    for slot, each in read.items():
+        tags |= tag_artifact("input", slot, each)
+    return TrackedRun(folder or plan.run_dir, plan.run_id, plan.step, params, tags, read)
 
 
-def tag_artifact(side: str, slot: str, ref: str, digest: str) -> dict[str, str]:
+def tag_artifact(side: str, slot: str, artifact: TrackedArtifact) -> dict[str, str]:
     """The tags of an ``input`` or ``output`` of the run."""
-    return {f"{PREFIX}.{side}.{slot}": ref, f"{PREFIX}.{side}.{slot}.digest": digest}
+    name = f"{PREFIX}.{side}.{slot}"
+    return {name: artifact.ref, f"{name}.digest": artifact.digest}

@@ -6,12 +6,19 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.atomic import remove_tree
 from nemotron_style.runtime.config.model import Tracker
-from nemotron_style.runtime.worker.tracked_run import FAILED, FINISHED, INTERRUPTED, TrackedRun
+from nemotron_style.runtime.worker.tracked_run import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    TrackedArtifact,
+    TrackedRun,
+)
 
 EXIT_CODES = {FINISHED: 0, FAILED: 1, INTERRUPTED: 130}
 PASSED_ON = ("entity", "group", "job_type", "notes", "tags")
@@ -39,6 +46,8 @@ class WandbClient:
 
     def begin(self, run: TrackedRun, earlier: Mapping[str, str]) -> Mapping[str, str]:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        # For the whole process: a run's own setting leaves warnings about references on.
+        os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
         if self.run:
@@ -65,6 +74,15 @@ class WandbClient:
         )
         # An axis of our own: of one step there may be several lines, and W&B's own counts rows.
         self.run.define_metric("*", step_metric="step")
+        for artifact in run.inputs.values():
+            reference = self._refer_to(artifact)
+            if online:
+                self.run.use_artifact(reference)
+            else:
+                # What `use_artifact` does, which refuses to when there is no server to ask.
+                self.run._log_artifact(
+                    reference, aliases=[version_of(artifact)], use_after_commit=True
+                )
         where = self.run.url if online else str(run.folder / "wandb")
         known = {"id": run_id, "where": str(where)}
         return known if online else known | {"open": str(Path(self.run.dir).parent)}
@@ -73,9 +91,27 @@ class WandbClient:
         for step, figures in rows:
             self.run.log({"step": step, **figures})
 
-    def end(self, status: str, tags: Mapping[str, str]) -> None:
+    def end(
+        self, status: str, tags: Mapping[str, str], outputs: Mapping[str, TrackedArtifact]
+    ) -> None:
+        for artifact in outputs.values():
+            self.run.log_artifact(self._refer_to(artifact), aliases=[version_of(artifact)])
         self.run.config.update(dict(tags), allow_val_change=True)
         self.run.finish(exit_code=EXIT_CODES[status])
+
+    def _refer_to(self, artifact: TrackedArtifact) -> Any:
+        """An artifact of W&B without files: a reference to ours, told apart by its digest."""
+        import wandb
+
+        name = artifact.ref.partition(":")[0]
+        reference = wandb.Artifact(name, type=artifact.kind, metadata=asdict(artifact))
+        reference.add_reference(artifact.url, name="files", checksum=False)
+        return reference
+
+
+def version_of(artifact: TrackedArtifact) -> str:
+    """An alias; ``v3`` alone is what W&B calls versions of its own."""
+    return f"store-{artifact.ref.partition(':')[2]}"
 
 
 def is_online(variables: Mapping[str, str]) -> bool:

@@ -95,8 +95,6 @@ def _read_records(lineage: Lineage, records: Iterable[Record]) -> RunFacts:
     assert producer is not None
     number = producer.attempts[-1].get("number") if producer.attempts else None
     read = {(edge.slot, edge.ref): edge for each in made for edge in each.inputs}
-    facts = first.model_dump(mode="json", include={"environment", "hardware", "seeds", "metrics"})
-    facts |= {"attempts": list(producer.attempts), "fingerprint": producer.fingerprint}
     return RunFacts(
         producer.run_id,
         producer.step,
@@ -106,13 +104,21 @@ def _read_records(lineage: Lineage, records: Iterable[Record]) -> RunFacts:
         ended=made[-1].created,
         config=first.config,
         code=first.code,
-        more=facts,
+        more=describe_making(first),
         inputs=[
             (slot, lineage.nodes.get(ref) or Node(ref, edge.kind, edge.digest, None))
             for (slot, ref), edge in read.items()
         ],
         outputs=[lineage.nodes[each.ref] for each in made],
     )
+
+
+def describe_making(record: Record) -> dict[str, Any]:
+    """What a record says of the run beside config and code."""
+    facts = record.model_dump(mode="json", include={"environment", "hardware", "seeds", "metrics"})
+    producer = record.producer
+    assert producer is not None
+    return facts | {"attempts": list(producer.attempts), "fingerprint": producer.fingerprint}
 
 
 def start_event(facts: RunFacts) -> Event:

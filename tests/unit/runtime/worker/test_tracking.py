@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -12,27 +11,17 @@ import pytest
 from nemotron_style.runtime.cli.summary import list_results
 from nemotron_style.runtime.config.model import Tracker
 from nemotron_style.runtime.errors import UsageError
-from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE
-from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.step.context import Stop
 from nemotron_style.runtime.step.metrics import read_metrics
 from nemotron_style.runtime.worker import main as worker_main
 from nemotron_style.runtime.worker import tracking
+from nemotron_style.runtime.worker.tracked_run import TrackedArtifact
 from nemotron_style.runtime.worker.wandb_client import is_online
 from waiting import until
 from wandb_file import read_run
+from worker_run import carry_out
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
-TRACKED = """
-    trackers_named: tuple[str, ...] = cosmetic(())
-
-    def trackers(self):
-        more = {"tags": {"team": "bakers"}}
-        return {
-            name: Tracker("trackers_named", "mill", more=more if name == "mlflow" else {})
-            for name in self.trackers_named
-        }
-"""
 
 
 class Ledger:
@@ -41,8 +30,9 @@ class Ledger:
     rows: ClassVar[list[tuple[int, Mapping[str, float]]]] = []
     endings: ClassVar[list[tuple[str, Mapping[str, str]]]] = []
     begun: ClassVar[list[Mapping[str, str]]] = []
+    outputs: ClassVar[Mapping[str, TrackedArtifact]] = {}
     run: Any = None
-    fails_at = -1
+    fails_at, fails_to_end = -1, 0
     open: ClassVar[dict[str, str]] = {}
 
     def __init__(self, asked: Tracker) -> None:
@@ -59,43 +49,24 @@ class Ledger:
                 raise ConnectionError("no answer\nfrom a server")
             Ledger.rows.append((step, figures))
 
-    def end(self, status: str, tags: Mapping[str, str]) -> None:
+    def end(
+        self, status: str, tags: Mapping[str, str], outputs: Mapping[str, TrackedArtifact]
+    ) -> None:
+        if Ledger.fails_to_end:
+            Ledger.fails_to_end -= 1
+            raise ConnectionError("no answer")
         Ledger.endings.append((status, tags))
-
-
-@pytest.fixture
-def tracked(mill: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The mill, whose steps take the names of trackers."""
-    config = mill.root / "code/milling/config.py"
-    text = config.read_text().replace("import Section", "import Section, Tracker")
-    config.write_text(text + TRACKED)
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "MLFLOW_TRACKING_URI", ATTEMPT_VARIABLE):
-        monkeypatch.delenv(name, raising=False)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield mill
-    for number, handler in before.items():
-        signal.signal(number, handler)
+        Ledger.outputs = outputs
 
 
 @pytest.fixture
 def ledger(tracked: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The mill with a tracker that writes down what it is told, in place of MLflow."""
     Ledger.rows, Ledger.endings, Ledger.begun, Ledger.fails_at = [], [], [], -1
+    Ledger.fails_to_end = 0
     Ledger.open = {}
     monkeypatch.setattr(tracking, "CLIENTS", {"mlflow": Ledger})
     return tracked
-
-
-def carry_out(mill: Any, step: str, *overrides: str) -> tuple[int, RunFolder]:
-    """Plan ``step`` and what it needs, and work on them in this process."""
-    code, folder = 0, RunFolder(mill.root)
-    for run in mill.compile(step, *overrides).runs:
-        folder = RunFolder(run.plan.run_dir)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        (folder.path / "plan.json").write_text(run.plan.to_json())
-        code = worker_main.main([str(folder.path / "plan.json")])
-    return code, folder
 
 
 def test_a_tracker_gets_the_config_the_inputs_every_metric_and_the_outputs(ledger: Any) -> None:
@@ -115,6 +86,8 @@ def test_a_tracker_gets_the_config_the_inputs_every_metric_and_the_outputs(ledge
     assert (status, tags["nemotron_style.status"]) == ("finished", "finished")
     assert tags["nemotron_style.output.sack"] == flour.ref
     assert tags["nemotron_style.output.sack.digest"] == flour.digest
+    assert tags["nemotron_style.output.sack"] == Ledger.outputs["sack"].ref
+    assert Ledger.run.inputs["input"].kind == "grain"
     assert folder.trackers == {"mlflow": {"id": "ledger-1", "where": "in memory"}}
     assert flour.record.producer
     assert flour.record.producer.trackers == {"mlflow": "ledger-1"}
@@ -126,7 +99,8 @@ def test_an_attempt_that_goes_on_tells_the_same_run_only_what_it_lacks(ledger: A
     code, folder = carry_out(ledger, "mill/grow", *words)
     assert code == 1
     assert [step for step, _ in Ledger.rows] == [1, 2, 3]
-    assert [status for status, _ in Ledger.endings] == ["failed"]
+    [(status, tags)] = Ledger.endings
+    assert (status, "mill stone broke" in tags["nemotron_style.error"]) == ("failed", True)
     # It begins from the state of step 2, does step 3 again, and fails once more.
     worker_main.main([str(folder.path / "plan.json")])
     assert [line["step"] for line in read_metrics(folder.path / "metrics.jsonl")] == [1, 2, 3]
@@ -187,6 +161,12 @@ def test_a_tracker_that_never_answers_ends_nothing(ledger: Any) -> None:
     Ledger.fails_at = 2
     assert carry_out(ledger, "mill/grow", "trackers_named=[mlflow]")[0] == 0
     assert Ledger.endings == []
+
+
+def test_a_tracker_that_fails_at_the_very_end_is_told_once_more(ledger: Any) -> None:
+    Ledger.fails_to_end = 1
+    assert carry_out(ledger, "mill/grow", "trackers_named=[mlflow]")[0] == 0
+    assert [status for status, _ in Ledger.endings] == ["finished"]
 
 
 def test_metrics_that_are_no_numbers_and_several_lines_of_a_step_arrive() -> None:
@@ -254,6 +234,9 @@ def test_their_own_clients_read_an_interrupted_and_resumed_run(
     assert run.data.tags["nemotron_style.output.sack"] == sack.ref
     assert run.data.tags["nemotron_style.output.sack.digest"] == sack.digest
     assert run.data.tags["team"] == "bakers"
+    [made, *_] = [client.get_logged_model(one.model_id) for one in run.outputs.model_outputs]
+    assert made.tags["nemotron_style.digest"] == sack.digest
+    assert (made.model_type, made.source_run_id) == ("grain", run.info.run_id)
     history = client.get_metric_history(run.info.run_id, "total")
     assert [(one.step, one.value) for one in history] == [(1, 1), (2, 3), (3, 6), (4, 10)]
 
@@ -266,5 +249,7 @@ def test_their_own_clients_read_an_interrupted_and_resumed_run(
     assert first["config"]["mill.speed"] == "1"
     assert first["config"]["nemotron_style.step"] == "mill/grow"
     assert second["config"]["nemotron_style.output.sack"] == sack.ref
+    assert {one["ref"] for one in second["logged"]} >= {sack.ref}
+    assert second["used"] == []
     for path in folder.path.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
