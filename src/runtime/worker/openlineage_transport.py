@@ -12,22 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from nemotron_style.runtime.store.ref import strip_user
 
 URL_VARIABLE = "OPENLINEAGE_URL"
 SECONDS = 5.0
 ENDPOINT = "api/v1/lineage"
-
-
-class _NoRedirect(HTTPRedirectHandler):
-    """An answer that leads elsewhere is an error: the key is for the endpoint that was named."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -50,11 +41,21 @@ class Transport:
             with open(unquote(urlsplit(self.url).path), "a", encoding="utf-8") as file:
                 file.write(text + "\n")
             return
+        self._post(text)
+
+    def _post(self, text: str) -> None:
+        # Imported by those alone who send: it takes longer than all the rest of this room.
+        from urllib.error import HTTPError
+        from urllib.request import HTTPRedirectHandler, Request, build_opener
+
         headers = {"Content-Type": "application/json", "User-Agent": "nemotron-style"}
         headers |= {"Authorization": f"Bearer {self.key}"} if self.key else {}
         request = Request(self.url, text.encode(), headers, method="POST")
+        stay = HTTPRedirectHandler()
+        # An answer that leads elsewhere is an error: the key is for the endpoint that was named.
+        stay.redirect_request = lambda *_: None  # type: ignore[method-assign]
         try:
-            with build_opener(_NoRedirect).open(request, timeout=SECONDS):
+            with build_opener(stay).open(request, timeout=SECONDS):
                 pass
         except HTTPError as error:
             raise ConnectionError(f"{self.where} answers {error.code} {error.reason}") from None
