@@ -13,9 +13,13 @@ import torch
 
 import steerlm2_world
 from card import MixedDevicesError, card, fail_where_devices_mix
+from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
+from nemotron_style.runtime.planning.rerun import plan_rerun
+from nemotron_style.runtime.run.folder import RunFolder, find_run
 from nemotron_style.runtime.step.metrics import read_metrics
 from nemotron_style.runtime.store.store import Store
+from nemotron_style.runtime.worker import main as worker_main
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WEIGHTS, weights_digest
 from nemotron_style.steps.blocks.checkpoint.torch_dist_stream import read_full
 from nemotron_style.steps.blocks.data.steerlm2_row import LOG_Q
@@ -238,7 +242,10 @@ def test_repeating_samples_needs_to_be_asked_for(world, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_the_model_that_one_trains(world, tmp_path):
-    """The whole step under torchrun, the layers divided over two pipeline stages."""
+    """The whole step under torchrun, the layers divided over two pipeline stages.
+
+    Then the run of one process is repeated from its plan, in this process, to the bit.
+    """
     world.data("train", world.train)
     world.data("validation", world.validation)
     weights = {}
@@ -262,6 +269,19 @@ def test_two_processes_train_the_model_that_one_trains(world, tmp_path):
         weights[processes] = dict(read_full(Store(store).resolve("trained").path / WEIGHTS))
     for name, tensor in weights[1].items():
         torch.testing.assert_close(weights[2][name], tensor, atol=2e-5, rtol=0)
+    repeat_to_the_bit(Store(tmp_path / "1"))
+
+
+def repeat_to_the_bit(store):
+    catalog, first = load_catalog(), store.resolve("trained")
+    rerun = plan_rerun(find_run(store, "trained"), store=store, catalog=catalog)
+    assert rerun.surroundings == ()
+    plan = rerun.run.plan
+    assert RunFolder(plan.run_dir).reserve(plan)
+    assert worker_main.main([str(plan.run_dir / "plan.json")]) == 0
+    again = store.resolve("trained.rerun")
+    assert again.digest == first.digest
+    assert again.record.producer.rerun_of == first.record.producer.run_id
 
 
 def test_nothing_that_is_not_finite_is_kept_and_the_run_goes_on(world, tmp_path):

@@ -40,8 +40,7 @@ def compare(left: Artifact, right: Artifact) -> list[Difference]:
     return [
         Difference(key, _show(ours, key), _show(theirs, key))
         for key in sorted(ours | theirs, key=lambda key: _ORDER.index(_find_section(key)))
-        # As text: to Python 1, 1.0 and true are equal.
-        if key not in ours or key not in theirs or _write(ours[key]) != _write(theirs[key])
+        if key not in ours or key not in theirs or _identify(ours, key) != _identify(theirs, key)
     ]
 
 
@@ -70,8 +69,11 @@ def _show(values: dict[str, Any], key: str) -> Any:
     return "null" if key in values and values[key] is None else values.get(key)
 
 
-def _write(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+def _identify(values: dict[str, Any], key: str) -> str:
+    """What two values have to have in common; of an input that is its content, not its name."""
+    if _find_section(key) == "inputs":
+        return str(values[key]).rpartition(" ")[2]
+    return json.dumps(values[key], sort_keys=True)  # as text: to Python 1, 1.0 and true are equal
 
 
 def _flatten_record(record: Record) -> dict[str, Any]:

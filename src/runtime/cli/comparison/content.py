@@ -7,7 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from nemotron_style.runtime.catalog.kinds import Kinds
+from nemotron_style.runtime.cli.table import PAGE
 from nemotron_style.runtime.config.resolve import import_object
+from nemotron_style.runtime.errors import shorten
 from nemotron_style.runtime.store.content.files import Side, compare_files
 from nemotron_style.runtime.store.content.finding import Finding
 from nemotron_style.runtime.store.content.tensors import WeightLayout
@@ -46,7 +48,7 @@ def render_findings(findings: Sequence[Finding]) -> Iterator[str]:
     """A line for each, and below it, indented, its examples."""
     for finding in findings:
         yield f"  {finding.path}: {finding.summary}"
-        yield from (f"      {example}" for example in finding.examples)
+        yield from (f"      {shorten(example, PAGE - 6)}" for example in finding.examples)
 
 
 def describe_findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -36,8 +37,10 @@ SECTIONS = {
     "Metrics": ("metrics",),
     "Facts": ("facts",),
 }
-WIDTH = 32  # of a value
+WIDTH = 28  # of a value
+DIGEST = re.compile(r"(sha256:[0-9a-f]{8})[0-9a-f]{56}")  # a few digits tell one from another
 MOST_FACTS = 15
+SOURCES = ("run:", "sha256:")  # begin the value of a key of the config that an input is bound to
 MOST_CODE_LINES = 60
 
 Ref = Annotated[str, typer.Argument(help="name, name:latest, name:v3 or sha256:<prefix>.")]
@@ -73,7 +76,7 @@ def diff(context: typer.Context, left: Ref, right: Ref, *, as_json: AsJson = Fal
     print(compare_content(ours, theirs) if differences else "no difference: the records are equal")
     for title, sections in SECTIONS.items():
         chosen = [each for each in differences if each.section in sections]
-        print_section(title, list(drop_repeated_seeds(chosen)), ours, theirs)
+        print_section(title, list(drop_repeated(chosen, differences)), ours, theirs)
         if title == "Code" and chosen:
             print("\n".join(render_code(code)))
     if findings:
@@ -94,13 +97,21 @@ def find_code_changes(
     return compare_code(*sources, plan=runs[0].plan) if len(sources) == 2 else None
 
 
-def drop_repeated_seeds(differences: Iterable[Difference]) -> Iterator[Difference]:
-    """Without the seeds that are keys of the config, where they are shown already."""
-    differences = list(differences)
-    shown = {each.key.removeprefix("config.") for each in differences if each.section == "config"}
-    for each in differences:
-        if each.section != "seeds" or each.key.removeprefix("seeds.") not in shown:
+def drop_repeated(
+    chosen: Iterable[Difference], differences: Sequence[Difference]
+) -> Iterator[Difference]:
+    """Without what is shown elsewhere: seeds of the config, facts that are metrics, inputs."""
+    keys = {each.key for each in differences}
+    shown_as = {"seeds": "config", "facts": "metrics"}
+    for each in chosen:
+        name = each.key.removeprefix(f"{each.section}.")
+        is_input = each.section == "config" and _names_input(each.left, each.right)
+        if not is_input and f"{shown_as.get(each.section)}.{name}" not in keys:
             yield each
+
+
+def _names_input(*values: Any) -> bool:
+    return all(str(value).startswith(SOURCES) for value in values)
 
 
 def print_section(
@@ -139,8 +150,8 @@ def show_value(value: Any) -> str:
     if type(value) is float:
         return format_number(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    ref, space, digest = text.partition(" sha256:")  # an input: a few digits tell it apart
-    return shorten(f"{ref} {digest[:8]}" if space else text, WIDTH)
+    text = DIGEST.sub(r"\1", text)
+    return text.replace(" sha256:", " ") if " sha256:" in text else shorten(text, WIDTH)
 
 
 def render_code(changes: Sequence[FileChange] | None) -> Iterator[str]:

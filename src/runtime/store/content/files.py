@@ -122,7 +122,7 @@ def _compare_json(texts: list[str], name: str) -> Finding | None:
     if not keys:
         return Finding(name, "the same values, written in another way", facts={"keys": []})
     summary = count(len(keys), "key") + _differ(keys)
-    return Finding(name, summary, (describe_keys(left, right),), {"keys": keys})
+    return Finding(name, summary, tuple(describe_keys(left, right)), {"keys": keys})
 
 
 def _compare_lines(texts: list[str], name: str) -> Finding:

@@ -10,7 +10,7 @@ from nemotron_style.runtime.errors import shorten
 from nemotron_style.runtime.validation import flatten
 
 MOST_KEYS = 4
-VALUE_WIDTH = 36
+VALUE_WIDTH = 28
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def describe_keys(left: Any, right: Any) -> str:
-    """The keys in which two JSON values differ, with both values, shortened."""
+def describe_keys(left: Any, right: Any, *, most: int = MOST_KEYS) -> list[str]:
+    """The first keys in which two JSON values differ, with both values, shortened."""
     ours, theirs = (_by_key(value) for value in (left, right))
     keys = [key for key in {**ours, **theirs} if _write(ours, key) != _write(theirs, key)]
     shown = [
         f"{key}: {_shorten(_write(ours, key))} -> {_shorten(_write(theirs, key))}"
-        for key in keys[:MOST_KEYS]
+        for key in keys[:most]
     ]
-    more = [f"and {count(len(keys) - MOST_KEYS, 'more key')}"] if len(keys) > MOST_KEYS else []
-    return "; ".join([*shown, *more])
+    more = [f"and {count(len(keys) - most, 'more key')}"] if len(keys) > most else []
+    return [*shown, *more]
 
 
 def differing_keys(left: Any, right: Any) -> list[str]:

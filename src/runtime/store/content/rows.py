@@ -199,8 +199,9 @@ def show_examples(
     ours = _pick(left, [pair[0] for pair in changed] + removed)
     theirs = _pick(right, [pair[1] for pair in changed] + added)
     lines = [
-        f"{_name(row)} changed: {describe_keys(ours[row.place], theirs[other.place])}"
+        f"{_name(row)} changed: {'; '.join(keys)}"
         for row, other in changed
+        if (keys := describe_keys(ours[row.place], theirs[other.place], most=1))
     ]
     lines += [f"{_name(row)} removed: {show_row(ours[row.place])}" for row in removed]
     lines += [f"{_name(row)} added: {show_row(theirs[row.place])}" for row in added]
