@@ -190,8 +190,11 @@ def build_families(entries: Iterable[Entry]) -> list[Branch]:
     for branch in sorted(branches, key=lambda each: each.main.created):
         edge = find_parent(branch.main.inputs)
         above = home.get(edge.ref) if edge else None
-        branch.parent = edge.ref if edge else ""
-        (above.children if above and id(above) in placed else roots).append(branch)
+        if edge and above and id(above) in placed:
+            branch.parent = edge.ref
+            above.children.append(branch)
+        else:
+            roots.append(branch)
         placed.add(id(branch))
     for branch in sorted(branches, key=lambda each: each.main.created, reverse=True):
         branch.children.sort(key=lambda each: each.newest, reverse=True)

@@ -66,6 +66,8 @@ def test_a_run_hangs_below_the_model_that_it_went_on_from():
     base = next(branch for branch in families if branch.main.ref == "base:v1")
     assert [child.main.ref for child in base.children] == ["tuned:v1"]
     assert base.children[0].others == ["judge:v1"]
+    (orphan,) = build_families([tuned])
+    assert (orphan.parent, orphan.others) == ("", ["base:v1", "judge:v1"])
 
 
 def test_what_one_run_made_stands_together_and_families_with_the_newest_work_come_first():
@@ -109,7 +111,7 @@ def test_the_page_names_what_is_removed_and_what_cannot_be_read(tmp_path):
     remove(store.layout, [gone.record], find_in_use=dict)
     (broken.path / "artifact.json").write_text("{}")
     page = render_catalogue(collect_catalogue(store))
-    assert "2 artifacts of 1 kinds" in page
+    assert "2 artifacts of 1 kind," in page
     assert "Of 1 more, which were removed" in page
     assert re.search(r"gone:v1</span>[^/]*</span> <span[^>]*>removed<", page)
     assert "broken/v1/artifact.json" in page
