@@ -45,9 +45,11 @@ def commit(
     return store.commit(staged, name=name, kind=kind, producer=producer, inputs=edges, **evidence)
 
 
-def make_store(root: Path, evil: str = EVIL) -> tuple[Store, Artifact]:
-    """The store and the model that a report is about."""
-    store = Store(root)
+def make_store(
+    root: Path | str, evil: str = EVIL, *, scratch: Path | None = None
+) -> tuple[Store, Artifact]:
+    """The store and the model that a report is about; ``scratch`` is that of a bucket."""
+    store = Store(root, scratch=scratch)
     rows = commit(store, "rows", {"rows.jsonl": "{}\n"}, kind="training_jsonl", step="data/toy")
     base = commit(
         store,
@@ -115,7 +117,7 @@ def make_run(
     store: Store, plan: Plan, evil: str, *, outputs: dict[str, Any] | None = None
 ) -> RunFolder:
     """The folder of a run of ten steps; without ``outputs`` it failed at the end of them."""
-    run = RunFolder(store.root / "runs" / plan.run_id)
+    run = RunFolder(store.layout.runs / plan.run_id)
     assert run.reserve(plan)
     lines = [{"step": step, "train_loss": 2 / step, "lr": 0.1, evil: step} for step in range(1, 11)]
     lines[4]["train_loss"] = "nan"

@@ -12,13 +12,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nemotron_style.runtime.report.evidence import MOST_BYTES
 from nemotron_style.runtime.report.figures import Series, draw_lines
 from nemotron_style.runtime.step.metrics import parse_lines
 
 SHOWN = 6
 """Charts that stand in the page at once; the others can be opened."""
 MOST_CHARTS = 60
+MOST_BYTES = 8 << 20
+"""Of a ``metrics.jsonl`` that are read: about half a second."""
 
 _PREFIX = re.compile(r"^(train|validation)[_/]")
 _LAST = re.compile(r"^timing|seconds|per_second|lr$|learning_rate|_num_|^num_|clock")
@@ -59,13 +60,13 @@ def read_sampled(path: Path, most: int = MOST_BYTES) -> tuple[list[dict[str, Any
     """
     try:
         every = math.ceil(os.path.getsize(path) / most) or 1
-        with open(path, encoding="utf-8", errors="replace") as file:
-            kept = (
+        with open(path, "rb") as file:
+            kept = [
                 line
                 for number, line in enumerate(file)
-                if number % every == 0 or '"validation' in line
-            )
-            return parse_lines("".join(kept)), every
+                if number % every == 0 or b'"validation' in line
+            ]
+        return parse_lines(b"".join(kept).decode("utf-8", "replace")), every
     except OSError:
         return [], 1
 

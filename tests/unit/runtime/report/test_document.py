@@ -108,6 +108,13 @@ def test_the_same_store_gives_the_same_report(world):
     assert report_on(world[0], "tuned") == world[1]
 
 
+def test_a_store_in_a_bucket_has_reports_too(tmp_path):
+    store, tuned = make_store("memory://of-a-report", scratch=tmp_path)
+    page = report_on(store, "latest")
+    assert "Better than base:v1." in Outline(page).text
+    assert tuned.digest in page
+
+
 def test_what_was_not_evaluated_says_so_and_how_it_would_be(tmp_path):
     store = Store(tmp_path)
     model = commit(store, "alone", {"weights": "1"}, step="sft/chat")
