@@ -26,6 +26,8 @@ from nemotron_style.runtime.store.store import Store
 MOST_RELATIVES = 4
 """Ancestors that an artifact is compared with, the nearest first."""
 LOG_LINES = 25
+MOST_LINES = 1000
+"""Of a text that is shown whole elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def collect_facts(store: Store, subject: Subject) -> Facts:
         facts.problems += unusable
         facts.family = around(store, made)
         up = walk(store, made)
-        facts.tree = render_tree(up)
+        facts.tree = cut_lines(render_tree(up), f"nemotron-style artifacts lineage {made.ref}")
         nodes = facts.family.nodes | up.nodes
         for record in facts.verdict.evaluations:
             if evaluation := store.find(record.ref):
@@ -93,9 +95,8 @@ def _read_run(facts: Facts) -> None:
         for attempt in run.attempts
     ]
     with contextlib.suppress(OSError):
-        facts.launch = redact(
-            (run.path / "launch.sh").read_text(encoding="utf-8", errors="replace")
-        )
+        launch = (run.path / "launch.sh").read_text(encoding="utf-8", errors="replace")
+        facts.launch = cut_lines(redact(launch), f"launch.sh of {run.run_id}")
     last = run.last_attempt
     if last and not facts.subject.is_complete:
         with contextlib.suppress(OSError):
@@ -133,3 +134,11 @@ def find_relatives(store: Store, record: Record, up: Lineage) -> Iterator[tuple[
             if earlier := store.find(ref) or store.tombstone(ref):
                 yield earlier.record, "the version before"
                 return
+
+
+def cut_lines(text: str, whole: str) -> str:
+    """The first :data:`MOST_LINES` lines of a text; ``whole`` says where all of it is."""
+    lines = text.splitlines()
+    if len(lines) <= MOST_LINES:
+        return text
+    return "\n".join([*lines[:MOST_LINES], f"... {len(lines) - MOST_LINES} more lines: {whole}"])

@@ -27,6 +27,8 @@ from nemotron_style.runtime.store.store import Store
 
 SCHEMA = 1
 MOST_RECORDS = 200
+MOST_TEXT = 4_000_000
+"""Characters of all records together."""
 BLANK = "0" * 64
 SEAL = re.compile(r'(?<=<meta name="seal" content=")[0-9a-f]{64}(?=">)')
 RECORD, PLAN = "record", "plan"
@@ -50,11 +52,15 @@ class Document:
 def embed_records(store: Store, nodes: Iterable[Node]) -> tuple[list[Document], int]:
     """The records of some artifacts, and how many more there were than a page holds."""
     known = [node for node in nodes if node.record]
-    documents = [
-        make_document(RECORD, node.ref, read_text(store, node), node.digest)
-        for node in known[:MOST_RECORDS]
-    ]
-    return documents, max(0, len(known) - MOST_RECORDS)
+    documents: list[Document] = []
+    size = 0
+    for node in known[:MOST_RECORDS]:
+        text = read_text(store, node)
+        size += len(text)
+        if documents and size > MOST_TEXT:  # a record names every file, and there may be many
+            break
+        documents.append(make_document(RECORD, node.ref, text, node.digest))
+    return documents, len(known) - len(documents)
 
 
 def make_document(kind: str, name: str, text: str, digest: str = "") -> Document:

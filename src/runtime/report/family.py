@@ -24,6 +24,8 @@ BOX = (180, 46)
 GAP = (44, 14)
 """Between columns, and between boxes of a column."""
 MOST_IN_COLUMN = 7
+MOST_ROWS = 200
+"""Of the list beside the drawing."""
 NAME = 22
 """Characters of a name that fit in a box."""
 
@@ -61,7 +63,8 @@ def draw_family(lineage: Lineage) -> Markup:
         width=width,
         height=height,
         description=_describe(lineage),
-        rows=[_row(lineage, node) for node in lineage.nodes.values()],
+        rows=[_row(lineage, node) for node in [*lineage.nodes.values()][:MOST_ROWS]],
+        left_out=max(0, len(lineage.nodes) - MOST_ROWS),
         cut=sorted(lineage.cut),
     )
 
@@ -131,7 +134,8 @@ def fold(lineage: Lineage, column: Sequence[str]) -> list[Box]:
     if lineage.root in column and lineage.root not in kept:
         kept[-1] = lineage.root
     rest = tuple(ref for ref in column if ref not in kept)
-    many = Box(rest, f"{len(rest)} more", "listed below", "\n".join(rest), "folded")
+    named = "\n".join(rest[:20]) + ("\n..." if len(rest) > 20 else "")
+    many = Box(rest, f"{len(rest)} more", "listed below", named, "folded")
     return [*(_box(lineage, ref) for ref in kept), many]
 
 
@@ -169,7 +173,8 @@ def _describe(lineage: Lineage) -> str:
 
 
 def _row(lineage: Lineage, node: Node) -> dict[str, Any]:
-    used = [f"{link.slot}: {link.source}" for link in lineage.links if link.target == node.ref]
+    edges = node.record.inputs if node.record else ()
+    used = [f"{edge.slot}: {edge.ref}" for edge in edges]
     return {
         "ref": node.ref,
         "kind": node.kind,

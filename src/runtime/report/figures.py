@@ -247,7 +247,10 @@ def _trace_band(series: Series, place: Any) -> str:
 
 def _name_gaps(series: Sequence[Series]) -> list[str]:
     counts = {one.name: sum(not _is_finite(point) for point in one.points) for one in series}
-    return [f"{name}: {n} values are not finite." for name, n in counts.items() if n]
+    values = {
+        name: "1 value is" if n == 1 else f"{n} values are" for name, n in counts.items() if n
+    }
+    return [f"{name}: {text} not finite." for name, text in values.items()]
 
 
 def _name_thinned(series: Sequence[Series]) -> list[str]:

@@ -101,7 +101,7 @@ def test_an_ancestor_is_compared_key_by_key(world):
 
 
 def test_a_number_that_is_none_leaves_a_gap_and_is_said(world):
-    assert "training: 1 values are not finite." in Outline(world[1]).text
+    assert "training: 1 value is not finite." in Outline(world[1]).text
 
 
 def test_the_same_store_gives_the_same_report(world):

@@ -44,3 +44,11 @@ def test_a_wide_fan_is_folded_and_the_root_never():
 
 def test_what_stands_alone_can_be_drawn():
     assert "made from nothing" in draw_family(lineage("a:v1"))
+
+
+def test_of_a_thousand_products_the_drawing_stays_small_and_says_so():
+    graph = lineage("a:v1", *(("a:v1", f"out{number}:v1") for number in range(1000)))
+    drawing = draw_family(graph)
+    assert len(drawing) < 60_000
+    assert "994 more" in drawing
+    assert "801 more artifacts are not listed here." in drawing
