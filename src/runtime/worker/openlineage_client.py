@@ -103,7 +103,7 @@ def read_attempt(folder: RunFolder, attempt: Attempt, store: Store) -> RunFacts:
         plan.config_name,
         attempt.number,
         started=write_time(record.get("begun") or record.get("started")),
-        ended=write_time(record.get("ended") or attempt.last_sign),
+        ended=write_time(record.get("ended") or attempt.last_sign or None),
         outcome=outcome,
         error=str(record.get("error") or state) if outcome == FAIL else "",
         config=redact_leaves(plan.config),
