@@ -28,7 +28,7 @@ from nemotron_style.runtime.planning.reuse import Decision, decide_unfinished
 from nemotron_style.runtime.planning.tree_step import describe_code as describe_tree
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.code import describe_code, digest_code
-from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.folder import RunFolder, read_outputs
 from nemotron_style.runtime.run.plan import RERUN_OF, Plan, identify, name_run
 from nemotron_style.runtime.run.snapshot import check_snapshot
 from nemotron_style.runtime.store.record import Artifact, Edge, Record
@@ -72,7 +72,7 @@ def plan_rerun(
     problems += check_placement(plan, placed, profile)
     problems += check_code(placed, manifest, outputs)
     raise_all(UsageError, problems)
-    sealed, decision = choose_repetition(placed, first.run_id)
+    sealed, decision = choose_repetition(placed, first.run_id, store)
     resolved = {slot: describe_artifact(artifact) for slot, artifact in inputs.items()}
     run = PlannedRun(manifest, sealed, decision, resolved)
     return Rerun(run, outputs, tuple(compare_surroundings(sealed, outputs)))
@@ -217,16 +217,19 @@ def explain_changed_code(plan: Plan, now: str, code: Mapping[str, Any]) -> Probl
     return Problem(where=plan.step, key="code", what=what, got=now[:12], allowed=was, fix=fix)
 
 
-def choose_repetition(plan: Plan, first: str) -> tuple[Plan, Decision]:
+def choose_repetition(plan: Plan, first: str, store: Store) -> tuple[Plan, Decision]:
     """The plan of the first repetition that is not complete, and what to do about it."""
     number = 1
     while True:
         repeated = seal_repetition(plan, first, number)
         folder = RunFolder(repeated.record_dir)
-        if not folder.exists:
-            return repeated, Decision("run", f"repetition {number} of {first}")
-        if folder.outputs is None:
+        is_complete = read_outputs(repeated, store) is not None
+        if folder.exists and not is_complete:
             return repeated, decide_unfinished(folder, repeated)
+        # Where only the artifacts are left of one, the same run would get them for its own.
+        made = (store.output_of(repeated.run_id, output.slot) for output in repeated.outputs)
+        if not is_complete and not any(made):
+            return repeated, Decision("run", f"repetition {number} of {first}")
         number += 1
 
 

@@ -71,6 +71,9 @@ def test_a_repetition_is_a_run_of_its_own_and_bit_identical(ground: Any, capsys:
     assert f"repeating {first.run_id}" in capsys.readouterr().out
 
     assert plan(ground).run.decision.reason == f"repetition 2 of {first.run_id}"
+    (ground.home / "runs" / second.run_id).rename(ground.root / "lost")  # its artifacts stay
+    assert plan(ground).run.decision.reason == f"repetition 2 of {first.run_id}"
+    (ground.root / "lost").rename(ground.home / "runs" / second.run_id)
     assert main(["steps", "run", "mill/grind", "--json"]) == 0
     assert [run["decision"] for run in json.loads(capsys.readouterr().out)["runs"]] == ["reuse"] * 2
 

@@ -19,7 +19,11 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     save_model,
 )
 from nemotron_style.steps.blocks.checkpoint.streamed_model import stream_model
-from nemotron_style.steps.blocks.checkpoint.torch_dist_stream import Read, WeightFolder
+from nemotron_style.steps.blocks.checkpoint.torch_dist_stream import (
+    Read,
+    WeightFolder,
+    open_tensors,
+)
 from nemotron_style.steps.blocks.model.language_model import build_model
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
@@ -98,3 +102,24 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path: Path, tokenizer: 
             dtype=torch.float32,
             tokenizer=tokenizer,
         )
+
+
+def test_tensors_are_read_one_by_one_for_whoever_compares_two_models(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    model = write(tmp_path / "held", tokenizer, CONFIG)
+    weights = dict(full_weights(model))
+    copy_model(
+        lambda name: weights[name].bfloat16(),
+        tmp_path / "half",
+        config=CONFIG,
+        dtype=torch.bfloat16,
+        tokenizer=tokenizer,
+    )
+    for name, dtype in (("held", torch.float32), ("half", torch.bfloat16)):
+        opened = open_tensors(tmp_path / name / WEIGHTS)
+        assert sorted(opened) == sorted(weights)
+        for key, stored in opened.items():
+            assert (stored.type, stored.shape) == (str(dtype), tuple(weights[key].shape))
+            expected = weights[key].to(dtype).float().numpy()
+            assert stored.read().tobytes() == expected.tobytes()
