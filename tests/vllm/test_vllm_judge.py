@@ -212,11 +212,8 @@ def align_whole(home: Path, judge: str, *overrides: str) -> Done:
     return Done(ended.stdout, steps, [json.loads(line) for line in kept])
 
 
-def check_reported(done: Done, *, groups: int) -> float:
-    """What the judge said was counted as it was, and told at the end. Returns the failure rate.
-
-    ``groups`` of three samples are made in a step.
-    """
+def check_reported(done: Done) -> float:
+    """What the judge said was counted as it was, and told at the end. Returns the failure rate."""
     assert [line["step"] for line in done.steps] == [1, 2]
     for line in done.steps:
         unreadable = sum(line.get(f"judge/{name}", 0) for name in UNREADABLE)
@@ -224,8 +221,8 @@ def check_reported(done: Done, *, groups: int) -> float:
         assert line["judge/answers"] == line.get("judge/verdicts", 0) + unreadable
         assert line["judge/parse_failure_rate"] == pytest.approx(unreadable / line["judge/answers"])
         assert line["num_mask_sample_filtered"] == 3 * line["judge/masked_groups"]
-        assert line.get("num_valid_samples", 0) == 3 * groups - line["num_mask_sample_filtered"]
-        assert ("reward" in line) == (line["judge/masked_groups"] < groups)
+        assert line.get("num_valid_samples", 0) == 6 - line["num_mask_sample_filtered"]
+        assert ("reward" in line) == (line["judge/masked_groups"] < 2)
     rate = 1 - done.total("verdicts") / done.total("answers")
     print(f"parse failure rate of the run: {rate:.3f} of {done.total('answers'):g} answers")
     assert f"judge_parse_failure_rate={rate:.5g}" in done.output
@@ -243,10 +240,9 @@ def test_a_model_that_is_only_asked_for_json_stops_the_run(home: Path, judge: st
 
 
 def test_a_model_that_is_held_to_the_schema_is_read(home: Path, judge: str) -> None:
-    words = ("grpo.num_prompts_per_step=1", f"judge.response_format={json.dumps(FORMAT)}")
-    done = align_whole(home, judge, *words)
-    assert check_reported(done, groups=1) <= 0.2
-    assert done.total("verdicts") >= 4
+    done = align_whole(home, judge, f"judge.response_format={json.dumps(FORMAT)}")
+    assert check_reported(done) <= 0.2
+    assert done.total("verdicts") >= 8
     assert any(line["lr"] > 0 and line["grad_norm"] > 0 for line in done.steps)
     assert "judge_win_rate=" in done.output
 
