@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import disks
 from killing import kill_at_random
@@ -27,10 +28,31 @@ from removing import remove_each
 
 BAD = ("lost", "duplicate", "backwards", "torn_reads", "torn", "stuck")
 LISTS = ("errors", "unsound", "wrong")
-LARGE = {"processes": 64, "publishes": 200, "kills": 1000, "step": 1, "errors": 3, "graphs": 1000}
-SMALL = {"processes": 8, "publishes": 4, "kills": 20, "step": 89, "errors": 1, "graphs": 15}
+BUCKET_ACT_S = 3.0  # a killed process lives at most so long: requests take longer than files
+LARGE = {
+    "processes": 64,
+    "publishes": 200,
+    "kills": 1000,
+    "step": 1,
+    "errors": 3,
+    "graphs": 1000,
+    "bucket_processes": 16,
+    "bucket_publishes": 10,
+    "bucket_kills": 60,
+}
+SMALL = {
+    "processes": 8,
+    "publishes": 4,
+    "kills": 20,
+    "step": 89,
+    "errors": 1,
+    "graphs": 15,
+    "bucket_processes": 2,
+    "bucket_publishes": 2,
+    "bucket_kills": 2,
+}
 DISKS = {"local disk": nullcontext, "no hard links": disks.no_hard_links}
-ONCE = ("fill", "remove")  # not on every disk
+ONCE = ("fill", "remove", "bucket")  # not on every disk
 
 Sizes = dict[str, int]
 
@@ -64,12 +86,35 @@ def remove(folder: Path, sizes: Sizes) -> dict[str, Any]:
     return remove_each(folder, graphs=sizes["graphs"])
 
 
+def bucket(folder: Path, sizes: Sizes) -> dict[str, Any]:
+    """Publishing and killing, with a bucket behind a network that fails."""
+    from bucket import BUCKET, faulty_bucket
+    from s3_server import REASON
+
+    if REASON:
+        return {"skipped": REASON}
+    rows, root = write_rows(folder), f"s3://{BUCKET}"
+    counts = {name: sizes[f"bucket_{name}"] for name in ("processes", "publishes")}
+    with faulty_bucket() as proxy, patch.dict(os.environ, {"XDG_CACHE_HOME": str(folder)}):
+        published = publish_at_once(f"{root}/publish", rows, **counts)
+        killed = kill_at_random(
+            f"{root}/kill", rows, kills=sizes["bucket_kills"], longest_s=BUCKET_ACT_S
+        )
+        befallen = {name: count for name, count in sorted(proxy.befallen.items()) if count}
+        requests = {"requests": proxy.requests, "befallen": befallen}
+    lists = {name: [*published.get(name, ()), *killed.get(name, ())] for name in LISTS}
+    seconds = published["seconds"] + killed["seconds"]
+    bad = {name: published.get(name, 0) + killed.get(name, 0) for name in BAD}
+    return {**published, **killed, **bad, **requests, **lists, "seconds": seconds}
+
+
 PARTS: dict[str, Callable[[Path, Sizes], dict[str, Any]]] = {
     "publish": publish,
     "kill": kill,
     "refuse": refuse,
     "fill": fill,
     "remove": remove,
+    "bucket": bucket,
 }
 
 
@@ -91,6 +136,7 @@ def attack(
             place = Path(tempfile.mkdtemp(prefix="faults-", dir=folder))
             try:
                 with enter(), disks.no_waiting():
+                    disk = "S3, over a bad line" if part == "bucket" else disk
                     yield part, disk, PARTS[part](place, sizes)
             finally:
                 shutil.rmtree(place, ignore_errors=True)

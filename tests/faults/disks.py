@@ -45,13 +45,14 @@ class Refusals:
         self.operations = 0
         self.refused = 0
 
-    def count(self) -> None:
+    def count(self, name: object = None) -> None:
         """One more operation; raises OSError when it is its turn to fail."""
         self.operations += 1
         is_due = self.operations > self.first if self.lasting else self.operations == self.first + 1
         if is_due:
             self.refused += 1
-            raise OSError(self.number, os.strerror(self.number))
+            path = os.fspath(name) if isinstance(name, str | os.PathLike) else None
+            raise OSError(self.number, os.strerror(self.number), path)
 
     @contextmanager
     def at_work(self) -> Iterator[Refusals]:
@@ -67,7 +68,7 @@ class Refusals:
 
         def operation(*args: Any, **kwargs: Any) -> Any:
             if not is_open or args[1] & WRITING_FLAGS:
-                self.count()
+                self.count(args[0])
             return real(*args, **kwargs)
 
         return operation

@@ -13,6 +13,7 @@ from typing import Any
 from nemotron_style.runtime.store.record import Producer
 from nemotron_style.runtime.store.removal import select
 from nemotron_style.runtime.store.store import Store
+from nemotron_style.runtime.store.tombstone import removed_refs
 
 ACTS = ("start", "commit", "adopt", "gc", "rm")
 FORK = multiprocessing.get_context("fork")
@@ -21,8 +22,12 @@ AT_ONCE = 2
 LONGEST_S = 0.06
 
 
-def kill_at_random(root: str, source: Path, *, kills: int, seed: int = 7) -> dict[str, Any]:
+def kill_at_random(
+    root: str, source: Path, *, kills: int, longest_s: float = LONGEST_S, seed: int = 7
+) -> dict[str, Any]:
     """Figures of ``kills`` SIGKILLs, two processes at a time; the store is looked at between.
+
+    A process lives for at most ``longest_s`` seconds.
 
     ``torn``: an artifact that can be seen and is not whole, or lacks what it was made from.
     ``lost``: one that was there, and is gone without a tombstone. ``stuck``: the next command
@@ -37,7 +42,7 @@ def kill_at_random(root: str, source: Path, *, kills: int, seed: int = 7) -> dic
     during: Counter[str] = Counter()
     wrong: list[str] = []
     while figures["kills"] < kills:
-        for act in _start_and_kill(root, source, chance):
+        for act in _start_and_kill(root, source, chance, longest_s):
             during[act] += 1
             figures["kills"] += 1
         torn, lost, seen = _look(store, seen)
@@ -55,14 +60,14 @@ def kill_at_random(root: str, source: Path, *, kills: int, seed: int = 7) -> dic
         **{name: figures[name] for name in names},
         "during": {act: during[act] for act in ACTS},
         "left": checked,
-        "removed": len(list(store.layout.index.glob("removed/*"))),
+        "removed": len(removed_refs(store.layout)),
         "unsound": [str(problem) for problem in unsound],
         "wrong": wrong,
         "seconds": round(time.monotonic() - began, 1),
     }
 
 
-def _start_and_kill(root: str, source: Path, chance: random.Random) -> list[str]:
+def _start_and_kill(root: str, source: Path, chance: random.Random, longest_s: float) -> list[str]:
     """What each of the processes was at when it was killed."""
     acts = [FORK.RawValue("i", 0) for _ in range(AT_ONCE)]
     workers = [
@@ -72,7 +77,7 @@ def _start_and_kill(root: str, source: Path, chance: random.Random) -> list[str]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(chance.uniform(0.003, LONGEST_S))
+        worker.join(chance.uniform(longest_s / 20, longest_s))
         worker.kill()
         worker.join()
         assert worker.exitcode == -9, "it ended by itself"

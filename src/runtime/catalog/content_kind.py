@@ -90,6 +90,19 @@ def usable_kinds(slot: Slot, catalog: Catalog) -> list[str]:
     return list(dict.fromkeys([slot.kind, *slot.also, *taken, *converted]))
 
 
+def suggest_makers(kind: str, slot: Slot, catalog: Catalog) -> str:
+    """Which conversions make what fills ``slot`` of content of another kind; else what fills it."""
+    makers = [
+        f"{manifest.id} makes {made.kind} of it (-i {taken.name}=REF)"
+        for manifest in catalog.steps.values()
+        if manifest.id.startswith("convert/")  # what else trains on it is no other form of it
+        for taken in manifest.consumes
+        for made in manifest.produces
+        if catalog.takes(taken, kind) and catalog.takes(slot, made.kind)
+    ]
+    return ", or ".join(makers) or f"usable are {', '.join(usable_kinds(slot, catalog))}"
+
+
 def choose_kind(names: Sequence[str], slot: Slot, catalog: Catalog, *, location: str) -> str:
     """The kind as which content with these names fills ``slot``, as it is or converted.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from nemotron_style.runtime.catalog.content_kind import suggest_makers
 from nemotron_style.runtime.catalog.manifest import Manifest, Need
 from nemotron_style.runtime.catalog.nemotron_tree import TreeManifest
 from nemotron_style.runtime.catalog.slot import Slot
@@ -266,6 +267,7 @@ class _Planner:
         step = catalog.kinds.conversion(content.kind, slot.kind)
         if step is None or step not in catalog.steps:
             fix = f"the step {step!r} would convert it and is not there" if step else ""
+            fix = fix or suggest_makers(content.kind, slot, catalog)
             raise UsageError(Problem(where=where, key=slot.name, what=what, fix=fix))
         manifest = catalog.find(step)
         accepts, conversion = catalog.kinds.accepts, catalog.kinds.conversion

@@ -18,7 +18,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -153,7 +153,8 @@ def _removed_when_stopped(layout: Layout, staged: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        discard(layout, staged)
+        with suppress(OSError):  # of a full disk the first error is told; gc removes the rest
+            discard(layout, staged)
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
 

@@ -29,10 +29,8 @@ def default_root(profile_store: str | None = None) -> str | Path:
     Raises UsageError for a URL where no store can be, and for something that is not a folder.
     """
     own = os.environ.get(ROOT_VARIABLE)
-    chosen = own or profile_store
-    if not chosen:
-        return find_project_root(Path.cwd()) / ".nemotron-style"
-    where = f"${ROOT_VARIABLE}" if own else "the profile's store"
+    chosen = own or profile_store or str(find_project_root(Path.cwd()) / ".nemotron-style")
+    where = f"${ROOT_VARIABLE}" if own else "the profile's store" if profile_store else "store"
     if url := find_url(chosen, where=where):
         return url
     root = expand_path(_LOCAL.sub("", chosen)).absolute()

@@ -6,9 +6,9 @@ tools do and tries again what failed on the way. fsspec's listings and their cac
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,16 @@ class S3Bucket:
         self.url = url
         self.name, _, prefix = url.partition("://")[2].partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
+        self._opened: tuple[int, Any] = (0, None)
 
-    @cached_property
+    @property
     def _system(self) -> Any:
+        # A process that was forked cannot use the connections of its parent.
+        if self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), self._open())
+        return self._opened[1]
+
+    def _open(self) -> Any:
         try:
             import s3fs
         except ImportError:

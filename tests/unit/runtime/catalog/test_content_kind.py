@@ -13,6 +13,7 @@ from nemotron_style.runtime.catalog.content_kind import (
     choose_kind,
     list_names,
     recognise,
+    suggest_makers,
 )
 from nemotron_style.runtime.catalog.slot import Slot
 from nemotron_style.runtime.errors import UsageError
@@ -116,3 +117,12 @@ def test_a_tar_is_what_is_in_it_however_it_is_called(
     assert choose_kind(names, slot, catalog, location=name) == "checkpoint_nemo"
     (tmp_path / "text").write_text("no tar\n")
     assert list_names(tmp_path / "text") == ["text"]
+
+
+def test_the_conversion_that_makes_what_is_wanted_of_what_is_given_is_named(
+    catalog: Catalog,
+) -> None:
+    slots = {slot.name: slot for slot in catalog.find("sft/steerlm2").consumes}
+    makers = suggest_makers("checkpoint_lora", slots["model"], catalog)
+    assert makers == "convert/merge_lora makes checkpoint_megatron of it (-i adapter=REF)"
+    assert suggest_makers("data_report", slots["data"], catalog) == "usable are steerlm2_jsonl"
