@@ -196,5 +196,5 @@ def _write_attempt(attempt: Mapping[str, Any]) -> dict[str, Any]:
 def _write_value(value: object) -> str:
     if value is None:
         return "(absent)"
-    text = format_number(value)
+    text = str(value).lower() if isinstance(value, bool) else format_number(value)
     return text if len(text) <= 300 else text[:297] + "..."
