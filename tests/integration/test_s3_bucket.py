@@ -110,6 +110,14 @@ def test_a_bucket_that_is_gone_or_silent_says_so_in_a_line(
     for ask in (lambda: list(gone.list("")), lambda: gone.read("x"), lambda: gone.put("x", b"")):
         with pytest.raises(StoreError, match="there is no such bucket; make it"):
             ask()
+    with monkeypatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+            patch.delenv(name, raising=False)
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            patch.setenv(name, "/dev/null")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        with pytest.raises(StoreError, match="there are no credentials; export AWS_ACCESS_KEY_ID"):
+            S3Bucket("s3://bucket").read("x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StoreError, match="cannot be reached; is AWS_ENDPOINT_URL right"):
         S3Bucket("s3://bucket").read("x")
