@@ -76,6 +76,7 @@ def whole_plan(mill: Any) -> Plan:
         update={
             "notes": ("a note",),
             "records": "/records",
+            "root": "s3://bucket/team",
             "site": {"qos": "high"},
             "files": {"job.yaml": "a: 1"},
         }
