@@ -223,7 +223,7 @@ def test_a_file_that_may_not_be_read_is_not_blamed_on_the_store(
     def refuse_all(path: Path, *_: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("nemotron_style.runtime.run.code.hash_files", refuse_all)
+    monkeypatch.setattr("nemotron_style.runtime.run.code._hash_each", refuse_all)
     text = refuse(capsys, "steps", "run", "mill/grow")
     assert "Permission denied" in text
     assert "store" not in text
