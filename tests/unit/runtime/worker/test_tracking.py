@@ -234,7 +234,8 @@ def test_their_own_clients_read_an_interrupted_and_resumed_run(
     assert run.data.tags["nemotron_style.output.sack"] == sack.ref
     assert run.data.tags["nemotron_style.output.sack.digest"] == sack.digest
     assert run.data.tags["team"] == "bakers"
-    [made, *_] = [client.get_logged_model(one.model_id) for one in run.outputs.model_outputs]
+    models = [client.get_logged_model(one.model_id) for one in run.outputs.model_outputs]
+    made = {each.tags["nemotron_style.slot"]: each for each in models}["sack"]
     assert made.tags["nemotron_style.digest"] == sack.digest
     assert (made.model_type, made.source_run_id) == ("grain", run.info.run_id)
     history = client.get_metric_history(run.info.run_id, "total")
