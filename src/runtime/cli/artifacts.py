@@ -13,7 +13,15 @@ import typer
 
 from nemotron_style.runtime.atomic import write_text
 from nemotron_style.runtime.catalog.kinds import load_kinds
-from nemotron_style.runtime.cli.options import AsJson, choose_store, command_group, open_store
+from nemotron_style.runtime.cli.options import (
+    AsJson,
+    Limit,
+    choose_limit,
+    choose_store,
+    command_group,
+    open_store,
+    print_more,
+)
 from nemotron_style.runtime.cli.removal import gc, rm
 from nemotron_style.runtime.cli.report import is_report, verify_report
 from nemotron_style.runtime.cli.table import print_json, print_problems, print_table, render_pairs
@@ -58,11 +66,12 @@ def list_artifacts(
     name: Annotated[str | None, typer.Argument(help="Only versions of this name.")] = None,
     *,
     kind: Annotated[str | None, typer.Option(help="Only artifacts of this kind.")] = None,
+    limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
-    """List artifacts, the newest version of each name first."""
-    store = open_store(context)
-    artifacts, problems = store.list_artifacts(name)
+    """List artifacts, the newest version of each name first; without --limit, the newest 50."""
+    most = choose_limit(limit, as_json=as_json or kind is not None)
+    artifacts, problems, more = open_store(context).list_artifacts(name, limit=most)
     listed = [each for each in artifacts if kind in (None, each.kind)]
     print_problems(problems, label="left out")
     if as_json:
@@ -72,6 +81,7 @@ def list_artifacts(
     header = ("REF", "KIND", "DIGEST", "SIZE", "AGE", "MADE BY")
     rows = [_row(artifact) for artifact in listed]
     print_table(rows, header=header, optional=("DIGEST", "MADE BY"))
+    print_more(more, "artifacts")
 
 
 @app.command()

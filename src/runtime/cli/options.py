@@ -58,10 +58,14 @@ def cut(
     listed: Sequence[Listed], limit: int | None, *, as_json: bool
 ) -> tuple[Sequence[Listed], int]:
     """The first of a list, as many as ``--limit`` says, and how many more there are."""
-    if limit is None:
-        limit = 0 if as_json else SHOWN
-    shown = listed[:limit] if limit else listed
+    most = choose_limit(limit, as_json=as_json)
+    shown = listed[:most] if most else listed
     return shown, len(listed) - len(shown)
+
+
+def choose_limit(limit: int | None, *, as_json: bool) -> int:
+    """How many to list, 0 for all: what ``--limit`` says, else all in a document."""
+    return (0 if as_json else SHOWN) if limit is None else limit
 
 
 def print_more(more: int, what: str) -> None:

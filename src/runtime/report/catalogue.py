@@ -118,7 +118,7 @@ class Catalogue:
 
 def collect_catalogue(store: Store) -> Catalogue:
     """What is in a store. Raises UsageError where nothing is, and nothing is wrong either."""
-    artifacts, problems = store.list_artifacts()
+    artifacts, problems, _ = store.list_artifacts()
     removed, unreadable = read_removed(store)
     entries = [*(Entry(artifact.record) for artifact in artifacts), *removed]
     problems = [*problems, *unreadable]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 from nemotron_style.runtime.errors import ArtifactError, NewerRecord, Problem, RefError, suggest
 from nemotron_style.runtime.store.claim import noted_newest
 from nemotron_style.runtime.store.commit import read_decision
+from nemotron_style.runtime.store.digest import RECORD_NAME
 from nemotron_style.runtime.store.index import entries, read_digests, read_refs
 from nemotron_style.runtime.store.layout import Layout, is_committed, versions_in
 from nemotron_style.runtime.store.record import Artifact, Record, load_artifact
@@ -117,29 +120,59 @@ def find(layout: Layout, ref: str) -> Artifact | None:
         return None
 
 
-def list_artifacts(layout: Layout, name: str | None) -> tuple[list[Artifact], list[Problem]]:
-    """Every artifact that can be read, by name, the newest first; why each other one cannot."""
+def list_artifacts(
+    layout: Layout, name: str | None, *, limit: int = 0
+) -> tuple[list[Artifact], list[Problem], int]:
+    """Artifacts that can be read, by name, the newest first; why others cannot be; how many more.
+
+    With a ``limit`` no more are read than that: those that were committed last.
+    """
+    places, problems = list_places(layout, name)
+    newest = choose_newest(places, limit)
     artifacts: list[Artifact] = []
+    for place in newest:
+        try:
+            artifacts.append(load_artifact(place))
+        except FileNotFoundError:  # no record, hence no artifact
+            continue
+        except ArtifactError as error:
+            problems += error.problems
+    return artifacts, problems, len(places) - len(newest)
+
+
+def list_places(layout: Layout, name: str | None) -> tuple[list[Path], list[Problem]]:
+    """Where versions stand, by name, the newest first, and which names cannot be listed."""
+    places: list[Path] = []
     problems: list[Problem] = []
     names = [layout.name(name)] if name else entries(layout.artifacts)
     removed = removed_refs(layout, name or "")
-    for directory in names:
+    for folder in names:
         try:
-            versions = versions_in(directory)
+            versions = versions_in(folder)
         except OSError as error:
             what = f"cannot be read: {error.strerror}"
-            problems.append(Problem(where=directory.name, what=what))
+            problems.append(Problem(where=folder.name, what=what))
             continue
-        for version in versions:
-            if f"{directory.name}:v{version}" in removed:
-                continue
-            try:
-                artifacts.append(load_artifact(directory / f"v{version}"))
-            except FileNotFoundError:  # no record, hence no artifact
-                continue
-            except ArtifactError as error:
-                problems += error.problems
-    return artifacts, problems
+        kept = (each for each in versions if f"{folder.name}:v{each}" not in removed)
+        places += [folder / f"v{version}" for version in kept]
+    return places, problems
+
+
+def choose_newest(places: list[Path], limit: int) -> list[Path]:
+    """As many of the places as ``limit`` says (0: all) whose records were written last."""
+    if not limit or len(places) <= limit:
+        return places
+    newest = sorted(range(len(places)), key=lambda index: _time_of(places[index]), reverse=True)
+    return [places[index] for index in sorted(newest[:limit])]
+
+
+def _time_of(place: Path) -> float:
+    try:
+        return (place / RECORD_NAME).stat().st_mtime
+    except FileNotFoundError:  # no artifact
+        return 0.0
+    except OSError:  # it is to be named
+        return math.inf
 
 
 def _resolve_name(layout: Layout, ref: NamedRef) -> Artifact:

@@ -84,9 +84,14 @@ class Store:
         """Every artifact, by name, the newest version first; unreadable ones are left out."""
         yield from self.list_artifacts(name)[0]
 
-    def list_artifacts(self, name: str | None = None) -> tuple[list[Artifact], list[Problem]]:
-        """:meth:`artifacts`, and why each of the others cannot be read."""
-        return resolve.list_artifacts(self.layout, name)
+    def list_artifacts(
+        self, name: str | None = None, *, limit: int = 0
+    ) -> tuple[list[Artifact], list[Problem], int]:
+        """:meth:`artifacts`, why others cannot be read, and how many older ones are left out.
+
+        With a ``limit`` no more are read than that: those that were committed last.
+        """
+        return resolve.list_artifacts(self.layout, name, limit=limit)
 
     def by_digest(self, digest: str) -> list[Artifact]:
         """Every artifact with exactly this content, the first committed first."""

@@ -168,7 +168,7 @@ def test_what_cannot_be_read_is_left_out_and_named(
         return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    artifacts, left_out = store.list_artifacts()
+    artifacts, left_out, _ = store.list_artifacts()
     assert artifacts == [first]
     assert "model/v2/artifact.json: the record cannot be read: Permission denied" in str(
         left_out[0]

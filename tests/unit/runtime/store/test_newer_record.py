@@ -110,7 +110,7 @@ def test_readers_name_it_once_and_keep_what_it_was_made_from(store: Store) -> No
     first = make(store, "first")
     middle = make(store, "middle", first)
     age(middle, store.layout)
-    artifacts, problems = store.list_artifacts()
+    artifacts, problems, _ = store.list_artifacts()
     assert [each.ref for each in artifacts] == ["first:v1"]
     assert [problem.what for problem in problems] == [
         "a newer nemotron-style wrote the record (schema 2, this reads 1)"

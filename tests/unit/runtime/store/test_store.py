@@ -53,6 +53,18 @@ def test_what_is_committed_is_found_by_every_kind_of_ref(store: Store) -> None:
     assert not any(store.layout.staging.iterdir())
 
 
+def test_a_limited_list_has_the_artifacts_that_were_committed_last(store: Store) -> None:
+    made = [commit(store, str(number), name=f"m{number % 2}") for number in range(6)]
+    for number, artifact in enumerate(made):
+        os.utime(artifact.path / "artifact.json", (number, number))
+    store.remove([made[5].record], find_in_use=dict)
+    listed, problems, more = store.list_artifacts(limit=3)
+    assert [each.ref for each in listed] == ["m0:v3", "m0:v2", "m1:v2"]
+    assert (problems, more) == ([], 2)
+    assert store.list_artifacts(limit=9) == store.list_artifacts()
+    assert len(store.list_artifacts("m0", limit=1)[0]) == 1
+
+
 def test_an_absent_store_is_empty_and_reading_makes_nothing(store: Store) -> None:
     assert list(store.artifacts()) == []
     assert store.by_digest("sha256:" + "0" * 64) == []
