@@ -57,7 +57,7 @@ def test_a_run_is_killed_resumed_verified_and_reused_from_elsewhere(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     gate = tmp_path / "gate"
-    words = ["steps", "run", "mill/bake", "hold_at=3", "save_every=1", f"gate={gate}"]
+    words = ["steps", "run", "mill/grind", "hold_at=3", "save_every=1", f"gate={gate}"]
     running = subprocess.Popen(
         cli(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -68,11 +68,11 @@ def test_a_run_is_killed_resumed_verified_and_reused_from_elsewhere(
     assert running.returncode == 1, said
     gate.touch()
     shown = ask(capsys, *words, "-d")
-    assert [each["decision"] for each in shown["runs"]] == ["reuse", "reuse", "resume"]
+    assert [each["decision"] for each in shown["runs"]] == ["reuse", "resume"]
     assert shown["runs"][-1]["plan"]["root"] == os.environ["NEMOTRON_STYLE_HOME"]
     done = ask(capsys, *words)
-    assert done["runs"][-1]["outputs"]["sack"]["ref"] == "mill-bake-default:v1"
-    record = ask(capsys, "artifacts", "show", "mill-bake-default")
+    assert done["runs"][-1]["outputs"]["sack"]["ref"] == "mill-grind-default:v1"
+    record = ask(capsys, "artifacts", "show", "mill-grind-default")
     assert [each["number"] for each in record["producer"]["attempts"]] == [1, 2]
     assert ask(capsys, "artifacts", "verify")["ok"]
 
@@ -81,7 +81,7 @@ def test_a_run_is_killed_resumed_verified_and_reused_from_elsewhere(
     shutil.copytree(mill.root, tmp_path / "other")
     monkeypatch.chdir(tmp_path / "other")
     again = ask(capsys, *words)
-    assert [each["decision"] for each in again["runs"]] == ["reuse"] * 3
+    assert [each["decision"] for each in again["runs"]] == ["reuse"] * 2
     assert again["runs"][-1]["outputs"] == done["runs"][-1]["outputs"]
     assert not list((tmp_path / "elsewhere").rglob("sack.txt"))
     assert main(["steps", "run", "mill/bake", "-c", "bare", "-i", "input=mill-grind-default"]) == 0
@@ -103,7 +103,6 @@ def find_logs(folder: Path, text: str) -> Sequence[Path]:
         ({"NEMOTRON_STYLE_HOME": "s3://no-such-bucket-here/x"}, "there is no such bucket"),
         ({"NEMOTRON_STYLE_HOME": "gs://bucket"}, "a store cannot be there"),
         ({"NEMOTRON_STYLE_HOME": "s3://key:word@bucket/x"}, "a password inside a URL"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "cannot be reached"),
     ],
 )
 def test_what_is_wrong_with_a_bucket_is_one_line_before_anything_runs(
