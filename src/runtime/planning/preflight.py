@@ -45,6 +45,7 @@ def check_plan(plan: Plan, *, adoptions: Sequence[Adoption] = ()) -> list[Proble
     """
     return [
         *check_inputs(plan, adoptions),
+        *check_shared(plan),
         *check_access(plan),
         *check_disk(plan, adoptions),
         *check_shape(plan),
@@ -77,6 +78,13 @@ def check_inputs(plan: Plan, adoptions: Sequence[Adoption]) -> Iterator[Problem]
         else:
             what, fix = f"{planned.source} is not in the store", "give the input again, by -i"
             yield Problem(where=where, key=key, what=what, fix=fix)
+
+
+def check_shared(plan: Plan) -> Iterator[Problem]:
+    """The process that carries out the run sees the store."""
+    if plan.root and plan.root.startswith("memory://"):
+        what = "is in the memory of this process, and a run is carried out by another"
+        yield Problem(where=f"store {plan.root}", what=what, fix="choose a folder or a bucket")
 
 
 def check_access(plan: Plan) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from nemotron_style.runtime.errors import UsageError
 from nemotron_style.runtime.launch.slurm.launcher import SlurmLauncher
 from nemotron_style.runtime.planning.pipeline import Pipeline
 from nemotron_style.runtime.planning.planner import compile_pipeline
-from nemotron_style.runtime.planning.preflight import check_access
+from nemotron_style.runtime.planning.preflight import check_access, check_plan
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.folder import note_outputs, open_store
@@ -78,6 +78,7 @@ def test_a_bucket_that_refuses_is_told_before_the_run(
 ) -> None:
     made = plan(context).target.plan
     assert list(check_access(made)) == []
+    assert "is in the memory of this process" in check_plan(made)[0].what
     monkeypatch.setattr(MemoryBucket, "create", lambda self, key, data: True)
     [problem] = check_access(made)
     assert "does not honour conditional writes" in problem.what
