@@ -158,6 +158,8 @@ class _Reader:
         self.store = store
         self.known: dict[str, Node | None] = {}
         self.removed = removed_refs(store.layout)
+        on_this_machine = on_disk(store.layout.root)
+        self.folder = f"{store.layout.artifacts}" if on_this_machine else ""
 
     def list_upstream(self, node: Node) -> Iterator[Node]:
         """What a node was made from."""
@@ -185,11 +187,9 @@ class _Reader:
         return self.known[ref]
 
     def _read_stored(self, ref: str) -> Node | None:
-        layout = self.store.layout
-        name, _, version = ref.partition(":")
-        if ref in self.removed or not on_disk(layout.root) or "/" in ref:
+        if not self.folder or ref in self.removed or "/" in ref:
             return None
-        path = f"{layout.artifacts}/{name}/{version}/{RECORD_NAME}"
+        path = f"{self.folder}/{ref.replace(':', '/')}/{RECORD_NAME}"
         head = read_head(path)
         return _StoredNode(head, path) if head and head.ref == ref else None
 
