@@ -15,8 +15,10 @@ import pytest
 import yaml
 
 import rlhf_world as world_of
+from browser import CHROMIUM, NEEDS_CHROMIUM
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.store.store import Store
+from opened_report import open_report
 
 pytestmark = pytest.mark.slow
 
@@ -68,14 +70,13 @@ def copy_of(world, folder):
 
 def produced(store):
     [model] = [one for one in Store(store).artifacts() if one.record.producer]
-    return model.facts["weights_digest"]
+    return model
 
 
 def finish(store, config):
     process = start(store, config)
     _, told = process.communicate(timeout=600)
     assert process.returncode == 0, told
-    return produced(store)
 
 
 def lines(store):
@@ -103,11 +104,14 @@ def kill_at(store, process, *, attempt, line):
     assert process.returncode != 0
 
 
-def test_a_killed_trainer_and_a_killed_judge_change_nothing(world, tmp_path):
-    store, judge = copy_of(world, tmp_path), world_of.Judge()
+@pytest.fixture(scope="module")
+def killed(world, tmp_path_factory):
+    """The store of a run whose trainer and judge were killed, and what a calm run ended with."""
+    folder = tmp_path_factory.mktemp("killed")
+    store, judge = copy_of(world, folder), world_of.Judge()
     with judge.serve():
-        config = configure(tmp_path, judge)
-        calm = world.train_in(tmp_path / "calm", f"grpo.max_num_steps={STEPS}", url(judge))
+        config = configure(folder, judge)
+        calm = world.train_in(folder / "calm", f"grpo.max_num_steps={STEPS}", url(judge))
         kill_at(store, start(store, config), attempt=1, line=2)
         process = start(store, config)
         wait_for(lambda: lines(store) >= 5, process)
@@ -117,13 +121,25 @@ def test_a_killed_trainer_and_a_killed_judge_change_nothing(world, tmp_path):
     assert "the same command resumes the run" in told
     assert "Traceback" not in told
     with judge.serve(urlsplit(judge.url).port):
-        assert finish(store, config) == calm.output("model").facts["weights_digest"]
+        finish(store, config)
+    return store, calm
+
+
+def test_a_killed_trainer_and_a_killed_judge_change_nothing(killed):
+    store, calm = killed
+    assert produced(store).facts["weights_digest"] == calm.output("model").facts["weights_digest"]
     [run] = store.glob("runs/rl-rlhf-*")
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [(line["step"], line["loss"]) for line in found if "loss" in line]
     expected = [(line["step"], line["loss"]) for line in calm.metrics.history() if "loss" in line]
     assert [step for step, _ in steps] == list(range(1, STEPS + 1))
     assert steps == expected
+
+
+@pytest.mark.skipif(not CHROMIUM, reason=NEEDS_CHROMIUM)
+def test_its_report_keeps_to_itself_and_can_be_read(killed, tmp_path):
+    store, _calm = killed
+    open_report(store, produced(store), tmp_path, "start:v1", "reward")
 
 
 def url(judge):

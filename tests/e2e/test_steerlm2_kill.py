@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 import steerlm2_world
+from browser import CHROMIUM, NEEDS_CHROMIUM
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.steps.sft.steerlm2.config import Config
 from nemotron_style.steps.sft.steerlm2.recipe import run
+from opened_report import open_report
 
 COMMAND = [
     *("steps", "run", "sft/steerlm2", "-c", "tiny", "--json"),
@@ -87,21 +89,30 @@ def kill_at(store, *, attempt, line):
     return process.returncode
 
 
-@pytest.mark.slow
-def test_killed_at_random_and_run_again_gives_the_same_weights(tmp_path):
-    world = steerlm2_world.make_world(tmp_path / "world")
-    world.data("train", world.train)
-    world.data("validation", world.validation)
-    killed = tmp_path / "killed"
-    shutil.copytree(world.store.root, killed)
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    made = steerlm2_world.make_world(tmp_path_factory.mktemp("world"))
+    made.data("train", made.train)
+    made.data("validation", made.validation)
+    return made
 
+
+@pytest.fixture(scope="module")
+def killed(world, tmp_path_factory):
+    """The store of a run that was killed at random moments, and continued to its end."""
+    store = tmp_path_factory.mktemp("killed") / "store"
+    shutil.copytree(world.store.root, store)
     draw = random.Random(os.environ.get("STEERLM2_KILL_SEED", "1"))
     for attempt, line in enumerate(sorted(draw.sample(range(1, STEPS), KILLS)), start=1):
-        code = kill_at(killed, attempt=attempt, line=line)
+        code = kill_at(store, attempt=attempt, line=line)
         assert code == 1
-        assert produced(killed) == []
-    finish(killed)
+        assert produced(store) == []
+    finish(store)
+    return store
 
+
+@pytest.mark.slow
+def test_killed_at_random_and_run_again_gives_the_same_weights(world, killed, tmp_path):
     (run_dir,) = killed.glob("runs/sft-steerlm2-*")
     config = Config.model_validate(json.loads((run_dir / "plan.json").read_text())["config"])
     untouched = world.context(tmp_path / "untouched")
@@ -113,3 +124,10 @@ def test_killed_at_random_and_run_again_gives_the_same_weights(tmp_path):
     assert artifact.facts["best_step"] == expected["best_step"]
     assert Store(killed).verify(artifact, deep=True) == []
     assert len(artifact.record.producer.attempts) == KILLS + 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason=NEEDS_CHROMIUM)
+def test_its_report_keeps_to_itself_and_can_be_read(killed, tmp_path):
+    (artifact,) = produced(killed)
+    open_report(killed, artifact, tmp_path, "start:v1", "distance")
