@@ -37,8 +37,8 @@ LARGE = {
     "errors": 3,
     "graphs": 1000,
     "bucket_processes": 16,
-    "bucket_publishes": 10,
-    "bucket_kills": 60,
+    "bucket_publishes": 3,
+    "bucket_kills": 16,
 }
 SMALL = {
     "processes": 8,
