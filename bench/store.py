@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--folder", help="where to measure; the temporary folder without it")
     given = parser.parse_args()
     if given.part == "smoke":
-        given.gib, given.runs, given.rounds = 0.125, 200, 1
+        given.gib, given.runs, given.rounds = 0.25, 40, 1
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         if given.part != "runs":
             measure_files(Path(folder), round(given.gib * 2**30), given.rounds)
@@ -261,7 +261,8 @@ def run_command(words: Sequence[str], root: Path) -> float:
     """User plus system seconds of one command."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "NEMOTRON_STYLE_HOME": str(root)}
-    subprocess.run([*CLI, *words], check=True, stdout=subprocess.DEVNULL, env=environment)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([*CLI, *words], check=True, env=environment, **quiet)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
