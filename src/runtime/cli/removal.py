@@ -1,4 +1,4 @@
-"""``artifacts rm`` and ``artifacts gc``: what frees space. Nothing goes without ``--yes``."""
+"""``artifacts rm`` and ``gc``, ``runs rm``: what frees space. Nothing goes without ``--yes``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import typer
 from nemotron_style.runtime.cli.options import AsJson, open_store
 from nemotron_style.runtime.cli.table import print_json, print_table
 from nemotron_style.runtime.errors import Problem, UsageError, raise_all
+from nemotron_style.runtime.run.folder import find_run
 from nemotron_style.runtime.store.record import Record
 from nemotron_style.runtime.store.removal import (
     Family,
@@ -82,6 +83,50 @@ def gc(
         raise UsageError(Problem(key="--yes", what=what, fix=fix))
     else:
         _tidy_up(store, find_in_use, grace_s=grace * 3600, as_json=as_json)
+
+
+def rm_runs(
+    context: typer.Context,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Which runs to remove.")],
+    *,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Free the space of runs: logs, metrics, checkpoints, copies of the code.
+
+    What they made stays, and the records of it, which hold the whole config. But a run that is
+    gone cannot be resumed or repeated, and the same command runs it again.
+    """
+    from nemotron_style.runtime.launch.in_use import find_needed_runs
+    from nemotron_style.runtime.launch.leftovers import remove_run
+
+    store = open_store(context)
+    chosen = {run.run_id: run for run in (find_run(store, word) for word in runs)}
+    needed = find_needed_runs(store)
+    what, fix = "stays", "wait for its end, or `nemotron-style runs cancel` it"
+    raise_all(
+        UsageError,
+        [
+            Problem(where=run_id, what=what, got=needed[run_id], fix=fix)
+            for run_id in chosen
+            if run_id in needed
+        ],
+    )
+    sizes = {run_id: size_on_disk(run.path) for run_id, run in chosen.items()}
+    rows = [(run_id, run.state, format_size(sizes[run_id])) for run_id, run in chosen.items()]
+    gone = [run_id for run_id, run in chosen.items() if yes and remove_run(run, store)]
+    kept = [run_id for run_id in chosen if yes and run_id not in gone]
+    if as_json:
+        print_json({"dry_run": not yes, "going": sizes, "removed": gone, "kept": kept})
+    else:
+        print_table(rows, header=("RUN", "STATE", "SIZE"))
+        freed = format_size(sum(sizes[run_id] for run_id in (gone if yes else chosen)))
+        done = f"{len(gone)} removed ({freed})"
+        print(done if yes else f"{len(rows)} would go ({freed}); --yes removes them")
+    for run_id in kept:
+        print(f"{run_id} stays after all: it was begun again", file=sys.stderr)
+    if kept:
+        raise typer.Exit(1)
 
 
 def _open(context: typer.Context) -> tuple[Store, Callable[[], Mapping[str, str]]]:

@@ -20,6 +20,7 @@ from nemotron_style.runtime.cli.options import (
     open_store,
     print_more,
 )
+from nemotron_style.runtime.cli.removal import rm_runs
 from nemotron_style.runtime.cli.summary import list_results
 from nemotron_style.runtime.cli.table import print_json, print_problems, print_table, render_pairs
 from nemotron_style.runtime.cli.terminal import write_exactly
@@ -36,13 +37,14 @@ from nemotron_style.runtime.step.progress import format_progress
 from nemotron_style.runtime.units import format_age, format_duration, format_number, format_time
 
 app = command_group(
-    "List runs, show one, read its log, wait for it, end it, ask why it ran, repeat it.",
+    "List runs, show one, read its log, wait for it, end it, ask why it ran, repeat it, remove it.",
     lazy={
         "rerun": "nemotron_style.runtime.cli.comparison.rerun:app",
         "publish": "nemotron_style.runtime.cli.publish:app",
     },
 )
 app.callback()(choose_store)
+app.command("rm")(rm_runs)
 
 
 @app.command("list")

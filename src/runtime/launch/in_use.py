@@ -1,4 +1,4 @@
-"""Which artifacts runs under way read or have made: nobody may remove these."""
+"""What runs under way need, artifacts and other runs: nobody may remove these."""
 
 from __future__ import annotations
 
@@ -20,13 +20,30 @@ def find_in_use(store: Store) -> dict[str, str]:
 
     Raises ``UsageError`` when one cannot be read, since nobody knows then what it needs.
     """
+    in_use: dict[str, str] = {}
+    for run, reason in _find_active(store):
+        in_use |= dict.fromkeys(_artifacts_of(run, store), reason)
+    return in_use
+
+
+def find_needed_runs(store: Store) -> dict[str, str]:
+    """The ids of runs that may be under way, and of those whose outputs they wait for.
+
+    Each with the reason; raises as :func:`find_in_use`.
+    """
+    needed: dict[str, str] = {}
+    for run, reason in _find_active(store):
+        awaited = [planned.producer[0] for planned in run.plan.inputs if planned.producer]
+        needed |= dict.fromkeys([run.run_id, *awaited], reason)
+    return needed
+
+
+def _find_active(store: Store) -> Iterator[tuple[RunFolder, str]]:
     runs, unreadable = scan_runs(store.local)
     raise_all(UsageError, unreadable)
-    in_use: dict[str, str] = {}
     for run in runs:
         if reason := _describe_activity(run):
-            in_use |= dict.fromkeys(_artifacts_of(run, store), reason)
-    return in_use
+            yield run, reason
 
 
 def _describe_activity(run: RunFolder) -> str:

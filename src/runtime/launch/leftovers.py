@@ -7,6 +7,7 @@ so do checkpoints, from which the run continues.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import StepsError
 from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.folder import SEAL, RunFolder, scan_runs
+from nemotron_style.runtime.run.run_key import key_of_run
 from nemotron_style.runtime.store.cache import list_unused
 from nemotron_style.runtime.store.gc import Collected, remove
 from nemotron_style.runtime.store.store import Store
@@ -47,6 +49,20 @@ def collect_copies(store: Store, in_use: Collection[str], *, grace_s: float) -> 
     for copy in list_unused(store.layout.cache, before=time.time() - grace_s, keep=used):
         remove(copy, store.local, done)
     return done
+
+
+def remove_run(run: RunFolder, store: Store) -> bool:
+    """Remove the folder of a run that ended; False when it was begun again meanwhile."""
+    if run.outputs is None and run.claim_attempt() is None:  # as a launch does: one of both wins
+        return False
+    key = key_of_run(run.path, run.plan.step, run.path / "plan.json")
+    # Out of sight in one step: a removal that is cut off leaves nothing that looks like a run.
+    aside = atomic.unique_path(store.layout.staging, run.run_id)
+    atomic.make_dir(aside.parent)
+    os.rename(run.path, aside)
+    key.unlink(missing_ok=True)
+    atomic.remove_tree(aside)
+    return True
 
 
 def _leftovers(run: RunFolder) -> Iterator[Path]:

@@ -30,6 +30,7 @@ from nemotron_style.runtime.errors import Problem, RefError, suggest
 from nemotron_style.runtime.process import identify_process
 from nemotron_style.runtime.run.attempt import LOCAL, Attempt
 from nemotron_style.runtime.run.plan import Plan, load_plan
+from nemotron_style.runtime.run.run_key import key_of_run, keys_of_step, run_prefix
 from nemotron_style.runtime.run.state import COMPLETED, FAILED, FINAL, LOST, PENDING
 from nemotron_style.runtime.store.roots import files
 from nemotron_style.runtime.store.store import Store
@@ -144,8 +145,7 @@ class RunFolder:
         aside = atomic.unique_path(self.path.parent, f".{self.run_id}")
         atomic.write_text(aside / "plan.json", plan.to_json())
         # The key first: a run that has none is found only where all folders are looked at.
-        began = (aside / "plan.json").stat().st_mtime_ns
-        key = _keys_of_step(self.path.parent.parent, plan.step) / f"{began:020d}~{self.run_id}"
+        key = key_of_run(self.path, plan.step, aside / "plan.json")
         with contextlib.suppress(OSError):
             atomic.create_empty(key)
         if _move_or_remove(aside, self.path):
@@ -193,7 +193,7 @@ def find_recent_runs(store: Path, step: str, limit: int) -> list[RunFolder]:
     every folder was looked at.
     """
     try:
-        names = sorted(os.listdir(_keys_of_step(store, step)), reverse=True)
+        names = sorted(os.listdir(keys_of_step(store, step)), reverse=True)
     except (FileNotFoundError, NotADirectoryError):
         names = []
     runs = (RunFolder(store / "runs" / name.partition("~")[2]) for name in names)
@@ -233,7 +233,7 @@ def list_runs(store: Path, *, step: str = "", limit: int | None = None) -> list[
 
 def scan_runs(store: Path, *, step: str = "") -> tuple[list[RunFolder], list[Problem]]:
     """The runs of a store, the newest plan first, and what cannot be read of it."""
-    prefix = f"{_prefix_of(step)}-" if step else ""
+    prefix = f"{run_prefix(step)}-" if step else ""
     folder = store / "runs"
     names = os.listdir(folder) if folder.is_dir() else []
     planned: list[tuple[float, str]] = []
@@ -250,16 +250,6 @@ def scan_runs(store: Path, *, step: str = "") -> tuple[list[RunFolder], list[Pro
         except OSError as error:
             unreadable.append(describe_unreadable(name, error))
     return [RunFolder(folder / name) for _, name in sorted(planned, reverse=True)], unreadable
-
-
-def _prefix_of(step: str) -> str:
-    """What the ids of a step's runs begin with."""
-    return step.replace("/", "-")
-
-
-def _keys_of_step(store: Path, step: str) -> Path:
-    """Keys of a step's runs, whose names begin with the time of the plan."""
-    return store / "index" / "run" / _prefix_of(step)
 
 
 def describe_unreadable(run_id: str, error: OSError) -> Problem:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.cli import main
-from nemotron_style.runtime.run.folder import list_runs
+from nemotron_style.runtime.run.folder import RunFolder, list_runs
 
 Capture = pytest.CaptureFixture[str]
 
@@ -122,3 +122,45 @@ def test_a_decision_that_only_repeats_is_kept_once(ground: Any, capsys: Capture)
     capsys.readouterr()
     shown = show(capsys, "why", find(ground, "mill/grow"))
     assert shown.count("reuse:") == 1
+
+
+def test_a_removed_run_leaves_what_it_made(ground: Any, capsys: Capture) -> None:
+    run_id = find(ground, "mill/grind")
+    kept = [run.run_id for run in list_runs(ground.home) if run.run_id != run_id]
+    assert "1 would go" in show(capsys, "rm", run_id)
+    assert json.loads(show(capsys, "rm", run_id, "--json"))["going"][run_id] > 0
+    assert find(ground, "mill/grind") == run_id
+    assert "1 removed" in show(capsys, "rm", run_id, "--yes")
+    assert [run.run_id for run in list_runs(ground.home)] == kept
+    assert not list(ground.home.glob(f"index/run/*/*~{run_id}"))
+    assert list((ground.home / "staging").glob("*")) == []
+    artifact = ground.store.resolve("mill-grind-default")
+    assert ground.store.verify(artifact, deep=True) == []
+    assert main(["runs", "show", run_id]) == 2
+    assert main(["steps", "run", "mill/grind"]) == 0  # it runs again, and makes nothing new
+    assert ground.store.resolve("mill-grind-default").ref == artifact.ref
+
+
+def test_a_run_under_way_and_what_it_waits_for_are_not_removed(
+    ground: Any, capsys: Capture
+) -> None:
+    made, failed = find(ground, "mill/grow"), find(ground, "mill/grind", "FAILED")
+    plan = ground.compile("mill/grind", "steps=6").target.plan
+    waiting = RunFolder(plan.run_dir)
+    assert waiting.reserve(plan)
+    assert main(["runs", "rm", waiting.run_id, made, failed, "--yes"]) == 2
+    told = capsys.readouterr().err
+    assert f"{waiting.run_id}: stays" in told
+    assert f"{made}: stays" in told
+    assert failed not in told
+    assert len(list_runs(ground.home)) == 4
+
+
+def test_a_run_that_is_begun_again_meanwhile_stays(
+    ground: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = find(ground, "mill/grind", "FAILED")
+    monkeypatch.setattr(RunFolder, "claim_attempt", lambda *_, **__: None)
+    assert main(["runs", "rm", run_id, "--yes"]) == 1
+    assert "begun again" in capsys.readouterr().err
+    assert find(ground, "mill/grind", "FAILED") == run_id
