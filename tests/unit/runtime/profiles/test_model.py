@@ -304,7 +304,7 @@ def test_each_key_of_a_profile_is_honoured_refused_or_for_all(toy):
     for_all = {key for key in OWN if key not in USERS}
     assert for_all == {
         *("executor", "extends", "description", "image", "mounts", "env", "secrets", "setup"),
-        *("store", "remote_store", "workdir", "steps", "python", "gpu_memory"),
+        *("store", "remote_store", "scratch", "workdir", "steps", "python", "gpu_memory"),
     }
     for executor in EXECUTORS:
         unhonoured = {key for key, users in USERS.items() if executor not in users}
