@@ -7,6 +7,15 @@ from typing import Any
 
 from nemotron_style.runtime.run.plan import Plan, identify, name_run
 
+IDENTITY = {
+    "step": "mill/bake",
+    "manifest_version": "1",
+    "config": {"steps": 40, "mill": {"speed": 1}},
+    "inputs": {"input": "run:mill-grind-0123456789ab/sack"},
+    "code": "a" * 64,
+    "generation": 0,
+}
+
 
 def build_plan(usual: Mapping[str, Any], **changes: Any) -> Plan:
     """A plan of one machine. ``usual`` is what all plans of a launcher have, ``changes`` this one.

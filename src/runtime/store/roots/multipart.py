@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nemotron_style.runtime.store.roots.progress import Progress
+from nemotron_style.runtime.store.roots.threads import map_in_threads
 
 PART = 16 << 20
 THREADS = 4
@@ -44,14 +45,8 @@ def upload(
         progress.add(len(data))
         return number, tag
 
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        try:
-            sent |= dict(pool.map(send, [number for number in sizes if number not in sent]))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    missing = [number for number in sizes if number not in sent]
+    sent |= dict(map_in_threads(send, missing, threads=THREADS))
     parts = [{"PartNumber": number, "ETag": sent[number]} for number in sorted(sent)]
     words = {"UploadId": uploads[key], "MultipartUpload": {"Parts": parts}}
     answer = bucket.call("complete_multipart_upload", key, **words)

@@ -17,6 +17,7 @@ from typing import Any
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.store.roots.object_path import ObjectPath
 from nemotron_style.runtime.store.roots.progress import Progress
+from nemotron_style.runtime.store.roots.threads import map_in_threads
 
 FILES_AT_ONCE = 4
 RANGE = 16 << 20
@@ -70,15 +71,7 @@ def send_tree(staged: Path, directory: ObjectPath) -> bool:
         if sizes[path] > RESENT:
             note[f"sent {key}"] = tag
 
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        try:
-            for _ in pool.map(send, files):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    map_in_threads(send, files, threads=FILES_AT_ONCE)
     return True
 
 
@@ -119,12 +112,4 @@ def fetch_tree(
         progress.add(len(data))
         on_range()
 
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(2 * FILES_AT_ONCE) as pool:
-        try:
-            for _ in pool.map(fetch, ranges):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    map_in_threads(fetch, ranges, threads=2 * FILES_AT_ONCE)

@@ -21,13 +21,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setenv("NEMOTRON_STYLE_HOME", str(tmp_path / "store"))
-    monkeypatch.chdir(tmp_path)
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*words: str) -> tuple[int, str, str]:
         code = main(["artifacts", *words])

@@ -5,15 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nemotron_style.runtime.run.identity_difference import describe_difference
-
-IDENTITY = {
-    "step": "mill/bake",
-    "manifest_version": "1",
-    "config": {"steps": 40, "mill": {"speed": 1}},
-    "inputs": {"input": "run:mill-grind-0123456789ab/sack"},
-    "code": "a" * 64,
-    "generation": 0,
-}
+from plans import IDENTITY
 
 
 def test_differences_name_the_keys() -> None:

@@ -25,15 +25,7 @@ from nemotron_style.runtime.run.plan import (
 )
 from nemotron_style.runtime.validation import get_key, put_key
 from nemotron_style.runtime.worker import main as worker
-
-IDENTITY = {
-    "step": "mill/bake",
-    "manifest_version": "1",
-    "config": {"steps": 40, "mill": {"speed": 1}},
-    "inputs": {"input": "run:mill-grind-0123456789ab/sack"},
-    "code": "a" * 64,
-    "generation": 0,
-}
+from plans import IDENTITY
 
 
 def test_the_fingerprint_ignores_the_order_of_keys() -> None:

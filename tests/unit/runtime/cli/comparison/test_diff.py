@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +15,6 @@ from nemotron_style.runtime.store.record import Artifact, Producer
 from nemotron_style.runtime.store.store import Store
 
 Run = Callable[..., str]
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setenv("NEMOTRON_STYLE_HOME", str(tmp_path / "store"))
-    monkeypatch.chdir(tmp_path)
-    return Store(tmp_path / "store")
 
 
 @pytest.fixture
