@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from waiting import until
 
 HERE = Path(__file__).parent
 PYTHON = Path(
@@ -117,7 +118,9 @@ def test_a_failure_is_told_and_the_next_attempt_goes_on(run, mill, lepton):
     assert "the mill stone broke" in done.stdout + done.stderr
     folder = newest(mill)
     assert folder.last_attempt.record["state"] == "FAILED"
-    assert (folder.path / "attempts/1/exit-0").read_text() == "1\n"
+    ended = folder.path / "attempts/1/exit-0"  # written by the pod after its worker's record
+    until(ended.exists)
+    assert ended.read_text() == "1\n"
     assert "the mill stone broke" in (folder.path / "attempts/1/log-0.txt").read_text()
     run("steps", "run", "mill/grow", "-r", "cloud", "raise_at=3", check=False)
     names = {json.loads(body)["metadata"]["name"] for body in lepton.posted}
