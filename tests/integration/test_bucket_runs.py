@@ -87,6 +87,8 @@ def test_a_run_is_killed_resumed_verified_and_reused_from_elsewhere(
     assert main(["steps", "run", "mill/bake", "-c", "bare", "-i", "input=mill-grind-default"]) == 0
     assert len(list((tmp_path / "elsewhere").rglob("cache/*/files/sack.txt"))) == 2
     assert ask(capsys, "artifacts", "lineage", "mill-bake-bare")["edges"]
+    repeated = ask(capsys, "runs", "rerun", "mill-grind-default")
+    assert repeated["outputs"]["sack"]["verdict"] == "bit-identical"
     assert main(["artifacts", "rm", "mill-bake-bare", "--yes"]) == 0
     assert main(["artifacts", "gc"]) == 0
     assert ask(capsys, "artifacts", "verify")["ok"]

@@ -28,7 +28,8 @@ from nemotron_style.runtime.planning.reuse import Decision, decide_unfinished
 from nemotron_style.runtime.planning.tree_step import describe_code as describe_tree
 from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.code import describe_code, digest_code
-from nemotron_style.runtime.run.folder import RunFolder, read_outputs
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.kept_run import read_outputs
 from nemotron_style.runtime.run.plan import RERUN_OF, Plan, identify, name_run
 from nemotron_style.runtime.run.snapshot import check_snapshot
 from nemotron_style.runtime.store.record import Artifact, Edge, Record

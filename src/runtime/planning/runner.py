@@ -29,7 +29,8 @@ from nemotron_style.runtime.launch.registry import find_launcher
 from nemotron_style.runtime.launch.status import read_status, refresh_status
 from nemotron_style.runtime.planning.pipeline import Pipeline, PlannedRun
 from nemotron_style.runtime.planning.preflight import check_plan
-from nemotron_style.runtime.run.folder import RunFolder, open_store, read_outputs
+from nemotron_style.runtime.run.folder import RunFolder, open_store
+from nemotron_style.runtime.run.kept_run import read_outputs
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, LOST, JobState
 from nemotron_style.runtime.secrets.reject import reject_secrets
 

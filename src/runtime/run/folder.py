@@ -32,7 +32,6 @@ from nemotron_style.runtime.run.attempt import LOCAL, Attempt
 from nemotron_style.runtime.run.plan import Plan, load_plan
 from nemotron_style.runtime.run.run_key import key_of_run, keys_of_step, run_prefix
 from nemotron_style.runtime.run.state import COMPLETED, FAILED, FINAL, LOST, PENDING
-from nemotron_style.runtime.store.roots import files
 from nemotron_style.runtime.store.store import Store
 
 TRACKERS = "trackers"
@@ -206,24 +205,6 @@ def open_store(plan: Plan) -> Store:
     """The store of a plan, as the command line sees it."""
     local = plan.records or plan.store
     return Store(plan.root or local, scratch=local)
-
-
-def read_outputs(plan: Plan, store: Store) -> dict[str, Any] | None:
-    """What a complete run made (``outputs.json``); a bucket tells that of runs of any machine."""
-    own = RunFolder(plan.record_dir).outputs
-    if own is not None or not store.url:
-        return own
-    try:
-        return atomic.parse_object(store.layout.complete(plan.run_id).read_text())
-    except FileNotFoundError:
-        return None
-
-
-def note_outputs(plan: Plan, store: Store, outputs: Mapping[str, Any]) -> None:
-    """Keep in a bucket what a complete run made; a folder has the run itself."""
-    if store.url:
-        path, text = store.layout.complete(plan.run_id), json.dumps(outputs, indent=2) + "\n"
-        files.write_text(path, text, scratch=store.layout.staging)
 
 
 def list_runs(store: Path, *, step: str = "", limit: int | None = None) -> list[RunFolder]:

@@ -13,7 +13,7 @@ index/times/<ref>                   sizes and times of the files when they were 
 index/newest/<name>                 the newest claim, as its writer saw it; may be lost
 index/removing/<ref>                an artifact that is about to be removed: nobody uses it any more
 index/removed/<ref>                 the tombstone of one that was: its record, by whom and when
-runs/<run id>/                      the runs; in a bucket outputs.json of those that are complete
+runs/<run id>/                      the runs; in a bucket plan and outputs of complete ones
 staging/                            what may be thrown away
 cache/<hex>/                        local copies of what a bucket holds
 """

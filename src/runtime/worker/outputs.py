@@ -26,7 +26,8 @@ from nemotron_style.runtime.atomic import (
 from nemotron_style.runtime.errors import Problem, StepFailed, StepsError, StoreError, raise_all
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.code import describe_code
-from nemotron_style.runtime.run.folder import SEAL, RunFolder, note_outputs
+from nemotron_style.runtime.run.folder import SEAL, RunFolder
+from nemotron_style.runtime.run.kept_run import note_outputs
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import COMPLETED
 from nemotron_style.runtime.secrets.redact import redact_leaves

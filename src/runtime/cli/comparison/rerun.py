@@ -27,7 +27,7 @@ from nemotron_style.runtime.planning.pipeline import Pipeline
 from nemotron_style.runtime.planning.rerun import Rerun, plan_rerun
 from nemotron_style.runtime.planning.runner import Outcome, execute_pipeline
 from nemotron_style.runtime.profiles.model import load_profile
-from nemotron_style.runtime.run.folder import find_run
+from nemotron_style.runtime.run.kept_run import find_complete_run
 from nemotron_style.runtime.store.content.finding import Finding
 from nemotron_style.runtime.store.diff import Difference, compare
 from nemotron_style.runtime.store.record import Artifact, Record
@@ -81,7 +81,7 @@ def rerun(
     repetition makes artifacts of its own, called NAME.rerun.
     """
     store = open_store(context)
-    first = find_run(store, run)
+    first = find_complete_run(store, run)
     chosen = load_profile(profile) if profile is not None else None
     catalog = load_catalog(profile_steps=chosen.steps if chosen else ())
     stream = sys.stderr if as_json else sys.stdout

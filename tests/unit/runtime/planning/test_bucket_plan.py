@@ -17,7 +17,8 @@ from nemotron_style.runtime.planning.planner import compile_pipeline
 from nemotron_style.runtime.planning.preflight import check_access, check_plan
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest
 from nemotron_style.runtime.profiles.model import Profile
-from nemotron_style.runtime.run.folder import note_outputs, open_store
+from nemotron_style.runtime.run.folder import open_store
+from nemotron_style.runtime.run.kept_run import note_outputs
 from nemotron_style.runtime.run.plan import parse_plan
 from nemotron_style.runtime.store.record import Producer
 from nemotron_style.runtime.store.roots.memory import MemoryBucket

@@ -1,0 +1,62 @@
+"""Complete runs as a store keeps them: a folder has the run, a bucket its plan and outputs.
+
+So any machine that reads the bucket knows what was made, and how to make it again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from nemotron_style.runtime import atomic
+from nemotron_style.runtime.errors import RefError
+from nemotron_style.runtime.run.folder import RunFolder, find_run
+from nemotron_style.runtime.run.plan import Plan
+from nemotron_style.runtime.store.roots import files
+from nemotron_style.runtime.store.store import Store
+
+
+def read_outputs(plan: Plan, store: Store) -> dict[str, Any] | None:
+    """What a complete run made (``outputs.json``); a bucket tells that of runs of any machine."""
+    own = RunFolder(plan.record_dir).outputs
+    if own is not None or not store.url:
+        return own
+    try:
+        return atomic.parse_object(store.layout.complete(plan.run_id).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def note_outputs(plan: Plan, store: Store, outputs: Mapping[str, Any]) -> None:
+    """Keep in a bucket the plan of a complete run, then what it made."""
+    if store.url:
+        path, text = store.layout.complete(plan.run_id), json.dumps(outputs, indent=2) + "\n"
+        files.write_text(path.parent / "plan.json", plan.to_json(), scratch=store.layout.staging)
+        files.write_text(path, text, scratch=store.layout.staging)
+
+
+def find_complete_run(store: Store, word: str) -> RunFolder:
+    """:func:`find_run`, and of a store in a bucket also a complete run of another machine.
+
+    Of such a one there are the plan and the outputs, and no attempts.
+    """
+    try:
+        return find_run(store, word)
+    except RefError:
+        kept = _find_kept(store, word) if store.url else None
+        if kept is None:
+            raise
+        return kept
+
+
+def _find_kept(store: Store, word: str) -> RunFolder | None:
+    run_id = word
+    with suppress(RefError):
+        producer = store.resolve(word).record.producer
+        run_id = producer.run_id if producer else word
+    with suppress(RefError):  # no word that a run could be called
+        kept = RunFolder(store.layout.complete(run_id).parent)
+        return kept if kept.exists else None
+    return None
