@@ -32,18 +32,33 @@ def take_version(layout: Layout, staged: Path, draft: Record) -> int:
 
 def _claim_version(layout: Layout, name: str) -> int:
     claims = layout.claims(name)
-    version = (noted_newest(layout, name) or _list_newest(layout, name)) + 1
+    noted = noted_newest(layout, name) or 0
+    version = (noted or _list_newest(layout, name)) + 1
     tries = 0
     # Two writers may begin at the same number; the exclusive create decides between them.
-    while layout.version(name, version).exists() or not files.create_empty(claims / f"v{version}"):
+    while not _claim(layout, name, version):
         tries += 1
-        late = _list_newest(layout, name) if tries == _GUESSES else 0
-        version = max(version, late) + 1
+        newest = noted_newest(layout, name) or 0  # of many writers some have gone far ahead
+        if tries == _GUESSES and newest <= noted:
+            newest = _list_newest(layout, name)
+        version = max(version, newest) + 1
     with suppress(OSError):  # without the note the next writer lists the claims
         changed = claims.stat().st_mtime_ns if files.on_disk(claims) else 0
         note = f"{version} {changed}"
         files.write_text(layout.newest(name), note, scratch=layout.staging, durable=False)
     return version
+
+
+def _claim(layout: Layout, name: str, version: int) -> bool:
+    """Whether a number is ours from now on: not claimed before, and nothing stands under it.
+
+    A store that was copied without its claims has versions that nobody claimed.
+    """
+    place, claim = layout.version(name, version), layout.claims(name) / f"v{version}"
+    if files.on_disk(place):
+        return not place.exists() and files.create_empty(claim)
+    # Asked last: what nobody else may write to any more need not be asked again before it is sent.
+    return files.create_empty(claim) and not place.is_dir()
 
 
 def noted_newest(layout: Layout, name: str) -> int | None:

@@ -54,7 +54,6 @@ from nemotron_style.runtime.store.record import (
 )
 from nemotron_style.runtime.store.ref import check_word
 from nemotron_style.runtime.store.roots import files
-from nemotron_style.runtime.store.roots.object_path import ObjectPath
 from nemotron_style.runtime.store.roots.transfer import forget_upload
 from nemotron_style.runtime.store.tombstone import is_removed
 from nemotron_style.runtime.store.verify import verify_files
@@ -121,13 +120,15 @@ def commit_tree(layout: Layout, staged: Path, draft: Record, hashed: list[Hashed
     # that nobody can tell from a committed one that lost its record.
     intent = layout.intent(key, record.ref)
     files.write_text(intent, text, scratch=layout.staging)
-    if not files.place_tree(staged, directory):
+    times = files.place_tree(staged, directory)
+    if times is None:
         what = "something is there that no commit put there"
         raise ArtifactError(Problem(where=str(directory), what=what, fix="move it elsewhere"))
     if not files.on_disk(intent) and not files.lexists(intent):
         what = "took so long that it was taken for abandoned, and its files were removed"
         raise ArtifactError(Problem(where=record.ref, what=what, fix="run the same command again"))
-    artifact = _decide(layout, key, text) or _finish(layout, record, text, hashed)
+    seen = [replace(each, mtime_ns=times.get(each.file.path, each.mtime_ns)) for each in hashed]
+    artifact = _decide(layout, key, text) or _finish(layout, record, text, seen)
     if artifact.path != directory:
         discard(layout, directory)
     intent.unlink(missing_ok=True)
@@ -158,6 +159,16 @@ def read_decision(layout: Layout, key: Path) -> Record:
         what = f"the key holds the record of {record.ref}, which belongs elsewhere"
         raise ArtifactError(Problem(where=str(key), what=what, fix=MEND))
     return record
+
+
+def load_committed(directory: Path) -> Artifact | None:
+    """The artifact of a version; None when it is not committed. Raises ArtifactError otherwise."""
+    if files.on_disk(directory) and not is_committed(directory):
+        return None
+    try:
+        return load_artifact(directory)
+    except FileNotFoundError:
+        return None
 
 
 def discard(layout: Layout, directory: Path) -> None:
@@ -206,7 +217,7 @@ def _finish_intended(layout: Layout, key: Path, intent: Path) -> Artifact | None
 def _finish_whole(layout: Layout, whole: tuple[Record, list[Hashed]]) -> Artifact:
     record, hashed = whole
     directory = layout.version(record.name, record.version)
-    if is_committed(directory):
+    if not hashed or is_committed(directory):
         return Artifact(record, directory)
     return _finish(layout, record, render_record(record), hashed)
 
@@ -217,10 +228,9 @@ def _check_whole(layout: Layout, record: Record) -> tuple[Record, list[Hashed]] 
         return None
     directory = layout.version(record.name, record.version)
     try:
-        if is_committed(directory):
-            if load_artifact(directory).record != record:
-                return None
-            return (record, []) if is_whole(layout, record) else None
+        if artifact := load_committed(directory):
+            is_it = artifact.record == record and is_whole(layout, record)
+            return (record, []) if is_it else None
         found = find_files(directory, referenced=record.is_referenced)
         if [file.path for file in found] != [file.path for file in record.files]:
             return None  # and none of it is hashed, which would take long
@@ -241,7 +251,7 @@ def _finish(layout: Layout, record: Record, text: str, hashed: Iterable[Hashed])
     # Keys before the record, which makes the artifact visible: a key without an artifact is
     # skipped by every reader, an artifact without its keys could not be found.
     write_keys(layout, record)
-    write_times(layout, record, _seen(directory, hashed))
+    write_times(layout, record, hashed)
     files.write_text(directory / RECORD_NAME, text, scratch=layout.staging)
     return Artifact(record, directory)
 
@@ -251,19 +261,6 @@ def _keep_copy(layout: Layout, staged: Path, artifact: Artifact) -> None:
     if not files.on_disk(layout.root) and staged.is_dir():
         keep_staged(staged, artifact.record, layout.cache)
         forget_upload(staged)
-
-
-def _seen(directory: Path, hashed: Iterable[Hashed]) -> list[Hashed]:
-    """The same files, with the times that they have in their place."""
-    if not isinstance(directory, ObjectPath):
-        return list(hashed)
-    listed = {path.key: state for path, state in directory.walk_files()}
-    places = [directory / item.file.path for item in hashed]
-    states = [listed.get(place.key) or place.stat() for place in places]
-    return [
-        replace(item, mtime_ns=state.st_mtime_ns)
-        for item, state in zip(hashed, states, strict=True)
-    ]
 
 
 def _protect(path: Path, scratch: Path, rights: int) -> None:

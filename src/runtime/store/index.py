@@ -98,7 +98,8 @@ def is_times(path: Path) -> bool:
 
 def _parse_times(path: Path) -> tuple[str, Times]:
     try:
-        text = path.read_text() if path.is_file() else ""
+        is_there = path.is_file() if files.on_disk(path) else True  # a bucket is asked once
+        text = path.read_text() if is_there else ""
     except (OSError, UnicodeDecodeError):
         return "", {}
     times = atomic.parse_object(text) or {}

@@ -33,6 +33,7 @@ from nemotron_style.runtime.store.ref import (
     parse_version,
     to_key,
 )
+from nemotron_style.runtime.store.roots import files
 
 INDEX_FOLDERS = (
     "digest", "up", "down", "output", "adopted", "made", "intent", "times", "newest",
@@ -134,7 +135,7 @@ class Layout:
 
 def versions_in(directory: Path) -> list[int]:
     """Numbers of the entries called ``v<N>``, the highest first, committed or not."""
-    if not directory.is_dir():
+    if files.on_disk(directory) and not directory.is_dir():
         return []
     found = (parse_version(entry.name) for entry in directory.iterdir())
     return sorted((version for version in found if version is not None), reverse=True)

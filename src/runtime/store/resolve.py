@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from nemotron_style.runtime.errors import ArtifactError, NewerRecord, Problem, RefError, suggest
 from nemotron_style.runtime.store.claim import noted_newest
-from nemotron_style.runtime.store.commit import read_decision
+from nemotron_style.runtime.store.commit import load_committed, read_decision
 from nemotron_style.runtime.store.digest import RECORD_NAME
 from nemotron_style.runtime.store.index import entries, read_digests, read_refs
 from nemotron_style.runtime.store.layout import Layout, is_committed, versions_in
@@ -178,26 +179,32 @@ def _time_of(place: Path) -> float:
 def _resolve_name(layout: Layout, ref: NamedRef) -> Artifact:
     directory = layout.name(ref.name)
     gone = {parse_version(each.partition(":")[2]) for each in removed_refs(layout, ref.name)}
-    numbers = _list_versions(layout, ref.name)
-    there = (each for each in numbers if is_committed(directory / f"v{each}"))
-    known = (each for each in there if each not in gone)
-    newest = next(known, None)
-    if ref.version and ref.version not in gone and is_committed(directory / f"v{ref.version}"):
-        return load_artifact(directory / f"v{ref.version}")
-    shown = [] if newest is None else [newest, *islice(known, _SHOWN)]
-    allowed = ", ".join(f"v{number}" for number in shown[:_SHOWN])
-    allowed += ", …" if len(shown) > _SHOWN else ""
     # Never an older version in the place of a removed one: `latest` does not go back.
     last = max((each for each in gone if each), default=0)
-    asked = ref.version or (last if last > (newest or 0) else newest)
+    numbers = [ref.version] if ref.version else _list_versions(layout, ref.name)
+    for number in (each for each in numbers if each not in gone):
+        if not ref.version and number < last:
+            break
+        if artifact := load_committed(directory / f"v{number}"):
+            return artifact
+    raise _no_version(layout, ref, gone, last)
+
+
+def _no_version(layout: Layout, ref: NamedRef, gone: Collection[int | None], last: int) -> RefError:
+    """Why there is no such version of a name, or no newest one; with those that there are."""
+    directory = layout.name(ref.name)
+    numbers = (each for each in _list_versions(layout, ref.name) if each not in gone)
+    known = (each for each in numbers if is_committed(directory / f"v{each}"))
+    shown = list(islice(known, _SHOWN + 1))
+    allowed = ", ".join(f"v{number}" for number in shown[:_SHOWN])
+    allowed += ", …" if len(shown) > _SHOWN else ""
+    asked = ref.version or last
     if asked in gone:
         _reject_removed(find_tombstone(layout, f"{ref.name}:v{asked}"), allowed)
-    if newest is None:
-        raise _unknown(ref.name, [entry.name for entry in entries(layout.artifacts)])
-    if ref.version is None:
-        return load_artifact(directory / f"v{newest}")
+    if not shown:
+        return _unknown(ref.name, [entry.name for entry in entries(layout.artifacts)])
     what = "has no such version"
-    raise RefError(Problem(where=ref.name, what=what, got=f"v{ref.version}", allowed=allowed))
+    return RefError(Problem(where=ref.name, what=what, got=f"v{asked}", allowed=allowed))
 
 
 def _list_versions(layout: Layout, name: str) -> list[int]:

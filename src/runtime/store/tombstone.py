@@ -23,7 +23,7 @@ from nemotron_style.runtime.store.record import (
     validate_record,
 )
 from nemotron_style.runtime.store.ref import NamedRef, from_key, parse_ref
-from nemotron_style.runtime.store.roots.files import lexists
+from nemotron_style.runtime.store.roots.files import lexists, on_disk
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,10 @@ def removed_refs(layout: Layout, name: str = "") -> set[str]:
     """The refs of all artifacts that are removed or about to be, or of those of one name."""
     refs: set[str] = set()
     for folder in ("removing", "removed"):
+        place = layout.index / folder
+        there = place.iterdir() if on_disk(place) else place.glob(f"{name}@*" if name else "*")
         with suppress(FileNotFoundError):
-            refs |= {from_key(each.name) for each in (layout.index / folder).iterdir()}
+            refs |= {from_key(each.name) for each in there}
     return {ref for ref in refs if not name or ref.startswith(f"{name}:")}
 
 

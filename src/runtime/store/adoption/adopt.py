@@ -74,10 +74,9 @@ def adopt(
     source = open_uri(location) if remote else open_path(location)
     link = link and not remote and _is_on_disk_of(layout, source)
     hashes = hash_source(source) if link or (not remote and layout.name(name).is_dir()) else {}
-    if hashes:
-        digest = digest_files(each.file for each in hashes.values())
-        if known := finish_commit(layout, layout.adopted(digest, kind, name)):
-            return known
+    asked = digest_files(each.file for each in hashes.values()) if hashes else ""
+    if asked and (known := finish_commit(layout, layout.adopted(asked, kind, name))):
+        return known
     if source.identity:
         fetched = find_adopted(layout, source.text, kind, name, identity=source.identity)
         key = layout.adopted(fetched.digest if fetched else "", kind, name)
@@ -97,7 +96,10 @@ def adopt(
             ]
             for directory in directories(staged):
                 atomic.sync(directory)
-            return _commit(layout, staged, source, hashed, kind=kind, name=name)
+            draft = _draft(source, hashed, kind=kind, name=name)
+            key = layout.adopted(draft.digest, kind, name)
+            known = finish_commit(layout, key) if draft.digest != asked else None
+            return known or commit_tree(layout, staged, draft, hashed)
         except OSError as error:
             raise _explain(error, layout, source) from error
         except Exception as error:  # what boto, aiohttp and their like raise is no OSError
@@ -159,9 +161,7 @@ def _removed_when_stopped(layout: Layout, staged: Path) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _commit(
-    layout: Layout, staged: Path, source: Source, hashed: list[Hashed], *, kind: str, name: str
-) -> Artifact:
+def _draft(source: Source, hashed: list[Hashed], *, kind: str, name: str) -> Record:
     draft = draft_record(hashed, name=name, kind=kind, **_provenance(source))
     original = draft.origin.record if draft.origin else None
     if original and original.digest != draft.digest:
@@ -174,8 +174,7 @@ def _commit(
                 fix=f"remove {RECORD_NAME} to adopt them as they are",
             )
         )
-    key = layout.adopted(draft.digest, kind, name)
-    return finish_commit(layout, key) or commit_tree(layout, staged, draft, hashed)
+    return draft
 
 
 def _provenance(source: Source) -> Evidence:

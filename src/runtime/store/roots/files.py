@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nemotron_style.runtime import atomic
-from nemotron_style.runtime.store.roots.object_path import ObjectPath
+from nemotron_style.runtime.store.roots.object_path import ObjectPath, number_of
 from nemotron_style.runtime.store.roots.transfer import send_tree
 
 
@@ -51,11 +51,15 @@ def lexists(path: Path) -> bool:
     return path.is_file() if isinstance(path, ObjectPath) else os.path.lexists(path)
 
 
-def place_tree(staged: Path, directory: Path) -> bool:
-    """Put a staged tree in its place; False when something is there that is not of this tree."""
+def place_tree(staged: Path, directory: Path) -> dict[str, int] | None:
+    """Put a staged tree in its place; None when something is there that is not of this tree.
+
+    Of files that are no longer the same on the disk, by path, the time (ns) that ``lstat`` gives.
+    """
     if isinstance(directory, ObjectPath):
-        return send_tree(staged, directory)
-    return atomic.move_dir(staged, directory)
+        sent = send_tree(staged, directory)
+        return {path: number_of(tag) for path, tag in sent.items()}
+    return {} if atomic.move_dir(staged, directory) else None
 
 
 def remove_visible(directory: Path, scratch: Path, hint: str, *, first: str) -> Path | None:

@@ -26,7 +26,7 @@ def upload(
     if size <= PART:
         answer = bucket.call("put_object", key, Body=source.read_bytes())
         progress.add(size)
-        return str(answer["ETag"])
+        return quote_tag(answer["ETag"])
     length = max(PART, math.ceil(size / MOST_PARTS))
     count = math.ceil(size / length)
     sizes = {number: min(length, size - (number - 1) * length) for number in range(1, count + 1)}
@@ -51,7 +51,12 @@ def upload(
     words = {"UploadId": uploads[key], "MultipartUpload": {"Parts": parts}}
     answer = bucket.call("complete_multipart_upload", key, **words)
     uploads.pop(key)
-    return str(answer["ETag"])
+    return quote_tag(answer["ETag"])
+
+
+def quote_tag(tag: object) -> str:
+    """An ETag as S3 writes it; not every server quotes it in every answer."""
+    return f'"{str(tag).strip(chr(34))}"' if tag else ""
 
 
 def _list_sent(

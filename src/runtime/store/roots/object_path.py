@@ -32,10 +32,13 @@ class ObjectStat:
 
 
 class ObjectPath(_Path):  # type: ignore[misc]
-    """The object, or the folder, under ``key``; a folder is there as long as something is in it."""
+    """The object, or the folder, under ``key``; a folder is there as long as something is in it.
 
-    def __init__(self, bucket: Bucket, key: str = "") -> None:
-        self.bucket, self.key = bucket, key
+    ``listed`` is what a listing just said of the object, so that it need not be asked for again.
+    """
+
+    def __init__(self, bucket: Bucket, key: str = "", listed: ObjectState | None = None) -> None:
+        self.bucket, self.key, self._listed = bucket, key, listed
 
     def __truediv__(self, name: object) -> ObjectPath:
         key = PurePosixPath(self.key, str(name)).as_posix()
@@ -101,7 +104,7 @@ class ObjectPath(_Path):  # type: ignore[misc]
 
     def stat(self) -> ObjectStat:
         """What is known of it; raises FileNotFoundError when nothing is there."""
-        if state := self.bucket.state(self.key):
+        if state := self._listed or self.bucket.state(self.key):
             return describe(state)
         if self.is_dir():
             return ObjectStat(stat.S_IFDIR | 0o755, 0, 0.0, 0)
@@ -127,7 +130,7 @@ class ObjectPath(_Path):  # type: ignore[misc]
         """Every object below, by path, for one listing."""
         for key, state in self.bucket.list(self._prefix, deep=True):
             assert state
-            yield ObjectPath(self.bucket, key), describe(state)
+            yield ObjectPath(self.bucket, key, state), describe(state)
 
     def read_bytes(self) -> bytes:
         """The object; raises FileNotFoundError when there is none."""
@@ -153,6 +156,9 @@ class ObjectPath(_Path):  # type: ignore[misc]
 
 def describe(state: ObjectState) -> ObjectStat:
     """The state of an object as that of a read-only file."""
-    # A number that JSON holds exactly, and another one after a write of other bytes.
-    number = int.from_bytes(hashlib.sha256(state.tag.encode()).digest()[:6], "big")
-    return ObjectStat(stat.S_IFREG | 0o444, state.size, state.changed, number)
+    return ObjectStat(stat.S_IFREG | 0o444, state.size, state.changed, number_of(state.tag))
+
+
+def number_of(tag: str) -> int:
+    """A number that JSON holds exactly, and another one after a write of other bytes."""
+    return int.from_bytes(hashlib.sha256(tag.encode()).digest()[:6], "big")

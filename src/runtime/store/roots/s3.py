@@ -15,7 +15,7 @@ from typing import Any
 from nemotron_style.runtime.errors import Problem, StoreError
 from nemotron_style.runtime.store.roots.bucket import ObjectState
 from nemotron_style.runtime.store.roots.explain import code_of, explain
-from nemotron_style.runtime.store.roots.multipart import upload
+from nemotron_style.runtime.store.roots.multipart import quote_tag, upload
 from nemotron_style.runtime.store.roots.progress import Progress
 
 AT_ONCE = 1000  # keys that one request removes
@@ -149,4 +149,4 @@ class S3Bucket:
 
 
 def _describe(found: dict[str, Any], size: int) -> ObjectState:
-    return ObjectState(size, found["LastModified"].timestamp(), str(found.get("ETag", "")))
+    return ObjectState(size, found["LastModified"].timestamp(), quote_tag(found.get("ETag")))

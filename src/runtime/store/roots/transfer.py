@@ -46,33 +46,29 @@ class UploadNote(dict[str, str]):
             atomic.write_text(self.path, json.dumps(dict(self)), durable=False)
 
 
-def send_tree(staged: Path, directory: ObjectPath) -> bool:
-    """Send every file of a staged tree; False when there is one that was not sent from here."""
+def send_tree(staged: Path, directory: ObjectPath) -> dict[str, str]:
+    """Send every file of a staged tree to a place that is ours; the tags there, by path."""
     note = UploadNote(staged)
     bucket = directory.bucket
     files = sorted(path for path in staged.rglob("*") if path.is_file())
-    keys = {path: (directory / path.relative_to(staged).as_posix()).key for path in files}
-    there = {path.key: state for path, state in directory.walk_files()}
-    began = f"began {directory.key}"
-    if there and began not in note:
-        return False
-    if began not in note:
-        note[began] = "yes"
-    sizes = {path: path.stat().st_size for path in files}
-    progress = Progress(f"uploading {directory.key}", sum(sizes.values()))
+    paths = [path.relative_to(staged).as_posix() for path in files]
+    sizes = [path.stat().st_size for path in files]
+    progress = Progress(f"uploading {directory.key}", sum(sizes))
 
-    def send(path: Path) -> None:
-        key = keys[path]
-        state = bucket.state(key) if key in there and f"sent {key}" in note else None
-        if state and (state.size, state.tag) == (sizes[path], note[f"sent {key}"]):
-            progress.add(state.size)
-            return
-        tag = bucket.upload(path, key, uploads=note, progress=progress)
-        if sizes[path] > RESENT:
+    def send(file: Path, path: str, size: int) -> str:
+        key = (directory / path).key
+        state = bucket.state(key) if f"sent {key}" in note else None
+        if state and (state.size, state.tag) == (size, note[f"sent {key}"]):
+            progress.add(size)
+            return state.tag
+        tag = bucket.upload(file, key, uploads=note, progress=progress)
+        if size > RESENT:
             note[f"sent {key}"] = tag
+        return tag
 
-    map_in_threads(send, files, threads=FILES_AT_ONCE)
-    return True
+    waiting = zip(files, paths, sizes, strict=True)
+    tags = map_in_threads(lambda one: send(*one), waiting, threads=FILES_AT_ONCE)
+    return dict(zip(paths, tags, strict=True))
 
 
 def forget_upload(staged: Path) -> None:

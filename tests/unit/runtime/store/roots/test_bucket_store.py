@@ -5,15 +5,16 @@ from __future__ import annotations
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from nemotron_style.runtime.errors import ArtifactError, InputError, RefError, StoreError
 from nemotron_style.runtime.store.record import Artifact, Edge, Producer, render_sealed
 from nemotron_style.runtime.store.removal import select
+from nemotron_style.runtime.store.roots import location
 from nemotron_style.runtime.store.roots.explain import explain
 from nemotron_style.runtime.store.roots.memory import MemoryBucket
 from nemotron_style.runtime.store.store import Store
@@ -88,6 +89,68 @@ def test_a_download_that_is_not_what_was_committed_is_refused_and_not_kept(store
     assert "is missing" in str(store.verify_all(deep=False)[1][0])
     with pytest.raises(ArtifactError, match="is missing"):
         store.fetch(artifact)
+
+
+class CountingBucket(MemoryBucket):
+    """Counts what S3 would be asked: each of these operations is one request to it."""
+
+    asked: ClassVar[list[str]] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("create", "put", "read", "read_range", "state", "list", "delete", "upload"):
+            # What a bucket in memory does with its own operations is no request.
+            self.asked.append(name)
+            return getattr(MemoryBucket(self.url), name)
+        return super().__getattribute__(name)
+
+
+def test_a_publish_costs_few_requests(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures of docs/store.md."""
+    monkeypatch.setitem(location.BUCKETS, "memory", CountingBucket)
+    store = Store(f"memory://{uuid.uuid4().hex}", scratch=tmp_path / "scratch")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+
+    def publish(text: str, inputs: tuple[Edge, ...] = ()) -> Artifact:
+        staged = store.stage("new")
+        (staged / "weights").write_text(text)
+        producer = Producer(run_id=f"r-{text}", step="a/b", slot="model")
+        return store.commit(staged, name="model", kind="k", producer=producer, inputs=inputs)
+
+    def adopt() -> Artifact:
+        return store.adopt(tmp_path / "rows.jsonl", kind="raw", name="rows")
+
+    first = publish("one")
+    rows = adopt()
+    costs = {}
+    acts: dict[str, Callable[[], object]] = {
+        "publish": lambda: publish("two"),
+        "publish again": lambda: publish("two"),
+        "publish with an input": lambda: publish("three", (rows.edge("data"),)),
+        "adopt again": adopt,
+        "latest": lambda: store.resolve("model"),
+        "a version": lambda: store.resolve("model:v2"),
+        "verify": lambda: store.verify(first, deep=False),
+    }
+    for name, act in acts.items():
+        CountingBucket.asked.clear()
+        act()
+        costs[name] = len(CountingBucket.asked)
+    (tmp_path / "rows.jsonl").write_text("[]\n")
+    CountingBucket.asked.clear()
+    adopt()
+    costs["adopt"] = len(CountingBucket.asked)
+    assert costs == {
+        "publish": 14,
+        "publish again": 6,
+        "publish with an input": 16,
+        "adopt again": 7,
+        "latest": 5,
+        "a version": 3,
+        "verify": 3,
+        "adopt": 15,
+    }
 
 
 def test_of_many_writers_each_gets_its_own_version(store: Store) -> None:
