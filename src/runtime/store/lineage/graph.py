@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,44 +25,45 @@ from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.store.tombstone import Tombstone, removed_refs
 
 
-@dataclass(frozen=True)
 class Node:
-    """One artifact of a graph.
+    """One artifact of a graph: its ``ref``, ``kind`` and ``digest``, and the ``inputs`` known.
 
-    ``record`` is None when nothing of it is in the store any more; ``removed`` says by whom and
-    when its content was removed, and is empty where it is there.
+    ``removed`` says by whom and when its content was removed, and is empty where it is there.
     """
 
-    ref: str
-    kind: str
-    digest: str
-    record: Record | None
-    removed: str = ""
+    __slots__ = ("_record", "digest", "inputs", "kind", "ref", "removed")
 
-    def list_inputs(self) -> Sequence[Edge | Input]:
-        """What it was made from, as far as that is known."""
-        return self.record.inputs if self.record else ()
+    def __init__(
+        self, ref: str, kind: str, digest: str, record: Record | None, removed: str = ""
+    ) -> None:
+        self.ref, self.kind, self.digest, self.removed = ref, kind, digest, removed
+        self.inputs: Sequence[Edge | Input] = record.inputs if record else ()
+        self._record = record
+
+    @property
+    def record(self) -> Record | None:
+        """The whole record; None when nothing of it is in the store any more."""
+        return self._record
 
 
 class _StoredNode(Node):
     """An artifact in the store; the record is read when somebody asks for more than its head."""
 
+    __slots__ = ("_path",)
+
     def __init__(self, head: Head, path: str) -> None:
-        self.__dict__.update(ref=head.ref, kind=head.kind, digest=head.digest, removed="")
-        self.__dict__.update(head=head, path=path)
+        self.ref, self.kind, self.digest, self.inputs = head
+        self.removed = ""
+        self._path = path
 
-    def list_inputs(self) -> Sequence[Edge | Input]:
-        inputs: tuple[Input, ...] = self.__dict__["head"].inputs
-        return inputs
-
-    def __getattr__(self, name: str) -> Any:
-        if name != "record":
-            raise AttributeError(name)
-        record = None
-        with suppress(FileNotFoundError, ArtifactError):
-            record = read_record(Path(self.__dict__["path"]))
-        self.__dict__["record"] = record
-        return record
+    @property
+    def record(self) -> Record | None:
+        if self._path:
+            path, self._path = self._path, ""
+            self._record = None
+            with suppress(FileNotFoundError, ArtifactError):
+                self._record = read_record(Path(path))
+        return self._record
 
 
 class Link(NamedTuple):
@@ -87,7 +89,6 @@ class Lineage:
     nodes: dict[str, Node] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
     cut: set[str] = field(default_factory=set)
-    _beyond: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
     def add(self, node: Node) -> bool:
         """Add a node; False when it is there already."""
@@ -98,14 +99,20 @@ class Lineage:
 
     def link(self, link: Link) -> None:
         """Add an edge."""
-        down = self.direction == "down"
-        near, far = (link.source, link.target) if down else (link.target, link.source)
         self.links.append(link)
-        self._beyond.setdefault(near, []).append((link.slot, far))
+        self.__dict__.pop("_beyond", None)
 
     def beyond(self, ref: str) -> list[tuple[str, str]]:
         """(slot, ref) of the nodes one step further from the root."""
         return self._beyond.get(ref, [])
+
+    @cached_property
+    def _beyond(self) -> dict[str, list[tuple[str, str]]]:
+        found: dict[str, list[tuple[str, str]]] = {}
+        for slot, source, target in self.links:
+            near, far = (source, target) if self.direction == "down" else (target, source)
+            found.setdefault(near, []).append((slot, far))
+        return found
 
 
 def walk(
@@ -136,11 +143,13 @@ def around(store: Store, start: Artifact | Tombstone, *, hops: int = 2) -> Linea
 
 def _link(lineage: Lineage) -> Lineage:
     """Add the edges between the nodes, which their records tell."""
-    for node in lineage.nodes.values():
-        for edge in node.list_inputs():
-            source = lineage.nodes.get(edge.ref)
-            if source and (source.digest == edge.digest or lineage.direction == "up"):
-                lineage.link(Link(edge.slot, edge.ref, node.ref))
+    nodes, is_up = lineage.nodes, lineage.direction == "up"
+    lineage.links = [
+        Link(edge.slot, edge.ref, node.ref)
+        for node in nodes.values()
+        for edge in node.inputs
+        if (source := nodes.get(edge.ref)) and (is_up or source.digest == edge.digest)
+    ]
     return lineage
 
 
@@ -163,7 +172,7 @@ class _Reader:
 
     def list_upstream(self, node: Node) -> Iterator[Node]:
         """What a node was made from."""
-        for edge in node.list_inputs():
+        for edge in node.inputs:
             source = self.read(edge.ref)
             # Other content under the same ref (a store put together from two) is not the input.
             is_same = source is not None and source.digest == edge.digest
@@ -175,7 +184,7 @@ class _Reader:
         for slot, ref in sorted(edges, key=_by_version):
             consumer = self.read(ref)
             # A key may stand under a wrong name; the consumer's record says what it was made from.
-            read = consumer.list_inputs() if consumer else ()
+            read = consumer.inputs if consumer else ()
             asked = (slot, node.ref, node.digest)
             if consumer and asked in {(each.slot, each.ref, each.digest) for each in read}:
                 yield consumer

@@ -7,20 +7,30 @@ in the text is known, since the store wrote it, and a text of any other form is 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from nemotron_style.runtime.store.record import SCHEMA
 
 _MOST_BYTES = 1 << 16  # a buffer of a megabyte takes longer to get than all the rest
-_decode = json.JSONDecoder().decode
-_KEYS = ["schema_version", "name", "version", "kind", "digest"]
-_EDGE = ["slot", "ref", "kind", "digest"]
-_REF = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}:v[1-9][0-9]*")
-# How the text of a record ends: the seal, 64 hex digits, and its closing brace.
-_BEFORE, _AFTER, _HEX = b'\n  "seal": "', b'"\n}\n', 64
+# JSON with two spaces of indent, line by line. No text inside a record looks like these lines,
+# since a string of JSON holds no line's end; one with a quote or a backslash is not read here.
+_TEXT, _DIGEST = r'"([^"\\]*)"', r'"(sha256:[0-9a-f]{64})"'
+_REF = r'"([a-z0-9][a-z0-9._-]{0,99}:v[1-9][0-9]*)"'
+_HEAD = re.compile(
+    rf'{{\n  "schema_version": {SCHEMA},\n  "name": {_TEXT},\n  "version": ([1-9][0-9]*),\n'
+    rf'  "kind": {_TEXT},\n  "digest": {_DIGEST},\n  "files": \['
+)
+_INPUT = re.compile(
+    rf'    {{\n      "slot": {_TEXT},\n      "ref": {_REF},\n'
+    rf'      "kind": {_TEXT},\n      "digest": {_DIGEST}\n    }}'
+)
+_INPUTS, _NO_INPUTS, _NEXT, _END = '\n  "inputs": [\n', '\n  "inputs": []', "\n    }", "\n  ]"
+# The last 64 hex digits are the hash of the text in which they are zeros.
+_BEFORE, _HEX, _AFTER = b'\n  "seal": "', 64, b'"\n}\n'
+_BLANK = b"0" * _HEX + _AFTER
 
 
 class Input(NamedTuple):
@@ -38,7 +48,7 @@ class Head(NamedTuple):
     ref: str
     kind: str
     digest: str
-    inputs: tuple[Input, ...]
+    inputs: Sequence[Input]
 
 
 def read_head(path: str) -> Head | None:
@@ -56,29 +66,31 @@ def read_head(path: str) -> Head | None:
 
 def parse_head(data: bytes) -> Head | None:
     """:func:`read_head` of a text."""
-    end = len(data) - len(_AFTER)
-    start = end - _HEX
-    if not (data.endswith(_AFTER) and data[:start].endswith(_BEFORE)):
+    start = len(data) - len(_BLANK)
+    if not (data.endswith(_AFTER) and data.endswith(_BEFORE, 0, start)):
         return None
-    blank = b"".join((data[:start], b"0" * _HEX, _AFTER))
-    if hashlib.sha256(blank).hexdigest().encode() != data[start:end]:
+    hashed = hashlib.sha256(memoryview(data)[:start])
+    hashed.update(_BLANK)
+    if hashed.hexdigest().encode() != data[start : start + _HEX]:
         return None
-    files = data.find(b',\n  "files": [')
-    inputs = data.find(b'\n  "inputs": [', files)
-    close = data.find(b"]", inputs) if data[inputs + 14 : inputs + 15] == b"]" else -1
-    close = close if close >= 0 else data.find(b"\n  ]", inputs) + 3
-    if files < 0 or inputs < 0 or close < inputs:
-        return None
-    # Two spaces of indent and a line of its own: no text inside a record can look like this.
-    text = b"[%b}, %b]" % (data[:files], data[inputs + 13 : close + 1])
     try:
-        head, edges = _decode(text.decode())
-    except ValueError:
+        text = data.decode()
+    except UnicodeDecodeError:
         return None
-    if list(head) != _KEYS or head["schema_version"] != SCHEMA:
+    head = _HEAD.match(text)
+    inputs = _find_inputs(text, head.end()) if head else None
+    if head is None or inputs is None:
         return None
-    for edge in edges:
-        if list(edge) != _EDGE or not _REF.fullmatch(edge["ref"]):
-            return None
-    ref = f"{head['name']}:v{head['version']}"
-    return Head(ref, head["kind"], head["digest"], tuple([Input(**each) for each in edges]))
+    name, version, kind, digest = head.groups()
+    return Head(f"{name}:v{version}", kind, digest, inputs)
+
+
+def _find_inputs(text: str, start: int) -> list[Input] | None:
+    """The inputs that a record lists after ``start``; None when one has another form."""
+    begin = text.find(_INPUTS, start)
+    if begin < 0:
+        return [] if _NO_INPUTS in text else None
+    end = text.find(_END, begin)
+    found = _INPUT.findall(text, begin, end)
+    is_all = len(found) == text.count(_NEXT, begin, end)
+    return [Input._make(each) for each in found] if is_all else None
