@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import pkgutil
 import shutil
 import signal
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from nemotron_style import runtime
 from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.planning.pipeline import Pipeline
 from nemotron_style.runtime.planning.planner import compile_pipeline
@@ -47,6 +49,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 gc.disable()  # modules and tests, which are made now, are no garbage
 
 
+def pytest_collection(session: pytest.Session) -> None:
+    """Coverage sees the runtime's modules imported, and nothing of what collection goes on with.
+
+    Of torch, transformers and all tests it would find that they are not to be counted: ten seconds
+    of every worker.
+    """
+    if coverage := coverage_of(session.config):
+        for module in pkgutil.walk_packages(runtime.__path__, f"{runtime.__name__}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+        coverage.pause()
+
+
 def pytest_collection_finish() -> None:
     """From here on there may be some; what stands is not searched again."""
     gc.freeze()
@@ -65,15 +80,19 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Tests of the steps run without the tracing of coverage, which they would pay for."""
     from order import COVERED
 
-    plugin = item.config.pluginmanager.getplugin("_cov")
-    coverage = getattr(plugin, "cov_controller", None)
-    if coverage is None or item.nodeid.startswith(COVERED):
+    coverage = coverage_of(item.config)
+    if coverage is None or not item.nodeid.startswith(COVERED):
         return (yield)
-    coverage.pause()
+    coverage.resume()
     try:
         return (yield)
     finally:
-        coverage.resume()
+        coverage.pause()
+
+
+def coverage_of(config: pytest.Config) -> Any:
+    """What traces this process, or None."""
+    return getattr(config.pluginmanager.getplugin("_cov"), "cov_controller", None)
 
 
 KINDS = """
