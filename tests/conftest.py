@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from nemotron_style import runtime
 from nemotron_style.runtime.catalog.catalog import load_catalog
@@ -32,6 +33,16 @@ if CPU.exists() and "GenuineIntel" in CPU.read_text():
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are for the workers
 os.environ.pop("COLUMNS", None)  # texts are compared as a pipe gets them, whoever's terminal it is
+
+# The same examples in every run, and no limit of time: a failure is no matter of chance or of load.
+settings.register_profile(
+    "same",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("same")
 
 # A shell's background jobs ignore both, and so would everything that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

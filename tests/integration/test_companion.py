@@ -14,6 +14,7 @@ import pytest
 from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.errors import ConfigError, UsageError
+from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.folder import RunFolder, list_runs
 from nemotron_style.runtime.run.identity_difference import describe_difference
@@ -173,7 +174,7 @@ def test_a_signal_to_the_whole_job_ends_the_step_first(press: Any, cli: Any) -> 
         session = os.getsid(run.last_attempt.owner["pid"])
         for pid in _session(session):
             os.kill(pid, signal.SIGTERM)
-        assert process.wait(60) == 130
+        assert process.wait(180) == 130
     assert run.last_attempt.record["error"] == "stopped while holding"
     assert service_of(run).last_attempt.record["state"] == "COMPLETED"
 
@@ -182,7 +183,7 @@ def test_a_killed_step_takes_it_along_and_the_next_attempt_has_its_own(press: An
     run, service = start_detached(press, "hold=true")
     first = service.last_attempt.owner
     os.kill(run.last_attempt.owner["pid"], signal.SIGKILL)
-    until(lambda: not is_alive(first))
+    until(lambda: not is_alive(first) and read_status(run).is_final)
     assert main(["steps", "run", "mill/press", "hold=true"]) == 0
     assert [attempt.number for attempt in service.attempts] == [1, 2]
     assert service.last_attempt.record["state"] == "COMPLETED"

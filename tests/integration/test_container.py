@@ -60,7 +60,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def call(*words: str, feed: bytes = b"") -> str:
     """What podman complains of; nothing when all went well."""
-    done = subprocess.run(["podman", *words], input=feed, capture_output=True, timeout=120)
+    done = subprocess.run(["podman", *words], input=feed, capture_output=True, timeout=300)
     return done.stderr.decode() or "failed" if done.returncode else ""
 
 
@@ -101,7 +101,7 @@ def boxed(mill: Any, podman: None) -> Iterator[Any]:
         ),
         "env": "{ NASTY = " + json.dumps(NASTY) + " }",
         "secrets": '["MILL_TOKEN"]',
-        "grace_seconds": "5",
+        "grace_seconds": "60",
     }
     lines = [f"{key} = {value}" for key, value in profile.items()]
     mill.write("env.toml", "\n".join(["[box]", *lines]) + "\n")

@@ -22,7 +22,7 @@ from nemotron_style.runtime.step.metrics import read_metrics
 from waiting import until
 
 Capture = pytest.CaptureFixture[str]
-SECONDS_TO_WAIT = 30.0
+SECONDS_TO_WAIT = 180.0
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ import pytest
 from listening import addresses_of, find_listener
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.launch.status import read_status
+from nemotron_style.runtime.process import find_marked
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.steps.blocks.reward.client import RewardClient, RewardUnavailable
 from waiting import until
 
 Capture = pytest.CaptureFixture[str]
-SECONDS_TO_WAIT = 60
+SECONDS_TO_WAIT = 180
 
 # Stands in for the model's module, so that no training stack is loaded and scores are known.
 MODEL = """
@@ -201,6 +202,7 @@ def test_a_token_opens_it_and_stands_nowhere(
     with RewardClient(told["url"]) as reward, pytest.raises(RewardUnavailable, match="token"):
         reward.wait_ready(SECONDS_TO_WAIT)
     assert main(["runs", "cancel", folder.run_id]) == 0
+    until(lambda: not find_marked(folder.last_attempt.mark))  # who writes no more
     kept = [path for path in folder.path.rglob("*") if path.is_file()]
     assert kept
     assert not [path for path in kept if b"sesame" in path.read_bytes()]

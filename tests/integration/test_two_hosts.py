@@ -18,7 +18,7 @@ from waiting import until
 
 pytestmark = pytest.mark.skipif(not has_namespaces(), reason="namespaces are not allowed here")
 
-SECONDS_TO_WAIT = 60.0
+SECONDS_TO_WAIT = 180.0
 
 
 @pytest.fixture

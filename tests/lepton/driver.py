@@ -13,9 +13,11 @@ from nemotron_style.runtime.launch.lepton.client import connect
 from nemotron_style.runtime.launch.lepton.launcher import LeptonLauncher
 from nemotron_style.runtime.run.plan import parse_plan
 
+seconds = 60.0  # to wait for an answer; main() has it from the line
+
 
 def launcher() -> LeptonLauncher:
-    return LeptonLauncher(connect=lambda: connect(seconds=1.0))
+    return LeptonLauncher(connect=lambda: connect(seconds=seconds))
 
 
 def submit(plan: str, attempt: int = 1) -> str:
@@ -80,7 +82,7 @@ def rules() -> dict[str, Any]:
 
 def ask(call: str, **given: Any) -> Any:
     """A question to the workspace."""
-    return getattr(connect(seconds=1.0), call)(**given)
+    return getattr(connect(seconds=seconds), call)(**given)
 
 
 OWN = (submit, state, cancel, logs, check, serialise, rules)
@@ -99,11 +101,12 @@ def plain(told: Any) -> Any:
 
 
 def main() -> None:
+    global seconds
     calls = {call.__name__: call for call in OWN}
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         wish = json.loads(line)
-        call, given = wish["call"], wish["given"]
+        call, given, seconds = wish["call"], wish["given"], wish["seconds"]
         try:
             told = calls[call](**given) if call in calls else ask(call, **given)
             answer = {"told": plain(told)}

@@ -38,6 +38,7 @@ class FakeLepton:
     stored: list[tuple[int, str]] = field(default_factory=list)
     secrets: list[str] = field(default_factory=lambda: ["HF_TOKEN"])
     pods: dict[str, list[subprocess.Popen[bytes]]] = field(default_factory=dict)
+    collectors: dict[str, list[threading.Thread]] = field(default_factory=dict)
     released: threading.Event = field(default_factory=threading.Event)
 
     def clear(self) -> None:
@@ -86,7 +87,9 @@ class FakeLepton:
             )
             started.append(pod)
             lines = self.logs.setdefault(f"{name}-{index}-abcde", [])
-            threading.Thread(target=self._collect, args=(pod, lines), daemon=True).start()
+            collector = threading.Thread(target=self._collect, args=(pod, lines), daemon=True)
+            collector.start()
+            self.collectors.setdefault(name, []).append(collector)
         self.pods[name] = started
 
     @staticmethod
@@ -107,6 +110,9 @@ class FakeLepton:
                 job["status"]["state"] = "Stopping" if stopping else "Running"
             else:
                 job["status"]["state"] = "Stopped" if stopping else "Completed"
+            if None not in codes:  # whoever hears of the end finds the log whole
+                for collector in self.collectors[name]:
+                    collector.join(60)
         return 200, job
 
     def stop(self, name: str, change: dict[str, Any]) -> tuple[int, Any]:
@@ -194,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         fault = lepton.fault_of(self.command, path)
         if fault == "silent":
-            lepton.released.wait(30)
+            lepton.released.wait(120)
         if fault in ("close", "silent"):
             self.close_connection = True
             return

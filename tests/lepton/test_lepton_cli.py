@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,7 @@ def run(mill, lepton, tmp_path):
             env={**kept, **login, **address, "NO_PROXY": "127.0.0.1"},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             cwd=mill.root,
         )
         assert server.TOKEN not in done.stdout + done.stderr
@@ -134,9 +133,7 @@ def test_detached_then_watched_then_cancelled(run, mill, lepton):
     words = ("hold_at=2", f"gate={gate}")
     run("steps", "run", "mill/grow", "-b", "cloud", *words)
     folder = newest(mill)
-    deadline = time.monotonic() + 30
-    while "holding" not in folder.last_attempt.log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: "holding" in folder.last_attempt.log.read_text())
     assert '"RUNNING"' in run("runs", "show", "latest", "--json").stdout
     run("runs", "cancel", "latest")
     name = folder.last_attempt.job["id"]
@@ -166,7 +163,8 @@ def test_an_uploaded_job_runs_where_nothing_is_shared(run, mill, lepton):
     assert [folder.outputs is not None for folder in far] == [True, True]
     assert newest(mill).last_attempt.record["state"] == "COMPLETED"
     assert newest(mill).outputs is None  # it lies where this machine does not look
-    assert done.stdout.count("1/4  total=1\n4/4  total=10\n") == 2  # by way of Lepton's log
+    for line in ("1/4  total=1\n", "4/4  total=10\n"):
+        assert done.stdout.count(line) == 2, done.stdout  # by way of Lepton's log
 
 
 @pytest.mark.slow

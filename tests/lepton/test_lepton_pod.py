@@ -83,7 +83,7 @@ def pod(tmp_path, plan_of, launcher):
 
 def test_hostile_values_arrive_byte_for_byte_and_run_nothing(pod, tmp_path):
     _, process, _ = pod(env={"NASTY": NASTY, "OTHER": "$(touch X)\n;touch X #"})
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     sent = next(line for line in output.decode().splitlines() if line.startswith("nasty "))
     assert base64.b64decode(sent.split()[1]) == NASTY.encode()
@@ -92,7 +92,7 @@ def test_hostile_values_arrive_byte_for_byte_and_run_nothing(pod, tmp_path):
 
 def test_log_goes_to_both_places_and_the_code_is_left(pod):
     _, process, attempt = pod(env={"WHAT": "fail"})
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 42
     assert output == b"it broke\n"
     assert (attempt / "log-0.txt").read_bytes() == output
@@ -104,7 +104,7 @@ def test_first_process_passes_the_signal_on_and_waits(pod, number):
     _, process, attempt = pod(env={"WHAT": "save"})
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(number)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
     assert output == b"saved\n"
     assert process.returncode == 130
     assert (attempt / "exit-0").read_text() == "130\n"
@@ -119,7 +119,7 @@ def test_many_signals_do_not_confuse_the_exit_code(pod, count):
     for _ in range(count):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.002)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert (process.returncode, (attempt / "exit-0").read_text()) == (130, "130\n")
 
 
@@ -135,7 +135,7 @@ def test_many_signals_do_not_confuse_the_exit_code(pod, count):
 def test_each_of_many_knows_its_seat(pod, given, address):
     changes = {"resources": {"nodes": 4, "processes": 8}, "launch": "torchrun"}
     request, process, attempt = pod(index=3, lepton=given, **changes)
-    output = process.communicate(timeout=30)[0].decode()
+    output = process.communicate(timeout=120)[0].decode()
     address = address.format(name=request.body["metadata"]["name"])
     assert f"seat 3 {address} 29400\n" in output
     line = next(line for line in output.splitlines() if line.startswith("given"))
@@ -158,7 +158,7 @@ def test_uploaded_job_is_fetched_proved_and_laid_out(pod, tmp_path, monkeypatch)
         "site": {"upload": folder},
     }
     request, process, _ = pod(**changes)
-    output = process.communicate(timeout=30)[0].decode()
+    output = process.communicate(timeout=120)[0].decode()
     assert process.returncode == 1
     assert "FileNotFoundError" in output  # nothing was uploaded yet
     assert not store.exists()
@@ -166,7 +166,7 @@ def test_uploaded_job_is_fetched_proved_and_laid_out(pod, tmp_path, monkeypatch)
     assert upload(request.bundle, folder) is True
     assert upload(request.bundle, folder) is False
     _, process, _ = pod(**changes)
-    output = process.communicate(timeout=30)[0].decode()
+    output = process.communicate(timeout=120)[0].decode()
     run = store / "runs" / request.plan.run_id
     assert (run / "plan.json").read_text() == request.plan.to_json()
     assert (run / "launch.sh").read_text() == request.files["launch.sh"]
@@ -180,12 +180,12 @@ def test_a_changed_archive_is_not_unpacked(pod, tmp_path):
     site = {"upload": f"file://{folder}"}
     changes = {"store": str(store), "records": str(tmp_path / "here"), "python": sys.executable}
     request, process, _ = pod(**changes, site=site)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     folder.mkdir()
     other = gzip.compress(pack({"runs/x": b"something else"}).content)
     (folder / request.bundle.name).write_bytes(other)
     _, process, _ = pod(**changes, site=site)
-    output = process.communicate(timeout=30)[0].decode()
+    output = process.communicate(timeout=120)[0].decode()
     assert "the content is not what its name says" in output
     assert not store.exists()
     assert upload(request.bundle, site["upload"]) is True  # and the next upload mends it
@@ -236,7 +236,7 @@ def cluster(pod, tmp_path, monkeypatch):
 
 def test_ray_forms_a_cluster_of_pods(cluster):
     (request, first, attempt), (_, second, _) = cluster(WHAT="tell")
-    output, other = (one.communicate(timeout=15)[0].decode() for one in (first, second))
+    output, other = (one.communicate(timeout=120)[0].decode() for one in (first, second))
     assert (first.returncode, second.returncode) == (0, 0), output + other
     name = request.body["metadata"]["name"]
     address = f"{name}-0.{name}-job-svc"
@@ -255,8 +255,8 @@ def test_ray_saves_before_its_pods_leave(cluster):
             assert pod.poll() is None
     for pod in (second, first):
         pod.send_signal(signal.SIGTERM)
-    output, _ = first.communicate(timeout=60)
+    output, _ = first.communicate(timeout=120)
     assert b"saved\n" in output
     assert first.returncode == 130
-    second.communicate(timeout=60)
+    second.communicate(timeout=120)
     assert (second.returncode, (attempt / "exit-0").read_text()) == (0, "130\n")

@@ -52,7 +52,9 @@ class Failed(Exception):
 
 
 class Driver:
-    """A process with the SDK."""
+    """A process with the SDK; ``seconds`` is how long it waits for an answer."""
+
+    seconds = 60.0
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
@@ -65,7 +67,9 @@ class Driver:
         )
 
     def __call__(self, call: str, **given: Any) -> Any:
-        self.process.stdin.write(json.dumps({"call": call, "given": given}) + "\n")
+        self.process.stdin.write(
+            json.dumps({"call": call, "given": given, "seconds": self.seconds}) + "\n"
+        )
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
         assert server.TOKEN not in json.dumps(answer)
@@ -95,7 +99,7 @@ def process(place) -> Iterator[Driver]:
     driver = Driver(environment(url, cache))
     yield driver
     driver.process.stdin.close()
-    driver.process.wait(timeout=20)
+    driver.process.wait(timeout=120)
 
 
 @pytest.fixture
@@ -106,6 +110,7 @@ def lepton(place) -> Any:
 
 @pytest.fixture
 def drive(process, lepton) -> Driver:
+    process.seconds = Driver.seconds
     return process
 
 
@@ -237,6 +242,7 @@ def test_a_long_stored_log_comes_whole(drive, lepton, plan):
 )
 def test_faults_in_words(drive, lepton, place, plan, launcher, faults, kind, told):
     lepton.break_next("POST", "/jobs", *faults)
+    drive.seconds = 1.0 if "silent" in faults else 60.0
     with pytest.raises(Failed) as caught:
         drive("create", body=launcher.compile(plan).body)
     port = place[1].split(":")[2].partition("/")[0]
@@ -248,6 +254,7 @@ def test_faults_in_words(drive, lepton, place, plan, launcher, faults, kind, tol
 @pytest.mark.parametrize("fault", ["400", "403", "echo", "500", "502", "page", "close", "silent"])
 def test_a_submission_that_fails_is_closed_with_the_reason(drive, lepton, plan, fault):
     lepton.break_next("POST", "/jobs", fault)
+    drive.seconds = 1.0 if fault == "silent" else 60.0
     with pytest.raises(Failed) as caught:
         drive("submit", plan=plan.to_json())
     assert caught.value.kind == "StepFailed"
@@ -279,6 +286,7 @@ def test_a_name_that_is_taken_by_another_is_said(drive, lepton, plan, launcher):
 def test_a_state_survives_a_workspace_that_is_ill(drive, lepton, plan, fault):
     drive("submit", plan=plan.to_json())
     lepton.break_next("GET", "/jobs/", fault)
+    drive.seconds = 1.0 if fault == "silent" else 60.0
     told = drive("state", run_dir=str(plan.run_dir))
     assert told["state"] == "PENDING"
     assert told["reason"].startswith("the last that is known; job sft-chat-")

@@ -15,7 +15,7 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium")
 NEEDS_CHROMIUM = "needs chromium (apt-get install chromium)"
-SECONDS = 60.0
+SECONDS = 180.0
 
 
 @dataclass
@@ -104,6 +104,7 @@ def run_browser(profile: Path) -> Iterator[Browser]:
     (read_commands, send), (receive, write_answers) = os.pipe(), os.pipe()
     # The protocol's pipes are file descriptors 3 and 4 of the browser.
     command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu"]
+    command += ["--disable-dev-shm-usage"]  # which in a container may be too small for several
     command += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
     shell = f'exec "$@" 3<&{read_commands} 4>&{write_answers}'
     process = subprocess.Popen(
@@ -123,7 +124,7 @@ def run_browser(profile: Path) -> Iterator[Browser]:
         os.close(send)  # it ends with its pipe
         os.close(receive)
         try:
-            process.wait(timeout=10)
+            process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -76,7 +76,7 @@ class Host:
             ["nsenter", "--target", str(self._init), *spaces, *script],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -80,7 +80,7 @@ def typed(site: Any, cli: Any) -> Any:
     """Type a command in the mill's project; what came of it."""
     site.mill.write("env.toml", PROFILE)
 
-    def run(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             cli(*words), capture_output=True, text=True, timeout=timeout, check=False
         )
@@ -94,7 +94,7 @@ def test_a_chain_is_handed_over_and_waited_for(site: Any, typed: Any) -> None:
     done = typed("steps", "run", "mill/bake", "-b", "site", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    waited = typed("runs", "wait", "latest", "--timeout", "100")
+    waited = typed("runs", "wait", "latest", "--timeout", "240")
     assert waited.returncode == 0, waited.stderr
     runs = json.loads(typed("runs", "list", "--json").stdout)
     runs = runs if isinstance(runs, list) else runs["runs"]
@@ -124,7 +124,7 @@ def test_a_run_is_cancelled_from_another_shell(site: Any, typed: Any) -> None:
     assert done.returncode == 0, done.stderr
     cancelled = typed("runs", "cancel", "latest")
     assert cancelled.returncode == 0, cancelled.stderr
-    waited = typed("runs", "wait", "latest", "--timeout", "60")
+    waited = typed("runs", "wait", "latest", "--timeout", "240")
     assert waited.returncode != 0
     assert "CANCELLED" in waited.stdout
 
@@ -140,7 +140,7 @@ def test_what_slurm_would_refuse_is_found_before_anything_is_written(site: Any, 
 def test_a_service_runs_in_the_allocation_of_its_step(press: Any, site: Any, typed: Any) -> None:
     done = typed("steps", "run", "mill/press", "-b", "site")
     assert done.returncode == 0, done.stderr
-    waited = typed("runs", "wait", "latest", "--timeout", "100")
+    waited = typed("runs", "wait", "latest", "--timeout", "240")
     assert waited.returncode == 0, waited.stdout + waited.stderr
     artifact = press.store.resolve("mill-press-default")
     assert (artifact.path / "sack.txt").read_text().startswith("3 mill-grow")
@@ -166,7 +166,7 @@ def test_the_main_jobs_run_as_chains(
 
     def complete(step: str, config: str) -> None:
         words = ["steps", "run", step, "-c", f"./{config}.yaml", "-b", "site"]
-        done = subprocess.run(cli(*words), capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(cli(*words), capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         wait = cli("runs", "wait", "latest", "--timeout", "540")
         waited = subprocess.run(wait, capture_output=True, text=True, timeout=560, check=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from nemotron_style.runtime.errors import StepFailed
 from nemotron_style.runtime.launch.base import attempt_of
 from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.folder import RunFolder
+from waiting import until
 
 
 def test_a_detached_job_commits_its_artifact(site: Any) -> None:
@@ -92,11 +92,7 @@ def test_a_job_that_never_began_can_be_cancelled(site: Any) -> None:
     first = site.submit("mill/grow", "hold_at=2", "gate=/nowhere", exclusive=True)
     waiting = site.submit("mill/grow", "steps=3", exclusive=True)
     site.await_log(first, "holding")
-    deadline = time.monotonic() + 30
-    while (state := site.launcher.state(waiting)).reason != "Resources":
-        assert state.state == "PENDING"
-        assert time.monotonic() < deadline, state
-        time.sleep(0.1)
+    until(lambda: site.launcher.state(waiting).reason == "Resources")
     site.launcher.cancel(waiting)
     assert site.wait(waiting).state == "CANCELLED"
 
@@ -132,9 +128,12 @@ def test_the_file_that_asks_to_stop_works_from_any_shell(site: Any) -> None:
 
 
 def test_a_chain_of_jobs_runs_in_its_order(site: Any) -> None:
-    handle = site.submit("mill/bake")
+    gate = site.mill.root / "gate"
+    held = (f"+inputs.input.overrides.{key}" for key in ("hold_at=1", f"gate={gate}"))
+    handle = site.submit("mill/bake", *held)
     waited = site.cluster.job(site.job_id(handle))["Dependency"]
     assert "afterok" in waited
+    gate.touch()
     assert site.wait(handle).state == "COMPLETED", site.told(handle)
     baked = site.mill.store.output_of(handle.run_dir.name, "sack")
     makers = [line[5:9] for line in (baked.path / "sack.txt").read_text().splitlines()]

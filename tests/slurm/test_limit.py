@@ -10,6 +10,17 @@ from nemotron_style.runtime.launch.base import attempt_of
 from nemotron_style.runtime.launch.status import read_status, refresh_status
 from nemotron_style.runtime.run.folder import RunFolder
 
+FAILS_WHEN_TOLD = """
+import time
+
+
+def run(config, ctx):
+    ctx.say("grinding")
+    while not ctx.stopping:
+        time.sleep(0.01)
+    raise RuntimeError("the mill stone broke")
+"""
+
 
 def begin(site: Any, *, requeues: int) -> Any:
     """A job that has done three of five steps, and then waits for nothing."""
@@ -78,8 +89,9 @@ def test_a_requeued_job_can_be_cancelled_while_it_waits(site: Any) -> None:
 
 
 def test_a_step_that_fails_near_the_limit_is_not_started_again(site: Any) -> None:
-    handle = site.submit("mill/grow", "pause=3.0", "raise_at=1", max_requeues=2, time="00:10:00")
-    site.await_state(handle, "RUNNING")
+    site.mill.write("code/milling/recipe.py", FAILS_WHEN_TOLD)
+    handle = site.submit("mill/grow", max_requeues=2, time="00:10:00")
+    site.await_log(handle, "grinding")
     reach_the_limit(site, handle)
     state = site.wait(handle)
     assert (state.state, state.exit_code) == ("FAILED", 1), site.told(handle)
@@ -131,16 +143,17 @@ def test_a_job_whose_node_died_goes_on_and_its_first_attempt_was_not_the_end(sit
 
 @pytest.mark.slow
 def test_slurm_itself_tells_of_the_limit(site: Any) -> None:
+    gate = site.mill.root / "gate"
     handle = site.submit(
         "mill/grow",
-        *("steps=5", "hold_at=3", "gate=/nowhere", "save_every=5"),
+        *("steps=5", "hold_at=3", f"gate={gate}", "save_every=5"),
         max_requeues=1,
-        grace_seconds=30,
+        grace_seconds=20,  # Slurm looks every 30 seconds, so it tells 10 to 40 after the start
         time="00:01:00",
     )
-    site.cluster.await_state(site.job_id(handle), "PENDING", "COMPLETING", timeout=20)
-    site.cluster.await_state(site.job_id(handle), "RUNNING", timeout=20)
-    site.cluster.await_state(site.job_id(handle), "PENDING", timeout=90)
+    site.cluster.await_state(site.job_id(handle), "RUNNING")
+    site.cluster.await_state(site.job_id(handle), "PENDING")
     assert site.launcher.state(handle).state == "REQUEUED", site.told(handle)
+    gate.touch()
     go_on(site, handle)
     assert site.wait(handle).state == "COMPLETED", site.told(handle)

@@ -142,7 +142,7 @@ def run(site: Any, python: Path, overrides: list[str], **asked: Any) -> tuple[Jo
     handle = site.submit(
         "mill/align", *overrides, python=str(python), env=environment, time="00:10:00"
     )
-    return handle, site.wait(handle, timeout=240)
+    return handle, site.wait(handle, timeout=480)
 
 
 @pytest.mark.slow

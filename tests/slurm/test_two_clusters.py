@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
-from nemotron_style.runtime.launch.slurm import client
+from nemotron_style.runtime.launch.slurm import client, state
 from nemotron_style.runtime.planning.runner import submit_pipeline
 from nemotron_style.runtime.run.folder import RunFolder, list_runs
 
@@ -63,7 +64,7 @@ def test_a_job_of_our_number_on_another_cluster_is_neither_believed_nor_touched(
     assert state.reason == f"job {number} is on cluster steps, and Slurm here is other"
     assert not site.launcher.state(second).is_final, "a number that is unknown here says nothing"
     listed = subprocess.run(
-        cli("runs", "list"), capture_output=True, text=True, timeout=60, check=False
+        cli("runs", "list"), capture_output=True, text=True, timeout=240, check=False
     )
     assert listed.returncode == 0
     assert "LOST" not in listed.stdout
@@ -95,14 +96,19 @@ def test_a_controller_that_hangs_costs_one_wait_for_all_runs(
     for handle in handles:
         site.await_log(handle, "holding")
     monkeypatch.setattr(client, "SECONDS_TO_SHOW", 1)
+    waits: list[int] = []
+
+    def count(job_ids: Iterable[str]) -> client.Answer:
+        waits.append(1)
+        return client.ask(job_ids)
+
+    monkeypatch.setattr(state, "ask", count)
     (controller,) = [each for each in elsewhere.daemons if each.args[0] == "slurmctld"]
     controller.send_signal(signal.SIGSTOP)
     try:
-        begun = time.monotonic()
         states = site.launcher.states(handles)
-        seconds = time.monotonic() - begun
     finally:
         controller.send_signal(signal.SIGCONT)
-    assert {(state.state, state.stale) for state in states} == {("RUNNING", True)}
-    assert seconds < 2
+    assert {(each.state, each.stale) for each in states} == {("RUNNING", True)}
+    assert len(waits) == 1
     assert RunFolder(handles[0].run_dir).last_attempt.recorded_end is None

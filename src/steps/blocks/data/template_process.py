@@ -49,7 +49,8 @@ class TemplateRenderer:
     """
 
     def __init__(self, source: str, words: Mapping[str, str]) -> None:
-        self._first_line = json.dumps({"source": source, "words": dict(words)}) + "\n"
+        first = {"source": source, "words": dict(words), "seconds": CPU_SECONDS}
+        self._first_line = json.dumps(first) + "\n"
         self._slots = threading.BoundedSemaphore(MAX_PROCESSES)
         self._idle: list[subprocess.Popen[str]] = []
         self._end = weakref.finalize(self, _end_all, self._idle)
@@ -140,10 +141,12 @@ def main() -> None:
     memory = MAX_MEMORY if hard == resource.RLIM_INFINITY else min(MAX_MEMORY, hard)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     template: jinja2.Template | None = None
+    seconds = CPU_SECONDS
     for line in sys.stdin:
         given = json.loads(line)
+        seconds = given.get("seconds", seconds)
         # Its signal ends this process, also within a single operation that takes forever.
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             if template is None:
                 template, answer = _compile(given["source"], given["words"]), {}

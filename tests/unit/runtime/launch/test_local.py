@@ -421,7 +421,7 @@ def test_a_child_without_a_client_counts_and_can_be_ended(mill: Any) -> None:
     LocalLauncher().cancel(handle, force=True)
     wait(launcher, handle)
     assert launcher.state(handle).state == "CANCELLED"
-    assert find_marked(attempt.mark) == []
+    until(lambda: find_marked(attempt.mark) == [])
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -440,7 +440,7 @@ def test_cancelled_on_another_machine_before_there_is_a_worker(
     wait(launcher, handle)
     assert launcher.state(handle).state == "CANCELLED"
     # `cat` may end a moment after the shell around it, of which the end is recorded
-    until(lambda: find_marked(attempt_of(handle).mark) == [], seconds=10)
+    until(lambda: find_marked(attempt_of(handle).mark) == [])
 
 
 def test_a_child_that_is_born_while_the_job_is_stopped_does_not_outlive_it(
@@ -456,7 +456,7 @@ def test_a_child_that_is_born_while_the_job_is_stopped_does_not_outlive_it(
         session, "find_marked", lambda mark: looks.pop() if looks else find_marked(mark)
     )
     session.stop_job(attempt)
-    until(lambda: find_marked(attempt.mark) == [], seconds=10)
+    until(lambda: find_marked(attempt.mark) == [])
     wait(launcher, handle)
 
 

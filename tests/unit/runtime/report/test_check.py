@@ -104,7 +104,7 @@ HOSTILE = st.lists(
 ).map("".join)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(HOSTILE, HOSTILE)
 def test_any_text_comes_back_from_a_page_as_it_was(name, text):
     data = render_data(name, [make_document("record", name, text)])

@@ -3,14 +3,13 @@ ends."""
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import re
+import select
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from nemotron_style.runtime.errors import ConfigError, InputError
 from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.reward.client import RewardClient, RewardUnavailable
 from nemotron_style.steps.blocks.reward.types import RewardScore
+from nemotron_style.steps.blocks.serving import http_server
 from nemotron_style.steps.blocks.serving.config import ScoreLimits as Limits
 from nemotron_style.steps.blocks.serving.dynamic_batcher import FAILURES_UNTIL_UNHEALTHY, Batching
 from nemotron_style.steps.blocks.serving.metrics import total, write_page
@@ -31,7 +31,7 @@ from nemotron_style.steps.blocks.serving.score_api import ScoreService as Servic
 from waiting import until
 
 MODEL = "sha256:abcd"
-QUICK = RetryPolicy(tries=30, timeout=20, first_pause=0.005, longest_pause=0.05)
+QUICK = RetryPolicy(tries=30, timeout=120, first_pause=0.005, longest_pause=0.05)
 
 
 def talk(text: str) -> list[dict[str, str]]:
@@ -84,7 +84,7 @@ class World:
         self, method: str, path: str, body: Any = None, **headers: str
     ) -> tuple[int, Any, http.client.HTTPMessage]:
         """One request on a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         told = {"Content-Type": "application/json"} if data is not None else {}
         told |= {name.replace("_", "-"): value for name, value in headers.items()}
@@ -104,7 +104,7 @@ class World:
 
     def send(self, raw: bytes) -> bytes:
         """Whatever bytes, and everything that comes back until the end."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=120) as connection:
             connection.sendall(raw)
             answer = b""
             while part := connection.recv(65536):
@@ -128,7 +128,7 @@ def serving(
         yield World(service, scorer, port, said)
     finally:
         scorer.gate.set()
-        service.drain(20)
+        service.drain(120)
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_requests_that_wait_together_are_scored_together(world: World) -> None:
     world.scorer.gate.clear()
     with ThreadPoolExecutor(50) as pool:
         first = pool.submit(world.score, "first")
-        assert world.scorer.entered.wait(20)
+        assert world.scorer.entered.wait(120)
         rest = [pool.submit(world.score, f"text {n}", "and more") for n in range(49)]
         until(lambda: world.service.batcher.queued == 98)
         world.scorer.gate.set()
@@ -232,7 +232,7 @@ def test_a_full_queue_says_when_to_ask_again() -> None:
         world.scorer.gate.clear()
         with ThreadPoolExecutor(4) as pool:
             held = [pool.submit(world.score, "held")]
-            assert world.scorer.entered.wait(20)
+            assert world.scorer.entered.wait(120)
             held += [pool.submit(world.score, "a", "b")]
             until(lambda: world.service.batcher.queued == 2)
             body = {"conversations": [talk("c"), talk("d")]}
@@ -245,11 +245,15 @@ def test_a_full_queue_says_when_to_ask_again() -> None:
 
 
 def test_an_answer_that_takes_too_long_is_given_up_and_not_scored_in_vain() -> None:
-    with serving(limits=Limits(answer_seconds=0.1)) as world:
+    with serving() as world, ThreadPoolExecutor(1) as pool:
         world.scorer.gate.clear()
-        assert world.score("a")[0] == 504
+        held = pool.submit(world.score, "a")
+        assert world.scorer.entered.wait(120)
+        world.service.limits, usual = Limits(answer_seconds=0.1), world.service.limits
         assert world.score("b")[0] == 504
+        world.service.limits = usual
         world.scorer.gate.set()
+        assert held.result()[0] == 200
         until(lambda: world.service.batcher.queued == 0)
         assert world.score("c")[0] == 200
         assert world.scorer.batches == [1, 1]
@@ -295,7 +299,7 @@ def test_only_the_culprit_of_a_batch_fails(world: World, text: str, status: int)
     world.scorer.gate.clear()
     with ThreadPoolExecutor(6) as pool:
         first = pool.submit(world.score, "first")
-        assert world.scorer.entered.wait(20)
+        assert world.scorer.entered.wait(120)
         bad = pool.submit(world.score, "fine", text)
         good = [pool.submit(world.score, f"{n}") for n in range(4)]
         until(lambda: world.service.batcher.queued == 6)
@@ -319,7 +323,7 @@ def test_a_model_that_only_fails_is_given_up(world: World) -> None:
 
 
 def test_the_client_turns_none_of_it_into_a_score(world: World) -> None:
-    patience = RetryPolicy(tries=2, timeout=20, first_pause=0.001)
+    patience = RetryPolicy(tries=2, timeout=120, first_pause=0.001)
     with world.client(retry_policy=patience, batch=1) as reward:
         with pytest.raises(RewardUnavailable, match="no usable score"):
             reward.score([talk("a"), talk("nan")])
@@ -436,7 +440,7 @@ def test_a_body_without_a_length_is_refused(world: World, header: bytes, status:
 
 @pytest.mark.parametrize("raw", [b"\r\n\r\n", b"NONSENSE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"])
 def test_what_is_no_http_does_no_harm(world: World, raw: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", world.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", world.port), timeout=120) as connection:
         connection.sendall(raw)
         connection.shutdown(socket.SHUT_WR)
         while connection.recv(65536):
@@ -463,8 +467,8 @@ def test_a_client_that_has_closed_its_writing_half_gets_its_answer(version: str)
     with serving() as world, ThreadPoolExecutor(2) as pool:
         world.scorer.gate.clear()
         first = pool.submit(world.score, "first")
-        assert world.scorer.entered.wait(20)
-        with socket.create_connection(("127.0.0.1", world.port), timeout=20) as waiting:
+        assert world.scorer.entered.wait(120)
+        with socket.create_connection(("127.0.0.1", world.port), timeout=120) as waiting:
             waiting.sendall(request_of("half", version))
             waiting.shutdown(socket.SHUT_WR)
             until(lambda: world.service.batcher.queued == 1)
@@ -482,7 +486,7 @@ def test_a_client_that_has_closed_its_writing_half_gets_its_answer(version: str)
 
 
 def test_requests_sent_ahead_of_a_half_close_are_all_answered(world: World) -> None:
-    with socket.create_connection(("127.0.0.1", world.port), timeout=20) as waiting:
+    with socket.create_connection(("127.0.0.1", world.port), timeout=120) as waiting:
         waiting.sendall(request_of("a") + request_of("b") + b"POST /v1/sc")
         waiting.shutdown(socket.SHUT_WR)
         answer = b""
@@ -496,8 +500,8 @@ def test_a_client_that_is_gone_is_dropped_from_the_queue(end: str) -> None:
     with serving() as world, ThreadPoolExecutor(2) as pool:
         world.scorer.gate.clear()
         held = pool.submit(world.score, "first")
-        assert world.scorer.entered.wait(20)
-        leaving = socket.create_connection(("127.0.0.1", world.port), timeout=20)
+        assert world.scorer.entered.wait(120)
+        leaving = socket.create_connection(("127.0.0.1", world.port), timeout=120)
         leaving.sendall(request_of("gone"))
         until(lambda: world.service.batcher.queued == 1)
         if end == "reset":
@@ -515,10 +519,10 @@ def test_a_client_that_is_gone_is_dropped_from_the_queue(end: str) -> None:
 
 
 def test_slow_clients_are_let_go() -> None:
-    limits = Limits(idle_seconds=0.2, read_seconds=0.2)
-    with serving(limits=limits) as world:
+    with serving(limits=Limits(idle_seconds=0.2)) as world:
         assert world.send(b"") == b""
         assert world.send(b"POST /v1/sc") == b""
+    with serving(limits=Limits(read_seconds=0.2)) as world:
         head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         answer = world.send(head + b"Content-Length: 50\r\n\r\n{")
         assert b" 408 " in answer
@@ -530,23 +534,21 @@ def test_slow_clients_are_let_go() -> None:
 def test_a_client_that_drips_is_let_go_too() -> None:
     with (
         serving(limits=Limits(read_seconds=0.3)) as world,
-        socket.create_connection(("127.0.0.1", world.port), timeout=20) as connection,
+        socket.create_connection(("127.0.0.1", world.port), timeout=120) as connection,
     ):
         head = "POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: 5000\r\n\r\n".encode())
-        gone = threading.Event()
-        for _ in range(20):
+        while not select.select([connection], [], [], 0.02)[0]:
             connection.sendall(b" ")
-            gone.wait(0.02)
         assert b" 408 " in connection.recv(4096)
 
 
 def test_who_waits_for_an_answer_is_not_idle() -> None:
-    with serving(limits=Limits(idle_seconds=0.1)) as world, ThreadPoolExecutor(1) as pool:
+    with serving(limits=Limits(idle_seconds=1)) as world, ThreadPoolExecutor(1) as pool:
         world.scorer.gate.clear()
         held = pool.submit(world.score, "a")
-        assert world.scorer.entered.wait(20)
-        threading.Event().wait(0.4)
+        assert world.scorer.entered.wait(120)
+        threading.Event().wait(1.3)
         world.scorer.gate.set()
         assert held.result()[0] == 200
 
@@ -554,23 +556,28 @@ def test_who_waits_for_an_answer_is_not_idle() -> None:
 def test_a_head_that_drips_is_let_go_too() -> None:
     with (
         serving(limits=Limits(idle_seconds=0.3)) as world,
-        socket.create_connection(("127.0.0.1", world.port), timeout=20) as connection,
+        socket.create_connection(("127.0.0.1", world.port), timeout=120) as connection,
     ):
-        begun, gone = time.monotonic(), threading.Event()
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
-        with contextlib.suppress(ConnectionError):
-            for number in range(1000):
+
+        def drip() -> None:
+            for number in range(6000):
                 connection.sendall(f"X-{number}: 1\r\n".encode())
-                gone.wait(0.02)
-        assert time.monotonic() - begun < 10
+                threading.Event().wait(0.02)
+
+        with pytest.raises(ConnectionError):
+            drip()
         assert total(world.service.errors, kind="slow_client") == 1
         assert world.score("a")[0] == 200
 
 
-def test_a_client_that_is_refused_while_it_sends_reads_why() -> None:
+def test_a_client_that_is_refused_while_it_sends_reads_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_server, "SECONDS_TO_LINGER", 60.0)
     with (
         serving(limits=Limits(body_bytes=2000)) as world,
-        socket.create_connection(("127.0.0.1", world.port), timeout=20) as connection,
+        socket.create_connection(("127.0.0.1", world.port), timeout=120) as connection,
     ):
         head = "POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: 3000000\r\n\r\n".encode())
@@ -592,7 +599,7 @@ def test_what_goes_wrong_inside_is_a_500(world: World, monkeypatch: pytest.Monke
 
 def test_too_many_connections_are_turned_away() -> None:
     with serving(limits=Limits(connections=2)) as world:
-        held = [socket.create_connection(("127.0.0.1", world.port), timeout=20) for _ in range(2)]
+        held = [socket.create_connection(("127.0.0.1", world.port), timeout=120) for _ in range(2)]
         until(lambda: world.service.server.connections == 2)
         answer = world.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 503 ")
@@ -656,10 +663,10 @@ def test_a_drain_loses_no_request_that_was_accepted(world: World) -> None:
     world.scorer.gate.clear()
     with ThreadPoolExecutor(64) as pool:
         first = pool.submit(world.score, "first")
-        assert world.scorer.entered.wait(20)
+        assert world.scorer.entered.wait(120)
         rest = [pool.submit(world.score, f"text {number}") for number in range(60)]
         until(lambda: world.service.batcher.queued == 60)
-        draining = pool.submit(world.service.drain, 20)
+        draining = pool.submit(world.service.drain, 120)
         until(lambda: world.service.batcher.closed)
         with pytest.raises(OSError, match="refused"):
             world.score("new")
@@ -679,7 +686,7 @@ def test_a_drain_under_load_loses_nothing_that_was_accepted() -> None:
         answered: list[bool] = []
 
         def ask(number: int) -> None:
-            connection = http.client.HTTPConnection("127.0.0.1", world.port, timeout=20)
+            connection = http.client.HTTPConnection("127.0.0.1", world.port, timeout=120)
             body = json.dumps({"conversations": [talk(f"{number}")]})
             while True:
                 connection.request("POST", "/v1/score", body, {"Content-Type": "application/json"})
@@ -702,7 +709,7 @@ def test_a_drain_under_load_loses_nothing_that_was_accepted() -> None:
         with ThreadPoolExecutor(32) as pool:
             asking = [pool.submit(ask_until_the_end, number) for number in range(32)]
             until(lambda: len(answered) > 200)
-            assert world.service.drain(20) is True
+            assert world.service.drain(120) is True
             for future in asking:
                 future.result()
         assert len(answered) == total(world.service.conversations) == sum(world.scorer.batches)
@@ -710,21 +717,19 @@ def test_a_drain_under_load_loses_nothing_that_was_accepted() -> None:
 
 def test_a_drain_does_not_wait_for_a_body_that_is_still_sent() -> None:
     with (
-        serving(limits=Limits(read_seconds=60)) as world,
-        socket.create_connection(("127.0.0.1", world.port), timeout=20) as connection,
+        serving(limits=Limits(read_seconds=3600)) as world,
+        socket.create_connection(("127.0.0.1", world.port), timeout=120) as connection,
     ):
         head = "POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: 50\r\n\r\n{{".encode())
         until(lambda: bool(world.service._deadlines))
-        begun = time.monotonic()
         with ThreadPoolExecutor(1) as pool:
-            draining = pool.submit(world.service.drain, 20)
+            draining = pool.submit(world.service.drain, 120)
             answer = b""
             while part := connection.recv(65536):
                 answer += part
             connection.close()
             assert draining.result() is True
-        assert time.monotonic() - begun < 15
         assert b" 503 " in answer
         assert b'"draining"' in answer
 
@@ -733,7 +738,7 @@ def test_a_drain_that_takes_too_long_says_so(world: World) -> None:
     world.scorer.gate.clear()
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(world.score, "held")
-        assert world.scorer.entered.wait(20)
+        assert world.scorer.entered.wait(120)
         assert world.service.drain(0.1) is False
         world.scorer.gate.set()
         assert held.result()[0] == 200
