@@ -57,7 +57,8 @@ def inputs(small_toy: Any, worse: Any) -> dict[str, Any]:
 
 def make_config(url: str | None, **changes: Any) -> Config:
     """Settings for twelve prompts; of a section, ``changes`` name only what differs."""
-    waiting = {"ready_seconds": 0.2, "tries": 2, "timeout": 20, "first_pause": 0.0}
+    ready = 1 if url == NOBODY else 120
+    waiting = {"ready_seconds": ready, "tries": 2, "timeout": 120, "first_pause": 0.0}
     values: dict[str, Any] = {
         "seed": 1,
         "trainer": {"precision": "32"},
@@ -204,7 +205,7 @@ def test_bad_input_is_refused_before_anything_is_drawn(
     good = make_config(judge.url)
     refuse("both have the same weights", good, baseline=inputs["model"])
     refuse("judge.url: there is no judge", make_config(None))
-    refuse("not ready within 0.2 s.*unreachable", make_config(NOBODY), StepFailed)
+    refuse("not ready within 1 s.*unreachable", make_config(NOBODY), StepFailed)
     refuse(
         "leaves baseline no room.*got 31 tokens; allowed: 6",
         make_config(judge.url, sampling={"max_new_tokens": 90}),

@@ -179,7 +179,7 @@ def chain(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
             "rlhf",
             "rl/rlhf",
             *(f"judge.url={judge.url}", "env.nemo_gym.genrm_model_name=judge"),
-            *("judge.ready_seconds=20", "policy.generation.max_new_tokens=48"),
+            *("judge.ready_seconds=120", "policy.generation.max_new_tokens=48"),
             config="rlhf",
             model=base,
             prompts=prompts,

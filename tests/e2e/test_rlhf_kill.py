@@ -16,6 +16,7 @@ import yaml
 
 import rlhf_world as world_of
 from browser import CHROMIUM, NEEDS_CHROMIUM
+from held_port import hold_port
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.store.store import Store
 from opened_report import open_report
@@ -35,7 +36,7 @@ def configure(folder, judge):
     """A config file of the small world that asks ``judge``."""
     values = json.loads(json.dumps(world_of.SETTINGS))
     values["grpo"] |= {"max_num_steps": STEPS}
-    values["judge"] |= {"url": judge.url, "timeout": 2.0, "ready_seconds": 60.0}
+    values["judge"] |= {"url": judge.url, "timeout": 60.0, "ready_seconds": 120.0}
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -100,8 +101,12 @@ def kill_at(store, process, *, attempt, line):
     worker = json.loads(owner.read_text())
     assert is_alive(worker)
     os.kill(worker["pid"], signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode != 0
+
+
+def reset(handler):
+    handler.reset()
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +118,18 @@ def killed(world, tmp_path_factory):
         config = configure(folder, judge)
         calm = world.train_in(folder / "calm", f"grpo.max_num_steps={STEPS}", url(judge))
         kill_at(store, start(store, config), attempt=1, line=2)
+        # Whatever it asks once five lines are there: it need not be quick to notice them here.
+        judge.fault = lambda _number, _body: reset if lines(store) >= 5 else None
         process = start(store, config)
         wait_for(lambda: lines(store) >= 5, process)
+    held = hold_port(urlsplit(judge.url).port or 0)
     _, told = process.communicate(timeout=300)  # nobody listens any more
     assert process.returncode not in (0, None)
     assert "judgements failed" in told
     assert "the same command resumes the run" in told
     assert "Traceback" not in told
-    with judge.serve(urlsplit(judge.url).port):
+    judge.fault = lambda _number, _body: None
+    with held, judge.serve(urlsplit(judge.url).port):
         finish(store, config)
     return store, calm
 

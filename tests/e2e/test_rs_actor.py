@@ -49,8 +49,8 @@ LASTING = (
 
 def settings(port: int, **more: Any) -> Config:
     """Four steps of six prompts; requests are hasty, so that a fault takes little time."""
-    waiting = {"tries": 3, "timeout": 20, "first_pause": 0.001, "longest_pause": 0.002}
-    waiting |= {"ready_seconds": 20} | more.pop("waiting", {})
+    waiting = {"tries": 3, "timeout": 120, "first_pause": 0.001, "longest_pause": 0.002}
+    waiting |= {"ready_seconds": 120} | more.pop("waiting", {})
     rollout = {
         **{"num_rollout_samples": 6, "num_rollouts_per_prompt": 4, "top_n_rollouts": 2},
         **{"rollout_micro_batch_size": 3, "num_val_samples": 8},
@@ -178,7 +178,7 @@ def test_a_lasting_fault_stops_the_run_and_it_resumes_to_the_bit(
     small_toy: Any, whole: StepContext, tmp_path: Path, name: str
 ) -> None:
     fault, kind = faulty.FAULTS[name]
-    hasty = {"waiting": {"timeout": 0.3}} if kind == "timeout" else {}
+    hasty = {"waiting": {"timeout": 1.0}} if kind == "timeout" else {}
 
     def script() -> Iterator[Any]:
         yield from [None] * 5  # three lots of the first validation, two of the first step

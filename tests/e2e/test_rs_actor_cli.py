@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from held_port import hold_port
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.steps.blocks.data.toy_truth import load_truth
 from waiting import until
@@ -110,11 +110,6 @@ def pid_of(run: Path) -> int:
     return int(json.loads(owners[-1].read_text())["pid"])
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def beside(store: Path) -> dict[str, Any]:
     """A run with its reward model beside it."""
@@ -143,7 +138,8 @@ def test_the_model_says_who_judged_it(store: Path, beside: dict[str, Any]) -> No
 @pytest.fixture
 def server(store: Path) -> Iterator[Any]:
     """Starts and kills reward/serve at one port, as in a shell of its own."""
-    port, started = free_port(), []
+    held, started = hold_port(), []
+    port = held.getsockname()[1]
 
     def serve() -> subprocess.Popen[str]:
         words = ("-i", "model=judge", f"port={port}")
@@ -155,7 +151,8 @@ def server(store: Path) -> Iterator[Any]:
     yield serve
     for process in started:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
+    held.close()
 
 
 def test_a_server_of_another_shell_may_be_killed(
@@ -170,7 +167,7 @@ def test_a_server_of_another_shell_may_be_killed(
     until(lambda: any(run.glob("checkpoints/step-*")))
     [service] = store.glob("runs/reward-serve-*")
     os.kill(pid_of(service), signal.SIGKILL)
-    _, told = first.communicate(timeout=120)
+    _, told = first.communicate(timeout=300)
     assert first.returncode == 1
     assert "gave no usable answer" in told
     assert "the same command resumes the run" in told
@@ -187,7 +184,7 @@ def test_a_killed_trainer_goes_on_to_the_same_bits(store: Path, beside: dict[str
     words = [*INPUTS, "-i", "reward.model=judge", *SMALL, *SEEDS_OWN]
     words.append("model.rs.sampling_params.top_k=100000")
     known = set(store.glob("runs/rs-actor-*"))
-    for step in (1, 4):
+    for step in (1, 3):
         process = start(store, "rs/actor", *words)
         [run] = until(lambda: set(store.glob("runs/rs-actor-*")) - known)
         kill_after(step, run, process)

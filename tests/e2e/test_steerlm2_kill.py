@@ -103,7 +103,7 @@ def killed(world, tmp_path_factory):
     store = tmp_path_factory.mktemp("killed") / "store"
     shutil.copytree(world.store.root, store)
     draw = random.Random(os.environ.get("STEERLM2_KILL_SEED", "1"))
-    for attempt, line in enumerate(sorted(draw.sample(range(1, STEPS), KILLS)), start=1):
+    for attempt, line in enumerate(sorted(draw.sample(range(1, 2 * STEPS // 3), KILLS)), start=1):
         code = kill_at(store, attempt=attempt, line=line)
         assert code == 1
         assert produced(store) == []

@@ -50,7 +50,7 @@ SETTINGS: dict[str, Any] = {
         "megatron_cfg": {"optimizer": {"lr": 1e-3}},
     },
     "env": {"nemo_gym": {"genrm_compare": {"resources_servers": {"genrm_compare": {}}}}},
-    "judge": {"min_accuracy": None, "timeout": 5.0, "ready_seconds": 5.0},
+    "judge": {"min_accuracy": None, "timeout": 60.0, "ready_seconds": 60.0},
     "checkpointing": {"save_period": 1},
 }
 Reply = dict[str, Any]

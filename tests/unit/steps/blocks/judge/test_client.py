@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from held_port import hold_port
 from nemotron_style.runtime.errors import Interrupted
 from nemotron_style.steps.blocks.http.retry import RetryPolicy
 from nemotron_style.steps.blocks.judge.aggregation import Aggregation, Answer
@@ -379,10 +380,9 @@ def test_above_its_budget_of_failures_the_run_stops_and_names_the_prompts(
 
 
 def test_a_judge_that_is_gone_ends_the_run() -> None:
-    with socket.socket() as taken:  # which nobody listens at, and nobody else gets
-        taken.bind(("127.0.0.1", 0))
+    with hold_port() as held:
         gone = Endpoint()
-        gone.url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        gone.url = f"http://127.0.0.1:{held.getsockname()[1]}"
         with client(gone) as judge, pytest.raises(JudgeUnavailable, match="unreachable"):
             judge.judge(questions(8), most_failures=1)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from held_port import hold_port
 from nemotron_style.runtime.errors import Interrupted, StepFailed
 from nemotron_style.steps.blocks.http import client as http_client
 from nemotron_style.steps.blocks.http.retry import RetryPolicy
@@ -238,14 +239,6 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "other model": (other_model, "other_model"),
 }
 REFUSALS = ("400 Bad", "401 No", "403 No", "404 No", "413 Large", "422 Invalid")
-
-
-def hold_port(port: int = 0) -> socket.socket:
-    """Take a port at which nobody listens: who asks there is refused, and nobody else gets it."""
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", port))
-    return held
 
 
 @dataclass
