@@ -18,8 +18,10 @@ from nemotron_style.runtime.store.layout import is_committed, versions_in
 from nemotron_style.runtime.store.lineage.graph import walk
 from nemotron_style.runtime.store.record import Artifact, Producer, render_record
 from nemotron_style.runtime.store.removal import select
+from nemotron_style.runtime.store.staged import share
 from nemotron_style.runtime.store.store import Store
 
+SHARED = "the same in all"
 OPERATIONS = ("open", "mkdir", "rename", "replace", "link", "unlink", "rmdir", "fsync", "chmod")
 
 
@@ -31,6 +33,12 @@ class Crash(BaseException):
 def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process dies here, not the machine: what was written is in the kernel's hands."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture(autouse=True)
+def _small_files_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the outputs of all runs have one file in common."""
+    monkeypatch.setattr(share, "SMALLEST", len(SHARED))
 
 
 @contextmanager
@@ -86,7 +94,7 @@ def prepare(root: Path) -> tuple[Store, Path]:
 def write_output(place: Path) -> Path:
     (place / "sub").mkdir(parents=True)
     (place / "a.txt").write_text(place.name)
-    (place / "sub" / "b.txt").write_text("b")
+    (place / "sub" / "b.txt").write_text(SHARED)
     return place
 
 
@@ -115,6 +123,8 @@ def check_finished(store: Store, artifact: Artifact, digest: str) -> None:
     made = [each for each in store.artifacts("m") if each.record.producer.run_id == "r-1"]  # type: ignore[union-attr]
     assert made == [artifact]
     assert artifact.digest == digest
+    names = [each.path / "sub" / "b.txt" for each in (store.resolve("m:v1"), artifact)]
+    assert os.path.samefile(*names), "equal files are stored once, however often a commit began"
     assert store.output_of("r-1", "model") == artifact == store.resolve("m")
     lineage = walk(store, store.resolve("data"), down=True)
     assert set(lineage.nodes) == {"data:v1", "m:v1", artifact.ref}

@@ -202,7 +202,7 @@ def adopt(
     ways, how = Ways(), {"reference": reference, "link": not copy}
     artifact = open_store(context).adopt(path, kind=kind, name=name, ways=ways, **how)
     if as_json:
-        return print_json({**_summarise(artifact), "ways": ways.bytes})
+        return print_json({**_summarise(artifact), "ways": ways.bytes, "shared": ways.shared})
     print(f"{artifact.ref}  {artifact.kind}  {artifact.digest}")
     print(ways.describe() or "was there already")
 

@@ -216,7 +216,7 @@ def _tidy_up(
     done.add(store.collect_garbage(grace_s=grace_s))
     done.add(collect_copies(store, find_in_use(), grace_s=grace_s) if store.url else Collected())
     rest = store.finish_removals(find_in_use=find_in_use)
-    done.add(Collected([], rest.freed, rest.removed, 0, rest.skipped))
+    done.add(Collected(freed=rest.freed, finished=rest.removed, skipped=rest.skipped))
     if as_json:
         return print_json(asdict(done))
     for path in done.removed:
@@ -226,4 +226,6 @@ def _tidy_up(
     for line in done.skipped:
         print(f"skipped {line}", file=sys.stderr)
     removed = f"{len(done.removed)} removed ({format_size(done.freed)})"
-    print(f"{removed}, {len(done.finished)} finished, {done.keys_written} keys written again")
+    once = f"; equal files stored once save {format_size(done.shared)}" if done.shared else ""
+    mended = f"{len(done.finished)} finished, {done.keys_written} keys written again"
+    print(f"{removed}, {mended}{once}")

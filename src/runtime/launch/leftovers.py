@@ -36,6 +36,7 @@ def collect_leftovers(root: Path, *, grace_s: float) -> Collected:
             _remove_old(list(_leftovers(run)), root, before, done)
         except (OSError, StepsError) as error:  # a cluster that does not answer, for one
             done.skipped.append(f"{run.run_id}: {error}")
+    _remove_old(list(_orphans(root)), root, before, done)
     return done
 
 
@@ -75,6 +76,22 @@ def _leftovers(run: RunFolder) -> Iterator[Path]:
     for staged in run.path.glob("staging/*"):
         if run.outputs is not None or not (staged / SEAL).exists():
             yield staged
+
+
+def _orphans(root: Path) -> Iterator[Path]:
+    """Keys of runs that are gone, and keys too many of runs that were removed and begun again."""
+    for key in (root / "index" / "run").glob("*/*~*"):
+        run_dir = root / "runs" / key.name.partition("~")[2]
+        try:
+            own = key_of_run(run_dir, key.parent.name, run_dir / "plan.json")
+        except (FileNotFoundError, NotADirectoryError):
+            yield key
+            continue
+        except OSError:  # not ours to look into
+            continue
+        # In a copy of a store times may be lost; then a run keeps the key that it has.
+        if own != key and own.exists():
+            yield key
 
 
 def _remove_old(leftovers: list[Path], root: Path, before: float, done: Collected) -> None:

@@ -2,7 +2,8 @@
 
 The order is the promise:
 
-1. hash every file, ask the disk to keep it, take write permission away;
+1. hash every file, ask the disk to keep it, take write permission away; of files that the store
+   has already, take another name in place of the copy (``staged/``);
 2. claim a version by exclusive create; a claim is never given out again, so a version that
    came to nothing leaves a gap, and ``latest`` cannot go back;
 3. write the record's text as an intent, beside other attempts to commit the same slot;
@@ -19,9 +20,6 @@ stays: it is the second copy of the record, from which a lost one is written aga
 
 from __future__ import annotations
 
-import os
-import shutil
-import stat
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -37,7 +35,6 @@ from nemotron_style.runtime.store.digest import (
     RECORD_NAME,
     Hashed,
     digest_files,
-    directories,
     find_files,
     hash_files,
 )
@@ -55,6 +52,7 @@ from nemotron_style.runtime.store.record import (
 from nemotron_style.runtime.store.ref import check_word
 from nemotron_style.runtime.store.roots import files
 from nemotron_style.runtime.store.roots.transfer import forget_upload
+from nemotron_style.runtime.store.staged.share import note_files
 from nemotron_style.runtime.store.tombstone import is_removed
 from nemotron_style.runtime.store.verify import verify_files
 
@@ -81,29 +79,6 @@ def draft_record(
         origin=origin,
         **plain,
     )
-
-
-def seal_tree(staged: Path, scratch: Path) -> list[Hashed]:
-    """Hash the files of a staged tree, make them durable and read-only (step 1).
-
-    Raises ArtifactError for something that cannot be committed; nothing was changed then.
-    """
-    found = find_files(staged)
-    if (staged / RECORD_NAME).exists():
-        what = "is the name of the record, which the store writes"
-        raise ArtifactError(Problem(where=str(staged), key=RECORD_NAME, what=what))
-    # Read-only before hashing: a change that slips in between would be committed unseen.
-    rights = atomic.group_rights(scratch.parent)
-    for file in found:
-        _protect(file.source, scratch, rights & 0o040)
-    hashed = hash_files(found, durable=True)
-    # fsync of a file does not make its name durable; that of its directory does.
-    for directory in directories(staged):
-        state = directory.stat()
-        if rights and state.st_uid == os.geteuid():
-            directory.chmod(stat.S_IMODE(state.st_mode) | rights)
-        atomic.sync(directory)
-    return hashed
 
 
 def commit_tree(layout: Layout, staged: Path, draft: Record, hashed: list[Hashed]) -> Artifact:
@@ -253,6 +228,7 @@ def _finish(layout: Layout, record: Record, text: str, hashed: Iterable[Hashed])
     write_keys(layout, record)
     write_times(layout, record, hashed)
     files.write_text(directory / RECORD_NAME, text, scratch=layout.staging)
+    note_files(layout, record)
     return Artifact(record, directory)
 
 
@@ -261,16 +237,3 @@ def _keep_copy(layout: Layout, staged: Path, artifact: Artifact) -> None:
     if not files.on_disk(layout.root) and staged.is_dir():
         keep_staged(staged, artifact.record, layout.cache)
         forget_upload(staged)
-
-
-def _protect(path: Path, scratch: Path, rights: int) -> None:
-    """Take write permission from a file; ``rights`` are those of a shared store's group."""
-    state = path.stat()
-    is_ours = os.geteuid() in (0, state.st_uid)
-    # Through another hard link, or by another user who made it, it could still be written to.
-    if state.st_nlink > 1 or not is_ours:
-        atomic.make_dir(scratch)
-        copy = atomic.unique_path(scratch, "copy")
-        shutil.copyfile(path, copy)
-        os.replace(copy, path)
-    path.chmod(state.st_mode & 0o555 | rights)

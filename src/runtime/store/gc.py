@@ -1,12 +1,9 @@
 """Finish and mend what was decided, and remove what crashed commits left.
 
-Never a committed byte is removed, and never a version number: a claim without an artifact stays
-as a tombstone (it is an empty file), since its number could be handed out again while a very slow
-writer still holds it. A directory without a record is removed only when an intent says that it
-belongs to a commit that was never decided. One of which nothing is known may be an artifact whose
-record a copy of the store has lost; ``verify`` names it.
-
-One entry that cannot be read or written is skipped and named; the others are collected.
+Never a committed byte is removed, and never a version number: a claim without an artifact stays,
+as a very slow writer may still hold it. A directory without a record goes only when an intent says
+that its commit was never decided: else it may be an artifact whose record was lost. What cannot be
+read or written is skipped and named.
 """
 
 from __future__ import annotations
@@ -46,6 +43,7 @@ from nemotron_style.runtime.store.layout import Layout, is_committed
 from nemotron_style.runtime.store.record import Record, read_record, render_record
 from nemotron_style.runtime.store.ref import from_key, to_key
 from nemotron_style.runtime.store.roots import files
+from nemotron_style.runtime.store.staged.share import mend_hints
 from nemotron_style.runtime.store.verify import verify_files
 
 _ASIDE = re.compile(r"half-made-(?P<key>[^@]+@v\d+)-\w+")
@@ -53,12 +51,16 @@ _ASIDE = re.compile(r"half-made-(?P<key>[^@]+@v\d+)-\w+")
 
 @dataclass
 class Collected:
-    """What was done: paths removed and their bytes, refs finished, keys mended; what was not."""
+    """What was done: paths removed and their bytes, refs finished, keys mended; what was not.
+
+    ``shared`` are the bytes that equal files save by being stored once.
+    """
 
     removed: list[str] = field(default_factory=list)
     freed: int = 0
     finished: list[str] = field(default_factory=list)
     keys_written: int = 0
+    shared: int = 0
     skipped: list[str] = field(default_factory=list)
 
     def add(self, other: Collected) -> None:
@@ -111,10 +113,8 @@ def _remove_staged(layout: Layout, before: float, done: Collected) -> None:
 
 def remove(leftover: Path, root: Path, done: Collected) -> None:
     """Remove a file or a directory for good, and note its path and size."""
-    is_folder = leftover.is_dir() and not leftover.is_symlink()
-    inside = files.files_under(leftover) if is_folder else [leftover]
-    size = sum(path.lstat().st_size for path in inside)
-    if is_folder:
+    size = files.size_on_disk(leftover)
+    if leftover.is_dir() and not leftover.is_symlink():
         files.remove_tree(leftover)
     else:
         leftover.unlink(missing_ok=True)
@@ -162,8 +162,7 @@ def _return_aside(
 ) -> None:
     """Bring back decided versions that this or an earlier collector, cut off, put aside."""
     for aside in entries(layout.staging):
-        match = _ASIDE.fullmatch(aside.name)
-        if not match:
+        if not (match := _ASIDE.fullmatch(aside.name)):
             continue
         with _skipping(done, aside):
             ref = from_key(match["key"])
@@ -273,6 +272,8 @@ def _mend_keys(layout: Layout, done: Collected) -> None:
     for record in index.known.values():
         with _skipping(done, layout.version(record.name, record.version)):
             done.keys_written += _write_keys_of(layout, record)
+    with _skipping(done, layout.index / "file"):
+        done.shared = mend_hints(layout, index.known.values())
 
 
 def _is_ours(layout: Layout, path: Path) -> bool:
@@ -295,5 +296,5 @@ def _write_keys_of(layout: Layout, record: Record) -> int:
     if not fits_times(layout, record) and not verify_files(record, directory):
         found = find_files(directory, referenced=record.is_referenced)
         write_times(layout, record, [hash_file(each) for each in found])
-        written += 1
+        return written + 1
     return written

@@ -8,6 +8,7 @@ index/down/<hex>/<ref>/<slot>~<ref> artifacts that were made from it
 index/output/<run id>/<slot>        the record that this run committed, or is about to
 index/adopted/<hex>/<kind>/<name>   the same for adopted content
 index/made/<ref>                    the same for what neither a run made nor anybody adopted
+index/file/<sha256>                 an artifact that has this file; may be lost
 index/intent/<key>~<ref>            commits that are under way, or were cut off
 index/times/<ref>                   sizes and times of the files when they were hashed
 index/newest/<name>                 the newest claim, as its writer saw it; may be lost
@@ -78,6 +79,10 @@ class Layout:
     def digest(self, digest: str) -> Path:
         """Keys of the artifacts with this content."""
         return self.index / "digest" / _hex(digest)
+
+    def file(self, sha256: str) -> Path:
+        """Where an artifact is noted that has a file with this hash."""
+        return self.index / "file" / sha256
 
     def edges(self, direction: str, digest: str, ref: str) -> Path:
         """Keys of an artifact's inputs (``up``) or of what was made from it (``down``)."""

@@ -25,18 +25,20 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, Problem, StepsError, raise_all
 from nemotron_style.runtime.process import identify_process, is_dead
-from nemotron_style.runtime.store.audit import directories_of, read_committed
+from nemotron_style.runtime.store.audit import committed_records, directories_of, read_committed
 from nemotron_style.runtime.store.digest import RECORD_NAME
 from nemotron_style.runtime.store.index import entries, read_edges
 from nemotron_style.runtime.store.layout import Layout, is_committed
 from nemotron_style.runtime.store.record import Record, read_record
 from nemotron_style.runtime.store.ref import from_key, to_key
 from nemotron_style.runtime.store.roots import files
+from nemotron_style.runtime.store.staged.share import forget_files
 from nemotron_style.runtime.store.tombstone import (
     Tombstone,
     find_tombstone,
@@ -200,6 +202,9 @@ def finish_removals(layout: Layout, *, find_in_use: Callable[[], Reasons]) -> Re
                 done.freed += size - files.size_on_disk(own)
                 if own.exists():
                     done.skipped.append(f"{layout.show(own)}: cannot be removed")
+    gone = (each.record for ref in done.removed if (each := find_tombstone(layout, ref)))
+    with _naming(done, "index/file"):
+        forget_files(layout, gone, partial(committed_records, layout))
     return done
 
 

@@ -17,7 +17,6 @@ from nemotron_style.runtime.store.commit import (
     discard,
     draft_record,
     finish_commit,
-    seal_tree,
 )
 from nemotron_style.runtime.store.digest import digest_tree
 from nemotron_style.runtime.store.gc import Collected, collect_garbage
@@ -38,6 +37,8 @@ from nemotron_style.runtime.store.roots import files
 from nemotron_style.runtime.store.roots.location import open_root
 from nemotron_style.runtime.store.roots.object_path import ObjectPath
 from nemotron_style.runtime.store.roots.probe import check_bucket
+from nemotron_style.runtime.store.staged.seal import seal_tree
+from nemotron_style.runtime.store.staged.share import share_files
 from nemotron_style.runtime.store.tombstone import (
     Tombstone,
     find_tombstone,
@@ -163,6 +164,7 @@ class Store:
         draft = draft_record(hashed, name=name, kind=kind, **evidence)
         draft = draft.model_copy(update={"producer": producer, "inputs": tuple(inputs)})
         reject_secret_values(render_record(draft), forbidden, where=name)
+        hashed, _shared = share_files(self.layout, staged, hashed)
         return commit_tree(self.layout, staged, draft, hashed)
 
     def finish_commit(self, run_id: str, slot: str) -> Artifact | None:

@@ -45,6 +45,7 @@ from nemotron_style.runtime.store.layout import MAKE_ROOM, Layout
 from nemotron_style.runtime.store.record import Artifact, Evidence, Origin, Record, parse_record
 from nemotron_style.runtime.store.resolve import find_adopted
 from nemotron_style.runtime.store.roots.files import on_disk
+from nemotron_style.runtime.store.staged.share import share_files
 from nemotron_style.runtime.units import format_size
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -99,7 +100,11 @@ def adopt(
             draft = _draft(source, hashed, kind=kind, name=name)
             key = layout.adopted(draft.digest, kind, name)
             known = finish_commit(layout, key) if draft.digest != asked else None
-            return known or commit_tree(layout, staged, draft, hashed)
+            if known:
+                return known
+            if not reference:
+                hashed, ways.shared = share_files(layout, staged, hashed)
+            return commit_tree(layout, staged, draft, hashed)
         except OSError as error:
             raise _explain(error, layout, source) from error
         except Exception as error:  # what boto, aiohttp and their like raise is no OSError

@@ -32,9 +32,13 @@ _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.ENOTSUP,
 
 @dataclass
 class Ways:
-    """Bytes of an adopted source by the way in which they came into the store."""
+    """Bytes of an adopted source by the way in which they came into the store.
+
+    Of these, ``shared`` were there already, in files of other artifacts, and are not stored twice.
+    """
 
     bytes: dict[str, int] = field(default_factory=dict)
+    shared: int = 0
 
     def add(self, way: str, size: int) -> None:
         """Count a file."""
@@ -44,7 +48,9 @@ class Ways:
         """``hard links (4.0 GiB; they are read-only now, at their source too), copied (1 KiB)``."""
         more = {"hard links": "; they are read-only now, at their source too"}
         pairs = self.bytes.items()
-        return ", ".join(f"{way} ({format_size(n)}{more.get(way, '')})" for way, n in pairs)
+        came = ", ".join(f"{way} ({format_size(n)}{more.get(way, '')})" for way, n in pairs)
+        shared = f"; {format_size(self.shared)} of it is stored once with other artifacts"
+        return came + shared if self.shared else came
 
 
 class How(TypedDict, total=False):

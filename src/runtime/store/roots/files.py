@@ -154,7 +154,8 @@ def size_on_disk(*directories: Path) -> int:
         if isinstance(directory, ObjectPath):
             freed += sum(state.st_size for _path, state in directory.walk_files())
             continue
-        for path in files_under(directory):
+        is_folder = directory.is_dir() and not directory.is_symlink()
+        for path in files_under(directory) if is_folder else [directory]:
             with suppress(FileNotFoundError):  # somebody removes it at this moment
                 state = path.lstat()
                 names[file := (state.st_dev, state.st_ino)] += 1

@@ -13,6 +13,7 @@ from nemotron_style.runtime.launch.leftovers import collect_leftovers
 from nemotron_style.runtime.process import identify_process
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import SEAL, RunFolder
+from nemotron_style.runtime.run.run_key import key_of_run
 
 HOUR = 3600.0
 
@@ -50,6 +51,21 @@ def test_what_an_ended_attempt_staged_is_removed_after_its_grace(folder: RunFold
     assert collect(folder, grace_s=HOUR) == []
     assert collect(folder) == ["runs/a-1/staging/1"]
     assert not (folder.path / "staging" / "1").exists()
+
+
+def test_the_key_of_a_run_that_is_gone_is_removed_after_its_grace(folder: RunFolder) -> None:
+    store = folder.path.parents[1]
+    own = key_of_run(folder.path, "a", folder.path / "plan.json")
+    gone, earlier = own.with_name("1~a-0"), own.with_name("1~a-1")
+    own.parent.mkdir(parents=True)
+    for key in (gone, earlier, own.with_name("no key")):
+        key.touch()
+    assert collect(folder, grace_s=HOUR) == []
+    assert collect(folder) == [str(gone.relative_to(store))]  # the other may be of a copied store
+    for key in (gone, own):
+        key.touch()
+    assert set(collect(folder)) == {str(each.relative_to(store)) for each in (gone, earlier)}
+    assert sorted(own.parent.iterdir()) == sorted([own, own.with_name("no key")])
 
 
 def test_an_attempt_that_is_under_way_keeps_what_it_staged(folder: RunFolder) -> None:

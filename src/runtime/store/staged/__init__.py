@@ -1,0 +1,1 @@
+"""What is done to a staged tree before it becomes an artifact."""
