@@ -58,7 +58,7 @@ class FaultyProxy:
         self, method: str, path: str, headers: dict[str, str], body: bytes
     ) -> tuple[int, list[tuple[str, str]], bytes]:
         """Status, headers and body of the server's own answer."""
-        connection = http.client.HTTPConnection(self.upstream.netloc, timeout=30)
+        connection = http.client.HTTPConnection(self.upstream.netloc, timeout=120)
         try:
             connection.request(method, path, body=body, headers=headers)
             answer = connection.getresponse()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
+
+from held_port import hold_port
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -30,17 +31,17 @@ def run_ranks(job: Callable[..., None], *arguments: Any, log: Path, count: int =
     """Call ``job(*arguments)`` in ``count`` processes that find each other.
 
     ``job`` must be a function of a module. Raises AssertionError with the end of ``log``, which
-    holds what the ranks print, when one of them fails or all take longer than five minutes.
+    holds what the ranks print, when one of them fails or all take longer than nine minutes.
     """
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    held = hold_port()  # until the first rank listens there
+    port = held.getsockname()[1]
     ranks = [
         CONTEXT.Process(target=_be_rank, args=(rank, count, port, log, job, arguments))
         for rank in range(count)
     ]
     for process in ranks:
         process.start()
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 540
     try:
         left = list(ranks)
         while left and all(not process.exitcode for process in ranks):
@@ -53,6 +54,7 @@ def run_ranks(job: Callable[..., None], *arguments: Any, log: Path, count: int =
         codes = [process.exitcode for process in ranks]
         assert codes == [0] * count, f"exit codes {codes}:\n{_end_of(log)}"
     finally:
+        held.close()
         for process in ranks:
             process.kill()
             process.join()

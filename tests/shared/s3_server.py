@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from held_port import hold_port
 
 NEEDED = ("moto", "flask", "flask_cors", "s3fs")
 missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -41,14 +42,15 @@ class S3Server:
 
     def _request(self, method: str, path: str) -> bytes:
         request = urllib.request.Request(f"{self.url}/{path}", method=method)
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return bytes(answer.read())
 
 
 @contextmanager
 def running_s3(port: int | None = None) -> Iterator[S3Server]:
     """A server with no bucket, on a free port of the loopback; it ends with the block."""
-    port = port or find_port()
+    held = hold_port(port or 0)  # until the server listens there, and when it has ended
+    port = held.getsockname()[1]
     argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet, env={**os.environ})
@@ -58,20 +60,14 @@ def running_s3(port: int | None = None) -> Iterator[S3Server]:
     finally:
         process.kill()
         process.wait()
+        held.close()
 
 
-def find_port() -> int:
-    """A port that is free at this moment."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
-def _await(url: str, process: subprocess.Popen[bytes], *, seconds: float = 60.0) -> None:
+def _await(url: str, process: subprocess.Popen[bytes], *, seconds: float = 180.0) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         try:
-            urllib.request.urlopen(f"{url}/moto-api/", timeout=5).close()
+            urllib.request.urlopen(f"{url}/moto-api/", timeout=60).close()
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.05)

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import Any
 
 import pytest
 
+from held_port import hold_port
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import save_model
 from nemotron_style.steps.blocks.data.chat_format import ChatPromptTokens
@@ -87,9 +87,8 @@ UNREADABLE = ("failed_unparseable", "failed_unfinished", "failed_empty")
 @contextmanager
 def serve(python: Path, model: Path, name: str, log: Path, *, context: int) -> Iterator[str]:
     """The address of a vLLM that serves ``model`` as ``name``; it is gone at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    held = hold_port()
+    port = held.getsockname()[1]
     words = [
         *(python, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", model, "--served-model-name", name, "--host", "127.0.0.1"),
@@ -115,12 +114,13 @@ def serve(python: Path, model: Path, name: str, log: Path, *, context: int) -> I
         yield f"http://127.0.0.1:{port}"
     finally:
         end(server)
+        held.close()
 
 
 def wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + 300
     while server.poll() is None and time.monotonic() < deadline:
-        with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as told:
+        with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=60) as told:
             if told.status == 200:
                 return
         time.sleep(0.5)
@@ -131,7 +131,7 @@ def end(server: subprocess.Popen[bytes]) -> None:
     """Ask the server to end, and then end whatever it started."""
     server.terminate()
     with suppress(subprocess.TimeoutExpired):
-        server.wait(timeout=30)
+        server.wait(timeout=60)
     with suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()
@@ -146,7 +146,7 @@ def command(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=420,
+        timeout=540,
         check=False,
     )
 

@@ -78,7 +78,7 @@ def test_a_job_of_this_machine_starts_without_them(
 ) -> None:
     attempt = RunFolder(tmp_path / "r").claim_attempt()
     assert attempt is not None
-    assert session.start_child(["env", "-0"], attempt).wait(30) == 0
+    assert session.start_child(["env", "-0"], attempt).wait(120) == 0
     seen = dict(line.split("=", 1) for line in attempt.log.read_text().split("\0") if "=" in line)
     ours = {ATTEMPT_VARIABLE: "1", MARK: attempt.mark.partition("=")[2]}
     assert {name: seen[name] for name in LEAKS if name in seen} == ours

@@ -17,7 +17,7 @@ def run_lines(plan: Any, path: Path) -> subprocess.CompletedProcess[str]:
     plan = plan.model_copy(update={"site": {"secrets_file": str(path)}, "secrets": ("A_TOKEN",)})
     text = f'set -euo pipefail\n{read_secrets(plan)}\nprintf %s "$A_TOKEN"\n'
     return subprocess.run(
-        ["bash", "-c", text], capture_output=True, text=True, check=False, timeout=10
+        ["bash", "-c", text], capture_output=True, text=True, check=False, timeout=120
     )
 
 

@@ -149,11 +149,11 @@ def test_of_many_one_begins_the_next_attempt(folder: RunFolder, count: int) -> N
     ]
     for claimer in claimers:
         claimer.start()
-    start.wait(30)
-    claimed = sorted(answers.get(timeout=30) for _ in claimers)
-    start.wait(30)
+    start.wait(120)
+    claimed = sorted(answers.get(timeout=120) for _ in claimers)
+    start.wait(120)
     for claimer in claimers:
-        claimer.join(30)
+        claimer.join(120)
     assert claimed == [0] * (count - 1) + [2]
     assert folder.attempts[0].recorded_state == "LOST"
 
@@ -210,7 +210,7 @@ def test_orders_from_elsewhere_end_a_worker(
             LocalLauncher().cancel(handle_of(attempt), force=True)
         else:
             attempt.declare_lost("the machine is gone")
-    assert worker.wait(30) == -9
+    assert worker.wait(120) == -9
     if order == "kill":
         assert (attempt.record["state"], attempt.record["exit_code"]) == ("CANCELLED", 137)
     else:

@@ -23,7 +23,7 @@ def start(code: str, lines: list[str], home: Path) -> ChildProcess:
 def test_all_that_a_script_wrote_is_passed_on_before_its_exit_code(tmp_path: Path) -> None:
     lines: list[str] = []
     code = "import sys; sys.stdout.write('\\n'.join(map(str, range(20000)))); sys.exit(3)"
-    assert start(code, lines, tmp_path).wait(60) == 3
+    assert start(code, lines, tmp_path).wait(120) == 3
     assert lines == [str(number) for number in range(20000)]
 
 
@@ -36,7 +36,7 @@ def test_a_child_that_outlives_the_script_and_keeps_its_output_open_is_not_waite
         "print(child, flush=True)\nprint('half of a line', end='', flush=True)\nos._exit(0)"
     )
     process = start(code, lines, tmp_path)
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
     os.kill(int(lines[0]), signal.SIGKILL)
     assert lines[1:] == ["half of a line"]
 
@@ -48,7 +48,7 @@ def test_a_bar_that_is_drawn_again_is_a_line_each_time_and_bytes_that_are_no_tex
     code = (
         "import os; os.write(1, b'10%\\r20%\\r\\nd\\xffone \\xe2'); os.write(1, b'\\x9c\\x93\\n')"
     )
-    assert start(code, lines, tmp_path).wait(60) == 0
+    assert start(code, lines, tmp_path).wait(120) == 0
     assert lines == ["10%", "20%", "d\N{REPLACEMENT CHARACTER}one ✓"]
 
 

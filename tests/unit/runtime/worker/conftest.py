@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.run.attempt import ATTEMPT_VARIABLE
+from nemotron_style.runtime.worker import openlineage_transport, tracking, wandb_client
 
 TRACKED = """
     trackers_named: tuple[str, ...] = cosmetic(())
@@ -32,6 +33,12 @@ def tracked(mill: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.delenv(name, raising=False)
     for name in (ATTEMPT_VARIABLE, "OPENLINEAGE_NAMESPACE", "OPENLINEAGE_PARENT_ID"):
         monkeypatch.delenv(name, raising=False)
+    # However busy the machine is, a tracker on it is not given up.
+    monkeypatch.setattr(openlineage_transport, "SECONDS", 120.0)
+    monkeypatch.setattr(tracking, "SECONDS_TO_END", 240.0)
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "240")
+    for name in ("init_timeout", "finish_timeout"):
+        monkeypatch.setitem(wandb_client.QUIET, name, 240.0)  # type: ignore[arg-type]
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     before = {number: signal.getsignal(number) for number in numbers}
     yield mill

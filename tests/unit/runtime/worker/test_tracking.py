@@ -32,7 +32,7 @@ class Ledger:
     begun: ClassVar[list[Mapping[str, str]]] = []
     outputs: ClassVar[Mapping[str, TrackedArtifact]] = {}
     run: Any = None
-    fails_at, fails_to_end = -1, 0
+    fails_at, fails_to_end, failed = -1, 0, 0
     open: ClassVar[dict[str, str]] = {}
 
     def __init__(self, asked: Tracker) -> None:
@@ -46,6 +46,7 @@ class Ledger:
     def log(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         for step, figures in rows:
             if step == Ledger.fails_at:
+                Ledger.failed += 1
                 raise ConnectionError("no answer\nfrom a server")
             Ledger.rows.append((step, figures))
 
@@ -63,7 +64,7 @@ class Ledger:
 def ledger(tracked: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The mill with a tracker that writes down what it is told, in place of MLflow."""
     Ledger.rows, Ledger.endings, Ledger.begun, Ledger.fails_at = [], [], [], -1
-    Ledger.fails_to_end = 0
+    Ledger.fails_to_end = Ledger.failed = 0
     Ledger.open = {}
     monkeypatch.setattr(tracking, "CLIENTS", {"mlflow": Ledger})
     return tracked
@@ -143,11 +144,12 @@ def test_a_tracker_that_fails_costs_a_warning_and_is_brought_up_to_date_at_the_e
     end = tracking.Tracking.end
 
     def recover(self: Any, status: str) -> None:
+        until(lambda: Ledger.failed)  # its thread may be behind
         Ledger.fails_at = -1
         end(self, status)
 
     monkeypatch.setattr(tracking.Tracking, "end", recover)
-    code, _ = carry_out(ledger, "mill/grow", "pause=0.02", "trackers_named=[mlflow]")
+    code, _ = carry_out(ledger, "mill/grow", "trackers_named=[mlflow]")
     assert code == 0
     assert sorted({step for step, _ in Ledger.rows}) == [1, 2, 3, 4]
     assert Ledger.endings[-1][0] == "finished"

@@ -154,7 +154,9 @@ def test_the_first_rank_waits_for_the_others(job) -> None:
     other = Timer(0.2, wait_for_ranks, (attempt, job.make_context(process=ProcessRank(1, 2, 1))))
     other.start()
     wait_for_ranks(attempt, ctx)
-    assert not other.is_alive() or other.finished.is_set()
+    assert (attempt / "step-done-1").exists()
+    other.join(120)
+    assert not other.is_alive()
     ctx.stop.requested = True
     (attempt / "step-done-1").unlink()
     with pytest.raises(Interrupted):

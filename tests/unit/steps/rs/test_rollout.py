@@ -107,11 +107,11 @@ def test_the_next_are_drawn_while_these_are_scored() -> None:
 
     def before(number: int) -> None:
         begun.set()
-        assert number > 1 or drawn.wait(30), "nothing was drawn before the first scores were there"
+        assert number > 1 or drawn.wait(120), "nothing was drawn before the first scores were there"
 
     def during(call: int) -> None:
         if call == 2:
-            assert begun.wait(30), "the first scores were not asked for before the second draw"
+            assert begun.wait(120), "the first scores were not asked for before the second draw"
             drawn.set()
 
     rollouts = sample([[[1, STOP]], [[1, 2, STOP]]], Client(before), during=during)

@@ -200,9 +200,8 @@ def test_a_controller_that_is_down_is_waited_for_once(
     handles = [start(f"r-{at}", id=str(at))[0] for at in range(20)]
     commands.set("scontrol", "exec sleep 30")
     monkeypatch.setattr(client, "SECONDS_TO_SHOW", 0.2)
-    begun = time.monotonic()
     states = SlurmLauncher().states(handles)
-    assert time.monotonic() - begun < 3
+    assert len(commands.said) < 2  # it may have been ended before it said so
     assert {state.state for state in states} == {"PENDING"}
     assert {state.reason for state in states} == {
         "no news from Slurm: scontrol gave no answer in 0.2 seconds"

@@ -25,7 +25,7 @@ from nemotron_style.steps.blocks.checkpoint import contents_reader
 from nemotron_style.steps.blocks.checkpoint.contents_reader import ContentsError, parse_contents
 
 MUTATIONS = int(os.environ.get("NEMOTRON_STYLE_MUTATIONS", "3000"))
-SECONDS = 5
+SECONDS = 5  # of the processor
 
 
 def table(pieces=3):
@@ -142,14 +142,14 @@ NEVER = {  # what runs, imports, fetches from a registry, or makes what a table 
 def test_no_opcode_does_more_than_a_table_needs(opcode):
     kind = opcode.arg.name if opcode.arg else None
     code = opcode.code.encode("latin-1") + ARGUMENTS[kind]
-    begun = time.monotonic()
+    begun = time.process_time()
     for before, after in honest_splits():
         try:
             parse_contents(before + code + after)
         except Exception:
             continue
         assert opcode.name not in NEVER
-    assert time.monotonic() - begun < SECONDS
+    assert time.process_time() - begun < SECONDS
 
 
 @pytest.mark.parametrize(
@@ -202,10 +202,10 @@ DEEP = 200_000
     ids=lambda data: f"{len(data)} bytes {data[:12].hex()}",
 )
 def test_a_table_of_any_shape_is_refused_in_time(data):
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises((ContentsError, ValueError)):
         parse_contents(data)
-    assert time.monotonic() - begun < SECONDS
+    assert time.process_time() - begun < SECONDS
 
 
 def test_mutated_tables_run_nothing(monkeypatch):

@@ -205,7 +205,7 @@ class Asked:
 
 def ask(port: int, messages: Any) -> int:
     """The status of a request over HTTP."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     body = json.dumps({"messages": messages}).encode()
     connection.request("POST", CHAT, body, {"Content-Type": "application/json"})
     response = connection.getresponse()

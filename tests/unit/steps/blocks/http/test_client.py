@@ -39,7 +39,7 @@ def served() -> Iterator[tuple[int, list[bytes]]]:
 def ask(url: str, *, times: int = 1) -> list[dict[str, int]]:
     client = HttpClient(read_address(url))
     try:
-        return [run(client.request("GET", "/", timeout=20)) for _ in range(times)]
+        return [run(client.request("GET", "/", timeout=120)) for _ in range(times)]
     finally:
         run(client.aclose())
 
