@@ -11,9 +11,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from nemotron_style.runtime.errors import ArtifactError, InputError, Problem, raise_all, shorten
@@ -73,10 +72,19 @@ def digest_files(files: Iterable[File]) -> str:
     return f"sha256:{whole.hexdigest()}"
 
 
-def hash_files(found: Sequence[Found], *, durable: bool = False) -> list[Hashed]:
-    """:func:`hash_file` of each, in their order; large ones several at a time, a thread a core."""
+def hash_files(
+    found: Sequence[Found], *, durable: bool = False, known: Mapping[str, Hashed] | None = None
+) -> list[Hashed]:
+    """:func:`hash_file` of each, in their order; large ones several at a time, a thread a core.
+
+    ``known`` are hashes from before, by path, of those that were not written since.
+    """
     threads = min(_count_cores(), len(found))
-    one = partial(hash_file, durable=durable)
+    known = known or {}
+
+    def one(file: Found) -> Hashed:
+        return hash_file(file, durable=durable, known=known.get(file.path))
+
     if threads < 2 or sum(_size_of(each) for each in found) < _WORTH_THREADS:
         return [one(each) for each in found]
     from concurrent.futures import ThreadPoolExecutor
@@ -94,12 +102,20 @@ def _size_of(found: Found) -> int:
     return 0 if isinstance(found.source, ObjectPath) else os.stat(found.source).st_size
 
 
-def hash_file(found: Found, *, durable: bool = False) -> Hashed:
-    """Hash one file; ``durable`` also asks the disk to keep it, while it is open anyway."""
+def hash_file(found: Found, *, durable: bool = False, known: Hashed | None = None) -> Hashed:
+    """Hash one file; ``durable`` also asks the disk to keep it, while it is open anyway.
+
+    A ``known`` hash is taken as long as size and time of the file are still those.
+    """
     if isinstance(found.source, ObjectPath):
         return _hash_object(found.path, found.source)
     with open(found.source, "rb") as stream:
-        content = hashlib.file_digest(stream, "sha256").hexdigest()
+        state = os.fstat(stream.fileno())
+        before = (known.file.size, known.mtime_ns) if known else ()
+        if known and before == (state.st_size, state.st_mtime_ns):
+            content = known.file.sha256
+        else:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
         if durable:
             os.fsync(stream.fileno())
         state = os.fstat(stream.fileno())

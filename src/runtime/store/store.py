@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, Problem
@@ -45,6 +45,9 @@ from nemotron_style.runtime.store.tombstone import (
     is_removed,
 )
 from nemotron_style.runtime.store.verify import verify_files
+
+if TYPE_CHECKING:  # only a worker has one, and reading the store should start quickly
+    from nemotron_style.runtime.store.staged.ahead import HashAhead
 
 __all__ = ["Collected", "Store", "digest_tree"]
 
@@ -143,13 +146,14 @@ class Store:
         producer: Producer | None = None,
         inputs: Sequence[Edge] = (),
         forbidden: Sequence[str] = (),
+        ahead: HashAhead | None = None,
         **evidence: Unpack[Evidence],
     ) -> Artifact:
         """Make a staged directory an artifact; afterwards ``staged`` is gone.
 
         A second commit of the same run and slot returns the first artifact, as long as that is
         whole, whatever ``staged`` holds. ``forbidden`` are values of secrets that must not occur
-        in the record.
+        in the record; ``ahead`` has hashes of files that are as they were.
 
         Raises ArtifactError, and commits nothing, when ``staged`` is outside the store, holds no
         files, or links or devices, or the record cannot be written; RefError for a name that
@@ -160,7 +164,7 @@ class Store:
             discard(self.layout, staged)
             return known
         self._check_staged(staged)
-        hashed = seal_tree(staged, self.layout.staging)
+        hashed = seal_tree(staged, self.layout.staging, ahead)
         draft = draft_record(hashed, name=name, kind=kind, **evidence)
         draft = draft.model_copy(update={"producer": producer, "inputs": tuple(inputs)})
         reject_secret_values(render_record(draft), forbidden, where=name)

@@ -39,6 +39,7 @@ from nemotron_style.runtime.secrets.redact import redact, redacted_output
 from nemotron_style.runtime.shell_environment import find_rank_variables
 from nemotron_style.runtime.step.context import ProcessRank, StepContext, Stop
 from nemotron_style.runtime.store.record import Artifact
+from nemotron_style.runtime.store.staged.ahead import HashAhead
 from nemotron_style.runtime.worker.inputs import bind_config, load_object, open_inputs
 from nemotron_style.runtime.worker.outputs import Task, commit_outputs, find_sealed, seal
 from nemotron_style.runtime.worker.services import await_service, end_services
@@ -179,15 +180,19 @@ def work(task: Task) -> None:
         # Again: what an earlier step of the chain has made was not there when this was planned.
         raise_all(UsageError, check_tokens(plan, inputs.get))
     config = bind_config(plan, inputs)
-    with track(task, config, inputs) as tracking:
+    is_first = task.process.rank == 0
+    # Who writes on another machine is not seen from here.
+    is_alone = is_first and plan.nodes == 1
+    ahead = HashAhead(task.folder.path / "staging") if is_alone else nullcontext()
+    with track(task, config, inputs) as tracking, ahead as hashes:
         if sealed is None:
             sealed = run_recipe(task, inputs, config, on_line=tracking.wake)
         if task.attempt.is_abandoned:
             what = "this attempt was declared lost; it leaves the outputs to the next one"
             raise StepFailed(what)
-        if task.process.rank == 0:
+        if is_first:
             tracking.await_begin()  # the records name the runs of the trackers
-            for slot, output in commit_outputs(task, sealed, inputs).items():
+            for slot, output in commit_outputs(task, sealed, inputs, hashes).items():
                 tracking.note_output(slot, output)
 
 

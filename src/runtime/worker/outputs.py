@@ -33,6 +33,7 @@ from nemotron_style.runtime.run.state import COMPLETED
 from nemotron_style.runtime.secrets.redact import redact_leaves
 from nemotron_style.runtime.step.context import ProcessRank, StepContext, Stop
 from nemotron_style.runtime.store.record import Artifact, Producer
+from nemotron_style.runtime.store.staged.ahead import HashAhead
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.worker.environment import describe_environment, describe_hardware
 
@@ -97,17 +98,18 @@ def find_sealed(folder: RunFolder) -> Path | None:
 
 
 def commit_outputs(
-    task: Task, folder: Path, inputs: Mapping[str, Artifact]
+    task: Task, folder: Path, inputs: Mapping[str, Artifact], ahead: HashAhead | None = None
 ) -> Mapping[str, Mapping[str, str]]:
     """Commit every sealed output that is not committed yet, then declare the run complete.
 
-    ``ref``, ``kind`` and ``digest`` of each output come back, by slot.
+    ``ref``, ``kind`` and ``digest`` of each output come back, by slot. ``ahead`` has hashes of
+    files that the recipe had done with earlier.
     """
     # Nothing is continued from them once the outputs are sealed. A file that an output shares with
     # one of them then has one name left, and a commit copies those that have several.
     remove_tree(task.folder.path / "checkpoints")
     try:
-        complete = _commit_each(task, folder, inputs)
+        complete = _commit_each(task, folder, inputs, ahead)
         note_outputs(task.plan, task.store, complete)
         write_json(task.folder.path / "outputs.json", complete)
     except StoreError as error:
@@ -125,7 +127,9 @@ def commit_outputs(
     return dict(complete["outputs"])
 
 
-def _commit_each(task: Task, folder: Path, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+def _commit_each(
+    task: Task, folder: Path, inputs: Mapping[str, Artifact], ahead: HashAhead | None
+) -> dict[str, Any]:
     plan, store = task.plan, task.store
     sealed = read_json(folder / SEAL) or {}
     shared = describe_run(plan, sealed)
@@ -141,6 +145,7 @@ def _commit_each(task: Task, folder: Path, inputs: Mapping[str, Artifact]) -> di
                 producer=describe_producer(task, output.slot),
                 inputs=[artifact.edge(slot) for slot, artifact in inputs.items()],
                 forbidden=[os.environ[name] for name in plan.secrets if os.environ.get(name)],
+                ahead=ahead,
                 facts=sealed.get("facts", {}).get(output.slot, {}),
                 **shared,
             )

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import ArtifactError, Problem
@@ -17,9 +18,12 @@ from nemotron_style.runtime.store.digest import (
     hash_files,
 )
 
+if TYPE_CHECKING:
+    from nemotron_style.runtime.store.staged.ahead import HashAhead
 
-def seal_tree(staged: Path, scratch: Path) -> list[Hashed]:
-    """Hash the files of a staged tree, make them durable and read-only.
+
+def seal_tree(staged: Path, scratch: Path, ahead: HashAhead | None = None) -> list[Hashed]:
+    """Hash the files of a staged tree, but for what was hashed ``ahead``; durable and read-only.
 
     Raises ArtifactError for something that cannot be committed; nothing was changed then.
     """
@@ -27,11 +31,12 @@ def seal_tree(staged: Path, scratch: Path) -> list[Hashed]:
     if (staged / RECORD_NAME).exists():
         what = "is the name of the record, which the store writes"
         raise ArtifactError(Problem(where=str(staged), key=RECORD_NAME, what=what))
+    known = ahead.find(found) if ahead else {}  # by times that are about to change
     # Read-only before hashing: a change that slips in between would be committed unseen.
     rights = atomic.group_rights(scratch.parent)
     for file in found:
         _protect(file.source, scratch, rights & 0o040)
-    hashed = hash_files(found, durable=True)
+    hashed = hash_files(found, durable=True, known=known)
     # fsync of a file does not make its name durable; that of its directory does.
     for directory in directories(staged):
         state = directory.stat()
