@@ -15,11 +15,9 @@ import pytest
 import yaml
 
 import rlhf_world as world_of
-from browser import CHROMIUM, NEEDS_CHROMIUM
 from held_port import hold_port
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.store.store import Store
-from opened_report import open_report
 
 pytestmark = pytest.mark.slow
 
@@ -143,12 +141,6 @@ def test_a_killed_trainer_and_a_killed_judge_change_nothing(killed):
     expected = [(line["step"], line["loss"]) for line in calm.metrics.history() if "loss" in line]
     assert [step for step, _ in steps] == list(range(1, STEPS + 1))
     assert steps == expected
-
-
-@pytest.mark.skipif(not CHROMIUM, reason=NEEDS_CHROMIUM)
-def test_its_report_keeps_to_itself_and_can_be_read(killed, tmp_path):
-    store, _calm = killed
-    open_report(store, produced(store), tmp_path, "start:v1", "reward")
 
 
 def url(judge):

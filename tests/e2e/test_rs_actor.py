@@ -141,12 +141,16 @@ def test_best_and_worst_are_shown_and_the_run_is_drawn(whole: StepContext) -> No
     assert [path.name for path in tables] == [f"step-{step:08d}.jsonl" for step in (1, 2, 3, 4)]
     assert "| before | after 4 steps |" in (whole.run_dir / "samples/samples.md").read_text()
     rows = [json.loads(line) for line in tables[0].read_text().splitlines()]
-    assert len(rows) == 8
+    rows, group = rows[:8], rows[8:]
+    assert {row["group"] for row in group} == {group[0]["group"]}
+    assert [row["whole_group"] for row in group] == [4] * 4
     rewards = [row["reward"] for row in rows]
     assert rewards == sorted(rewards, reverse=True)
     assert rows[0]["kept"]
     assert not rows[-1]["kept"]
     assert all(row["reward"] == sum(map(ord, row["response"])) / 8 for row in rows)
+    held_out = (whole.run_dir / "samples" / "validation-00000004.jsonl").read_text().splitlines()
+    assert {"prompt", "before", "after", "rewards", "truth"} == json.loads(held_out[0]).keys()
     assert (whole.run_dir / "plots" / "rs.png").stat().st_size > 10_000
 
 

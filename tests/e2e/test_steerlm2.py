@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import subprocess
@@ -74,6 +75,11 @@ def test_metrics_tell_every_step_and_every_validation(whole):
     assert (whole.run_dir / "plots" / "steerlm2.png").stat().st_size > 10_000
     table = (whole.run_dir / "samples" / "samples.md").read_text()
     assert f"| prompt | before | after {best} steps |" in table
+    kept = json.loads((whole.run_dir / "samples" / "weights.json").read_text())
+    assert list(kept["shares"]) == ["0", "2", "4", "6"]
+    for group, start in zip(kept["groups"], kept["shares"]["0"], strict=True):
+        assert sum(group["weights"]) == pytest.approx(1, abs=1e-4)
+        assert start == pytest.approx([1 / len(start)] * len(start), abs=1e-4)  # it is the sampler
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 5])

@@ -15,12 +15,10 @@ from pathlib import Path
 import pytest
 
 import steerlm2_world
-from browser import CHROMIUM, NEEDS_CHROMIUM
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.steps.sft.steerlm2.config import Config
 from nemotron_style.steps.sft.steerlm2.recipe import run
-from opened_report import open_report
 
 COMMAND = [
     *("steps", "run", "sft/steerlm2", "-c", "tiny", "--json"),
@@ -124,10 +122,3 @@ def test_killed_at_random_and_run_again_gives_the_same_weights(world, killed, tm
     assert artifact.facts["best_step"] == expected["best_step"]
     assert Store(killed).verify(artifact, deep=True) == []
     assert len(artifact.record.producer.attempts) == KILLS + 1
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason=NEEDS_CHROMIUM)
-def test_its_report_keeps_to_itself_and_can_be_read(killed, tmp_path):
-    (artifact,) = produced(killed)
-    open_report(killed, artifact, tmp_path, "start:v1", "distance")

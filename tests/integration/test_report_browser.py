@@ -69,7 +69,7 @@ def test_what_gets_into_a_page_all_the_same_can_neither_run_nor_load(browser, re
 
 def test_the_button_finds_no_change_in_a_report_as_written(browser, report):
     browser.open(report)
-    assert check_records(browser) == "✓ All 5 are as they were written."
+    assert check_records(browser) == "✓ The page and all 5 records are as they were written."
 
 
 def test_the_button_finds_a_changed_byte(browser, report):
@@ -79,7 +79,7 @@ def test_the_button_finds_a_changed_byte(browser, report):
     at = text.index("sft/chat", text.index("base:v1", begin))
     changed.write_text(f"{text[:at]}sft/chab{text[at + 8 :]}")
     browser.open(changed)
-    assert check_records(browser) == "✗ 1 of 5 changed: base:v1"
+    assert check_records(browser) == "✗ 1 of 5 records changed: base:v1."
     assert browser.evaluate("document.querySelectorAll('td.state.worse').length") == 1
 
 
@@ -131,7 +131,7 @@ def test_a_page_for_many_holds_all_of_that_too(browser, report, name):
     assert (browser.requests, browser.complaints) == ([page.as_uri()], [])
     assert "stolen" not in browser.evaluate("document.title")
     assert browser.evaluate("document.images.length") == 0
-    assert check_records(browser).startswith("✓ All ")
+    assert check_records(browser).startswith("✓ The page and all ")
     assert browser.evaluate("document.querySelectorAll('th:not([scope])').length") == 0
     browser.resize(390)
     assert browser.evaluate("document.documentElement.scrollWidth") <= 390

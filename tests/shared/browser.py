@@ -70,6 +70,11 @@ class Browser:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
+    def prefer(self, scheme: str) -> None:
+        """Show the page to someone who prefers ``light`` or ``dark``."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.call("Emulation.setEmulatedMedia", features=features)
+
     def resize(self, width: int, height: int = 900) -> None:
         """Show the page as a screen of this size does."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}

@@ -174,7 +174,7 @@ def is_report(word: str) -> bool:
 
 def verify_report(path: Path, store: Store, *, as_json: bool) -> None:
     """Say of each part of a report whether it is the store's; exit with 1 when one is not."""
-    from nemotron_style.runtime.report.check import check_report
+    from nemotron_style.runtime.report.page.check import check_report
 
     checks = check_report(path, store)
     wrong = [check for check in checks if not check.is_fine]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemotron_style.runtime.errors import ArtifactError, Problem, UsageError
-from nemotron_style.runtime.report.embed import Document, embed_records, render_sealed
+from nemotron_style.runtime.report.page.embed import Document, embed_records, render_sealed
 from nemotron_style.runtime.store.lineage.graph import Node
 from nemotron_style.runtime.store.record import Edge, Record
 from nemotron_style.runtime.store.store import Store

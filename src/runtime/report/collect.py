@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemotron_style.runtime.errors import ArtifactError, Problem, StepsError
-from nemotron_style.runtime.report.answers import Table, read_evaluation_answers, read_run_answers
-from nemotron_style.runtime.report.curves import Curves, read_curves
-from nemotron_style.runtime.report.embed import Document, embed_plan, embed_records
+from nemotron_style.runtime.report.answers.evaluation import read_evaluation_answers
+from nemotron_style.runtime.report.answers.table import Table
+from nemotron_style.runtime.report.answers.training import read_run_answers
+from nemotron_style.runtime.report.drawing.curves import Curves, read_curves
+from nemotron_style.runtime.report.page.embed import Document, embed_plan, embed_records
 from nemotron_style.runtime.report.subject import Subject
 from nemotron_style.runtime.report.verdict import Verdict, find_verdict
 from nemotron_style.runtime.secrets.redact import redact

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from nemotron_style.runtime.report.collect import Facts, Relative
-from nemotron_style.runtime.report.curves import SHOWN
-from nemotron_style.runtime.report.embed import render_sealed
-from nemotron_style.runtime.report.family import draw_family
-from nemotron_style.runtime.report.figures import Interval, draw_intervals
-from nemotron_style.runtime.report.verdict import (
-    BETTER,
-    MIXED,
-    OPEN,
-    WORSE,
-    Finding,
-    Verdict,
-    percent,
-)
+from nemotron_style.runtime.report.comparison.differences import DIGEST
+from nemotron_style.runtime.report.drawing.curves import SHOWN
+from nemotron_style.runtime.report.drawing.family import draw_family
+from nemotron_style.runtime.report.findings import draw_findings
+from nemotron_style.runtime.report.headline import write_headline
+from nemotron_style.runtime.report.page.embed import render_sealed
+from nemotron_style.runtime.report.verdict import Finding, find_parent
 from nemotron_style.runtime.store.diff import Difference
 from nemotron_style.runtime.store.lineage.text import describe_maker
 from nemotron_style.runtime.store.record import Record
-from nemotron_style.runtime.units import format_number, format_time
+from nemotron_style.runtime.units import format_number, format_size, format_time
 from nemotron_style.runtime.validation import flatten
 
 MOST_DIFFERENCES = 150
@@ -43,11 +38,10 @@ def render_report(facts: Facts, *, suggestions: Sequence[tuple[str, str]] = ()) 
         record=record,
         state=describe_state(facts),
         maker=describe_maker(record) if record else "",
-        headline=write_headline(facts),
-        conclusion=(facts.verdict.conclusion if facts.verdict else None) or "",
+        headline=write_headline(subject, facts.verdict, can_be_evaluated=bool(suggestions)),
+        origin=describe_origin(record) if record else "",
         groups=list(_group_findings(facts.verdict.findings)) if facts.verdict else [],
         changes=facts.verdict.changes if facts.verdict else (),
-        figures=list(_draw_verdict(facts.verdict)) if facts.verdict else [],
         evaluations=facts.verdict.evaluations if facts.verdict else (),
         suggestions=suggestions,
         answers=facts.answers,
@@ -87,98 +81,94 @@ def describe_state(facts: Facts) -> str:
     return sentence + (f" {step} steps are on record." if step else "")
 
 
-def write_headline(facts: Facts) -> str:
-    """How much better it is than what it came from, in a sentence; that nobody knows, else."""
-    verdict = facts.verdict
-    if verdict is None:
-        return "Nothing was made, so there is nothing to judge."
-    if verdict.conclusion is None:
-        measured = any(one.reference is None for one in verdict.findings)
-        return "Measured, but compared with nothing." if measured else "Not evaluated."
-    others = [one.against for one in verdict.deciding if one.conclusion == verdict.conclusion]
-    named = " and ".join(dict.fromkeys(filter(None, others)))
-    than = f" than {named}" if named else ""
-    return {
-        BETTER: f"Better{than}.",
-        WORSE: f"Worse{than}.",
-        MIXED: "Better by one measure, worse by another.",
-        OPEN: f"Neither better nor worse{than}, as far as was measured.",
-    }[verdict.conclusion]
+def describe_origin(record: Record) -> str:
+    """In a sentence what it is and from what it was made; the other inputs are told elsewhere."""
+    parent = find_parent(record)
+    if record.producer is None:
+        maker = describe_maker(record)
+        return f"{maker[0].upper()}{maker[1:]}."
+    made = f"Made by {record.producer.step}"
+    if parent:
+        return f"{made} from {parent}."
+    inputs = [edge.ref for edge in record.inputs]
+    more = f" and {len(inputs) - 2} more" if len(inputs) > 2 else ""
+    return f"{made} from {', '.join(inputs[:2])}{more}." if inputs else f"{made} from nothing else."
 
 
-def _group_findings(findings: Sequence[Finding]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _group_findings(findings: Sequence[Finding]) -> Iterator[dict[str, Any]]:
     """Findings under what they were compared with and what measured them."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, float | None, bool], list[Finding]] = {}
     for one in findings:
-        groups.setdefault((one.against, one.source), []).append(_write_finding(one))
-    for (against, source), rows in groups.items():
+        groups.setdefault((one.against, one.source, one.reference, one.is_share), []).append(one)
+    for (against, source, _, _), rows in groups.items():
         by = source or "the run itself, on held-out rows"
-        yield (f"Against {against}, measured by {by}" if against else f"Measured by {by}"), rows
-
-
-def _write_finding(finding: Finding) -> dict[str, Any]:
-    """A finding in words: a rate in percent, a difference in points."""
-    if finding.reference == 0.0:
-        value = f"{100 * finding.value:+.1f} points"
-        interval = f"{100 * finding.low:+.1f} to {100 * finding.high:+.1f}"
-    else:
-        value = percent(finding.value)
-        interval = f"{percent(finding.low)} to {percent(finding.high)}"
-    marks = {BETTER: "▲", WORSE: "▼", OPEN: "◆"}
-    return {
-        "measure": finding.measure,
-        "value": value,
-        "interval": interval,
-        "detail": finding.detail,
-        "conclusion": finding.conclusion,
-        "mark": marks.get(finding.conclusion, "·"),
-    }
-
-
-def _draw_verdict(verdict: Verdict) -> Iterator[Markup]:
-    """Rates of wins held to a half, and differences held to zero, each with its interval."""
-    for reference, title, word in (
-        (0.5, "Win rate in percent, with its 95% interval", "as good"),
-        (0.0, "Difference in points, with its 95% interval", "no difference"),
-    ):
-        rows = [
-            Interval(one.measure, *(round(100 * n, 1) for n in (one.value, one.low, one.high)))
-            for one in verdict.findings
-            if one.reference == reference
-        ]
-        if rows:
-            yield draw_intervals(title, rows, reference=100 * reference, reference_name=word)
+        title = f"Against {against}, measured by {by}" if against else f"Measured by {by}"
+        yield draw_findings(title, rows)
 
 
 def _write_relative(relative: Relative) -> dict[str, Any]:
     """A comparison: keys that both have, and keys of one alone; files are counted, not listed."""
     keys = [one for one in relative.differences if not one.key.startswith("files[")]
-    shown = sorted(keys, key=lambda one: one.key in ("digest", "kind"))[:MOST_DIFFERENCES]
-    is_lone = [one.left is None or one.right is None for one in shown]
-    rows = [_write_difference(one) for one in shown]
+    # What both have says most: where there is no room for all, keys of one alone are left out.
+    keys.sort(key=lambda one: (_is_lone(one), one.key in ("digest", "kind")))
+    shown = keys[:MOST_DIFFERENCES]
+    lone = [one for one in shown if _is_lone(one)]
+    changed = shown[: len(shown) - len(lone)]
+    counts = Counter(_name_group(one) for one in changed)
     return {
         "ref": relative.ref,
         "relation": relative.relation,
-        "changed": [row for row, lone in zip(rows, is_lone, strict=True) if not lone],
-        "lone": [row for row, lone in zip(rows, is_lone, strict=True) if lone],
+        "counts": ", ".join(f"{name} {count}" for name, count in counts.items()),
+        "changed": _group_differences(changed),
+        "lone": _group_differences(lone),
+        "lone_count": len(lone),
         "files": len(relative.differences) - len(keys),
         "left_out": len(keys) - len(shown),
     }
 
 
-def _write_difference(difference: Difference) -> dict[str, str]:
-    return {
-        "key": difference.key,
-        "left": _write_value(difference.left),
-        "right": _write_value(difference.right),
-    }
+def _is_lone(difference: Difference) -> bool:
+    """Whether one of the two does not have the key."""
+    return difference.left is None or difference.right is None
+
+
+def _group_differences(found: Sequence[Difference]) -> dict[str, list[dict[str, str]]]:
+    """Rows by what they belong to: config, inputs, code, environment, metrics."""
+    groups: dict[str, list[dict[str, str]]] = {}
+    for one in found:
+        group = _name_group(one)
+        groups.setdefault(group, []).append(
+            {
+                "key": one.key.removeprefix(f"{group}."),
+                "left": _shorten_digests(_write_value(one.left)),
+                "right": _shorten_digests(_write_value(one.right)),
+            }
+        )
+    return groups
+
+
+def _name_group(difference: Difference) -> str:
+    head, dot, _ = difference.key.partition(".")
+    return head if dot else "record"
+
+
+def _shorten_digests(text: str) -> str:
+    """A value with the beginning of each digest: enough for a person to tell two apart."""
+    return DIGEST.sub(lambda found: f"{found[0][:-52]}…", text)
 
 
 def _write_tables(record: Record) -> Iterator[tuple[str, dict[str, str]]]:
     """Tables of the record as name and text, those that are not empty."""
     for name in _RECORD_TABLES:
         if values := flatten(getattr(record, name)):
-            yield name, {key: _write_value(value) for key, value in values.items()}
+            yield name, {key: _write_fact(key, value) for key, value in values.items()}
+
+
+def _write_fact(key: str, value: object) -> str:
+    """A value of the environment: memory in a unit that people read, an empty list as none."""
+    if key == "memory" and isinstance(value, int):
+        return format_size(value)
+    return "none" if value == [] else _write_value(value)
 
 
 def _write_attempt(attempt: Mapping[str, Any]) -> dict[str, Any]:

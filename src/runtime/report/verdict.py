@@ -2,7 +2,7 @@
 
 A finding holds a value, its 95% interval, and the reference that both are held to: a half for a
 rate of wins, zero for a difference. It is called better or worse only where the whole interval
-lies on one side.
+lies on one side, and only of a measure of which more is known to be better.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ from nemotron_style.runtime.units import format_number
 
 EVALUATION = "eval_results"
 BETTER, WORSE, OPEN, MIXED, MEASURED = "better", "worse", "open", "mixed", "measured"
+MORE_IS_BETTER = ("reward", "helpfulness", "correctness", "coherence")
+"""Gains that say better or worse; of others, such as verbosity, nobody can say which is good."""
+WIN_RATES = {
+    "judge win rate": "preferred by the judge",
+    "truth win rate": "better by the truth",
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class Finding:
 
     ``against`` is the ref of what it was compared with, ``source`` what measured it: the ref of an
     evaluation, or "" for the run that made it. ``detail`` says the same in the measure's words.
+    ``is_share`` is False for what is no share of a whole, such as a reward; ``decides`` for what is
+    compared and yet says neither better nor worse.
     """
 
     measure: str
@@ -40,11 +48,13 @@ class Finding:
     against: str
     source: str
     detail: str = ""
+    is_share: bool = True
+    decides: bool = True
 
     @property
     def conclusion(self) -> str:
-        """``better``, ``worse``, ``open``, or ``measured`` where there is no reference."""
-        if self.reference is None:
+        """``better``, ``worse``, ``open``, or ``measured`` where it decides nothing."""
+        if self.reference is None or not self.decides:
             return MEASURED
         if self.low > self.reference:
             return BETTER
@@ -74,7 +84,7 @@ class Verdict:
     @property
     def deciding(self) -> tuple[Finding, ...]:
         """The findings that say better or worse: of evaluations, else of the run itself."""
-        compared = [one for one in self.findings if one.reference is not None]
+        compared = [one for one in self.findings if one.conclusion != MEASURED]
         return tuple(one for one in compared if one.source) or tuple(compared)
 
     @property
@@ -106,8 +116,10 @@ def find_verdict(store: Store, made: Artifact | Tombstone) -> tuple[Verdict, lis
             findings += read_evaluation(store, each)
         except ArtifactError as error:
             problems += error.problems
+    # What an evaluation found is in its results; its record only says the same again.
+    own = () if record.kind == EVALUATION else read_own(record)
     return Verdict(
-        (*findings, *read_own(record)),
+        (*findings, *own),
         tuple(read_changes(record)),
         tuple(each.record for each in evaluations),
     ), problems
@@ -149,16 +161,25 @@ def read_own(record: Record) -> Iterator[Finding]:
         if name in seen or not all(map(_is_number, (value, low, high))):
             continue
         seen.add(name)
-        compares = name.endswith("win_rate")
-        yield Finding(
-            name.replace("_", " "),
-            float(value),
-            float(low or 0.0),
-            float(high or 0.0),
-            0.5 if compares else None,
-            find_parent(record) if compares else "",
-            "",
-        )
+        words = name.replace("_", " ")
+        numbers = float(value), float(low or 0.0), float(high or 0.0)
+        parent = find_parent(record)
+        if name.endswith("win_rate"):
+            yield Finding(WIN_RATES.get(words, words), *numbers, 0.5, parent, "")
+        elif name.endswith("_gain"):
+            yield _gain(words.removesuffix(" gain"), numbers, parent, record)
+        else:
+            yield Finding(words, *numbers, None, "", "", is_share=0 <= numbers[0] <= 1)
+
+
+def _gain(name: str, numbers: tuple[float, float, float], parent: str, record: Record) -> Finding:
+    """How much a figure rose over training, with what it was before and after."""
+    key = name.replace(" ", "_")
+    ends = [record.metrics.get(f"{key}_{end}") for end in ("after", "before")]
+    detail = "{} against {}".format(*map(format_number, ends)) if all(map(_is_number, ends)) else ""
+    measure = f"true {name.removeprefix('truth ')}" if name.startswith("truth ") else name
+    decides = name.removeprefix("truth ") in MORE_IS_BETTER
+    return Finding(measure, *numbers, 0.0, parent, "", detail, is_share=False, decides=decides)
 
 
 def read_changes(record: Record) -> Iterator[Change]:
@@ -169,7 +190,14 @@ def read_changes(record: Record) -> Iterator[Change]:
         is_repeated = "/" not in key and any(
             other.endswith(f"/{key}") for other in record.metrics if other != key
         )
-        if name != key and not is_repeated and _is_number(before) and _is_number(after):
+        has_interval = f"{name}_gain_low" in record.metrics  # then it is a finding
+        if (
+            name != key
+            and not has_interval
+            and not is_repeated
+            and _is_number(before)
+            and _is_number(after)
+        ):
             assert after is not None
             yield Change(name.rpartition("/")[2].replace("_", " "), float(before), float(after))
 

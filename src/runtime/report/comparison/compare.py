@@ -7,39 +7,46 @@ keys that differ. What one of them has and another lacks is named.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from markupsafe import Markup
 
 from nemotron_style.runtime.errors import Problem, RefError, UsageError
-from nemotron_style.runtime.report.answers import Cell, read_run_answers
+from nemotron_style.runtime.report.comparison.answers import (
+    SharedAnswers,
+    SharedTable,
+    align_answers,
+    read_shared_evaluations,
+)
+from nemotron_style.runtime.report.comparison.curves import draw_over_each_other
 from nemotron_style.runtime.report.comparison.differences import Difference, find_differences
+from nemotron_style.runtime.report.comparison.direct import Meeting, find_meetings, tell_meetings
 from nemotron_style.runtime.report.comparison.scores import ScoreRow, read_scores
-from nemotron_style.runtime.report.curves import collect_points, rank_figure, read_sampled
-from nemotron_style.runtime.report.embed import Document, embed_plan, embed_records, render_sealed
-from nemotron_style.runtime.report.figures import Series, draw_lines
+from nemotron_style.runtime.report.drawing.intervals import (
+    Interval,
+    draw_interval,
+    draw_scale,
+    fit_scale,
+)
+from nemotron_style.runtime.report.findings import draw_findings
+from nemotron_style.runtime.report.page.embed import (
+    Document,
+    embed_plan,
+    embed_records,
+    render_sealed,
+)
 from nemotron_style.runtime.report.subject import Subject, find_subject
+from nemotron_style.runtime.report.verdict import Verdict, find_verdict
 from nemotron_style.runtime.store.lineage.graph import describe_node, walk
 from nemotron_style.runtime.store.store import Store
 
 FEWEST, MOST = 2, 8
 LETTERS = "ABCDEFGH"
 SHOWN_CHARTS = 6
-MOST_CHARTS = 24
 MOST_OPEN_KEYS = 12
 """Keys that not all have, up to which they stand open."""
-CUT_PROMPT = "… "
-"""Begins a prompt of which only the end is kept."""
-
-
-@dataclass(frozen=True)
-class SharedAnswers:
-    """A prompt and the answer of each subject; None of one that was not asked it."""
-
-    prompt: str
-    cells: tuple[Cell | None, ...]
 
 
 @dataclass(frozen=True)
@@ -47,13 +54,18 @@ class Comparison:
     """All that the page says."""
 
     subjects: tuple[Subject, ...]
+    meetings: tuple[Meeting, ...]
+    """What was measured of one against another of them."""
     scores: tuple[ScoreRow, ...]
     differences: Mapping[str, Sequence[Difference]]
     charts: tuple[Markup, ...]
     charts_left_out: tuple[str, ...]
     single_curves: Mapping[str, Sequence[str]]
     """Figures that one subject alone has a curve of, by its letter."""
+    tables: tuple[SharedTable, ...]
+    """Answers of evaluations to the same prompts."""
     answers: tuple[SharedAnswers, ...]
+    """Answers that the runs took after training."""
     not_shared: Mapping[str, int]
     """How many prompts a subject alone was asked, by its letter."""
     documents: Sequence[Document] = ()
@@ -70,21 +82,42 @@ def compare_subjects(store: Store, words: Sequence[str]) -> Comparison:
     """Compare what ``words`` name. Raises UsageError for too few, too many, or one named twice,
     and RefError for those that name nothing, all of them at once."""
     subjects = find_subjects(store, words)
-    charts, left_out, single = draw_over_each_other(subjects)
-    answers, not_shared = align_answers(subjects)
-    scores, problems = read_scores(store, subjects)
+    letters = LETTERS[: len(subjects)]
+    charts, left_out, single = draw_over_each_other(subjects, letters)
+    answers, alone = align_answers(subjects)
+    names = {subject.name: letter for subject, letter in zip(subjects, letters, strict=True)}
+    verdicts, problems = find_verdicts(store, subjects)
+    tables, unreadable = read_shared_evaluations(store, subjects, verdicts)
     return Comparison(
         subjects,
-        tuple(scores),
+        tuple(find_meetings(subjects, verdicts, letters)),
+        tuple(read_scores(store, subjects, verdicts)),
         find_differences(subjects),
         charts,
         left_out,
         single,
+        tuple(tables),
         answers,
-        not_shared,
+        {names[name]: count for name, count in alone.items()},
         *embed_documents(store, subjects),
-        problems,
+        list({str(each): each for each in (*problems, *unreadable)}.values()),
     )
+
+
+def find_verdicts(
+    store: Store, subjects: Sequence[Subject]
+) -> tuple[list[Verdict | None], list[Problem]]:
+    """What is known of how good each is, None of one that made nothing; and what cannot be read."""
+    verdicts: list[Verdict | None] = []
+    problems: list[Problem] = []
+    for subject in subjects:
+        if subject.made is None:
+            verdicts.append(None)
+            continue
+        verdict, unreadable = find_verdict(store, subject.made)
+        verdicts.append(verdict)
+        problems += unreadable
+    return verdicts, problems
 
 
 def find_subjects(store: Store, words: Sequence[str]) -> tuple[Subject, ...]:
@@ -110,57 +143,6 @@ def find_subjects(store: Store, words: Sequence[str]) -> tuple[Subject, ...]:
     if problems:
         raise RefError(problems)
     return tuple(subjects.values())
-
-
-def draw_over_each_other(
-    subjects: Sequence[Subject],
-) -> tuple[tuple[Markup, ...], tuple[str, ...], dict[str, list[str]]]:
-    """A chart for each figure that several have; those without room, and those of one alone."""
-    points = [
-        collect_points(read_sampled(subject.run.path / "metrics.jsonl")[0]) if subject.run else {}
-        for subject in subjects
-    ]
-    owners: dict[str, list[int]] = {}
-    for at, figures in enumerate(points):
-        for name in figures:
-            owners.setdefault(name, []).append(at)
-    ends = {f"{name}{end}" for name in owners for end in ("_low", "_high")}
-    shared = [name for name, have in owners.items() if len(have) > 1 and name not in ends]
-    moving = [name for name in shared if _moves([points[at][name] for at in owners[name]])]
-    moving.sort(key=lambda name: ("validation" not in name, *rank_figure(name)))
-    charts = [
-        draw_lines(
-            name.replace("_", " "),
-            [
-                Series(subjects[at].name, tuple(points[at][name]), style=at, mark=LETTERS[at])
-                for at in owners[name]
-            ],
-        )
-        for name in moving[:MOST_CHARTS]
-    ]
-    single: dict[str, list[str]] = {}
-    for name, have in owners.items():
-        if len(have) == 1 and name not in ends:
-            single.setdefault(LETTERS[have[0]], []).append(name)
-    return tuple(filter(None, charts)), tuple(moving[MOST_CHARTS:]), single
-
-
-def align_answers(
-    subjects: Sequence[Subject],
-) -> tuple[tuple[SharedAnswers, ...], dict[str, int]]:
-    """Answers after training to prompts that several were asked; how many each alone was asked."""
-    asked = [dict(_answers_of(subject)) for subject in subjects]
-    keys = dict.fromkeys(key for answers in asked for key in answers)
-    found = [(key, tuple(answers.get(key) for answers in asked)) for key in keys]
-    rows = [SharedAnswers(key[0], cells) for key, cells in found if len(_known(cells)) > 1]
-    # The prompts that most of them were asked first, else in their order.
-    rows.sort(key=lambda row: -len(_known(row.cells)))
-    left = {
-        letter: lonely
-        for at, letter in enumerate(LETTERS[: len(subjects)])
-        if (lonely := sum(len(_known(cells)) == 1 and cells[at] is not None for _, cells in found))
-    }
-    return tuple(rows), left
 
 
 def embed_documents(store: Store, subjects: Sequence[Subject]) -> tuple[tuple[Document, ...], int]:
@@ -190,13 +172,16 @@ def render_comparison(comparison: Comparison) -> str:
         shown_charts=SHOWN_CHARTS,
         most_open=MOST_OPEN_KEYS,
         verdict=tell_verdict(comparison),
+        scored=[_draw_score(row) for row in comparison.scores],
+        meetings=[_draw_meeting(one) for one in comparison.meetings],
         version=importlib.metadata.version("nemotron-style"),
     )
 
 
 def tell_verdict(comparison: Comparison) -> list[str]:
-    """Which is best, by each figure that says so; a sentence each, at most three."""
-    said = []
+    """Who is better than whom where they met, else which is best by each figure that says so; a
+    sentence each, at most three."""
+    said = list(tell_meetings(comparison.meetings))
     for row in comparison.scores:
         if len(row.best) != 1:
             continue
@@ -219,6 +204,24 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
             zip(comparison.letters, (each.name for each in comparison.subjects), strict=True)
         ),
         "verdict": tell_verdict(comparison),
+        "meetings": [
+            {
+                "of": one.letter,
+                "against": one.other,
+                "measured_by": one.source or None,
+                "findings": [
+                    {
+                        "measure": each.measure,
+                        "value": each.value,
+                        "low": each.low,
+                        "high": each.high,
+                        "conclusion": each.conclusion,
+                    }
+                    for each in one.findings
+                ],
+            }
+            for one in comparison.meetings
+        ],
         "scores": [
             {
                 "name": row.name,
@@ -241,31 +244,22 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-Prompt = tuple[str, int, tuple[str, ...]]
-"""Its text, its number among those of equal text, and, where it is cut, the rows it is from."""
+def _draw_meeting(meeting: Meeting) -> dict[str, Any]:
+    """The findings of a meeting as rows of a table."""
+    by = meeting.source or f"the run of {meeting.letter} itself, on held-out rows"
+    title = f"{meeting.letter} against {meeting.other}, measured by {by}"
+    return draw_findings(title, meeting.findings)
 
 
-def _answers_of(subject: Subject) -> Iterable[tuple[Prompt, Cell]]:
-    """The last answer to each prompt of the table that the run wrote down."""
-    tables = read_run_answers(subject.run) if subject.run else []
-    seen: dict[str, int] = {}
-    for row in next((each.rows for each in tables if each.title == "Before and after"), ()):
-        seen[row.prompt] = seen.get(row.prompt, 0) + 1
-        # Of a long prompt the end alone is kept: it is the same one only in the same rows.
-        rows = _rows_read(subject) if row.prompt.startswith(CUT_PROMPT) else ()
-        yield (row.prompt, seen[row.prompt], rows), row.cells[-1]
-
-
-def _moves(lines: Sequence[Sequence[tuple[float, float]]]) -> bool:
-    """Whether there is a curve: what was measured once, or never changes, is told in the table."""
-    several = any(len({x for x, _ in points}) > 1 for points in lines)
-    return several and len({y for points in lines for _, y in points}) > 1
-
-
-def _known(cells: Sequence[Cell | None]) -> list[Cell]:
-    return [cell for cell in cells if cell is not None]
-
-
-def _rows_read(subject: Subject) -> tuple[str, ...]:
-    inputs = subject.record.inputs if subject.record else ()
-    return tuple(edge.digest for edge in inputs if edge.kind.endswith("_jsonl"))
+def _draw_score(row: ScoreRow) -> dict[str, Any]:
+    """A figure with the interval of each that has one, on a scale of the row."""
+    intervals = {
+        at: Interval(score.value, score.low, score.high)
+        for at, score in enumerate(row.scores)
+        if score.value is not None and score.low is not None and score.high is not None
+    }
+    if len(intervals) < 2:
+        return {"row": row, "drawings": {}, "scale": Markup("")}
+    scale = fit_scale(list(intervals.values()), None)
+    drawings = {at: draw_interval(each, scale, style=at) for at, each in intervals.items()}
+    return {"row": row, "drawings": drawings, "scale": draw_scale(scale)}

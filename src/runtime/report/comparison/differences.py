@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from nemotron_style.runtime.validation import flatten
 
 MOST_TEXT = 160
 """Characters of a value in a table."""
+DIGEST = re.compile(r"\b(sha256:)?[0-9a-f]{64}\b")
+_UNCLEAR = re.compile(r'"([-+.\d].*|true|false|null|.*\\.*|)"$')
+"""Texts that could be taken for something else without their quotes."""
 TOLD_FACTS = ("weights_digest", "tokenizer_digest", "template_digest", "chat_format")
 
 
@@ -44,7 +48,7 @@ def find_differences(subjects: Sequence[Subject]) -> dict[str, list[Difference]]
                 for each in flat
             ]
             if len(set(values)) > 1:
-                rows.append(Difference(key, tuple(shorten_alike(values))))
+                rows.append(Difference(key, tuple(map(_show, shorten_alike(values)))))
         groups[group] = rows
     return groups
 
@@ -65,6 +69,16 @@ def shorten_alike(values: Sequence[str | None]) -> list[str | None]:
         else ("…" if start else "") + text + ("…" if start + MOST_TEXT < len(value) else "")
         for text, value in zip(cut, values, strict=True)
     ]
+
+
+def _show(value: str | None) -> str | None:
+    """A value as people read it: a word without its quotes, a digest by its beginning."""
+    if value is None:
+        return None
+    value = DIGEST.sub(lambda found: f"{found[0][:-52]}…", value)
+    if value[:1] == value[-1:] == '"' and not _UNCLEAR.match(value):
+        return value[1:-1]
+    return value
 
 
 def _flatten(subject: Subject) -> dict[str, dict[str, Any]]:

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from nemotron_style.runtime.errors import Problem
 from nemotron_style.runtime.report.subject import Subject
-from nemotron_style.runtime.report.verdict import Finding, find_verdict
+from nemotron_style.runtime.report.verdict import Finding, Verdict
 from nemotron_style.runtime.store.record import Edge
 from nemotron_style.runtime.store.store import Store
 
@@ -84,13 +83,14 @@ class ScoreRow:
         ]
 
 
-def read_scores(store: Store, subjects: Sequence[Subject]) -> tuple[list[ScoreRow], list[Problem]]:
-    """The figures of evaluations first, then what the runs measured themselves; and what of them
-    cannot be read."""
-    evaluated, problems = _of_evaluations(store, subjects)
+def read_scores(
+    store: Store, subjects: Sequence[Subject], verdicts: Sequence[Verdict | None]
+) -> list[ScoreRow]:
+    """The figures of evaluations first, then what the runs measured themselves."""
+    evaluated = _of_evaluations(store, subjects, verdicts)
     rows = [_mark(row) for row in (*evaluated, *_of_runs(subjects))]
     # The most telling first: those with a best one, then those that could have one.
-    return sorted(rows, key=lambda row: (not row.best, not row.direction)), problems
+    return sorted(rows, key=lambda row: (not row.best, not row.direction))
 
 
 def find_direction(name: str, steps: Iterable[str]) -> Direction:
@@ -102,26 +102,20 @@ def find_direction(name: str, steps: Iterable[str]) -> Direction:
 
 
 def _of_evaluations(
-    store: Store, subjects: Sequence[Subject]
-) -> tuple[list[ScoreRow], list[Problem]]:
+    store: Store, subjects: Sequence[Subject], verdicts: Sequence[Verdict | None]
+) -> list[ScoreRow]:
     """What evaluations in the store found out about each, the newest one of a measure."""
     found: dict[str, dict[int, Score]] = {}
-    problems: list[Problem] = []
-    for at, subject in enumerate(subjects):
-        if subject.made is None:
-            continue
-        verdict, unreadable = find_verdict(store, subject.made)
-        problems += unreadable
-        for finding in verdict.findings:
+    for at, (subject, verdict) in enumerate(zip(subjects, verdicts, strict=True)):
+        for finding in verdict.findings if verdict else ():
             if finding.source and finding.source != subject.name:
                 place = found.setdefault(finding.measure, {})
                 place.setdefault(at, _score(store, finding))
     places = range(len(subjects))
-    rows = [
+    return [
         ScoreRow(measure, "higher", tuple(scores.get(at, Score()) for at in places))
         for measure, scores in found.items()
     ]
-    return rows, problems
 
 
 def _score(store: Store, finding: Finding) -> Score:

@@ -1,5 +1,5 @@
 "use strict";
-// Adds to a page that can be read without it: checks the embedded records, and filters answers.
+// Adds to a page that can be read without it: checks the page and its records, filters answers.
 (() => {
   const rounds = Array.from({ length: 64 });
   // The fractional parts of roots of primes (FIPS 180-4), computed instead of listed.
@@ -42,17 +42,37 @@
     return Array.from(state, (x) => (x >>> 0).toString(16).padStart(8, "0")).join("");
   }
 
+  // What the page holds, as page/seal.py writes it out: elements, attributes, texts, in order.
+  function writeContent(node, parts) {
+    for (const child of node.childNodes) {
+      const isBeside = node === document.documentElement; // the body: a browser keeps no text there
+      if (child.nodeType === Node.TEXT_NODE && !isBeside) parts.push(child.data);
+      if (child.nodeType === Node.COMMENT_NODE) parts.push("#comment"); // no page of ours has one
+      if (child.nodeType !== Node.ELEMENT_NODE) continue;
+      const tag = child.tagName.toLowerCase();
+      const isSeal = ["seal", "content-seal"].includes(child.getAttribute("name"));
+      parts.push(`<${tag}`);
+      for (const { name, value } of child.attributes)
+        if (!isSeal || name !== "content") parts.push(` ${name.toLowerCase()}=${value}`);
+      parts.push(">");
+      writeContent(child, parts);
+      parts.push(`</${tag}>`);
+    }
+    return parts;
+  }
+
   const byId = (id) => document.getElementById(id);
-  const button = byId("check");
-  button.hidden = false;
-  button.addEventListener("click", () => {
+
+  function checkPage(content) {
     const result = byId("result");
+    const seal = document.querySelector('meta[name="content-seal"]');
+    const isWhole = seal !== null && sha256(content) === seal.content;
     let documents;
     try {
       documents = JSON.parse(byId("data").textContent).documents;
     } catch {
       result.className = "worse";
-      result.textContent = "The records of this page cannot be read: it was changed.";
+      result.textContent = "✗ The records of this page cannot be read: it was changed.";
       return;
     }
     const cells = document.querySelectorAll("#documents td.state");
@@ -64,22 +84,39 @@
       cells[at].textContent = fine ? "✓ as written" : "✗ changed";
       cells[at].className = fine ? "state better" : "state worse";
     });
-    result.className = changed.length ? "worse" : "better";
-    result.textContent = changed.length
-      ? `✗ ${changed.length} of ${documents.length} changed: ${changed.join(", ")}`
-      : `✓ All ${documents.length} are as they were written.`;
+    const count = documents.length;
+    result.className = changed.length || !isWhole ? "worse" : "better";
+    if (changed.length)
+      result.textContent = `✗ ${changed.length} of ${count} records changed: ${changed.join(", ")}.`;
+    else if (!isWhole)
+      result.textContent = `✗ The page was changed; its ${count} records are as they were written.`;
+    else result.textContent = `✓ The page and all ${count} records are as they were written.`;
     if (changed.length) byId("documents").open = true;
-  });
+  }
 
-  const filter = byId("filter");
-  if (!filter) return;
-  filter.closest("p").hidden = false;
-  filter.addEventListener("input", () => {
+  function filterAnswers(filter) {
     const wanted = filter.value.toLowerCase();
-    const rows = [...document.querySelectorAll("table.stack tbody tr")];
+    const rows = [...document.querySelectorAll("table.stack tbody")];
     for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
     const shown = rows.filter((row) => !row.hidden).length;
     byId("found").textContent = wanted ? `${shown} of ${rows.length}` : "";
     if (wanted) for (const each of document.querySelectorAll("details.answers")) each.open = true;
+  }
+
+  document.addEventListener("DOMContentLoaded", () => {
+    const content = writeContent(document, []).join(""); // before anything below changes it
+    const button = byId("check");
+    button.hidden = false;
+    button.addEventListener("click", () => checkPage(content));
+    const self = document.querySelector(".family .box.root"); // in view on a narrow screen too
+    if (self) {
+      const box = self.closest(".wide");
+      const { x, width } = self.getBBox();
+      box.scrollLeft = x + width / 2 - box.clientWidth / 2;
+    }
+    const filter = byId("filter");
+    if (!filter) return;
+    filter.closest("p").hidden = false;
+    filter.addEventListener("input", () => filterAnswers(filter));
   });
 })();

@@ -9,11 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nemotron_style.steps.blocks.judge.verdict import Verdict
+
+MOST_WORDS = 10_000
+"""Verdicts whose words are remembered; the others keep their numbers alone."""
 
 
 def question_digest(judge: str, body: Mapping[str, Any]) -> str:
@@ -26,13 +31,15 @@ class VerdictCache:
     """Verdicts in memory, and in a file of JSON lines where one is given.
 
     Lines are only ever appended. One that was cut short by a kill is skipped, as is any other
-    that holds no verdict. May be used from many threads of one process.
+    that holds no verdict. The judge's words are no part of them: they are remembered in memory, of
+    the last :data:`MOST_WORDS` verdicts. May be used from many threads of one process.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._lock = threading.Lock()
         self._known: dict[str, Verdict] = {}
+        self._with_words: deque[str] = deque()
         self._cut = False
         if path is not None and path.exists():
             text = path.read_text(encoding="utf-8", errors="replace")
@@ -53,8 +60,12 @@ class VerdictCache:
             if digest in self._known:
                 return
             self._known[digest] = verdict
+            self._with_words.append(digest)
+            if len(self._with_words) > MOST_WORDS:
+                oldest = self._with_words.popleft()
+                self._known[oldest] = replace(self._known[oldest], words="")
             if self.path is not None:
-                line = json.dumps({"digest": digest, **vars(verdict)})
+                line = json.dumps({"digest": digest, **verdict.numbers})
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(f"\n{line}\n" if self._cut else f"{line}\n")
                 self._cut = False

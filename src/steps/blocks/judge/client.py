@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nemotron_style.runtime.errors import Problem, StepFailed
@@ -48,6 +48,9 @@ SEED_BITS = 31
 """Seeds that every engine takes, and that survive a reader of JSON without integers."""
 
 SHOWN_NAMES = 5
+
+MOST_WORDS = 2000
+"""Characters of an answer that are kept beside its verdict."""
 
 
 class JudgeUnavailable(StepFailed):
@@ -226,6 +229,6 @@ def read_answer(completion: Mapping[str, Any]) -> Verdict:
     if not answer.strip():
         raise Fault("empty", "there is no final answer")
     try:
-        return read_verdict(answer)
+        return replace(read_verdict(answer), words=answer.strip()[:MOST_WORDS])
     except ValueError as error:
         raise Fault("unparseable", f"{error}: {shorten(answer)}") from None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nemotron_style.steps.blocks.http.error import shorten
@@ -34,11 +34,18 @@ class Verdict:
     """Scores from 1 to 5, higher is better; ``ranking`` from 1 (the first is much better) to 6.
 
     ``ranking`` decides between equal scores alone, and is :data:`EVEN` where it was not given.
+    ``words`` is the answer that it stood in, "" where that was not kept; it decides nothing.
     """
 
     score_1: float
     score_2: float
     ranking: float
+    words: str = field(default="", compare=False, repr=False)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What was judged, without the words."""
+        return {"score_1": self.score_1, "score_2": self.score_2, "ranking": self.ranking}
 
     @property
     def is_tie(self) -> bool:

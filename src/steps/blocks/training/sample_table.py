@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,46 @@ Row = dict[str, Any]
 
 def best_and_worst(rows: Sequence[Row]) -> list[Row]:
     """The :data:`SHOWN` best and as many of the worst rows, best first; each stands once."""
-    ranked = sorted(rows, key=lambda row: (-row["reward"], row["group"], row["sample"]))
-    return ranked if len(ranked) <= 2 * SHOWN else ranked[:SHOWN] + ranked[-SHOWN:]
+    return keep_ends(sorted(rows, key=_rank))
+
+
+def widest_group(rows: Sequence[Row]) -> list[Row]:
+    """The group whose rewards differ most, best first, each of its rows marked as ``whole_group``.
+
+    Of a large group the best and the worst. Nothing where no group has two different rewards.
+    """
+    groups: dict[int, list[Row]] = {}
+    for row in sorted(rows, key=_rank):
+        groups.setdefault(row["group"], []).append(row)
+    widest = max(groups.values(), key=_spread, default=[])
+    size = len(widest)
+    found = keep_ends(widest) if widest and _spread(widest) else []
+    return [{**row, "whole_group": size} for row in found]
+
+
+def keep_ends(ranked: Sequence[Row]) -> list[Row]:
+    """The :data:`SHOWN` first and as many of the last rows; each stands once."""
+    return list(ranked) if len(ranked) <= 2 * SHOWN else [*ranked[:SHOWN], *ranked[-SHOWN:]]
 
 
 def write_samples(run_dir: Path, step: int, rows: Sequence[Row]) -> None:
-    """Write ``samples/step-00000001.jsonl``; a step that is done again writes the same."""
-    folder = run_dir / FOLDER
-    folder.mkdir(exist_ok=True)
-    write_rows(folder / f"step-{step:08d}.jsonl", rows)
+    """Write ``samples/step-00000001.jsonl``: the best and the worst rows, and one whole group.
+
+    A step that is done again writes the same.
+    """
+    _write(run_dir, f"step-{step:08d}.jsonl", [*best_and_worst(rows), *widest_group(rows)])
+
+
+def write_validation(
+    run_dir: Path, step: int, rows: Sequence[Row], *, gain: Callable[[Row], float]
+) -> None:
+    """Write ``samples/validation-00000001.jsonl``: held-out prompts, answered before and now.
+
+    A row has ``prompt``, ``before`` and ``after``, and whatever judged them. Of many rows those
+    stay that gained most and least. Old answers may be those of an earlier attempt.
+    """
+    ranked = sorted(rows, key=gain, reverse=True)
+    _write(run_dir, f"validation-{step:08d}.jsonl", keep_ends(ranked))
 
 
 def write_loss_mask(run_dir: Path, rows: Sequence[Sequence[tuple[str, bool]]]) -> None:
@@ -49,10 +80,26 @@ def describe_samples(rows: Sequence[Row], *, text: str) -> str:
     """The best and the worst of ``rows`` in one line; ``text`` names what was sampled."""
     if not rows:
         return "no sample has a reward"
+    ranked = sorted(rows, key=_rank)
     return "; ".join(
         f"{word} {row['reward']:.3g} {_shorten(row[text])}"
-        for word, row in (("best", rows[0]), ("worst", rows[-1]))
+        for word, row in (("best", ranked[0]), ("worst", ranked[-1]))
     )
+
+
+def _rank(row: Row) -> tuple[float, int, int]:
+    return -row["reward"], row["group"], row["sample"]
+
+
+def _spread(group: Sequence[Row]) -> float:
+    """How far the rewards of a ranked group lie apart."""
+    return float(group[0]["reward"] - group[-1]["reward"])
+
+
+def _write(run_dir: Path, name: str, rows: Sequence[Row]) -> None:
+    folder = run_dir / FOLDER
+    folder.mkdir(exist_ok=True)
+    write_rows(folder / name, rows)
 
 
 def _shorten(text: str) -> str:

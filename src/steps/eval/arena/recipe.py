@@ -48,7 +48,7 @@ from nemotron_style.steps.eval.arena.match import (
 from nemotron_style.steps.eval.arena.metrics import count_answers, count_judge, count_truth
 from nemotron_style.steps.eval.arena.plot import draw_arena
 from nemotron_style.steps.eval.arena.prompt import PromptLimit, read_prompts
-from nemotron_style.steps.eval.arena.samples import sample_rows, sample_table
+from nemotron_style.steps.eval.arena.samples import sample_rows, sample_table, write_words
 
 
 def run(config: Config, ctx: StepContext) -> None:
@@ -80,6 +80,7 @@ def run(config: Config, ctx: StepContext) -> None:
         results["truth"] = count_truth(matches, decisions, levels)
 
     rows = sample_rows(matches, decisions, levels)
+    write_words(ctx.run_dir, judgements)
     write_results(config, ctx.output("results").path, matches=matches, rows=rows, results=results)
     summarise(ctx, results)
 

@@ -47,7 +47,7 @@ def _row(number: int, one: Judgement) -> dict[str, Any]:
         "response_2": question.response_2,
         "truth": list(one.comparison.truth),
         "judgement": one.text,
-        "verdict": vars(verdict) if verdict else None,
+        "verdict": verdict.numbers if verdict else None,
         "problem": one.problem,
         "sort": sort_of(one),
     }

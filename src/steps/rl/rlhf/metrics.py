@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from operator import itemgetter
 
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.loss.advantage import Baseline
 from nemotron_style.steps.blocks.loss.rollout_metrics import length_metrics, reward_metrics
-from nemotron_style.steps.blocks.training.sample_table import Row, describe_samples, write_samples
+from nemotron_style.steps.blocks.training.sample_table import (
+    Row,
+    describe_samples,
+    write_samples,
+    write_validation,
+)
 from nemotron_style.steps.rl.rlhf.advantages import ShapedRewards
 from nemotron_style.steps.rl.rlhf.hacking_alert import find_alerts
 from nemotron_style.steps.rl.rlhf.rollout import Rollout
@@ -64,6 +70,16 @@ def report_step(
     if ctx.is_first:
         write_samples(ctx.run_dir, step, rows)
     ctx.say(f"step {step}: {describe_samples(rows, text='answer')}")
+
+
+def report_validation(
+    ctx: StepContext, step: int, metrics: dict[str, float], rows: Sequence[Row]
+) -> None:
+    """Log the metrics of a validation and write the answers that gained most and least."""
+    ctx.metrics.log(step, **metrics)
+    if ctx.is_first:
+        write_validation(ctx.run_dir, step, rows, gain=itemgetter("margin"))
+    ctx.say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
 
 
 def progress_figures(metrics: dict[str, float]) -> dict[str, float]:

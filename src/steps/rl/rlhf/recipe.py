@@ -68,6 +68,7 @@ from nemotron_style.steps.rl.rlhf.grpo_config import Policy
 from nemotron_style.steps.rl.rlhf.metrics import (
     progress_figures,
     report_step,
+    report_validation,
     rollout_metrics,
     step_seconds,
 )
@@ -135,9 +136,8 @@ def run(config: Config, ctx: StepContext) -> None:
         validation = Validation(config, held_out, sampler, judge, truth)
 
         def validate(step: int) -> None:
-            metrics = validation.run(step, state.start)
-            ctx.metrics.log(step, **metrics)
-            ctx.say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+            metrics, rows = validation.run(step, state.start)
+            report_validation(ctx, step, metrics, rows)
             state.validated, state.validation = step, metrics
 
         def save(step: int) -> None:

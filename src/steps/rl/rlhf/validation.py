@@ -19,9 +19,11 @@ from nemotron_style.steps.blocks.judge.group_judge import AnswerGroup, JudgedGro
 from nemotron_style.steps.blocks.judge.pairing import Pair
 from nemotron_style.steps.blocks.judge.verdict import Verdict
 from nemotron_style.steps.blocks.stats.confidence_interval import clustered_interval
+from nemotron_style.steps.blocks.training.sample_table import Row
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.pairwise_judge import PairwiseJudge
 from nemotron_style.steps.rl.rlhf.rollout import RolloutSampler, mean_tokens
+from nemotron_style.steps.rl.rlhf.samples import validation_rows
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Validation:
         texts = [[sample.answer.text for sample in each.samples] for each in rollouts]
         return Answers(step, texts, mean_tokens(rollouts))
 
-    def run(self, step: int, start: Answers) -> dict[str, float]:
-        """The metrics of the policy after ``step`` steps.
+    def run(self, step: int, start: Answers) -> tuple[dict[str, float], list[Row]]:
+        """The metrics of the policy after ``step`` steps, and the answers that they are of.
 
         Raises ``JudgeUnavailable`` when too many judgements fail.
         """
@@ -69,7 +71,8 @@ class Validation:
         if self.truth is not None:
             questions = [prompt.question for prompt in self.prompts]
             metrics |= truth_metrics(self.truth, start, now, questions)
-        return metrics
+        texts = (start.answers, now.answers)
+        return metrics, validation_rows(*texts, self.prompts, judged=judged, truth=self.truth)
 
 
 def pair_answers(

@@ -74,7 +74,7 @@ from nemotron_style.steps.rs.actor.rollout import (
     seed_prompts,
     split_batches,
 )
-from nemotron_style.steps.rs.actor.samples import sample_rows
+from nemotron_style.steps.rs.actor.samples import sample_rows, write_held_out
 from nemotron_style.steps.rs.actor.validation import Validation, ValidationResult, summarise_gain
 
 
@@ -135,6 +135,7 @@ def run(config: Config, ctx: StepContext) -> None:
                 state.start = state.latest
             metrics = state.latest.metrics(state.start)
             ctx.metrics.log(step, **metrics)
+            write_held_out(ctx, state.start, state.latest, held_out)
             means = [f"{k} {v:.3f}" for k, v in metrics.items() if k.endswith("_mean")]
             ctx.say(f"step {step}: {', '.join(means)}")
 

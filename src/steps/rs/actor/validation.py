@@ -19,8 +19,9 @@ from nemotron_style.steps.rs.actor.rollout import Rollout, RolloutSampler, seed_
 class ValidationResult:
     """Rewards of responses to held-out prompts after ``step`` steps.
 
-    ``rewards`` and the values of ``truth`` have one number for each sample (None without one).
-    Sample i answers prompt ``i % prompts``, with the same random numbers at every validation.
+    ``rewards`` and the values of ``truth`` have one number for each sample (None without one), and
+    ``texts`` what it said; states of earlier versions have none. Sample i answers prompt
+    ``i % prompts``, with the same random numbers at every validation.
     """
 
     step: int = -1
@@ -29,6 +30,7 @@ class ValidationResult:
     truth: dict[str, list[float]] = field(default_factory=dict)
     tokens: float = math.nan
     finished: float = math.nan
+    texts: list[str | None] = field(default_factory=list)
 
     @property
     def reward(self) -> float:
@@ -74,6 +76,7 @@ class Validation:
             truth=self._score(rollouts),
             tokens=mean([len(one.tokens) for one in responses]),
             finished=mean([one.finished for one in responses]),
+            texts=[one.text for one in responses],
         )
 
     def _score(self, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:

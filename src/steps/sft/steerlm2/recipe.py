@@ -53,6 +53,7 @@ from nemotron_style.steps.sft.steerlm2.check import check_sampler, check_start, 
 from nemotron_style.steps.sft.steerlm2.config import Config
 from nemotron_style.steps.sft.steerlm2.metrics import GroupMetrics, compute_metrics
 from nemotron_style.steps.sft.steerlm2.plot import draw
+from nemotron_style.steps.sft.steerlm2.samples import WeightSamples
 from nemotron_style.steps.sft.steerlm2.validation import measure
 
 
@@ -108,11 +109,14 @@ def run(config: Config, ctx: StepContext) -> None:
     best_model = BestModel(ctx, model, sizes, adaptation, tokenizer.path)
     questions = (Question(group.prompt_ids) for group in chain(validation.groups, train.groups))
     samples = AnswerSamples.open(ctx, config.trainer.samples, chat, sizes, questions)
+    weights = WeightSamples(ctx.run_dir, validation, chat)
 
     def validate(step: int) -> GroupMetrics:
         size = config.model.steerlm2.forward_micro_batch_size
-        metrics = measure(model, validation, max_responses=size)
+        metrics, b_PG = measure(model, validation, max_responses=size)
         ctx.metrics.log(step, **metrics.named("validation"))
+        if ctx.is_first:
+            weights.keep(step, b_PG)
         ctx.say(
             f"step {step}: validation distance {metrics.distance:.4f}, "
             f"mean drift {metrics.mean_drift:+.3f} nats"

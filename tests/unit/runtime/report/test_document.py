@@ -10,7 +10,7 @@ import pytest
 from nemotron_style.runtime.control_characters import CONTROL
 from nemotron_style.runtime.errors import RefError
 from nemotron_style.runtime.report.collect import collect_facts
-from nemotron_style.runtime.report.document import render_report
+from nemotron_style.runtime.report.document import MOST_DIFFERENCES, render_report
 from nemotron_style.runtime.report.subject import find_subject
 from nemotron_style.runtime.store.store import Store
 from plans import build_plan
@@ -65,10 +65,13 @@ def world(tmp_path_factory):
 def test_the_verdict_stands_first_with_its_interval_and_what_it_is_held_to(world):
     text = Outline(world[1]).text
     verdict = text.index("Better than base:v1.")
-    assert verdict < text.index("70%") < text.index("60% to 80%; 2 wins, 0 ties, 1 losses")
+    assert verdict < text.index("70% of matches against base:v1 (95% interval 60% to 80%)")
+    assert verdict < text.index("preferred by the judge , better 70% 60% to 80%")
+    assert "2 wins, 0 ties, 1 losses" in text
     assert verdict < text.index("Answers side by side") < text.index("loss training")
     assert "distance 0.75 0.25" in text
-    assert "Made from base:v1 (model) , rows:v1 (data) by sft/chat." in text
+    assert text.index("Made by sft/chat from base:v1.") < verdict
+    assert "made from base:v1 model rows:v1 data" in text
 
 
 def test_no_text_of_a_store_is_anything_but_text(world):
@@ -86,8 +89,8 @@ def test_no_text_of_a_store_is_anything_but_text(world):
 def test_answers_stand_side_by_side_with_verdict_reward_and_advantage(world):
     text = Outline(world[1]).text
     assert text.index("old answer 0") < text.index("new answer 0")
-    assert "model preferred (+2, +1 in the two orders)" in text
-    assert "baseline preferred (-1, -3 in the two orders)" in text
+    assert "model preferred +2 and +1 in the two orders" in text
+    assert "baseline preferred -1 and -3 in the two orders" in text
     assert "reward 5 · advantage -1.5 · 7 tokens" in text
     assert "a | b" in text
 
@@ -95,9 +98,20 @@ def test_answers_stand_side_by_side_with_verdict_reward_and_advantage(world):
 def test_an_ancestor_is_compared_key_by_key(world):
     text = Outline(world[1]).text
     assert "as base:v1 , an ancestor of the same step" in text
-    assert "config.lr 0.1 0.2" in text
-    assert "config.only 1 (absent)" in text
+    assert "config lr 0.1 0.2" in text
+    assert "config only 1 (absent)" in text
     assert "1 file differs." in text
+
+
+def test_where_there_is_no_room_for_all_keys_those_that_both_have_stay(tmp_path):
+    store = Store(tmp_path)
+    many = {f"a{number:03}": number for number in range(2 * MOST_DIFFERENCES)}
+    old = commit(store, "old", {"weights": "1"}, step="sft/chat", config={**many, "zero": 1})
+    inputs = [("model", old)]
+    commit(store, "new", {"weights": "2"}, step="sft/chat", config={"zero": 2}, inputs=inputs)
+    text = Outline(report_on(store, "new")).text
+    assert "config zero 1 2" in text
+    assert "keys that differ: config 1" in text
 
 
 def test_a_number_that_is_none_leaves_a_gap_and_is_said(world):

@@ -41,7 +41,7 @@ from nemotron_style.steps.eval.arena.prompt import (
     parse_prompt_row,
     read_prompts,
 )
-from nemotron_style.steps.eval.arena.samples import sample_rows, sample_table
+from nemotron_style.steps.eval.arena.samples import sample_rows, sample_table, write_words
 
 TRUTH = Truth(
     nouns={"river": "wet"}, classes={"wet": ("deep",), "hot": ("red",)}, contexts=("now",)
@@ -238,6 +238,14 @@ def test_the_table_shows_the_clearest_first() -> None:
     assert "| -2, -2 |" in table
     assert "answer 0" not in table
     assert "answer 3" not in table
+
+
+def test_the_judges_words_lie_beside_the_results(tmp_path: Path) -> None:
+    said = Verdict(4, 2, 1, words="because")
+    write_words(tmp_path, [(said, JudgeFailure(("v",), ("empty",), "")), ()])
+    text = (tmp_path / "samples" / "words.jsonl").read_text()
+    said_of_each = [json.loads(line)["words"] for line in text.splitlines()]
+    assert said_of_each == [["because"], []]
 
 
 class Words:

@@ -11,6 +11,7 @@ from nemotron_style.runtime.errors import InputError, StepFailed
 from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.data.toy_truth import Truth
 from nemotron_style.steps.blocks.judge.aggregation import Answer
+from nemotron_style.steps.blocks.judge.client import JudgeFailure
 from nemotron_style.steps.blocks.judge.group_judge import JudgedGroups
 from nemotron_style.steps.blocks.judge.pairing import Pair
 from nemotron_style.steps.blocks.judge.verdict import Verdict
@@ -25,6 +26,7 @@ from nemotron_style.steps.rl.rlhf.metrics import rollout_metrics
 from nemotron_style.steps.rl.rlhf.prompt import read_messages
 from nemotron_style.steps.rl.rlhf.recipe import plan_schedule
 from nemotron_style.steps.rl.rlhf.rollout import Rollout, Sample
+from nemotron_style.steps.rl.rlhf.samples import sample_rows, validation_rows
 from nemotron_style.steps.rl.rlhf.train_sample import (
     TrainSample,
     count_batch,
@@ -286,6 +288,49 @@ def test_both_orders_decide_who_wins():
     assert metrics["validation/judge_win_rate"] == pytest.approx((1 + 0.25) / 2)
     assert metrics["validation/total_reward/mean"] == 3.25
     assert judge_metrics(JudgedGroups([None, None], [], {}, verdicts), samples=1) == {}
+
+
+def test_held_out_answers_are_written_with_what_the_judge_and_the_truth_say():
+    truth = Truth(nouns={"owl": "bird"}, classes={"bird": ("shy",), "lake": ("deep",)}, contexts=())
+    asked = {"role": "user", "content": "Describe the owl here."}
+    good, bad = Verdict(5, 1, 1, words="first"), Verdict(2, 4, 5, words="second")
+    verdicts = [
+        [(Pair(1, 0), good), (Pair(0, 1), bad)],
+        [(Pair(0, 1), JudgeFailure(("v",), ("empty",), ""))],
+    ]
+    rows = validation_rows(
+        [["The owl is deep.", "old"]],
+        [["The owl is shy.", "new"]],
+        [Prompt((asked,), [1])],
+        judged=JudgedGroups([[1.0, 5.0], None], [], {}, verdicts),
+        truth=truth,
+    )
+    (row,) = rows  # the pair without a verdict is left out
+    assert (row["before"], row["after"]) == ("The owl is deep.", "The owl is shy.")
+    assert row["margin"] == 3
+    assert [each["scores"] for each in row["judged"]] == [[5, 1], [4, 2]]
+    assert [each["shown"] for each in row["judged"]] == ["first", "second"]
+    assert [each["words"] for each in row["judged"]] == ["first", "second"]
+    assert [each["helpfulness"] for each in row["truth"]] == [0, 4]
+
+
+def test_a_sample_is_written_with_the_answers_it_met_and_the_judges_words():
+    texts = [Sample([1], [-1.0], Answer(text), truncated=False) for text in ("a", "b", "c")]
+    rollouts = [group("one", texts), group("masked", texts)]
+    said = [(Pair(0, 1), Verdict(2, 4, 5, words="b it is")), (Pair(1, 2), Verdict(3, 3, 3.5))]
+    judged = JudgedGroups([[2.0, 3.5, 3.0], None], [], {}, [said, []])
+    samples = [TrainSample(0, [1], [1], torch.zeros(1), advantage=float(at)) for at in range(6)]
+    rows = sample_rows(rollouts, judged, samples)
+    assert [(row["answer"], row["reward"], row["advantage"]) for row in rows] == [
+        ("a", 2.0, 0.0),
+        ("b", 3.5, 1.0),
+        ("c", 3.0, 2.0),
+    ]
+    assert rows[0]["verdicts"] == [[0, 1, 2, 4, 5]]
+    (met, other) = rows[1]["judged"]
+    assert (met["against"], met["scores"], met["preference"]) == ("a", [4, 2], 2)
+    assert (met["shown"], met["words"]) == ("second", "b it is")
+    assert (other["against"], other["words"]) == ("c", "")
 
 
 def test_the_truth_counts_ties_as_one_half():

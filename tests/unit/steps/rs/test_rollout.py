@@ -22,7 +22,7 @@ from nemotron_style.steps.blocks.reward.types import RewardScore
 from nemotron_style.steps.rs.actor.best_of_n import choose
 from nemotron_style.steps.rs.actor.reward_pool import RewardPool
 from nemotron_style.steps.rs.actor.rollout import RolloutSampler, seed_prompts
-from nemotron_style.steps.rs.actor.samples import sample_rows
+from nemotron_style.steps.rs.actor.samples import sample_rows, validation_rows
 from nemotron_style.steps.rs.actor.validation import (
     ValidationResult,
     better_share,
@@ -181,6 +181,21 @@ def test_gains_are_paired_and_clustered_by_prompt() -> None:
         (0.12298, 0.87702), abs=1e-5
     )
     assert better_share([1.0, None, 3.0, 4.0], [2.0, 1.0, 3.0, 0.0]) == 0.5
+
+
+def test_held_out_responses_are_written_with_their_rewards_and_what_is_true_of_them() -> None:
+    prompts = [Prompt(({"role": "user", "content": text},), [1]) for text in ("x", "y")]
+    start = ValidationResult(0, 2, [1.0, None, 3.0], {"good": [0, 1, 2]}, texts=["a", None, "c"])
+    now = ValidationResult(4, 2, [2.0, 1.0, 3.5], {"good": [4, 4, 4]}, texts=["d", "e", "f"])
+    rows = validation_rows(start, now, prompts)
+    assert [(row["prompt"], row["before"], row["after"]) for row in rows] == [
+        ("x", "a", "d"),
+        ("x", "c", "f"),
+    ]
+    assert [row["rewards"] for row in rows] == [[1.0, 2.0], [3.0, 3.5]]
+    assert rows[1]["truth"] == [{"good": 2}, {"good": 4}]
+    restored = ValidationResult(0, 2, [1.0, None, 3.0])  # of a state from before there were texts
+    assert validation_rows(restored, now, prompts) == []
 
 
 def test_what_has_no_reward_is_left_out_of_the_mean() -> None:

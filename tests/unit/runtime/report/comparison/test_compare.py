@@ -190,3 +190,68 @@ def test_no_text_of_a_sample_becomes_markup(store: Store):
     assert "<img" not in page
     assert "\x1b" not in page
     json.dumps(as_data(compare_subjects(store, ["a", "b"])))
+
+
+def write_evaluation(store: Store, name: str, model: Artifact, baseline: Artifact, low: float):
+    """An arena that ``model`` won by 70%, with two matches; the first prompt was asked twice."""
+    files = {"results.json": {"judge": {"win_rate": {"rate": 0.7, "low": low, "high": 0.8}}}}
+    files["results.json"]["judge"]["win_rate"] |= {"wins": 2, "ties": 0, "losses": 0}
+    rows = [
+        {
+            "messages": [{"role": "user", "content": asked}],
+            "model": f"{model.record.name} to {asked} {number}",
+            "baseline": f"{baseline.record.name} to {asked} {number}",
+            "decided": "judged",
+            "margins": [1, 1],
+            "score": 1.0,
+        }
+        for number, asked in enumerate(("one", "one", "two"))
+    ]
+    staged = store.stage("test")
+    (staged / "results.json").write_text(json.dumps(files["results.json"]))
+    (staged / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    producer = Producer(run_id=f"run-{name}", step="eval/arena", slot="results")
+    edges = [model.edge("model"), baseline.edge("baseline")]
+    store.commit(staged, name=name, kind="eval_results", producer=producer, inputs=edges)
+
+
+def test_where_two_of_them_met_that_stands_first_with_its_interval(store: Store):
+    base = commit(store, "base")
+    tuned = commit(store, "tuned", inputs={"model": base})
+    write_evaluation(store, "arena", tuned, base, low=0.6)
+    comparison = compare_subjects(store, ["base", "tuned"])
+    (meeting,) = comparison.meetings
+    assert (meeting.letter, meeting.other, meeting.conclusion) == ("B", "A", "better")
+    assert tell_verdict(comparison) == [
+        "B is better than A. Preferred by the judge: 70% of matches against A "
+        "(95% interval 60% to 80%)."
+    ]
+    assert as_data(comparison)["meetings"][0]["findings"][0]["low"] == 0.6
+    page = render_comparison(comparison)
+    assert "B against A, measured by arena:v1" in page
+    assert page.count('class="whisker') == 1
+
+
+def test_an_interval_that_holds_a_half_does_not_say_who_is_better(store: Store):
+    base, tuned = commit(store, "base"), commit(store, "tuned")
+    write_evaluation(store, "arena", tuned, base, low=0.4)
+    comparison = compare_subjects(store, ["base", "tuned"])
+    assert comparison.meetings[0].conclusion == "open"
+    assert "is better" not in " ".join(tell_verdict(comparison))
+
+
+def test_answers_of_evaluations_stand_side_by_side_other_prompts_first(store: Store):
+    base, first, second = commit(store, "base"), commit(store, "first"), commit(store, "second")
+    write_evaluation(store, "one", first, base, low=0.6)
+    write_evaluation(store, "two", second, base, low=0.6)
+    (table,) = compare_subjects(store, ["second", "first"]).tables
+    assert table.title == "Asked by eval/arena"
+    texts = [[cell.text if cell else None for cell in each.cells] for each in table.rows]
+    assert texts == [
+        ["second to one 0", "first to one 0"],
+        ["second to two 2", "first to two 2"],
+        ["second to one 1", "first to one 1"],
+    ]
+    (pair,) = compare_subjects(store, ["base", "first"]).tables
+    assert pair.places == (0, 1)
+    assert pair.rows[0].cells[0].text == "base to one 0"

@@ -587,6 +587,21 @@ def test_a_cache_that_was_spoilt_gives_nothing_that_is_no_verdict(tmp_path: Any)
     assert VerdictCache(path).get("c") == Verdict(1.0, 2.0, 3.0)
 
 
+def test_the_judges_words_are_kept_beside_its_verdict_but_not_for_ever(
+    endpoint: Endpoint, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nemotron_style.steps.blocks.judge.cache.MOST_WORDS", 2)
+    path = tmp_path / "verdicts.jsonl"
+    endpoint.script = forever(lambda call: call.say('Good. {"score_1": 4, "score_2": 2}'))
+    with client(endpoint, cache=VerdictCache(path), at_once=1) as judge:
+        found = [judge.judge([each], most_failures=0)[0] for each in questions(3)[:3]]
+        assert [each.words[:5] for each in found] == ["Good."] * 3
+        again = [judge.judge([each], most_failures=0)[0] for each in questions(3)[:3]]
+    assert [each.words[:5] for each in again] == ["", "Good.", "Good."]
+    assert again == found  # words decide nothing
+    assert "Good" not in path.read_text()
+
+
 def test_the_instruct_form_says_how_to_answer(endpoint: Endpoint) -> None:
     endpoint.script = forever(judged_anyway)
     question = Question(HISTORY, "A", "", "Be fair.")

@@ -15,7 +15,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nemotron_style.runtime.report.page import render_fragment
+from nemotron_style.runtime.report.page.render import render_fragment
 from nemotron_style.runtime.store.lineage.graph import Lineage, Node
 from nemotron_style.runtime.store.lineage.text import describe
 

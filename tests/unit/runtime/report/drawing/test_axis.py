@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemotron_style.runtime.report.axis import fit_axis, make_axis
+from nemotron_style.runtime.report.drawing.axis import fit_axis, make_axis
 
 NUMBERS = st.floats(-1e9, 1e9).filter(lambda value: value == 0 or abs(value) > 1e-9)
 

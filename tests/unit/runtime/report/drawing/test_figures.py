@@ -6,11 +6,9 @@ import re
 import xml.etree.ElementTree as ET
 from itertools import pairwise
 
-from nemotron_style.runtime.report.figures import (
+from nemotron_style.runtime.report.drawing.figures import (
     MOST_POINTS,
-    Interval,
     Series,
-    draw_intervals,
     draw_lines,
     thin,
 )
@@ -47,7 +45,6 @@ def test_a_value_that_is_not_finite_leaves_a_gap_and_is_counted():
 def test_nothing_is_drawn_of_nothing():
     assert draw_lines("Loss", []) == ""
     assert draw_lines("Loss", [Series("loss", ((1, NAN),))]) == ""
-    assert draw_intervals("Rates", [Interval("a", NAN, 0, 1)]) == ""
 
 
 def test_one_point_and_equal_points_can_be_drawn():
@@ -71,18 +68,8 @@ def test_a_long_line_keeps_its_ends_and_its_extremes():
 def test_names_are_text_and_nothing_else():
     evil = '"/><script>alert(1)</script>\x1b[2J\u202e'
     lines = draw_lines(evil, [Series(evil, ((1, 1.0), (2, 2.0))), Series("b", ((1, 1.0),))])
-    rates = draw_intervals(evil, [Interval(evil, 0.5, 0.4, 0.6)], reference_name=evil)
-    for figure in (lines, rates):
-        assert not list(parse(figure).iter("script"))
-        assert "\\x1b[2J\\u202e" in figure
-
-
-def test_an_interval_is_said_in_words_and_held_to_its_reference():
-    rows = [Interval("judge", 0.6, 0.5, 0.75), Interval("truth", 0.4, 0.3, 0.5)]
-    figure = parse(draw_intervals("Win rate", rows, reference=0.5, reference_name="as good"))
-    assert "judge: 0.6, between 0.5 and 0.75." in figure.find("svg/desc").text
-    assert len([p for p in figure.iter("path") if p.get("class") == "whisker"]) == 2
-    assert len([p for p in figure.iter("path") if p.get("class") == "reference"]) == 1
+    assert not list(parse(lines).iter("script"))
+    assert "\\x1b[2J\\u202e" in lines
 
 
 def test_letters_at_the_ends_of_lines_do_not_lie_on_each_other():

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.errors import ArtifactError, Problem, RefError, StepsError, UsageError
-from nemotron_style.runtime.report.embed import PLAN, RECORD, SCHEMA, is_sealed
+from nemotron_style.runtime.report.page.embed import PLAN, RECORD, SCHEMA
+from nemotron_style.runtime.report.page.seal import is_sealed
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.plan import parse_plan
 from nemotron_style.runtime.store.record import Record, parse_record

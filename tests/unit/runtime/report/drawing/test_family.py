@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nemotron_style.runtime.report.family import (
+from nemotron_style.runtime.report.drawing.family import (
     MOST_IN_COLUMN,
     assign_columns,
     draw_family,

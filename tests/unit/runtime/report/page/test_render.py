@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
 from nemotron_style.runtime.control_characters import CONTROL
-from nemotron_style.runtime.report.page import read_asset, render_fragment, render_page
+from nemotron_style.runtime.report.page.render import read_asset, render_fragment, render_page
 
 PIECES = (
     *("<script>", "</script>", "<!--", "-->", "]]>", '"', "'", "&amp;", "{{ 7 * 7 }}", "{% raw %}"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from nemotron_style.runtime.report.curves import MOST_CHARTS, draw_curves, read_sampled
+from nemotron_style.runtime.report.drawing.curves import MOST_CHARTS, draw_curves, read_sampled
 
 
 def test_training_and_held_out_rows_share_a_chart_and_an_interval_is_a_band():

@@ -1,8 +1,8 @@
-"""The records in a page: their exact text, each with its hash, and a seal over the whole page.
+"""The records in a page: their exact text, each with its hash.
 
 The hashes let the page find by itself a record that was changed. Whoever changes a record and its
-hash, and writes a new seal, is found out by a comparison with the store
-(:mod:`nemotron_style.runtime.report.check`).
+hash, and writes new seals, is found out by a comparison with the store
+(:mod:`nemotron_style.runtime.report.page.check`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +17,8 @@ from typing import Any
 from markupsafe import Markup
 
 from nemotron_style.runtime.errors import ArtifactError
-from nemotron_style.runtime.report.page import render_page
+from nemotron_style.runtime.report.page.render import render_page
+from nemotron_style.runtime.report.page.seal import BLANK, seal_page
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.store.digest import RECORD_NAME
 from nemotron_style.runtime.store.lineage.graph import Node
@@ -29,8 +29,6 @@ SCHEMA = 1
 MOST_RECORDS = 200
 MOST_TEXT = 4_000_000
 """Characters of all records together."""
-BLANK = "0" * 64
-SEAL = re.compile(r'(?<=<meta name="seal" content=")[0-9a-f]{64}(?=">)')
 RECORD, PLAN = "record", "plan"
 
 
@@ -116,15 +114,3 @@ def render_data(subject: str, documents: Iterable[Document]) -> Markup:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
-
-
-def seal_page(page: str) -> str:
-    """The page with the hash of its own text, blanked where that hash stands."""
-    return SEAL.sub(hashlib.sha256(page.encode()).hexdigest(), page, count=1)
-
-
-def is_sealed(page: str) -> bool:
-    """Whether a page is byte for byte the one that was written."""
-    found = SEAL.search(page)
-    blank = SEAL.sub(BLANK, page, count=1)
-    return found is not None and found[0] == hashlib.sha256(blank.encode()).hexdigest()

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nemotron_style.runtime.errors import UsageError
-from nemotron_style.runtime.report.check import check_report, read_documents
 from nemotron_style.runtime.report.collect import collect_facts
 from nemotron_style.runtime.report.document import render_report
-from nemotron_style.runtime.report.embed import make_document, render_data, seal_page
+from nemotron_style.runtime.report.page.check import check_report, read_documents
+from nemotron_style.runtime.report.page.embed import make_document, render_data, seal_page
 from nemotron_style.runtime.report.subject import describe_artifact
 from nemotron_style.runtime.store.store import Store
 from report_world import commit, make_store

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from nemotron_style.runtime.control_characters import show_controls
 from nemotron_style.runtime.units import format_duration, format_number, format_size
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
 def render_page(template: str, *, script: str = "", **values: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nemotron_style.runtime.report.figures import Series, draw_lines
+from nemotron_style.runtime.report.drawing.figures import Series, draw_lines
 from nemotron_style.runtime.step.metrics import parse_lines
 
 SHOWN = 6

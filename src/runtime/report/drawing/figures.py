@@ -1,4 +1,4 @@
-"""Figures as inline SVG: lines over steps, and measured values with their intervals.
+"""Figures as inline SVG: lines over steps.
 
 They carry a title and a description in words, values appear under the pointer without a script,
 and colours come from the page's style sheet, so they follow light, dark and paper.
@@ -14,8 +14,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nemotron_style.runtime.report.axis import Axis, fit_axis, make_axis
-from nemotron_style.runtime.report.page import render_fragment
+from nemotron_style.runtime.report.drawing.axis import Axis, fit_axis, make_axis
+from nemotron_style.runtime.report.page.render import render_fragment
 from nemotron_style.runtime.units import format_number
 
 MOST_POINTS = 300
@@ -44,16 +44,6 @@ class Series:
     band: tuple[Point, ...] = ()
     style: int | None = None
     mark: str = ""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A measured value between the ends of its interval."""
-
-    name: str
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -109,53 +99,6 @@ def draw_lines(
         x_ticks=[(x_axis.place(t, frame.left, frame.x_end), x_axis.write(t)) for t in x_axis.ticks],
         y_ticks=[(y_axis.place(t, frame.y_end, frame.top), y_axis.write(t)) for t in y_axis.ticks],
         lines=lines,
-    )
-
-
-def draw_intervals(
-    title: str,
-    rows: Sequence[Interval],
-    *,
-    reference: float | None = None,
-    reference_name: str = "",
-    note: str = "",
-) -> Markup:
-    """Values as dots on whiskers, one row each; ``reference`` draws a line that they are held to.
-
-    "" without any finite row.
-    """
-    rows = [row for row in rows if all(map(math.isfinite, (row.value, row.low, row.high)))]
-    if not rows:
-        return Markup("")
-    frame = _Frame(400, 46 + 38 * len(rows) + 18 * (reference is not None), left=2, top=4)
-    ends = [end for row in rows for end in (row.low, row.high, row.value)]
-    axis = make_axis([*ends, *([] if reference is None else [reference])])
-    top = frame.top + 18 * (reference is not None)
-    return render_fragment(
-        "intervals.html.j2",
-        title=title,
-        description=" ".join(
-            f"{row.name}: {format_number(row.value)}, between {format_number(row.low)} and "
-            f"{format_number(row.high)}."
-            for row in rows
-        ),
-        notes=[note] if note else [],
-        frame=frame,
-        ticks=[(axis.place(t, frame.left + 8, frame.x_end - 8), axis.write(t)) for t in axis.ticks],
-        reference=None if reference is None else _place(axis, reference, frame),
-        reference_name=reference_name,
-        rows=[
-            {
-                "name": row.name,
-                "text": f"{format_number(row.value)} "
-                f"({format_number(row.low)} to {format_number(row.high)})",
-                "y": top + 26 + 38 * at,
-                "x": _place(axis, row.value, frame),
-                "low": _place(axis, row.low, frame),
-                "high": _place(axis, row.high, frame),
-            }
-            for at, row in enumerate(rows)
-        ],
     )
 
 
@@ -258,10 +201,6 @@ def _name_thinned(series: Sequence[Series]) -> list[str]:
     if longest <= MOST_POINTS:
         return []
     return [f"Of {longest} points, the lowest and the highest of every stretch are drawn."]
-
-
-def _place(axis: Axis, value: float, frame: _Frame) -> float:
-    return axis.place(value, frame.left + 8, frame.x_end - 8)
 
 
 def _is_finite(point: Point) -> bool:

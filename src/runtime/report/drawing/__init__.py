@@ -1,0 +1,1 @@
+"""Figures as inline SVG: curves, intervals, the lineage around an artifact."""
