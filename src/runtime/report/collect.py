@@ -17,7 +17,7 @@ from nemotron_style.runtime.report.answers.training import read_run_answers
 from nemotron_style.runtime.report.drawing.curves import Curves, read_curves
 from nemotron_style.runtime.report.page.embed import Document, embed_plan, embed_records
 from nemotron_style.runtime.report.subject import Subject
-from nemotron_style.runtime.report.verdict import Verdict, find_verdict
+from nemotron_style.runtime.report.verdict import EVALUATION, Verdict, find_verdict
 from nemotron_style.runtime.secrets.redact import redact
 from nemotron_style.runtime.store.diff import Difference, compare
 from nemotron_style.runtime.store.lineage.graph import Lineage, Node, around, walk
@@ -72,12 +72,14 @@ def collect_facts(store: Store, subject: Subject) -> Facts:
         up = walk(store, made)
         facts.tree = cut_lines(render_tree(up), f"nemotron-style artifacts lineage {made.ref}")
         nodes = facts.family.nodes | up.nodes
-        for record in facts.verdict.evaluations:
-            if evaluation := store.find(record.ref):
-                try:
-                    facts.answers += read_evaluation_answers(store, evaluation)
-                except ArtifactError as error:
-                    facts.problems += error.problems
+        known = [store.find(record.ref) for record in facts.verdict.evaluations]
+        # The card of a judge is an evaluation that lies in the artifact itself.
+        own = [made] if isinstance(made, Artifact) and made.kind != EVALUATION else []
+        for evaluation in filter(None, (*known, *own)):
+            try:
+                facts.answers += read_evaluation_answers(store, evaluation)
+            except ArtifactError as error:
+                facts.problems += error.problems
         _compare_relatives(facts, store, up)
     if subject.run:
         _read_run(facts)

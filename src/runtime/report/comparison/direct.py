@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nemotron_style.runtime.report.headline import name_doubts, write_finding
 from nemotron_style.runtime.report.subject import Subject
-from nemotron_style.runtime.report.verdict import BETTER, WORSE, Finding, Verdict
+from nemotron_style.runtime.report.verdict import BETTER, MIXED, OPEN, Finding, Verdict
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,19 @@ def tell_meetings(meetings: Sequence[Meeting]) -> Iterator[str]:
     """Who is better than whom, and by how much; a sentence for each two of them."""
     told: set[tuple[str, str]] = set()
     for one in meetings:
-        if (one.letter, one.other) in told or one.conclusion not in (BETTER, WORSE):
+        if (one.letter, one.other) in told or not one.conclusion:
             continue
         told.add((one.letter, one.other))
-        first = next(each for each in one.findings if each.conclusion == one.conclusion)
-        sentence = write_finding(first).replace(f" {first.against} ", f" {one.other} ")
-        doubts = name_doubts(one.verdict) if one.conclusion == BETTER else ""
-        yield f"{one.letter} is {one.conclusion} than {one.other}{doubts}. {sentence}"
+        yield _tell(one)
+
+
+def _tell(meeting: Meeting) -> str:
+    letter, other, conclusion = meeting.letter, meeting.other, meeting.conclusion
+    if conclusion == MIXED:
+        return f"{letter} is better than {other} by one measure, worse by another."
+    first = next(each for each in meeting.findings if each.conclusion == conclusion)
+    sentence = write_finding(first).replace(f" {first.against} ", f" {other} ")
+    said = "is neither better nor worse" if conclusion == OPEN else f"is {conclusion}"
+    doubts = ", as far as was measured" if conclusion == OPEN else ""
+    doubts = name_doubts(meeting.verdict) if conclusion == BETTER else doubts
+    return f"{letter} {said} than {other}{doubts}. {sentence}"

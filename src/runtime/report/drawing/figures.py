@@ -27,6 +27,8 @@ STYLES = 8
 
 MARK_SIZE = 12
 """Pixels that a letter at the end of a line takes."""
+DIGIT, MARK_GAP = 7.7, 9
+"""Pixels of a digit of an axis in a wide font, and between the number and the axis."""
 
 Point = tuple[float, float]
 
@@ -82,11 +84,13 @@ def draw_lines(
     shown = [one for one in series if any(map(_is_finite, one.points))]
     if not shown:
         return Markup("")
-    frame = _Frame(*size, right=24 if any(one.mark for one in shown) else 12)
     xs = [x for one in shown for x, _ in one.points]
     edges = [edge for one in shown for pair in one.band for edge in pair]
     x_axis = fit_axis(xs)
     y_axis = make_axis([*(y for one in shown for _, y in one.points), *edges])
+    longest = max(len(y_axis.write(tick)) for tick in y_axis.ticks)
+    left = max(_Frame.left, MARK_GAP + DIGIT * longest)
+    frame = _Frame(*size, left=left, right=24 if any(one.mark for one in shown) else 12)
     lines = [_trace(one, at, frame, x_axis, y_axis) for at, one in enumerate(shown)]
     _spread_marks(lines)
     return render_fragment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -138,6 +139,24 @@ def test_what_was_not_evaluated_says_so_and_how_it_would_be(tmp_path):
     assert "Not evaluated." in text
     assert "This would make one: nemotron-style steps run eval/arena" in text
     assert model.digest in text
+
+
+def test_the_report_of_a_judge_shows_what_it_was_asked_and_what_is_true(tmp_path):
+    store = Store(tmp_path)
+    row = {
+        "messages": [{"role": "user", "content": "why?"}],
+        "response_1": "so",
+        "response_2": "no",
+        "truth": [5, 2],
+        "judgement": "The second is better.",
+        "verdict": {"score_1": 1.0, "score_2": 4.0, "ranking": 5.0},
+        "sort": "wrong",
+    }
+    files = {"samples.jsonl": json.dumps(row) + "\n"}
+    commit(store, "judge", files, kind="judge_model", step="judge/card")
+    text = Outline(report_on(store, "judge")).text
+    assert "why? so judged 1 · truly 5 no judged 4 · truly 2 wrong" in text
+    assert "The second is better." in text
 
 
 def test_an_evaluation_that_was_changed_is_named_and_not_quoted(tmp_path):

@@ -72,6 +72,15 @@ def test_names_are_text_and_nothing_else():
     assert "\\x1b[2J\\u202e" in lines
 
 
+def test_long_numbers_of_an_axis_have_room_beside_it():
+    def axis(*values):
+        chart = draw_lines("rate", [Series("rate", tuple(enumerate(values)))])
+        return float(re.search(r'class="grid" d="M([\d.]+) ', chart)[1])
+
+    assert axis(1.0, 2.0) == 46
+    assert axis(0.9979, 1.0) > 50  # its marks have six digits
+
+
 def test_letters_at_the_ends_of_lines_do_not_lie_on_each_other():
     lines = [Series(f"line {mark}", ((0, 0), (1, 1)), mark=mark) for mark in "ABC"]
     chart = draw_lines("loss", lines)
