@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemotron_style.runtime.errors import ArtifactError, Problem, UsageError
+from nemotron_style.runtime.report.headline import show_interval, show_value
 from nemotron_style.runtime.report.page.embed import Document, embed_records, render_sealed
+from nemotron_style.runtime.report.verdict import read_own
 from nemotron_style.runtime.store.lineage.graph import Node
 from nemotron_style.runtime.store.record import Edge, Record
 from nemotron_style.runtime.store.store import Store
@@ -72,6 +74,12 @@ class Branch:
     def size(self) -> int:
         """Bytes of all outputs that are there."""
         return sum(each.record.size for each in self.outputs if not each.removed)
+
+    @property
+    def finding(self) -> str:
+        """What was measured of it with an interval, the first of that; "" where nothing was."""
+        first = next(read_own(self.main), None)
+        return f"{first.measure} {show_value(first)} ({show_interval(first)})" if first else ""
 
     @property
     def others(self) -> list[str]:

@@ -166,6 +166,8 @@ def read_own(record: Record) -> Iterator[Finding]:
         parent = find_parent(record)
         if name.endswith("win_rate"):
             yield Finding(WIN_RATES.get(words, words), *numbers, 0.5, parent, "")
+        elif name.endswith("_difference"):
+            yield Finding(words, *numbers, 0.0, parent, "")
         elif name.endswith("_gain"):
             yield _gain(words.removesuffix(" gain"), numbers, parent, record)
         else:

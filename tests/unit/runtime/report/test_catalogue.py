@@ -11,6 +11,7 @@ from nemotron_style.runtime.report.catalogue import (
     DEEPEST,
     MOST_BRANCHES,
     MOST_CHILDREN,
+    Branch,
     Entry,
     build_families,
     collect_catalogue,
@@ -68,6 +69,18 @@ def test_a_run_hangs_below_the_model_that_it_went_on_from():
     assert base.children[0].others == ["judge:v1"]
     (orphan,) = build_families([tuned])
     assert (orphan.parent, orphan.others) == ("", ["base:v1", "judge:v1"])
+
+
+def test_what_was_measured_with_an_interval_stands_beside_what_it_is_of():
+    def finding(**metrics: float) -> str:
+        record = entry("arena:v1").record.model_copy(update={"metrics": metrics})
+        return Branch([Entry(record)]).finding
+
+    assert finding(win_rate=0.7, win_rate_low=0.6, win_rate_high=0.8) == "win rate 70% (60% to 80%)"
+    ends = {"joint_difference_low": 0.1, "joint_difference_high": 0.3}
+    found = finding(joint_difference=0.2, **ends)
+    assert found == "joint difference +20.0 points (+10.0 to +30.0)"
+    assert finding(pairs=9) == ""
 
 
 def test_what_one_run_made_stands_together_and_families_with_the_newest_work_come_first():
