@@ -35,7 +35,7 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _small_files_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the outputs of all runs have one file in common."""
     monkeypatch.setattr(share, "SMALLEST", len(SHARED))
@@ -140,6 +140,7 @@ def check_clean(store: Store) -> None:
         assert all(is_committed(name / f"v{version}") for version in versions_in(name))
 
 
+@pytest.mark.usefixtures("_small_files_are_shared")
 def test_a_commit_may_die_before_any_operation(tmp_path: Path) -> None:
     number, done = 0, False
     while not done:
@@ -153,6 +154,7 @@ def test_a_commit_may_die_before_any_operation(tmp_path: Path) -> None:
     assert number > 40
 
 
+@pytest.mark.usefixtures("_small_files_are_shared")
 def test_finishing_may_die_as_well(tmp_path: Path) -> None:
     chance = random.Random(1)
     for _ in range(40):
@@ -178,6 +180,7 @@ def test_a_crash_leaves_work_for_the_garbage_collector_only(tmp_path: Path) -> N
         number += 1
 
 
+@pytest.mark.usefixtures("_small_files_are_shared")
 def test_an_adoption_may_die_before_any_operation(tmp_path: Path) -> None:
     source = write_output(tmp_path / "source")
     number, done = 0, False
@@ -235,6 +238,7 @@ def test_mending_may_die_before_any_operation(tmp_path: Path) -> None:
     assert number > 20
 
 
+@pytest.mark.usefixtures("_small_files_are_shared")
 def test_a_removal_may_die_before_any_operation(tmp_path: Path) -> None:
     number, done = 0, False
     while not done:
