@@ -113,7 +113,7 @@ def test_twenty_faults_never_become_a_score(world, plain, tmp_path):
         return next(calls) if number % 2 else None
 
     with world_of.Judge(fault=fault).serve() as judge:
-        more = (f"{COMPARE}.genrm_parse_retries=12", "judge.timeout=1.0", "judge.at_once=4")
+        more = (f"{COMPARE}.genrm_parse_retries=60", "judge.timeout=1.0", "judge.at_once=4")
         ctx = train(world, tmp_path, judge, *more)
     assert len(world_of.FAULTS) >= 20
     assert digest(ctx) == digest(plain[0])

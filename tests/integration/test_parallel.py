@@ -110,7 +110,7 @@ def test_a_lone_process_listens_on_loopback_alone(tmp_path):
     """Whatever interface the shell says, as that of a cluster does."""
     process = CONTEXT.Process(target=write_addresses, args=(tmp_path,))
     process.start()
-    process.join(60)
+    process.join(300)
     assert hosts(tmp_path / "lone.json") <= {"127.0.0.1"}
 
 

@@ -223,14 +223,15 @@ def abandon_attempt(attempt: Attempt, *, unreachable: bool = False) -> None:
         fix = f"`nemotron-style runs cancel --force {where}` ends what is under way"
         raise UsageError(Problem(where=where, what=what, fix=fix))
     end = time.monotonic() + SECONDS_TO_SEE_A_SIGN
-    while time.monotonic() < end:
-        if attempt.last_sign != sign:
-            what = f"is alive: it gave a sign on {host} just now"
-            fix = f"`nemotron-style runs cancel {where}` ends it from here"
-            raise UsageError(Problem(where=where, what=what, fix=fix))
+    while attempt.last_sign == sign:  # also after the last pause, however long that took
+        if time.monotonic() >= end:
+            since = format_clock(sign)
+            reason = f"declared lost by its user; its last sign on {host} was {since}"
+            return attempt.declare_lost(reason)
         time.sleep(min(SECONDS_BETWEEN_SIGNS, SECONDS_TO_SEE_A_SIGN / 10))
-    since = format_clock(sign)
-    attempt.declare_lost(f"declared lost by its user; its last sign on {host} was {since}")
+    what = f"is alive: it gave a sign on {host} just now"
+    fix = f"`nemotron-style runs cancel {where}` ends it from here"
+    raise UsageError(Problem(where=where, what=what, fix=fix))
 
 
 def describe_attempt(attempt: Attempt) -> JobState:
