@@ -1,8 +1,8 @@
 """Attack a store and count what it loses: ``make faults``, the figures of docs/reliability.md.
 
-``python tests/faults/attacks.py [--small] [--folder FOLDER] [--json FILE] [PART ...]`` prints a
-table; the exit code is 1 when a promise was broken. FOLDER is on the disk that is to be tried, say
-a mount of NFS or Lustre (default: the temporary folder).
+``python tests/faults/attacks.py [--small] [--count NAME=N] [--folder FOLDER] [--json FILE]
+[PART ...]`` prints a table; the exit code is 1 when a promise was broken. FOLDER is on the disk
+that is to be tried, say a mount of NFS or Lustre (default: the temporary folder).
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from typing import Any
 from unittest.mock import patch
 
 import disks
+from full_bucket import FullBucket
 from killing import kill_at_random
 from publishing import publish_at_once
-from refusing import NUMBERS, fill_each, refuse_each
+from refusing import NUMBERS, fill_each, refuse_each, refuse_each_in_bucket
 from removing import remove_each
 
 BAD = ("lost", "duplicate", "backwards", "torn_reads", "torn", "stuck")
@@ -36,9 +37,10 @@ LARGE = {
     "step": 1,
     "errors": 3,
     "graphs": 1000,
-    "bucket_processes": 16,
-    "bucket_publishes": 3,
-    "bucket_kills": 16,
+    "bucket_processes": 64,
+    "bucket_publishes": 200,
+    "bucket_kills": 1000,
+    "restart_every": 20_000,
 }
 SMALL = {
     "processes": 8,
@@ -50,9 +52,10 @@ SMALL = {
     "bucket_processes": 2,
     "bucket_publishes": 2,
     "bucket_kills": 2,
+    "restart_every": 40,
 }
 DISKS = {"local disk": nullcontext, "no hard links": disks.no_hard_links}
-ONCE = ("fill", "remove", "bucket")  # not on every disk
+ONCE = ("fill", "remove", "bucket-publish", "bucket-kill", "bucket-refuse")  # not on every disk
 
 Sizes = dict[str, int]
 
@@ -86,26 +89,50 @@ def remove(folder: Path, sizes: Sizes) -> dict[str, Any]:
     return remove_each(folder, graphs=sizes["graphs"])
 
 
-def bucket(folder: Path, sizes: Sizes) -> dict[str, Any]:
-    """Publishing and killing, with a bucket behind a network that fails."""
-    from bucket import BUCKET, faulty_bucket
-    from s3_server import REASON
+def bucket_publish(folder: Path, sizes: Sizes) -> dict[str, Any]:
+    """Publishing to a bucket behind a network that fails; its server is killed now and then."""
+
+    def act(root: str, rows: Path, proxy: Any, server: Any) -> dict[str, Any]:
+        from bucket import restarted
+
+        counts = {name: sizes[f"bucket_{name}"] for name in ("processes", "publishes")}
+        restarts = restarted(server, proxy, every=sizes["restart_every"])
+        figures = publish_at_once(root, rows, **counts, meanwhile=restarts)
+        return {**figures, "restarts": server.starts - 1}
+
+    return _in_bucket(folder, act)
+
+
+def bucket_kill(folder: Path, sizes: Sizes) -> dict[str, Any]:
+    """Processes are killed, with a bucket behind a network that fails."""
+
+    def act(root: str, rows: Path, proxy: Any, server: Any) -> dict[str, Any]:
+        kills = sizes["bucket_kills"]
+        return kill_at_random(root, rows, kills=kills, longest_s=BUCKET_ACT_S)
+
+    return _in_bucket(folder, act)
+
+
+def bucket_refuse(folder: Path, sizes: Sizes) -> dict[str, Any]:
+    """A bucket, or the scratch folder, is full at every request in turn."""
+    codes = FullBucket.CODES[: sizes["errors"]]
+    return refuse_each_in_bucket(folder, step=sizes["step"], codes=codes)
+
+
+def _in_bucket(folder: Path, act: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    from bucket import BUCKET, lasting_bucket
+    from seaweed import REASON
 
     if REASON:
         return {"skipped": REASON}
-    rows, root = write_rows(folder), f"s3://{BUCKET}"
-    counts = {name: sizes[f"bucket_{name}"] for name in ("processes", "publishes")}
-    with faulty_bucket() as proxy, patch.dict(os.environ, {"XDG_CACHE_HOME": str(folder)}):
-        published = publish_at_once(f"{root}/publish", rows, **counts)
-        killed = kill_at_random(
-            f"{root}/kill", rows, kills=sizes["bucket_kills"], longest_s=BUCKET_ACT_S
-        )
+    rows = write_rows(folder)
+    with (
+        patch.dict(os.environ, {"XDG_CACHE_HOME": str(folder)}),
+        lasting_bucket(folder / "server") as (proxy, server),
+    ):
+        figures = act(f"s3://{BUCKET}/{folder.name}", rows, proxy, server)
         befallen = {name: count for name, count in sorted(proxy.befallen.items()) if count}
-        requests = {"requests": proxy.requests, "befallen": befallen}
-    lists = {name: [*published.get(name, ()), *killed.get(name, ())] for name in LISTS}
-    seconds = published["seconds"] + killed["seconds"]
-    bad = {name: published.get(name, 0) + killed.get(name, 0) for name in BAD}
-    return {**published, **killed, **bad, **requests, **lists, "seconds": seconds}
+        return {**figures, "requests": proxy.requests, "befallen": befallen}
 
 
 PARTS: dict[str, Callable[[Path, Sizes], dict[str, Any]]] = {
@@ -114,7 +141,9 @@ PARTS: dict[str, Callable[[Path, Sizes], dict[str, Any]]] = {
     "refuse": refuse,
     "fill": fill,
     "remove": remove,
-    "bucket": bucket,
+    "bucket-publish": bucket_publish,
+    "bucket-kill": bucket_kill,
+    "bucket-refuse": bucket_refuse,
 }
 
 
@@ -136,7 +165,7 @@ def attack(
             place = Path(tempfile.mkdtemp(prefix="faults-", dir=folder))
             try:
                 with enter(), disks.no_waiting():
-                    disk = "S3, over a bad line" if part == "bucket" else disk
+                    disk = "S3" if part.startswith("bucket") else disk
                     yield part, disk, PARTS[part](place, sizes)
             finally:
                 shutil.rmtree(place, ignore_errors=True)
@@ -154,10 +183,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=" ".join(PARTS))
     parser.add_argument("--small", action="store_true", help="the form of the test suite")
+    parser.add_argument(
+        "--count", action="append", default=[], metavar="NAME=N", help=f"other than {LARGE}"
+    )
     parser.add_argument("--folder", type=Path, help="where to make the stores")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     words = parser.parse_args()
-    sizes = SMALL if words.small else LARGE
+    sizes = dict(SMALL if words.small else LARGE)
+    sizes |= {name: int(count) for name, _, count in (one.partition("=") for one in words.count)}
+    if unknown := sizes.keys() - LARGE.keys():
+        parser.error(f"--count: there is no {', '.join(sorted(unknown))}")
     rows = []
     print("| attack | store on | figures | broken | s |\n|---|---|---|---|---|")
     for part, disk, figures in attack(words.folder, sizes, words.parts or list(PARTS)):

@@ -7,10 +7,12 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from unittest.mock import patch
 
 from faulty_proxy import FAULTS, FaultyProxy
 from s3_server import running_s3
+from seaweed import Seaweed, running_seaweed
 
 BUCKET = "faults"
 SHARE = 0.05  # of the requests to which something happens
@@ -19,12 +21,56 @@ DOWN_EVERY, DOWN_FOR = 400, 6  # requests: as often, and as long, the server can
 
 @contextmanager
 def faulty_bucket(*, share: float = SHARE, seed: int = 7) -> Iterator[FaultyProxy]:
-    """A bucket, and the proxy before it at which so large a share of the requests fail."""
-    with running_s3() as server, FaultyProxy(server.url).running() as proxy:
+    """A bucket of moto's, and the proxy before it at which so large a share of requests fail."""
+    with running_s3() as server, _behind_faults(server.url, server.environment, share, seed) as it:
         server.make_bucket(BUCKET)
+        yield it
+
+
+@contextmanager
+def lasting_bucket(
+    folder: Path, *, share: float = SHARE, seed: int = 7
+) -> Iterator[tuple[FaultyProxy, Seaweed]]:
+    """The same on a server that keeps its data in ``folder``, and may be killed."""
+    with (
+        running_seaweed(folder) as server,
+        _behind_faults(server.url, server.environment, share, seed) as proxy,
+    ):
+        server.make_bucket(BUCKET)
+        yield proxy, server
+
+
+@contextmanager
+def restarted(server: Seaweed, proxy: FaultyProxy, *, every: int) -> Iterator[None]:
+    """The server gets a SIGKILL, and is started again, after each so many requests; 0: never."""
+    stop = threading.Event()
+
+    def restart() -> None:
+        due = proxy.requests + every
+        while not stop.wait(0.05):
+            if proxy.requests >= due:
+                server.kill()
+                server.start()
+                due = proxy.requests + every
+
+    thread = threading.Thread(target=restart)
+    if every:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        if every:
+            thread.join()
+
+
+@contextmanager
+def _behind_faults(
+    url: str, environment: dict[str, str], share: float, seed: int
+) -> Iterator[FaultyProxy]:
+    with FaultyProxy(url).running() as proxy:
         proxy.choose = RandomFaults(share, seed).choose
-        found = {**server.environment, "AWS_ENDPOINT_URL": proxy.url}
-        with patch.dict(os.environ, found):
+        with patch.dict(os.environ, {**environment, "AWS_ENDPOINT_URL": proxy.url}):
             yield proxy
 
 

@@ -44,6 +44,7 @@ class Refusals:
         self.lasting = lasting
         self.operations = 0
         self.refused = 0
+        self.reason = os.strerror(number)
 
     def count(self, name: object = None) -> None:
         """One more operation; raises OSError when it is its turn to fail."""
@@ -105,7 +106,7 @@ class _Guarded:
 class Room:
     """A tmpfs with room for so many more pages (``size``) or files (``nr_inodes``)."""
 
-    number = errno.ENOSPC
+    reason = os.strerror(errno.ENOSPC)
 
     def __init__(self, mount: Path, unit: str, units: int) -> None:
         self.mount = mount

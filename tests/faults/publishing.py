@@ -6,26 +6,37 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from nemotron_style.runtime.errors import RefError
+from nemotron_style.runtime.errors import RefError, StoreError
 from nemotron_style.runtime.store.record import Producer
 from nemotron_style.runtime.store.store import Store
 
 NAME = "model"
 FORK = multiprocessing.get_context("fork")  # an interpreter takes longer to start than a publish
+OUTAGE_S = 180.0  # for so long a command is done again when the server does not answer
+
+T = TypeVar("T")
 
 
 def publish_at_once(
-    root: str, source: Path, *, processes: int, publishes: int, readers: int = 2
+    root: str,
+    source: Path,
+    *,
+    processes: int,
+    publishes: int,
+    readers: int = 2,
+    meanwhile: AbstractContextManager[None] | None = None,
 ) -> dict[str, Any]:
     """Figures of ``processes`` that each publish ``publishes`` times under one name.
 
     After every tenth each adopts the file ``source`` too, which is one artifact however often.
     ``lost``: published and not there, or not whole. ``duplicate``: a version that two were given,
-    or a second artifact of what is one. ``backwards``: an older version after a newer one.
+    or a second artifact of what is one. ``backwards``: an older version after a newer one. What a
+    server that does not answer has ended is done again (``again``), as a user would.
     """
     began = time.monotonic()
     gate, stop, answers = FORK.Barrier(processes), FORK.Event(), FORK.SimpleQueue()
@@ -36,9 +47,10 @@ def publish_at_once(
     watchers = [FORK.Process(target=_watch, args=(root, stop, answers)) for _ in range(readers)]
     for process in (*writers, *watchers):
         process.start()
-    said = [answers.get() for _ in writers]
-    stop.set()
-    seen = [answers.get() for _ in watchers]
+    with meanwhile or nullcontext():
+        said = [answers.get() for _ in writers]
+        stop.set()
+        seen = [answers.get() for _ in watchers]
     for process in (*writers, *watchers):
         process.join()
     refs = [ref for each in said for ref in each["refs"]]
@@ -53,6 +65,7 @@ def publish_at_once(
         "lost": len(lost) + processes * publishes - len(refs),
         "duplicate": len(refs) - len(set(refs)) + len(own - Counter(set(own))) + adopted - 1,
         "backwards": sum(each["backwards"] for each in (*said, *seen)),
+        "again": sum(each["again"] for each in said),
         "reads": sum(each["reads"] for each in seen),
         "torn_reads": sum(each["torn"] for each in seen),
         "errors": [error for each in (*said, *seen) for error in each["errors"]],
@@ -65,20 +78,25 @@ def _publish(root: str, source: Path, number: int, publishes: int, gate: Any, an
     store = Store(root)
     refs: list[str] = []
     errors: list[str] = []
+    ended: list[str] = []
+
+    def publish(run: str) -> str:
+        staged = store.stage(run)
+        (staged / "weights").write_text(run)
+        producer = Producer(run_id=run, step="a/b", slot="model")
+        return store.commit(staged, name=NAME, kind="k", producer=producer).ref
+
     gate.wait()
     for each in range(publishes):
         try:
-            run = f"p{number}-{each}"
-            staged = store.stage(run)
-            (staged / "weights").write_text(run)
-            producer = Producer(run_id=run, step="a/b", slot="model")
-            refs.append(store.commit(staged, name=NAME, kind="k", producer=producer).ref)
+            refs.append(_insist(lambda run=f"p{number}-{each}": publish(run), ended))
             if each % 10 == 0:
-                store.adopt(source, kind="raw_jsonl", name="rows")
+                _insist(lambda: store.adopt(source, kind="raw_jsonl", name="rows"), ended)
         except Exception as error:
             errors.append(f"{type(error).__name__}: {error}")
     backwards = _count_backwards(map(_version, refs))
-    answers.put({"refs": refs, "backwards": backwards, "errors": errors})
+    said = {"refs": refs, "backwards": backwards, "errors": errors, "again": len(ended)}
+    answers.put(said)
     os._exit(0)  # nothing of pytest, which was forked too, shall run
 
 
@@ -91,6 +109,8 @@ def _watch(root: str, stop: Any, answers: Any) -> None:
             newest = store.resolve(NAME)
             versions.append(newest.record.version)
             torn += bool(store.verify(newest, deep=True))
+        except StoreError:  # the server does not answer
+            time.sleep(0.5)
         except RefError:
             torn += bool(versions)  # there was one before
         except Exception as error:
@@ -98,6 +118,19 @@ def _watch(root: str, stop: Any, answers: Any) -> None:
     backwards = _count_backwards(versions)
     answers.put({"reads": len(versions), "backwards": backwards, "torn": torn, "errors": errors})
     os._exit(0)
+
+
+def _insist(act: Callable[[], T], ended: list[str]) -> T:
+    """Do something again for as long as the server does not answer; ``ended`` gets each message."""
+    end = time.monotonic() + OUTAGE_S
+    while True:
+        try:
+            return act()
+        except StoreError as error:
+            ended.append(str(error))
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
 
 
 def _version(ref: str) -> int:

@@ -14,6 +14,7 @@ import pytest
 import s3_server
 from nemotron_style.runtime.errors import StoreError
 from nemotron_style.runtime.store.roots import multipart
+from nemotron_style.runtime.store.roots.object_path import ObjectPath
 from nemotron_style.runtime.store.roots.progress import Progress
 from nemotron_style.runtime.store.roots.s3 import S3Bucket
 
@@ -121,3 +122,13 @@ def test_a_bucket_that_is_gone_or_silent_says_so_in_a_line(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StoreError, match="cannot be reached; is AWS_ENDPOINT_URL right"):
         S3Bucket("s3://bucket").read("x")
+
+
+def test_a_folder_that_a_console_made_is_none(bucket: S3Bucket) -> None:
+    for key in ("x/", "x/y/", "x/y/z/"):
+        bucket.put(key, b"")
+    assert not ObjectPath(bucket, "x").is_dir()
+    bucket.put("x/y/z/key", b"1")
+    assert ObjectPath(bucket, "x").is_dir()
+    assert [key for key, _state in bucket.list("", deep=True)] == ["x/y/z/key"]
+    assert [key for key, _state in bucket.list("x/")] == ["x/y"]

@@ -189,7 +189,8 @@ def finish_removals(layout: Layout, *, find_in_use: Callable[[], Reasons]) -> Re
         files.sync(layout.index / "removing")
         if done.removed:
             files.sync(layout.index / "removed")
-    for ref in _refs_in(layout.index / "removed"):
+    there = {f"{each.parent.name}:{each.name}" for each in directories_of(layout)}
+    for ref in (each for each in _refs_in(layout.index / "removed") if each in there):
         with _naming(done, ref):
             _put_aside(layout, ref, done)
     for aside in entries(layout.staging):

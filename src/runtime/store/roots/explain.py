@@ -12,6 +12,10 @@ CREDENTIALS = (
 )
 REFUSED = ("the bucket refuses these credentials", CREDENTIALS)
 FULL = ("is full", "make room there, or choose another store")
+BUSY = (
+    "answers that it cannot at the moment, also when asked again",
+    "run the same command again later; it goes on where it was",
+)
 UNKNOWN = ("does not know conditional writes (If-None-Match), by which versions are handed out",)
 ENDPOINT = "is AWS_ENDPOINT_URL right, and the server up?"
 REASONS: dict[str, tuple[str, ...]] = {
@@ -28,10 +32,17 @@ REASONS: dict[str, tuple[str, ...]] = {
     "EndpointConnectionError": ("cannot be reached", ENDPOINT),
     "ConnectTimeoutError": ("does not answer", ENDPOINT),
     "ReadTimeoutError": ("does not answer", ENDPOINT),
+    "ConnectionClosedError": ("does not answer", ENDPOINT),
+    "HTTPClientError": ("does not answer", ENDPOINT),
     "TimeoutError": ("does not answer", ENDPOINT),
     "InvalidBucketName": ("is no name of a bucket", ""),
     "NotImplemented": UNKNOWN,
     "501": UNKNOWN,
+    "SlowDown": BUSY,
+    "ServiceUnavailable": BUSY,
+    "503": BUSY,
+    "InternalError": BUSY,
+    "500": BUSY,
     "QuotaExceeded": FULL,
     "InsufficientStorage": FULL,
     "XMinioStorageFull": FULL,

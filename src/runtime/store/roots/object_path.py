@@ -92,7 +92,8 @@ class ObjectPath(_Path):  # type: ignore[misc]
 
     def is_dir(self) -> bool:
         """Whether there is something below."""
-        return any(True for _ in self.bucket.list(self._prefix, limit=1))
+        # An object: a server with real folders names those that were emptied for a while yet.
+        return any(True for _ in self.bucket.list(self._prefix, deep=True, limit=1))
 
     def exists(self) -> bool:
         """Whether there is an object, or something below."""

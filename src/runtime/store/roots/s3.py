@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +86,21 @@ class S3Bucket:
     ) -> Iterator[tuple[str, ObjectState | None]]:
         words: dict[str, Any] = {"Bucket": self.name, "Prefix": self._prefix + prefix}
         words |= {} if deep else {"Delimiter": "/"}
-        words |= {"MaxKeys": limit} if limit else {}
+        words |= {"MaxKeys": limit + 1} if limit else {}
+        return islice(self._list_all(words), limit)
+
+    def _list_all(self, words: dict[str, Any]) -> Iterator[tuple[str, ObjectState | None]]:
         start = len(self._prefix)
         while True:
             page = self._list_page(words)
             found = [
                 (each["Key"][start:], _describe(each, each["Size"]))
                 for each in page.get("Contents", ())
+                if not each["Key"].endswith("/")  # what consoles make for a folder
             ]
             folders = [each["Prefix"][start:-1] for each in page.get("CommonPrefixes", ())]
             yield from sorted([*found, *((each, None) for each in folders)], key=lambda one: one[0])
-            if limit or not page.get("IsTruncated"):
+            if not page.get("IsTruncated"):
                 return
             words["ContinuationToken"] = page["NextContinuationToken"]
 

@@ -291,7 +291,10 @@ def test_a_record_of_a_newer_version_or_a_damaged_one_is_one_line(store: Store) 
         (coded("ExpiredToken"), "the credentials have expired"),
         (coded("NoSuchBucket"), "there is no such bucket"),
         (coded("QuotaExceeded"), "is full"),
-        (coded("InternalError"), "does not do what it is asked for: said InternalError"),
+        (coded("XMinioStorageFull"), "is full; make room there, or choose another store"),
+        (coded("SlowDown"), "cannot at the moment, also when asked again; run the same command"),
+        (coded("InternalError"), "cannot at the moment, also when asked again"),
+        (coded("Strange"), "does not do what it is asked for: said Strange"),
     ],
 )
 def test_what_a_bucket_refuses_is_told_in_a_line(error: Exception, what: str) -> None:
