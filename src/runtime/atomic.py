@@ -216,7 +216,10 @@ def read_clock(folder: Path) -> float:
     A server's clock may be hours from ours, and times of files are its. The time of ``folder``
     is set to now, which needs no room, so it works on a full disk too.
     """
-    os.utime(folder)
+    try:
+        os.utime(folder)
+    except OSError as error:  # it does not say of which path
+        raise OSError(error.errno, error.strerror, str(folder)) from error
     return folder.stat().st_mtime
 
 

@@ -28,8 +28,8 @@ class Problem:
     fix: str = ""
 
     def __str__(self) -> str:
-        place = ": ".join(part for part in (self.where, self.key) if part)
-        details = [f"got {self.got}"] if self.got else []
+        place = _one_line(": ".join(part for part in (self.where, self.key) if part))
+        details = [f"got {_one_line(self.got)}"] if self.got else []
         details += [f"allowed: {self.allowed}"] if self.allowed else []
         details += [self.fix] if self.fix else []
         head = f"{place}: {self.what}" if place else self.what
@@ -38,6 +38,11 @@ class Problem:
     def as_dict(self) -> dict[str, str]:
         """The non-empty fields, for ``--json``."""
         return {name: value for name, value in vars(self).items() if value}
+
+
+def _one_line(name: str) -> str:
+    """A name that somebody chose: with line feeds it must not look like two problems."""
+    return name.replace("\n", "\\n")
 
 
 class StepsError(Exception):

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nemotron_style.runtime.catalog.tree import Tree, find_trees
-from nemotron_style.runtime.errors import ManifestError, Problem, raise_all, suggest
+from nemotron_style.runtime.errors import ManifestError, Problem, raise_all, shorten, suggest
 from nemotron_style.runtime.paths import find_project_root, shipped_folder, show_path
 from nemotron_style.runtime.text_file import read_toml_file
 from nemotron_style.runtime.validation import explain_errors
@@ -69,7 +69,7 @@ class Kinds:
         """The kind called ``name``; raises ManifestError, with near matches, when there is none."""
         if name not in self._kinds:
             fix = suggest(name, self._kinds) or f"known kinds: {', '.join(self.names)}"
-            raise ManifestError(Problem(what=f"there is no kind {name!r}", fix=fix))
+            raise ManifestError(Problem(what=f"there is no kind {shorten(repr(name))}", fix=fix))
         return self._kinds[name]
 
     def ancestors(self, name: str) -> tuple[str, ...]:

@@ -71,13 +71,14 @@ def list_artifacts(
 ) -> None:
     """List artifacts, the newest version of each name first; without --limit, the newest 50."""
     most = choose_limit(limit, as_json=as_json or kind is not None)
-    artifacts, problems, more = open_store(context).list_artifacts(name, limit=most)
+    store = open_store(context)
+    artifacts, problems, more = store.list_artifacts(name, limit=most)
     listed = [each for each in artifacts if kind in (None, each.kind)]
     print_problems(problems, label="left out")
     if as_json:
         return print_json([_summarise(artifact) for artifact in listed])
     if not listed:
-        return print("no artifacts; run a step, or adopt something")
+        return print(f"no artifacts in {store.root}; run a step, or adopt something")
     header = ("REF", "KIND", "DIGEST", "SIZE", "AGE", "MADE BY")
     rows = [_row(artifact) for artifact in listed]
     print_table(rows, header=header, optional=("DIGEST", "MADE BY"))
@@ -156,9 +157,9 @@ def verify(
     Of a report: whether its records are those of the store.
     """
     store = open_store(context)
-    if ref and is_report(ref):
+    if ref is not None and is_report(ref):
         return verify_report(Path(ref), store, as_json=as_json)
-    if ref:
+    if ref is not None:  # an empty one is an unset variable, and not "everything"
         path = store.resolve(ref).path
         checked, problems = 1, store.verify_path(path, deep=not shallow) or store.check_keys(path)
     else:

@@ -56,7 +56,7 @@ def list_all(
 ) -> None:
     """List runs, the newest first."""
     word = load_catalog().find(step).id if step else ""
-    found, passed_over = scan_runs(open_store(context).local, step=word)
+    found, passed_over = scan_runs((store := open_store(context)).local, step=word)
     listed, more = cut(found, limit, as_json=as_json)
     runs, silence = [], []
     for run, state in zip(listed, read_statuses(listed), strict=True):
@@ -73,8 +73,11 @@ def list_all(
         told = {"passed_over": [problem.as_dict() for problem in passed_over]}
         return print_json({"runs": runs, "more": more, **told})
     header = ("RUN", "STEP", "CONFIG", "STATE", "ATTEMPTS", "STARTED", "TOOK", "ARTIFACTS")
-    rows, optional = [_row(run) for run in runs], ("STEP", "ATTEMPTS", "ARTIFACTS")
-    print_table(rows, header=header, optional=optional)  # a run's id begins with its step
+    rows, optional = (
+        [_row(run) for run in runs],
+        ("STEP", "ATTEMPTS", "ARTIFACTS"),
+    )  # ids have it
+    print_table(rows, header=header, optional=optional, empty=f"no runs in {store.local}")
     print_problems(passed_over, label="note")
     print_more(more, "runs")
 

@@ -59,9 +59,18 @@ def open_console(stream: TextIO, *, width: int | None = None) -> Console:
 
 
 def print_table(
-    rows: Sequence[Sequence[str]], *, header: Sequence[str], optional: Sequence[str] = ()
+    rows: Sequence[Sequence[str]],
+    *,
+    header: Sequence[str],
+    optional: Sequence[str] = (),
+    empty: str = "",
 ) -> None:
-    """Print rows in columns. Where they do not fit, columns named in ``optional`` are left out."""
+    """Print rows in columns, or ``empty`` where there are none.
+
+    Where they do not fit, columns named in ``optional`` are left out.
+    """
+    if empty and not rows:
+        return print(empty)
     from rich.table import Table
     from rich.text import Text
 

@@ -101,6 +101,8 @@ def check_access(plan: Plan) -> Iterator[Problem]:
         what = f"{describe_user()} cannot write in {first}{more} ({describe_owner(first)})"
         fix = "choose another store, or ask the owner to share this one with its group "
         fix += f"(chmod -R g+rwX {store.local} and chmod g+s on its folders)"
+        if os.statvfs(nearest_folder(first)).f_flag & os.ST_RDONLY:  # rights would change nothing
+            what, fix = f"{first} is on a file system that is read-only", "choose another store"
         yield Problem(where=f"store {store.local}", what=what, fix=fix)
     yield from store.check_root()
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime import atomic
-from nemotron_style.runtime.errors import Problem, RefError, suggest
+from nemotron_style.runtime.errors import Problem, RefError, UsageError, shorten, suggest
 from nemotron_style.runtime.process import identify_process
 from nemotron_style.runtime.run.attempt import LOCAL, Attempt
 from nemotron_style.runtime.run.plan import Plan, load_plan
@@ -251,16 +251,21 @@ def find_run(store: Store, word: str) -> RunFolder:
     fits = [word] if word in runs else [run_id for run_id in runs if run_id.startswith(word)]
     if not fits:
         with contextlib.suppress(RefError):
-            producer = store.resolve(word).record.producer
-            fits = [producer.run_id] if producer and producer.run_id in runs else []
+            named = store.resolve(word)
+            producer = named.record.producer
+            if producer is None:
+                what = f"no run made {named.ref}: it was adopted"
+                raise UsageError(Problem(where="RUN", what=what, got=shorten(repr(word))))
+            fits = [producer.run_id] if producer.run_id in runs else []
     hidden = [problem for problem in unreadable if problem.where.startswith(word)]
     if hidden and not fits:
         raise RefError(hidden)
     if len(fits) != 1:
         what = f"{len(fits)} runs begin so" if fits else "no such run"
-        allowed = ", ".join(sorted(fits)[:10])
+        allowed, got = ", ".join(sorted(fits)[:10]), shorten(repr(word))
         fix = suggest(word, list(runs)) or "`nemotron-style runs list` names them"
-        raise RefError(Problem(where="RUN", what=what, got=repr(word), allowed=allowed, fix=fix))
+        fix = fix if runs else f"there are no runs in {store.local}"
+        raise RefError(Problem(where="RUN", what=what, got=got, allowed=allowed, fix=fix))
     return runs[fits[0]]
 
 

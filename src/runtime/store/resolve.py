@@ -47,7 +47,7 @@ def resolve(layout: Layout, ref: str) -> Artifact:
     if artifact is None:
         decided = decided_output(layout, parsed.run_id, parsed.slot)
         _reject_removed(find_tombstone(layout, decided.ref) if decided else None)
-        raise _unknown(ref, _outputs(layout, parsed))
+        raise _unknown(layout, ref, _outputs(layout, parsed))
     return artifact
 
 
@@ -145,7 +145,7 @@ def list_places(layout: Layout, name: str | None) -> tuple[list[Path], list[Prob
     """Where versions stand, by name, the newest first, and which names cannot be listed."""
     places: list[Path] = []
     problems: list[Problem] = []
-    names = [layout.name(name)] if name else entries(layout.artifacts)
+    names = [layout.name(name)] if name is not None else entries(layout.artifacts)
     removed = removed_refs(layout, name or "")
     for folder in names:
         try:
@@ -202,7 +202,7 @@ def _no_version(layout: Layout, ref: NamedRef, gone: Collection[int | None], las
     if asked in gone:
         _reject_removed(find_tombstone(layout, f"{ref.name}:v{asked}"), allowed)
     if not shown:
-        return _unknown(ref.name, [entry.name for entry in entries(layout.artifacts)])
+        return _unknown(layout, ref.name, [entry.name for entry in entries(layout.artifacts)])
     what = "has no such version"
     return RefError(Problem(where=ref.name, what=what, got=f"v{asked}", allowed=allowed))
 
@@ -249,8 +249,10 @@ def _outputs(layout: Layout, ref: OutputRef) -> list[str]:
     return slots or [f"run:{entry.name}/{ref.slot}" for entry in entries(runs)]
 
 
-def _unknown(ref: str, known: list[str]) -> RefError:
-    fix = suggest(ref, known) or _LIST
+def _unknown(layout: Layout, ref: str, known: list[str]) -> RefError:
+    # Of a wrong root, or a mount that is gone, its name says more than any command.
+    is_empty = not entries(layout.artifacts)
+    fix = f"there are no artifacts in {layout.root}" if is_empty else suggest(ref, known) or _LIST
     return RefError(Problem(what="no such artifact", got=repr(ref), fix=fix))
 
 

@@ -30,6 +30,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     "PartialCredentialsError": ("the credentials are not whole", CREDENTIALS),
     "ProfileNotFound": ("AWS_PROFILE names no profile of the AWS config", CREDENTIALS),
     "EndpointConnectionError": ("cannot be reached", ENDPOINT),
+    "SSLError": ("cannot be reached by https", ENDPOINT),
     "ConnectTimeoutError": ("does not answer", ENDPOINT),
     "ReadTimeoutError": ("does not answer", ENDPOINT),
     "ConnectionClosedError": ("does not answer", ENDPOINT),

@@ -140,7 +140,8 @@ class S3Bucket:
         try:
             return self._system_call("list_objects_v2", **words)
         except FileNotFoundError as error:  # of a whole bucket only that can be meant
-            raise StoreError(Problem(where=self.url, what="there is no such bucket")) from error
+            what, fix = "there is no such bucket", "correct its name, or AWS_ENDPOINT_URL"
+            raise StoreError(Problem(where=self.url, what=what, fix=fix)) from error
 
     def _cat(self, key: str, **part: int) -> bytes:
         try:

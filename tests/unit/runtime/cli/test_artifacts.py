@@ -73,7 +73,7 @@ def test_list(run: Run, model: Artifact) -> None:
 
 
 def test_an_empty_store(run: Run, store: Store) -> None:
-    assert run("list")[1] == "no artifacts; run a step, or adopt something\n"
+    assert run("list")[1] == f"no artifacts in {store.root}; run a step, or adopt something\n"
     assert read_json(run, "list") == []
     code, out, err = run("verify")
     assert (code, out) == (1, "0 checked, 1 problems\n")

@@ -16,7 +16,7 @@ from nemotron_style.runtime.store.record import render_sealed
 from nemotron_style.runtime.store.store import Store
 
 Capture = pytest.CaptureFixture[str]
-BAD_NAMES = ("..", "a/../b", "/etc/passwd", "x" * 300, "a\x1b[31mb", "a\nb", "a\0b", "sha256")
+BAD_NAMES = ("", "..", "a/../b", "/etc/passwd", "x" * 300, "a\x1b[31mb", "a\nb", "a\0b", "sha256")
 ADOPT = ("artifacts", "adopt", "rows.jsonl", "--kind", "stone", "--name")
 
 
@@ -55,13 +55,26 @@ def test_a_name_that_cannot_be_used_touches_nothing(root: Path, capsys: Capture,
         ("steps", "run", "mill/bake", "--name", name, "--dry-run"),
         *(("artifacts", verb, name) for verb in ("show", "lineage", "rm", "verify")),
         ("artifacts", "gc", "--keep", name),
+        ("artifacts", "list", name),
         ("artifacts", "diff", name, "sack"),
     ]
     for words in commands:
         said = refuse(capsys, *words)
         assert said.count("\n") == 1, (words, said)
         assert "cannot be used" in said or "is not there" in said or "no such" in said, said
+    others = [
+        ("artifacts", "adopt", name, "--kind", "stone", "--name", "new"),
+        ("artifacts", "adopt", "rows.jsonl", "--kind", name, "--name", "new"),
+        *(("runs", verb, name) for verb in ("show", "rerun", "rm")),
+    ]
+    for words in others[name == "/etc/passwd" :]:  # which is a file
+        assert refuse(capsys, *words).count("\n") == 1, words
     assert picture(root) == before
+
+
+def test_what_no_run_made_is_not_taken_for_a_run(root: Path, capsys: Capture) -> None:
+    for verb in ("show", "rerun"):
+        assert "no run made sack:v1: it was adopted" in refuse(capsys, "runs", verb, "sack")
 
 
 @pytest.mark.parametrize("ref", ["sacks", "sack:v7", "sha256:abcdef", "run:never-1/model"])
@@ -106,7 +119,10 @@ def test_a_record_that_cannot_be_read_is_one_line_in_every_command(
 
 def test_a_root_that_is_gone_is_empty_to_readers_and_says_so(root: Path, capsys: Capture) -> None:
     shutil.rmtree(root)
-    assert "no such artifact" in refuse(capsys, "artifacts", "show", "sack")
+    assert f"there are no artifacts in {root}" in refuse(capsys, "artifacts", "show", "sack")
+    assert f"there are no runs in {root}" in refuse(capsys, "runs", "show", "latest")
+    assert main(["artifacts", "list"]) == main(["runs", "list"]) == 0
+    assert f"no runs in {root}\n" in capsys.readouterr().out
     assert "there is no store here" in refuse(capsys, "artifacts", "verify", code=1)
     assert not root.exists()
 
