@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+import s3_server
 from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from nemotron_style.runtime.run.kept_run import find_complete_run
+from nemotron_style.runtime.store.store import Store
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 PROFILE = """
@@ -187,3 +190,24 @@ def test_the_main_jobs_run_as_chains(
     service = RunFolder(actor.path / "services" / "reward").last_attempt
     assert service.record["state"] == "COMPLETED"
     assert "conversations and 0 errors" in service.log.read_text()
+
+
+def test_a_job_whose_store_is_in_a_bucket_is_seen_from_here(
+    site: Any, typed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if s3_server.REASON:
+        pytest.skip(s3_server.REASON)
+    with s3_server.running_s3() as bucket:
+        bucket.make_bucket("models")
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        profile = PROFILE.replace('OMP_NUM_THREADS = "1"', f'AWS_ENDPOINT_URL = "{bucket.url}"')
+        secrets = "secrets = ['AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY']"
+        places = f"store = 's3://models/team'\nscratch = '{tmp_path}/shared'\n{secrets}\n"
+        site.mill.write("env.toml", profile + places)
+        done = typed("steps", "run", "mill/grow", "-r", "site")
+        assert done.returncode == 0, done.stderr
+        elsewhere = Store("s3://models/team", scratch=tmp_path / "elsewhere")
+        made = elsewhere.resolve("mill-grow-default:v1")
+        assert (elsewhere.fetch(made) / "sack.txt").is_file()
+        assert find_complete_run(elsewhere, made.ref).plan.profile == "site"

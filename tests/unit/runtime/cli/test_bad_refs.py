@@ -63,11 +63,12 @@ def test_a_name_that_cannot_be_used_touches_nothing(root: Path, capsys: Capture,
         assert said.count("\n") == 1, (words, said)
         assert "cannot be used" in said or "is not there" in said or "no such" in said, said
     others = [
-        ("artifacts", "adopt", name, "--kind", "stone", "--name", "new"),
+        ("artifacts", "adopt", "", "--kind", "stone", "--name", "new"),
+        ("artifacts", "adopt", "a\nb", "--kind", "stone", "--name", "new"),
         ("artifacts", "adopt", "rows.jsonl", "--kind", name, "--name", "new"),
         *(("runs", verb, name) for verb in ("show", "rerun", "rm")),
     ]
-    for words in others[name == "/etc/passwd" :]:  # which is a file
+    for words in others:
         assert refuse(capsys, *words).count("\n") == 1, words
     assert picture(root) == before
 
