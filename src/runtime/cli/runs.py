@@ -73,10 +73,7 @@ def list_all(
         told = {"passed_over": [problem.as_dict() for problem in passed_over]}
         return print_json({"runs": runs, "more": more, **told})
     header = ("RUN", "STEP", "CONFIG", "STATE", "ATTEMPTS", "STARTED", "TOOK", "ARTIFACTS")
-    rows, optional = (
-        [_row(run) for run in runs],
-        ("STEP", "ATTEMPTS", "ARTIFACTS"),
-    )  # ids have it
+    rows, optional = [_row(run) for run in runs], ("STEP", "ATTEMPTS", "ARTIFACTS")
     print_table(rows, header=header, optional=optional, empty=f"no runs in {store.local}")
     print_problems(passed_over, label="note")
     print_more(more, "runs")

@@ -63,8 +63,6 @@ def adopt(
 ) -> Artifact:
     """Bring what is at ``location`` into the store; see :meth:`Store.adopt`."""
     layout.adopted("", kind, name)  # refuses a bad name or kind before anything is read
-    if not location:  # an unset variable, which as a path would be the working directory
-        raise InputError("the path or URI to adopt is empty")
     location = strip_local(location)
     remote = is_uri(location)
     if remote and reference:

@@ -70,6 +70,8 @@ def list_uri(uri: str) -> list[str]:
 
 def open_path(location: str) -> Source:
     """The files at a local path. Raises InputError where they cannot be adopted."""
+    if not location:  # an unset variable, which as a path would be the working directory
+        raise InputError("the path or URI to adopt is empty")
     path = expand_path(location).absolute()
     try:
         found = find_files(path, follow_links=True)
