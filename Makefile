@@ -26,7 +26,7 @@ help:
 	@echo "make check      style, types, import rules and every test"
 	@echo "make bench      figures: command line, redaction, training, group step, sampling, serving, store"
 	@echo "make bench-smoke one round of every bench whose environment is there"
-	@echo "make faults     attack a store (FOLDER=...: on that disk): killed, full, raced; some minutes"
+	@echo "make faults     attack a store (FOLDER=...: on that disk): killed, full, raced; hours"
 	@echo "make gpu        the training path on a GPU: does it hold, what does it cost (DEVICE=cpu: in small)"
 	@echo "make bench-vllm figures: sampling in the training process and with vLLM"
 	@echo "make bench-trl  figures: a GRPO step and an update on packed rows, of ours and of TRL"
