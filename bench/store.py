@@ -270,6 +270,7 @@ def run_command(words: Sequence[str], root: Path) -> float:
     """User plus system seconds of one command."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "NEMOTRON_STYLE_HOME": str(root)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # see bench/command_line.py
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run([*CLI, *words], check=True, env=environment, **quiet)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -28,7 +28,8 @@ HEAVY = (
     "prometheus_client",
 )
 # What `steps list` can do without, and would pay for.
-SLOW = (*HEAVY, "omegaconf", "yaml", "fsspec", "jinja2", "rich")
+# The last would be read to find plug-ins of pydantic.
+SLOW = (*HEAVY, "omegaconf", "yaml", "fsspec", "jinja2", "rich", "importlib.metadata")
 
 RUNNER = """
 import sys

@@ -19,7 +19,11 @@ class Table(BaseModel):
     """A TOML table that refuses keys it does not know."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        protected_namespaces=(),
+        defer_build=True,  # of most tables only the document around them is validated
     )
 
 

@@ -59,6 +59,7 @@ class Section(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
         protected_namespaces=(),
+        defer_build=True,  # of most sections only the config around them is validated
     )
 
 

@@ -31,7 +31,7 @@ _SEAL = re.compile(r'(?<=\n  "seal": ")[0-9a-f]{64}(?=",?\n)')
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class PlannedInput(_Frozen):

@@ -33,7 +33,7 @@ _SHORTEST_SECRET = 6
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Producer(_Frozen):
