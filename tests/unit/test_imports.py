@@ -119,10 +119,25 @@ def test_the_job_of_nemo_rl_needs_only_the_core_dependencies():
 
 def test_runtime_and_configs_import_nothing_heavy_at_module_level():
     for name, path in modules():
-        planned = name.endswith((".config", ".preflight", ".compiler")) or ".preflight." in name
-        if name.startswith("runtime") or planned:
+        if name.startswith("runtime") or is_planned(name):
             roots = {each.split(".")[0] for each in imports(path, top_only=True)}
             assert not roots & set(HEAVY), name
+
+
+def test_configs_import_nothing_heavy_through_others():
+    names = [f"nemotron_style.{name}" for name, _ in modules() if is_planned(name)]
+    lines = (
+        f"import sys; sys.modules.update(dict.fromkeys({HEAVY}))",
+        *map("import {}".format, names),
+    )
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def is_planned(name: str) -> bool:
+    """Whether a module runs when a step is planned."""
+    return name.endswith((".config", ".preflight", ".compiler")) or ".preflight." in name
 
 
 def test_a_step_imports_blocks_and_five_modules_of_the_runtime_only():

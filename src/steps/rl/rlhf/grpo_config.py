@@ -16,7 +16,6 @@ from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.parallel_config import Activations, DividedModel, Method
 from nemotron_style.steps.blocks.settings.peft_config import MegatronPeft
 from nemotron_style.steps.blocks.settings.training_config import Count
-from nemotron_style.steps.blocks.training.lr_schedule import megatron_decay
 from nemotron_style.steps.rl.rlhf.fixed_values import DEAD, held
 
 _MEGATRON = "is read where DTensor trains, and Megatron does"
@@ -194,6 +193,8 @@ class MegatronCfg(DividedModel):
 
     def learning_rate(self, update: int, *, updates: int) -> float:
         """Learning rate of the update number ``update`` (from 0) of ``updates``."""
+        from nemotron_style.steps.blocks.training.lr_schedule import megatron_decay  # loads torch
+
         return megatron_decay(self.optimizer, self.scheduler, update, updates=updates)
 
 
@@ -288,9 +289,8 @@ class Policy(Section):
     def optim(self) -> OptimConfig:
         """The optimizer, as the block wants it."""
         adam, ddp = self.megatron_cfg.optimizer, self.megatron_cfg.distributed_data_parallel_config
-        # NeMo-RL has the key twice.
         twice = adam.use_distributed_optimizer, ddp.get("use_distributed_optimizer", True)
-        spread = self.half and all(twice)
+        spread = self.half and all(twice)  # NeMo-RL has the key in both places
         return OptimConfig(
             name="distributed_fused_adam" if spread else "adamw",
             lr=adam.lr,
