@@ -95,6 +95,8 @@ $(VENV)/.tokenizers: $(READY)
 demo: $(READY)
 	$(BIN)/nemotron-style steps run sft/steerlm2 -c tiny
 	$(BIN)/nemotron-style steps run eval/steerability -c tiny
+	@mkdir -p build
+	$(BIN)/nemotron-style report sft-steerlm2-tiny -o build/demo.html
 
 docs: $(DOCS)/.ready
 	$(DOCS)/bin/python tools/site/build.py "$${NEMOTRON_STYLE_HOME:-.nemotron-style}"

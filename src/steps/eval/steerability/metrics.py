@@ -91,6 +91,19 @@ def rate_differences(
     return differences
 
 
+def compare_in_words(difference: Mapping[str, float]) -> str:
+    """A sentence on ``{difference, low, high}``: better or worse only if the interval is."""
+    change, low, high = (100 * difference[name] for name in ("difference", "low", "high"))
+    if low > 0:
+        what = "better than the baseline"
+    elif high < 0:
+        what = "worse than the baseline"
+    else:
+        what = "neither better nor worse than the baseline, as far as can be told"
+    figures = f"{change:+.1f} responses of 100 as requested (95%: {low:+.1f} to {high:+.1f})"
+    return f"the model is {what}: {figures}"
+
+
 def count_outcomes(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
     """Everything of ``results.json`` that is counted, from the outcomes of each slot."""
     results: dict[str, Any] = {

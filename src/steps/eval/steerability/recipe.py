@@ -36,6 +36,7 @@ from nemotron_style.steps.eval.steerability.metrics import (
     JOINT,
     Attributes,
     Outcome,
+    compare_in_words,
     count_outcomes,
     hit_rate,
     parse_label,
@@ -63,7 +64,7 @@ def run(config: Config, ctx: StepContext) -> None:
         outcomes[slot] = sample_outcomes(config, sampler, requests=requests, labeller=labeller)
         joint = hit_rate([outcome.hit(JOINT) for outcome in outcomes[slot]])
         ctx.metrics.log(number + 1, joint_hit_rate=joint["rate"])
-        ctx.say(f"{slot}: {joint['rate']:.3f} of {joint['total']} responses are as requested")
+        ctx.say(f"{slot}: {joint['rate']:.1%} of {joint['total']} responses are as requested")
     ctx.progress(len(slots), len(slots))
 
     results = count_outcomes(outcomes) | {"judged_by": judged_by}
@@ -195,10 +196,7 @@ def summarise(ctx: StepContext, results: dict[str, Any]) -> None:
             "joint_difference_low": joint["low"],
             "joint_difference_high": joint["high"],
         }
-        ctx.say(
-            f"joint hit rate: {joint['difference']:+.3f} over the baseline "
-            f"(95%: {joint['low']:+.3f} to {joint['high']:+.3f})"
-        )
+        ctx.say(compare_in_words(joint))
     # The joint rate comes first in each slot's rates.
     for name in results["rates"]["model"]:
         for slot, rates in results["rates"].items():

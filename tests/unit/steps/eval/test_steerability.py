@@ -14,6 +14,7 @@ from nemotron_style.steps.blocks.stats.confidence_interval import (
 from nemotron_style.steps.eval.steerability.metrics import (
     JOINT,
     Outcome,
+    compare_in_words,
     rate_differences,
     rates_by_attribute,
     rates_by_label,
@@ -106,6 +107,21 @@ def test_differences_are_paired() -> None:
     assert change["helpfulness"]["difference"] == 0
     assert change["verbosity"]["difference"] == pytest.approx(0.5)
     assert change[JOINT]["low"] < 0.25 < change[JOINT]["high"]
+
+
+@pytest.mark.parametrize(
+    ("low", "change", "high", "told"),
+    [
+        (0.214, 0.241, 0.268, "better than the baseline: +24.1"),
+        (-0.05, -0.03, -0.01, "worse than the baseline: -3.0"),
+        (-0.01, 0.01, 0.03, "neither better nor worse than the baseline"),
+        (0.0, 0.0, 0.0, "neither better nor worse"),
+    ],
+)
+def test_better_or_worse_is_said_where_the_interval_says_so(
+    low: float, change: float, high: float, told: str
+) -> None:
+    assert told in compare_in_words({"difference": change, "low": low, "high": high})
 
 
 def test_a_table_survives_what_responses_contain() -> None:
