@@ -15,6 +15,9 @@ WORKERS ?= 3
 PYTEST_ARGS ?=
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS)
 
+# Whoever starts this: what pytest rewrites and hundreds of processes import is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo docs test test-fast lint check bench bench-smoke faults gpu bench-vllm bench-trl rooms clean
 
 help:
@@ -105,7 +108,7 @@ docs: $(DOCS)/.ready
 # others: most of their time they wait.
 ALONE := tests/integration/test_container.py
 test: $(READY)
-	$(BIN)/python -m compileall -q src  # read by hundreds of processes
+	$(BIN)/python -m compileall -q -j 0 src  # read by hundreds of processes
 	@said=$$(mktemp); $(BIN)/python -m pytest $(ALONE) $(PYTEST_ARGS) >$$said 2>&1 & alone=$$!; \
 	$(PYTEST) --ignore=$(ALONE) --cov --cov-report=term:skip-covered --cov-fail-under=90 $(PYTEST_ARGS); code=$$?; \
 	wait $$alone || code=1; echo; echo $(ALONE); cat $$said; rm $$said; exit $$code

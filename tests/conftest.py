@@ -89,10 +89,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Tests of the steps run without the tracing of coverage, which they would pay for."""
-    from order import COVERED
+    from order import is_covered
 
     coverage = coverage_of(item.config)
-    if coverage is None or not item.nodeid.startswith(COVERED):
+    if coverage is None or not is_covered(item.nodeid):
         return (yield)
     coverage.resume()
     try:

@@ -28,7 +28,7 @@ COMMAND = [
     "model.data.train_ds.global_batch_size=4",
 ]
 STEPS = 45
-KILLS = 3
+KILLS = 2
 
 
 def start(store):

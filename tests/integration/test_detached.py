@@ -31,7 +31,7 @@ from waiting import until
 
 Capture = pytest.CaptureFixture[str]
 SECONDS_TO_WAIT = 180.0
-AT_ONCE = 8
+AT_ONCE = 5
 
 
 @pytest.fixture(autouse=True)
