@@ -73,10 +73,13 @@ class Kinds:
         return self._kinds[name]
 
     def ancestors(self, name: str) -> tuple[str, ...]:
-        """``name`` itself and everything that it is, nearest first."""
+        """``name`` itself and everything that it is, nearest first.
+
+        A kind that is not known here, of an artifact that another project made, is only itself.
+        """
         found = [name]
-        for kind in found:
-            found += [wider for wider in self[kind].is_a if wider not in found]
+        for known in (self._kinds[kind] for kind in found if kind in self._kinds):
+            found += [wider for wider in known.is_a if wider not in found]
         return tuple(found)
 
     def accepts(self, wanted: str, offered: str) -> bool:
@@ -85,8 +88,8 @@ class Kinds:
 
     def conversion(self, offered: str, wanted: str) -> str | None:
         """The id of the step that makes something usable as ``wanted`` out of ``offered``."""
-        for kind in self.ancestors(offered):
-            for target, step in self[kind].convert_to.items():
+        for known in (self._kinds[kind] for kind in self.ancestors(offered) if kind in self):
+            for target, step in known.convert_to.items():
                 if self.accepts(wanted, target):
                     return step
         return None

@@ -48,6 +48,13 @@ def test_a_conversion_is_found_through_both_families(tmp_path):
     assert kinds.conversion("wide", "other") is None
 
 
+def test_a_kind_of_another_project_is_only_itself(tmp_path):
+    kinds = kinds_of(tmp_path, FAMILY)
+    assert kinds.accepts("theirs", "theirs")
+    assert not kinds.accepts("any", "theirs")
+    assert kinds.conversion("theirs", "narrow") is None
+
+
 def test_unknown_names_circles_and_keys_are_refused(tmp_path):
     with pytest.raises(ManifestError, match=r"one\.is_a: there is no kind 'tow'.*'two'"):
         kinds_of(tmp_path, '[one]\ndescription="1"\nis_a=["tow"]\n[two]\ndescription="2"')

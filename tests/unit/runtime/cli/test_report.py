@@ -9,6 +9,7 @@ import pytest
 
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.store.record import Artifact
+from nemotron_style.runtime.store.store import Store
 from report_world import make_store
 
 
@@ -42,6 +43,13 @@ def test_a_run_has_a_report_and_it_goes_where_it_is_told_to(tuned, tmp_path, cap
     assert (tmp_path / "pages" / "tuned-v1.html").read_bytes() == (
         tmp_path / "run.html"
     ).read_bytes()
+
+
+def test_what_another_project_made_has_a_report_too(tuned, tmp_path, capsys):
+    (tmp_path / "text").write_text("theirs")
+    Store(tmp_path / "store").adopt(tmp_path / "text", kind="their_kind", name="theirs")
+    assert main(["report", "theirs"]) == 0
+    assert "their_kind" in (tmp_path / "theirs-v1.html").read_text()
 
 
 @pytest.mark.parametrize(
