@@ -70,7 +70,7 @@ def run_parse(case: Case) -> Outcome:
     found = read_gym_verdict(case["inputs"]["output"], **defaults)
     score, ranking = defaults["default_score"], defaults["default_ranking"]
     told = found or Verdict(score, score, ranking)
-    return {**vars(told), "parsed": found is not None}
+    return {**told.numbers, "parsed": found is not None}
 
 
 def run_aggregate(case: Case) -> Outcome:
@@ -220,7 +220,7 @@ def run_compare(case: Case) -> Outcome:
         **told,
         "rewards": done.rewards,
         "metrics": judge_aggregation.verdict_metrics(verdicts),
-        "comparison_results": [list(vars(one).values()) for one in verdicts],
+        "comparison_results": [list(one.numbers.values()) for one in verdicts],
         "comparison_metadata": [list(vars(pair).values()) for pair in pairs],
     }
 

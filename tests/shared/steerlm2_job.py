@@ -76,7 +76,7 @@ def gradient(parallel: Parallel, sizes: SteerLM2, target: Path) -> dict[str, flo
     scored = score_responses(model, batch.groups, max_responses=size)
     log_q_theta = accumulate(model, batch, sizes)
     torch.testing.assert_close(log_q_theta, scored, atol=1e-4, rtol=0)
-    metrics = measure(model, batch, max_responses=size)
+    metrics, _ = measure(model, batch, max_responses=size)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.main_grad)

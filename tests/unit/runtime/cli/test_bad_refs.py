@@ -42,9 +42,10 @@ def refuse(capsys: Capture, *words: str, code: int = 2) -> str:
 
 
 def picture(root: Path) -> dict[str, bytes]:
-    """Everything in the folder above the store, but for what is staged."""
+    """Everything in the folder above the store, but for what is staged, and bytecode."""
     files = (path for path in root.parent.rglob("*") if path.is_file())
-    return {str(path): path.read_bytes() for path in files if "staging" not in path.parts}
+    passed_over = {"staging", "__pycache__"}
+    return {str(path): path.read_bytes() for path in files if passed_over.isdisjoint(path.parts)}
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
