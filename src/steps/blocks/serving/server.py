@@ -263,11 +263,12 @@ class Service:
         ``ClientDisconnect``. A request that is given up before its batch begins is not worked on.
         """
         try:
-            results = asyncio.wrap_future(self.check_ready().submit(items, size=size))
+            submitted = self.check_ready().submit(items, size=size)
         except Full as full:
             raise HttpError(429, "queue_full", str(full), retry_after=full.seconds) from None
         except Closed:
             raise self._unavailable() from None
+        results = asyncio.wrap_future(submitted)
         # The body was read, so what comes next from this client can only be its end.
         gone, seconds = asyncio.ensure_future(request.receive()), self.limits.answer_seconds
         try:
@@ -281,6 +282,7 @@ class Service:
         except Failed as error:
             raise HttpError(500, "model", str(error)) from None
         finally:
+            submitted.cancel()  # at once: by way of `results` it would come after the answer
             results.cancel()
             gone.cancel()
 
