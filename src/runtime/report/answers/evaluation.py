@@ -35,8 +35,8 @@ def read_evaluation_answers(store: Store, evaluation: Artifact) -> list[Table]:
     rows = content.rows() if content else []
     slots = {edge.slot: edge.ref for edge in evaluation.record.inputs}
     total = f"{len(rows)}" if content and content.whole else f"the first {len(rows)}"
-    matches = [row for row in rows if {"model", "baseline", "margins"} <= row.keys()]
-    labelled = [row for row in rows if {"label", "turns", "model"} <= row.keys()]
+    matches = list(filter(is_match, rows))
+    labelled = list(filter(is_labelled, rows))
     judged = [row for row in rows if {"response_1", "response_2", "sort"} <= row.keys()]
     if matches:
         heads = tuple(f"{slots.get(slot, slot)} ({slot})" for slot in SLOTS)
@@ -53,6 +53,16 @@ def read_evaluation_answers(store: Store, evaluation: Artifact) -> list[Table]:
         heads = ("response 1", "response 2")
         return [Table("Judged pairs", evaluation.ref, heads, tuple(map(_judged, chosen)), note)]
     return []
+
+
+def is_match(row: Row) -> bool:
+    """Whether a row has two answers, of which a judge preferred one."""
+    return {"model", "baseline", "margins"} <= row.keys()
+
+
+def is_labelled(row: Row) -> bool:
+    """Whether a row has answers to a prompt with a label."""
+    return {"label", "turns", "model"} <= row.keys()
 
 
 def choose_matches(rows: Sequence[Row], total: str) -> tuple[list[Row], str]:
@@ -124,7 +134,6 @@ def show_match(row: Row) -> AnswerRow:
             for order, text in zip(ORDERS, row.get("words", ()), strict=False)
             if text
         ),
-        key=str(row.get("number", "")),
     )
 
 

@@ -6,9 +6,8 @@ samples of the same prompt, whose rows are marked by ``whole_group``, its size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from nemotron_style.runtime.report.answers.table import (
     BY_ADVANTAGE,
@@ -21,6 +20,7 @@ from nemotron_style.runtime.report.answers.table import (
     as_number,
     cut_text,
     name_attributes,
+    read_judged,
     shade,
     show_answer,
     signed,
@@ -109,10 +109,7 @@ def _show(row: Row, scale: float, *, lead: str, judge: bool = False) -> AnswerRo
 
 def _remarks(judged: object) -> Iterator[Remark]:
     """What the judge said of a sample beside another one."""
-    for each in judged if isinstance(judged, list) else []:
-        if not isinstance(each, Mapping) or not isinstance(each.get("scores"), list):
-            continue
-        own, other = (format_number(as_number(score)) for score in each["scores"][:2])
+    for own, other, each in read_judged(judged):
         against = cut_text(each.get("against", ""))
         words = cut_text(each.get("words", ""))
         yield Remark(f"{own} against {other} for “{against}”", words)
@@ -129,7 +126,7 @@ def _keeps(rows: Sequence[Row]) -> bool:
     return any("kept" in row for row in rows)
 
 
-def _reward(row: Mapping[str, Any]) -> str:
+def _reward(row: Row) -> str:
     return format_number(as_number(row.get("reward")))
 
 

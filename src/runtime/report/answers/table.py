@@ -7,7 +7,7 @@ form. Texts are cut and secrets in them masked before they get here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +62,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """A prompt and the answers to it; ``verdict`` is who was preferred, in words.
-
-    ``key`` tells the prompt from others of equal text, for a comparison of several tables.
-    """
+    """A prompt and the answers to it; ``verdict`` is who was preferred, in words."""
 
     prompt: str
     cells: tuple[Cell, ...]
@@ -73,7 +70,6 @@ class AnswerRow:
     tone: str = ""
     detail: str = ""
     remarks: tuple[Remark, ...] = ()
-    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +130,15 @@ def signed(value: float) -> str:
     """A number with its sign, a zero without one."""
     text = format_number(value + 0.0)
     return f"+{text}" if value > 0 else text
+
+
+def read_judged(judged: object) -> Iterator[tuple[str, str, Row]]:
+    """What a judge said of an answer beside another: both scores, and all that was written down."""
+    for each in judged if isinstance(judged, list) else []:
+        scores = each.get("scores") if isinstance(each, Mapping) else None
+        if isinstance(scores, list):
+            own, other = (format_number(as_number(score)) for score in scores[:2])
+            yield own, other, each
 
 
 def name_attributes(values: object) -> str:

@@ -25,6 +25,7 @@ from nemotron_style.runtime.report.answers.table import (
     as_number,
     cut_text,
     name_attributes,
+    read_judged,
     shade,
     show_answer,
     signed,
@@ -86,10 +87,7 @@ def _held_out(row: Row) -> AnswerRow:
 
 def _remarks(judged: object) -> Iterator[Remark]:
     """What a judge said of a pair: the scores of the later and of the earlier answer, and why."""
-    for each in judged if isinstance(judged, list) else []:
-        if not isinstance(each, Mapping) or not isinstance(each.get("scores"), list):
-            continue
-        own, other = (format_number(as_number(score)) for score in each["scores"][:2])
+    for own, other, each in read_judged(judged):
         first = "later" if each.get("shown") == "first" else "earlier"
         head = f"later {own}, earlier {other}; the {first} one was shown first"
         yield Remark(head, cut_text(each.get("words", "")))

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron_style.runtime.errors import ArtifactError, Problem
-from nemotron_style.runtime.report.answers.evaluation import SLOTS, show_labelled, show_match
+from nemotron_style.runtime.report.answers.evaluation import (
+    SLOTS,
+    is_labelled,
+    is_match,
+    show_labelled,
+    show_match,
+)
 from nemotron_style.runtime.report.answers.table import SHOWN, Cell
 from nemotron_style.runtime.report.answers.training import read_run_answers
 from nemotron_style.runtime.report.evidence import read_file
@@ -113,10 +119,10 @@ def _read_cells(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, dict[s
     """What was asked, told apart from equal questions by its number, and the answers by slot."""
     counts: dict[str, int] = {}
     for row in rows:
-        if {"model", "baseline", "margins"} <= row.keys():
+        if is_match(row):
             slots: tuple[str, ...] = SLOTS
             shown = show_match(row)
-        elif {"label", "turns", "model"} <= row.keys():
+        elif is_labelled(row):
             slots = tuple(slot for slot in SLOTS if slot in row)
             shown = show_labelled(row, slots)
         else:

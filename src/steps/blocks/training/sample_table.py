@@ -50,7 +50,9 @@ def write_samples(run_dir: Path, step: int, rows: Sequence[Row]) -> None:
 
     A step that is done again writes the same.
     """
-    _write(run_dir, f"step-{step:08d}.jsonl", [*best_and_worst(rows), *widest_group(rows)])
+    write_sample_rows(
+        run_dir, f"step-{step:08d}.jsonl", [*best_and_worst(rows), *widest_group(rows)]
+    )
 
 
 def write_validation(
@@ -62,7 +64,7 @@ def write_validation(
     stay that gained most and least. Old answers may be those of an earlier attempt.
     """
     ranked = sorted(rows, key=gain, reverse=True)
-    _write(run_dir, f"validation-{step:08d}.jsonl", keep_ends(ranked))
+    write_sample_rows(run_dir, f"validation-{step:08d}.jsonl", keep_ends(ranked))
 
 
 def write_loss_mask(run_dir: Path, rows: Sequence[Sequence[tuple[str, bool]]]) -> None:
@@ -74,6 +76,21 @@ def write_loss_mask(run_dir: Path, rows: Sequence[Sequence[tuple[str, bool]]]) -
     if rows and not path.exists():
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def write_sample_rows(run_dir: Path, name: str, rows: Sequence[Row]) -> None:
+    """Write a file of rows into ``samples`` of the run's folder."""
+    folder = run_dir / FOLDER
+    folder.mkdir(exist_ok=True)
+    write_rows(folder / name, rows)
+
+
+def replace_samples(path: Path, text: str) -> None:
+    """Put a new text in the place of a file; whoever is killed in between leaves the old one."""
+    path.parent.mkdir(exist_ok=True)
+    aside = path.with_suffix(".new")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
 
 
 def describe_samples(rows: Sequence[Row], *, text: str) -> str:
@@ -94,12 +111,6 @@ def _rank(row: Row) -> tuple[float, int, int]:
 def _spread(group: Sequence[Row]) -> float:
     """How far the rewards of a ranked group lie apart."""
     return float(group[0]["reward"] - group[-1]["reward"])
-
-
-def _write(run_dir: Path, name: str, rows: Sequence[Row]) -> None:
-    folder = run_dir / FOLDER
-    folder.mkdir(exist_ok=True)
-    write_rows(folder / name, rows)
 
 
 def _shorten(text: str) -> str:
@@ -139,10 +150,7 @@ class SampleFile:
     def keep(self, step: int, texts: Sequence[str]) -> None:
         """Keep the texts after ``step`` updates, beside those of other steps."""
         kept = {str(key): value for key, value in self.read().items()} | {str(step): [*texts]}
-        self.path.parent.mkdir(exist_ok=True)
-        aside = self.path.with_suffix(".new")
-        aside.write_text(json.dumps(kept, ensure_ascii=False, indent=1), encoding="utf-8")
-        os.replace(aside, self.path)  # killed in between, the old ones are there still
+        replace_samples(self.path, json.dumps(kept, ensure_ascii=False, indent=1))
 
     def write_table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Write ``samples.md``."""

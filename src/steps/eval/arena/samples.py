@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemotron_style.steps.blocks.data.jsonl import write_rows
 from nemotron_style.steps.blocks.data.markdown_table import markdown_table
 from nemotron_style.steps.blocks.judge.verdict import Verdict
+from nemotron_style.steps.blocks.training.sample_table import write_sample_rows
 from nemotron_style.steps.eval.arena.match import SLOTS, Decision, Judgement, Match
 from nemotron_style.steps.eval.arena.metrics import Levels
 
@@ -46,10 +46,8 @@ def write_words(run_dir: Path, judgements: Sequence[Sequence[Judgement]]) -> Non
     It lies in the run's folder, not among the results: a judge that samples says the same in other
     words when it is asked again. A row a match, in their order; none for what it was not asked.
     """
-    folder = run_dir / "samples"
-    folder.mkdir(exist_ok=True)
     said = [[one.words for one in own if isinstance(one, Verdict)] for own in judgements]
-    write_rows(folder / "words.jsonl", [{"words": words} for words in said])
+    write_sample_rows(run_dir, "words.jsonl", [{"words": words} for words in said])
 
 
 def sample_table(rows: Sequence[Row], *, shown: int) -> str:

@@ -9,15 +9,16 @@ Shapes: ``_P`` groups, ``_G`` responses of a group.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from nemotron_style.steps.blocks.data.chat.interface import Chat
+from nemotron_style.steps.blocks.training.sample_table import FOLDER, replace_samples
 from nemotron_style.steps.sft.steerlm2.batch import Batch
 
 SHOWN = 4
@@ -47,17 +48,15 @@ class WeightSamples:
     @property
     def path(self) -> Path:
         """The file in the run's folder."""
-        return self.run_dir / "samples" / "weights.json"
+        return self.run_dir / FOLDER / "weights.json"
 
     def keep(self, step: int, b_PG: Tensor) -> None:
         """Write down the shares after ``step`` updates."""
         self.shares[str(step)] = _round(b_PG)
-        text = json.dumps({"groups": self._groups(), "shares": self.shares}, ensure_ascii=False)
-        self.path.parent.mkdir(exist_ok=True)
-        aside = self.path.with_suffix(".new")
-        aside.write_text(text + "\n", encoding="utf-8")
-        os.replace(aside, self.path)  # killed in between, the old ones are there still
+        text = json.dumps({"groups": self._groups, "shares": self.shares}, ensure_ascii=False)
+        replace_samples(self.path, text + "\n")
 
+    @cached_property
     def _groups(self) -> list[Mapping[str, Any]]:
         weights = _round(self.batch.w_PG)
         return [
