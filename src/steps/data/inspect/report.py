@@ -58,15 +58,20 @@ def _lengths(found: Inspection) -> Iterator[str]:
         yield from ("", "## Lengths of a row", "", *markdown_table(["", *heads], cells))
 
 
+def _first_of(count: int) -> str:
+    """How many of ``count`` are shown, where those are not all."""
+    return f": the first {SHOWN} of {count:,}" if count > SHOWN else f": {count}"
+
+
 def _rows(found: Inspection) -> Iterator[str]:
     if found.report.problems:
-        yield from ("", f"## Refused: the first {SHOWN} of {found.report.bad:,}", "")
+        yield from ("", f"## Refused{_first_of(found.report.bad)}", "")
         yield from (f"* {problem}" for problem in found.report.problems[:SHOWN])
     if found.repeats:
-        yield from ("", f"## Repeated: the first {SHOWN} of {len(found.repeats):,}", "")
+        yield from ("", f"## Repeated{_first_of(len(found.repeats))}", "")
         yield from (f"* row {row:,} is row {first:,}" for row, first in found.repeats[:SHOWN])
     if found.too_long:
-        yield from ("", f"## Too long: the first {SHOWN} of {len(found.too_long):,}", "")
+        yield from ("", f"## Too long{_first_of(len(found.too_long))}", "")
         yield "* rows " + ", ".join(map(str, found.too_long[:SHOWN]))
     if found.shown:
         trained = any(piece.trained for row in found.shown for side in row for piece in side)

@@ -27,6 +27,10 @@ Placed = tuple[str, Row | InputError]
 LONGEST_LINE = 64 << 20
 """Bytes of a row. A file without line ends would else be read into memory as one."""
 
+UTF8_MARK = b"\xef\xbb\xbf"
+"""What Windows' programs write before a text; it is no part of it (RFC 8259, section 8.1)."""
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
 NOT_ROWS = {"artifact.json", "dataset_info.json", "dataset_infos.json", "state.json"}
 _SHARDS = ("*.jsonl", "*.jsonl.gz", "*.parquet")
 
@@ -56,6 +60,7 @@ def find_files(path: str | Path) -> list[Path]:
     found = sorted(file for pattern in _SHARDS for file in path.glob(pattern))
     found = found or sorted(file for pattern in _SHARDS for file in path.glob(f"*/{pattern}"))
     found = found or sorted(file for file in path.glob("*.json") if file.name not in NOT_ROWS)
+    found = found or _only_file(path)
     if len({re.sub(r"\d+", "#", file.name) for file in found}) != 1:
         raise InputError(
             Problem(
@@ -68,6 +73,12 @@ def find_files(path: str | Path) -> list[Path]:
             )
         )
     return found
+
+
+def _only_file(folder: Path) -> list[Path]:
+    """The one file of an artifact that was a file of another name."""
+    files = [file for file in folder.iterdir() if file.is_file() and file.name not in NOT_ROWS]
+    return files if len(files) == 1 else []
 
 
 def _open(file: Path) -> Callable[[Path], Iterator[Placed]]:
@@ -88,7 +99,7 @@ def _open(file: Path) -> Callable[[Path], Iterator[Placed]]:
 
 def _starts_with_list(file: Path) -> bool:
     with file.open("rb") as stream:
-        return stream.read(1024).lstrip()[:1] == b"["
+        return stream.read(1024).removeprefix(UTF8_MARK).lstrip()[:1] == b"["
 
 
 def _plain_lines(file: Path) -> Iterator[Placed]:
@@ -112,13 +123,27 @@ def _lines(file: Path, stream: IO[bytes]) -> Iterator[Placed]:
         if len(line) > LONGEST_LINE:
             what = f"the line has more than {LONGEST_LINE:,} bytes"
             raise InputError(Problem(where=f"{file}:{number}", what=what))
+        if number == 1:
+            line = line.removeprefix(UTF8_MARK)
+            _refuse_other_texts(file, line)
         if line.strip():
             yield f"{file}:{number}", _decode_line(line)
 
 
+def _refuse_other_texts(file: Path, first_line: bytes) -> None:
+    """Refuse a file whose every line would be refused, by its first one, and once."""
+    if first_line.startswith(UTF16_MARKS):
+        what, fix = "the file is UTF-16, not UTF-8", "iconv -f UTF-16 -t UTF-8 OLD > NEW"
+        raise InputError(Problem(where=str(file), what=what, fix=fix))
+    if first_line.strip() == b"{":
+        what = "an object stands on several lines"
+        fix = "write each row on a line of its own, or all of them as a list in a .json file"
+        raise InputError(Problem(where=f"{file}:1", what=what, fix=fix))
+
+
 def _list_rows(file: Path) -> Iterator[Placed]:
     try:
-        rows = _decode(file.read_bytes(), "file")
+        rows = _decode(file.read_bytes().removeprefix(UTF8_MARK), "file")
     except InputError as error:
         raise InputError(
             [Problem(**{**vars(one), "where": str(file)}) for one in error.problems]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from nemotron_style.steps.blocks.data.files.refusal import brief, is_number, refuse
@@ -159,6 +158,18 @@ def helpsteer3(row: Row, unused: set[str]) -> OwnRow:
     return {side: [*asked, *read_answer(row, name, unused)] for side, name in sides}
 
 
+def ranked(row: Row, unused: set[str]) -> OwnRow:
+    """NeMo-RL's ``context`` and two ``completions``, of which the one of lower rank is better."""
+    both = sorted(row["completions"], key=lambda one: one["rank"])
+    ranks = [one["rank"] for one in both]
+    if len(both) != 2 or ranks[0] == ranks[1]:
+        what, fix = "a pair is two answers of two ranks", "write a row of each pair"
+        refuse(what, key="completions[].rank", got=brief(ranks), allowed="[0, 1]", fix=fix)
+    asked = read_prompt(row, "context", unused)
+    chosen, rejected = ([*asked, *read_answer(one, "completion", unused)] for one in both)
+    return {"chosen": chosen, "rejected": rejected}
+
+
 def comparison(row: Row, unused: set[str]) -> OwnRow:
     """Our own ``messages`` that end with both responses, and the ``truth``."""
     return {"messages": row["messages"], "truth": row["truth"]}
@@ -191,8 +202,16 @@ def _is_regression(row: Row) -> bool:
     return isinstance(row.get("text"), str) and isinstance(row.get("label"), list)
 
 
-def _has_type(name: str, kind: type) -> Callable[[Row], bool]:
-    return lambda row: isinstance(row.get(name), kind)
+def _is_ranked(row: Row) -> bool:
+    completions = row.get("completions")
+    return (
+        has("context")(row)
+        and isinstance(completions, list)
+        and all(
+            isinstance(one, dict) and is_number(one.get("rank")) and "completion" in one
+            for one in completions
+        )
+    )
 
 
 JUDGED = (
@@ -251,6 +270,14 @@ JUDGED = (
         has("context", "response1", "response2", "overall_preference"),
         helpsteer3,
         '{"context": [...], "response1": "...", "response2": "...", "overall_preference": -2}',
+    ),
+    Layout(
+        "nemo_rl_pairs",
+        PAIRS,
+        frozenset({"context", "completions"}),
+        _is_ranked,
+        ranked,
+        '{"context": [...], "completions": [{"rank": 0, "completion": [...]}, {"rank": 1, ...}]}',
     ),
     Layout(
         "comparisons",

@@ -76,4 +76,11 @@ def _unknown(row: Row, use: Use) -> InputError:
         names = ", ".join(f"{name} ({other})" for other, name in others.items())
         what = f"these columns are not {use}; they are {names}"
     allowed = "; ".join(names_for(use))
-    return InputError(Problem(what=what, got=columns(row), allowed=allowed))
+    return InputError(Problem(what=what, got=columns(row), allowed=allowed, fix=_rows_within(row)))
+
+
+def _rows_within(row: Row) -> str:
+    """What to do with an object that is no row but holds them: ``{"train": [{...}, ...]}``."""
+    lists = [name for name, value in row.items() if isinstance(value, list) and value]
+    found = [name for name in lists if isinstance(row[name][0], dict)]
+    return f"the rows stand in {found[0]!r}: give that list alone" if len(found) == 1 else ""

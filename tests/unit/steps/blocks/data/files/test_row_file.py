@@ -52,6 +52,23 @@ def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path, end: str) -
     assert read_rows(tmp_path, dict) == ROWS * 2
 
 
+@pytest.mark.parametrize("name", ["lines.jsonl", "list.json", "lines.jsonl.gz"])
+def test_a_file_that_windows_wrote_has_the_same_rows(tmp_path: Path, name: str) -> None:
+    text = json.dumps(ROWS, indent=1) if name == "list.json" else LINES
+    data = b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert [row for _, row in iterate_rows(tmp_path / name)] == ROWS
+
+
+def test_a_folder_with_one_file_of_another_name_is_that_file(tmp_path: Path) -> None:
+    write(tmp_path / "rows.txt")
+    (tmp_path / "artifact.json").write_text("{}")
+    assert read_rows(tmp_path, dict) == ROWS
+    (tmp_path / "rows.txt").rename(tmp_path / "rows.csv")
+    with pytest.raises(InputError, match=r"rows\.csv: rows are not read from a file of this type"):
+        read_rows(tmp_path, dict)
+
+
 def test_files_of_other_names_are_other_data(tmp_path: Path) -> None:
     for name in ("train.jsonl", "validation.jsonl"):
         (tmp_path / name).write_text(LINES)
@@ -73,6 +90,8 @@ def test_a_bad_row_is_placed_in_its_file(tmp_path: Path) -> None:
         ("no.parquet", b"PAR1 and nothing else", "the Parquet file cannot be read"),
         ("cut.json", b'[{"n": 1}, {"n":', "the file is not JSON"),
         ("table.csv", b"n\n1\n", r"not read from a file of this type; got \.csv"),
+        ("wide.jsonl", LINES.encode("utf-16"), "the file is UTF-16, not UTF-8; iconv"),
+        ("one.json", json.dumps(ROWS[0], indent=1).encode(), "an object stands on several lines"),
         ("empty.parquet", b"", "the Parquet file cannot be read"),
     ],
 )

@@ -302,6 +302,16 @@ CASES = {
         layout="helpsteer3",
         rejected=A2,
     ),
+    "NeMo-RL's preferences": Case(
+        {
+            "context": [U],
+            "completions": [{"rank": 1, "completion": [S2]}, {"rank": 0, "completion": [S]}],
+        },
+        [Q, A],
+        use="ratings",
+        layout="nemo_rl_pairs",
+        rejected=A2,
+    ),
     "UltraFeedback with completions": Case(
         {"instruction": Q, "completions": [{"model": "m", "response": A}]},
         use="ratings",

@@ -131,3 +131,15 @@ def test_a_spoilt_row_is_read_or_refused_and_nothing_else(name: str) -> None:
         for use, parse in PARSERS.items():
             with contextlib.suppress(InputError):
                 parse(RowReader(use).own_row(row))
+
+
+def test_rows_within_an_object_are_pointed_at() -> None:
+    with pytest.raises(InputError, match=r"got train; .*; the rows stand in 'train'"):
+        RowReader("training").own_row({"train": [{"instruction": "a", "output": "b"}]})
+
+
+def test_a_pair_of_nemo_rl_has_two_ranks() -> None:
+    one = {"rank": 0, "completion": [{"role": "assistant", "content": "a"}]}
+    row = {"context": [{"role": "user", "content": "q"}], "completions": [one, one]}
+    with pytest.raises(InputError, match=r"two answers of two ranks; got \[0, 0\]"):
+        RowReader("ratings").own_row(row)
