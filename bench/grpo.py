@@ -27,7 +27,6 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -54,11 +53,12 @@ from nemotron_style.steps.blocks.training.optimizer import build_optimizer, grad
 from nemotron_style.steps.rl.rlhf.advantages import build_samples, shape_rewards
 from nemotron_style.steps.rl.rlhf.config import Config
 from nemotron_style.steps.rl.rlhf.hacking_alert import find_alerts
-from nemotron_style.steps.rl.rlhf.metrics import rollout_metrics
+from nemotron_style.steps.rl.rlhf.metrics import measure_kl, rollout_metrics
 from nemotron_style.steps.rl.rlhf.rollout import Rollout, RolloutSampler, Sample
 from nemotron_style.steps.rl.rlhf.train_sample import (
     TrainSample,
     accumulate_policy_loss,
+    add_previous,
     add_reference,
     compute_logprobs,
 )
@@ -141,19 +141,14 @@ class Ours:
         samples = build_samples(rollouts, shaped, advantages_B)
         return samples, rollout_metrics(rollouts, shaped, baseline, samples)
 
-    def add_reference(
-        self, samples: Sequence[TrainSample]
-    ) -> tuple[list[TrainSample], dict[str, float]]:
-        """Samples with the log-probs of the reference, and how far the policy is from it."""
+    def add_reference(self, samples: Sequence[TrainSample]) -> list[TrainSample]:
+        """Samples with the log-probs of the reference."""
         logprobs = compute_logprobs(self.reference, samples, self.config.policy)
         return add_reference(samples, logprobs)
 
     def add_previous(self, samples: Sequence[TrainSample]) -> list[TrainSample]:
         """Samples with the policy's own log-probs before the update; off-policy losses need it."""
-        logprobs = compute_logprobs(self.model, samples, self.config.policy)
-        return [
-            replace(one, previous_T=own_T) for one, own_T in zip(samples, logprobs, strict=True)
-        ]
+        return add_previous(samples, compute_logprobs(self.model, samples, self.config.policy))
 
     def accumulate(self, samples: Sequence[TrainSample]) -> dict[str, float]:
         return accumulate_policy_loss(self.model, samples, self.config)
@@ -162,10 +157,12 @@ class Ours:
         samples, metrics = self.reward(self.sample())
         if off_policy:
             samples = self.add_previous(samples)
-        samples, distance = self.add_reference(samples)
+        samples = self.add_reference(samples)
         update = self.accumulate(samples)
         update |= {"lr": LR, "grad_norm": self.optimizer.step(LR, step=1, loss=update["loss"])}
-        metrics |= distance | merge_metrics([update]) | {"start_tokens": float(NEW_TOKENS)}
+        metrics |= (
+            measure_kl(samples) | merge_metrics([update]) | {"start_tokens": float(NEW_TOKENS)}
+        )
         find_alerts(metrics)
         return metrics
 
@@ -240,7 +237,7 @@ def show_agreement(ours: Ours, theirs: Theirs) -> None:
     samples, _ = ours.reward(
         [_as_rollout(ours, *pair) for pair in zip(ours.prompts, tokens, strict=True)]
     )
-    samples, _ = ours.add_reference(ours.add_previous(samples))
+    samples = ours.add_reference(ours.add_previous(samples))
     metrics = ours.accumulate(samples)
     apart = torch.stack([one.reference_T for one in samples]) - inputs["ref_per_token_logps"]
     own_norm = gradient_norm(ours.optimizer.parameters)
@@ -277,7 +274,7 @@ def bench(ours: Ours, theirs: Theirs, name: str) -> None:
 def bench_parts(ours: Ours, name: str) -> None:
     rollouts = ours.sample()
     samples = ours.reward(rollouts)[0]
-    complete = ours.add_reference(samples)[0]
+    complete = ours.add_reference(samples)
     variants: dict[str, Callable[[], object]] = {
         "a step": ours.step,
         "rollout": ours.sample,

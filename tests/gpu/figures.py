@@ -364,9 +364,8 @@ def grpo_step(scale: Scale) -> dict[str, Any]:
             for number, group in enumerate(drawn)
             for index, one in enumerate(group)
         ]
-        samples, _ = add_previous(samples, compute_logprobs(model, samples, config.policy), None)
-        frozen = compute_logprobs(reference, samples, config.policy)
-        samples, _ = add_reference(samples, frozen)
+        samples = add_previous(samples, compute_logprobs(model, samples, config.policy))
+        samples = add_reference(samples, compute_logprobs(reference, samples, config.policy))
         scored = time.perf_counter()
         update = accumulate_policy_loss(model, samples, config)
         optimizer.step(1e-6, step=1, loss=update["loss"])

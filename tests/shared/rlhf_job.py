@@ -22,6 +22,7 @@ from nemotron_style.steps.rl.rlhf.train_sample import (
     add_previous,
     add_reference,
     compute_logprobs,
+    mask_wide_gaps,
 )
 
 SIZES = ModelConfig(
@@ -115,9 +116,8 @@ def measure(out):
     )
     previous = [each + 0.05 for each in previous]
     facts["shared"] = share(RankZero())
-    facts["masks"] = [one.mask for one in add_previous(plain, previous, 1.5)[0]]
-    complete, _ = add_previous(plain, previous, None)
-    complete, _ = add_reference(complete, reference)
+    complete = add_reference(add_previous(plain, previous), reference)
+    facts["masks"] = [one.mask for one in mask_wide_gaps(complete, 1.5)[0]]
     for name, options in OPTIONS.items():
         for size in PASSES:
             model = build_model(SIZES, seed=11)

@@ -129,8 +129,7 @@ def sample(model, pool):
     params = SamplingParams(max_new_tokens=9, stop_ids=[4])
     sampler = RolloutSampler(Engine(model, SIZES), pool, chat, params)
     seeded = seed_prompts(prompts, [0, 1, 2, 3, 4, 5, 2], "rollout", 1)
-    rollouts, _ = sampler.sample(seeded, samples=2, lot=2)
-    return rollouts
+    return sampler.collect_scores(seeded, sampler.sample(seeded, samples=2, lot=2))
 
 
 class Gone(Counts):

@@ -80,7 +80,7 @@ def group_advantages(
     return advantages_B if valid_B is None else advantages_B.where(valid_B.bool(), 0.0)
 
 
-def clip_advantages(advantages: Tensor, *, low: float | None, high: float | None) -> Tensor:
+def clip_advantages(advantages: Tensor, low: float | None, high: float | None) -> Tensor:
     """The advantages within ``[low, high]``, each of which may be None; the last step of all."""
     return advantages if low is None and high is None else advantages.clamp(low, high)
 

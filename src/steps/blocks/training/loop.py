@@ -39,12 +39,13 @@ class Schedule:
     validate_from: int = 0
 
     @staticmethod
-    def of(length: Length, steps: int) -> Schedule:
+    def of(length: Length, steps: int, *, validate_at_start: bool = False) -> Schedule:
         """The schedule of ``steps`` updates at the intervals of a config."""
         return Schedule(
             steps=steps,
             validation_interval=length.val_check_interval,
             save_interval=length.steps_between_saves,
+            validate_at_start=validate_at_start,
         )
 
     def validates(self, done: int) -> bool:
@@ -85,6 +86,7 @@ class TrainingLoop:
         self._validate, self._save, self._failures = validate, save, failures
         self._validated = self._saved = 0
         self._amount, self._started = 0, time.monotonic()
+        self._lap_started, self._laps = 0.0, dict[str, float]()
 
     def steps(self, done: int, *, validated: int | None = None) -> Iterator[int]:
         """Yield the number of each update to make, ``done + 1`` and on.
@@ -104,6 +106,7 @@ class TrainingLoop:
                 self._finish_step()
             if self.done == self._schedule.steps:
                 return
+            self._lap_started, self._laps = time.perf_counter(), {}
             yield self.done + 1
             self.done += 1
 
@@ -123,6 +126,12 @@ class TrainingLoop:
         """Count ``amount`` (tokens); how many a second there were in this attempt so far."""
         self._amount += amount
         return self._amount / (time.monotonic() - self._started)
+
+    def lap(self, name: str) -> dict[str, float]:
+        """Take the seconds since the last lap of this step as ``name``; all of its laps by name."""
+        now = time.perf_counter()
+        self._laps[name], self._lap_started = now - self._lap_started, now
+        return dict(self._laps)
 
     def _finish_step(self) -> None:
         done, schedule = self.done, self._schedule

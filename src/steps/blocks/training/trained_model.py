@@ -27,6 +27,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
 from nemotron_style.steps.blocks.model.language_model import unwrap, wrap
 from nemotron_style.steps.blocks.model.lora import apply_lora, load_adapters
 from nemotron_style.steps.blocks.model.rank_zero import is_rank_zero, share_from_rank_zero
+from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.parallel_config import KEEP_ALL, Activations
 from nemotron_style.steps.blocks.settings.peft_config import (
     FOREIGN,
@@ -103,7 +104,7 @@ def load_trained_model(
     adaptation: Adaptation | None,
     *,
     dtype: torch.dtype,
-    distributed_optimizer: bool,
+    optim: OptimConfig,
     activations: Activations = KEEP_ALL,
 ) -> nn.Module:
     """This rank's part of the input ``model``, in DDP: all of it to be trained, or adapters."""
@@ -112,9 +113,9 @@ def load_trained_model(
         return load_model(
             path,
             dtype=dtype,
-            distributed_optimizer=distributed_optimizer,
+            distributed_optimizer=optim.distributed,
             activations=activations,
         )[0]
     model, _ = load_model(path, dtype=dtype, ddp=False, activations=activations)
     adaptation.apply(model, ctx)
-    return wrap(unwrap(model), distributed_optimizer=distributed_optimizer)
+    return wrap(unwrap(model), distributed_optimizer=optim.distributed)

@@ -75,18 +75,18 @@ def run(config: Config, ctx: StepContext) -> None:
     """Train on ``data`` and produce ``model``: trunk, head and the scale of its outputs."""
     # -- where the model starts, and the rows: all of them checked before any work is done
     check_launch(config.trainer, world_size=ctx.world_size)
-    settings, rm = config.model, config.trainer.rm
-    initialize(Parallel.of(settings), seed=config.seed)
+    rm = config.trainer.rm
+    initialize(Parallel.of(config.model), seed=config.seed)
     start = ctx.input("model").path
     tokenizer = Tokenizer(start / TOKENIZER)
-    chat = open_chat(tokenizer, settings.data.chat_prompt_tokens)
+    chat = open_chat(tokenizer, config.model.data.chat_prompt_tokens)
     data = read_data(config, ctx, chat=chat)
     train, validation, reward = data.train, data.validation, data.reward
-    batch_size, size = settings.global_batch_size, settings.micro_batch_size
-    order = SampleOrder(len(train), config.seed, batch_size, sample=settings.data.sample)
+    batch_size, size = config.model.global_batch_size, config.model.micro_batch_size
+    order = SampleOrder(len(train), config.seed, batch_size, sample=config.model.data.sample)
     steps = order.steps(max_steps=rm.max_steps, max_epochs=rm.max_epochs)
     ctx.say(f"{len(train)} rows to train on, {len(validation)} to validate, {steps} steps")
-    warn_if_held(ctx, settings.optim, updates=steps)
+    warn_if_held(ctx, config.model.optim, updates=steps)
     ctx.say(f"outputs: {', '.join(reward.outputs)}")
 
     # -- the model and its state
@@ -94,17 +94,17 @@ def run(config: Config, ctx: StepContext) -> None:
         start,
         outputs=len(reward.outputs),
         dtype=torch.bfloat16 if config.trainer.half else torch.float32,
-        distributed_optimizer=settings.optim.distributed,
-        activations=settings.activations,
+        distributed_optimizer=config.model.optim.distributed,
+        activations=config.model.activations,
     )
-    optimizer = build_optimizer(model, settings.optim, gradient_clip=rm.gradient_clip_val)
-    state = TrainingState(ctx, model, optimizer)
-    done, kept = state.restore()
-    validation_metrics: dict[str, float] = kept.get("figures", {})
+    optimizer = build_optimizer(model, config.model.optim, gradient_clip=rm.gradient_clip_val)
+    checkpoint = TrainingState(ctx, model, optimizer)
+    done, stored = checkpoint.restore()
+    validation_metrics: dict[str, float] = stored.get("figures", {})
     shown = (validation or train)[: config.trainer.samples.prompts]
-    samples = RatedSamples(ctx, chat, shown, reward, size)
+    table = RatedSamples(ctx, chat, shown, reward, size)
     if not done:
-        samples.take(model, 0)
+        table.take(model, 0)
 
     def validate(step: int) -> None:
         metrics, points = measure(model, validation, config=reward, size=size)
@@ -120,7 +120,7 @@ def run(config: Config, ctx: StepContext) -> None:
         ctx,
         Schedule.of(rm, steps),
         validate=validate if validation else None,
-        save=lambda step: state.save(step, {"figures": validation_metrics}, keep=keep),
+        save=lambda step: checkpoint.save(step, {"figures": validation_metrics}, keep=keep),
     )
 
     # -- training: one update for each global batch
@@ -132,7 +132,7 @@ def run(config: Config, ctx: StepContext) -> None:
         mse = mean_squared_error(prediction_CK, target, over=target)
         ranking = ranking_loss(prediction_CK, target, config=reward, over=target)
         loss = mse + ranking
-        lr = cosine_annealing(settings.optim, step - 1, updates=steps)
+        lr = cosine_annealing(config.model.optim, step - 1, updates=steps)
         grad_norm = optimizer.step(lr, step=step, loss=float(loss))
 
         parts = {"train_regression_loss": mse} if target.ratings_K.any() else {}
@@ -149,8 +149,8 @@ def run(config: Config, ctx: StepContext) -> None:
         )
         ctx.progress(step, steps, loss=loss, grad_norm=grad_norm, tokens_per_second=rate)
 
-    samples.take(model, steps)
-    samples.write(after=steps)
+    table.take(model, steps)
+    table.write(after=steps)
     if ctx.is_first:
         draw_metrics(ctx.metrics.history(), PANELS, ctx.run_dir / "plots" / "loss.png")
     write_model(config, ctx, model=model, sizes=sizes, reward=reward, chat=chat)

@@ -165,11 +165,21 @@ class Config(StepConfig):
         return self.grpo.use_leave_one_out_baseline if own is None else own
 
     @property
+    def advantage_range(self) -> tuple[float | None, float | None]:
+        """The least and the largest advantage; None leaves that side open."""
+        return self.grpo.advantage_clip_low, self.grpo.advantage_clip_high
+
+    @property
     def needs_previous_logprobs(self) -> bool:
         """Whether the log-probs of the policy before a step's first update are computed."""
         # v0.6.0 takes those of before the step even where the ratio is forced to 1.
         on_policy = self.loss_fn.force_on_policy_ratio and self.loss_fn.is_head
         return not on_policy or bool(self.grpo.seq_logprob_error_threshold)
+
+    @property
+    def needs_reference_logprobs(self) -> bool:
+        """Whether the log-probs of the frozen reference are computed."""
+        return not self.grpo.skip_reference_policy_logprobs_calculation
 
     @property
     def judge_plan(self) -> ComparisonPlan:

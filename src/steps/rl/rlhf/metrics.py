@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
+
+import torch
 
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.loss.advantage import Baseline
+from nemotron_style.steps.blocks.loss.kl import estimate_kl
 from nemotron_style.steps.blocks.loss.rollout_metrics import length_metrics, reward_metrics
 from nemotron_style.steps.blocks.training.sample_table import (
     Row,
@@ -43,24 +45,28 @@ def rollout_metrics(
     }
 
 
-def step_seconds(started: float, sampled: float, rewarded: float) -> dict[str, float]:
-    """Where the time of a step went, from clock times; it ends now."""
-    return {
-        "timing/train/generation": sampled - started,
-        "timing/train/judge": rewarded - sampled,
-        "timing/train/policy_training": time.monotonic() - rewarded,
-    }
+def measure_kl(samples: Sequence[TrainSample]) -> dict[str, float]:
+    """KL of a token from the policy that sampled to the reference (k3, nats), where it is known."""
+    reference = [one.reference_T for one in samples if one.reference_T is not None]
+    if not reference:
+        return {}
+    kl_T = estimate_kl(torch.cat([one.generation_T for one in samples]), torch.cat(reference))
+    return {"hacking/kl_to_start": float(kl_T.double().mean())}
 
 
 def report_step(
     ctx: StepContext,
     step: int,
-    metrics: dict[str, float],
-    rows: Sequence[Row],
+    steps: int,
+    metrics: Mapping[str, float],
     *,
+    rows: Sequence[Row],
     shown_alerts: list[str],
 ) -> None:
-    """Log the metrics and the table of samples; show alerts that were not shown before."""
+    """Log the metrics, write the table of samples, and show how far the run is.
+
+    Alerts that were not shown before are shown, and added to ``shown_alerts``.
+    """
     alerts = find_alerts(metrics)
     for alert in alerts:
         if alert.name not in shown_alerts:
@@ -70,6 +76,10 @@ def report_step(
     if ctx.is_first:
         write_samples(ctx.run_dir, step, rows)
     ctx.say(f"step {step}: {describe_samples(rows, text='answer')}")
+    # a step in which nothing was judged has no reward
+    reward = {"reward": metrics["reward"]} if "reward" in metrics else {}
+    kl, tokens = metrics.get("hacking/kl_to_start", 0.0), metrics["mean_gen_tokens_per_sample"]
+    ctx.progress(step, steps, **reward, kl=kl, tokens=tokens)
 
 
 def report_validation(
@@ -80,15 +90,6 @@ def report_validation(
     if ctx.is_first:
         write_validation(ctx.run_dir, step, rows, gain=itemgetter("margin"))
     ctx.say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
-
-
-def progress_figures(metrics: dict[str, float]) -> dict[str, float]:
-    """What the line of progress shows; a step in which nothing was judged has no reward."""
-    reward = {"reward": metrics["reward"]} if "reward" in metrics else {}
-    return reward | {
-        "kl": metrics.get("hacking/kl_to_start", 0.0),
-        "tokens": metrics["mean_gen_tokens_per_sample"],
-    }
 
 
 def _advantage_metrics(samples: Sequence[TrainSample]) -> dict[str, float]:

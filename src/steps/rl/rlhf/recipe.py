@@ -16,7 +16,6 @@ Shapes: ``_P`` prompts, ``_G`` samples of a group, ``_B`` the P x G samples of a
 
 from __future__ import annotations
 
-import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,7 +23,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
 
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
@@ -64,13 +62,11 @@ from nemotron_style.steps.rl.rlhf.check import (
     run_gate,
 )
 from nemotron_style.steps.rl.rlhf.config import Config
-from nemotron_style.steps.rl.rlhf.grpo_config import Policy
 from nemotron_style.steps.rl.rlhf.metrics import (
-    progress_figures,
+    measure_kl,
     report_step,
     report_validation,
     rollout_metrics,
-    step_seconds,
 )
 from nemotron_style.steps.rl.rlhf.pairwise_judge import find_judge, open_judge, read_card
 from nemotron_style.steps.rl.rlhf.plot import PANELS
@@ -81,6 +77,7 @@ from nemotron_style.steps.rl.rlhf.train_sample import (
     add_previous,
     add_reference,
     compute_logprobs,
+    mask_wide_gaps,
     split_batches,
 )
 from nemotron_style.steps.rl.rlhf.validation import Answers, Validation, summarise
@@ -121,7 +118,13 @@ def run(config: Config, ctx: StepContext) -> None:
 
     # -- the policy (LoRA: adapters alone are trained), the frozen reference, and the judge
     dtype = torch.bfloat16 if policy.half else torch.float32
-    model = load_policy(policy, ctx, adaptation, dtype)
+    model = load_trained_model(
+        ctx,
+        adaptation,
+        dtype=dtype,
+        optim=policy.optim,
+        activations=policy.megatron_cfg.activations,
+    )
     reference = StartPolicy.of(ctx, model, adaptation, dtype=dtype)
     optimizer = build_optimizer(model, policy.optim, gradient_clip=policy.max_grad_norm)
     rank_zero = RankZero()
@@ -146,8 +149,7 @@ def run(config: Config, ctx: StepContext) -> None:
 
         # -- the gate: sampler, trainer, reference and judge must agree before anything is trained
         engine.update()
-        group_size, max_error = grpo.num_generations_per_prompt, grpo.seq_logprob_error_threshold
-        sample = partial(sampler.sample, prompts, samples=group_size)
+        sample = partial(sampler.sample, prompts, samples=grpo.num_generations_per_prompt)
         probes = sample(order.batch(0)[:PROBED], name=f"{config.seed}/probe")
         gate = run_gate(config, model, None if done else reference, judge, probes)
         ctx.say("gate: " + ", ".join(f"{k[5:]} {v:.6g}" for k, v in gate.items()))
@@ -165,53 +167,47 @@ def run(config: Config, ctx: StepContext) -> None:
             save=save,
             failures=(JudgeUnavailable,),
         )
-        learning_rate = partial(
-            policy.megatron_cfg.learning_rate, updates=steps * config.updates_per_step
-        )
+        updates = config.updates_per_step
+        learning_rate = partial(policy.megatron_cfg.learning_rate, updates=steps * updates)
         for step in loop.steps(done, validated=state.validated):
-            started = time.monotonic()
             with loop.save_on_failure():
                 rollouts = sample(order.batch(step - 1), name=f"{config.seed}/rollout/{step - 1}")
-                sampled = time.monotonic()
+                loop.lap("timing/train/generation")
                 judged = judge.compare([each.answer_group for each in rollouts], step=step)
-            rewarded = time.monotonic()
+                loop.lap("timing/train/judge")
 
             # advantages: (r - mean) / std, over the other samples of the same prompt or over all
             shaped = shape_rewards(rollouts, judged.rewards, grpo)
             baseline = shaped.baseline(leave_one_out=config.leave_one_out)
             advantages_B = group_advantages(shaped.rewards_B, baseline, normalize=config.normalize)
-            advantages_B = clip_advantages(
-                advantages_B, low=grpo.advantage_clip_low, high=grpo.advantage_clip_high
-            )
+            advantages_B = clip_advantages(advantages_B, *config.advantage_range)
             samples = build_samples(rollouts, shaped, advantages_B)
             metrics = rollout_metrics(rollouts, shaped, baseline, samples) | judged.metrics
             state.flat_steps = count_flat_steps(config, step, metrics, state.flat_steps)
 
             # log-probs: of the policy before the first update of this step, and of the reference
             if config.needs_previous_logprobs:
-                previous = compute_logprobs(model, samples, policy)
-                samples, errors = add_previous(samples, previous, max_error)
-                metrics |= errors
-            if not grpo.skip_reference_policy_logprobs_calculation:
+                samples = add_previous(samples, compute_logprobs(model, samples, policy))
+            if config.needs_reference_logprobs:
                 with reference.use() as start:
-                    samples, kl = add_reference(samples, compute_logprobs(start, samples, policy))
-                metrics |= kl
+                    samples = add_reference(samples, compute_logprobs(start, samples, policy))
+            samples, gaps = mask_wide_gaps(samples, grpo.seq_logprob_error_threshold)
+            metrics |= gaps | measure_kl(samples)
 
             # loss: mean of max(-A r, -A clip(r)) + beta KL(policy, reference), r = p / p_previous
-            updates = []
+            parts = []
             for number, batch in split_batches(samples, policy.train_global_batch_size):
                 update = accumulate_policy_loss(model, batch, config)
-                lr = learning_rate((step - 1) * config.updates_per_step + number)
+                lr = learning_rate((step - 1) * updates + number)
                 grad_norm = optimizer.step(lr, step=step, loss=update["loss"])
-                updates.append(update | {"lr": lr, "grad_norm": grad_norm})
+                parts.append(update | {"lr": lr, "grad_norm": grad_norm})
             engine.update()
 
-            metrics |= merge_metrics(updates) | step_seconds(started, sampled, rewarded)
+            metrics |= merge_metrics(parts) | loop.lap("timing/train/policy_training")
             metrics |= {"start_tokens": state.start_tokens, "epoch": order.epoch(step - 1)}
             metrics |= gate if step == 1 else {}
             rows = sample_rows(rollouts, judged, samples)
-            report_step(ctx, step, metrics, rows, shown_alerts=state.alerts)
-            ctx.progress(step, steps, **progress_figures(metrics))
+            report_step(ctx, step, steps, metrics, rows=rows, shown_alerts=state.alerts)
         table.finish(model, steps)
 
     # -- what is produced: the last weights or adapters, and how they came to be
@@ -286,13 +282,3 @@ STORED_NAMES = {
     "flat_steps": "flat",
     "alerts": "signs",
 }
-
-
-def load_policy(
-    policy: Policy, ctx: StepContext, adaptation: Adaptation | None, dtype: torch.dtype
-) -> nn.Module:
-    """The model whose weights, or adapters, are trained."""
-    spread, kept = policy.optim.distributed, policy.megatron_cfg.activations
-    return load_trained_model(
-        ctx, adaptation, dtype=dtype, distributed_optimizer=spread, activations=kept
-    )

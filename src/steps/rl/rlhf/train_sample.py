@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from nemotron_style.steps.blocks.loss.clipped_pg import PolicyBatch, clipped_pg_loss
-from nemotron_style.steps.blocks.loss.kl import estimate_kl
 from nemotron_style.steps.blocks.loss.loss_metrics import loss_metrics, merge_metrics
 from nemotron_style.steps.blocks.loss.masked_mean import Counts
 from nemotron_style.steps.blocks.loss.sample_mask import (
@@ -130,17 +129,30 @@ def count_batch(samples: Sequence[TrainSample]) -> Counts:
     )
 
 
-def add_previous(
-    samples: Sequence[TrainSample], previous: Sequence[Tensor], threshold: float | None
-) -> tuple[list[TrainSample], dict[str, float]]:
-    """The samples with ``previous_T``, masked where it is too far from ``generation_T``; metrics.
+def add_previous(samples: Sequence[TrainSample], logprobs: Sequence[Tensor]) -> list[TrainSample]:
+    """The samples with the log-probs of the policy before the first update of the step."""
+    return [replace(one, previous_T=own_T) for one, own_T in zip(samples, logprobs, strict=True)]
 
-    Too far is a mean of ``e^|generation - previous|`` over the sample's tokens above
-    ``threshold``, which says that sampler and trainer are not one policy; None masks nothing.
+
+def add_reference(samples: Sequence[TrainSample], logprobs: Sequence[Tensor]) -> list[TrainSample]:
+    """The samples with the log-probs of the frozen reference."""
+    return [replace(one, reference_T=own_T) for one, own_T in zip(samples, logprobs, strict=True)]
+
+
+def mask_wide_gaps(
+    samples: Sequence[TrainSample], threshold: float | None
+) -> tuple[list[TrainSample], dict[str, float]]:
+    """The samples, masked where sampler and trainer are not one policy; metrics.
+
+    They are not where the mean of ``e^|generation - previous|`` over a sample's tokens is above
+    ``threshold``; None masks nothing. Without log-probs of the trainer nothing can be compared.
     """
+    previous = [one.previous_T for one in samples if one.previous_T is not None]
+    if not previous:
+        return [*samples], {}
     mask_B = torch.tensor([one.mask for one in samples])
     errors = sequence_logprob_errors(
-        pad_sequence(list(previous), batch_first=True),
+        pad_sequence(previous, batch_first=True),
         pad_sequence([one.generation_T for one in samples], batch_first=True),
         pad_sequence([torch.ones(len(one.tokens)) for one in samples], batch_first=True),
         mask_B,
@@ -149,18 +161,8 @@ def add_previous(
     mask_B, metrics = mask_by_logprob_error(
         mask_B, errors, threshold=threshold, rewards_B=rewards_B
     )
-    rows = zip(samples, previous, mask_B.tolist(), strict=True)
-    return [replace(one, previous_T=own_T, mask=mask) for one, own_T, mask in rows], metrics
-
-
-def add_reference(
-    samples: Sequence[TrainSample], reference: Sequence[Tensor]
-) -> tuple[list[TrainSample], dict[str, float]]:
-    """The samples with ``reference_T``, and the mean KL of a token to the reference (k3, nats)."""
-    kl_T = estimate_kl(torch.cat([one.generation_T for one in samples]), torch.cat(list(reference)))
-    rows = zip(samples, reference, strict=True)
-    metrics = {"hacking/kl_to_start": float(kl_T.double().mean())}
-    return [replace(one, reference_T=own_T) for one, own_T in rows], metrics
+    masked = zip(samples, mask_B.tolist(), strict=True)
+    return [replace(one, mask=mask) for one, mask in masked], metrics
 
 
 @dataclass(frozen=True)

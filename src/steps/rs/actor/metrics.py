@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
@@ -76,13 +75,10 @@ def measure_kl(
     return float(total) / sum(len(group.responses_ids) for group in groups)
 
 
-def step_seconds(
-    rollouts: Sequence[Rollout], seconds: Mapping[str, float], sampled: float
-) -> dict[str, float]:
-    """Where the time of a step went; training began at clock time ``sampled`` and ends now."""
+def step_seconds(rollouts: Sequence[Rollout], seconds: Mapping[str, float]) -> dict[str, float]:
+    """Where the time of a step went, and how many tokens it sampled in a second of it."""
     tokens = sum(len(one.tokens) for rollout in rollouts for one in rollout.responses)
-    spent = {**seconds, "train_seconds": time.monotonic() - sampled}
-    return {**spent, "drawn_tokens_per_second": tokens / sum(spent.values())}
+    return {**seconds, "drawn_tokens_per_second": tokens / sum(seconds.values())}
 
 
 def report_step(

@@ -18,7 +18,6 @@ Shapes: ``_P`` prompts, ``_G`` samples of a group.
 
 from __future__ import annotations
 
-import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -27,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
@@ -113,7 +111,9 @@ def run(config: Config, ctx: StepContext) -> None:
 
     # -- the policy (LoRA: adapters alone are trained), its start, and the reward model
     dtype = torch.bfloat16 if config.trainer.half else torch.float32
-    model = load_policy(config, ctx, adaptation, dtype)
+    model = load_trained_model(
+        ctx, adaptation, dtype=dtype, optim=config.model.optim, activations=config.model.activations
+    )
     start = StartPolicy.of(ctx, model, adaptation, dtype=dtype)
     optimizer = build_optimizer(model, config.model.optim, gradient_clip=settings.gradient_clip_val)
     engine = open_engine(config.generation, model, sizes, tokenizer=chat.tokenizer.path)
@@ -155,12 +155,7 @@ def run(config: Config, ctx: StepContext) -> None:
         # -- training: one step is P prompts, n responses to each, and one update or several
         loop = TrainingLoop(
             ctx,
-            Schedule(
-                steps=steps,
-                validation_interval=settings.val_check_interval,
-                save_interval=settings.steps_between_saves,
-                validate_at_start=True,
-            ),
+            Schedule.of(settings, steps, validate_at_start=True),
             validate=validate if held_out else None,
             save=save,
             failures=(RewardUnavailable,),
@@ -177,10 +172,12 @@ def run(config: Config, ctx: StepContext) -> None:
         )
         learning_rate = partial(cosine_annealing, config.model.optim, updates=steps * updates)
         for step in loop.steps(done, validated=state.latest.step):
-            batch = seed_prompts(prompts, order.batch(step - 1), config.seed, "rollout", step - 1)
+            seeded = seed_prompts(prompts, order.batch(step - 1), config.seed, "rollout", step - 1)
             with loop.save_on_failure(), reward_pool.log_failure(ctx.metrics, step):
-                rollouts, seconds = sampler.sample(batch, samples=n, lot=lot)
-            sampled = time.monotonic()
+                responses = sampler.sample(seeded, samples=n, lot=lot)
+                loop.lap("draw_seconds")
+                rollouts = sampler.collect_scores(seeded, responses)
+                loop.lap("score_wait_seconds")
 
             # best of n: of each group the top_n responses with the highest scores are kept
             choices = [choose(rollout.rewards, top_n) for rollout in rollouts]
@@ -193,17 +190,17 @@ def run(config: Config, ctx: StepContext) -> None:
 
             # loss: -sum log p / T over the T tokens of all kept responses of a global batch
             nll = tokens = 0.0
-            for update, groups in enumerate(split_batches(kept, updates, step=step)):
-                update_nll = accumulate_nll(model, groups, max_responses=micro_batch_size)
-                update_tokens = count_tokens(groups)
-                lr = learning_rate((step - 1) * updates + update)
-                grad_norm = optimizer.step(lr, step=step, loss=update_nll / update_tokens)
-                nll, tokens = nll + update_nll, tokens + update_tokens
+            for number, batch in enumerate(split_batches(kept, updates, step=step)):
+                batch_nll = accumulate_nll(model, batch, max_responses=micro_batch_size)
+                batch_tokens = count_tokens(batch)
+                lr = learning_rate((step - 1) * updates + number)
+                grad_norm = optimizer.step(lr, step=step, loss=batch_nll / batch_tokens)
+                nll, tokens = nll + batch_nll, tokens + batch_tokens
             engine.update()
 
             metrics |= bounds | {"loss": nll / tokens, "lr": lr, "grad_norm": grad_norm}
             metrics |= {"epoch": order.epoch(step - 1), "prompts": step * rs.num_rollout_samples}
-            metrics |= step_seconds(rollouts, seconds, sampled) | reward_pool.take_counts()
+            metrics |= step_seconds(rollouts, loop.lap("train_seconds")) | reward_pool.take_counts()
             report_step(ctx, step, steps, metrics, rows=sample_rows(rollouts, choices))
         table.finish(model, steps)
 
@@ -251,13 +248,3 @@ class RunState:
         """The state that a checkpoint keeps."""
         start, latest = ValidationResult(**stored["before"]), ValidationResult(**stored["seen"])
         return cls(stored["reward_model"], start, latest)
-
-
-def load_policy(
-    config: Config, ctx: StepContext, adaptation: Adaptation | None, dtype: torch.dtype
-) -> nn.Module:
-    """The model whose weights, or adapters, are trained."""
-    spread, kept = config.model.optim.distributed, config.model.activations
-    return load_trained_model(
-        ctx, adaptation, dtype=dtype, distributed_optimizer=spread, activations=kept
-    )

@@ -5,7 +5,6 @@ Shape legend: ``_P`` prompts, ``_G`` samples of a group.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -91,13 +90,13 @@ class RolloutSampler:
 
     def sample(
         self, prompts: Sequence[SeededPrompt], *, samples: int, lot: int
-    ) -> tuple[list[Rollout], dict[str, float]]:
-        """``samples`` scored responses to each of ``prompts``, and the seconds that took.
+    ) -> list[list[Response]]:
+        """``samples`` responses to each of ``prompts``, which are being scored from now on.
 
-        Each rank samples ``lot`` groups at a time. Raises what :meth:`RewardPool.collect` raises,
-        and StepFailed when most of the responses that ended cannot be used.
+        Each rank samples ``lot`` groups at a time. Raises StepFailed when most of the responses
+        that ended cannot be used.
         """
-        started, groups = time.monotonic(), []
+        groups: list[list[Response]] = []
         size = lot * dist.get_world_size()
         for first in range(0, len(prompts), size):
             part = prompts[first : first + size]
@@ -114,18 +113,22 @@ class RolloutSampler:
             self.chat,
             [Sampled(one.tokens, one.finished, one.text is not None) for one in chain(*groups)],
         )
-        sampled_at = time.monotonic()
+        return groups
+
+    def collect_scores(
+        self, prompts: Sequence[SeededPrompt], groups: Sequence[list[Response]]
+    ) -> list[Rollout]:
+        """The groups that :meth:`sample` made, with their scores, once they are there.
+
+        Raises what :meth:`RewardPool.collect` raises.
+        """
         scores = iter(self.reward_pool.collect())
         rollouts = []
         for one, responses in zip(prompts, groups, strict=True):
             by_text = {text: next(scores) for text in distinct_texts(responses)}
             own = [by_text[each.text] if each.text else None for each in responses]
             rollouts.append(Rollout(one.prompt, responses, own))
-        seconds = {
-            "draw_seconds": sampled_at - started,
-            "score_wait_seconds": time.monotonic() - sampled_at,
-        }
-        return rollouts, seconds
+        return rollouts
 
     def _sample_lot(self, lot: Sequence[SeededPrompt], samples: int) -> list[list[Response]]:
         own = lot[dist.get_rank() :: dist.get_world_size()]

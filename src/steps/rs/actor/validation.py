@@ -63,10 +63,10 @@ class Validation:
         rs, available = self.config.model.rs, len(self.prompts)
         count = rs.num_val_samples or rs.num_rollout_samples
         indices = [number % available for number in range(count)]
-        rollouts, _ = self.sampler.sample(
-            seed_prompts(self.prompts, indices, self.config.seed, "validation"),
-            samples=1,
-            lot=rs.val_rollout_micro_batch_size or rs.rollout_micro_batch_size,
+        seeded = seed_prompts(self.prompts, indices, self.config.seed, "validation")
+        lot = rs.val_rollout_micro_batch_size or rs.rollout_micro_batch_size
+        rollouts = self.sampler.collect_scores(
+            seeded, self.sampler.sample(seeded, samples=1, lot=lot)
         )
         responses = [rollout.responses[0] for rollout in rollouts]
         return ValidationResult(

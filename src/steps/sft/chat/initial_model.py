@@ -33,22 +33,13 @@ class Start:
     sizes: ModelConfig
     adaptation: Adaptation | None = None
 
-    @property
-    def product(self) -> str:
-        """The output that the run makes."""
-        return "adapter" if self.adaptation else "model"
-
     def build(self, config: Config, ctx: StepContext) -> nn.Module:
         """This rank's part of the model: that of the input, or one initialised by the seed."""
         dtype = torch.bfloat16 if config.trainer.half else torch.float32
-        distributed = config.model.optim.distributed
+        optim, activations = config.model.optim, config.model.activations
         if ctx.optional_input("model"):
             return load_trained_model(
-                ctx,
-                self.adaptation,
-                dtype=dtype,
-                distributed_optimizer=distributed,
-                activations=config.model.activations,
+                ctx, self.adaptation, dtype=dtype, optim=optim, activations=activations
             )
         assert config.model.architecture is not None
         return build_model(
@@ -56,8 +47,8 @@ class Start:
             seed=config.seed,
             dtype=dtype,
             initial=config.model.architecture.init_method_std,
-            distributed_optimizer=distributed,
-            activations=config.model.activations,
+            distributed_optimizer=optim.distributed,
+            activations=activations,
         )
 
 

@@ -15,19 +15,11 @@ config.  It leaves out, on purpose:
 
 from __future__ import annotations
 
-import math
 from itertools import chain
 from pathlib import Path
 
-from torch import nn
-
 from nemotron_style.runtime.step.context import StepContext
-from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
-    TOKENIZER,
-    full_shapes,
-    save_model,
-    written_digest,
-)
+from nemotron_style.steps.blocks.checkpoint.model_checkpoint import TOKENIZER
 from nemotron_style.steps.blocks.data.chat.opening import tokenizer_facts
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer_files import store_chat
@@ -38,6 +30,7 @@ from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
 from nemotron_style.steps.blocks.training.microbatch import accumulate_nll, count_tokens
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
+from nemotron_style.steps.blocks.training.product import product_of, write_product
 from nemotron_style.steps.blocks.training.sample_table import SHOWN, write_loss_mask
 from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.sft.chat.config import Config
@@ -73,12 +66,12 @@ def run(config: Config, ctx: StepContext) -> None:
     # -- the model and its state
     model = start.build(config, ctx)
     optimizer = build_optimizer(model, config.model.optim, gradient_clip=sft.gradient_clip_val)
-    state = TrainingState(ctx, model, optimizer, start.adaptation and start.adaptation.base)
-    done, kept = state.restore()
-    validation_metrics: dict[str, float] = kept.get("figures", {})
+    checkpoint = TrainingState(ctx, model, optimizer, start.adaptation and start.adaptation.base)
+    done, stored = checkpoint.restore()
+    validation_metrics: dict[str, float] = stored.get("figures", {})
     questions = ask_again(chain(validation, train), start.chat)
-    samples = AnswerSamples.open(ctx, config.trainer.samples, start.chat, start.sizes, questions)
-    samples.begin(model, done)
+    table = AnswerSamples.open(ctx, config.trainer.samples, start.chat, start.sizes, questions)
+    table.begin(model, done)
     if ctx.is_first:
         shown = [train[at] for at in range(min(len(train), config.trainer.samples.prompts, SHOWN))]
         write_loss_mask(ctx.run_dir, name_trained(shown, start.chat))
@@ -99,7 +92,7 @@ def run(config: Config, ctx: StepContext) -> None:
         ctx,
         Schedule.of(sft, steps),
         validate=validate if validation else None,
-        save=lambda step: state.save(step, {"figures": validation_metrics}, keep=keep),
+        save=lambda step: checkpoint.save(step, {"figures": validation_metrics}, keep=keep),
     )
 
     # -- training: one update for each global batch
@@ -126,10 +119,14 @@ def run(config: Config, ctx: StepContext) -> None:
         )
         ctx.progress(step, steps, loss=loss, grad_norm=grad_norm, tokens_per_second=rate)
 
-    samples.finish(model, steps)
+    table.finish(model, steps)
     if ctx.is_first:
         draw_metrics(ctx.metrics.history(), PANELS, ctx.run_dir / "plots" / "sft.png")
-    write_product(ctx, model, start)
+    tokenizer = start.tokenizer.path
+    output = write_product(ctx, model, start.adaptation, sizes=start.sizes, tokenizer=tokenizer)
+    if ctx.is_first:
+        store_chat(output.path / TOKENIZER, start.chat)
+    output.note(**tokenizer_facts(start.tokenizer, start.chat))
     ctx.summarise(**validation_metrics, steps=steps, epochs=steps * batch_size / len(train))
     if ctx.is_first and config.exp_manager.explicit_log_dir:
         copy_logs(ctx.run_dir, Path(config.exp_manager.explicit_log_dir))
@@ -145,22 +142,5 @@ def read_rows(config: Config, ctx: StepContext, *, start: Start, slot: str) -> l
         max_tokens=config.longest(slot, limit),
         reader=reader,
     )
-    reader.report.tell(ctx, slot, output=start.product)
+    reader.report.tell(ctx, slot, output=product_of(start.adaptation))
     return rows
-
-
-def write_product(ctx: StepContext, model: nn.Module, start: Start) -> None:
-    """Write the output, the model or the adapter, with its tokenizer and what identifies them."""
-    output, tokenizer = ctx.output(start.product), start.tokenizer.path
-    if start.adaptation:
-        start.adaptation.save(model, output.path, tokenizer=tokenizer)
-        output.note(**start.adaptation.facts)
-    else:
-        save_model(model, output.path, config=start.sizes, tokenizer=tokenizer)
-        output.note(
-            weights_digest=written_digest(output.path),
-            parameters=sum(math.prod(shape) for shape in full_shapes(start.sizes).values()),
-        )
-    if ctx.is_first:
-        store_chat(output.path / TOKENIZER, start.chat)
-    output.note(**tokenizer_facts(start.tokenizer, start.chat))

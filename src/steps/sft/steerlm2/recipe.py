@@ -66,10 +66,10 @@ class Selection:
     best_step: int = 0
 
     @staticmethod
-    def restore(kept: dict[str, Any]) -> Selection:
-        """The selection that a state holds."""
-        before, best = GroupMetrics(**kept["before"]), GroupMetrics(**kept["best"])
-        return Selection(before, best, int(kept["best_step"]))
+    def restore(stored: dict[str, Any]) -> Selection:
+        """The selection that a checkpoint keeps."""
+        before, best = GroupMetrics(**stored["before"]), GroupMetrics(**stored["best"])
+        return Selection(before, best, int(stored["best_step"]))
 
 
 def run(config: Config, ctx: StepContext) -> None:
@@ -101,14 +101,14 @@ def run(config: Config, ctx: StepContext) -> None:
         ctx,
         adaptation,
         dtype=torch.bfloat16 if config.trainer.half else torch.float32,
-        distributed_optimizer=config.model.optim.distributed,
+        optim=config.model.optim,
         activations=config.model.activations,
     )
     optimizer = build_optimizer(model, config.model.optim, gradient_clip=sft.gradient_clip_val)
-    state = TrainingState(ctx, model, optimizer, adaptation and adaptation.base)
+    checkpoint = TrainingState(ctx, model, optimizer, adaptation and adaptation.base)
     best_model = BestModel(ctx, model, sizes, adaptation, tokenizer.path)
     questions = (Question(group.prompt_ids) for group in chain(validation.groups, train.groups))
-    samples = AnswerSamples.open(ctx, config.trainer.samples, chat, sizes, questions)
+    table = AnswerSamples.open(ctx, config.trainer.samples, chat, sizes, questions)
     weights = WeightSamples(ctx.run_dir, validation, chat)
 
     def validate(step: int) -> GroupMetrics:
@@ -123,22 +123,22 @@ def run(config: Config, ctx: StepContext) -> None:
         )
         return metrics
 
-    done, kept = state.restore()
-    if kept:
-        selection = Selection.restore(kept)
+    done, stored = checkpoint.restore()
+    if stored:
+        selection = Selection.restore(stored)
     else:
         selection = Selection(*[validate(0)] * 2)
         check_start(config, selection.before, "validation rows")
         warn_if_few(config, ctx, selection.before)
         best_model.keep_start()
-    samples.begin(model, done)
+    table.begin(model, done)
 
     def select(step: int) -> bool:
         metrics = validate(step)
         if metrics.distance >= selection.best.distance:  # of equals the earlier one stays
             return False
         selection.best, selection.best_step = metrics, step
-        samples.take(model, step)
+        table.take(model, step)
         best_model.keep(step)
         return True
 
@@ -146,7 +146,7 @@ def run(config: Config, ctx: StepContext) -> None:
         ctx,
         Schedule.of(sft, steps),
         validate=select,
-        save=lambda step: state.save(
+        save=lambda step: checkpoint.save(
             step,
             asdict(selection),
             keep=config.exp_manager.checkpoint_callback_params.save_top_k,
@@ -180,7 +180,7 @@ def run(config: Config, ctx: StepContext) -> None:
         ctx.progress(step, steps, **shown)
 
     # -- what is produced: the best model, and how it came to be
-    samples.write(after=selection.best_step)
+    table.write(after=selection.best_step)
     output = best_model.produce(selection.best_step)
     if ctx.is_first:
         store_chat(output.path / TOKENIZER, chat)

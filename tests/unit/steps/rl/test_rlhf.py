@@ -117,9 +117,7 @@ def train_on(rollouts, rewards, config):
     shaped = shape_rewards(rollouts, rewards, grpo)
     baseline = shaped.baseline(leave_one_out=config.leave_one_out)
     advantages_B = group_advantages(shaped.rewards_B, baseline, normalize=config.normalize)
-    advantages_B = clip_advantages(
-        advantages_B, low=grpo.advantage_clip_low, high=grpo.advantage_clip_high
-    )
+    advantages_B = clip_advantages(advantages_B, *config.advantage_range)
     samples = build_samples(rollouts, shaped, advantages_B)
     return samples, rollout_metrics(rollouts, shaped, baseline, samples)
 

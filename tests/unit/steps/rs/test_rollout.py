@@ -99,7 +99,8 @@ def sample(
     params = SamplingParams(max_new_tokens=9, stop_ids=[STOP], end_strings=["END"])
     with RewardPool(client) as pool:
         sampler = RolloutSampler(Script(groups, during), pool, NemoChat(Words(), Texts()), params)  # type: ignore[arg-type]
-        return sampler.sample(seeded, samples=len(groups[0]), lot=lot)[0]
+        sampled = sampler.sample(seeded, samples=len(groups[0]), lot=lot)
+        return sampler.collect_scores(seeded, sampled)
 
 
 def test_the_next_are_drawn_while_these_are_scored() -> None:

@@ -147,3 +147,16 @@ def test_the_rate_counts_from_the_first_step(tmp_path: Path, monkeypatch) -> Non
     monkeypatch.setattr(StepContext, "stopping", False)
     next(next_step)
     assert (run.loop.rate(100), run.loop.rate(100)) == (50.0, 50.0)
+
+
+def test_laps_are_those_of_one_step(tmp_path: Path, monkeypatch) -> None:
+    run, now = Run(tmp_path), iter([10.0, 12.0, 15.0, 20.0, 21.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("nemotron_style.steps.blocks.training.loop.any_rank", lambda flag: flag)
+    monkeypatch.setattr(StepContext, "stopping", False)
+    steps = run.loop.steps(0)
+    next(steps)
+    run.loop.lap("sampling")
+    assert run.loop.lap("training") == {"sampling": 2.0, "training": 3.0}
+    next(steps)
+    assert run.loop.lap("sampling") == {"sampling": 1.0}
