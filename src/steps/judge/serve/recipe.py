@@ -1,9 +1,7 @@
 """``judge/serve``: a chat model that answers over HTTP until it is asked to stop.
 
 Conversations come in as messages, in whatever roles the checkpoint's own chat template knows, and
-answers go out in OpenAI's form. The order of events: take the address, tell where it is
-(``endpoint.json`` and a log line), load the model, answer; when asked to stop, take nothing new,
-answer what was taken, leave.
+answers go out in OpenAI's form.
 
 Source: vLLM's ``vllm serve``, whose place it takes where one small model on one machine is enough.
 Kept: the paths, the port, ``served_model_name`` and ``max_model_len``. Left out: streaming, tools,
@@ -14,19 +12,17 @@ is drawn beside it (to the rounding of the matrix products).
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from nemotron_style.runtime.errors import StepFailed
 from nemotron_style.runtime.step.context import StepContext
-from nemotron_style.steps.blocks.http.endpoint import Address, read_token, write_endpoint
+from nemotron_style.steps.blocks.http.endpoint import read_token
 from nemotron_style.steps.blocks.serving.chat_service import ChatService
 from nemotron_style.steps.blocks.serving.completion import ChatModel
 from nemotron_style.steps.blocks.serving.dynamic_batcher import Batching
 from nemotron_style.steps.blocks.serving.metrics import total
+from nemotron_style.steps.blocks.serving.service_run import serve_until_stopped
 from nemotron_style.steps.judge.serve.config import Config
-
-SECONDS_BETWEEN_CHECKS = 0.1
 
 
 def run(config: Config, ctx: StepContext) -> None:
@@ -36,19 +32,14 @@ def run(config: Config, ctx: StepContext) -> None:
     service = ChatService(
         artifact.digest, config.served_model_name, limits=config.limits, token=token, say=ctx.say
     )
-    address = Address("http", *service.listen(config.host, config.port))
-    endpoint = write_endpoint(ctx.run_dir, address, model=artifact.digest, attempt=ctx.attempt)
-    ctx.say(f"listening at {address}, loading {artifact.ref}")
-    try:
+
+    def load() -> str:
         model, how = load_model(artifact.path, config, ctx.run_dir), config.batching
         batching = Batching(how.max_choices, how.max_wait_ms / 1000, how.max_queued)
         service.serve(model, batching)
-        ctx.say(f"ready at {address} as {service.name}, {model.max_model_len} tokens at most")
-        while not (ctx.stopping or service.is_broken):
-            time.sleep(SECONDS_BETWEEN_CHECKS)
-    finally:
-        endpoint.unlink(missing_ok=True)
-        answered = service.drain(config.drain_seconds)
+        return f" as {service.name}, {model.max_model_len} tokens at most"
+
+    answered = serve_until_stopped(service, config, ctx, load=load)
     summarise(ctx, service, answered=answered)
     if service.is_broken:
         raise StepFailed("the model failed again and again; its errors are in the log")
@@ -75,8 +66,6 @@ def summarise(ctx: StepContext, service: ChatService, *, answered: bool) -> None
     """What it did, in a line and in the run's summary."""
     choices, errors = int(total(service.choices)), int(total(service.errors))
     ctx.say(f"stopped after {choices} answers and {errors} errors")
-    if not answered:
-        ctx.say("some requests were not answered in time and got nothing")
     ctx.summarise(
         answers=choices,
         completion_tokens=int(total(service.tokens, kind="completion")),

@@ -1,8 +1,6 @@
 """``reward/serve``: a reward model that answers over HTTP until it is asked to stop.
 
 Conversations come in as text and go out as one score and the attribute scores that it is made of.
-The order of events: take the address, tell where it is (``endpoint.json`` and a log line), load
-the model, answer; when asked to stop, take nothing new, answer what was taken, leave.
 
 Source: NeMo-Aligner's ``serve_reward_model.py``, a PyTriton server. Kept: the port's default, the
 name ``rm_model_file``, dynamic batching. Left out: token ids as input, which bind every client to
@@ -12,40 +10,33 @@ the model's tokenizer; answers without the name of the model that gave them.
 from __future__ import annotations
 
 import functools
-import time
 from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.errors import StepFailed
 from nemotron_style.runtime.step.context import StepContext
-from nemotron_style.steps.blocks.http.endpoint import Address, read_token, write_endpoint
+from nemotron_style.steps.blocks.http.endpoint import read_token
 from nemotron_style.steps.blocks.serving.dynamic_batcher import Batching
 from nemotron_style.steps.blocks.serving.metrics import total
 from nemotron_style.steps.blocks.serving.score_api import ScoreService
+from nemotron_style.steps.blocks.serving.service_run import serve_until_stopped
 from nemotron_style.steps.reward.serve.config import Config
-
-SECONDS_BETWEEN_CHECKS = 0.1
 
 
 def run(config: Config, ctx: StepContext) -> None:
     """Serve until the run is asked to stop. Raises ``StepFailed`` when the model is broken."""
     token = read_token(config.token_env)
-    artifact, digest = ctx.input("model"), ctx.input("model").digest
-    service = ScoreService(digest, limits=config.limits, token=token, say=ctx.say)
-    address = Address("http", *service.listen(config.host, config.port))
-    endpoint = write_endpoint(ctx.run_dir, address, model=digest, attempt=ctx.attempt)
-    ctx.say(f"listening at {address}, loading {artifact.ref}")
-    try:
+    artifact = ctx.input("model")
+    service = ScoreService(artifact.digest, limits=config.limits, token=token, say=ctx.say)
+
+    def load() -> str:
         model, how = load_model(artifact.path), config.batching
         score = functools.partial(model.score, batch_tokens=config.batch_tokens)
         batching = Batching(how.max_conversations, how.max_wait_ms / 1000, how.max_queued)
         service.serve(score, model.outputs, batching)
-        ctx.say(f"ready at {address}, scores of {', '.join(model.outputs)}")
-        while not (ctx.stopping or service.is_broken):
-            time.sleep(SECONDS_BETWEEN_CHECKS)
-    finally:
-        endpoint.unlink(missing_ok=True)
-        answered = service.drain(config.drain_seconds)
+        return f", scores of {', '.join(model.outputs)}"
+
+    answered = serve_until_stopped(service, config, ctx, load=load)
     summarise(ctx, service, answered=answered)
     if service.is_broken:
         raise StepFailed("the model failed again and again; its errors are in the log")
@@ -62,8 +53,6 @@ def summarise(ctx: StepContext, service: ScoreService, *, answered: bool) -> Non
     """What it did, in a line and in the run's summary."""
     conversations, errors = int(total(service.conversations)), int(total(service.errors))
     ctx.say(f"stopped after {conversations} conversations and {errors} errors")
-    if not answered:
-        ctx.say("some requests were not answered in time and got nothing")
     batches = int(total(service.batcher.batches)) if service.batcher else 0
     ctx.summarise(
         conversations=conversations, batches=batches, errors=errors, all_answered=answered

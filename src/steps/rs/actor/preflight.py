@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
 from nemotron_style.steps.blocks.preflight.adapter_source import add_adapter
 from nemotron_style.steps.blocks.preflight.job import Job, Rows, compile_checks
 from nemotron_style.steps.blocks.preflight.machine import check_vllm
-from nemotron_style.steps.blocks.preflight.memory import Load
+from nemotron_style.steps.blocks.preflight.training import training_load
 from nemotron_style.steps.rs.actor.config import Config
 
 
 def compile_job(config: Config, site: JobSite) -> CompiledJob:
     """Notes on what the run takes, and all that is wrong with it."""
     trainer, model, rs = config.trainer, config.model, config.model.rs
-    vllm = config.generation == "vllm"
+    lora, vllm = model.peft.lora, config.generation == "vllm"
     sampled = rs.rollout_micro_batch_size * rs.num_rollouts_per_prompt
     job = Job(
-        load=Load(
-            half=trainer.half,
-            tensor=model.tensor_model_parallel_size,
-            pipeline=model.pipeline_model_parallel_size,
-            spread_optimizer=model.optim.distributed,
-            activations=model.activations,
-            pass_rows=model.micro_batch_size,
+        load=replace(
+            training_load(trainer, model, pass_rows=model.micro_batch_size, lora=lora),
             sampled_rows=sampled,
             samples_apart=vllm,
-            lora=model.peft.lora,
-            frozen=0 if model.peft.lora else 1,  # the model that the policy started from
+            frozen=0 if lora else 1,  # the model that the policy started from
         ),
         machines=trainer.num_nodes,
         processes=trainer.devices,

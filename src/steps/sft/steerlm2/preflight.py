@@ -5,7 +5,7 @@ from __future__ import annotations
 from nemotron_style.runtime.step.compiled import CompiledJob, JobSite
 from nemotron_style.steps.blocks.preflight.adapter_source import add_adapter
 from nemotron_style.steps.blocks.preflight.job import Job, Rows, compile_checks
-from nemotron_style.steps.blocks.preflight.memory import Load
+from nemotron_style.steps.blocks.preflight.training import batch_rows, training_load
 from nemotron_style.steps.sft.steerlm2.config import Config
 
 
@@ -13,23 +13,18 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
     """Notes on what the run takes, and all that is wrong with it."""
     trainer, model = config.trainer, config.model
     job = Job(
-        load=Load(
-            half=trainer.half,
-            tensor=model.tensor_model_parallel_size,
-            pipeline=model.pipeline_model_parallel_size,
-            spread_optimizer=model.optim.distributed,
-            lora=model.peft.lora,
-            activations=model.activations,
-            pass_rows=model.steerlm2.micro_batch_size,
+        load=training_load(
+            trainer, model, pass_rows=model.steerlm2.micro_batch_size, lora=model.peft.lora
         ),
         machines=trainer.num_nodes,
         processes=trainer.devices,
         rows={
-            "data": Rows(
+            "data": batch_rows(
                 None,
-                needed=0 if model.data.sample else model.data.train_ds.global_batch_size,
+                model.data,
                 key="model.data.train_ds.global_batch_size",
-                fix="lower it, or set model.data.sample=true and max_steps to repeat rows",
+                size=model.data.train_ds.global_batch_size,
+                sample=model.data.sample,
             ),
             "validation": Rows(None),
         },
