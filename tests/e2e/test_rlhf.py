@@ -288,6 +288,17 @@ def test_bad_rows_are_named(world, tmp_path, row, word):
     assert "rows.jsonl:2" in str(caught.value)
 
 
+def test_bad_rows_are_left_out_where_that_is_asked_for(world, tmp_path, capsys):
+    asked = [world_of.ask(f"describe {word} blue") for word in world_of.WORDS]
+    data = world.data("some-bad", [*asked, {"messages": []}])
+    skip = ('judge.url="http://127.0.0.1:9"', "judge.ready_seconds=0.1", 'data.on_bad_row="skip"')
+    with pytest.raises(JudgeUnavailable):  # the prompts are read before
+        world.train_in(tmp_path, *skip, "data.max_bad_rows=1", prompts=data)
+    assert "prompts: bad, and left out: 1 of 9 rows" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"data\.max_bad_rows: more rows are bad"):
+        world.train_in(tmp_path, *skip, prompts=data)
+
+
 def test_training_prompts_are_no_validation(world, tmp_path, capsys):
     url = 'judge.url="http://127.0.0.1:9"'
     with pytest.raises(InputError, match="train_used_as_validation_unintentionally"):

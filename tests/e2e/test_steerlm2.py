@@ -205,6 +205,17 @@ def test_bad_rows_are_refused_before_training(world, tmp_path):
         world.train_in(tmp_path, data=world.data("uneven", rows))
 
 
+def test_bad_rows_are_left_out_where_that_is_asked_for(world, tmp_path):
+    rows = copy.deepcopy(world.train)
+    rows[3]["responses"].pop()
+    skip = ('model.data.on_bad_row="skip"', "trainer.sft.max_steps=1")
+    ctx = world.train_in(tmp_path, *skip, "model.data.max_bad_rows=1", data=world.data("odd", rows))
+    told = ctx.output("model").facts["data_rows"]
+    assert (told["rows"], told["bad"], len(told["first_bad"])) == (12, 1, 1)
+    with pytest.raises(InputError, match=r"model\.data\.max_bad_rows: more rows are bad"):
+        world.train_in(tmp_path, *skip, data=world.data("odd", rows))
+
+
 def test_rows_longer_than_the_model_are_counted_and_refused(world, tmp_path):
     with pytest.raises(InputError, match="12 bad rows in all, 10 shown"):
         world.train_in(tmp_path, "model.encoder_seq_length=8")

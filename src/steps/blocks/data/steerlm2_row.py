@@ -32,7 +32,8 @@ from nemotron_style.runtime.errors import InputError, Problem
 from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.token_array import token_array
 from nemotron_style.steps.blocks.data.conversation import Conversation, Turn
-from nemotron_style.steps.blocks.data.jsonl import brief, is_number, read_rows, refuse
+from nemotron_style.steps.blocks.data.jsonl import brief, is_number, refuse
+from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.settings.json_model import validation_problems
 
 LOG_P_A = "log(P(a|x,y))"
@@ -52,7 +53,9 @@ class EncodedGroup:
     log_q: tuple[float, ...]
 
 
-def read_groups(path: str | Path, *, chat: Chat, max_tokens: int) -> list[EncodedGroup]:
+def read_groups(
+    path: str | Path, *, chat: Chat, max_tokens: int, reader: RowReader | None = None
+) -> list[EncodedGroup]:
     """Every row of a file, checked and tokenised.
 
     ``max_tokens`` is the longest prompt with a response that the model can hold.
@@ -60,7 +63,8 @@ def read_groups(path: str | Path, *, chat: Chat, max_tokens: int) -> list[Encode
     Raises:
         InputError: with ``file:line`` for every rule that a row breaks (see :func:`parse_row`),
             for a row with another number of responses than the first one, and for a row that is
-            too long. All bad rows are counted, the first ten are shown.
+            too long, as far as the settings of ``reader`` do not leave it out. All bad rows are
+            counted, the first ten are shown.
     """
     widths: list[int] = []
 
@@ -79,7 +83,7 @@ def read_groups(path: str | Path, *, chat: Chat, max_tokens: int) -> list[Encode
         _refuse_long(group, max_tokens)
         return group
 
-    return read_rows(path, parse)
+    return (reader or RowReader(None)).read(path, parse)
 
 
 def _refuse_long(group: EncodedGroup, max_tokens: int) -> None:

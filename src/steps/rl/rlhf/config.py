@@ -27,10 +27,8 @@ from nemotron_style.steps.blocks.http.endpoint import read_address
 from nemotron_style.steps.blocks.judge.pairing import ComparisonPlan
 from nemotron_style.steps.blocks.loss.clipped_pg_config import ClippedPGConfig
 from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts, fixed
-from nemotron_style.steps.blocks.settings.generation_config import (
-    check_temperature,
-    sampler_limit,
-)
+from nemotron_style.steps.blocks.settings.generation_config import check_temperature, sampler_limit
+from nemotron_style.steps.blocks.settings.row_config import LongRowReading
 from nemotron_style.steps.blocks.settings.tracker_config import find_trackers
 from nemotron_style.steps.blocks.settings.training_config import Count, Samples
 from nemotron_style.steps.rl.rlhf.fixed_values import (
@@ -64,8 +62,8 @@ class ValidationData(Section):
     repeat: int | None = held(None, 1, why="grpo.val_num_generations_per_prompt repeats them")
 
 
-class Data(Section):
-    """``data``: prompts to learn from, and others to look at."""
+class Data(LongRowReading):
+    """``data``: prompts to learn from, others to look at, and how their rows are read."""
 
     train: TrainData = TrainData()
     validation: ValidationData = ValidationData()
@@ -175,11 +173,6 @@ class Config(StepConfig):
         # v0.6.0 takes those of before the step even where the ratio is forced to 1.
         on_policy = self.loss_fn.force_on_policy_ratio and self.loss_fn.is_head
         return not on_policy or bool(self.grpo.seq_logprob_error_threshold)
-
-    @property
-    def needs_reference_logprobs(self) -> bool:
-        """Whether the log-probs of the frozen reference are computed."""
-        return not self.grpo.skip_reference_policy_logprobs_calculation
 
     @property
     def judge_plan(self) -> ComparisonPlan:

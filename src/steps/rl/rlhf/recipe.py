@@ -31,6 +31,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
     recorded_weights_digest,
 )
 from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_facts
+from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.prompt import PromptReader
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
@@ -104,9 +105,10 @@ def run(config: Config, ctx: StepContext) -> None:
 
     # -- the prompts: all of them checked before any work is done
     key = "policy.generation.max_new_tokens"
-    reader = PromptReader(chat, config.context(limit), sampling.max_new_tokens, key)
+    rows = RowReader("prompts", config.data, "data")
+    reader = PromptReader(chat, config.context(limit), sampling.max_new_tokens, key, rows)
     prompts = reader.read(ctx.input("prompts").path)
-    reader.rows.report.tell(ctx, "prompts", output=product_of(adaptation))
+    rows.report.tell(ctx, "prompts", output=product_of(adaptation))
     validation_input, truth_input = ctx.optional_input("validation"), ctx.optional_input("truth")
     held_out = reader.read(validation_input.path) if validation_input else []
     check_held_out(config, ctx, prompts, held_out)
@@ -188,7 +190,7 @@ def run(config: Config, ctx: StepContext) -> None:
             # log-probs: of the policy before the first update of this step, and of the reference
             if config.needs_previous_logprobs:
                 samples = add_previous(samples, compute_logprobs(model, samples, policy))
-            if config.needs_reference_logprobs:
+            if not grpo.skip_reference_policy_logprobs_calculation:
                 with reference.use() as start:
                     samples = add_reference(samples, compute_logprobs(start, samples, policy))
             samples, gaps = mask_wide_gaps(samples, grpo.seq_logprob_error_threshold)
@@ -206,8 +208,8 @@ def run(config: Config, ctx: StepContext) -> None:
             metrics |= merge_metrics(parts) | loop.lap("timing/train/policy_training")
             metrics |= {"start_tokens": state.start_tokens, "epoch": order.epoch(step - 1)}
             metrics |= gate if step == 1 else {}
-            rows = sample_rows(rollouts, judged, samples)
-            report_step(ctx, step, steps, metrics, rows=rows, shown_alerts=state.alerts)
+            table_rows = sample_rows(rollouts, judged, samples)
+            report_step(ctx, step, steps, metrics, rows=table_rows, shown_alerts=state.alerts)
         table.finish(model, steps)
 
     # -- what is produced: the last weights or adapters, and how they came to be

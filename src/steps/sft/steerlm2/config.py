@@ -25,6 +25,7 @@ from nemotron_style.steps.blocks.settings.fixed_value import find_conflicts, fix
 from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.settings.parallel_config import DividedModel
 from nemotron_style.steps.blocks.settings.peft_config import LoraTuning
+from nemotron_style.steps.blocks.settings.row_config import RowReading
 from nemotron_style.steps.blocks.settings.training_config import (
     AlignerJob,
     Count,
@@ -81,11 +82,13 @@ class ValidationData(DatasetRest):
     output_original_text: bool = unused(True)
 
 
-class Data(Section):
-    """``model.data``: the files and how a conversation is written as text.
+class Data(RowReading):
+    """``model.data``: the files, how rows are read, and how a conversation is written as text.
 
     ``chat_prompt_tokens`` left out are those stored with the model's tokenizer.
     """
+
+    layout: str | None = fixed(None, why="rows of SteerLM 2.0 have one form")
 
     chat: bool = fixed(
         True,

@@ -26,7 +26,7 @@ def compile_job(config: Config, site: JobSite) -> CompiledJob:
                 size=model.data.train_ds.global_batch_size,
                 sample=model.data.sample,
             ),
-            "validation": Rows(None),
+            "validation": Rows(None, settings=model.data),
         },
         longest=config.longest,
         tokens=model.data.chat_prompt_tokens,

@@ -33,6 +33,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import (
 )
 from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.opening import open_chat, tokenizer_facts
+from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.sample_order import SampleOrder
 from nemotron_style.steps.blocks.data.steerlm2_row import read_groups
 from nemotron_style.steps.blocks.data.tokenizer import Tokenizer
@@ -45,6 +46,7 @@ from nemotron_style.steps.blocks.training.launch_check import check_launch
 from nemotron_style.steps.blocks.training.loop import Schedule, TrainingLoop
 from nemotron_style.steps.blocks.training.lr_schedule import cosine_annealing, warn_if_held
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
+from nemotron_style.steps.blocks.training.product import product_of
 from nemotron_style.steps.blocks.training.trained_model import Adaptation, load_trained_model
 from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.sft.steerlm2.batch import Batch, accumulate
@@ -82,8 +84,10 @@ def run(config: Config, ctx: StepContext) -> None:
     tokenizer = Tokenizer(start.path / TOKENIZER)
     chat = open_chat(tokenizer, config.model.data.chat_prompt_tokens)
     check_sampler(config, ctx, parent)
-    train = read_batch(config, ctx, slot="data", chat=chat)
-    validation = read_batch(config, ctx, slot="validation", chat=chat)
+    adaptation = Adaptation.of(ctx, config.model.peft, seed=config.seed)  # None: all is trained
+    output = product_of(adaptation)
+    train = read_batch(config, ctx, slot="data", chat=chat, output=output)
+    validation = read_batch(config, ctx, slot="validation", chat=chat, output=output)
     validation = validation.take(range(config.validation_rows(len(validation.groups))))
     sft, batch_size = config.trainer.sft, config.model.data.train_ds.global_batch_size
     order = SampleOrder(len(train.groups), config.seed, batch_size, sample=config.model.data.sample)
@@ -95,7 +99,6 @@ def run(config: Config, ctx: StepContext) -> None:
     warn_if_held(ctx, config.model.optim, updates=steps)
 
     # -- the model and its state
-    adaptation = Adaptation.of(ctx, config.model.peft, seed=config.seed)  # None: all is trained
     sizes = read_config(start.path)
     model = load_trained_model(
         ctx,
@@ -204,13 +207,11 @@ def run(config: Config, ctx: StepContext) -> None:
     )
 
 
-def read_batch(config: Config, ctx: StepContext, *, slot: str, chat: Chat) -> Batch:
+def read_batch(config: Config, ctx: StepContext, *, slot: str, chat: Chat, output: str) -> Batch:
     """All groups of an input. Raises InputError for every row that cannot be trained on."""
     limit = read_config(ctx.input("model").path).max_sequence_length
-    return Batch.of(
-        read_groups(
-            ctx.input(slot).path,
-            chat=chat,
-            max_tokens=config.longest(limit),
-        )
-    )
+    rows = RowReader(None, config.model.data, "model.data")
+    path, max_tokens = ctx.input(slot).path, config.longest(limit)
+    groups = read_groups(path, chat=chat, max_tokens=max_tokens, reader=rows)
+    rows.report.tell(ctx, slot, output=output)
+    return Batch.of(groups)

@@ -52,7 +52,7 @@ class ReadReport:
         names = ", ".join(
             name if count == read else f"{name} ({count:,})" for name, count in self.layouts.items()
         )
-        told = [f"{slot}: {read:,} rows, recognised as {names or 'nothing'}"]
+        told = [f"{slot}: {read:,} rows" + (f", recognised as {names}" if names else "")]
         if self.unused:
             told.append(f"{slot}: not used: {', '.join(sorted(self.unused))}")
         if self.bad:
@@ -73,7 +73,9 @@ class ReadReport:
 
     def facts(self) -> dict[str, Any]:
         """What a record keeps of it."""
-        facts: dict[str, Any] = {"rows": self.rows, "layouts": dict(self.layouts)}
+        facts: dict[str, Any] = {"rows": self.rows}
+        if self.layouts:
+            facts["layouts"] = dict(self.layouts)
         counts = {"bad": self.bad, "too_long": self.long, "shortened": self.shortened}
         facts |= {name: count for name, count in counts.items() if count}
         if self.unused:
@@ -88,10 +90,10 @@ class RowReader:
     """Reads the rows of a data set for one ``use``, as ``settings`` say.
 
     They are the section ``key`` of the config, or none of it. ``report`` is about what was read
-    last.
+    last. Without a ``use`` the rows have one form only, and nothing is to be recognised.
     """
 
-    use: Use
+    use: Use | None
     settings: RowReading = field(default_factory=RowReading)
     key: str = ""
     report: ReadReport = field(default_factory=ReadReport)
@@ -178,6 +180,8 @@ class RowReader:
 
     def own_row(self, row: Row) -> OwnRow:
         """A row as our own kind; it has the layout of the rows before it."""
+        if self.use is None:
+            return row
         layout = recognise(row, self.use, self.settings.layout, key=self.key or "data")
         known = self.report.layouts
         if known and layout.name not in known and not {layout.name, *known} <= OURS:

@@ -8,6 +8,7 @@ import pytest
 from nemotron_style.runtime.errors import InputError
 from nemotron_style.steps.blocks.data.chat.nemo_chat import NemoChat
 from nemotron_style.steps.blocks.data.chat_format import ChatFormat
+from nemotron_style.steps.blocks.data.layouts.reader import RowReader
 from nemotron_style.steps.blocks.data.steerlm2_row import (
     LOG_P_A,
     LOG_P_Y,
@@ -15,6 +16,7 @@ from nemotron_style.steps.blocks.data.steerlm2_row import (
     parse_row,
     read_groups,
 )
+from nemotron_style.steps.blocks.settings.row_config import RowReading
 
 
 class Letters:
@@ -214,6 +216,18 @@ def test_bad_rows_are_counted_and_ten_are_shown(tmp_path):
         read(write(tmp_path / "rows.jsonl", rows))
     assert len(caught.value.problems) == 11
     assert "rows.jsonl:10: label" in str(caught.value)
+
+
+def test_bad_and_long_rows_are_left_out_where_that_is_asked_for(tmp_path):
+    long = good_row(responses=[response("fine"), response("well " * 400)])
+    path = write(tmp_path / "rows.jsonl", [good_row(label=3), good_row(), long, good_row()])
+    reader = RowReader(None, RowReading(on_bad_row="skip", max_bad_rows=2), "model.data")
+    assert len(read_groups(path, chat=CHAT, max_tokens=1000, reader=reader)) == 2
+    assert [one.where for one in reader.report.problems] == [f"{path}:1", f"{path}:3"]
+    assert reader.report.facts() | {"first_bad": 0} == {"rows": 4, "bad": 2, "first_bad": 0}
+    reader = RowReader(None, RowReading(on_bad_row="skip"), "model.data")
+    with pytest.raises(InputError, match=r"model\.data\.max_bad_rows: more rows are bad"):
+        read_groups(path, chat=CHAT, max_tokens=1000, reader=reader)
 
 
 def test_nan_literal_in_the_file_is_refused_with_its_line(tmp_path):
