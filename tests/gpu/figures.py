@@ -422,6 +422,14 @@ def save_and_resume(scale: Scale) -> dict[str, Any]:
     return {"save_seconds": saved, "load_seconds": loaded, "bytes": size}
 
 
+def summary(printed: str) -> list[str]:
+    """The closing words of ``steps run``, from the table of steps to where to look next."""
+    lines = [line.rstrip() for line in printed.splitlines()]
+    begin = max((n for n, line in enumerate(lines) if line.startswith("STEP")), default=0)
+    end = next((n for n in range(begin, len(lines)) if lines[n] in ("Look at", "Next")), None)
+    return [line for line in lines[begin:end] if line]
+
+
 def run_steps(*commands: list[str], store: Path) -> dict[str, Any]:
     """Commands of the command line, one after the other; their seconds and their last words."""
     figures: dict[str, Any] = {}
@@ -436,7 +444,7 @@ def run_steps(*commands: list[str], store: Path) -> dict[str, Any]:
             raise AssertionError(f"{' '.join(words)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
         figures[" ".join(words)] = {
             "seconds": time.perf_counter() - begin,
-            "said": done.stdout.strip().splitlines()[-12:],
+            "said": summary(done.stdout),
         }
     return figures
 
@@ -451,8 +459,8 @@ def chain(scale: Scale) -> dict[str, Any]:
 
 
 def bf16_chain(scale: Scale) -> dict[str, Any]:
-    """sft/chat in bfloat16, which is what a GPU trains in; adapters for its model, and the two
-    merged.
+    """sft/chat in bfloat16, which is what a GPU trains in; adapters for its model, the two merged,
+    and a reward model.
     """
     if scale is SMALL:
         return LEFT_OUT
@@ -460,8 +468,9 @@ def bf16_chain(scale: Scale) -> dict[str, Any]:
     on_top = ["-i", "model=base", "model.architecture=null", "model.peft.peft_scheme=lora"]
     merge = ["convert/merge_lora", "-c", "tiny", "-i", "model=base", "-i", "adapter=adapted"]
     adapt = [*chat, "adapted", *on_top, "trainer.sft.max_steps=100"]
+    reward = ["reward/regression", "-c", "tiny", "-i", "model=base", "trainer.precision=bf16"]
     with tempfile.TemporaryDirectory() as store:
-        return run_steps([*chat, "base"], adapt, merge, store=Path(store))
+        return run_steps([*chat, "base"], adapt, merge, reward, store=Path(store))
 
 
 def rl_chain(scale: Scale) -> dict[str, Any]:

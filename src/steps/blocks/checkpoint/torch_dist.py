@@ -136,6 +136,11 @@ def _check_archives(contents: Metadata, path: Path) -> None:
 class _RepeatableWriter(dcp.FileSystemWriter):
     """Writes equal files for equal weights: torch adds the folder written to and a random id."""
 
+    def __init__(self, path: str | Path) -> None:
+        # Where there is a CUDA device torch asks for tensors ahead of those it writes, smallest
+        # first: the files would differ from a CPU's, and a planner could not free what is written.
+        super().__init__(path, thread_count=1, per_thread_copy_ahead=0)
+
     def storage_meta(self) -> None:
         return None
 
@@ -152,7 +157,7 @@ class SaveInProcess(TorchDistSaveShardedStrategy):
         named, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
         dcp.save(
             mcore_to_pyt_state_dict(named, False),
-            storage_writer=_RepeatableWriter(checkpoint_dir, thread_count=1),
+            storage_writer=_RepeatableWriter(checkpoint_dir),
             planner=self.planner,
         )
 

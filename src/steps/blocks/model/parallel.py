@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import warnings
 from dataclasses import dataclass
 
 import psutil
@@ -79,6 +80,8 @@ def finish() -> None:
 
 def _join() -> None:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    # A barrier takes the process's own device, which prepare_device has chosen.
+    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current")
     started = "RANK" in os.environ and "MASTER_ADDR" in os.environ
     if not started or os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
         _stay_on_this_machine()

@@ -1,8 +1,11 @@
 """A model with a regression head: a few numbers for a conversation instead of words after it.
 
-The trunk is that of :class:`LanguageModel`. In place of the output layer a linear head, in
-float32 and without a bias, reads the hidden state of the last token. It starts at zero: on
-standardised targets that is the mean of each, the best guess without reading.
+The trunk is that of :class:`LanguageModel`. In place of the output layer a linear head without a
+bias reads the hidden state of the last token, in float32. It starts at zero: on standardised
+targets that is the mean of each, the best guess without reading.
+
+The head's weights have the type of the trunk's, since megatron-core's optimizer cannot save a model
+of two types; like these they are trained on a float32 copy.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from nemotron_style.steps.blocks.checkpoint.model_checkpoint import WEIGHTS, che
 from nemotron_style.steps.blocks.checkpoint.torch_dist import read
 from nemotron_style.steps.blocks.model.device import prepare_device
 from nemotron_style.steps.blocks.model.language_model import LanguageModel, construct, wrap
+from nemotron_style.steps.blocks.model.norm import widen
 from nemotron_style.steps.blocks.model.prefix_packing import PAD, Group, PackedBatch, pack
 from nemotron_style.steps.blocks.model.sharded_tensor import sharded_weights
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
@@ -48,7 +52,7 @@ class RegressionModel(LanguageModel):
         if not self.post_process:
             return states
         last = states.flatten(0, 1).index_select(0, packed.predictors_T)
-        return F.linear(last.to(self.score.weight.dtype), self.score.weight)[:, None]
+        return F.linear(widen(last), widen(self.score.weight))[:, None]
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """megatron-core's description of the weights; GPTModel's own asks for an output layer."""
@@ -79,8 +83,6 @@ def load_trunk(
         RegressionModel, config, dtype=dtype, activations=activations, outputs=outputs
     )
     model.to(device=prepare_device(), dtype=dtype)
-    if model.post_process:
-        model.score.float()
     wanted = {name: part for name, part in sharded_weights(model).items() if name != HEAD}
     model.load_state_dict(read(wanted, path / WEIGHTS), strict=False)
     return wrap(model, distributed_optimizer=distributed_optimizer), config

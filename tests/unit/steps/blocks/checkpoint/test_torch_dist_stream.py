@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint.filesystem as filesystem
 from torch import Tensor
 
 from nemotron_style.runtime.errors import StepFailed
@@ -75,6 +77,29 @@ def test_the_files_are_those_of_a_model_that_is_held(
     assert {name: (part.shape, part.dtype) for name, part in folder.outline()} == {
         name: (part.shape, part.dtype) for name, part in weights.items()
     }
+
+
+def test_a_machine_with_a_card_writes_the_same_files(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There torch would ask for the next tensors before it has written the last."""
+    write(tmp_path / "held", tokenizer, CONFIG)
+    read = WeightFolder(tmp_path / "held" / WEIGHTS).read
+    monkeypatch.setattr(filesystem, "_OverlappingCpuLoader", AskingAhead)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    copy_model(read, tmp_path / "copied", config=CONFIG, dtype=torch.float32, tokenizer=tokenizer)
+    monkeypatch.undo()
+    assert digest_tree(tmp_path / "copied") == digest_tree(tmp_path / "held")
+
+
+class AskingAhead(filesystem._SerialCpuLoader):
+    """Resolves every tensor before it gives the first, as torch's loader does up to 10 MB."""
+
+    def __init__(self, resolve: Any, **_options: Any) -> None:
+        super().__init__(resolve)
+
+    def values(self) -> Any:
+        return iter(list(super().values()))
 
 
 @pytest.mark.parametrize("config", [CONFIG, TIED])

@@ -22,7 +22,7 @@ from nemotron_style.steps.blocks.model.language_model import build_model, unwrap
 from nemotron_style.steps.blocks.model.parallel import initialize
 from nemotron_style.steps.blocks.reward.config import RewardConfig, Scale
 from nemotron_style.steps.blocks.reward.model import RewardModel
-from nemotron_style.steps.blocks.reward.regression_model import load_trunk
+from nemotron_style.steps.blocks.reward.regression_model import load_trunk, pack_conversations
 from nemotron_style.steps.blocks.settings.model_config import ModelConfig
 from nemotron_style.steps.reward.regression.artifact import (
     merge_outputs,
@@ -77,6 +77,19 @@ def write(path: Path, *, merge: bool, switches: dict[str, Any] | None = None) ->
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     return write(tmp_path_factory.mktemp("reward"), merge=False)
+
+
+def test_a_model_of_half_precision_has_one_type_and_scores_in_float32(folder: Path) -> None:
+    """megatron-core's optimizer on CUDA cannot save the state of a model of two types."""
+    model, _ = load_trunk(folder.parent / "start", outputs=2, dtype=torch.bfloat16)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    unwrap(model).score.weight.data.normal_(generator=torch.Generator().manual_seed(5))
+    rows = pack_conversations([[5, 6, 7], [8, 9]])
+    with torch.no_grad():
+        outputs = unwrap(model)(rows)
+    assert outputs.dtype is torch.float32
+    rounded = outputs.bfloat16().float()
+    assert not torch.equal(outputs, rounded)
 
 
 @pytest.mark.parametrize("limit", [1, 100, 16384])
