@@ -232,6 +232,18 @@ def test_another_reward_model_does_not_continue_a_run(small_toy: Any, tmp_path: 
             train(small_toy, tmp_path, settings(server.port), attempt=2)
 
 
+def test_a_response_that_the_reward_model_cannot_read_is_refused_before_it_is_drawn(
+    small_toy: Any, tmp_path: Path
+) -> None:
+    with faulty.Faulty() as server:
+        server.health = {**server.health, "max_tokens": 30}
+        with pytest.raises(InputError, match="the reward model reads 30 tokens") as caught:
+            train(small_toy, tmp_path, settings(server.port))
+    [problem] = caught.value.problems
+    assert problem.key == "model.rs.length_params.max_length"
+    assert server.requests == 0  # of scores: none was drawn
+
+
 @pytest.mark.parametrize("step", [1, 3])
 def test_stopped_and_continued_ends_bit_identical(
     small_toy: Any, whole: StepContext, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch

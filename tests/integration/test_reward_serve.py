@@ -38,6 +38,7 @@ class Scored:
 class RewardModel:
     factor: float
     outputs: tuple = ("length",)
+    max_tokens: int = 64
 
     @classmethod
     def load(cls, path):

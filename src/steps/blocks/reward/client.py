@@ -42,11 +42,15 @@ class RewardUnavailable(StepFailed):
 
 @dataclass(frozen=True)
 class Health:
-    """A reward model that is ready: its digest, its outputs, how much it takes in one request."""
+    """A reward model that is ready: its digest, its outputs, how much it takes in one request.
+
+    ``max_tokens`` is the longest conversation it takes. None is for what it does not say.
+    """
 
     model: str
     outputs: tuple[str, ...]
     max_conversations: int | None = None
+    max_tokens: int | None = None
 
 
 @dataclass
@@ -151,8 +155,11 @@ def read_health(answer: Mapping[str, Any], before: Health | None) -> Health:
     outputs = as_list(answer, "outputs")
     if not outputs or not all(isinstance(name, str) for name in outputs):
         raise Fault("malformed", f"outputs are no names: {shorten(outputs)}")
-    most = answer.get("max_conversations")
-    health = Health(model, tuple(outputs), most if type(most) is int and most > 0 else None)
+    most, longest = (
+        limit if type(limit := answer.get(name)) is int and limit > 0 else None
+        for name in ("max_conversations", "max_tokens")
+    )
+    health = Health(model, tuple(outputs), most, longest)
     if before is not None and (before.model, before.outputs) != (model, health.outputs):
         raise Fault("other_model", f"it is {shorten(model)} and was {shorten(before.model)}")
     return health

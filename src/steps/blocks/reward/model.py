@@ -77,6 +77,11 @@ class RewardModel:
         """Names of the attributes, in the order of the head's outputs."""
         return self.config.outputs
 
+    @property
+    def max_tokens(self) -> int:
+        """The longest conversation that it reads."""
+        return self.config.max_sequence_length
+
     def score(
         self, conversations: Sequence[Sequence[Message]], *, batch_tokens: int = 16384
     ) -> list[RewardScore]:

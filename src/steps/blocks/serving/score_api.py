@@ -41,13 +41,24 @@ class ScoreService(Service):
         super().__init__(NAMING, routes, limits or ScoreLimits(), token=token, say=say)
         self.model = model
         self.outputs: tuple[str, ...] = ()
+        self.max_tokens: int | None = None
         self.conversations = Counter(
             "reward_conversations_total", "Conversations scored.", registry=self.registry
         )
 
-    def serve(self, score: Score, outputs: Sequence[str], batching: Batching) -> None:
-        """Answer from now on by ``score``, whose results have the attributes ``outputs``."""
-        self.outputs = tuple(outputs)
+    def serve(
+        self,
+        score: Score,
+        outputs: Sequence[str],
+        batching: Batching,
+        *,
+        max_tokens: int | None = None,
+    ) -> None:
+        """Answer from now on by ``score``, whose results have the attributes ``outputs``.
+
+        ``max_tokens`` is the longest conversation that it takes, which clients are told.
+        """
+        self.outputs, self.max_tokens = tuple(outputs), max_tokens
         self.start(batching, work=score, check=self.check_result)
 
     def check_result(self, conversation: Sequence[Message], result: Any) -> RewardScore:
@@ -67,5 +78,10 @@ class ScoreService(Service):
         return write_answer(self.model, scores, asked.ids)
 
     def facts(self) -> Mapping[str, Any]:
-        facts = {"model": self.model, "max_conversations": self.limits.conversations}
-        return facts | ({"outputs": list(self.outputs)} if self.outputs else {})
+        facts: dict[str, Any] = {"model": self.model}
+        facts["max_conversations"] = self.limits.conversations
+        if self.outputs:
+            facts["outputs"] = list(self.outputs)
+        if self.max_tokens:
+            facts["max_tokens"] = self.max_tokens
+        return facts

@@ -33,7 +33,7 @@ def run(config: Config, ctx: StepContext) -> None:
         model, how = load_model(artifact.path), config.batching
         score = functools.partial(model.score, batch_tokens=config.batch_tokens)
         batching = Batching(how.max_conversations, how.max_wait_ms / 1000, how.max_queued)
-        service.serve(score, model.outputs, batching)
+        service.serve(score, model.outputs, batching, max_tokens=model.max_tokens)
         return f", scores of {', '.join(model.outputs)}"
 
     answered = serve_until_stopped(service, config, ctx, load=load)

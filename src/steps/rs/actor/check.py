@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from torch import nn
 
 from nemotron_style.runtime.errors import InputError, Problem
+from nemotron_style.steps.blocks.data.chat.interface import Chat
+from nemotron_style.steps.blocks.data.conversation import parse_conversation
+from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.generation.backend import GenerationEngine
 from nemotron_style.steps.blocks.generation.logprob_gap import EngineGap, measure_sample_gap
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
+from nemotron_style.steps.blocks.reward.client import Health
 from nemotron_style.steps.rs.actor.config import Config
 from nemotron_style.steps.rs.actor.rollout import SeededPrompt
 
@@ -28,6 +32,35 @@ def check_prompts(config: Config, available: int) -> None:
             got=str(wanted),
             allowed=f"up to {available}",
             fix="lower it, or set model.data.sample=true to repeat prompts",
+        )
+    )
+
+
+def check_reward_room(
+    health: Health, prompts: Sequence[Prompt], chat: Chat, *, max_new_tokens: int
+) -> None:
+    """Refuse prompts whose longest response the reward model may not read to its end.
+
+    Such a response would come after hours, and no score for it is a failure of the run. Tokens are
+    the policy's; a reward model of another tokenizer counts a little differently.
+    """
+    if health.max_tokens is None:
+        return
+    longest = max(prompts, key=lambda prompt: len(prompt.ids))
+    # a token for the response, and what the chat format writes around it
+    whole = parse_conversation({"messages": longest.answered(".")})
+    room = health.max_tokens - (len(chat.conversation_ids(whole)) - 1)
+    if max_new_tokens <= room:
+        return
+    raise InputError(
+        Problem(
+            key="model.rs.length_params.max_length",
+            what="a response may be longer than what the reward model reads",
+            got=f"{max_new_tokens}, after a prompt of {len(longest.ids)} tokens",
+            allowed=f"at most {room}: the reward model reads {health.max_tokens} tokens",
+            fix="lower it, leave long prompts out with model.data.long_rows=skip and a smaller "
+            "model.encoder_seq_length, or serve a reward model trained with a larger "
+            "model.data.seq_length",
         )
     )
 

@@ -56,7 +56,12 @@ from nemotron_style.steps.blocks.training.start_policy import StartPolicy
 from nemotron_style.steps.blocks.training.trained_model import Adaptation, load_trained_model
 from nemotron_style.steps.blocks.training.training_state import TrainingState
 from nemotron_style.steps.rs.actor.best_of_n import bound_kl, bound_win_rate, choose
-from nemotron_style.steps.rs.actor.check import check_prompts, check_reward_model, check_sampler
+from nemotron_style.steps.rs.actor.check import (
+    check_prompts,
+    check_reward_model,
+    check_reward_room,
+    check_sampler,
+)
 from nemotron_style.steps.rs.actor.config import Config
 from nemotron_style.steps.rs.actor.metrics import (
     measure_kl,
@@ -121,6 +126,8 @@ def run(config: Config, ctx: StepContext) -> None:
     with closing(engine), RewardPool(client) as reward_pool:
         health = reward_pool.wait_ready(config.remote_rm.waiting.ready_seconds)
         ctx.say(f"reward model {health.model}, scores of {', '.join(health.outputs)}")
+        every = [*prompts, *held_out]
+        check_reward_room(health, every, chat, max_new_tokens=params.max_new_tokens)
         checkpoint = TrainingState(ctx, model, optimizer, adaptation and adaptation.base)
         done, stored = checkpoint.restore()
         state = RunState.load(stored) if stored else RunState(reward_model=health.model)
