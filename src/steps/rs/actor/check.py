@@ -37,7 +37,7 @@ def check_prompts(config: Config, available: int) -> None:
 
 
 def check_reward_room(
-    health: Health, prompts: Sequence[Prompt], chat: Chat, *, max_new_tokens: int
+    health: Health, prompts: Sequence[Prompt], chat: Chat, max_new_tokens: int
 ) -> None:
     """Refuse prompts whose longest response the reward model may not read to its end.
 

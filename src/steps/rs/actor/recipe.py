@@ -126,8 +126,7 @@ def run(config: Config, ctx: StepContext) -> None:
     with closing(engine), RewardPool(client) as reward_pool:
         health = reward_pool.wait_ready(config.remote_rm.waiting.ready_seconds)
         ctx.say(f"reward model {health.model}, scores of {', '.join(health.outputs)}")
-        every = [*prompts, *held_out]
-        check_reward_room(health, every, chat, max_new_tokens=params.max_new_tokens)
+        check_reward_room(health, [*prompts, *held_out], chat, params.max_new_tokens)
         checkpoint = TrainingState(ctx, model, optimizer, adaptation and adaptation.base)
         done, stored = checkpoint.restore()
         state = RunState.load(stored) if stored else RunState(reward_model=health.model)
