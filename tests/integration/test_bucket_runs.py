@@ -99,6 +99,21 @@ def find_logs(folder: Path, text: str) -> Sequence[Path]:
     return [log for log in logs if text in log.read_text()]
 
 
+def test_openlineage_has_what_a_run_in_a_bucket_read_and_made(
+    mill: Any,
+    bucket: s3_server.S3Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events = tmp_path / "events.ndjson"
+    monkeypatch.setenv("OPENLINEAGE_URL", events.as_uri())
+    assert main(["steps", "run", "mill/grind"]) == 0
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    [end] = [each for each in told if each["eventType"] == "COMPLETE" and each["inputs"]]
+    assert [each["name"] for each in end["inputs"]] == ["mill-grow-default"]
+    assert all("outputStatistics" in each["outputFacets"] for each in end["outputs"])
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -165,6 +165,9 @@ def test_an_uploaded_job_runs_where_nothing_is_shared(run, mill, lepton):
     assert newest(mill).outputs is None  # it lies where this machine does not look
     for line in ("1/4  total=1\n", "4/4  total=10\n"):
         assert done.stdout.count(line) == 2, done.stdout  # by way of Lepton's log
+    assert "4/4  total=10\n" in run("runs", "logs", "latest").stdout
+    refused = run("runs", "rerun", "latest", check=False).stderr
+    assert f"what it made is in {mill.root}/far, which this machine does not see" in refused
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ from nemotron_style.runtime.launch.lepton.client import (
 from nemotron_style.runtime.launch.lepton.launcher import LeptonLauncher
 from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.attempt import Attempt
-from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.folder import RunFolder, open_store
+from nemotron_style.runtime.run.kept_run import note_outputs
 from nemotron_style.runtime.run.snapshot import plan_snapshot
 
 TOLD = {
@@ -200,6 +202,16 @@ def test_uploading_puts_the_archive_before_the_job(launcher, workspace, away, tm
     archive = next((tmp_path / "bucket").iterdir())
     assert archive.name in command
     assert handle.run_dir == away.record_dir
+
+
+def test_of_an_uploaded_job_a_bucket_says_whether_it_made_its_outputs(launcher, workspace, away):
+    plan = away.model_copy(update={"root": f"memory://{uuid.uuid4().hex}/team"})
+    handle, _ = submit(launcher, plan)
+    workspace.state = "Completed"
+    told = launcher.state(handle)
+    assert (told.state, told.reason) == ("FAILED", "its pods ended well, and left no outputs")
+    note_outputs(plan, open_store(plan), {"outputs": {}, "figures": {}})
+    assert launcher.state(handle).state == "COMPLETED"
 
 
 @pytest.mark.parametrize(("said", "state"), TOLD.items())

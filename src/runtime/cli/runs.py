@@ -21,10 +21,10 @@ from nemotron_style.runtime.cli.options import (
     print_more,
 )
 from nemotron_style.runtime.cli.removal import rm_runs
-from nemotron_style.runtime.cli.summary import list_results
+from nemotron_style.runtime.cli.summary import describe_folder, list_results
 from nemotron_style.runtime.cli.table import print_json, print_problems, print_table, render_pairs
 from nemotron_style.runtime.cli.terminal import write_exactly
-from nemotron_style.runtime.errors import Problem, RefError, UsageError
+from nemotron_style.runtime.errors import Problem, RefError
 from nemotron_style.runtime.launch.base import handle_of
 from nemotron_style.runtime.launch.local import abandon_attempt
 from nemotron_style.runtime.launch.registry import find_launcher
@@ -63,7 +63,7 @@ def list_all(
         try:
             if isinstance(state, OSError):
                 raise state
-            runs.append(summarise(run, state))
+            runs.append(describe_folder(run, state))
             silence += [state.reason] if state.stale else []
         except OSError as error:
             passed_over.append(describe_unreadable(run.run_id, error))
@@ -85,7 +85,7 @@ def show(context: typer.Context, run: RunWord, as_json: AsJson = False) -> None:
     found = find_run(open_store(context), run)
     if as_json:
         plan = found.plan.model_dump(mode="json")
-        facts = summarise(found, read_status(found))
+        facts = describe_folder(found, read_status(found))
         return print_json({**facts, "plan": plan, "decisions": found.decisions})
     sys.stdout.write("\n".join(_render_sections(found)))
 
@@ -99,15 +99,17 @@ def logs(
     node: Annotated[int, typer.Option(help="Of this machine of the job.", min=0)] = 0,
 ) -> None:
     """Print the log of a run's last attempt."""
-    chosen = _choose_attempt(find_run(open_store(context), run), attempt)
-    log = chosen.log_of(node)
-    if not follow and log.is_file():
+    found = find_run(open_store(context), run)
+    chosen = _choose_attempt(found, attempt)
+    log, pauses, most = chosen.log_of(node), 0, PAUSES_BEFORE_TEXT
+    if not follow and log.is_file() and found.plan.is_seen:
         write_exactly(sys.stdout, log.read_text(encoding="utf-8", errors="replace"))
     elif follow or chosen.executor != "local":
         for text in find_launcher(chosen.executor).logs(handle_of(chosen), node=node):
             write_exactly(sys.stdout, text)
             sys.stdout.flush()
-            if not follow:
+            pauses, most = (0, 1) if text else (pauses + 1, most)
+            if pauses == most and not follow:  # that is all there is by now
                 break
 
 
@@ -124,7 +126,7 @@ def wait(
     found = find_run(open_store(context), run)
     state = _wait_for_end(found, timeout)
     if as_json:
-        print_json(summarise(found, state))
+        print_json(describe_folder(found, state))
     else:
         print(_render_state(found, state))
     if not state.is_final:
@@ -160,7 +162,7 @@ def cancel(
             _wait_for_end(found, grace)
         state = refresh_status(found)
     if as_json:
-        print_json(summarise(found, state))
+        print_json(describe_folder(found, state))
     else:
         print(_render_state(found, state))
     if not state.is_final:
@@ -169,6 +171,7 @@ def cancel(
 
 
 POLL_SECONDS = 0.2
+PAUSES_BEFORE_TEXT = 5  # a second each, in which a log is fetched
 
 
 def _wait_for_end(run: RunFolder, timeout: float | None) -> JobState:
@@ -211,35 +214,6 @@ def why(context: typer.Context, run: RunWord, as_json: AsJson = False) -> None:
         print("  no decision was recorded; it was not started by `steps run`")
 
 
-def summarise(run: RunFolder, state: JobState) -> dict[str, Any]:
-    """A run as plain data; a plan that cannot be read leaves a question mark."""
-    try:
-        plan = run.plan
-        step, config = plan.step, plan.config_name
-    except UsageError:
-        step = config = "?"
-    complete = run.outputs or {}
-    attempts = run.attempts
-    return {
-        "run_id": run.run_id,
-        "step": step,
-        "config": config,
-        "state": state.state,
-        "reason": state.reason,
-        "exit_code": state.exit_code,
-        "executor": attempts[-1].executor if attempts else None,
-        "job": attempts[-1].job.get("id") if attempts else None,
-        "remote_host": (attempts[-1].remote_host or None) if attempts else None,
-        "last_sign": (attempts[-1].last_sign or None) if attempts else None,
-        "started": attempts[0].record.get("started") if attempts else None,
-        "seconds": run.seconds,
-        "attempts": [attempt.summary for attempt in attempts],
-        **{key: complete.get(key, {}) for key in ("outputs", "figures")},
-        "trackers": run.trackers,
-        "path": str(run.path),
-    }
-
-
 def _row(run: dict[str, Any]) -> list[str]:
     first, *others = [output["ref"] for output in run["outputs"].values()] or ["-"]
     started = format_age(run["started"]) if run["started"] else "-"
@@ -251,7 +225,7 @@ def _row(run: dict[str, Any]) -> list[str]:
 
 
 def _render_sections(run: RunFolder) -> list[str]:
-    facts, plan = summarise(run, read_status(run)), run.plan
+    facts, plan = describe_folder(run, read_status(run)), run.plan
     head = {name: str(facts[name]) for name in ("step", "config", "state", "path")}
     head |= {name: str(facts[name]) for name in ("reason", "executor", "job") if facts[name]}
     head |= {"took": format_duration(facts["seconds"])} if facts["seconds"] else {}

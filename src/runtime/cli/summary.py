@@ -1,4 +1,4 @@
-"""What the command line says at the end of ``steps run``: what was made, and where to look next."""
+"""A run as plain data, and what is said at its end: what was made, and where to look next."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from typing import Any
 from nemotron_style.runtime.catalog.catalog import Catalog
 from nemotron_style.runtime.cli.table import emphasise, print_table, render_pairs
 from nemotron_style.runtime.config.model import TITLES
+from nemotron_style.runtime.errors import StepsError, UsageError
 from nemotron_style.runtime.launch.base import attempt_of
 from nemotron_style.runtime.paths import show_path
 from nemotron_style.runtime.planning.dry_run import describe_run
 from nemotron_style.runtime.planning.runner import Outcome, Submission
 from nemotron_style.runtime.run.folder import RunFolder, open_store
-from nemotron_style.runtime.run.plan import identify, name_run
+from nemotron_style.runtime.run.kept_run import read_outputs
+from nemotron_style.runtime.run.plan import Plan, identify, name_run
+from nemotron_style.runtime.run.state import COMPLETED, JobState
 from nemotron_style.runtime.store.diff import compare_content
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.units import format_duration, format_number
@@ -32,6 +35,39 @@ RESULTS = (
     ("report", ("report.md", "results.json", "card.json")),
     ("metrics", ("metrics.jsonl",)),
 )
+
+
+def describe_folder(run: RunFolder, state: JobState) -> dict[str, Any]:
+    """A run as plain data; a plan that cannot be read leaves a question mark."""
+    try:
+        plan: Plan | None = run.plan
+    except UsageError:
+        plan = None
+    complete = run.outputs or {}
+    if not complete and plan and state.state == COMPLETED:
+        try:
+            complete = read_outputs(run, open_store(plan)) or {}
+        except StepsError as error:  # its bucket does not answer; what is known here is shown
+            print(f"note: what {run.run_id} made is not known here: {error}", file=sys.stderr)
+    attempts = run.attempts
+    return {
+        "run_id": run.run_id,
+        "step": plan.step if plan else "?",
+        "config": plan.config_name if plan else "?",
+        "state": state.state,
+        "reason": state.reason,
+        "exit_code": state.exit_code,
+        "executor": attempts[-1].executor if attempts else None,
+        "job": attempts[-1].job.get("id") if attempts else None,
+        "remote_host": (attempts[-1].remote_host or None) if attempts else None,
+        "last_sign": (attempts[-1].last_sign or None) if attempts else None,
+        "started": attempts[0].record.get("started") if attempts else None,
+        "seconds": run.seconds,
+        "attempts": [attempt.summary for attempt in attempts],
+        **{key: complete.get(key, {}) for key in ("outputs", "figures")},
+        "trackers": run.trackers,
+        "path": str(run.path),
+    }
 
 
 def print_summary(outcomes: Sequence[Outcome], catalog: Catalog) -> None:

@@ -30,8 +30,9 @@ from nemotron_style.runtime.profiles.model import Profile
 from nemotron_style.runtime.run.code import describe_code, digest_code
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.kept_run import read_outputs
-from nemotron_style.runtime.run.plan import RERUN_OF, Plan, identify, name_run
-from nemotron_style.runtime.run.snapshot import check_snapshot
+from nemotron_style.runtime.run.plan import RERUN_OF, Plan, Snapshot, identify, name_run
+from nemotron_style.runtime.run.snapshot import check_snapshot, plan_snapshot
+from nemotron_style.runtime.run.state import COMPLETED
 from nemotron_style.runtime.store.record import Artifact, Edge, Record
 from nemotron_style.runtime.store.ref import LONGEST_NAME
 from nemotron_style.runtime.store.store import Store
@@ -73,6 +74,9 @@ def plan_rerun(
     problems += check_placement(plan, placed, profile)
     problems += check_code(placed, manifest, outputs)
     raise_all(UsageError, problems)
+    if placed.snapshot and find_copy(placed) is None:  # what is installed does the same
+        copy = plan_snapshot(Path(placed.store), placed.entrypoint, placed.config_class)
+        placed = update_plan(placed, {"snapshot": copy})
     sealed, decision = choose_repetition(placed, first.run_id, store)
     resolved = {slot: describe_artifact(artifact) for slot, artifact in inputs.items()}
     run = PlannedRun(manifest, sealed, decision, resolved)
@@ -90,6 +94,10 @@ def find_outputs(first: RunFolder, plan: Plan, store: Store) -> dict[str, Record
         fix = "repeat the run of a step that used it, which starts the service beside it"
         raise UsageError(Problem(where=where, what=what, fix=fix))
     complete = first.outputs
+    if complete is None and first.state == COMPLETED:
+        what = f"what it made is in {plan.store}, which this machine does not see"
+        fix = "repeat it where that folder is, with NEMOTRON_STYLE_HOME set to it"
+        raise UsageError(Problem(where=where, what=what, fix=fix))
     if complete is None:
         what = f"it is {first.state} and has made nothing that a repetition could be held to"
         fix = "only a run that is COMPLETED can be repeated; the same command goes on with this one"
@@ -156,18 +164,28 @@ def place_plan(plan: Plan, manifest: Manifest, context: PlanContext) -> Plan:
     run, notes = manifest.run.model_copy(update=own), list[str]()
     image = choose_image(run, plan.config, context.profile, notes)
     placement = plan_placement(run, context, resources=plan.resources, image=image, notes=notes)
-    if plan.snapshot and Path(plan.snapshot.path).is_dir():
-        placement["snapshot"] = plan.snapshot
-    return update_plan(plan, placement)
+    placed = update_plan(plan, placement)
+    has_same_folder = (placed.store, placed.records) == (plan.store, plan.records)
+    if find_copy(plan) and placed.is_seen and has_same_folder:
+        return update_plan(placed, {"snapshot": plan.snapshot})
+    return placed
+
+
+def find_copy(plan: Plan) -> Snapshot | None:
+    """The copy of the code that the job has, under its path on this machine, if it is seen."""
+    if plan.snapshot is None or not plan.is_seen:
+        return None
+    path = plan.snapshot.path
+    if plan.records:
+        path = str(Path(plan.records, Path(path).relative_to(plan.store)))
+    return plan.snapshot.model_copy(update={"path": path}) if Path(path).is_dir() else None
 
 
 def update_plan(plan: Plan, fields: Mapping[str, Any]) -> Plan:
     """The plan, and those of its services, with other values of these fields."""
-    services = {
-        name: service.model_copy(update=dict(fields)) for name, service in plan.services.items()
-    }
-    moved = plan.model_copy(update={**fields, "services": services})
-    return Plan.model_validate(moved.model_dump())
+    body = plan.model_dump()
+    services = {name: {**service, **fields} for name, service in body["services"].items()}
+    return Plan.model_validate({**body, **fields, "services": services})
 
 
 def check_placement(plan: Plan, placed: Plan, profile: Profile | None) -> Iterator[Problem]:
@@ -178,16 +196,16 @@ def check_placement(plan: Plan, placed: Plan, profile: Profile | None) -> Iterat
     if profile is not None and plan.files:
         what = f"its job was compiled for the profile {plan.profile} and runs on no other"
         yield Problem(where="--profile", what=what, got=profile.name, fix="leave --profile out")
-    if placed.records is not None:
+    if not placed.is_seen and placed.root is None:
         what = "the store of the job is not seen from here, so nothing could be compared"
         yield Problem(where=placed.where, key="remote_store", what=what, got=placed.store)
 
 
 def check_code(plan: Plan, manifest: Manifest, outputs: Mapping[str, Record]) -> Iterator[Problem]:
     """Why the job would not run the code of the first run: its copy, else what is installed."""
-    if plan.snapshot and Path(plan.snapshot.path).is_dir():
+    if copy := find_copy(plan):
         try:
-            check_snapshot(plan.snapshot)
+            check_snapshot(copy)
         except StepsError as error:
             yield from error.problems
     else:
@@ -224,7 +242,7 @@ def choose_repetition(plan: Plan, first: str, store: Store) -> tuple[Plan, Decis
     while True:
         repeated = seal_repetition(plan, first, number)
         folder = RunFolder(repeated.record_dir)
-        is_complete = read_outputs(repeated, store) is not None
+        is_complete = read_outputs(folder, store) is not None
         if folder.exists and not is_complete:
             return repeated, decide_unfinished(folder, repeated)
         # Where only the artifacts are left of one, the same run would get them for its own.

@@ -49,7 +49,7 @@ def decide(
     generation, plan = 0, seal(0)
     while _exists(following := seal(generation + 1), store):
         generation, plan = generation + 1, following
-    folder, made = RunFolder(plan.record_dir), read_outputs(plan, store)
+    made = read_outputs(folder := RunFolder(plan.record_dir), store)
     if not folder.exists and made is None:
         return plan, explain_new_run(plan, store)
     if fresh:
@@ -69,7 +69,8 @@ def decide(
 
 
 def _exists(plan: Plan, store: Store) -> bool:
-    return RunFolder(plan.record_dir).exists or read_outputs(plan, store) is not None
+    folder = RunFolder(plan.record_dir)
+    return folder.exists or read_outputs(folder, store) is not None
 
 
 def decide_unfinished(folder: RunFolder, plan: Plan) -> Decision:

@@ -30,7 +30,7 @@ from nemotron_style.runtime.launch.status import read_status, refresh_status
 from nemotron_style.runtime.planning.pipeline import Pipeline, PlannedRun
 from nemotron_style.runtime.planning.preflight import check_plan
 from nemotron_style.runtime.run.folder import RunFolder, open_store
-from nemotron_style.runtime.run.kept_run import read_outputs
+from nemotron_style.runtime.run.kept_run import fetch_outputs
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, LOST, JobState
 from nemotron_style.runtime.secrets.reject import reject_secrets
 
@@ -160,7 +160,7 @@ def execute_run(
                 break
         if state.state != COMPLETED:
             raise explain_failure(run, state, folder)
-    complete = read_outputs(run.plan, open_store(run.plan)) or {}
+    complete = fetch_outputs(folder, open_store(run.plan)) or {}
     made = complete.get("outputs", {})
     outputs = {slot.slot: made[slot.slot] for slot in run.plan.outputs if slot.slot in made}
     return Outcome(run, outputs, complete.get("figures", {}), 0.0 if reused else folder.seconds)
@@ -218,7 +218,8 @@ def explain_failure(run: PlannedRun, state: JobState, folder: RunFolder) -> Step
         return Interrupted(Problem(where=where, what=what, fix="the same command resumes it"))
     last = folder.last_attempt
     what = state.reason or f"the step is {state.state}"
-    problem = Problem(where=where, what=what, fix=f"log: {last.log if last else ''}")
+    log = last.log if last and run.plan.is_seen else f"nemotron-style runs logs {run.plan.run_id}"
+    problem = Problem(where=where, what=what, fix=f"log: {log}")
     return UsageError(problem) if state.exit_code == 2 else StepFailed(problem)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from nemotron_style.runtime.errors import ArtifactError, RefError, StepsError
 from nemotron_style.runtime.run.folder import RunFolder, find_run
+from nemotron_style.runtime.run.kept_run import read_outputs
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import COMPLETED, JobState
 from nemotron_style.runtime.store.record import Artifact, Record
@@ -73,13 +74,13 @@ def describe_artifact(store: Store, made: Artifact | Tombstone) -> Subject:
     run = RunFolder(store.layout.runs / producer.run_id) if producer else None
     if run is None or not run.exists:
         return Subject(made, None, None, None)
-    others = tuple(ref for ref in _refs(run) if ref != made.ref)
+    others = tuple(ref for ref in _refs(run, store) if ref != made.ref)
     return Subject(made, run, _plan(run), _state(run), others)
 
 
 def describe_run(store: Store, run: RunFolder) -> Subject:
     """A run, with the first of the artifacts that it made."""
-    refs = _refs(run)
+    refs = _refs(run, store)
     made: list[Artifact | Tombstone | None]
     made = [store.find(ref) or store.tombstone(ref) for ref in refs]
     first = next((each for each in made if each), None)
@@ -87,8 +88,8 @@ def describe_run(store: Store, run: RunFolder) -> Subject:
     return Subject(first, run, _plan(run), _state(run), others)
 
 
-def _refs(run: RunFolder) -> list[str]:
-    outputs: Mapping[str, Any] = (run.outputs or {}).get("outputs", {})
+def _refs(run: RunFolder, store: Store) -> list[str]:
+    outputs: Mapping[str, Any] = (read_outputs(run, store) or {}).get("outputs", {})
     return [output["ref"] for output in outputs.values()]
 
 

@@ -18,15 +18,24 @@ from nemotron_style.runtime.store.roots import files
 from nemotron_style.runtime.store.store import Store
 
 
-def read_outputs(plan: Plan, store: Store) -> dict[str, Any] | None:
+def read_outputs(run: RunFolder, store: Store) -> dict[str, Any] | None:
     """What a complete run made (``outputs.json``); a bucket tells that of runs of any machine."""
-    own = RunFolder(plan.record_dir).outputs
+    own = run.outputs
     if own is not None or not store.url:
         return own
     try:
-        return atomic.parse_object(store.layout.complete(plan.run_id).read_text())
+        return atomic.parse_object(store.layout.complete(run.run_id).read_text())
     except FileNotFoundError:
         return None
+
+
+def fetch_outputs(run: RunFolder, store: Store) -> dict[str, Any] | None:
+    """:func:`read_outputs`; what only the bucket said stands in the run's folder from now on."""
+    outputs = read_outputs(run, store)
+    if outputs is not None and run.exists and run.outputs is None:
+        with suppress(OSError):  # a folder that can only be read is good enough to reuse from
+            atomic.write_json(run.path / "outputs.json", outputs)
+    return outputs
 
 
 def note_outputs(plan: Plan, store: Store, outputs: Mapping[str, Any]) -> None:
@@ -38,17 +47,19 @@ def note_outputs(plan: Plan, store: Store, outputs: Mapping[str, Any]) -> None:
 
 
 def find_complete_run(store: Store, word: str) -> RunFolder:
-    """:func:`find_run`, and of a store in a bucket also a complete run of another machine.
+    """:func:`find_run`, and of a store in a bucket also a run that another machine completed.
 
     Of such a one there are the plan and the outputs, and no attempts.
     """
     try:
-        return find_run(store, word)
+        run = find_run(store, word)
     except RefError:
         kept = _find_kept(store, word) if store.url else None
         if kept is None:
             raise
         return kept
+    is_elsewhere = run.outputs is None and store.url
+    return (_find_kept(store, run.run_id) if is_elsewhere else None) or run
 
 
 def _find_kept(store: Store, word: str) -> RunFolder | None:

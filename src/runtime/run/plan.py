@@ -164,6 +164,11 @@ class Plan(_Frozen):
         return not self.outputs
 
     @property
+    def is_seen(self) -> bool:
+        """Whether the command line sees the folder that the job writes to."""
+        return "upload" not in self.site
+
+    @property
     def run_dir(self) -> Path:
         """The run's folder as the worker sees it; a service's lies in that of its step."""
         return Path(self.store, "runs", self.beside or self.run_id)

@@ -13,6 +13,7 @@ from typing import Any
 from nemotron_style.runtime.config.model import Tracker
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.kept_run import read_outputs
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import COMPLETED, FAILED, LOST, TIMEOUT
 from nemotron_style.runtime.secrets.redact import redact_leaves
@@ -57,7 +58,8 @@ class OpenLineageClient:
     def begin(self, run: TrackedRun, earlier: Mapping[str, str]) -> Mapping[str, str]:
         self.transport = make_transport(os.environ.get(URL_VARIABLE, ""), os.environ)
         self.folder = RunFolder(run.folder)
-        self.store = Store(self.folder.plan.store)
+        plan = self.folder.plan
+        self.store = Store(plan.root or plan.store, scratch=plan.store)
         attempt = self.folder.last_attempt
         assert attempt is not None
         facts = read_attempt(self.folder, attempt, self.store)
@@ -77,7 +79,7 @@ class OpenLineageClient:
         error, now = tags.get(ERROR_TAG, ""), write_time(None)
         facts = replace(self.facts, ended=now, outcome=OUTCOMES[status], error=error)
         if outputs:
-            facts = replace(facts, **read_outputs(self.folder, self.store))
+            facts = replace(facts, **describe_outputs(self.folder, self.store))
         self.transport.send(end_event(facts))
 
 
@@ -87,7 +89,7 @@ def list_events(folder: RunFolder, store: Store) -> list[Event]:
     for attempt in folder.attempts:
         facts = read_attempt(folder, attempt, store)
         if attempt.state == COMPLETED:
-            facts = replace(facts, **read_outputs(folder, store))
+            facts = replace(facts, **describe_outputs(folder, store))
         events += [start_event(facts), end_event(facts)]
     return events
 
@@ -119,11 +121,11 @@ def read_inputs(plan: Plan, store: Store) -> dict[str, Node]:
     return {slot: describe_node(artifact) for slot, artifact in found.items() if artifact}
 
 
-def read_outputs(folder: RunFolder, store: Store) -> dict[str, Any]:
+def describe_outputs(folder: RunFolder, store: Store) -> dict[str, Any]:
     """What a run made, and what its records say about the code and the machine."""
     told: dict[str, Any] = {}
     nodes = []
-    for output in (folder.outputs or {}).get("outputs", {}).values():
+    for output in (read_outputs(folder, store) or {}).get("outputs", {}).values():
         ref = output["ref"]
         found = store.find(ref) or store.tombstone(ref)
         nodes.append(

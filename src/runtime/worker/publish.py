@@ -9,6 +9,7 @@ from typing import Any
 from nemotron_style.runtime.config.model import OPENLINEAGE, TITLES, Tracker
 from nemotron_style.runtime.errors import Problem, UsageError
 from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.kept_run import read_outputs
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, JobState
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.worker.inputs import bind_config, find_input
@@ -77,7 +78,7 @@ def _tell_tracker(run: RunFolder, state: JobState, name: str, store: Store) -> s
     asked = bind_config(plan, inputs).trackers().get(name) or Tracker("--to")
     outputs = {
         slot: TrackedArtifact(made["ref"], made["kind"], made["digest"])
-        for slot, made in (run.outputs or {}).get("outputs", {}).items()
+        for slot, made in (read_outputs(run, store) or {}).get("outputs", {}).items()
     }
     status = {COMPLETED: FINISHED, CANCELLED: INTERRUPTED}.get(state.state, FAILED)
     tags = {ERROR_TAG: state.reason} if status == FAILED and state.reason else {}

@@ -91,7 +91,7 @@ def list_variables(plan: Plan, attempt: int) -> Iterator[dict[str, Any]]:
     yield {"name": ATTEMPT_VARIABLE, "value": str(attempt)}
     for name in plan.secrets:
         yield {"name": name, "value_from": {"secret_name_ref": name}}
-    if not is_shared(plan):
+    if not plan.is_seen:
         for name, value in sorted(plan.env.items()):
             if "$" not in value:
                 yield {"name": name, "value": value}
@@ -103,11 +103,6 @@ def list_mounts(plan: Plan) -> Iterator[dict[str, Any]]:
         options = {"mount_options": {"read_only": True}} if "ro" in mount.options else {}
         place = {"path": mount.source, "from": mount.volume, "mount_path": mount.target}
         yield place | options
-
-
-def is_shared(plan: Plan) -> bool:
-    """Whether this machine sees the folder that the pod writes to."""
-    return "upload" not in plan.site
 
 
 def write_body(body: Mapping[str, Any]) -> str:

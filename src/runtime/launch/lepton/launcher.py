@@ -22,6 +22,7 @@ from nemotron_style.runtime.errors import (
     ProfileError,
     StepFailed,
     StepsError,
+    StoreError,
     UsageError,
     raise_all,
 )
@@ -36,7 +37,7 @@ from nemotron_style.runtime.launch.base import (
 from nemotron_style.runtime.launch.bundle import Bundle, locate, pack, upload
 from nemotron_style.runtime.launch.lepton.check import check_workspace
 from nemotron_style.runtime.launch.lepton.client import Absent, Workspace, WorkspaceError, connect
-from nemotron_style.runtime.launch.lepton.job import build_body, is_shared, name_job, write_body
+from nemotron_style.runtime.launch.lepton.job import build_body, name_job, write_body
 from nemotron_style.runtime.launch.lepton.logs import SECONDS_BETWEEN_QUESTIONS, follow_workspace
 from nemotron_style.runtime.launch.lepton.pod import write_pod_script
 from nemotron_style.runtime.launch.lepton.state import conclude, read_files
@@ -85,7 +86,7 @@ class LeptonLauncher:
         """Raises ``ProfileError`` with everything that Lepton would refuse."""
         raise_all(ProfileError, [*check_plan(plan)])
         files = {"plan.json": plan.to_json(), "launch.sh": write_pod_script(plan)}
-        bundle = None if is_shared(plan) else self._bundle(plan, files)
+        bundle = None if plan.is_seen else self._bundle(plan, files)
         body = build_body(plan, attempt, bundle)
         raise_all(ProfileError, [*check_command(body["spec"]["container"]["command"])])
         files["lepton.json"] = write_body(body)
@@ -158,7 +159,7 @@ class LeptonLauncher:
             try:
                 if state is None and workspace not in silence:
                     state = self._ask(handle)
-            except (WorkspaceError, UsageError) as error:
+            except (WorkspaceError, UsageError, StoreError) as error:
                 silence[workspace] = error
             if state is None:
                 reason = f"the last that is known; {silence[workspace]}"
@@ -172,7 +173,7 @@ class LeptonLauncher:
             job = self._connect_for(attempt).find(name_job(plan, attempt.number))
         except Absent:
             job = None
-        return conclude(attempt, job, shared=is_shared(plan))
+        return conclude(attempt, job, plan=plan)
 
     def _connect_for(self, attempt: Attempt) -> Workspace:
         """The workspace to which an attempt's job was posted.
@@ -197,7 +198,7 @@ class LeptonLauncher:
         def written() -> bool:
             return read_files(attempt) is not None
 
-        if is_shared(plan):
+        if plan.is_seen:
             ended = Question(over, seconds=SECONDS_BETWEEN_QUESTIONS, hint=written)
             path = attempt.log_of(node)
             yield from follow_file(path, over=ended, pause=SECONDS_BETWEEN_LOOKS)

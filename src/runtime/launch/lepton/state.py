@@ -9,6 +9,9 @@ from dataclasses import replace
 
 from nemotron_style.runtime.launch.lepton.client import RemoteJob
 from nemotron_style.runtime.run.attempt import Attempt
+from nemotron_style.runtime.run.folder import RunFolder, open_store
+from nemotron_style.runtime.run.kept_run import read_outputs
+from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import (
     CANCELLED,
     COMPLETED,
@@ -22,6 +25,7 @@ from nemotron_style.runtime.run.state import (
 
 SECONDS_TO_SUBMIT = 120
 SECONDS_UNTIL_FILES_SHOW = 60
+NO_OUTPUTS = "its pods ended well, and left no outputs"
 
 STATES = {
     "Queueing": (PENDING, "waits in Lepton's queue"),
@@ -40,11 +44,10 @@ STATES = {
 }
 
 
-def conclude(attempt: Attempt, job: RemoteJob | None, *, shared: bool) -> JobState:
+def conclude(attempt: Attempt, job: RemoteJob | None, *, plan: Plan) -> JobState:
     """The state of an attempt, from its files and from what the workspace says.
 
-    ``job`` is None when the workspace has no such job; ``shared`` when the worker's files can be
-    seen from here.
+    ``job`` is None when the workspace has no such job.
     """
     written = read_files(attempt)  # it may have ended while the workspace was asked
     if written is not None:
@@ -58,7 +61,7 @@ def conclude(attempt: Attempt, job: RemoteJob | None, *, shared: bool) -> JobSta
     if state == FAILED:
         return explain_failure(attempt)
     if state == COMPLETED:
-        return check_completion(attempt, job, shared=shared)
+        return check_completion(attempt, job, plan)
     if not state:
         return JobState(attempt.recorded_state, reason=f"Lepton calls it {job.state!r}")
     return JobState(state, reason=reason)
@@ -83,10 +86,11 @@ def explain_absence(attempt: Attempt) -> JobState:
     return JobState(LOST, reason="Lepton knows no such job")
 
 
-def check_completion(attempt: Attempt, job: RemoteJob, *, shared: bool) -> JobState:
-    """The state when every pod ended well: where its files can be seen, outputs must be there."""
-    if not shared:
-        return JobState(COMPLETED, 0)
+def check_completion(attempt: Attempt, job: RemoteJob, plan: Plan) -> JobState:
+    """The state when every pod ended well: outputs must be there, where they can be seen."""
+    if not plan.is_seen:
+        is_made = plan.root is None or read_outputs(RunFolder(attempt.run_dir), open_store(plan))
+        return JobState(COMPLETED, 0) if is_made else JobState(FAILED, reason=NO_OUTPUTS)
     with contextlib.suppress(OSError):
         os.listdir(attempt.run_dir)  # makes a network disk look again
     written = read_files(attempt)
@@ -94,7 +98,7 @@ def check_completion(attempt: Attempt, job: RemoteJob, *, shared: bool) -> JobSt
         return written
     if job.ended is not None and time.time() - job.ended < SECONDS_UNTIL_FILES_SHOW:
         return JobState(RUNNING, reason="has ended in Lepton; its files do not show here yet")
-    return JobState(FAILED, reason="its pods ended well, and left no outputs")
+    return JobState(FAILED, reason=NO_OUTPUTS)
 
 
 def explain_failure(attempt: Attempt) -> JobState:

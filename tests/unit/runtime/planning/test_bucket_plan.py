@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 
+from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.errors import UsageError
 from nemotron_style.runtime.launch.slurm.launcher import SlurmLauncher
 from nemotron_style.runtime.planning.pipeline import Pipeline
 from nemotron_style.runtime.planning.planner import compile_pipeline
 from nemotron_style.runtime.planning.preflight import check_access, check_plan
 from nemotron_style.runtime.planning.request import PlanContext, RunRequest
+from nemotron_style.runtime.planning.rerun import plan_rerun
 from nemotron_style.runtime.profiles.model import Profile
-from nemotron_style.runtime.run.folder import open_store
-from nemotron_style.runtime.run.kept_run import note_outputs
+from nemotron_style.runtime.report.subject import describe_run
+from nemotron_style.runtime.run.folder import RunFolder, open_store
+from nemotron_style.runtime.run.kept_run import find_complete_run, note_outputs
 from nemotron_style.runtime.run.plan import parse_plan
 from nemotron_style.runtime.store.record import Producer
 from nemotron_style.runtime.store.roots.memory import MemoryBucket
@@ -72,6 +75,17 @@ def test_what_a_job_elsewhere_made_is_reused_here(context: PlanContext) -> None:
     assert plan(context, **profile).target.decision.action == "run"  # it has not said that it ended
     note_outputs(made, pod, {"outputs": outputs, "figures": {}})
     assert plan(context, **profile).target.decision.action == "reuse"
+    assert RunFolder(made.record_dir).reserve(made)  # as where it was submitted
+    assert (
+        describe_run(context.store, RunFolder(made.record_dir)).made.ref == outputs["sack"]["ref"]
+    )
+    first = find_complete_run(context.store, "latest")
+    assert first.outputs == {"outputs": outputs, "figures": {}}
+    cloud = Profile(name="cloud", upload="s3://jobs", image="mill:1", **profile)
+    catalog = load_catalog()
+    again = plan_rerun(first, store=context.store, catalog=catalog, profile=cloud).run.plan
+    assert again.snapshot
+    assert again.snapshot.path.startswith("/mnt/pod/store/code/")
 
 
 def test_a_bucket_that_refuses_is_told_before_the_run(

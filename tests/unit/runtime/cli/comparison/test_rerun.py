@@ -12,7 +12,7 @@ from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.errors import UsageError
 from nemotron_style.runtime.planning import rerun as planning
 from nemotron_style.runtime.planning.rerun import Rerun, plan_rerun
-from nemotron_style.runtime.profiles.model import Profile
+from nemotron_style.runtime.profiles.model import Mount, Profile
 from nemotron_style.runtime.run.folder import RunFolder, find_run
 from nemotron_style.runtime.run.snapshot import plan_snapshot, write_snapshot
 
@@ -78,6 +78,7 @@ def test_a_repetition_is_a_run_of_its_own_and_bit_identical(ground: Any, capsys:
     assert [run["decision"] for run in json.loads(capsys.readouterr().out)["runs"]] == ["reuse"] * 2
 
 
+@pytest.mark.filterwarnings("error")
 def test_what_is_planned_for_a_repetition(ground: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # one that was begun is gone on with
     begun = plan(ground).run
@@ -89,8 +90,10 @@ def test_what_is_planned_for_a_repetition(ground: Any, monkeypatch: pytest.Monke
     assert "it is PENDING and has made nothing" in refuse(ground, begun.plan.run_id)
 
     # another profile changes where it runs, and not what it is
-    moved = plan(ground, profile=Profile(name="other", env={"A": "1"})).run.plan
+    mount = Mount(source="/data", target="/data")
+    moved = plan(ground, profile=Profile(name="other", env={"A": "1"}, mounts=(mount,))).run.plan
     assert (moved.profile, moved.env) == ("other", {"A": "1"})
+    assert [each.source for each in moved.mounts] == ["/data"]
     assert (moved.run_id, moved.config) == (begun.plan.run_id, begun.plan.config)
 
     # other software is listed
