@@ -39,6 +39,8 @@ from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.runtime.store.ref import is_location
 from nemotron_style.runtime.validation import get_key
 
+ARTIFACT_WORD = re.compile(r"[a-z0-9_-]+")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 UNFETCHED, UNREAD, MISSING = "uri:", "path:", "missing:"
 """Begin the source of an input whose content a dry run does not know."""
 
@@ -177,9 +179,9 @@ def resolve_ref(ref: str, slot: Slot, *, context: PlanContext) -> ResolvedInput:
         is_file = os.path.exists(ref)
         try:
             artifact = context.store.resolve(ref)
-        except RefError:
+        except RefError as error:
             if not is_file:
-                raise
+                raise _explain_unknown(ref, error) from None
         else:
             if is_file and ":" not in ref:
                 what = f"is an artifact ({artifact.ref}) and a file or folder here"
@@ -190,6 +192,15 @@ def resolve_ref(ref: str, slot: Slot, *, context: PlanContext) -> ResolvedInput:
     if "://" in ref:
         return resolve_uri(ref, slot, context=context)
     return resolve_path(ref, slot, context=context)
+
+
+def _explain_unknown(ref: str, error: RefError) -> RefError:
+    """The error for a word that names no artifact: a file may be meant that is called otherwise."""
+    near = suggest(ref, os.listdir())
+    if ":" in ref or (not near and ARTIFACT_WORD.fullmatch(ref)):
+        return error
+    what = "there is neither an artifact nor a file of this name"
+    return RefError(Problem(what=what, got=repr(ref), fix=near or error.problems[0].fix))
 
 
 def resolve_path(ref: str, slot: Slot, *, context: PlanContext) -> ResolvedInput:
@@ -204,6 +215,10 @@ def resolve_path(ref: str, slot: Slot, *, context: PlanContext) -> ResolvedInput
         if os.access(path, os.R_OK):
             raise
         fix = "give the command where it can be read, such as on the cluster's login node"
+        if HUB_NAME.fullmatch(ref) and not path.parent.exists():
+            more = "" if kind.startswith("checkpoint") else " --repo-type dataset"
+            command = f"hf download {ref}{more} --local-dir FOLDER"
+            fix = f"nothing is fetched from a hub by its name: {command}, then give FOLDER"
         if not context.provisional:
             raise InputError([replace(one, fix=one.fix or fix) for one in error.problems]) from None
         remark, pending = f"{error}; to submit, {fix}", f"{ref} is not readable from here"

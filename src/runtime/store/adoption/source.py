@@ -102,6 +102,8 @@ def open_uri(uri: str) -> Source:
         system, root = fsspec.core.url_to_fs(uri)
         is_file = system.isfile(root)
         infos = {root: system.info(root)} if is_file else system.find(root, detail=True)
+        if not infos:  # a web server that does not answer looks like an empty folder
+            system.info(root)
     except Exception as error:
         raise explain_unreadable(text, error) from error
     base = root.rpartition("/")[0] if is_file else root.rstrip("/")
@@ -121,6 +123,8 @@ def explain_unreadable(uri: str, error: Exception) -> InputError:
     """The error for a user, of what a file system's library raised."""
     known = isinstance(error, OSError | ValueError | ImportError)
     reason = str(error) if known else f"{type(error).__name__}: {error}"
+    if isinstance(error, FileNotFoundError):  # which says no more than the address
+        reason = str(error.__cause__ or "there is nothing")
     return InputError(Problem(where=uri, what=f"cannot be read: {reason}"))
 
 

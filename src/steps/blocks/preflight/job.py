@@ -185,7 +185,7 @@ def sample_rows(
     sample = look_at_rows(site.files[slot], rows.use, settings=rows.reading, chat=chat)
     problems += sample.problems
     if rows.needed and sample.rows is not None and sample.rows < rows.needed:
-        got = f"{sample.rows} rows in {site.files[slot].name}, and {rows.needed} are needed"
+        got = f"{sample.rows} rows of {slot}, and {rows.needed} are needed"
         problems.append(Problem(key=rows.key, what=rows.what, got=got, fix=rows.fix))
     return sample
 

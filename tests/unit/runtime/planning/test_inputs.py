@@ -95,6 +95,24 @@ def test_what_is_not_there_is_told_with_its_slot(mill: Any) -> None:
         mill.compile("mill/bake", inputs=("input=./nowhere",))
 
 
+def test_a_name_with_a_slip_is_answered_with_the_file_that_is_meant(mill: Any) -> None:
+    mill.write("train.jsonl", "white\n")
+    with pytest.raises(UsageError, match=r"neither an artifact nor a file.*mean 'train.jsonl'"):
+        mill.compile("mill/bake", inputs=("input=trian.jsonl",))
+    with pytest.raises(
+        UsageError, match=r"neither an artifact nor a file of this name; got 'Sack'"
+    ):
+        mill.compile("mill/bake", inputs=("input=Sack",))
+
+
+def test_the_name_of_something_on_a_hub_says_how_it_is_fetched(mill: Any) -> None:
+    with pytest.raises(UsageError, match=r"hf download miller/flour .*--local-dir FOLDER"):
+        mill.compile("mill/bake", inputs=("input=miller/flour",))
+    mill.write("miller/other.txt", "white\n")
+    with pytest.raises(UsageError, match=r"no such file or directory; give the command where"):
+        mill.compile("mill/bake", inputs=("input=miller/flour",))
+
+
 def test_a_missing_input_says_how_to_give_it(mill: Any) -> None:
     with pytest.raises(UsageError, match=r"-i input=REF or mill.input_path=PATH; made by"):
         mill.compile("mill/bake", config="bare")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from collections import Counter
 from typing import Any, ClassVar
 
@@ -11,8 +12,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from nemotron_style.runtime.cli import main
+from nemotron_style.runtime.errors import InputError
 from nemotron_style.runtime.planning import planner
 from nemotron_style.runtime.planning.inputs import resolve_ref
+from nemotron_style.runtime.store.adoption.source import open_uri
 
 URI = "bucket://data/sack.txt"
 GIVEN = ("-i", f"input={URI}")
@@ -147,3 +150,18 @@ def test_content_that_changes_between_plan_and_adoption_is_refused(
     monkeypatch.setattr(planner, "resolve_ref", change_after)
     assert main(["steps", "run", "mill/bake", "-i", f"input={path}"]) == 2
     assert "changed while the run was being planned" in capsys.readouterr().err
+
+
+def test_an_address_where_nothing_answers_is_not_an_empty_folder() -> None:
+    with socket.socket() as held:  # bound, so that nobody else listens there
+        held.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{held.getsockname()[1]}/sack.txt"
+        with pytest.raises(
+            InputError, match=r"cannot be read: Cannot connect to host 127\.0\.0\.1"
+        ):
+            open_uri(uri)
+
+
+def test_an_address_with_nothing_behind_it_says_so(bucket: Bucket) -> None:
+    with pytest.raises(InputError, match="cannot be read: there is nothing"):
+        open_uri("bucket://data/nowhere.txt")
