@@ -60,8 +60,19 @@ class Catalog:
             what, allowed = f"{word!r} names more than one step", ", ".join(sorted(hits))
             raise RefError(Problem(what=what, allowed=allowed))
         tails = [name.rsplit("/", 1)[-1] for name in names]
-        fix = suggest(word, [*names, *tails]) or "see them with: nemotron-style steps list"
-        raise RefError(Problem(what=f"there is no step {word!r}", fix=fix))
+        fix = suggest(word, [*names, *tails])
+        allowed = "" if fix else ", ".join(self._related(word))
+        fix = fix or "see them with: nemotron-style steps list"
+        raise RefError(Problem(what=f"there is no step {word!r}", allowed=allowed, fix=fix))
+
+    def _related(self, word: str) -> list[str]:
+        """Steps of the category that a word begins with, or with the word among their tags."""
+        category = word.partition("/")[0]
+        return [
+            step.id
+            for step in self.steps.values()
+            if step.category == category or word.lower() in step.tags
+        ]
 
     def takes(self, slot: Slot, kind: str) -> bool:
         """Whether an artifact of ``kind`` fills ``slot`` as it is."""

@@ -28,6 +28,7 @@ from nemotron_style.runtime.errors import (
     Problem,
     StepsError,
     UsageError,
+    did_you_mean,
     explain_system_error,
     raise_all,
     suggest,
@@ -124,26 +125,50 @@ def _run(words: list[str]) -> int:
         return _report([explain_system_error(error)], 2, as_json)
     except Exception as error:
         if hasattr(error, "format_message"):
-            return _report_usage(error, as_json)
+            return _report_usage(error, words, as_json)
         traceback.print_exc()  # a mistake of ours
         return 1
     return outcome if isinstance(outcome, int) else 0
 
 
-def _report_usage(error: Any, as_json: bool) -> int:
+def _report_usage(error: Any, words: Sequence[str], as_json: bool) -> int:
     """A command line that the parser refused: one sentence, near matches, where to read on."""
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message(), file=sys.stderr)
         return 2
-    context = error.ctx if hasattr(error, "ctx") else None
-    command = context.command_path if context else PROGRAM
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else _command_path(words)
     fix = f"see {command} --help"
+    if context and context.parent is None and not words[0].startswith("-"):
+        fix = _suggest_command(words[0], context) or fix
     option = getattr(error, "option_name", "")
     if context and option:
         known = [name for each in context.command.params for name in each.opts]
         fix = suggest(option, known) or fix
     what = error.format_message().partition(" (Possible")[0].rstrip(".")
     return _report([Problem(where=command, what=what, fix=fix)], 2, as_json)
+
+
+def _command_path(words: Sequence[str]) -> str:
+    """The program and its commands that a command line begins with: not every error knows it."""
+    command: Any = get_command(app)
+    path = [PROGRAM]
+    for word in words:
+        command = command.get_command(None, word) if hasattr(command, "get_command") else None
+        if command is None:
+            break
+        path.append(word)
+    return " ".join(path)
+
+
+def _suggest_command(word: str, context: Any) -> str:
+    """What a first word that is no command may mean: a step, a command of a group, or a slip."""
+    if "/" in word:
+        return f"to run a step: {PROGRAM} steps run {word}"
+    paths = [_command_path((group, word)) for group in context.command.list_commands(context)]
+    if meant := [path for path in paths if path.endswith(f" {word}")]:
+        return did_you_mean(meant)
+    return suggest(word, context.command.list_commands(context))
 
 
 def _report(problems: Sequence[Problem], code: int, as_json: bool) -> int:

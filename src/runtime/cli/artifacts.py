@@ -13,6 +13,7 @@ import typer
 
 from nemotron_style.runtime.atomic import write_text
 from nemotron_style.runtime.catalog.kinds import load_kinds
+from nemotron_style.runtime.cli.completion import Ref, complete_kind
 from nemotron_style.runtime.cli.options import (
     AsJson,
     Limit,
@@ -46,7 +47,6 @@ app.command()(rm)
 app.command()(gc)
 
 FIELDS = ("config", "seeds", "metrics", "facts", "code", "environment", "hardware")
-Ref = Annotated[str, typer.Argument(help="name, name:latest, name:v3 or sha256:<prefix>.")]
 
 
 class Format(StrEnum):
@@ -65,7 +65,10 @@ def list_artifacts(
     context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="Only versions of this name.")] = None,
     *,
-    kind: Annotated[str | None, typer.Option(help="Only artifacts of this kind.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="Only artifacts of this kind.", autocompletion=complete_kind),
+    ] = None,
     limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
@@ -75,10 +78,13 @@ def list_artifacts(
     artifacts, problems, more = store.list_artifacts(name, limit=most)
     listed = [each for each in artifacts if kind in (None, each.kind)]
     print_problems(problems, label="left out")
+    if kind and not listed:
+        load_kinds()[kind]  # refuses a slip; kinds of another project may be listed
     if as_json:
         return print_json([_summarise(artifact) for artifact in listed])
     if not listed:
-        return print(f"no artifacts in {store.root}; run a step, or adopt something")
+        of_kind = f" of kind {kind}" if kind else ""
+        return print(f"no artifacts{of_kind} in {store.root}; run a step, or adopt something")
     header = ("REF", "KIND", "DIGEST", "SIZE", "AGE", "MADE BY")
     rows = [_row(artifact) for artifact in listed]
     print_table(rows, header=header, optional=("DIGEST", "MADE BY"))

@@ -22,12 +22,6 @@ Limit = Annotated[
     ),
 ]
 Listed = TypeVar("Listed")
-RunWord = Annotated[
-    str,
-    typer.Argument(
-        metavar="RUN", help="A run id, the beginning of one, an artifact's ref, or latest."
-    ),
-]
 
 
 def command_group(purpose: str, *, lazy: Mapping[str, str] | None = None) -> typer.Typer:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from nemotron_style.runtime.cli.options import AsJson, RunWord, open_store
+from nemotron_style.runtime.cli.completion import RunWord
+from nemotron_style.runtime.cli.options import AsJson, open_store
 from nemotron_style.runtime.cli.table import print_json
 from nemotron_style.runtime.errors import Problem, UsageError
 from nemotron_style.runtime.launch.status import refresh_status

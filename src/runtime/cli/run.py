@@ -15,7 +15,13 @@ import typer
 from typer.core import TyperCommand
 
 from nemotron_style.runtime.catalog.catalog import load_catalog
-from nemotron_style.runtime.cli.completion import complete_config, complete_profile, complete_step
+from nemotron_style.runtime.cli.completion import (
+    complete_config,
+    complete_key,
+    complete_profile,
+    complete_slot,
+    complete_step,
+)
 from nemotron_style.runtime.cli.options import AsJson
 from nemotron_style.runtime.cli.progress import Screen
 from nemotron_style.runtime.cli.summary import (
@@ -48,7 +54,11 @@ StepWord = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="key=value, +key=value, ++key=value or ~key."),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="key=value, +key=value, ++key=value or ~key.",
+        autocompletion=complete_key,
+    ),
 ]
 Config = Annotated[
     str,
@@ -82,7 +92,13 @@ Detached = Annotated[
 DryRun = Annotated[bool, typer.Option("-d", "--dry-run", help="Show everything, do nothing.")]
 Inputs = Annotated[
     list[str] | None,
-    typer.Option("-i", "--input", metavar="SLOT=REF", help="What fills an input."),
+    typer.Option(
+        "-i",
+        "--input",
+        metavar="SLOT=REF",
+        help="What fills an input.",
+        autocompletion=complete_slot,
+    ),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the artifacts made.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Run even if it was run before.")]
@@ -100,6 +116,9 @@ class RunCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         cut = args.index("--") if "--" in args else len(args)
         ctx.obj = tuple(args[cut + 1 :])
+        if ctx.resilient_parsing and args and args[-1].startswith("-"):
+            args = args[:-1]  # an option whose value is being completed: nothing would be parsed
+            cut = min(cut, len(args))
         rest: list[str] = super().parse_args(ctx, args[:cut])
         return rest
 

@@ -10,10 +10,10 @@ import typer
 
 from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.catalog.catalog import load_catalog
+from nemotron_style.runtime.cli.completion import RunWord
 from nemotron_style.runtime.cli.options import (
     AsJson,
     Limit,
-    RunWord,
     choose_store,
     command_group,
     cut,

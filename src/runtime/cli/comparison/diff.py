@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -17,6 +17,7 @@ from nemotron_style.runtime.cli.comparison.content import (
     find_content_differences,
     render_findings,
 )
+from nemotron_style.runtime.cli.completion import Ref
 from nemotron_style.runtime.cli.options import AsJson, open_store
 from nemotron_style.runtime.cli.table import PAGE, emphasise, print_json, print_table
 from nemotron_style.runtime.cli.terminal import one_line
@@ -43,7 +44,6 @@ MOST_FACTS = 15
 SOURCES = ("run:", "sha256:")  # begin the value of a key of the config that an input is bound to
 MOST_CODE_LINES = 60
 
-Ref = Annotated[str, typer.Argument(help="name, name:latest, name:v3 or sha256:<prefix>.")]
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 

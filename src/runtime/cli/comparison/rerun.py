@@ -16,8 +16,8 @@ from nemotron_style.runtime.cli.comparison.content import (
     find_content_differences,
     render_findings,
 )
-from nemotron_style.runtime.cli.completion import complete_profile
-from nemotron_style.runtime.cli.options import AsJson, RunWord, open_store
+from nemotron_style.runtime.cli.completion import RunWord, complete_profile
+from nemotron_style.runtime.cli.options import AsJson, open_store
 from nemotron_style.runtime.cli.progress import Screen
 from nemotron_style.runtime.cli.run import explain_disk
 from nemotron_style.runtime.cli.table import emphasise, print_json

@@ -72,6 +72,15 @@ def test_list(run: Run, model: Artifact) -> None:
     assert [each["ref"] for each in read_json(run, "list", "data")] == ["data:v1"]
 
 
+def test_a_list_of_a_kind_without_artifacts_says_so_and_a_slip_is_refused(
+    run: Run, model: Artifact
+) -> None:
+    code, out, _ = run("list", "--kind", "judge_model")
+    assert (code, out.partition(" in ")[0]) == (0, "no artifacts of kind judge_model")
+    code, _, err = run("list", "--kind", "trainin_jsonl")
+    assert (code, "did you mean 'training_jsonl'" in err) == (2, True)
+
+
 def test_an_empty_store(run: Run, store: Store) -> None:
     assert run("list")[1] == f"no artifacts in {store.root}; run a step, or adopt something\n"
     assert read_json(run, "list") == []

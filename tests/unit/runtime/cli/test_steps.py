@@ -169,7 +169,13 @@ def test_show_works_when_the_default_config_is_not_in_order(toy, capsys):
     ("words", "part"),
     [
         (("steps", "lst"), "Did you mean 'list'"),
-        (("step",), "No such command 'step'"),
+        (("step",), "No such command 'step'; did you mean 'steps'?"),
+        (("lineage", "x"), "did you mean 'nemotron-style artifacts lineage'?"),
+        (("sft/chat",), "to run a step: nemotron-style steps run sft/chat"),
+        (("steps", "run", "sft/chat", "-b"), "see nemotron-style steps run --help"),
+        (("steps", "show", "sft"), "allowed: sft/chat, sft/steerlm2"),
+        (("steps", "show", "rl/dpo"), "allowed: rl/rlhf"),
+        (("steps", "show", "GRPO"), "allowed: rl/rlhf"),
         (("steps", "list", "--tre"), "did you mean '--tree'?"),
         (("steps", "list", "--category"), "requires an argument"),
         (("steps", "list", "--category", "tyo"), "there is no category 'tyo'"),
@@ -256,6 +262,17 @@ def test_the_shell_completes_steps_kinds_categories_and_profiles(toy):
     assert complete("nemotron-style steps list --consumes prom") == ["prompts_jsonl"]
     assert "toy" in complete("nemotron-style steps list --category ")
     assert complete("nemotron-style profiles show slurm-") == ["slurm-large"]
+
+
+def test_the_shell_completes_what_a_step_takes_and_what_a_store_holds(toy):
+    assert complete("nemotron-style steps run toy/train -c ti") == ["tiny"]
+    assert complete("nemotron-style steps run toy/train -i ") == ["model=", "data="]
+    keys = complete("nemotron-style steps run sft/chat -c tiny model.optim.")
+    assert "model.optim.lr=" in keys
+    assert complete("nemotron-style artifacts show ") == []
+    main(["artifacts", "adopt", __file__, "--kind", "training_jsonl", "--name", "rows"])
+    assert complete("nemotron-style artifacts show r") == ["rows"]
+    assert complete("nemotron-style runs show ") == ["latest"]
 
 
 def test_a_closed_pipe_is_no_traceback(toy):

@@ -71,12 +71,12 @@ def _unknown(row: Row, use: Use) -> InputError:
         for layout in LAYOUTS
         if other != use and other in layout.uses and layout.fits(row) and not layout.last_resort
     }
-    what = f"no layout of {use} has these columns"
+    what, fix = f"no layout of {use} has these columns", _rows_within(row)
     if others:
         names = ", ".join(f"{name} ({other})" for other, name in others.items())
-        what = f"these columns are not {use}; they are {names}"
+        what, fix = f"these columns are not {use}; they are {names}", ""
     allowed = "; ".join(names_for(use))
-    return InputError(Problem(what=what, got=columns(row), allowed=allowed, fix=_rows_within(row)))
+    return InputError(Problem(what=what, got=columns(row), allowed=allowed, fix=fix))
 
 
 def _rows_within(row: Row) -> str:

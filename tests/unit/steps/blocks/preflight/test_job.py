@@ -88,7 +88,7 @@ def test_everything_that_is_wrong_is_told_at_once_after_the_plan(
     assert "run     convert/hf_to_megatron" in shown
     lines = told.splitlines()
     assert [line for line in lines if "bfloat16 keeps float32 master weights" in line] == [lines[0]]
-    assert "got 40 rows in rows.jsonl, and 128 are needed" in told
+    assert "got 40 rows of data, and 128 are needed" in told
     assert "num_attention_heads: the model cannot be divided so; got 2; allowed: a multiple" in told
     assert "6 processes (1 machines x 6) cannot be divided into copies of a model over 4" in told
     assert "such as 8, or divide the model over a number that divides 6" in told
@@ -191,7 +191,7 @@ def test_a_reward_model_is_told_about_its_ratings(hub: Path, dry_run: DryRun) ->
     rated.write_text((json.dumps(row) + "\n") * 4)
     shown, told = dry_run("reward/regression", *fill(hub, rated), code=2)
     assert "note      data: 4 rows, about " in shown
-    assert "got 4 rows in rated.jsonl" in told
+    assert "got 4 rows of data" in told
     assert "run     convert/hf_to_megatron" in shown
 
 

@@ -136,6 +136,9 @@ def test_a_spoilt_row_is_read_or_refused_and_nothing_else(name: str) -> None:
 def test_rows_within_an_object_are_pointed_at() -> None:
     with pytest.raises(InputError, match=r"got train; .*; the rows stand in 'train'"):
         RowReader("training").own_row({"train": [{"instruction": "a", "output": "b"}]})
+    with pytest.raises(InputError, match=r"they are messages \(training\)") as caught:
+        RowReader("ratings").own_row({"messages": [{"role": "user", "content": "a"}]})
+    assert "the rows stand in" not in str(caught.value)
 
 
 def test_a_pair_of_nemo_rl_has_two_ranks() -> None:
