@@ -36,7 +36,7 @@ def read_text_file(path: Path, error: type[StepsError], *, most: int = MOST_BYTE
     where = show_path(path)
     try:
         data = _read_bytes(path, most)
-        text = data.decode("utf-8")
+        text = data.decode("utf-8").removeprefix("\ufeff")  # the mark of Windows' programs
     except FileNotFoundError:
         raise error(Problem(where=where, what="there is no such file")) from None
     except OSError as refused:

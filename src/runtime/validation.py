@@ -211,11 +211,18 @@ def _explain(
     elif cause is not None:
         yield replace(problem, what=str(cause))
     else:
-        allowed, got = _allowed(detail["type"], context) or detail["msg"], detail["input"]
+        allowed = _allowed(detail["type"], context) or _examples(model, parts) or detail["msg"]
+        got = detail["input"]
         fix = ""
         if isinstance(got, str):
             fix = _suggest_plain(got, allowed) or suggest(got, re.findall(r"'([^']*)'", allowed))
         yield replace(problem, got=show_value(got), allowed=allowed, fix=fix)
+
+
+def _examples(model: type[BaseModel], parts: Sequence[str | int]) -> str:
+    """The examples of a key that a pattern decides; people do not read patterns."""
+    field = find_key(model, [str(part) for part in parts]).field
+    return f"such as {', '.join(map(str, field.examples))}" if field and field.examples else ""
 
 
 def _key_parts(loc: Sequence[str | int], data: Any, *, missing: bool) -> list[str | int]:

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from nemotron_style.runtime.config.inheritance import merge_tables
+from nemotron_style.runtime.config.trl_names import find_trl_name
 from nemotron_style.runtime.config.yaml_file import parse_value
-from nemotron_style.runtime.errors import ConfigError, Problem, raise_all
+from nemotron_style.runtime.errors import ConfigError, Problem, did_you_mean, raise_all
 from nemotron_style.runtime.secrets.reject import remove_secrets
 from nemotron_style.runtime.validation import find_key, schema_keys, split_key, suggest_key
 
@@ -83,7 +84,9 @@ def apply_override(values: dict[str, Any], override: Override, schema: type[Base
     """
     info, present = find_key(schema, override.parts), _is_present(values, override.parts)
     if info.status == "unknown":
-        fix = suggest_key(override.key, schema_keys(schema))
+        known = list(schema_keys(schema))
+        meant = find_trl_name(override.key, known)
+        fix = did_you_mean([meant]) if meant else suggest_key(override.key, known)
         allowed = "" if fix else info.allowed
         raise ConfigError(override.problem("is not a key of this step", allowed=allowed, fix=fix))
     if override.action == "add" and (info.status == "declared" or present):

@@ -108,11 +108,13 @@ class Profile(BaseModel):
 
     nodes: int | None = Field(default=None, ge=1)
     gpus_per_node: int | None = Field(default=None, ge=0)
-    gpu_memory: str | None = Field(default=None, pattern=r"^\d+[MGT]$")
+    gpu_memory: str | None = Field(default=None, pattern=r"^\d+[MGT]$", examples=["80G"])
     tasks_per_node: int | None = Field(default=None, ge=1)
     cpus_per_task: int | None = Field(default=None, ge=1)
     memory: str | None = None
-    time: str | None = Field(default=None, pattern=DURATION)
+    time: str | None = Field(
+        default=None, pattern=DURATION, examples=["90 (minutes)", "04:00:00", "1-12:00:00"]
+    )
     max_requeues: int = Field(default=0, ge=0)
     grace_seconds: int = Field(default=120, ge=1)
     python: str | None = None

@@ -141,7 +141,7 @@ def test_every_problem_of_a_profile_is_told_at_once(project):
     assert "executor: does not fit; got 'slrum'" in text
     assert "did you mean 'slurm'?" in text
     assert "nodes: does not fit; got 0; allowed: a number >= 1" in text
-    assert "time: does not fit" in text
+    assert "time: does not fit; got 'two hours'; allowed: such as 90 (minutes), 04:00:00" in text
     assert "'1A' is no name of an environment variable" in text
     assert "container_image: says something else" in text
 
@@ -421,3 +421,10 @@ def test_an_ancestor_that_is_missing_and_a_long_circle_are_named(toy):
     toy.write("env.toml", '[a]\nextends="b"\n[b]\nextends="c"\n[c]\nextends="a"\n[d]\nextends="d"')
     assert "circle: a -> b -> c -> a" in refusal("a")
     assert "circle: d -> d" in refusal("d")
+
+
+def test_a_file_that_windows_wrote_is_read(project):
+    (project.root / "env.toml").write_bytes(
+        b"\xef\xbb\xbf" + b'[x]\r\nexecutor = "slurm"\r\naccount = "a"\r\n'
+    )
+    assert load_profile("x").account == "a"
