@@ -213,6 +213,9 @@ def _prepare_torch_adam(part: Any) -> None:
 
     def set_all_but_step(weight: nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
         own = part._get_main_param_and_optimizer_states(weight)
+        # megatron-core has given all weights one tensor for their number of steps: an update would
+        # count itself once for each weight.
+        adam.state[own["param"]]["step"] = own["step"].clone()
         set_tensors(weight, {"step": own["step"], **tensors})
 
     part._set_main_param_and_optimizer_states = set_all_but_step
