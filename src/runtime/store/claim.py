@@ -1,9 +1,16 @@
-"""How a version number is handed out: once, by exclusive create, to whoever comes first."""
+"""How a version number is handed out: once, by exclusive create, to whoever comes first.
+
+Who loses a number tries the next one at once, since most races are of two. Who loses again waits
+before trying, each time up to twice as long: of many writers that asked all the time, each would be
+refused by all the others, and by the time of an answer the number would be gone.
+"""
 
 from __future__ import annotations
 
+import random
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic, sleep
 
 from nemotron_style.runtime.store.index import key_of
 from nemotron_style.runtime.store.layout import Layout, is_committed, versions_in
@@ -11,7 +18,8 @@ from nemotron_style.runtime.store.record import Record
 from nemotron_style.runtime.store.roots import files
 from nemotron_style.runtime.store.roots.transfer import UploadNote
 
-_GUESSES = 8  # so many numbers in a row were taken: ask which is the last
+_GUESSES = 5  # so many numbers in a row were taken: ask which is the last
+_LONGEST_PAUSE_S = 10.0
 
 
 def take_version(layout: Layout, staged: Path, draft: Record) -> int:
@@ -34,19 +42,28 @@ def _claim_version(layout: Layout, name: str) -> int:
     claims = layout.claims(name)
     noted = noted_newest(layout, name) or 0
     version = (noted or _list_newest(layout, name)) + 1
-    tries = 0
+    lost, asked = 0, monotonic()
     # Two writers may begin at the same number; the exclusive create decides between them.
     while not _claim(layout, name, version):
-        tries += 1
-        newest = noted_newest(layout, name) or 0  # of many writers some have gone far ahead
-        if tries == _GUESSES and newest <= noted:
+        lost += 1
+        newest = _wait_for_newest(layout, name, lost, monotonic() - asked) if lost > 1 else 0
+        if lost == _GUESSES and newest <= noted:
             newest = _list_newest(layout, name)
-        version = max(version, newest) + 1
+        version, asked = max(version, newest) + 1, monotonic()
     with suppress(OSError):  # without the note the next writer lists the claims
         changed = claims.stat().st_mtime_ns if files.on_disk(claims) else 0
         note = f"{version} {changed}"
         files.write_text(layout.newest(name), note, scratch=layout.staging, durable=False)
     return version
+
+
+def _wait_for_newest(layout: Layout, name: str, lost: int, took_s: float) -> int:
+    """The newest claim as it was noted, after a pause at random; 0 when that is not known.
+
+    ``took_s`` is what it took to be refused: so the pause fits a disk, and a bucket far away.
+    """
+    sleep(random.uniform(0, min(took_s * 2**lost, _LONGEST_PAUSE_S)))
+    return noted_newest(layout, name) or 0
 
 
 def _claim(layout: Layout, name: str, version: int) -> bool:

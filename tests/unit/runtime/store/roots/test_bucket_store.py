@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import random
 import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 from nemotron_style.runtime.errors import ArtifactError, InputError, RefError, StoreError
+from nemotron_style.runtime.store import claim
 from nemotron_style.runtime.store.record import Artifact, Edge, Producer, render_sealed
 from nemotron_style.runtime.store.removal import select
 from nemotron_style.runtime.store.roots import location
@@ -91,13 +96,16 @@ def test_a_download_that_is_not_what_was_committed_is_refused_and_not_kept(store
         store.fetch(artifact)
 
 
+REQUESTS = ("create", "put", "read", "read_range", "state", "list", "delete", "upload")
+
+
 class CountingBucket(MemoryBucket):
     """Counts what S3 would be asked: each of these operations is one request to it."""
 
     asked: ClassVar[list[str]] = []
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("create", "put", "read", "read_range", "state", "list", "delete", "upload"):
+        if name in REQUESTS:
             # What a bucket in memory does with its own operations is no request.
             self.asked.append(name)
             return getattr(MemoryBucket(self.url), name)
@@ -320,3 +328,71 @@ def test_latest_does_not_go_back_when_a_listing_is_late(
     assert store.resolve("model:v2").ref == "model:v2"
     monkeypatch.setattr(MemoryBucket, "list", lambda self, prefix, **words: iter(()))
     assert commit(store, "four").ref == "model:v4"
+
+
+class SlowBucket(CountingBucket):
+    """Each request takes some 30 ms of a clock that goes on when all wait."""
+
+    clock: ClassVar[Clock]
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in REQUESTS:
+            SlowBucket.clock.sleep(SlowBucket.clock.chance.uniform(0.02, 0.04))
+        return super().__getattribute__(name)
+
+
+class Clock:
+    """The time of several threads, of which one goes on at a time: who has waited long enough."""
+
+    def __init__(self, threads: int) -> None:
+        self.now, self.chance = 0.0, random.Random(7)
+        self._awake, self._order = threads, itertools.count()
+        self._sleepers: list[tuple[float, int, threading.Event]] = []
+        self._lock = threading.Lock()
+
+    def sleep(self, seconds: float) -> None:
+        """Return when it is that much later."""
+        turn = threading.Event()
+        with self._lock:
+            heapq.heappush(self._sleepers, (self.now + seconds, next(self._order), turn))
+        self.leave()
+        turn.wait()
+
+    def leave(self) -> None:
+        """Let another go on."""
+        with self._lock:
+            self._awake -= 1
+            if not self._awake and self._sleepers:
+                self.now, _, turn = heapq.heappop(self._sleepers)
+                self._awake = 1
+                turn.set()
+
+
+def test_many_writers_of_one_name_are_not_refused_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone each of them makes 14 requests for a publish; all at once they made 53."""
+    clients, publishes = 32, 2
+    clock = SlowBucket.clock = Clock(clients)
+    monkeypatch.setitem(location.BUCKETS, "memory", SlowBucket)
+    monkeypatch.setattr(claim, "sleep", clock.sleep)
+    monkeypatch.setattr(claim, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(claim, "random", clock.chance)
+    url, refs = f"memory://{uuid.uuid4().hex}", []
+
+    def write(number: int) -> None:
+        store = Store(url, scratch=tmp_path / str(number))
+        try:
+            clock.sleep(number / 1000)
+            for turn in range(publishes):
+                staged = store.stage("new")
+                (staged / "weights").write_text(f"{number}-{turn}")
+                refs.append(store.commit(staged, name="model", kind="k").ref)
+        finally:
+            clock.leave()
+
+    SlowBucket.asked.clear()
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(write, range(clients)))
+    assert sorted(int(ref[7:]) for ref in refs) == list(range(1, clients * publishes + 1))
+    assert len(SlowBucket.asked) / len(refs) < 20
