@@ -29,7 +29,9 @@ from removing import remove_each
 
 BAD = ("lost", "duplicate", "backwards", "torn_reads", "torn", "stuck")
 LISTS = ("errors", "unsound", "wrong")
-BUCKET_ACT_S = 3.0  # a killed process lives at most so long: requests take longer than files
+BUCKET_ACT_S = 2.0  # a killed process lives at most so long: requests take longer than files
+BUCKET_READ_S = 2.0  # a reader asks so often, as each request takes the processor from writers
+BUCKET_KILLED_AT_ONCE = 8
 LARGE = {
     "processes": 64,
     "publishes": 200,
@@ -93,11 +95,18 @@ def bucket_publish(folder: Path, sizes: Sizes) -> dict[str, Any]:
     """Publishing to a bucket behind a network that fails; its server is killed now and then."""
 
     def act(root: str, rows: Path, proxy: Any, server: Any) -> dict[str, Any]:
-        from bucket import restarted
+        from bucket import past_the_faults, restarted
 
         counts = {name: sizes[f"bucket_{name}"] for name in ("processes", "publishes")}
         restarts = restarted(server, proxy, every=sizes["restart_every"])
-        figures = publish_at_once(root, rows, **counts, meanwhile=restarts)
+        figures = publish_at_once(
+            root,
+            rows,
+            **counts,
+            read_every_s=BUCKET_READ_S,
+            meanwhile=restarts,
+            looking=past_the_faults(server),
+        )
         return {**figures, "restarts": server.starts - 1}
 
     return _in_bucket(folder, act)
@@ -107,8 +116,16 @@ def bucket_kill(folder: Path, sizes: Sizes) -> dict[str, Any]:
     """Processes are killed, with a bucket behind a network that fails."""
 
     def act(root: str, rows: Path, proxy: Any, server: Any) -> dict[str, Any]:
-        kills = sizes["bucket_kills"]
-        return kill_at_random(root, rows, kills=kills, longest_s=BUCKET_ACT_S)
+        from bucket import past_the_faults
+
+        return kill_at_random(
+            root,
+            rows,
+            kills=sizes["bucket_kills"],
+            at_once=min(BUCKET_KILLED_AT_ONCE, sizes["bucket_kills"]),
+            longest_s=BUCKET_ACT_S,
+            looking=past_the_faults(server),
+        )
 
     return _in_bucket(folder, act)
 

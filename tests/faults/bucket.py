@@ -6,8 +6,9 @@ import os
 import random
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from faulty_proxy import FAULTS, FaultyProxy
@@ -62,6 +63,11 @@ def restarted(server: Seaweed, proxy: FaultyProxy, *, every: int) -> Iterator[No
         stop.set()
         if every:
             thread.join()
+
+
+def past_the_faults(server: Seaweed) -> AbstractContextManager[Any]:
+    """A bucket that is opened within is the server itself: what there is, not what is said."""
+    return patch.dict(os.environ, {"AWS_ENDPOINT_URL": server.url})
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,27 @@ from nemotron_style.runtime.store.removal import select
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.store.tombstone import removed_refs
 
-ACTS = ("start", "commit", "adopt", "gc", "rm")
+ACTS = ("start", "commit", "adopt", "gc", "rm")  # nobody is killed before the first act
 FORK = multiprocessing.get_context("fork")
 KEPT = 12  # a killed process removes what is more than these
-AT_ONCE = 2
 LONGEST_S = 0.06
+STARTS_IN_S = 600.0
 
 
 def kill_at_random(
-    root: str, source: Path, *, kills: int, longest_s: float = LONGEST_S, seed: int = 7
+    root: str,
+    source: Path,
+    *,
+    kills: int,
+    at_once: int = 2,
+    longest_s: float = LONGEST_S,
+    looking: AbstractContextManager[Any] | None = None,
+    seed: int = 7,
 ) -> dict[str, Any]:
-    """Figures of ``kills`` SIGKILLs, two processes at a time; the store is looked at between.
+    """Figures of ``kills`` SIGKILLs, ``at_once`` processes at a time.
 
-    A process lives for at most ``longest_s`` seconds.
+    Each is killed within ``longest_s`` seconds of work, and when all are dead the store is looked
+    at; it is opened for that in ``looking``.
 
     ``torn``: an artifact that can be seen and is not whole, or lacks what it was made from.
     ``lost``: one that was there, and is gone without a tombstone. ``stuck``: the next command
@@ -36,13 +45,14 @@ def kill_at_random(
     began = time.monotonic()
     chance = random.Random(seed)
     store = Store(root)
-    store.adopt(source, kind="raw_jsonl", name="data")
+    with looking or nullcontext():
+        store.adopt(source, kind="raw_jsonl", name="data")
     seen: dict[str, str] = {}
     figures: Counter[str] = Counter()
     during: Counter[str] = Counter()
     wrong: list[str] = []
     while figures["kills"] < kills:
-        for act in _start_and_kill(root, source, chance, longest_s):
+        for act in _start_and_kill(root, source, chance, at_once, longest_s):
             during[act] += 1
             figures["kills"] += 1
         torn, lost, seen = _look(store, seen)
@@ -58,7 +68,7 @@ def kill_at_random(
     names = ("kills", "torn", "lost", "stuck")
     return {
         **{name: figures[name] for name in names},
-        "during": {act: during[act] for act in ACTS},
+        "during": {act: during[act] for act in ACTS[1:]},
         "left": checked,
         "removed": len(removed_refs(store.layout)),
         "unsound": [str(problem) for problem in unsound],
@@ -67,17 +77,24 @@ def kill_at_random(
     }
 
 
-def _start_and_kill(root: str, source: Path, chance: random.Random, longest_s: float) -> list[str]:
+def _start_and_kill(
+    root: str, source: Path, chance: random.Random, at_once: int, longest_s: float
+) -> list[str]:
     """What each of the processes was at when it was killed."""
-    acts = [FORK.RawValue("i", 0) for _ in range(AT_ONCE)]
+    acts = [FORK.RawValue("i", 0) for _ in range(at_once)]
     workers = [
         FORK.Process(target=_work, args=(root, source, chance.randrange(1 << 30), act))
         for act in acts
     ]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join(chance.uniform(longest_s / 20, longest_s))
+    end = time.monotonic() + STARTS_IN_S
+    while not all(act.value for act in acts) and time.monotonic() < end:
+        time.sleep(0.001)
+    ends = sorted(chance.uniform(longest_s / 20, longest_s) for _ in workers)
+    began = time.monotonic()
+    for worker, dies_s in zip(workers, ends, strict=True):
+        worker.join(max(0.0, began + dies_s - time.monotonic()))
         worker.kill()
         worker.join()
         assert worker.exitcode == -9, "it ended by itself"
@@ -86,6 +103,7 @@ def _start_and_kill(root: str, source: Path, chance: random.Random, longest_s: f
 
 def _work(root: str, source: Path, seed: int, act: Any) -> None:
     store, chance = Store(root), random.Random(seed)
+    store.find("data:v1")  # of a bucket, a connection is there then
     while True:
         # Any of them may come first, as a process is not given the time for many.
         act.value = chance.randrange(1, len(ACTS))

@@ -54,17 +54,9 @@ class FaultyProxy:
             finally:
                 server.shutdown()
 
-    def pass_on(
-        self, method: str, path: str, headers: dict[str, str], body: bytes
-    ) -> tuple[int, list[tuple[str, str]], bytes]:
-        """Status, headers and body of the server's own answer."""
-        connection = http.client.HTTPConnection(self.upstream.netloc, timeout=120)
-        try:
-            connection.request(method, path, body=body, headers=headers)
-            answer = connection.getresponse()
-            return answer.status, answer.getheaders(), answer.read()
-        finally:
-            connection.close()
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection to the server; it is opened when it is used, and again when it broke."""
+        return http.client.HTTPConnection(self.upstream.netloc, timeout=120)
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -80,6 +72,14 @@ class _Handler(BaseHTTPRequestHandler):
     served_by: FaultyProxy
     protocol_version = "HTTP/1.1"
 
+    def setup(self) -> None:
+        super().setup()
+        self._server = self.served_by.connect()
+
+    def finish(self) -> None:
+        self._server.close()
+        super().finish()
+
     def _serve(self) -> None:
         proxy, body = self.served_by, self._read_body()
         fault = proxy.choose(self.command, self.path)
@@ -94,8 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "slow":
             time.sleep(SLOW_S)
         try:
-            status, headers, content = proxy.pass_on(self.command, self.path, self._headers(), body)
-        except OSError:  # the server is gone, or just starts again
+            status, headers, content = self._pass_on(body)
+        except (OSError, http.client.HTTPException):  # the server is gone, or just starts again
             self.close_connection = True
             return None
         if fault == "lost":
@@ -108,8 +108,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve
 
-    def _headers(self) -> dict[str, str]:
-        return {name: value for name, value in self.headers.items() if _is_passed_on(name)}
+    def _pass_on(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        """Status, headers and body of the server's own answer."""
+        headers = {name: value for name, value in self.headers.items() if _is_passed_on(name)}
+        try:
+            self._server.request(self.command, self.path, body=body, headers=headers)
+            answer = self._server.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
+        except BaseException:
+            self._server.close()
+            raise
 
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
