@@ -31,7 +31,7 @@ BAD = ("lost", "duplicate", "backwards", "torn_reads", "torn", "stuck")
 LISTS = ("errors", "unsound", "wrong")
 BUCKET_ACT_S = 2.0  # a killed process lives at most so long: requests take longer than files
 BUCKET_READ_S = 2.0  # a reader asks so often, as each request takes the processor from writers
-BUCKET_KILLED_AT_ONCE = 8
+BUCKET_KILLED_AT_ONCE = 16
 LARGE = {
     "processes": 64,
     "publishes": 200,

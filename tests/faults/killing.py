@@ -13,6 +13,7 @@ from typing import Any
 
 from nemotron_style.runtime.store.record import Producer
 from nemotron_style.runtime.store.removal import select
+from nemotron_style.runtime.store.roots.snapshot import take_snapshot
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.store.tombstone import removed_refs
 
@@ -139,6 +140,7 @@ def remove_oldest(store: Store) -> None:
 
 def _look(store: Store, seen: dict[str, str]) -> tuple[list[str], list[str], dict[str, str]]:
     """What is torn, what is lost, and what there is."""
+    store = Store(take_snapshot(store.root) or store.root, scratch=store.local)
     artifacts = {artifact.ref: artifact for artifact in store.artifacts()}
     torn = [
         str(problem)

@@ -12,12 +12,7 @@ from nemotron_style.runtime.store import audit, removal, resolve
 from nemotron_style.runtime.store.adoption import adopt, source
 from nemotron_style.runtime.store.adoption.bring import How
 from nemotron_style.runtime.store.cache import fetch, find_cached
-from nemotron_style.runtime.store.commit import (
-    commit_tree,
-    discard,
-    draft_record,
-    finish_commit,
-)
+from nemotron_style.runtime.store.commit import commit_tree, discard, draft_record, finish_commit
 from nemotron_style.runtime.store.digest import digest_tree
 from nemotron_style.runtime.store.gc import Collected, collect_garbage
 from nemotron_style.runtime.store.index import read_times
@@ -37,13 +32,10 @@ from nemotron_style.runtime.store.roots import files
 from nemotron_style.runtime.store.roots.location import open_root
 from nemotron_style.runtime.store.roots.object_path import ObjectPath
 from nemotron_style.runtime.store.roots.probe import check_bucket
+from nemotron_style.runtime.store.roots.snapshot import take_snapshot
 from nemotron_style.runtime.store.staged.seal import seal_tree
 from nemotron_style.runtime.store.staged.share import share_files
-from nemotron_style.runtime.store.tombstone import (
-    Tombstone,
-    find_tombstone,
-    is_removed,
-)
+from nemotron_style.runtime.store.tombstone import Tombstone, find_tombstone, is_removed
 from nemotron_style.runtime.store.verify import verify_files
 
 if TYPE_CHECKING:  # only a worker has one, and reading the store should start quickly
@@ -255,6 +247,11 @@ class Store:
         Besides the files of every artifact these are the keys of the index: each that is missing,
         changed, or too many, and each decided artifact that is gone.
         """
+        if snapshot := take_snapshot(self.root):
+            looked = Store(snapshot, scratch=self.local).verify_all(deep=deep)
+            if not looked[1]:
+                return looked
+            # Of a commit or a removal that was under way a part may have been listed: look again.
         if not audit.is_store(self.layout):
             what, fix = "there is no store here", "is it mounted? A first run or adoption makes one"
             return 0, [Problem(where=str(self.root), what=what, fix=fix)]

@@ -71,8 +71,8 @@ def find_url(root: str, *, where: str = "store") -> str | None:
 
 def open_root(root: str | Path, scratch: str | Path | None = None) -> tuple[Path, Path | None]:
     """The root as a path, and for a bucket the local folder beside it (default: ``scratch_of``)."""
-    if isinstance(root, ObjectPath):
-        root = str(root)
+    if isinstance(root, ObjectPath) and scratch:
+        return root, Path(scratch)
     if url := find_url(str(root)):
         local = Path(scratch) if scratch else scratch_of(url)
         return ObjectPath(_open_bucket(url)), Path(os.path.realpath(local))

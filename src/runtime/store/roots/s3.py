@@ -33,11 +33,13 @@ class S3Bucket:
         self.name, _, prefix = url.partition("://")[2].partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._opened: tuple[int, Any] = (0, None)
+        self._inherited = self._opened
 
     @property
     def _system(self) -> Any:
-        # A process that was forked cannot use the connections of its parent.
+        # A process that was forked cannot use the connections of its parent, nor close them.
         if self._opened[0] != os.getpid():
+            self._inherited = self._opened
             self._opened = (os.getpid(), self._open())
         return self._opened[1]
 

@@ -140,6 +140,7 @@ def test_a_publish_costs_few_requests(
         "latest": lambda: store.resolve("model"),
         "a version": lambda: store.resolve("model:v2"),
         "verify": lambda: store.verify(first, deep=False),
+        "verify all 4": lambda: store.verify_all(deep=True),
     }
     for name, act in acts.items():
         CountingBucket.asked.clear()
@@ -157,6 +158,7 @@ def test_a_publish_costs_few_requests(
         "latest": 5,
         "a version": 3,
         "verify": 3,
+        "verify all 4": 17,
         "adopt": 15,
     }
 
