@@ -22,6 +22,7 @@ cache/<hex>/                        local copies of what a bucket holds
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from nemotron_style.runtime.errors import Problem, RefError
@@ -142,7 +143,8 @@ def versions_in(directory: Path) -> list[int]:
     """Numbers of the entries called ``v<N>``, the highest first, committed or not."""
     if files.on_disk(directory) and not directory.is_dir():
         return []
-    found = (parse_version(entry.name) for entry in directory.iterdir())
+    names = (entry.name for entry in directory.iterdir())
+    found = map(parse_version, os.listdir(directory) if files.on_disk(directory) else names)
     return sorted((version for version in found if version is not None), reverse=True)
 
 
