@@ -29,7 +29,6 @@ from removing import remove_each
 
 BAD = ("lost", "duplicate", "backwards", "torn_reads", "torn", "stuck")
 LISTS = ("errors", "unsound", "wrong")
-BUCKET_ACT_S = 2.0  # a killed process lives at most so long: requests take longer than files
 BUCKET_READ_S = 2.0  # a reader asks so often, as each request takes the processor from writers
 BUCKET_KILLED_AT_ONCE = 16
 LARGE = {
@@ -123,7 +122,6 @@ def bucket_kill(folder: Path, sizes: Sizes) -> dict[str, Any]:
             rows,
             kills=sizes["bucket_kills"],
             at_once=min(BUCKET_KILLED_AT_ONCE, sizes["bucket_kills"]),
-            longest_s=BUCKET_ACT_S,
             looking=past_the_faults(server),
         )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from nemotron_style.runtime.store.record import Producer
 from nemotron_style.runtime.store.removal import select
+from nemotron_style.runtime.store.roots.s3 import S3Bucket
 from nemotron_style.runtime.store.roots.snapshot import take_snapshot
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.store.tombstone import removed_refs
@@ -21,6 +22,7 @@ ACTS = ("start", "commit", "adopt", "gc", "rm")  # nobody is killed before the f
 FORK = multiprocessing.get_context("fork")
 KEPT = 12  # a killed process removes what is more than these
 LONGEST_S = 0.06
+MOST_REQUESTS = 150  # that a process makes of a bucket before it is killed
 STARTS_IN_S = 600.0
 
 
@@ -30,14 +32,14 @@ def kill_at_random(
     *,
     kills: int,
     at_once: int = 2,
-    longest_s: float = LONGEST_S,
     looking: AbstractContextManager[Any] | None = None,
     seed: int = 7,
 ) -> dict[str, Any]:
     """Figures of ``kills`` SIGKILLs, ``at_once`` processes at a time.
 
-    Each is killed within ``longest_s`` seconds of work, and when all are dead the store is looked
-    at; it is opened for that in ``looking``.
+    On a disk each is killed within ``LONGEST_S`` of work, in a bucket at one of its first
+    ``MOST_REQUESTS`` requests, as the time that those take depends on the machine. When all are
+    dead the store is looked at; it is opened for that in ``looking``.
 
     ``torn``: an artifact that can be seen and is not whole, or lacks what it was made from.
     ``lost``: one that was there, and is gone without a tombstone. ``stuck``: the next command
@@ -53,7 +55,7 @@ def kill_at_random(
     during: Counter[str] = Counter()
     wrong: list[str] = []
     while figures["kills"] < kills:
-        for act in _start_and_kill(root, source, chance, at_once, longest_s):
+        for act in _start_and_kill(root, source, chance, at_once):
             during[act] += 1
             figures["kills"] += 1
         torn, lost, seen = _look(store, seen)
@@ -78,33 +80,39 @@ def kill_at_random(
     }
 
 
-def _start_and_kill(
-    root: str, source: Path, chance: random.Random, at_once: int, longest_s: float
-) -> list[str]:
+def _start_and_kill(root: str, source: Path, chance: random.Random, at_once: int) -> list[str]:
     """What each of the processes was at when it was killed."""
-    acts = [FORK.RawValue("i", 0) for _ in range(at_once)]
+    acts, asked = ([FORK.RawValue("i", 0) for _ in range(at_once)] for _ in range(2))
     workers = [
-        FORK.Process(target=_work, args=(root, source, chance.randrange(1 << 30), act))
-        for act in acts
+        FORK.Process(target=_work, args=(root, source, chance.randrange(1 << 30), *at_work))
+        for at_work in zip(acts, asked, strict=True)
     ]
     for worker in workers:
         worker.start()
     end = time.monotonic() + STARTS_IN_S
     while not all(act.value for act in acts) and time.monotonic() < end:
         time.sleep(0.001)
-    ends = sorted(chance.uniform(longest_s / 20, longest_s) for _ in workers)
-    began = time.monotonic()
-    for worker, dies_s in zip(workers, ends, strict=True):
-        worker.join(max(0.0, began + dies_s - time.monotonic()))
-        worker.kill()
+    in_bucket, began = "://" in root, time.monotonic()
+    ends = [chance.uniform(LONGEST_S / 20, LONGEST_S) for _ in workers]
+    turns = [chance.randrange(MOST_REQUESTS) for _ in workers]
+    living = set(range(at_once))
+    while living and time.monotonic() < end:
+        time.sleep(chance.uniform(0, 0.002))
+        lived_s = time.monotonic() - began
+        for each in sorted(living):
+            if asked[each].value > turns[each] if in_bucket else lived_s > ends[each]:
+                workers[each].kill()
+                living.remove(each)
+    for worker in workers:
         worker.join()
         assert worker.exitcode == -9, "it ended by itself"
     return [ACTS[act.value] for act in acts]
 
 
-def _work(root: str, source: Path, seed: int, act: Any) -> None:
+def _work(root: str, source: Path, seed: int, act: Any, asked: Any) -> None:
     store, chance = Store(root), random.Random(seed)
     store.find("data:v1")  # of a bucket, a connection is there then
+    _count_requests(asked)
     while True:
         # Any of them may come first, as a process is not given the time for many.
         act.value = chance.randrange(1, len(ACTS))
@@ -117,6 +125,16 @@ def _work(root: str, source: Path, seed: int, act: Any) -> None:
                 store.collect_garbage(grace_s=3600)
             case "rm":
                 remove_oldest(store)
+
+
+def _count_requests(asked: Any) -> None:
+    find_system = S3Bucket._system.fget  # type: ignore[attr-defined] # it is asked for at each request
+
+    def count(bucket: S3Bucket) -> Any:
+        asked.value += 1
+        return find_system(bucket)
+
+    S3Bucket._system = property(count)  # type: ignore[assignment]
 
 
 def make(store: Store, run: str, name: str) -> str:
@@ -163,6 +181,8 @@ def _go_on(store: Store, number: int) -> str:
     try:
         ref = make(store, f"next-{number}-{os.getpid()}", "model")
         assert store.resolve("model").ref == ref, "the newest is not the newest"
+        store.finish_removals(find_in_use=dict)
+        remove_oldest(store)  # a removal that is killed has then not to read so many
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
