@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime.catalog.catalog import Catalog
+from nemotron_style.runtime.catalog.manifest import Manifest
+from nemotron_style.runtime.catalog.slot import Slot
 from nemotron_style.runtime.cli.table import emphasise, print_table, render_pairs
 from nemotron_style.runtime.config.model import TITLES
 from nemotron_style.runtime.errors import StepsError, UsageError
@@ -26,7 +28,7 @@ from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.units import format_duration, format_number
 
 MOST_FIGURES = 9
-MOST_STEPS = 2
+MOST_STEPS = 3
 # What recipes leave for people, in the folder of the run and in their artifacts.
 RESULTS = (
     ("plot", ("plots/*.png", "*.png")),
@@ -148,26 +150,49 @@ def suggest_commands(outcome: Outcome, catalog: Catalog) -> Iterator[tuple[str, 
     ref, plan = output["ref"], outcome.run.plan
     yield "trace it", f"nemotron-style artifacts lineage {ref}"
     yield "show it", f"nemotron-style report {ref}"
+    given = {one.kind for one in plan.inputs}
+    converts = catalog.find(plan.step).category == "convert"
+    untrained = converts and output["kind"] not in given
     fits = [
         (at, step, slot)
         for step in catalog.consumers(output["kind"])
         for at, slot in enumerate(step.consumes)
-        if step.id != plan.step and catalog.kinds.accepts(slot.kind, output["kind"])
+        if step.id != plan.step
+        and catalog.kinds.accepts(slot.kind, output["kind"])
+        and not (converts and given & {made.kind for made in step.produces})  # back again
     ]
-    # Steps that are about this kind take it first; and a model is measured before it is used.
-    fits.sort(key=lambda fit: (not fit[2].required, fit[0], fit[1].category != "eval"))
+
+    def rank(fit: tuple[int, Manifest, Slot]) -> tuple[Any, ...]:
+        # Steps that are about this kind take it first; and a model is measured before it is used,
+        # but one that was only converted is trained.
+        at, step, slot = fit
+        if untrained:
+            return step.category != "sft", at
+        return not slot.required, at, step.category != "eval"
+
+    fits.sort(key=rank)
     suggested: dict[str, tuple[str, str]] = {}
     for _, step, slot in fits:
         words = f"nemotron-style steps run {step.id}"
         if plan.config_name in step.configs and plan.config_name != "default":
             words += f" -c {plan.config_name} -i {slot.name}={ref}"
         else:
-            others = [one.name for one in step.consumes if one.required and one is not slot]
-            words += f" -i {slot.name}={ref}" + "".join(f" -i {name}=REF" for name in others)
+            words += f" -i {slot.name}={ref}"
+            for other in step.consumes:
+                if other.required and other is not slot:
+                    words += f" -i {other.name}={_find_start(plan, other, catalog) or 'REF'}"
         for key, value in slot.when.items():  # without which there is no such slot
             words += f" {key}={value if isinstance(value, str) else json.dumps(value)}"
         suggested.setdefault(step.id, (step.category, words))
     yield from list(suggested.values())[:MOST_STEPS]
+
+
+def _find_start(plan: Plan, slot: Slot, catalog: Catalog) -> str:
+    """The model that a run began with, as a ref, where a slot takes it; else an empty string."""
+    for one in plan.inputs:
+        if one.slot == "model" and catalog.kinds.accepts(slot.kind, one.kind):
+            return open_store(plan).resolve(one.source).ref
+    return ""
 
 
 def describe_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
