@@ -215,7 +215,8 @@ def explain_failure(run: PlannedRun, state: JobState, folder: RunFolder) -> Step
     where = f"{run.plan.step} ({run.plan.config_name})"
     if state.state == CANCELLED:
         what = state.reason or "stopped"
-        return Interrupted(Problem(where=where, what=what, fix="the same command resumes it"))
+        fix = "" if "the same command" in what else "the same command resumes it"
+        return Interrupted(Problem(where=where, what=what, fix=fix))
     last = folder.last_attempt
     what = state.reason or f"the step is {state.state}"
     log = last.log if last and run.plan.is_seen else f"nemotron-style runs logs {run.plan.run_id}"

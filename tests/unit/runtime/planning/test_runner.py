@@ -18,6 +18,7 @@ from nemotron_style.runtime.planning import runner
 from nemotron_style.runtime.planning.runner import Interruption, submit_pipeline
 from nemotron_style.runtime.run.attempt import Attempt
 from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.state import JobState
 
 
 @dataclass
@@ -210,3 +211,10 @@ def test_a_run_that_was_dying_when_it_was_attached_to_begins_again(
     else:
         runner.execute_run(run, LocalLauncher(), interruption)  # type: ignore[arg-type]
         assert followed == [1, 2]
+
+
+@pytest.mark.parametrize("reason", ["stopped after step 3 of 9; the same command continues", ""])
+def test_how_a_stopped_run_goes_on_is_said_once(tmp_path: Path, reason: str) -> None:
+    run: Any = SimpleNamespace(plan=SimpleNamespace(step="mill/grow", config_name="tiny"))
+    error = runner.explain_failure(run, JobState("CANCELLED", reason=reason), RunFolder(tmp_path))
+    assert str(error).count("the same command") == 1

@@ -21,7 +21,8 @@ def run(config: Config, ctx: StepContext) -> None:
     read = 0
     with open(ctx.output("rows").path / "train.jsonl", "w", encoding="utf-8") as kept:
         for file in files:
-            for line in file.read_text(encoding="utf-8").splitlines():
+            # Not splitlines: U+2028, a line break to it, may stand in a string of JSON.
+            for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n"):
                 read += 1
                 messages = json.dumps(json.loads(line)["messages"], sort_keys=True)
                 key = messages if config.case_sensitive else messages.casefold()
