@@ -197,7 +197,7 @@ def _render_sections(step: Manifest, catalog: Catalog) -> Iterator[str]:
     page = min(choose_width(in_pipe=PAGE), PAGE)
     yield f"{emphasise(step.id)} - {step.name}\n\n{wrap_text(step.description, page)}\n"
     if step.aliases:
-        yield f"Also called: {', '.join(step.aliases)}\n"
+        yield f"{emphasise('Also called')}\n{wrap_text(', '.join(step.aliases), page)}\n"
     makes = [(slot.name, _describe_slot(slot)) for slot in step.produces]
     sections = {
         "Takes": _takes(step.consumes, catalog) or [("nothing", "")],

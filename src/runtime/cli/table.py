@@ -140,8 +140,9 @@ def render_pairs(pairs: Iterable[tuple[str, str]], *, indent: str = "  ") -> str
 
 
 def emphasise(text: str) -> str:
-    """``text`` in bold on a terminal."""
-    return f"{BOLD}{text}{PLAIN}" if sys.stdout.isatty() else text
+    """``text`` in bold on a terminal that can, unless ``NO_COLOR`` is set (no-color.org)."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return f"{BOLD}{text}{PLAIN}" if sys.stdout.isatty() and not plain else text
 
 
 def wrap_text(text: str, width: int, *, continued: bool = False) -> str:

@@ -57,7 +57,8 @@ def test_list_fits_the_screen_and_begins_a_line_with_each_step(toy, capsys, monk
 
 @pytest.mark.parametrize("columns", [60, 80, 100])
 def test_a_terminal_gets_colour_and_no_line_that_is_too_long(toy, columns):
-    for words in (["steps", "list"], ["steps", "show", "rl/rlhf"], ["profiles", "list"]):
+    shown = ["rl/rlhf", "rs/actor"]  # the latter has long names of other systems
+    for words in (["steps", "list"], *(["steps", "show", s] for s in shown), ["profiles", "list"]):
         text = on_a_terminal(columns, *words)
         assert "\x1b[1m" in text
         plain = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
@@ -66,14 +67,20 @@ def test_a_terminal_gets_colour_and_no_line_that_is_too_long(toy, columns):
         assert [line for line in too_long if " " in line.strip().replace("[default: ", "")] == []
 
 
-def on_a_terminal(columns: int, *words: str) -> str:
+@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_a_terminal_without_colour_gets_plain_text(toy, variables):
+    text = on_a_terminal(80, "steps", "list", "--category", "toy", **variables)
+    assert "toy/train" in text
+    assert "\x1b" not in text
+
+
+def on_a_terminal(columns: int, *words: str, **variables: str) -> str:
     """What a command writes when its output is a terminal of so many columns."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    process = subprocess.Popen(
-        [PROGRAM, *words], stdout=theirs, stdin=theirs, env={**environment, "TERM": "xterm"}
-    )
+    environment |= {"TERM": "xterm"} | variables
+    process = subprocess.Popen([PROGRAM, *words], stdout=theirs, stdin=theirs, env=environment)
     os.close(theirs)
     written = b""
     with contextlib.suppress(OSError):  # the end of a terminal is an error to read
@@ -134,7 +141,7 @@ def test_show_tells_what_an_operator_needs(toy, capsys):
     assert (code, err) == (0, "")
     for part in (
         "toy/train - Toy training",
-        "Also called: toy/learn",
+        "Also called\n  toy/learn\n",
         "[checkpoint_megatron, config key model.restore_from_path]",
         "[training_jsonl, optional, config key data.path]",
         "Made by ",
