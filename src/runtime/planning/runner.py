@@ -217,8 +217,7 @@ def explain_failure(run: PlannedRun, state: JobState, folder: RunFolder) -> Step
         what = state.reason or "stopped"
         fix = "" if "the same command" in what else "the same command resumes it"
         return Interrupted(Problem(where=where, what=what, fix=fix))
-    last = folder.last_attempt
-    what = state.reason or f"the step is {state.state}"
+    last, what = folder.last_attempt, state.reason or f"the step is {state.state}"
     log = last.log if last and run.plan.is_seen else f"nemotron-style runs logs {run.plan.run_id}"
     problem = Problem(where=where, what=what, fix=f"log: {log}")
     return UsageError(problem) if state.exit_code == 2 else StepFailed(problem)

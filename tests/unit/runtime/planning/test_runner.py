@@ -201,7 +201,7 @@ def test_a_run_that_was_dying_when_it_was_attached_to_begins_again(
     monkeypatch.setattr(runner, "start_run", start)
     monkeypatch.setattr(runner, "record_decision", lambda run: "")
     place = {"record_dir": folder.path, "store": str(tmp_path), "records": None, "root": None}
-    plan = SimpleNamespace(**place, outputs=(), step="a", config_name="tiny")
+    plan = SimpleNamespace(**place, outputs=(), step="a", config_name="tiny", is_seen=True)
     run = SimpleNamespace(plan=plan, decision=SimpleNamespace(action="attach"))
     interruption: Any = Interruption(Quiet())  # type: ignore[arg-type]
     if abandoned:  # whoever said so decides what happens next
