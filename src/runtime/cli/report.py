@@ -14,6 +14,7 @@ from nemotron_style.runtime.cli.options import AsJson, open_store
 from nemotron_style.runtime.cli.table import print_json, print_problems, print_table
 from nemotron_style.runtime.errors import Problem, UsageError
 from nemotron_style.runtime.paths import show_path
+from nemotron_style.runtime.store.audit import is_store
 from nemotron_style.runtime.store.store import Store
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -169,13 +170,16 @@ def suggest_evaluations(kind: str, ref: str) -> Iterator[tuple[str, str]]:
 
 def is_report(word: str) -> bool:
     """Whether a word names a report on disk rather than an artifact, whose name may end alike."""
-    return word.lower().endswith(ENDINGS) and Path(word).is_file()
+    return word.lower().endswith(ENDINGS) and ("/" in word or Path(word).is_file())
 
 
 def verify_report(path: Path, store: Store, *, as_json: bool) -> None:
     """Say of each part of a report whether it is the store's; exit with 1 when one is not."""
     from nemotron_style.runtime.report.page.check import check_report
 
+    if not is_store(store.layout):
+        what, fix = "there is no store here", "is it mounted?"
+        raise UsageError(Problem(where=str(store.root), what=what, fix=fix))
     checks = check_report(path, store)
     wrong = [check for check in checks if not check.is_fine]
     if as_json:

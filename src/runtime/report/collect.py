@@ -84,7 +84,8 @@ def collect_facts(store: Store, subject: Subject) -> Facts:
     if subject.run:
         _read_run(facts)
     facts.documents, facts.documents_left_out = embed_records(store, nodes.values())
-    if subject.run and (plan := embed_plan(subject.run)):
+    run = subject.run or subject.kept
+    if run and (plan := embed_plan(run)):
         facts.documents.append(plan)
     return facts
 

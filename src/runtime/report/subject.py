@@ -8,7 +8,7 @@ from typing import Any
 
 from nemotron_style.runtime.errors import ArtifactError, RefError, StepsError
 from nemotron_style.runtime.run.folder import RunFolder, find_run
-from nemotron_style.runtime.run.kept_run import read_outputs
+from nemotron_style.runtime.run.kept_run import find_kept, read_outputs
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import COMPLETED, JobState
 from nemotron_style.runtime.store.record import Artifact, Record
@@ -20,7 +20,8 @@ from nemotron_style.runtime.store.tombstone import Tombstone
 class Subject:
     """An artifact and the run that made it, each as far as it is known; at least one of them is.
 
-    ``plan`` is None where the run, or its plan, cannot be read.
+    ``plan`` is None where the run, or its plan, cannot be read. ``kept`` has the plan of a run
+    of another machine, where the store is a bucket.
     """
 
     made: Artifact | Tombstone | None
@@ -28,6 +29,7 @@ class Subject:
     plan: Plan | None
     state: JobState | None
     others: tuple[str, ...] = ()
+    kept: RunFolder | None = None
 
     @property
     def record(self) -> Record | None:
@@ -73,7 +75,8 @@ def describe_artifact(store: Store, made: Artifact | Tombstone) -> Subject:
     producer = made.record.producer
     run = RunFolder(store.layout.runs / producer.run_id) if producer else None
     if run is None or not run.exists:
-        return Subject(made, None, None, None)
+        kept = find_kept(store, run.run_id) if run else None
+        return Subject(made, None, _plan(kept) if kept else None, None, kept=kept)
     others = tuple(ref for ref in _refs(run, store) if ref != made.ref)
     return Subject(made, run, _plan(run), _state(run), others)
 

@@ -126,17 +126,21 @@ def find_verdict(store: Store, made: Artifact | Tombstone) -> tuple[Verdict, lis
 
 
 def find_evaluations(store: Store, made: Artifact | Tombstone) -> Iterator[Artifact]:
-    """The evaluations in the store that measured this as their model.
+    """The evaluations in the store that measured this, or the same content, as their model.
 
-    Those against what it was made from come first, and of each sort the newest.
+    Those against what it was made from come first, and of each sort the newest. What came out the
+    same again (``runs rerun``) is no second measurement: the oldest of them stands for all.
     """
-    down = walk(store, made, down=True, depth=1)
-    refs = [ref for slot, ref in down.beyond(made.ref) if slot == "model"]
+    twins: dict[str, Artifact | Tombstone] = {made.ref: made}
+    twins |= {each.ref: each for each in store.by_digest(made.record.digest)}
+    downs = [walk(store, each, down=True, depth=1) for each in twins.values()]
+    refs = [ref for down in downs for slot, ref in down.beyond(down.root) if slot == "model"]
     found = (store.find(ref) for ref in dict.fromkeys(refs))
     known = [each for each in found if each and each.kind == EVALUATION]
     known.sort(key=lambda each: each.record.created, reverse=True)
+    distinct = {(each.digest, find_baseline(each.record)): each for each in known}
     parent = find_parent(made.record)
-    yield from sorted(known, key=lambda each: find_baseline(each.record) != parent)
+    yield from sorted(distinct.values(), key=lambda each: find_baseline(each.record) != parent)
 
 
 def find_baseline(evaluation: Record) -> str:

@@ -54,15 +54,17 @@ def find_complete_run(store: Store, word: str) -> RunFolder:
     try:
         run = find_run(store, word)
     except RefError:
-        kept = _find_kept(store, word) if store.url else None
+        kept = find_kept(store, word)
         if kept is None:
             raise
         return kept
-    is_elsewhere = run.outputs is None and store.url
-    return (_find_kept(store, run.run_id) if is_elsewhere else None) or run
+    return (find_kept(store, run.run_id) if run.outputs is None else None) or run
 
 
-def _find_kept(store: Store, word: str) -> RunFolder | None:
+def find_kept(store: Store, word: str) -> RunFolder | None:
+    """A complete run as a bucket keeps it, by its id or what it made; None where there is none."""
+    if not store.url:
+        return None
     run_id = word
     with suppress(RefError):
         producer = store.resolve(word).record.producer

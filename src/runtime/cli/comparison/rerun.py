@@ -154,7 +154,9 @@ def render(verdicts: Sequence[Verdict], changes: Sequence[Difference]) -> Iterat
             yield f"      {verdict.note}"
     if changes:
         yield emphasise("What was different around it")
-        yield from (f"  {each.key}: {each.left} -> {each.right}" for each in changes)
+        for each in changes:
+            sides = ("(absent)" if one is None else one for one in (each.left, each.right))
+            yield f"  {each.key}: {' -> '.join(map(str, sides))}"
 
 
 def describe(

@@ -14,6 +14,7 @@ from nemotron_style.runtime.errors import ArtifactError, Problem, RefError, Step
 from nemotron_style.runtime.report.page.embed import PLAN, RECORD, SCHEMA
 from nemotron_style.runtime.report.page.seal import is_sealed
 from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.kept_run import find_kept
 from nemotron_style.runtime.run.plan import parse_plan
 from nemotron_style.runtime.store.record import Record, parse_record
 from nemotron_style.runtime.store.ref import check_word
@@ -118,7 +119,7 @@ def _check_plan(store: Store, run_id: str, text: str) -> tuple[str, str]:
     try:
         parse_plan(text, where=run_id)
         run = RunFolder(store.layout.runs / check_word(run_id, "run id"))
-        if not run.exists:
+        if not run.exists and not (run := find_kept(store, run_id) or run).exists:
             return ABSENT, "its run is not there"
         own = (run.path / "plan.json").read_bytes()
     except OSError as error:

@@ -33,6 +33,15 @@ def test_a_report_is_one_file_that_can_be_verified(tuned, tmp_path, capsys):
     assert [part["name"] for part in told["parts"] if part["state"] == "changed"] == [path.name]
 
 
+def test_a_page_or_a_store_that_is_not_there_is_said_to_be_so(tuned, tmp_path, monkeypatch, capsys):
+    assert main(["report", "tuned"]) == 0
+    assert main(["artifacts", "verify", "./gone.html"]) == 2
+    assert "gone.html: there is no such file" in capsys.readouterr().err
+    monkeypatch.setenv("NEMOTRON_STYLE_HOME", str(tmp_path / "nowhere"))
+    assert main(["artifacts", "verify", "tuned-v1.html"]) == 2
+    assert "nowhere: there is no store here" in capsys.readouterr().err
+
+
 def test_a_run_has_a_report_and_it_goes_where_it_is_told_to(tuned, tmp_path, capsys):
     run_id = tuned.record.producer.run_id
     (tmp_path / "pages").mkdir()

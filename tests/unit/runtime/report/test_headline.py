@@ -48,6 +48,18 @@ def test_an_evaluation_says_by_how_much_and_against_what(store):
     assert headline(store, arena).text == "tuned:v1 is better than base:v1."
 
 
+def test_what_came_out_the_same_again_is_evaluated_with_it_and_counts_once(store):
+    base, tuned = make_pair(store)
+    arena = commit_evaluation(store, tuned, base, "")
+    twin = commit(store, "tuned.rerun", {"weights": "2"}, step="rs/actor", inputs=[("model", base)])
+    again = commit_evaluation(store, twin, base, "", name="arena.rerun")
+    assert (twin.digest, again.digest) == (tuned.digest, arena.digest)
+    for made in (tuned, twin):
+        assert headline(store, made).text == "Better than base:v1."
+        verdict, _ = find_verdict(store, made)
+        assert [each.ref for each in verdict.evaluations] == ["arena:v1"]
+
+
 def test_a_gain_of_the_run_itself_is_held_to_what_it_started_from(store):
     _, tuned = make_pair(store, **gain("reward", 0.5, 0.25, 0.75))
     found = headline(store, tuned)

@@ -14,6 +14,8 @@ from nemotron_style.runtime.report.document import render_report
 from nemotron_style.runtime.report.page.check import check_report, read_documents
 from nemotron_style.runtime.report.page.embed import make_document, render_data, seal_page
 from nemotron_style.runtime.report.subject import describe_artifact
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.kept_run import note_outputs
 from nemotron_style.runtime.store.store import Store
 from report_world import commit, make_store
 
@@ -113,3 +115,17 @@ def test_any_text_comes_back_from_a_page_as_it_was(name, text):
     page = f'<script type="application/json" id="data">{data}</script><p>after</p>'
     (found,) = read_documents(page, where="page")
     assert (found["name"], found["text"]) == (name, text)
+
+
+def test_a_bucket_has_the_plans_of_runs_of_other_machines(tmp_path):
+    store, tuned = make_store("memory://of-a-check", scratch=tmp_path / "here")
+    run = RunFolder(store.layout.runs / tuned.record.producer.run_id)
+    note_outputs(run.plan, store, {"outputs": {"model": {"ref": tuned.ref}}, "figures": {}})
+    own = render_report(collect_facts(store, describe_artifact(store, tuned)))
+    elsewhere = Store("memory://of-a-check", scratch=tmp_path / "there")
+    page = tmp_path / "report.html"
+    page.write_text(render_report(collect_facts(elsewhere, describe_artifact(elsewhere, tuned))))
+    assert run.plan.fingerprint in page.read_text()
+    for text in (own, page.read_text()):
+        page.write_text(text)
+        assert states(page, elsewhere)[run.run_id] == "same"
