@@ -17,6 +17,7 @@ from pathlib import Path
 from nemotron_style.runtime.errors import ArtifactError, Problem, UsageError
 from nemotron_style.runtime.report.headline import show_interval, show_value
 from nemotron_style.runtime.report.page.embed import Document, embed_records, render_sealed
+from nemotron_style.runtime.report.unfinished import Unfinished, list_unfinished
 from nemotron_style.runtime.report.verdict import read_own
 from nemotron_style.runtime.store.lineage.graph import Node
 from nemotron_style.runtime.store.record import Edge, Record
@@ -109,6 +110,8 @@ class Catalogue:
     """Kind, how many artifacts, bytes."""
     removed: int
     """Artifacts of which only the record is left."""
+    unfinished: list[Unfinished]
+    unfinished_left_out: int
     problems: list[Problem]
     documents: list[Document]
     documents_left_out: int
@@ -129,8 +132,9 @@ def collect_catalogue(store: Store) -> Catalogue:
     artifacts, problems, _ = store.list_artifacts()
     removed, unreadable = read_removed(store)
     entries = [*(Entry(artifact.record) for artifact in artifacts), *removed]
-    problems = [*problems, *unreadable]
-    if not entries and not problems:
+    unfinished, older, unread = list_unfinished(store)
+    problems = [*problems, *unreadable, *unread]
+    if not entries and not unfinished and not problems:
         fix = "run a step, or adopt something; --profile NAME names another store"
         raise UsageError(Problem(where=str(store.root), what="holds no artifacts", fix=fix))
     roots = build_families(entries)
@@ -146,6 +150,8 @@ def collect_catalogue(store: Store) -> Catalogue:
         names_left_out=len(names[MOST_NAMES:]),
         kinds=count_kinds(entries),
         removed=len(removed),
+        unfinished=unfinished,
+        unfinished_left_out=older,
         problems=problems,
         documents=documents,
         documents_left_out=len(entries) - len(documents),

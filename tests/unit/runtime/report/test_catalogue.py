@@ -21,6 +21,8 @@ from nemotron_style.runtime.report.catalogue import (
 from nemotron_style.runtime.store.record import Artifact, Edge, Producer, Record
 from nemotron_style.runtime.store.removal import remove
 from nemotron_style.runtime.store.store import Store
+from plans import build_plan
+from report_world import EVIL, LOCAL, make_run, make_store
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -138,3 +140,17 @@ def test_an_empty_store_is_refused(tmp_path):
 
 def _left_out(branch) -> int:
     return branch.left_out + sum(map(_left_out, branch.children))
+
+
+def test_runs_that_made_nothing_are_named_with_their_error(tmp_path):
+    store, _ = make_store(tmp_path / "complete")
+    assert collect_catalogue(store).unfinished == []
+    store = Store(tmp_path / "failed")
+    failed = make_run(store, build_plan(LOCAL, store=str(store.root)), EVIL)
+    catalogue = collect_catalogue(store)
+    [known] = catalogue.unfinished
+    assert (known.run_id, known.state, known.attempts) == (failed.run_id, "FAILED", 1)
+    page = render_catalogue(catalogue)
+    assert f">{failed.run_id}<" in page
+    assert ">out of memory " in page
+    assert "<img" not in page

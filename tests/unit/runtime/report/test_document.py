@@ -184,6 +184,7 @@ def test_a_failed_run_says_where_it_stopped(tmp_path):
     run = make_run(store, build_plan(LOCAL, store=str(tmp_path)), EVIL)
     text = Outline(report_on(store, run.run_id)).text
     assert "Its run ended as FAILED with exit code 3: out of memory" in text
+    assert "runs rerun" not in text  # which only a complete run has
     assert "11 steps are on record." in text
     assert "the last line" in text
     assert "Nothing was made, so there is nothing to judge." in text
