@@ -113,6 +113,7 @@ def compile_checks(job: Job, site: JobSite, *problems: Problem) -> CompiledJob:
     if notes and job.model in site.origins and job.model not in site.files:
         notes[0] += ", to be converted first"
     notes += [sample.describe(slot) for slot, sample in samples.items()]
+    notes += describe_dropout(job)
     found += check_batch(job)
     load = job.load
     layers = sizes.num_layers // load.pipeline if sizes else None
@@ -127,6 +128,15 @@ def compile_checks(job: Job, site: JobSite, *problems: Problem) -> CompiledJob:
         notes.append(f"memory{of}: about {memory} a process{beside}")
         notes += check_memory(job, memory, find_room(job, machine, site, on_cpu=on_cpu), found)
     return CompiledJob(notes=tuple(notes), problems=tuple(found))
+
+
+def describe_dropout(job: Job) -> list[str]:
+    """That each process drops inputs of adapters by random numbers of its own, where it does."""
+    share = job.load.lora.adapter_dropout if job.load.lora else 0.0
+    if not share or job.machines * job.processes == job.load.tensor:
+        return []
+    what = f"adapters: each process drops {share:g} of their inputs by numbers of its own"
+    return [f"{what}; another number of processes trains others"]
 
 
 def check_batch(job: Job) -> Iterator[Problem]:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
-
-import torch.distributed as dist
 
 from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.usable import Sampled, require_usable
 from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.data.seed import seed_of
-from nemotron_style.steps.blocks.generation.backend import GenerationEngine
+from nemotron_style.steps.blocks.generation.backend import GenerationEngine, sample_on_all_ranks
 from nemotron_style.steps.blocks.generation.engine import Sample as EngineSample
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.judge.aggregation import Answer
@@ -59,10 +58,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RolloutSampler:
-    """Samples groups of answers. Every rank samples its share of them, and gets them all.
-
-    That is so however ranks divide the model: whoever samples holds all weights meanwhile.
-    """
+    """Samples groups of answers. Every rank samples its share of them, and gets them all."""
 
     engine: GenerationEngine
     rank_zero: RankZero
@@ -79,20 +75,18 @@ class RolloutSampler:
         answers that ended cannot be used.
         """
         names = [f"{name}/{number}" for number in range(len(indices))]
-        own = range(dist.get_rank(), len(indices), dist.get_world_size())
-        groups = self.engine.generate(
-            [prompts[indices[number]].ids for number in own],
+        asked = [prompts[index] for index in indices]
+        groups = sample_on_all_ranks(
+            self.engine,
+            self.rank_zero,
+            [prompt.ids for prompt in asked],
             self.sampling,
             samples_per_prompt=samples,
-            seed=[seed_of(names[number]) for number in own],
+            seeds=[seed_of(name) for name in names],
+            read=self._read,
         )
-        parts = self.rank_zero.gather([[self._read(one) for one in group] for group in groups])
-        self._require_usable(sample for part in parts for group in part for sample in group)
-        return [
-            # rank r sampled groups r, r + world, r + 2 world ...
-            Rollout(names[number], prompts[index], parts[number % len(parts)][number // len(parts)])
-            for number, index in enumerate(indices)
-        ]
+        self._require_usable(chain(*groups))
+        return [Rollout(*parts) for parts in zip(names, asked, groups, strict=True)]
 
     def _require_usable(self, drawn: Iterable[Sample]) -> None:
         read = self.chat.read_response

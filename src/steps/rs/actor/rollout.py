@@ -16,7 +16,7 @@ from nemotron_style.steps.blocks.data.chat.interface import Chat
 from nemotron_style.steps.blocks.data.chat.usable import Sampled, require_usable
 from nemotron_style.steps.blocks.data.prompt import Prompt
 from nemotron_style.steps.blocks.data.seed import seed_of
-from nemotron_style.steps.blocks.generation.backend import GenerationEngine
+from nemotron_style.steps.blocks.generation.backend import GenerationEngine, sample_on_all_ranks
 from nemotron_style.steps.blocks.generation.engine import Sample
 from nemotron_style.steps.blocks.generation.sampling_params import SamplingParams
 from nemotron_style.steps.blocks.model.prefix_packing import Group
@@ -79,8 +79,7 @@ def distinct_texts(responses: Sequence[Response]) -> list[str]:
 @dataclass(frozen=True)
 class RolloutSampler:
     """Samples groups of responses and has them scored. Every rank samples its share of each lot,
-    and gets them all; the scores of one lot are asked for while the next is sampled. That is so
-    however ranks divide the model: whoever samples holds all weights meanwhile.
+    and gets them all; the scores of one lot are asked for while the next is sampled.
     """
 
     engine: GenerationEngine
@@ -131,17 +130,15 @@ class RolloutSampler:
         return rollouts
 
     def _sample_lot(self, lot: Sequence[SeededPrompt], samples: int) -> list[list[Response]]:
-        own = lot[dist.get_rank() :: dist.get_world_size()]
-        groups = self.engine.generate(
-            [one.prompt.ids for one in own],
+        return sample_on_all_ranks(
+            self.engine,
+            self.reward_pool.rank_zero,
+            [one.prompt.ids for one in lot],
             self.params,
             samples_per_prompt=samples,
-            seed=[one.seed for one in own],
+            seeds=[one.seed for one in lot],
+            read=self._read,
         )
-        responses = [[self._read(sample) for sample in group] for group in groups]
-        parts = self.reward_pool.rank_zero.gather(responses)
-        # rank r sampled groups r, r + world, r + 2 world ...
-        return [parts[number % len(parts)][number // len(parts)] for number in range(len(lot))]
 
     def _read(self, sample: Sample) -> Response:
         # the text that is sent to be scored; None where there is none, or no valid one

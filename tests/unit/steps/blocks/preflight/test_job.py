@@ -18,6 +18,7 @@ from nemotron_style.steps.blocks.preflight import job
 from nemotron_style.steps.blocks.preflight.job import Rows
 from nemotron_style.steps.blocks.preflight.machine import Machine
 from nemotron_style.steps.blocks.preflight.memory import Load
+from nemotron_style.steps.blocks.settings.peft_config import LoraTuning
 from nemotron_style.steps.blocks.settings.row_config import LongRowReading, RowReading
 from small_model import ONE_LAYER
 
@@ -69,6 +70,19 @@ def test_more_copies_of_the_model_than_an_update_has_samples_are_refused() -> No
     [problem] = job.compile_checks(many, JobSite("slurm")).problems
     assert "got 4 for 3 (batch); allowed: up to 3" in str(problem)
     assert not job.compile_checks(replace(many, batch=("batch", 4)), JobSite("slurm")).problems
+
+
+@pytest.mark.parametrize(
+    ("processes", "tensor", "dropout", "notes"),
+    [(4, 4, 0.1, 0), (4, 2, 0.1, 1), (2, 1, 0.0, 0), (2, 1, 0.1, 1)],
+)
+def test_it_is_said_where_processes_drop_other_inputs_than_one_would(
+    processes: int, tensor: int, dropout: float, notes: int
+) -> None:
+    lora = LoraTuning(adapter_dropout=dropout)
+    some = job.Job(Load(half=False, tensor=tensor, lora=lora), processes=processes)
+    told = job.compile_checks(some, JobSite("slurm")).notes
+    assert sum("drops 0.1 of their inputs" in note for note in told) == notes
 
 
 def test_what_was_converted_already_is_not_said_to_be_converted_first(hub: Path) -> None:
