@@ -1,4 +1,4 @@
-"""One interface to what draws responses: the training process itself, or vLLM beside it."""
+"""One interface to what samples responses: the training process itself, or vLLM beside it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Kept = TypeVar("Kept")
 
 
 class GenerationEngine(Protocol):
-    """Draws from the weights of one model: token ids in, token ids and their log-probs out."""
+    """Samples from the weights of one model: token ids in, token ids and their log-probs out."""
 
     def update(self) -> None:
         """Take over the model's weights as they are now; call it after every training step."""
@@ -38,7 +38,7 @@ class GenerationEngine(Protocol):
         """See :meth:`engine.Engine.generate`."""
 
     def close(self) -> None:
-        """Give back what the engine holds beside the model; it draws no more."""
+        """Give back what the engine holds beside the model; it samples no more."""
 
 
 def sample_on_all_ranks(

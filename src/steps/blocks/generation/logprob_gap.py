@@ -51,7 +51,7 @@ class EngineGap:
 def measure_gap(engine: Tensor, trainer: Tensor) -> EngineGap:
     """Compare log-probs of the same tokens, one shape, in float64.
 
-    ``engine`` holds what the sampling distribution gave each token when it was drawn, ``trainer``
+    ``engine`` holds what the sampling distribution gave each token when it was sampled, ``trainer``
     what the trainer's forward pass gives it under the same temperature. Both must be plain
     distributions: with top-k, top-p or a penalty the engine's are of another one.
     """
@@ -67,21 +67,21 @@ def measure_gap(engine: Tensor, trainer: Tensor) -> EngineGap:
 def measure_sample_gap(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
-    drawn: Sequence[Sequence[Sample]],
+    groups: Sequence[Sequence[Sample]],
     *,
     temperature: float = 1.0,
 ) -> EngineGap:
-    """:func:`measure_gap` of samples that an engine drew for ``prompts`` at ``temperature``.
+    """:func:`measure_gap` of ``groups`` that an engine sampled for ``prompts`` at ``temperature``.
 
     The trainer's forward pass takes one prompt with its samples at a time; a few prompts will do.
     """
     batches = [
         pack([Group(prompt, [sample.tokens for sample in group])])
-        for prompt, group in zip(prompts, drawn, strict=True)
+        for prompt, group in zip(prompts, groups, strict=True)
     ]
     scored = score(model, batches, temperature=temperature)
     pairs = zip(scored, batches, strict=True)
-    said = [value for group in drawn for sample in group for value in sample.log_probs]
+    said = [value for group in groups for sample in group for value in sample.log_probs]
     return measure_gap(
         torch.tensor(said, dtype=torch.float64),
         torch.cat([seen_BNR[batch.mask_BNR] for seen_BNR, batch in pairs]),

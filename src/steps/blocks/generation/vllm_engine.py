@@ -1,7 +1,7 @@
 """Sampling with vLLM, in a process beside the trainer: weights go over as files in memory.
 
 The engine follows :class:`engine.Engine` in what it takes and gives: token ids, log-probs
-under the distribution that was drawn from, the stop token as the last one. Every sample is a
+under the distribution that was sampled from, the stop token as the last one. Every sample is a
 request with a seed of its own.
 
 Left out on purpose: vLLM's server (nothing here needs HTTP between two processes of one machine),
@@ -107,7 +107,7 @@ class VllmEngine:
         samples_per_prompt: int = 1,
         seed: int | Sequence[int],
     ) -> list[list[Sample]]:
-        """See :meth:`engine.Engine.generate`; what is drawn for a seed is not what that draws.
+        """See :meth:`engine.Engine.generate`; what is sampled for a seed is not what that samples.
 
         Raises InputError for prompts that do not fit and for settings that vLLM would change, and
         StepFailed when vLLM ended, failed, or gave log-probs that are not numbers.
@@ -116,13 +116,13 @@ class VllmEngine:
         check_prompts(prompts, sampling, room=self.config.max_sequence_length)
         if not self._loaded:
             self.update()
-        drawn = self._ask(
+        groups = self._ask(
             "generate",
             prompts=[list(prompt) for prompt in prompts],
             settings=sampling_settings(sampling),
             seeds=sample_seeds(seed, len(prompts), samples_per_prompt),
         )
-        return [[_read(sample) for sample in group] for group in drawn]
+        return [[_read(sample) for sample in group] for group in groups]
 
     def close(self) -> None:
         """End vLLM and remove its files."""
@@ -198,7 +198,7 @@ def sampling_settings(sampling: SamplingParams) -> dict[str, Any]:
         "stop_token_ids": list(sampling.stop_ids),
         "stop": list(sampling.end_strings),
         "ignore_eos": True,
-        "logprobs": 0,  # those of the drawn token and of no other
+        "logprobs": 0,  # those of the sampled token and of no other
         "detokenize": bool(sampling.end_strings),
         "skip_special_tokens": False,
         "spaces_between_special_tokens": False,
@@ -209,7 +209,7 @@ def sampling_settings(sampling: SamplingParams) -> dict[str, Any]:
 def sample_seeds(seed: int | Sequence[int], prompts: int, samples: int) -> list[list[int]]:
     """A seed for every sample, ``[prompts][samples]``, from 0 to 2**63 - 1.
 
-    They are the names of the in-process engine's random streams, so what is drawn belongs to the
+    They are the names of the in-process engine's random streams, so what is sampled belongs to the
     sample here too; vLLM makes other numbers of them.
     """
     keys = sample_keys(seed, prompts, samples) & (2**63 - 1)

@@ -92,7 +92,7 @@ def main() -> None:
 
 def _read(waiting: SimpleQueue[str], folder: Path) -> None:
     """Queue what comes. The end of it is the end of the trainer, however that came about: then
-    nobody waits for what is being drawn.
+    nobody waits for what is being sampled.
     """
     for line in sys.stdin:
         waiting.put(line)

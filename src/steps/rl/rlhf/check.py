@@ -11,6 +11,7 @@ from nemotron_style.runtime.errors import InputError, Problem, StepFailed, raise
 from nemotron_style.runtime.step.context import StepContext
 from nemotron_style.runtime.store.record import Artifact
 from nemotron_style.steps.blocks.data.prompt import Prompt, count_shared
+from nemotron_style.steps.blocks.generation.logprob_gap import measure_gap
 from nemotron_style.steps.blocks.loss.kl import estimate_kl
 from nemotron_style.steps.blocks.training.start_policy import StartPolicy
 from nemotron_style.steps.rl.rlhf.config import Config
@@ -149,34 +150,15 @@ def run_gate(
     samples = to_samples(probes)
     generation = torch.cat([one.generation_T for one in samples]).double()
     trainer = torch.cat(compute_logprobs(policy, samples, config.policy)).double()
-    gate = {"gate/token_mult_prob_error": check_sampler(config, trainer, generation)}
+    gap = measure_gap(generation, trainer)
+    gap.require(config.gate, engine=config.policy.generation.backend)
+    gate = {"gate/token_mult_prob_error": gap.token_mult_prob_error}
     if reference is not None:
         with reference.use() as start:
             frozen = torch.cat(compute_logprobs(start, samples, config.policy)).double()
         gate["gate/kl_to_start"] = check_reference(trainer, frozen)
         gate |= check_judge(config, judge, probes)
     return gate
-
-
-def check_sampler(config: Config, trainer: Tensor, generation: Tensor) -> float:
-    """Refuse to train on samples to which the trainer gives other log-probs than the sampler.
-
-    The result is NeMo-RL's ``token_mult_prob_error``: the mean of ``exp(|difference|)`` over
-    tokens, 1 where all agree.
-    """
-    error = float((trainer - generation).abs().exp().mean())
-    if not error <= config.gate:
-        raise StepFailed(
-            Problem(
-                key="token_mult_prob_error",
-                what="the trainer gives the samples other log-probs than the sampler drew them "
-                "with, so it would train another policy than the one that was sampled",
-                got=f"{error:.6f}",
-                allowed=f"at most {config.gate:g} (agreement_limit)",
-                fix="compare policy.precision and the weights of the two",
-            )
-        )
-    return error
 
 
 def check_reference(policy: Tensor, reference: Tensor) -> float:

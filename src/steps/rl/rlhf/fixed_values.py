@@ -88,7 +88,7 @@ HELD_WITH_VLLM = (
         Held((None, True), "the engine runs beside its trainer, on the same GPU"),
     ),
 )
-"""Held keys where vLLM draws for our own loop: what they ask for, its engine does not do."""
+"""Held keys where vLLM samples for our own loop: what they ask for, its engine does not do."""
 
 
 class Checkpointing(Section):

@@ -199,7 +199,7 @@ class MegatronCfg(DividedModel):
 
 
 class Generation(Section):
-    """``policy.generation``: how answers are drawn."""
+    """``policy.generation``: how answers are sampled."""
 
     backend: EngineName = Field(default="in_process", description="who samples")
     max_new_tokens: Count | None = Field(default=None, description="null: half of the context")

@@ -81,7 +81,7 @@ class Server(Section):
 
 
 class RequestParams(Section):
-    """``genrm_responses_create_params``: how the judge's answer is drawn."""
+    """``genrm_responses_create_params``: how the judge's answer is sampled."""
 
     max_output_tokens: int = Field(default=4096, ge=1, description="reasoning included")
     temperature: float = Field(default=0.6, ge=0)
@@ -122,7 +122,7 @@ class GenrmCompare(Section):
 
     @property
     def sampling(self) -> JudgeSampling:
-        """How the judge's answers are drawn."""
+        """How the judge's answers are sampled."""
         params = self.genrm_responses_create_params
         return JudgeSampling(params.temperature, params.top_p, params.max_output_tokens)
 

@@ -31,17 +31,17 @@ def rollout_metrics(
     samples: Sequence[TrainSample],
 ) -> dict[str, float]:
     """Rewards and lengths of the samples of a step, and their advantages over tokens."""
-    drawn = [sample for rollout in rollouts for sample in rollout.samples]
+    all_samples = [sample for rollout in rollouts for sample in rollout.samples]
     return {
         **reward_metrics(shaped.rewards_B, baseline, shaped.groups, valid_B=shaped.valid_B),
         **length_metrics(
-            [len(sample.tokens) for sample in drawn],
+            [len(sample.tokens) for sample in all_samples],
             [len(sample.prompt_ids) for sample in samples],
-            [sample.truncated for sample in drawn],
+            [sample.truncated for sample in all_samples],
         ),
         **_advantage_metrics(samples),
         "num_mask_sample_filtered": float((~shaped.mask_B).sum()),
-        "num_unknown_id_samples": float(sum(not sample.known for sample in drawn)),
+        "num_unknown_id_samples": float(sum(not sample.known for sample in all_samples)),
     }
 
 

@@ -88,11 +88,14 @@ class RolloutSampler:
         self._require_usable(chain(*groups))
         return [Rollout(*parts) for parts in zip(names, asked, groups, strict=True)]
 
-    def _require_usable(self, drawn: Iterable[Sample]) -> None:
+    def _require_usable(self, samples: Iterable[Sample]) -> None:
         read = self.chat.read_response
         require_usable(
             self.chat,
-            [Sampled(one.tokens, not one.truncated, read(one.tokens) is not None) for one in drawn],
+            [
+                Sampled(one.tokens, not one.truncated, read(one.tokens) is not None)
+                for one in samples
+            ],
         )
 
     def _read(self, sample: EngineSample) -> Sample:

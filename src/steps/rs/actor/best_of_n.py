@@ -1,7 +1,7 @@
 """Best of n: which samples of a group are kept, and what choosing can do at most.
 
-A group is the samples of one prompt, in the order they were drawn; it is known by its index in the
-step, so equal prompts stay apart.
+A group is the samples of one prompt, in their order; it is known by its index in the step, so equal
+prompts stay apart.
 
 Source of the bounds: best-of-n, as in Beirami et al., "Theoretical guarantees on the best-of-n
 alignment policy" (arXiv 2401.01879); for more than one kept sample by the same argument.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from nemotron_style.runtime.errors import StepFailed
 
 PIECES = 400
-"""Pieces of the integral of a bound for each sample drawn."""
+"""Pieces of the integral of a bound for each sample of a group."""
 
 
 @dataclass(frozen=True)

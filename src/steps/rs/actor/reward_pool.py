@@ -1,4 +1,4 @@
-"""The remote reward model: rank zero asks it in threads, while the next samples are drawn."""
+"""The remote reward model: rank zero asks it in threads, while the next are sampled."""
 
 from __future__ import annotations
 
