@@ -31,8 +31,8 @@ class EngineGap:
     token_mult_prob_error: float
     max_log_prob_difference: float
 
-    def require(self, limit: float, *, engine: str) -> None:
-        """Raise StepFailed when the error is not below ``limit``, or not a number."""
+    def require(self, limit: float, *, engine: str, key: str = "") -> None:
+        """Raise StepFailed when the error is not below ``limit`` (at ``key``), or not a number."""
         if self.token_mult_prob_error < limit:
             return
         raise StepFailed(
@@ -42,7 +42,7 @@ class EngineGap:
                 what="engine and trainer give the same tokens other log-probs",
                 got=f"{self.token_mult_prob_error:.6g}, with log-probs up to "
                 f"{self.max_log_prob_difference:.3g} apart",
-                allowed=f"below {limit:g}",
+                allowed=f"below {limit:g}" + (f" ({key})" if key else ""),
                 fix="see that both hold the same weights, in the same type, at one temperature",
             )
         )

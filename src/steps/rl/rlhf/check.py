@@ -151,7 +151,8 @@ def run_gate(
     generation = torch.cat([one.generation_T for one in samples]).double()
     trainer = torch.cat(compute_logprobs(policy, samples, config.policy)).double()
     gap = measure_gap(generation, trainer)
-    gap.require(config.gate, engine=config.policy.generation.backend)
+    backend = config.policy.generation.backend
+    gap.require(config.gate, engine=backend, key="agreement_limit")
     gate = {"gate/token_mult_prob_error": gap.token_mult_prob_error}
     if reference is not None:
         with reference.use() as start:

@@ -101,5 +101,6 @@ def check_sampler(
         seed=[one.seed for one in probed],
     )
     gap = measure_sample_gap(model, ids, samples, temperature=temperature)
-    gap.require(config.agreement_limit, engine=config.generation)
+    key = "model.rs.agreement_limit"
+    gap.require(config.agreement_limit, engine=config.generation, key=key)
     return gap
