@@ -172,6 +172,7 @@ def run(config: Config, ctx: StepContext) -> None:
         updates = config.updates_per_step
         learning_rate = partial(policy.megatron_cfg.learning_rate, updates=steps * updates)
         for step in loop.steps(done, validated=state.validated):
+            # G answers to each of P prompts, whose rewards are what the judge says of them in pairs
             with loop.save_on_failure():
                 rollouts = sample(order.batch(step - 1), name=f"{config.seed}/rollout/{step - 1}")
                 loop.lap("timing/train/generation")

@@ -107,9 +107,8 @@ def run(config: Config, ctx: StepContext) -> None:
     check_prompts(config, len(prompts))
     if shared := count_shared(prompts, held_out):
         ctx.say(f"warning: {shared} of {len(held_out)} held-out prompts are trained on too")
-    order = SampleOrder(
-        len(prompts), config.seed, rs.num_rollout_samples, sample=config.model.data.sample
-    )
+    size, repeats = rs.num_rollout_samples, config.model.data.sample
+    order = SampleOrder(len(prompts), config.seed, size, sample=repeats)
     steps = order.steps(max_steps=settings.max_steps, max_epochs=settings.max_epochs)
     ctx.say(f"{len(prompts)} prompts, {len(held_out)} held out, {steps} steps")
     warn_if_held(ctx, config.model.optim, updates=steps * config.updates_per_step)
@@ -179,6 +178,7 @@ def run(config: Config, ctx: StepContext) -> None:
         learning_rate = partial(cosine_annealing, config.model.optim, updates=steps * updates)
         for step in loop.steps(done, validated=state.latest.step):
             seeded = seed_prompts(prompts, order.batch(step - 1), config.seed, "rollout", step - 1)
+            # n responses to each prompt; those of a lot are scored while the next lot is sampled
             with loop.save_on_failure(), reward_pool.log_failure(ctx.metrics, step):
                 responses = sampler.sample(seeded, samples=n, lot=lot)
                 loop.lap("draw_seconds")
