@@ -179,7 +179,8 @@ def suggest_commands(outcome: Outcome, catalog: Catalog) -> Iterator[tuple[str, 
         else:
             words += f" -i {slot.name}={ref}"
             for other in step.consumes:
-                if other.required and other is not slot:
+                needed = other.required or other.name == "model"  # or sizes of a new one
+                if needed and other is not slot:
                     words += f" -i {other.name}={_find_start(plan, other, catalog) or 'REF'}"
         for key, value in slot.when.items():  # without which there is no such slot
             words += f" {key}={value if isinstance(value, str) else json.dumps(value)}"

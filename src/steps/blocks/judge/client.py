@@ -48,6 +48,7 @@ SEED_BITS = 31
 """Seeds that every engine takes, and that survive a reader of JSON without integers."""
 
 SHOWN_NAMES = 5
+SEE_LOG = "see the judge's log and its answers"
 
 MOST_WORDS = 2000
 """Characters of an answer that are kept beside its verdict."""
@@ -194,14 +195,18 @@ class JudgeClient(RetryingClient):
         shown = ", ".join(names[:SHOWN_NAMES]) + (" ..." if len(names) > SHOWN_NAMES else "")
         what = f"{len(failures)} of {of} judgements failed and {allowed} may: {shown}"
         last = failures[-1]
-        return self._problem(what, got=f"{', '.join(last.kinds)}: {last.message}")
+        fix = SEE_LOG
+        if set(last.kinds) == {"unparseable"}:
+            fix = "it answers, but gives no verdict: ask in the judge.form that it knows, give it "
+            fix += "more tokens, or take a judge that judge/card can read"
+        return self._problem(what, got=f"{', '.join(last.kinds)}: {last.message}", fix=fix)
 
     def _unavailable(self, faults: Sequence[Fault], what: str) -> JudgeUnavailable:
         return self._problem(f"{what}{fault_summary(faults)}", got=last_messages(faults))
 
-    def _problem(self, what: str, *, got: str) -> JudgeUnavailable:
+    def _problem(self, what: str, *, got: str, fix: str = SEE_LOG) -> JudgeUnavailable:
         """The error that ends a run because of this judge."""
-        fix = "see the judge's log and its answers; the same command resumes the run"
+        fix += "; the same command resumes the run"
         return JudgeUnavailable(
             Problem(where=f"judge {self.model} at {self.address}", what=what, got=got, fix=fix)
         )

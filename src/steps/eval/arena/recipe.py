@@ -162,7 +162,7 @@ def judge_matches(
         ctx.metrics.log(step, judgements=len(judgements), failed_judgements=failed)
         ctx.progress(len(judgements), len(questions), judgements=len(judgements), failed=failed)
     counts = ", ".join(f"{name} {count}" for name, count in sorted(judge.counts.items()))
-    ctx.say(f"judge {judge.model}: {counts}")
+    ctx.say(f"judge {judge.model}: {counts or 'not asked, no match needed it'}")
     remaining = iter(judgements)
     return [list(islice(remaining, len(own))) for own in pairs]
 

@@ -55,5 +55,7 @@ def test_a_trained_model_is_measured_against_its_start_or_written_out(
 
 
 def test_an_adapter_is_merged_into_the_base_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, *_ = suggest(monkeypatch, "sft/chat", "checkpoint_lora", model="checkpoint_megatron")
-    assert first == "convert/merge_lora -i adapter=made:v1 -i model=the-model:v1"
+    commands = suggest(monkeypatch, "rl/rlhf", "checkpoint_lora", model="checkpoint_megatron")
+    assert commands[0] == "convert/merge_lora -i adapter=made:v1 -i model=the-model:v1"
+    (sft,) = [each for each in commands if each.startswith("sft/chat")]
+    assert "-i model=the-model:v1 -i data=REF" in sft

@@ -376,6 +376,7 @@ def test_above_its_budget_of_failures_the_run_stops_and_names_the_prompts(
         judge_groups(judge, contests, step=1, plan=ComparisonPlan(), aggregation=Aggregation())
     assert "1/prompt-0/0/1/0" in str(caught.value)
     assert "I cannot judge." in str(caught.value)
+    assert "gives no verdict: ask in the judge.form that it knows" in str(caught.value)
     assert len(endpoint.bodies) == 5 * QUICK.tries
 
 
