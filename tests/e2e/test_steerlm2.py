@@ -17,7 +17,8 @@ from card import MixedDevicesError, card, fail_where_devices_mix
 from nemotron_style.runtime.catalog.catalog import load_catalog
 from nemotron_style.runtime.errors import InputError, Interrupted, StepFailed
 from nemotron_style.runtime.planning.rerun import plan_rerun
-from nemotron_style.runtime.run.folder import RunFolder, find_run
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.listing import find_run
 from nemotron_style.runtime.step.metrics import read_metrics
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.worker import main as worker_main

@@ -15,7 +15,8 @@ import pytest
 
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.launch.registry import find_launcher
-from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.listing import list_runs
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 

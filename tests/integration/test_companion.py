@@ -16,8 +16,9 @@ from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.errors import ConfigError, UsageError
 from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.process import is_alive
-from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.identity_difference import describe_difference
+from nemotron_style.runtime.run.listing import list_runs
 from nemotron_style.runtime.run.plan import parse_plan
 from waiting import until
 

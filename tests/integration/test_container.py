@@ -21,7 +21,8 @@ from nemotron_style.runtime.launch.session import kill_job
 from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.attempt import Attempt
-from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.listing import list_runs
 from nemotron_style.runtime.store.store import Store
 from waiting import until
 

@@ -25,7 +25,8 @@ from nemotron_style.runtime.planning.planner import compile_pipeline
 from nemotron_style.runtime.planning.request import RunRequest
 from nemotron_style.runtime.process import find_marked, is_alive, kill_family
 from nemotron_style.runtime.run.attempt import Attempt
-from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.listing import list_runs
 from nemotron_style.runtime.run.state import FINAL, JobState
 from waiting import until
 

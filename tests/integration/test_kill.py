@@ -17,7 +17,8 @@ import pytest
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.process import is_alive
 from nemotron_style.runtime.run.attempt import Attempt
-from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.listing import list_runs
 from nemotron_style.runtime.step.metrics import read_metrics
 from waiting import until
 

@@ -19,7 +19,7 @@ from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.launch.session import kill_job
 from nemotron_style.runtime.process import find_marked
 from nemotron_style.runtime.run.attempt import Attempt
-from nemotron_style.runtime.run.folder import list_runs
+from nemotron_style.runtime.run.listing import list_runs
 from nemotron_style.runtime.step.metrics import read_metrics
 from waiting import until
 

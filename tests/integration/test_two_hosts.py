@@ -12,7 +12,8 @@ import pytest
 
 from hosts import Host, has_namespaces
 from nemotron_style.runtime.run.attempt import Attempt
-from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.listing import list_runs
 from nemotron_style.runtime.step.metrics import read_metrics
 from waiting import until
 

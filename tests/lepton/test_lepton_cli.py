@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.listing import list_runs
 from waiting import until
 
 HERE = Path(__file__).parent

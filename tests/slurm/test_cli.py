@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import s3_server
-from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.kept_run import find_complete_run
+from nemotron_style.runtime.run.listing import list_runs
 from nemotron_style.runtime.store.store import Store
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"

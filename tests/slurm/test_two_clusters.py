@@ -15,7 +15,8 @@ import pytest
 from nemotron_style.runtime.launch.base import JobHandle, attempt_of
 from nemotron_style.runtime.launch.slurm import client, state
 from nemotron_style.runtime.planning.runner import submit_pipeline
-from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.listing import list_runs
 
 PROFILE = '[site]\nexecutor = "slurm"\n'
 

@@ -70,10 +70,10 @@ def complete_ref(ctx: typer.Context, incomplete: str) -> list[str]:
 def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
     """Ids of runs, the newest first."""
     from nemotron_style.runtime.cli.options import open_store
-    from nemotron_style.runtime.run.folder import scan_runs
+    from nemotron_style.runtime.run.listing import list_runs
 
     def names() -> list[str]:
-        return ["latest", *(run.run_id for run in scan_runs(open_store(ctx).local)[0][:SHOWN])]
+        return ["latest", *(run.run_id for run in list_runs(open_store(ctx).local, limit=SHOWN))]
 
     return _offer(names, incomplete)
 

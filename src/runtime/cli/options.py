@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -46,15 +46,6 @@ def choose_store(
 ) -> None:
     """Remember which profile's store the command below works on."""
     context.obj = profile
-
-
-def cut(
-    listed: Sequence[Listed], limit: int | None, *, as_json: bool
-) -> tuple[Sequence[Listed], int]:
-    """The first of a list, as many as ``--limit`` says, and how many more there are."""
-    most = choose_limit(limit, as_json=as_json)
-    shown = listed[:most] if most else listed
-    return shown, len(listed) - len(shown)
 
 
 def choose_limit(limit: int | None, *, as_json: bool) -> int:

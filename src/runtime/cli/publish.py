@@ -11,7 +11,7 @@ from nemotron_style.runtime.cli.options import AsJson, open_store
 from nemotron_style.runtime.cli.table import print_json
 from nemotron_style.runtime.errors import Problem, UsageError
 from nemotron_style.runtime.launch.status import refresh_status
-from nemotron_style.runtime.run.folder import find_run
+from nemotron_style.runtime.run.listing import find_run
 from nemotron_style.runtime.worker.publish import publish as publish_run
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

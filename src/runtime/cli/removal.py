@@ -15,7 +15,7 @@ import typer
 from nemotron_style.runtime.cli.options import AsJson, open_store
 from nemotron_style.runtime.cli.table import print_json, print_table
 from nemotron_style.runtime.errors import Problem, UsageError, raise_all
-from nemotron_style.runtime.run.folder import find_run
+from nemotron_style.runtime.run.listing import find_run
 from nemotron_style.runtime.store.record import Record
 from nemotron_style.runtime.store.removal import (
     Family,

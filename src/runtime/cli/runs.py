@@ -14,9 +14,9 @@ from nemotron_style.runtime.cli.completion import RunWord
 from nemotron_style.runtime.cli.options import (
     AsJson,
     Limit,
+    choose_limit,
     choose_store,
     command_group,
-    cut,
     open_store,
     print_more,
 )
@@ -30,7 +30,8 @@ from nemotron_style.runtime.launch.local import abandon_attempt
 from nemotron_style.runtime.launch.registry import find_launcher
 from nemotron_style.runtime.launch.status import read_status, read_statuses, refresh_status
 from nemotron_style.runtime.run.attempt import Attempt
-from nemotron_style.runtime.run.folder import RunFolder, describe_unreadable, find_run, scan_runs
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.listing import describe_unreadable, find_run, scan_runs
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import COMPLETED, RUNNING, JobState
 from nemotron_style.runtime.step.progress import format_progress
@@ -56,8 +57,9 @@ def list_all(
 ) -> None:
     """List runs, the newest first."""
     word = load_catalog().find(step).id if step else ""
-    found, passed_over = scan_runs((store := open_store(context)).local, step=word)
-    listed, more = cut(found, limit, as_json=as_json)
+    most = choose_limit(limit, as_json=as_json)
+    store = open_store(context)
+    listed, passed_over, more = scan_runs(store.local, step=word, limit=most)
     runs, silence = [], []
     for run, state in zip(listed, read_statuses(listed), strict=True):
         try:

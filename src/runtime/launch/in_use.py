@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from nemotron_style.runtime.errors import StepsError, UsageError, raise_all
 from nemotron_style.runtime.launch.status import read_status
-from nemotron_style.runtime.run.folder import RunFolder, scan_runs
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.listing import scan_runs
 from nemotron_style.runtime.store.index import read_refs
 from nemotron_style.runtime.store.resolve import decided_output
 from nemotron_style.runtime.store.store import Store
@@ -39,7 +40,7 @@ def find_needed_runs(store: Store) -> dict[str, str]:
 
 
 def _find_active(store: Store) -> Iterator[tuple[RunFolder, str]]:
-    runs, unreadable = scan_runs(store.local)
+    runs, unreadable, _ = scan_runs(store.local)
     raise_all(UsageError, unreadable)
     for run in runs:
         if reason := _describe_activity(run):

@@ -15,8 +15,9 @@ from pathlib import Path
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import StepsError
 from nemotron_style.runtime.launch.status import read_status
-from nemotron_style.runtime.run.folder import SEAL, RunFolder, scan_runs
-from nemotron_style.runtime.run.run_key import key_of_run
+from nemotron_style.runtime.run.folder import SEAL, RunFolder
+from nemotron_style.runtime.run.listing import scan_runs
+from nemotron_style.runtime.run.run_key import key_of_run, run_of_key
 from nemotron_style.runtime.store.cache import list_unused
 from nemotron_style.runtime.store.gc import Collected, remove
 from nemotron_style.runtime.store.store import Store
@@ -81,7 +82,7 @@ def _leftovers(run: RunFolder) -> Iterator[Path]:
 def _orphans(root: Path) -> Iterator[Path]:
     """Keys of runs that are gone, and keys too many of runs that were removed and begun again."""
     for key in (root / "index" / "run").glob("*/*~*"):
-        run_dir = root / "runs" / key.name.partition("~")[2]
+        run_dir = root / "runs" / run_of_key(key.name)
         try:
             own = key_of_run(run_dir, key.parent.name, run_dir / "plan.json")
         except (FileNotFoundError, NotADirectoryError):

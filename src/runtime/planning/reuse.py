@@ -18,9 +18,10 @@ from nemotron_style.runtime.atomic import read_json
 from nemotron_style.runtime.errors import Problem, UsageError
 from nemotron_style.runtime.launch.status import read_status
 from nemotron_style.runtime.run.attempt import LOCAL
-from nemotron_style.runtime.run.folder import RunFolder, find_recent_runs
+from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.identity_difference import describe_difference
 from nemotron_style.runtime.run.kept_run import read_outputs
+from nemotron_style.runtime.run.listing import find_recent_runs
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import CANCELLED, COMPLETED, FAILED, LOST, TIMEOUT
 from nemotron_style.runtime.store.store import Store

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron_style.runtime.errors import ArtifactError, RefError, StepsError
-from nemotron_style.runtime.run.folder import RunFolder, find_run
+from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.kept_run import find_kept, read_outputs
+from nemotron_style.runtime.run.listing import find_run
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.run.state import COMPLETED, JobState
 from nemotron_style.runtime.store.record import Artifact, Record

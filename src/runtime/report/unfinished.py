@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemotron_style.runtime.errors import Problem, StepsError
-from nemotron_style.runtime.run.folder import describe_unreadable, scan_runs
 from nemotron_style.runtime.run.kept_run import find_kept
+from nemotron_style.runtime.run.listing import describe_unreadable, scan_runs
 from nemotron_style.runtime.run.state import COMPLETED
 from nemotron_style.runtime.secrets.redact import redact
 from nemotron_style.runtime.store.store import Store
@@ -30,7 +30,7 @@ def list_unfinished(store: Store) -> tuple[list[Unfinished], int, list[Problem]]
 
     What a cluster knows beyond the files of a run is not asked for.
     """
-    runs, problems = scan_runs(store.local)
+    runs, problems, _ = scan_runs(store.local)
     without = [run for run in runs if not (run.path / "outputs.json").exists()]
     found: list[Unfinished] = []
     for run in without[:MOST_UNFINISHED]:

@@ -21,16 +21,14 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from nemotron_style.runtime import atomic
-from nemotron_style.runtime.errors import Problem, RefError, UsageError, shorten, suggest
 from nemotron_style.runtime.process import identify_process
 from nemotron_style.runtime.run.attempt import LOCAL, Attempt
 from nemotron_style.runtime.run.plan import Plan, load_plan
-from nemotron_style.runtime.run.run_key import key_of_run, keys_of_step, run_prefix
+from nemotron_style.runtime.run.run_key import key_of_run
 from nemotron_style.runtime.run.state import COMPLETED, FAILED, FINAL, LOST, PENDING
 from nemotron_style.runtime.store.store import Store
 
@@ -185,88 +183,10 @@ def _move_or_remove(aside: Path, final: Path) -> bool:
     return False
 
 
-def find_recent_runs(store: Path, step: str, limit: int) -> list[RunFolder]:
-    """The newest runs of a step, by keys of the index: as fast with ten thousand runs as with ten.
-
-    A run of an earlier version has no key. So these are all runs only where there are none: then
-    every folder was looked at.
-    """
-    try:
-        names = sorted(os.listdir(keys_of_step(store, step)), reverse=True)
-    except (FileNotFoundError, NotADirectoryError):
-        names = []
-    runs = (RunFolder(store / "runs" / name.partition("~")[2]) for name in names)
-    # Of a launch that was cut off only the key is left.
-    found = list(islice((run for run in runs if run.exists), limit))
-    return found or list_runs(store, step=step, limit=limit)
-
-
 def open_store(plan: Plan) -> Store:
     """The store of a plan, as the command line sees it."""
     local = plan.records or plan.store
     return Store(plan.root or local, scratch=local)
-
-
-def list_runs(store: Path, *, step: str = "", limit: int | None = None) -> list[RunFolder]:
-    """The runs of a store, or of one of its steps, the newest plan first; see ``scan_runs``."""
-    return scan_runs(store, step=step)[0][:limit]
-
-
-def scan_runs(store: Path, *, step: str = "") -> tuple[list[RunFolder], list[Problem]]:
-    """The runs of a store, the newest plan first, and what cannot be read of it."""
-    prefix = f"{run_prefix(step)}-" if step else ""
-    folder = store / "runs"
-    names = os.listdir(folder) if folder.is_dir() else []
-    planned: list[tuple[float, str]] = []
-    unreadable: list[Problem] = []
-    for name in sorted(names):
-        # Another step's id may begin with this one's.
-        is_of_step = not step or len(name) == len(prefix) + 12
-        if name.startswith(".") or not (name.startswith(prefix) and is_of_step):
-            continue
-        try:  # as text: with ten thousand runs, objects for paths would take most of the time
-            planned.append((os.stat(f"{folder}/{name}/plan.json").st_mtime, name))
-        except (FileNotFoundError, NotADirectoryError):
-            pass  # a folder that has no plan yet
-        except OSError as error:
-            unreadable.append(describe_unreadable(name, error))
-    return [RunFolder(folder / name) for _, name in sorted(planned, reverse=True)], unreadable
-
-
-def describe_unreadable(run_id: str, error: OSError) -> Problem:
-    """What to say of a run that is passed over."""
-    what = f"cannot be read and is passed over: {error.strerror or error}"
-    return Problem(where=run_id, what=what, got=str(error.filename or ""))
-
-
-def find_run(store: Store, word: str) -> RunFolder:
-    """The run that ``word`` names: an id or its unique prefix, ``latest``, or an artifact it made.
-
-    Raises ``RefError`` when there is none, or more than one.
-    """
-    listed, unreadable = scan_runs(store.local)
-    runs = {run.run_id: run for run in listed}
-    if word == "latest" and runs:
-        return next(iter(runs.values()))
-    fits = [word] if word in runs else [run_id for run_id in runs if run_id.startswith(word)]
-    if not fits:
-        with contextlib.suppress(RefError):
-            named = store.resolve(word)
-            producer = named.record.producer
-            if producer is None:
-                what = f"no run made {named.ref}: it was adopted"
-                raise UsageError(Problem(where="RUN", what=what, got=shorten(repr(word))))
-            fits = [producer.run_id] if producer.run_id in runs else []
-    hidden = [problem for problem in unreadable if problem.where.startswith(word)]
-    if hidden and not fits:
-        raise RefError(hidden)
-    if len(fits) != 1:
-        what = f"{len(fits)} runs begin so" if fits else "no such run"
-        allowed, got = ", ".join(sorted(fits)[:10]), shorten(repr(word))
-        fix = suggest(word, list(runs)) or "`nemotron-style runs list` names them"
-        fix = fix if runs else f"there are no runs in {store.local}"
-        raise RefError(Problem(where="RUN", what=what, got=got, allowed=allowed, fix=fix))
-    return runs[fits[0]]
 
 
 def _numbers(folder: Path, suffix: str) -> list[int]:

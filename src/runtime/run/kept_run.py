@@ -12,7 +12,8 @@ from typing import Any
 
 from nemotron_style.runtime import atomic
 from nemotron_style.runtime.errors import RefError
-from nemotron_style.runtime.run.folder import RunFolder, find_run
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.listing import find_run
 from nemotron_style.runtime.run.plan import Plan
 from nemotron_style.runtime.store.roots import files
 from nemotron_style.runtime.store.store import Store

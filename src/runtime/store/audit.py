@@ -26,7 +26,13 @@ from nemotron_style.runtime.store.index import (
     read_times,
 )
 from nemotron_style.runtime.store.layout import Layout, is_committed
-from nemotron_style.runtime.store.record import Artifact, Record, load_artifact, read_record
+from nemotron_style.runtime.store.record import (
+    RESTORE,
+    Artifact,
+    Record,
+    load_artifact,
+    read_record,
+)
 from nemotron_style.runtime.store.ref import from_key, to_key
 from nemotron_style.runtime.store.roots.files import files_under, lexists
 from nemotron_style.runtime.store.tombstone import is_removed, removed_records
@@ -34,7 +40,6 @@ from nemotron_style.runtime.store.tombstone import is_removed, removed_records
 DECISIONS = ("output", "adopted", "made")
 KEYS = ("digest", "up", "down")
 _COMMIT_S = 600.0  # a commit that began less than so many seconds ago may be at work
-RESTORE = "restore it from a copy of the store"
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,11 @@ from nemotron_style.runtime.store.record import (
     load_artifact,
     read_record,
     render_record,
-    to_plain,
 )
 from nemotron_style.runtime.store.ref import check_word
 from nemotron_style.runtime.store.roots import files
 from nemotron_style.runtime.store.roots.transfer import forget_upload
+from nemotron_style.runtime.store.staged.evidence import to_plain
 from nemotron_style.runtime.store.staged.share import note_files
 from nemotron_style.runtime.store.tombstone import is_removed
 from nemotron_style.runtime.store.verify import verify_files

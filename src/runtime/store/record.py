@@ -9,27 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
 
-from nemotron_style.runtime.errors import ArtifactError, NewerRecord, Problem, RefError, raise_all
+from nemotron_style.runtime.errors import ArtifactError, NewerRecord, Problem, RefError
 from nemotron_style.runtime.store.digest import RECORD_NAME, File
 from nemotron_style.runtime.store.ref import check_name, check_word
 from nemotron_style.runtime.store.roots.files import on_disk
 
 SCHEMA = 1  # of the records that this program writes; it reads no later one
+RESTORE = "restore it from a copy of the store"
+GC_OR_RESTORE = (
+    "`nemotron-style artifacts gc` writes it again from its second copy; "
+    f"where that is damaged too, {RESTORE}"
+)
 _BLANK = "0" * 64
 _SEAL = re.compile(r'(?<="seal": ")[0-9a-f]{64}(?="\n}\n\Z)')
 _SEAL_END = 80  # characters from the end of a text within which its seal begins
-_SHORTEST_SECRET = 6
 
 
 class _Frozen(BaseModel):
@@ -170,9 +172,15 @@ def load_artifact(path: Path) -> Artifact:
     record cannot be read, or is not the one that was committed there.
     """
     where = path / RECORD_NAME
-    record = read_record(where)
-    if record.ref != f"{path.parent.name}:{path.name}":
-        raise _broken(str(where), f"the record is that of {record.ref}")
+    try:
+        record = read_record(where)
+        if record.ref != f"{path.parent.name}:{path.name}":
+            raise _broken(str(where), f"the record is that of {record.ref}")
+    except NewerRecord:
+        raise
+    except ArtifactError as error:  # in its place a record has a second copy, which the index has
+        mended = [replace(each, fix=each.fix and GC_OR_RESTORE) for each in error.problems]
+        raise ArtifactError(mended) from None
     return Artifact(record, path)
 
 
@@ -193,6 +201,9 @@ def read_plain(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise
+    except PermissionError:
+        what = "the record cannot be read: Permission denied"
+        raise ArtifactError(Problem(where=str(path), what=what)) from None
     except OSError as error:
         raise _broken(str(path), f"the record cannot be read: {error.strerror}") from None
 
@@ -255,46 +266,9 @@ def _check_words(record: Record) -> Record:
     return record
 
 
-def reject_secret_values(text: str, forbidden: Sequence[str], *, where: str) -> None:
-    """Refuse a record in which the value of a secret occurs; the value is not repeated.
-
-    Values under six characters are passed over: ``1`` or ``true`` hides nothing and would occur
-    in every record. Raises ArtifactError, which names the lines of the record.
-    """
-    what, fix = "holds a secret's value", "pass it by environment variable, not by config or facts"
-    values = [
-        json.dumps(value, ensure_ascii=False)[1:-1]  # as the record writes it
-        for value in forbidden
-        if len(value) >= _SHORTEST_SECRET
-    ]
-    lines = [line for line in text.splitlines() if any(value in line for value in values)]
-    keys = [line.split(":")[0].strip(' "') for line in lines]
-    raise_all(ArtifactError, [Problem(where=where, key=key, what=what, fix=fix) for key in keys])
-
-
-def to_plain(value: Any, *, key: str) -> Any:
-    """``value`` as JSON can hold it: paths become text, tuples lists, ``nan`` and ``inf`` text.
-
-    Raises ArtifactError for anything else in it; ``key`` is the key of ``value``.
-    """
-    # A loss that is not a number is worth a line in the record, not a lost training run.
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, str | os.PathLike):
-        return os.fspath(value).encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, Mapping):
-        return {str(name): to_plain(item, key=f"{key}.{name}") for name, item in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, bytes):
-        return [to_plain(item, key=f"{key}[{index}]") for index, item in enumerate(value)]
-    what = "cannot be written as JSON"
-    raise ArtifactError(Problem(where="record", key=key, what=what, got=type(value).__name__))
-
-
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _broken(where: str, what: str) -> ArtifactError:
-    return ArtifactError(Problem(where=where, what=what, fix="restore it from a copy of the store"))
+    return ArtifactError(Problem(where=where, what=what, fix=RESTORE))

@@ -24,7 +24,6 @@ from nemotron_style.runtime.store.record import (
     Producer,
     Record,
     load_artifact,
-    reject_secret_values,
     render_record,
 )
 from nemotron_style.runtime.store.ref import check_word
@@ -33,6 +32,7 @@ from nemotron_style.runtime.store.roots.location import open_root
 from nemotron_style.runtime.store.roots.object_path import ObjectPath
 from nemotron_style.runtime.store.roots.probe import check_bucket
 from nemotron_style.runtime.store.roots.snapshot import take_snapshot
+from nemotron_style.runtime.store.staged.evidence import reject_secret_values
 from nemotron_style.runtime.store.staged.seal import seal_tree
 from nemotron_style.runtime.store.staged.share import share_files
 from nemotron_style.runtime.store.tombstone import Tombstone, find_tombstone, is_removed

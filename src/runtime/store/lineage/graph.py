@@ -19,7 +19,7 @@ from nemotron_style.runtime.errors import ArtifactError
 from nemotron_style.runtime.store.digest import RECORD_NAME
 from nemotron_style.runtime.store.index import read_edges
 from nemotron_style.runtime.store.lineage.record_head import Head, Input, read_head
-from nemotron_style.runtime.store.record import Artifact, Edge, Record, read_record
+from nemotron_style.runtime.store.record import Artifact, Record, read_record
 from nemotron_style.runtime.store.roots.files import on_disk
 from nemotron_style.runtime.store.store import Store
 from nemotron_style.runtime.store.tombstone import Tombstone, removed_refs
@@ -37,7 +37,8 @@ class Node:
         self, ref: str, kind: str, digest: str, record: Record | None, removed: str = ""
     ) -> None:
         self.ref, self.kind, self.digest, self.removed = ref, kind, digest, removed
-        self.inputs: Sequence[Edge | Input] = record.inputs if record else ()
+        edges = record.inputs if record else ()
+        self.inputs: Sequence[Input] = [(e.slot, e.ref, e.kind, e.digest) for e in edges]
         self._record = record
 
     @property
@@ -126,8 +127,7 @@ def walk(
     expand = reader.list_downstream if down else reader.list_upstream
     level = [root]
     while level and depth != 0:
-        found = (other for node in level for other in expand(node))
-        level = [other for other in found if lineage.add(other)]
+        level = [other for node in level for other in expand(node) if lineage.add(other)]
         depth = None if depth is None else depth - 1
     for node in level:  # none of them, when the graph was followed to its end
         beyond = (other for other in expand(node) if other.ref not in lineage.nodes)
@@ -145,10 +145,10 @@ def _link(lineage: Lineage) -> Lineage:
     """Add the edges between the nodes, which their records tell."""
     nodes, is_up = lineage.nodes, lineage.direction == "up"
     lineage.links = [
-        Link(edge.slot, edge.ref, node.ref)
+        Link(slot, ref, node.ref)
         for node in nodes.values()
-        for edge in node.inputs
-        if (source := nodes.get(edge.ref)) and (is_up or source.digest == edge.digest)
+        for slot, ref, _kind, digest in node.inputs
+        if (source := nodes.get(ref)) and (is_up or source.digest == digest)
     ]
     return lineage
 
@@ -172,11 +172,11 @@ class _Reader:
 
     def list_upstream(self, node: Node) -> Iterator[Node]:
         """What a node was made from."""
-        for edge in node.inputs:
-            source = self.read(edge.ref)
+        for _slot, ref, kind, digest in node.inputs:
+            source = self.read(ref)
             # Other content under the same ref (a store put together from two) is not the input.
-            is_same = source is not None and source.digest == edge.digest
-            yield source if source and is_same else Node(edge.ref, edge.kind, edge.digest, None)
+            is_same = source is not None and source.digest == digest
+            yield source if source and is_same else Node(ref, kind, digest, None)
 
     def list_downstream(self, node: Node) -> Iterator[Node]:
         """What was made from a node."""
@@ -186,7 +186,7 @@ class _Reader:
             # A key may stand under a wrong name; the consumer's record says what it was made from.
             read = consumer.inputs if consumer else ()
             asked = (slot, node.ref, node.digest)
-            if consumer and asked in {(each.slot, each.ref, each.digest) for each in read}:
+            if consumer and asked in {(each, of, digest) for each, of, _kind, digest in read}:
                 yield consumer
 
     def read(self, ref: str) -> Node | None:

@@ -27,19 +27,13 @@ _INPUT = re.compile(
     rf'    {{\n      "slot": {_TEXT},\n      "ref": {_REF},\n'
     rf'      "kind": {_TEXT},\n      "digest": {_DIGEST}\n    }}'
 )
-_INPUTS, _NO_INPUTS, _NEXT, _END = '\n  "inputs": [\n', '\n  "inputs": []', "\n    }", "\n  ]"
+_INPUTS, _NEXT, _END = b'\n  "inputs": [', "\n    }", b"\n  ]"
 # The last 64 hex digits are the hash of the text in which they are zeros.
-_BEFORE, _HEX, _AFTER = b'\n  "seal": "', 64, b'"\n}\n'
-_BLANK = b"0" * _HEX + _AFTER
+_SEAL, _BLANK = b'\n  "seal": "%b"\n}\n', b"0" * 64 + b'"\n}\n'
 
 
-class Input(NamedTuple):
-    """One input of a run; see ``Edge``, which takes ten times as long to make."""
-
-    slot: str
-    ref: str
-    kind: str
-    digest: str
+Input = tuple[str, str, str, str]
+"""Slot, ref, kind and digest of one input; an ``Edge`` takes ten times as long to make."""
 
 
 class Head(NamedTuple):
@@ -66,31 +60,20 @@ def read_head(path: str) -> Head | None:
 
 def parse_head(data: bytes) -> Head | None:
     """:func:`read_head` of a text."""
-    start = len(data) - len(_BLANK)
-    if not (data.endswith(_AFTER) and data.endswith(_BEFORE, 0, start)):
-        return None
-    hashed = hashlib.sha256(memoryview(data)[:start])
+    hashed = hashlib.sha256(memoryview(data)[: -len(_BLANK)])
     hashed.update(_BLANK)
-    if hashed.hexdigest().encode() != data[start : start + _HEX]:
+    if not data.endswith(_SEAL % hashed.hexdigest().encode()):
         return None
+    # Of all the rest, config and code above all, the seal is all that counts here.
+    begin = data.find(_INPUTS)
+    listed = begin + len(_INPUTS)
+    end = listed if data.startswith(b"]", listed) else data.find(_END, listed)
     try:
-        text = data.decode()
+        head, inputs = _HEAD.match(data[:begin].decode()), data[listed:end].decode()
     except UnicodeDecodeError:
         return None
-    head = _HEAD.match(text)
-    inputs = _find_inputs(text, head.end()) if head else None
-    if head is None or inputs is None:
+    found = _INPUT.findall(inputs)
+    if begin < 0 or end < 0 or head is None or len(found) != inputs.count(_NEXT):
         return None
     name, version, kind, digest = head.groups()
-    return Head(f"{name}:v{version}", kind, digest, inputs)
-
-
-def _find_inputs(text: str, start: int) -> list[Input] | None:
-    """The inputs that a record lists after ``start``; None when one has another form."""
-    begin = text.find(_INPUTS, start)
-    if begin < 0:
-        return [] if _NO_INPUTS in text else None
-    end = text.find(_END, begin)
-    found = _INPUT.findall(text, begin, end)
-    is_all = len(found) == text.count(_NEXT, begin, end)
-    return [Input._make(each) for each in found] if is_all else None
+    return Head(f"{name}:v{version}", kind, digest, found)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from nemotron_style.runtime.cli import main
-from nemotron_style.runtime.run.folder import RunFolder, list_runs
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.listing import list_runs
 
 Capture = pytest.CaptureFixture[str]
 

@@ -10,7 +10,7 @@ import pytest
 
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.errors import UsageError
-from nemotron_style.runtime.run.folder import list_runs
+from nemotron_style.runtime.run.listing import list_runs
 from nemotron_style.runtime.run.token_contract import compare_tokens
 from nemotron_style.runtime.store.record import Artifact, Producer
 

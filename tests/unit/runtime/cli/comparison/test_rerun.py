@@ -13,7 +13,8 @@ from nemotron_style.runtime.errors import UsageError
 from nemotron_style.runtime.planning import rerun as planning
 from nemotron_style.runtime.planning.rerun import Rerun, plan_rerun
 from nemotron_style.runtime.profiles.model import Mount, Profile
-from nemotron_style.runtime.run.folder import RunFolder, find_run
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.listing import find_run
 from nemotron_style.runtime.run.snapshot import plan_snapshot, write_snapshot
 
 Capture = pytest.CaptureFixture[str]

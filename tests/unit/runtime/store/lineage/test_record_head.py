@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nemotron_style.runtime.store.digest import File
 from nemotron_style.runtime.store.lineage.graph import walk
-from nemotron_style.runtime.store.lineage.record_head import Head, Input, parse_head, read_head
+from nemotron_style.runtime.store.lineage.record_head import Head, parse_head, read_head
 from nemotron_style.runtime.store.record import Edge, Record, render_record
 from nemotron_style.runtime.store.store import Store
 
@@ -42,7 +42,7 @@ _RECORDS = st.builds(
 
 
 def _head(record: Record) -> Head:
-    inputs = [Input(each.slot, each.ref, each.kind, each.digest) for each in record.inputs]
+    inputs = [(each.slot, each.ref, each.kind, each.digest) for each in record.inputs]
     return Head(record.ref, record.kind, record.digest, inputs)
 
 

@@ -6,15 +6,31 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.shared.plans import build_plan
 
-from nemotron_style.runtime.run.folder import RunFolder, find_recent_runs, list_runs
+from nemotron_style.runtime.run.folder import RunFolder
+from nemotron_style.runtime.run.listing import find_recent_runs, list_runs, scan_runs
 from nemotron_style.runtime.run.plan import Plan, identify, name_run
 
 _EVENTS = st.sampled_from(
-    ["plan", "plan of another step", "of an earlier version", "cut off", "lost race", "remove"]
+    [
+        *(
+            "plan",
+            "plan of another step",
+            "of an earlier version",
+            "cut off",
+            "lost race",
+            "remove",
+        ),
+        "folder without a plan",
+    ]
+)
+_LOST = "times lost in a copy"  # where the order of runs without a key says nothing
+_ANY = st.lists(_EVENTS | st.just(_LOST), max_size=8).filter(
+    lambda events: not {_LOST, "of an earlier version"} <= set(events)
 )
 
 
@@ -33,6 +49,13 @@ def _happen(event: str, store: Path, number: int) -> None:
     if event == "of an earlier version":
         folder.path.mkdir(parents=True)
         (folder.path / "plan.json").write_text(plan.to_json())
+        return
+    if event == "folder without a plan":
+        folder.path.mkdir(parents=True)
+        return
+    if event == _LOST:
+        for run in list_runs(store):
+            os.utime(run.path / "plan.json")
         return
     if event == "remove":
         for run in list_runs(store, step="sft/chat")[:1]:
@@ -59,3 +82,35 @@ def test_the_index_finds_the_newest_runs_of_a_step_that_have_a_key_and_all_where
     expected = [run_id for run_id in scanned if run_id in known] or scanned
     found = [run.run_id for run in find_recent_runs(store, "sft/chat", limit)]
     assert found == expected[:limit]
+
+
+@settings(max_examples=40, deadline=None)
+@given(events=_ANY, limit=st.integers(1, 3))
+def test_the_newest_runs_are_the_same_whether_keys_tell_them_or_every_folder_is_looked_at(
+    tmp_path_factory: object, events: list[str], limit: int
+) -> None:
+    store = Path(tmp_path_factory.mktemp("store"))  # type: ignore[attr-defined]
+    for number, event in enumerate(events):
+        _happen(event, store, number)
+    for step in ("", "sft/chat"):
+        every, _, none_more = scan_runs(store, step=step)
+        newest, _, more = scan_runs(store, step=step, limit=limit)
+        assert (newest, more, none_more) == (every[:limit], max(len(every) - limit, 0), 0)
+
+
+def test_only_the_runs_that_are_listed_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(9):
+        plan = _plan(tmp_path, number)
+        RunFolder(plan.record_dir).reserve(plan)
+    looked_at: list[str] = []
+    real = os.stat
+    module = "nemotron_style.runtime.run.listing.os.stat"
+    monkeypatch.setattr(
+        module, lambda path, **how: looked_at.append(str(path)) or real(path, **how)
+    )
+    newest, _, more = scan_runs(tmp_path, limit=2)
+    monkeypatch.undo()
+    assert len([path for path in looked_at if path.endswith("plan.json")]) == 2
+    assert (newest, more) == (list_runs(tmp_path)[:2], 7)
