@@ -280,9 +280,15 @@ def command(*words: str) -> Sequence[str]:
 
 
 @pytest.fixture
-def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mill]:
+def mill_root(tmp_path: Path) -> Path:
+    """Where the mill stands. What ran there names this folder."""
+    return tmp_path / "mill"
+
+
+@pytest.fixture
+def mill(mill_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mill]:
     """grow (grain) -> grind (flour) -> bake (bread), each with its upstream in the config."""
-    project = Mill(tmp_path / "mill")
+    project = Mill(mill_root)
     project.write("env.toml", "")
     project.write("code/milling/__init__.py", "")
     project.write("code/milling/config.py", CONFIG)

@@ -29,6 +29,7 @@ from nemotron_style.steps.blocks.settings.optimizer_config import OptimConfig
 from nemotron_style.steps.blocks.training.microbatch import accumulate_gradients
 from nemotron_style.steps.blocks.training.optimizer import build_optimizer
 from once import make_once
+from plots import draw_once
 
 NOUNS = {"river": "wet", "lake": "wet", "oven": "hot", "fire": "hot"}
 CLASSES = {"wet": ("deep", "cold", "blue", "calm"), "hot": ("red", "dry", "loud", "bright")}
@@ -110,6 +111,15 @@ def make_example(truth: Truth, draw: random.Random) -> Conversation:
 def as_group(tokenizer: Tokenizer, row: Conversation) -> Group:
     prompt, target = open_chat(tokenizer).texts.example(row)
     return Group(tokenizer.encode(prompt, control=True), [tokenizer.encode(target, control=True)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plots_are_drawn_once() -> Iterator[None]:
+    """Of the runs in this process; what the command line starts draws its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("blocks.stats.metric_plot", "reward.regression.plot"):
+            patch.setattr(f"nemotron_style.steps.{module}.draw_panels", draw_once)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -45,6 +46,25 @@ def clean(mill: Any) -> Iterator[None]:
             if attempt.record.get("detached") and is_alive(launcher):
                 os.kill(launcher["pid"], signal.SIGKILL)
             kill_job(attempt)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all tests share."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(autouse=True)
+def code(mill: Any, kept: Path) -> Iterator[None]:
+    """The copy of the code that the first job was given, with the bytecode that Python wrote.
+
+    It is named by what it holds: the next jobs find it, unless a test changes its recipe.
+    """
+    if (kept / "code").is_dir():
+        shutil.copytree(kept / "code", mill.home / "code")
+    yield
+    if not (kept / "code").is_dir() and (mill.home / "code").is_dir():
+        shutil.copytree(mill.home / "code", kept / "code")
 
 
 def submit(capsys: Capture, *words: str, profile: str = "local") -> list[dict[str, Any]]:
@@ -123,10 +143,10 @@ def test_the_command_returns_and_holds_no_pipe_open(mill: Any, cli: Any) -> None
 
 
 def test_what_the_dry_run_shows_is_what_runs(mill: Any, capsys: Capture) -> None:
-    words = held(mill)
+    words, before = held(mill), mill.files()
     assert main(["steps", "run", *words, "-b", "local", "-d"]) == 0
     shown = capsys.readouterr().out
-    assert not mill.home.exists()
+    assert mill.files() == before
     assert main(["steps", "run", *words, "-b", "local", "-d", "--json"]) == 0
     argv = json.loads(capsys.readouterr().out)["runs"][0]["argv"]
     run = submit_held(mill, capsys)
@@ -529,8 +549,9 @@ def test_a_chain_is_handed_over_whole_or_not_at_all(
     assert end_of({"path": str(calls[1].plan.run_dir)}).state == "CANCELLED"
 
 
-def submit_at_once(cli: Any, *words: str, **each: list[str]) -> list[dict[str, Any]]:
-    """Several command lines at once, many more than there are cores."""
+def submit_at_once(mill: Any, cli: Any, *words: str, **each: list[str]) -> list[dict[str, Any]]:
+    """Several command lines at once, many more than there are cores; each copies the code."""
+    shutil.rmtree(mill.home / "code", ignore_errors=True)
     more = each.get("more") or [""] * AT_ONCE
     commands = [
         subprocess.Popen(
@@ -548,14 +569,16 @@ def submit_at_once(cli: Any, *words: str, **each: list[str]) -> list[dict[str, A
 
 @pytest.mark.slow
 def test_fresh_submissions_at_once_get_a_folder_each(mill: Any, cli: Any) -> None:
-    runs = submit_at_once(cli, "-b", "local", "--fresh")
+    runs = submit_at_once(mill, cli, "-b", "local", "--fresh")
     assert len({run["path"] for run in runs}) == AT_ONCE
     assert {end_of(run).state for run in runs} == {"COMPLETED"}
 
 
 @pytest.mark.slow
 def test_different_submissions_at_once_get_a_folder_each(mill: Any, cli: Any) -> None:
-    runs = submit_at_once(cli, "-b", "local", more=[f"seed={number}" for number in range(AT_ONCE)])
+    runs = submit_at_once(
+        mill, cli, "-b", "local", more=[f"seed={number}" for number in range(AT_ONCE)]
+    )
     assert len({run["path"] for run in runs}) == AT_ONCE
     assert {end_of(run).state for run in runs} == {"COMPLETED"}
     assert len(list(mill.store.artifacts())) == 2 * AT_ONCE
@@ -563,7 +586,7 @@ def test_different_submissions_at_once_get_a_folder_each(mill: Any, cli: Any) ->
 
 @pytest.mark.slow
 def test_equal_submissions_at_once_are_one_run(mill: Any, cli: Any) -> None:
-    runs = submit_at_once(cli, "-b", "local")
+    runs = submit_at_once(mill, cli, "-b", "local")
     assert len({run["path"] for run in runs}) == 1
     assert end_of(runs[0]).state == "COMPLETED"
     assert len(folder(runs[0]).attempts) == 1
