@@ -285,6 +285,19 @@ def mill_root(tmp_path: Path) -> Path:
     return tmp_path / "mill"
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all tests of a file share."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def steady_mill_root(kept: Path, tmp_path: Path) -> Iterator[Path]:
+    """The same place in every test of a file; what a test leaves there makes way."""
+    yield kept / "mill"
+    (kept / "mill").rename(tmp_path / "mill")
+
+
 @pytest.fixture
 def mill(mill_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mill]:
     """grow (grain) -> grind (flour) -> bake (bread), each with its upstream in the config."""

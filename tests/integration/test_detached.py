@@ -48,12 +48,6 @@ def clean(mill: Any) -> Iterator[None]:
             kill_job(attempt)
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all tests share."""
-    return tmp_path_factory.mktemp("kept")
-
-
 @pytest.fixture(autouse=True)
 def code(mill: Any, kept: Path) -> Iterator[None]:
     """The copy of the code that the first job was given, with the bytecode that Python wrote.

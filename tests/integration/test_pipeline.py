@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kept_store import fill_once
 from nemotron_style.runtime.cli import main
 
 Capture = pytest.CaptureFixture[str]
@@ -38,6 +41,21 @@ def run_json(capsys: Capture, *words: str) -> dict[str, Any]:
     return document
 
 
+@pytest.fixture
+def mill_root(steady_mill_root: Path) -> Path:
+    return steady_mill_root
+
+
+@pytest.fixture
+def run_all(chain: Any, kept: Path, capsys: Capture) -> Callable[[], list[dict[str, Any]]]:
+    """Runs all five steps in the empty store, or fills it with what they made before."""
+
+    def run() -> list[dict[str, Any]]:
+        return fill_once(chain.home, kept, lambda: run_json(capsys, "mill/slice")["runs"])
+
+    return run
+
+
 def test_the_dry_run_on_an_empty_store_is_what_is_then_run(chain: Any, capsys: Capture) -> None:
     assert main(["steps", "run", "mill/slice", "-d"]) == 0
     shown = capsys.readouterr().out
@@ -52,24 +70,24 @@ def test_the_dry_run_on_an_empty_store_is_what_is_then_run(chain: Any, capsys: C
         assert f"$ bash {folder}/launch.sh\n" in shown
 
 
-def test_the_plan_is_the_same_on_a_full_store(chain: Any, capsys: Capture) -> None:
+def test_the_plan_is_the_same_on_a_full_store(chain: Any, run_all: Any) -> None:
     before = chain.compile("mill/slice")
-    run_json(capsys, "mill/slice")
+    run_all()
     after = chain.compile("mill/slice")
     assert [run.plan.to_json() for run in after.runs] == [run.plan.to_json() for run in before.runs]
     assert {run.decision.action for run in after.runs} == {"reuse"}
 
 
-def test_a_second_run_reuses_everything(chain: Any, capsys: Capture, cli: Any) -> None:
-    first = run_json(capsys, "mill/slice")
+def test_a_second_run_reuses_everything(run_all: Any, cli: Any) -> None:
+    first = run_all()
     done = subprocess.run(cli("steps", "run", "mill/slice", "--json"), capture_output=True)
     second = json.loads(done.stdout)
     assert {run["decision"] for run in second["runs"]} == {"reuse"}
-    assert [run["outputs"] for run in second["runs"]] == [run["outputs"] for run in first["runs"]]
+    assert [run["outputs"] for run in second["runs"]] == [run["outputs"] for run in first]
 
 
-def test_a_change_in_the_middle_runs_that_and_all_below(chain: Any, capsys: Capture) -> None:
-    run_json(capsys, "mill/slice")
+def test_a_change_in_the_middle_runs_that_and_all_below(run_all: Any, capsys: Capture) -> None:
+    run_all()
     document = run_json(capsys, "mill/toast", "+inputs.input.overrides.mill.speed=3")
     decisions = {run["step"]: run["decision"] for run in document["runs"]}
     assert decisions == {
@@ -83,14 +101,14 @@ def test_a_change_in_the_middle_runs_that_and_all_below(chain: Any, capsys: Capt
 
 
 def test_another_profile_and_store_path_give_the_same_runs(
-    chain: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    chain: Any, run_all: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = run_json(capsys, "mill/bake")
+    here = run_all()[:3]
     chain.write("env.toml", '[other]\nexecutor = "local"\nsetup = ["true"]\nenv = { A = "1" }\n')
     monkeypatch.setenv("NEMOTRON_STYLE_HOME", str(chain.root / "elsewhere"))
     there = run_json(capsys, "mill/bake", "-r", "other")
-    assert [run["run_id"] for run in there["runs"]] == [run["run_id"] for run in here["runs"]]
-    digests = [[run["outputs"]["sack"]["digest"] for run in way["runs"]] for way in (here, there)]
+    assert [run["run_id"] for run in there["runs"]] == [run["run_id"] for run in here]
+    digests = [[run["outputs"]["sack"]["digest"] for run in way] for way in (here, there["runs"])]
     assert digests[0] == digests[1]
 
 
@@ -106,8 +124,10 @@ def test_a_grain_is_converted_on_the_way(chain: Any, capsys: Capture) -> None:
     ]
 
 
-def test_a_lost_artifact_is_made_again_and_what_hangs_on_it(chain: Any, capsys: Capture) -> None:
-    run_json(capsys, "mill/bake")
+def test_a_lost_artifact_is_made_again_and_what_hangs_on_it(
+    chain: Any, run_all: Any, capsys: Capture
+) -> None:
+    run_all()
     flour = chain.store.resolve("mill-grind-default")
     (flour.path / "sack.txt").chmod(0o644)
     (flour.path / "sack.txt").unlink()

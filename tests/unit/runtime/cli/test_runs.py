@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kept_store import fill_once
 from nemotron_style.runtime.cli import main
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.listing import list_runs
@@ -17,31 +16,20 @@ from nemotron_style.runtime.run.listing import list_runs
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all tests share."""
-    return tmp_path_factory.mktemp("kept")
-
-
 @pytest.fixture
-def mill_root(kept: Path, tmp_path: Path) -> Iterator[Path]:
-    """The same place in every test; what a test leaves there makes way."""
-    yield kept / "mill"
-    (kept / "mill").rename(tmp_path / "mill")
+def mill_root(steady_mill_root: Path) -> Path:
+    return steady_mill_root
 
 
 @pytest.fixture
 def ground(mill: Any, kept: Path, capsys: Capture) -> Any:
-    """A mill in which grind was run once, and failed once with other settings.
+    """A mill in which grind was run once, and failed once with other settings."""
 
-    The first test runs them, the others have a copy of that store.
-    """
-    if not (kept / "store").exists():
+    def run() -> None:
         assert main(["steps", "run", "mill/grind"]) == 0
         assert main(["steps", "run", "mill/grind", "raise_at=2", "steps=5"]) == 1
-        shutil.copytree(mill.home, kept / "store", symlinks=True)
-    else:
-        shutil.copytree(kept / "store", mill.home, symlinks=True)
+
+    fill_once(mill.home, kept, run)
     capsys.readouterr()
     return mill
 
