@@ -182,19 +182,19 @@ def test_transformers_asks_a_judge_in_the_same_words(folder: Path) -> None:
 TINY = {
     "toy": """
 defaults: {manifests}/data/toy/tiny.yaml
-rows: {{train: 96, validation: 96, rated: 96, rated_heldout: 96, comparisons: 7040}}
+rows: {{train: 96, validation: 96, rated: 96, rated_heldout: 96, comparisons: 8960}}
 """,
     "judge": """
 defaults: {manifests}/sft/chat/tiny_judge.yaml
 inputs: {{data: {{config: {here}/toy.yaml}}}}
-trainer: {{sft: {{max_steps: 440}}}}
+trainer: {{sft: {{max_steps: 560}}}}
 """,
     "card": """
 defaults: {manifests}/judge/card/tiny.yaml
 inputs: {{model: {{config: {here}/judge.yaml}}, comparisons: {{config: {here}/toy.yaml}}}}
 """,
 }
-"""The tiny configs with little more than half the training, and no rows that no judge reads."""
+"""The tiny configs with two thirds of the training, and without rows that no judge reads."""
 
 
 @pytest.mark.slow
