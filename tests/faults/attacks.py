@@ -106,7 +106,9 @@ def bucket_publish(folder: Path, sizes: Sizes) -> dict[str, Any]:
             meanwhile=restarts,
             looking=past_the_faults(server),
         )
-        return {**figures, "restarts": server.starts - 1}
+        twice = [path for path, times in proxy.created.items() if times > 1]
+        kept = [path for path in twice if "/.claims/" in path or "/index/output/" in path]
+        return {**figures, "restarts": server.starts - 1, "created_twice": sorted(kept)}
 
     return _in_bucket(folder, act)
 

@@ -29,12 +29,18 @@ Choose = Callable[[str, str], str]
 
 
 class FaultyProxy:
-    """Passes requests on to ``upstream`` and counts, by name, the faults that befell them."""
+    """Passes requests on to ``upstream`` and counts, by name, the faults that befell them.
+
+    ``created`` counts, for each object, how often the server said that it had created it where
+    there was none (``If-None-Match: *``). More than once is the server's own breach, as long as
+    nobody removed the object.
+    """
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream)
         self.choose: Choose = lambda method, path: ""
         self.befallen: Counter[str] = Counter()
+        self.created: Counter[str] = Counter()
         self.requests = 0
         self.url = ""
 
@@ -98,6 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
         except (OSError, http.client.HTTPException):  # the server is gone, or just starts again
             self.close_connection = True
             return None
+        if self.command == "PUT" and status == 200 and self.headers.get("If-None-Match") == "*":
+            proxy.created[self.path] += 1
         if fault == "lost":
             self.close_connection = True
         elif fault == "500 after":
