@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.shared.plans import build_plan
 
 from nemotron_style.runtime.run.folder import RunFolder
 from nemotron_style.runtime.run.listing import find_recent_runs, list_runs, scan_runs
 from nemotron_style.runtime.run.plan import Plan, identify, name_run
+from plans import build_plan
 
 _EVENTS = st.sampled_from(
     [
@@ -68,14 +68,19 @@ def _happen(event: str, store: Path, number: int) -> None:
         shutil.rmtree(folder.path)
 
 
+def _store_after(events: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("store")
+    for number, event in enumerate(events):
+        _happen(event, store, number)
+    return store
+
+
 @settings(max_examples=25, deadline=None)
 @given(events=st.lists(_EVENTS, max_size=8), limit=st.integers(1, 3))
 def test_the_index_finds_the_newest_runs_of_a_step_that_have_a_key_and_all_where_none_has(
-    tmp_path_factory: object, events: list[str], limit: int
+    tmp_path_factory: pytest.TempPathFactory, events: list[str], limit: int
 ) -> None:
-    store = Path(tmp_path_factory.mktemp("store"))  # type: ignore[attr-defined]
-    for number, event in enumerate(events):
-        _happen(event, store, number)
+    store = _store_after(events, tmp_path_factory)
     keys = store / "index" / "run" / "sft-chat"
     known = {name.partition("~")[2] for name in os.listdir(keys)} if keys.is_dir() else set()
     scanned = [run.run_id for run in list_runs(store, step="sft/chat")]
@@ -87,11 +92,9 @@ def test_the_index_finds_the_newest_runs_of_a_step_that_have_a_key_and_all_where
 @settings(max_examples=40, deadline=None)
 @given(events=_ANY, limit=st.integers(1, 3))
 def test_the_newest_runs_are_the_same_whether_keys_tell_them_or_every_folder_is_looked_at(
-    tmp_path_factory: object, events: list[str], limit: int
+    tmp_path_factory: pytest.TempPathFactory, events: list[str], limit: int
 ) -> None:
-    store = Path(tmp_path_factory.mktemp("store"))  # type: ignore[attr-defined]
-    for number, event in enumerate(events):
-        _happen(event, store, number)
+    store = _store_after(events, tmp_path_factory)
     for step in ("", "sft/chat"):
         every, _, none_more = scan_runs(store, step=step)
         newest, _, more = scan_runs(store, step=step, limit=limit)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from megatron.core import parallel_state
-from torch.overrides import TorchFunctionMode
 
 from nemotron_style.steps.blocks.model import parallel
 from nemotron_style.steps.blocks.model.language_model import build_model, wrap
@@ -17,6 +16,7 @@ from nemotron_style.steps.blocks.training.optimizer import (
     gradient_norm,
 )
 from small_model import ONE_LAYER
+from spread_job import OnCpu
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -77,16 +77,6 @@ def test_frozen_weights_stay():
 
 def test_the_norm_of_no_parameter_is_zero():
     assert gradient_norm([]) == 0.0
-
-
-class OnCpu(TorchFunctionMode):
-    """Answers every request for a CUDA device with the CPU."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if "cuda" in str(kwargs.get("device", "")):
-            kwargs["device"] = "cpu"
-        return function(*args, **kwargs)
 
 
 def decayed(optimizer, model):
